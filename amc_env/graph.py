@@ -1,0 +1,155 @@
+"""Facts about a network: its layers, and which of their channels can only be cut together.
+
+Everything here is plain data. How a network is traced into these facts is the learners' business.
+
+Notation: a *channel group* has ``size`` units; cutting one unit removes every weight coordinate
+tied to it (residual adds, depthwise convolutions and attention heads tie several). The width of
+any weight axis is then linear in the kept units of the groups:
+``width = fixed + sum(multiplier[g] * kept[g])``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Width:
+    """The length of one tensor axis as a linear function of the kept units per group.
+
+    Args:
+        fixed: Coordinates that no group controls.
+        terms: ``(group name, coordinates per unit)`` pairs.
+
+    Example:
+        The input of a linear layer behind ``flatten`` of 8 channels of 4 x 4 pixels is
+        ``Width(0, (("conv2", 16),))``.
+    """
+
+    fixed: int
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def at(self, kept: Mapping[str, float]) -> float:
+        """Returns the axis length when ``kept[group]`` units of each group stay."""
+        return self.fixed + sum(multiplier * kept[group] for group, multiplier in self.terms)
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units of several layers that can only be cut together: one keep-ratio decision.
+
+    Args:
+        name: Name of the first layer that produces these channels.
+        size: Number of units that can be cut one by one.
+        producers: Layers whose output axis carries the units.
+        consumers: Layers whose input axis carries the units.
+    """
+
+    name: str
+    size: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer with weights (or a weightless matrix product), as the cost models see it.
+
+    ``MACs = positions * prod(kernel) * in_width * out_width``, which also holds for depthwise and
+    grouped convolutions because ``in_width`` is the axis length of the weight, i.e. the input
+    channels *per convolution group*.
+
+    Args:
+        name: Qualified module name.
+        kind: ``"conv"``, ``"linear"`` or ``"matmul"`` (attention products, no weights).
+        in_width: ``weight.shape[1]``.
+        out_width: ``weight.shape[0]``.
+        kernel: Spatial kernel, empty for linear layers.
+        stride: Spatial stride, empty for linear layers.
+        conv_groups: ``groups`` of the convolution, 1 for linear layers.
+        positions: How often the weight is applied to one image (output pixels or tokens, times
+            the number of calls).
+        has_bias: Whether one bias per output exists.
+        input_size: Spatial size of the input feature map, empty for linear layers.
+    """
+
+    name: str
+    kind: str
+    in_width: Width
+    out_width: Width
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    conv_groups: int = 1
+    positions: int = 1
+    has_bias: bool = False
+    input_size: tuple[int, ...] = ()
+
+    def macs(self, kept: Mapping[str, float]) -> float:
+        """Returns the multiply-adds for one image."""
+        return (
+            self.positions
+            * math.prod(self.kernel)
+            * self.in_width.at(kept)
+            * self.out_width.at(kept)
+        )
+
+    def weights(self, kept: Mapping[str, float]) -> float:
+        """Returns the number of weights, without the bias; 0 for matrix products."""
+        if self.kind == "matmul":
+            return 0.0
+        return math.prod(self.kernel) * self.in_width.at(kept) * self.out_width.at(kept)
+
+
+@dataclass(frozen=True)
+class ChannelParameters:
+    """Per-channel parameters of a normalisation, PReLU or layer-scale module.
+
+    Args:
+        name: Qualified module (or parameter) name.
+        width: Number of channels.
+        n_parameters: Learned numbers per channel (2 for an affine batch norm).
+        n_buffers: Stored but not learned numbers per channel (2 for batch norm).
+    """
+
+    name: str
+    width: Width
+    n_parameters: int
+    n_buffers: int = 0
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """A network as a list of layers and channel groups, both in network order.
+
+    Args:
+        layers: Everything that costs multiply-adds.
+        groups: Channel groups that are proved safe to cut.
+        channel_parameters: Normalisations and other per-channel parameters.
+        other_parameters: Learned numbers in no layer above (position embeddings, ...).
+        other_buffer_bytes: Bytes of buffers that no group controls (counters, masks, ...).
+        frozen: Channels that stay whole: layer name -> the reason.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    groups: tuple[ChannelGroup, ...]
+    channel_parameters: tuple[ChannelParameters, ...] = ()
+    other_parameters: int = 0
+    other_buffer_bytes: int = 0
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    def full(self) -> dict[str, float]:
+        """Returns ``group name -> size``: the uncompressed network."""
+        return {group.name: float(group.size) for group in self.groups}
+
+    def layer(self, name: str) -> LayerSpec:
+        """Returns the layer of that name.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"No layer named {name!r}; layers: {[x.name for x in self.layers]}")

@@ -1,0 +1,185 @@
+"""Decisions and plans: what is chosen, and the one thing that all sides share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from amc_env.errors import PlanMismatchError
+
+PLAN_VERSION = 1
+_CHOICE_TOLERANCE = 1e-6
+
+
+class DecisionKind(StrEnum):
+    """What one scalar of a plan means."""
+
+    KEEP_RATIO = "keep_ratio"
+    DENSITY = "density"
+    WEIGHT_BITS = "weight_bits"
+    ACTIVATION_BITS = "activation_bits"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One scalar to choose, with the grid of values it may take.
+
+    Args:
+        target: The channel group or layer decided about.
+        kind: What the value means.
+        choices: Legal values in ascending order; the last one leaves the network as it is.
+        size: Number of units the decision is about (channels of a group, weights of a layer).
+    """
+
+    target: str
+    kind: DecisionKind
+    choices: tuple[float, ...]
+    size: int
+
+    def __post_init__(self) -> None:
+        if not self.choices or list(self.choices) != sorted(set(self.choices)):
+            raise ValueError(f"Expected ascending, distinct choices, got {self.choices}.")
+
+    @property
+    def key(self) -> str:
+        """``"target:kind"``, unique within a plan."""
+        return f"{self.target}:{self.kind.value}"
+
+    def units(self, value: float) -> int:
+        """Returns how many units a keep ratio or density of ``value`` leaves."""
+        return round(value * self.size)
+
+    def nearest(self, value: float) -> float:
+        """Returns the choice nearest to ``value``; of two equally near ones the larger."""
+        return min(self.choices, key=lambda choice: (abs(choice - value), -choice))
+
+    def is_legal(self, value: float) -> bool:
+        """Whether ``value`` lies on the grid, up to rounding of the file format."""
+        return abs(self.nearest(value) - value) <= _CHOICE_TOLERANCE
+
+
+def keep_ratio_decision(
+    group: str, size: int, round_to: int = 8, min_ratio: float = 0.0
+) -> Decision:
+    """Builds the keep-ratio decision of a channel group.
+
+    Args:
+        group: Name of the group.
+        size: Its number of units.
+        round_to: Kept units come in multiples of this (hardware likes 8 or 16), capped by
+            ``size``; keeping everything is always legal.
+        min_ratio: Smallest keep ratio on offer.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    if size < 1 or round_to < 1:
+        raise ValueError(f"Expected size >= 1 and round_to >= 1, got {size} and {round_to}.")
+    if not 0.0 <= min_ratio <= 1.0:
+        raise ValueError(f"Expected 0 <= min_ratio <= 1, got {min_ratio}.")
+    step = min(round_to, size)
+    kept = [k for k in range(step, size + 1, step) if k >= min_ratio * size]
+    if not kept or kept[-1] != size:
+        kept.append(size)
+    return Decision(group, DecisionKind.KEEP_RATIO, tuple(k / size for k in kept), size)
+
+
+class CompressionPlan(Mapping[str, float]):
+    """Decision key -> chosen value, complete or partial; immutable and hashable.
+
+    Args:
+        values: ``"target:kind" -> value``.
+    """
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = {key: float(value) for key, value in values.items()}
+
+    @classmethod
+    def from_values(
+        cls, decisions: Sequence[Decision], values: Sequence[float]
+    ) -> CompressionPlan:
+        """Builds a plan from values in decision order; fewer values give a partial plan."""
+        return cls({d.key: float(v) for d, v in zip(decisions, values, strict=False)})
+
+    @classmethod
+    def full(cls, decisions: Sequence[Decision]) -> CompressionPlan:
+        """Returns the plan that changes nothing."""
+        return cls({d.key: d.choices[-1] for d in decisions})
+
+    def __getitem__(self, key: str) -> float:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted((k, round(v, 9)) for k, v in self._values.items())))
+
+    def __repr__(self) -> str:
+        return f"CompressionPlan({self._values})"
+
+    def values_for(self, decisions: Sequence[Decision]) -> list[float]:
+        """Returns the values in decision order, snapped onto the grid.
+
+        Raises:
+            PlanMismatchError: If keys are missing or unknown, or a value is off the grid.
+        """
+        expected = {d.key for d in decisions}
+        if missing := sorted(expected - self._values.keys()):
+            raise PlanMismatchError(f"The plan lacks decisions of this network: {missing}.")
+        if unknown := sorted(self._values.keys() - expected):
+            raise PlanMismatchError(f"The plan decides about things not here: {unknown}.")
+        for d in decisions:
+            if not math.isfinite(self[d.key]) or not d.is_legal(self[d.key]):
+                raise PlanMismatchError(
+                    f"{d.key} = {self[d.key]} is not on the grid; the nearest legal value is "
+                    f"{d.nearest(self[d.key]) if math.isfinite(self[d.key]) else d.choices[-1]}."
+                )
+        return [d.nearest(self[d.key]) for d in decisions]
+
+    def to_json(self) -> str:
+        """Returns the plan as a versioned JSON document, decisions in insertion order."""
+        rows = []
+        for key, value in self._values.items():
+            target, kind = key.rsplit(":", 1)
+            rows.append({"target": target, "kind": kind, "value": value})
+        return json.dumps(
+            {"format": "compression-plan", "version": PLAN_VERSION, "decisions": rows}, indent=2
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionPlan:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            PlanMismatchError: If the text is no plan, is cut short, or has another version.
+        """
+        try:
+            document = json.loads(text)
+            version = document["version"]
+            if document["format"] != "compression-plan":
+                raise KeyError("format")
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PlanMismatchError(
+                f"Expected a compression plan in JSON, got something else or a file cut short "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        if version != PLAN_VERSION:
+            raise PlanMismatchError(
+                f"Expected a plan of version {PLAN_VERSION}, got version {version}; "
+                f"write it again with this release."
+            )
+        try:
+            values = {
+                f"{row['target']}:{DecisionKind(row['kind']).value}": float(row["value"])
+                for row in document["decisions"]
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanMismatchError(f"A row of the plan is damaged: {error}.") from error
+        return cls(values)
