@@ -98,9 +98,7 @@ class CompressionPlan(Mapping[str, float]):
         self._values = {key: float(value) for key, value in values.items()}
 
     @classmethod
-    def from_values(
-        cls, decisions: Sequence[Decision], values: Sequence[float]
-    ) -> CompressionPlan:
+    def from_values(cls, decisions: Sequence[Decision], values: Sequence[float]) -> CompressionPlan:
         """Builds a plan from values in decision order; fewer values give a partial plan."""
         return cls({d.key: float(v) for d, v in zip(decisions, values, strict=False)})
 

@@ -1,0 +1,59 @@
+"""The decision problem of model compression as a Gymnasium environment.
+
+Importing the package registers the tasks, so ``gymnasium.make("amc_env:amc/digits-channels-v0")``
+works from a script that knows only Gymnasium.
+"""
+
+from amc_env.budget import Budget
+from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.env import Compressible, CompressionEnv, Outcome
+from amc_env.errors import (
+    CompressionError,
+    InfeasibleBudgetError,
+    InputDataError,
+    MissingDependencyError,
+    PlanMismatchError,
+    RunFolderError,
+    TrainingDivergedError,
+    UntraceableModelError,
+)
+from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
+from amc_env.registration import TASKS, register_tasks
+from amc_env.reward import REWARDS, Result, RewardFunction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "CompressionEnv",
+    "CompressionPlan",
+    "Compressible",
+    "Decision",
+    "DecisionKind",
+    "Outcome",
+    "keep_ratio_decision",
+    "COSTS",
+    "CostModel",
+    "make_cost",
+    "REWARDS",
+    "Result",
+    "RewardFunction",
+    "ChannelGroup",
+    "ChannelParameters",
+    "LayerGraph",
+    "LayerSpec",
+    "Width",
+    "TASKS",
+    "register_tasks",
+    "CompressionError",
+    "InfeasibleBudgetError",
+    "InputDataError",
+    "MissingDependencyError",
+    "PlanMismatchError",
+    "RunFolderError",
+    "TrainingDivergedError",
+    "UntraceableModelError",
+]
+
+register_tasks()

@@ -1,0 +1,267 @@
+"""Budgets, and the exact set of values from which a budget can still be met.
+
+``lower <= cost(plan) / cost(original) <= upper`` for one or several costs at once. Costs are
+monotone in every decision, so a box of plans is bounded by its smallest and largest corner; a
+branch-and-bound over boxes decides exactly whether a partial plan can be completed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from amc_env.cost import CostModel
+from amc_env.errors import InfeasibleBudgetError
+from amc_env.plan import Decision, DecisionKind
+
+Bounds = tuple[float, float]
+
+# Bounds the time of one completion query (about half a second). A query that hits it answers
+# "cannot be completed", which narrows the choice but never lets a plan break the budget.
+MAX_BOXES = 20_000
+_BISECTIONS = 30
+
+
+class Budget:
+    """Bounds on cost ratios.
+
+    Args:
+        bounds: Cost name -> upper bound, or ``(lower, upper)``, as ratios of the original's cost.
+
+    Example:
+        >>> Budget(macs=0.5, bytes=(0.2, 0.3))
+        Budget(macs=0.0:0.5, bytes=0.2:0.3)
+
+    Raises:
+        ValueError: If no bound is given or a bound lies outside ``0 <= lower <= upper <= 1``.
+    """
+
+    def __init__(self, **bounds: float | Sequence[float]) -> None:
+        if not bounds:
+            raise ValueError("Expected at least one bound, e.g. Budget(macs=0.5).")
+        self.bounds: dict[str, Bounds] = {}
+        for name, bound in bounds.items():
+            lower, upper = (0.0, bound) if isinstance(bound, int | float) else tuple(bound)
+            lower, upper = float(lower), float(upper)
+            if not (0.0 <= lower <= upper <= 1.0 and upper > 0.0):
+                raise ValueError(
+                    f"Expected 0 <= lower <= upper <= 1 and upper > 0 for the budget of {name}, "
+                    f"got {lower:g}:{upper:g}; a ratio of 0.5 means half of the original's cost."
+                )
+            self.bounds[name] = (lower, upper)
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Reads ``"macs=0.5,bytes=0.2:0.3"``.
+
+        Raises:
+            ValueError: If the text has another form.
+        """
+        bounds: dict[str, float | Sequence[float]] = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            try:
+                numbers = [float(x) for x in value.split(":")]
+            except ValueError:
+                numbers = []
+            if not name.strip() or len(numbers) not in (1, 2) or name.strip() in bounds:
+                raise ValueError(
+                    f"Expected a budget like 'macs=0.5' or 'macs=0.45:0.5,bytes=0.3', got {text!r}."
+                )
+            bounds[name.strip()] = numbers[0] if len(numbers) == 1 else numbers
+        return cls(**bounds)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{n}={lo}:{hi}" for n, (lo, hi) in self.bounds.items())
+        return f"Budget({inner})"
+
+    def __str__(self) -> str:
+        """Returns the text that :meth:`parse` reads."""
+        return ",".join(
+            f"{n}={hi:g}" if lo == 0.0 else f"{n}={lo:g}:{hi:g}"
+            for n, (lo, hi) in self.bounds.items()
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Budget) and self.bounds == other.bounds
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.bounds.items())))
+
+    def is_met(self, cost_ratio: Mapping[str, float]) -> bool:
+        """Whether every bounded ratio lies within its bounds."""
+        return all(lo <= cost_ratio[name] <= hi for name, (lo, hi) in self.bounds.items())
+
+
+def value_span(decision: Decision) -> Bounds:
+    """Returns the scale that a reading in [0, 1] refers to: ratios are their own scale."""
+    if decision.kind in (DecisionKind.KEEP_RATIO, DecisionKind.DENSITY):
+        return (0.0, 1.0)
+    return (decision.choices[0], decision.choices[-1])
+
+
+class FeasibleSet:
+    """Answers what the current decision may be so that the budget can still be met.
+
+    Args:
+        budget: The bounds.
+        costs: Cost name -> model; every bounded cost must be there.
+        decisions: All decisions in the order they are made.
+
+    Raises:
+        InfeasibleBudgetError: If no plan on the grid meets the budget; the message names the
+            reachable range.
+        ValueError: If a bounded cost has no model.
+    """
+
+    def __init__(
+        self, budget: Budget, costs: Mapping[str, CostModel], decisions: Sequence[Decision]
+    ) -> None:
+        if missing := sorted(budget.bounds.keys() - costs.keys()):
+            raise ValueError(f"No cost model for {missing}; available: {sorted(costs)}.")
+        self.budget = budget
+        self._decisions = tuple(decisions)
+        self._grids = [np.array(d.choices) for d in decisions]
+        self._lowest = np.array([g[0] for g in self._grids])
+        self._highest = np.array([g[-1] for g in self._grids])
+        self._costs = {name: costs[name] for name in budget.bounds}
+        self._original = {name: cost(self._highest) for name, cost in self._costs.items()}
+        if not self._can_complete(()):
+            raise InfeasibleBudgetError(self._explain())
+
+    def ratio(self, name: str, values: np.ndarray) -> float:
+        """Returns cost / original cost of a complete vector of values."""
+        return self._costs[name](values) / self._original[name]
+
+    def _explain(self) -> str:
+        ranges = ", ".join(
+            f"{name} {self.ratio(name, self._lowest):.4f} to {self.ratio(name, self._highest):.4f}"
+            for name in self._costs
+        )
+        return (
+            f"No plan meets {self.budget!r}; reachable on this grid: {ranges}. Relax the budget, "
+            f"widen its lower-to-upper window, or use a finer grid (round_to, min_ratio)."
+        )
+
+    def interval(self, prefix: Sequence[float]) -> Bounds:
+        """Returns the smallest and largest feasible value of the next decision.
+
+        Args:
+            prefix: Values already chosen, in decision order.
+        """
+        choices = self._candidates(prefix)
+        low = next((c for c in choices if self._can_complete((*prefix, c))), None)
+        assert low is not None, "the prefix itself was chosen feasible"
+        high = next(c for c in reversed(choices) if self._can_complete((*prefix, c)))
+        return (low, high)
+
+    def nearest(self, prefix: Sequence[float], wish: float) -> float:
+        """Returns the feasible choice nearest to ``wish``; of two equally near ones the larger."""
+        choices = self._candidates(prefix)
+        for choice in sorted(choices, key=lambda c: (abs(c - wish), -c)):
+            if self._can_complete((*prefix, choice)):
+                return choice
+        raise AssertionError("the prefix itself was chosen feasible")
+
+    def _candidates(self, prefix: Sequence[float]) -> tuple[float, ...]:
+        """The choices that pass the necessary conditions, found by bisection.
+
+        Costs are monotone, so "too expensive even with the rest at its smallest" and "too cheap
+        even with the rest at its largest" each cut off one end of the grid.
+        """
+        choices = self._decisions[len(prefix)].choices
+        bounds = self.budget.bounds
+
+        def too_dear(choice: float) -> bool:
+            corners = self.corner_ratios((*prefix, choice))
+            return any(corners[name][0] > upper for name, (_, upper) in bounds.items())
+
+        def too_cheap(choice: float) -> bool:
+            corners = self.corner_ratios((*prefix, choice))
+            return any(corners[name][1] < lower for name, (lower, _) in bounds.items())
+
+        last = bisect.bisect_left(choices, True, key=too_dear)
+        first = bisect.bisect_left(choices, True, key=lambda c: not too_cheap(c))
+        return choices[first:last]
+
+    def balanced(self, prefix: Sequence[float]) -> float:
+        """Returns the ratio that, given to every remaining decision, spends exactly what is left.
+
+        It is the largest ``r`` in [0, 1] for which no upper bound is broken when every remaining
+        decision takes ``r`` of its span, off the grid but within its smallest and largest choice.
+        """
+        rest = slice(len(prefix), None)
+        values = np.concatenate([np.asarray(prefix, dtype=float), self._lowest[rest]])
+        spans = np.array([value_span(d) for d in self._decisions[rest]])
+
+        def fits(ratio: float) -> bool:
+            wished = spans[:, 0] + ratio * (spans[:, 1] - spans[:, 0])
+            values[rest] = np.clip(wished, self._lowest[rest], self._highest[rest])
+            return all(self.ratio(n, values) <= hi for n, (_, hi) in self.budget.bounds.items())
+
+        if fits(1.0):
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def corner_ratios(self, prefix: Sequence[float]) -> dict[str, Bounds]:
+        """Returns per bounded cost the ratio with the rest at its smallest and at its largest."""
+        n = len(prefix)
+        low, high = self._lowest.copy(), self._highest.copy()
+        low[:n] = high[:n] = prefix
+        return {name: (self.ratio(name, low), self.ratio(name, high)) for name in self._costs}
+
+    def _can_complete(self, prefix: Sequence[float]) -> bool:
+        """Branch and bound: does any completion of ``prefix`` meet every bound?"""
+        n = len(prefix)
+        first = np.zeros(len(self._grids), dtype=int)
+        last = np.array([len(g) - 1 for g in self._grids])
+        fixed = np.asarray(prefix, dtype=float)
+        stack = [(first, last)]
+        for _ in range(MAX_BOXES):
+            if not stack:
+                return False
+            box_first, box_last = stack.pop()
+            verdict = self._judge_box(fixed, n, box_first, box_last)
+            if verdict is not None:
+                if verdict:
+                    return True
+                continue
+            widest = n + int(np.argmax((box_last - box_first)[n:]))
+            middle = int(box_first[widest] + box_last[widest]) // 2
+            upper_first, lower_last = box_first.copy(), box_last.copy()
+            upper_first[widest], lower_last[widest] = middle + 1, middle
+            stack.append((upper_first, box_last))
+            stack.append((box_first, lower_last))
+        return False
+
+    def _judge_box(
+        self, fixed: np.ndarray, n: int, first: np.ndarray, last: np.ndarray
+    ) -> bool | None:
+        """True: a corner is feasible. False: nothing inside can be. None: split further."""
+        low, high = self._corner(fixed, n, first), self._corner(fixed, n, last)
+        low_fits = high_fits = True
+        for name, (lower, upper) in self.budget.bounds.items():
+            low_ratio, high_ratio = self.ratio(name, low), self.ratio(name, high)
+            if low_ratio > upper or high_ratio < lower:
+                return False
+            low_fits &= low_ratio >= lower
+            high_fits &= high_ratio <= upper
+        if low_fits or high_fits:
+            return True
+        return False if bool((first[n:] == last[n:]).all()) else None
+
+    def _corner(self, fixed: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
+        rest = [grid[i] for grid, i in zip(self._grids[n:], index[n:], strict=True)]
+        return np.concatenate([fixed, np.array(rest, dtype=float)])
+
+
+def log_size(decisions: Sequence[Decision]) -> float:
+    """Returns log10 of the number of plans on the grid."""
+    return sum(math.log10(len(d.choices)) for d in decisions)

@@ -1,0 +1,324 @@
+"""The environment: it orders budget, reading, observation and reward, and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction, ResetNeeded
+
+from amc_env.actions import READINGS, ReadingContext
+from amc_env.budget import Bounds, Budget, FeasibleSet, value_span
+from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.graph import LayerGraph
+from amc_env.observation import N_FEATURES, Observation, ObservationEncoder
+from amc_env.plan import CompressionPlan, Decision
+from amc_env.render import plan_picture, plan_table
+from amc_env.reward import Result, RewardFunction, resolve_reward
+
+Action = npt.NDArray[np.float32]
+
+DEFAULT_READING = "centred"
+
+
+@runtime_checkable
+class Compressible(Protocol):
+    """What the environment needs of a learner; read-only facts and one judgement.
+
+    Attributes:
+        graph: Facts about the network.
+        decisions: What is to be decided, in network order.
+        original_accuracy: Validation accuracy of the uncompressed network, in [0, 1].
+    """
+
+    @property
+    def graph(self) -> LayerGraph: ...  # noqa: D102
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]: ...  # noqa: D102
+
+    @property
+    def original_accuracy(self) -> float: ...  # noqa: D102
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a complete plan, in [0, 1]; the same for equal plans."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A judged plan.
+
+    Args:
+        plan: The complete plan.
+        accuracy: Proxy accuracy, in [0, 1].
+        cost: Cost name -> absolute cost.
+        cost_ratio: Cost name -> cost / original cost.
+        reward: What the reward function makes of it.
+        feasible: Whether the plan meets the budget.
+    """
+
+    plan: CompressionPlan
+    accuracy: float
+    cost: dict[str, float]
+    cost_ratio: dict[str, float]
+    reward: float
+    feasible: bool
+
+
+class CompressionEnv(gym.Env[Observation, Action]):
+    """Chooses one compression decision after the other, in network order, under a hard budget.
+
+    **Action.** ``Box(0, 1, (1,))``, float32. Its meaning is the *reading*:
+
+    ========== ==================================================================================
+    absolute   the value itself (the keep ratio), projected onto the feasible choices
+    interval   the position inside the feasible interval
+    centred    0.5 is the ratio that, given to every remaining decision, spends exactly what is
+               left; 0 and 1 are the ends of the feasible interval (default)
+    ========== ==================================================================================
+
+    Whatever is asked, the executed value is a grid point from which every bound of the budget can
+    still be met, above and below; ``info["executed_action"]`` is the action that means it.
+
+    **Observation.** ``Box(0, 1, (22,))``, float32, see ``amc_env.observation.FEATURES`` for name
+    and meaning of each entry. All zeros after the last decision.
+
+    **Reward.** 0 until the last step, then the reward function of the judged plan (by default its
+    proxy accuracy).
+
+    **Start.** Nothing decided. Deterministic; ``reset(options={"budget": "macs=0.4"})`` changes
+    the budget for this episode and the following ones.
+
+    **End.** ``terminated`` after the last decision, after ``n_decisions`` steps in every episode;
+    never ``truncated``.
+
+    **Info.** Every step: ``decision`` (key), ``value`` (executed), ``executed_action``,
+    ``interval``. Last step, in addition: ``accuracy``, ``cost_ratio``, ``cost`` and ``plan``.
+
+    Args:
+        learner: What compresses and judges, e.g. ``learners.ChannelPruning``.
+        budget: The bounds, or their text form ``"macs=0.5,bytes=0.2:0.3"``.
+        action: Name of the reading.
+        reward: Name from ``amc_env.reward.REWARDS`` or a function of a ``Result``.
+        cost_models: Further costs by name (say ``{"latency": table}``), usable in budget and
+            reward beside ``macs``, ``params`` and ``bytes``.
+        render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget; the message names the reachable range.
+        ValueError: If a name is unknown.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        learner: Compressible,
+        budget: Budget | str,
+        *,
+        action: str = DEFAULT_READING,
+        reward: str | RewardFunction = "accuracy",
+        cost_models: Mapping[str, CostModel] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if action not in READINGS:
+            raise ValueError(f"Unknown action reading {action!r}; expected one of {[*READINGS]}.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"Unknown render mode {render_mode!r}; see env.metadata.")
+        self.learner = learner
+        self.graph = learner.graph
+        self.decisions = tuple(learner.decisions)
+        self.n_decisions = len(self.decisions)
+        self.render_mode = render_mode
+        self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (N_FEATURES,), np.float32)
+        self._reading = READINGS[action]
+        self._reward = resolve_reward(reward)
+        self.costs: dict[str, CostModel] = {
+            name: make_cost(name, self.graph, self.decisions) for name in COSTS
+        } | dict(cost_models or {})
+        full = CompressionPlan.full(self.decisions).values_for(self.decisions)
+        self.original_cost = {name: cost(full) for name, cost in self.costs.items()}
+        self._judged: dict[CompressionPlan, float] = {}
+        self._values: list[float] | None = None
+        self.set_budget(budget)
+        # Asks for every cost the reward needs, so that a missing one is an error here and now.
+        self._judge(CompressionPlan.full(self.decisions), learner.original_accuracy)
+
+    def set_budget(self, budget: Budget | str) -> None:
+        """Changes the budget; an episode under way is given up.
+
+        Raises:
+            InfeasibleBudgetError: If no plan meets it; the old budget stays.
+        """
+        new = Budget.parse(budget) if isinstance(budget, str) else budget
+        self._feasible = FeasibleSet(new, self.costs, self.decisions)
+        self.budget = new
+        self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)
+        self._values = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: Accepted for the interface; the environment draws nothing at random.
+            options: ``{"budget": "macs=0.4"}`` changes the budget from this episode on.
+        """
+        super().reset(seed=seed)
+        if options and "budget" in options:
+            self.set_budget(options["budget"])
+        self._values = []
+        self._context = self._make_context(())
+        return self._encode(), {"decision": self.decisions[0].key}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Executes one decision.
+
+        Args:
+            action: The agent's wish, shape ``(1,)``, in [0, 1].
+
+        Returns:
+            ``(observation, reward, terminated, truncated, info)`` as the class describes.
+
+        Raises:
+            ResetNeeded: If no decision is waiting.
+            InvalidAction: If the action is not in the action space (NaN included).
+        """
+        if self._values is None or len(self._values) == self.n_decisions:
+            raise ResetNeeded("No decision is waiting; call reset() first.")
+        wish = np.asarray(action, dtype=np.float64)
+        if wish.shape != (1,) or not 0.0 <= wish[0] <= 1.0:
+            raise InvalidAction(f"Expected one number in [0, 1], shape (1,), got {action!r}.")
+
+        decision, context = self.decisions[len(self._values)], self._context
+        value = self._feasible.nearest(self._values, self._reading.decode(float(wish[0]), context))
+        executed = self._reading.encode(value, context)
+        self._values.append(value)
+        info: dict[str, Any] = {
+            "decision": decision.key,
+            "value": value,
+            "executed_action": np.array([executed], dtype=np.float32),
+            "interval": context.interval,
+        }
+        if len(self._values) < self.n_decisions:
+            self._context = self._make_context(self._values)
+            return self._encode(), 0.0, False, False, info
+
+        outcome = self.evaluate(CompressionPlan.from_values(self.decisions, self._values))
+        info["accuracy"] = outcome.accuracy
+        info["cost"] = dict(outcome.cost)
+        info["cost_ratio"] = dict(outcome.cost_ratio)
+        info["plan"] = dict(outcome.plan)
+        return self._encoder.terminal(), outcome.reward, True, False, info
+
+    def evaluate(self, plan: CompressionPlan) -> Outcome:
+        """Judges a complete plan without an episode; equal plans are evaluated once.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        snapped = CompressionPlan.from_values(self.decisions, plan.values_for(self.decisions))
+        if snapped not in self._judged:
+            self._judged[snapped] = float(self.learner.evaluate(snapped))
+        return self._judge(snapped, self._judged[snapped])
+
+    @property
+    def n_evaluations(self) -> int:
+        """How many different plans the learner has judged so far."""
+        return len(self._judged)
+
+    def remember(self, plan: CompressionPlan, accuracy: float) -> None:
+        """Takes over a judgement made earlier, so that a resumed run does not repeat it."""
+        snapped = CompressionPlan.from_values(self.decisions, plan.values_for(self.decisions))
+        self._judged[snapped] = float(accuracy)
+
+    def cost_ratio(self, plan: CompressionPlan) -> dict[str, float]:
+        """Returns cost / original cost of a complete plan, for every cost model."""
+        values = plan.values_for(self.decisions)
+        return {n: cost(values) / self.original_cost[n] for n, cost in self.costs.items()}
+
+    def decode(self, actions: Sequence[float]) -> CompressionPlan:
+        """Returns the plan that an episode with these actions ends with; nothing is evaluated.
+
+        Args:
+            actions: One action per decision, shape ``(n_decisions,)``.
+
+        Raises:
+            ValueError: If there are more or fewer actions than decisions.
+        """
+        self._check_length(actions, "actions")
+        values: list[float] = []
+        for action in actions:
+            wish = self._reading.decode(float(action), self._make_context(values))
+            values.append(self._feasible.nearest(values, wish))
+        return CompressionPlan.from_values(self.decisions, values)
+
+    def encode(self, plan: CompressionPlan) -> npt.NDArray[np.float32]:
+        """Returns the actions, shape ``(n_decisions,)``, that lead to a feasible plan."""
+        values = plan.values_for(self.decisions)
+        actions = [
+            self._reading.encode(value, self._make_context(values[:i]))
+            for i, value in enumerate(values)
+        ]
+        return np.array(actions, dtype=np.float32)
+
+    def project(self, values: Sequence[float]) -> CompressionPlan:
+        """Returns the feasible plan nearest to the wished values, decision by decision.
+
+        Raises:
+            ValueError: If there are more or fewer values than decisions.
+        """
+        self._check_length(values, "values")
+        chosen: list[float] = []
+        for value in values:
+            chosen.append(self._feasible.nearest(chosen, float(value)))
+        return CompressionPlan.from_values(self.decisions, chosen)
+
+    def uniform_plan(self) -> CompressionPlan:
+        """Returns the plan in which every decision takes the ratio that spends what is left."""
+        values: list[float] = []
+        for decision in self.decisions:
+            low, high = value_span(decision)
+            wish = low + self._feasible.balanced(values) * (high - low)
+            values.append(self._feasible.nearest(values, wish))
+        return CompressionPlan.from_values(self.decisions, values)
+
+    def render(self) -> Any:
+        """Returns the plan so far, layer by layer against the original, as text or picture."""
+        if self.render_mode is None:
+            raise ValueError('Nothing to render: make the environment with render_mode="ansi".')
+        values = self._values or []
+        if self.render_mode == "ansi":
+            return plan_table(self.graph, self.decisions, values)
+        return plan_picture(self.graph, self.decisions, values)
+
+    def _check_length(self, numbers: Sequence[float], what: str) -> None:
+        if len(numbers) != self.n_decisions:
+            raise ValueError(f"Expected {self.n_decisions} {what}, got {len(numbers)}.")
+
+    def _make_context(self, prefix: Sequence[float]) -> ReadingContext:
+        span: Bounds = value_span(self.decisions[len(prefix)])
+        low, high = span
+        balanced = low + self._feasible.balanced(prefix) * (high - low)
+        return ReadingContext(span, self._feasible.interval(prefix), balanced)
+
+    def _encode(self) -> Observation:
+        assert self._values is not None
+        low, high = self._context.span
+        balanced = (self._context.balanced - low) / (high - low)
+        return self._encoder.encode(self._values, self._context.interval, balanced)
+
+    def _judge(self, plan: CompressionPlan, accuracy: float) -> Outcome:
+        values = plan.values_for(self.decisions)
+        cost = {name: model(values) for name, model in self.costs.items()}
+        ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
+        targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
+        result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
+        reward = float(self._reward(result))
+        return Outcome(plan, accuracy, cost, ratio, reward, self.budget.is_met(ratio))

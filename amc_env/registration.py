@@ -1,0 +1,28 @@
+"""Ready-made tasks, registered with Gymnasium when the package is imported.
+
+Entry points are strings: nothing of ``experiments`` is imported before a task is made. Keyword
+arguments are plain JSON, so an ``EnvSpec`` round-trips through ``to_json``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "amc/synthetic-v0": ("amc_env.synthetic:make_synthetic", {}),
+    "amc/digits-channels-v0": ("experiments.tasks:make_digits_channels", {}),
+    "amc/resnet20-channels-v0": ("experiments.tasks:make_resnet20_channels", {}),
+    "amc/channels-v0": ("experiments.tasks:make_channels", {}),
+}
+"""Id -> entry point and default keyword arguments."""
+
+
+def register_tasks() -> None:
+    """Registers every task once; a second call changes nothing."""
+    for name, (entry_point, kwargs) in TASKS.items():
+        if name not in gym.registry:
+            # No max_episode_steps: a time limit would truncate, and agents would bootstrap past
+            # the end of an episode whose length is fixed anyway.
+            gym.register(id=name, entry_point=entry_point, kwargs=kwargs)

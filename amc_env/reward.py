@@ -1,0 +1,83 @@
+"""Rewards of a finished plan, chosen by name or given as a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a reward may depend on.
+
+    Args:
+        accuracy: Proxy accuracy of the candidate, in [0, 1].
+        original_accuracy: Accuracy of the uncompressed network, in [0, 1].
+        cost: Cost name -> absolute cost of the candidate.
+        cost_ratio: Cost name -> cost / original cost.
+        target_ratio: Cost name -> upper bound of the budget, for the bounded costs.
+    """
+
+    accuracy: float
+    original_accuracy: float
+    cost: Mapping[str, float]
+    cost_ratio: Mapping[str, float]
+    target_ratio: Mapping[str, float]
+
+
+RewardFunction = Callable[[Result], float]
+
+
+def accuracy(result: Result) -> float:
+    """The proxy accuracy: AMC's ``R_err`` (He et al. 2018, section 3.3) shifted by one."""
+    return result.accuracy
+
+
+def error_log_macs(result: Result) -> float:
+    """``-error * ln(MACs)``: AMC's ``R_FLOPs`` (He et al. 2018, Eq. 4), for soft budgets."""
+    return -(1.0 - result.accuracy) * math.log(result.cost["macs"])
+
+
+def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
+    """Builds ``accuracy * (cost ratio / target ratio) ** exponent``.
+
+    MnasNet's soft-constraint objective (Tan et al. 2019, Eq. 2-3). The target is the budget's
+    upper bound for that cost, or the original's cost where it is not bounded.
+
+    Args:
+        cost: Cost name, e.g. ``"bytes"`` or ``"latency"``.
+        exponent: Negative; -0.07 trades a doubling of the cost for about 5 % of accuracy.
+    """
+
+    def reward(result: Result) -> float:
+        if cost not in result.cost_ratio:
+            raise ValueError(
+                f"The reward needs the cost {cost!r}; available: {sorted(result.cost_ratio)}. "
+                f"Give a cost model by that name to the environment."
+            )
+        target = result.target_ratio.get(cost, 1.0)
+        return result.accuracy * float((result.cost_ratio[cost] / target) ** exponent)
+
+    return reward
+
+
+REWARDS: dict[str, RewardFunction] = {
+    "accuracy": accuracy,
+    "error_log_macs": error_log_macs,
+    "accuracy_size": accuracy_with_cost("bytes"),
+    "accuracy_latency": accuracy_with_cost("latency"),
+}
+
+
+def resolve_reward(reward: str | RewardFunction) -> RewardFunction:
+    """Returns the function behind a name, or the function itself.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if callable(reward):
+        return reward
+    if reward not in REWARDS:
+        raise ValueError(f"Unknown reward {reward!r}; expected one of {sorted(REWARDS)}.")
+    return REWARDS[reward]
