@@ -9,7 +9,7 @@ from amc_env.errors import InputDataError
 
 
 class LeNet(nn.Module):
-    """Two 5 x 5 convolutions and three linear layers; 61,706 parameters for 28 x 28 x 1, 10 classes.
+    """Two 5 x 5 convolutions, three linear layers; 61,706 parameters for 28 x 28 x 1, 10 classes.
 
     The first convolution pads by 2, so that 28 x 28 images give the paper's 16 x 5 x 5 features.
     The first linear layer fixes the image size, hence ``image_size``.

@@ -1,0 +1,130 @@
+"""Batches from tensors in memory, shuffled, augmented and normalised without a loop per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amc_env.errors import InputDataError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random shift by up to ``pad`` pixels (black border), and a mirror image every second time."""
+
+    pad: int = 4
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """``(pixel / scale - mean) / std`` per channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Uint8 (N, C, H, W) -> float32 of the same shape."""
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        return (pixels.float() / self.scale - mean) / std
+
+
+class TensorLoader:
+    """Iterable of ``(images float32 NCHW, labels int64)`` over pixels held in memory.
+
+    Order and augmentation are a function of ``(seed, epoch)`` alone: the same epoch gives the same
+    batches, whatever was read before. Call :meth:`set_epoch` before each pass; without it every
+    pass is the same.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        normalisation: Normalisation,
+        *,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Hold uint8 ``pixels`` (N, C, H, W) and int64 ``labels`` (N,)."""
+        if len(pixels) != len(labels):
+            raise InputDataError(
+                f"Expected one label for each image, got {len(pixels)} images and {len(labels)} "
+                "labels."
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.pixels = pixels
+        self.labels = labels
+        self.normalisation = normalisation
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.augmentation = augmentation
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next passes."""
+        self.epoch = epoch
+
+    @property
+    def images(self) -> Tensor:
+        """All images, normalised, in stored order, not augmented; computed at each access."""
+        return self.normalisation(self.pixels)
+
+    @property
+    def n_images(self) -> int:
+        """Number of images (``len`` counts batches)."""
+        return len(self.pixels)
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.n_images, self.batch_size)
+        # Batch norm cannot train on a single 1 x 1 feature map, so a lone last image is left out.
+        skip = self.shuffle and rest == 1 and full > 0
+        return full + (rest > 0 and not skip)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A SeedSequence mixes (seed, epoch) so that neighbouring pairs share nothing.
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0]) & 0x7FFF_FFFF_FFFF_FFFF)
+        order = (
+            torch.randperm(self.n_images, generator=generator)
+            if self.shuffle
+            else torch.arange(self.n_images)
+        )
+        for index in range(len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            pixels = self.pixels[chosen]
+            if self.augmentation is not None:
+                pixels = augment(pixels, self.augmentation, generator)
+            yield self.normalisation(pixels), self.labels[chosen]
+
+
+def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Shift and mirror every image by its own draw; shape (N, C, H, W) in and out.
+
+    One gather for the whole batch: image n at (h, w) comes from (h + dy[n], w' + dx[n]) of the
+    padded images, with w' = W - 1 - w where it is mirrored.
+    """
+    n, _, height, width = pixels.shape
+    pad = augmentation.pad
+    shifts = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
+    flips = torch.rand(n, generator=generator) < 0.5
+    rows = torch.arange(height) + shifts[0, :, None]  # (N, H)
+    columns = torch.arange(width).expand(n, width)
+    if augmentation.flip:
+        columns = torch.where(flips[:, None], columns.flip(1), columns)
+    columns = columns + shifts[1, :, None]  # (N, W)
+    padded = functional.pad(pixels, (pad, pad, pad, pad))
+    image = torch.arange(n)[:, None, None]
+    # Indices around a slice put the sliced axis last: (N, H, W, C).
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
