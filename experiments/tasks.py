@@ -1,0 +1,145 @@
+"""Ready-made tasks for ``gymnasium.make``; their keyword arguments are plain JSON."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from amc_env import CompressionEnv
+from amc_env.env import DEFAULT_READING
+from experiments.data import load_data
+from experiments.models import load_weights, make_model
+from learners import ChannelPruning
+
+DIGITS_WEIGHTS = "weights/digitsnet.safetensors"
+
+
+def make_channels(
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: str | None = None,
+    budget: str = "macs=0.5",
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    proxy: str = "reconstruction+recalibration",
+    finetune_steps: int = 0,
+    criterion: str = "l1",
+    round_to: int = 8,
+    n_validation: int = 3000,
+    validation_split: str = "random",
+    precision: str = "auto",
+    seed: int = 0,
+    render_mode: str | None = None,
+) -> CompressionEnv:
+    """Builds a channel-pruning task for any network, data set and weights file.
+
+    Args:
+        model: Name from ``experiments.models`` or ``package.module:factory``.
+        data: ``"digits"``, a folder of parquet files, or a hub name.
+        weights: Trained weights; None takes those shipped for ``digitsnet`` on ``digits``.
+        budget: ``"macs=0.5"``, ``"macs=0.45:0.5,bytes=0.3"``.
+        action: Reading of the action, see ``CompressionEnv``.
+        reward: Name from ``amc_env.REWARDS``.
+        proxy: How a candidate is repaired before it is judged.
+        finetune_steps: Training steps of a candidate before it is judged.
+        criterion: How channels are ranked.
+        round_to: Kept channels come in multiples of this.
+        n_validation: Images that judge a candidate inside an episode.
+        validation_split: ``"random"`` or ``"tail"``.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        seed: Draws the split and everything random in the learner.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+
+    Raises:
+        ValueError: If no weights are given for a network that none are shipped for.
+    """
+    splits = load_data(data, seed=seed, validation_split=validation_split)
+    network = make_model(model, n_classes=splits.n_classes, in_channels=splits.image_shape[0])
+    if weights is not None:
+        load_weights(network, Path(weights))
+    elif (model, data) == ("digitsnet", "digits"):
+        with as_file(files("experiments") / DIGITS_WEIGHTS) as path:
+            load_weights(network, path)
+    else:
+        raise ValueError(
+            f"Expected weights=FILE for {model!r} on {data!r}: only digitsnet on digits is shipped "
+            f"trained. `amc train --model {model} --data {data} --out DIR` makes such a file."
+        )
+    network.eval()
+    learner = ChannelPruning(
+        network,
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        criterion=criterion,
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        round_to=round_to,
+        n_validation=n_validation,
+        precision=precision,
+        train=splits.train,
+        seed=seed,
+    )
+    return CompressionEnv(
+        learner, budget, action=action, reward=reward, render_mode=render_mode
+    )
+
+
+def make_digits_channels(
+    budget: str = "macs=0.3",
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    proxy: str = "reconstruction+recalibration",
+    finetune_steps: int = 0,
+    criterion: str = "l1",
+    round_to: int = 2,
+    seed: int = 0,
+    render_mode: str | None = None,
+) -> CompressionEnv:
+    """Builds ``amc/digits-channels-v0``: a trained network on scikit-learn's embedded digits."""
+    return make_channels(
+        budget=budget,
+        action=action,
+        reward=reward,
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        criterion=criterion,
+        round_to=round_to,
+        precision="fp32",  # the same accuracies on every processor
+        seed=seed,
+        render_mode=render_mode,
+    )
+
+
+def make_resnet20_channels(
+    data: str = "data/cifar10",
+    weights: str = "checkpoints/resnet20_cifar10.safetensors",
+    budget: str = "macs=0.5",
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    proxy: str = "reconstruction+recalibration",
+    finetune_steps: int = 0,
+    criterion: str = "l1",
+    round_to: int = 8,
+    n_validation: int = 3000,
+    validation_split: str = "random",
+    seed: int = 0,
+    render_mode: str | None = None,
+) -> CompressionEnv:
+    """Builds ``amc/resnet20-channels-v0``; ``data`` and ``weights`` are paths of the user's."""
+    return make_channels(
+        model="resnet20",
+        data=data,
+        weights=weights,
+        budget=budget,
+        action=action,
+        reward=reward,
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        criterion=criterion,
+        round_to=round_to,
+        n_validation=n_validation,
+        validation_split=validation_split,
+        seed=seed,
+        render_mode=render_mode,
+    )
