@@ -1,0 +1,217 @@
+"""What every agent shares: the interface, the record of a search, and how a search ends."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium as gym
+
+from amc_env import CompressionEnv, CompressionError, CompressionPlan, Outcome
+
+if TYPE_CHECKING:
+    from agents.logging import EpisodeLogger
+    from agents.rollout import Search
+
+DEFAULT_REJUDGE = 5
+
+
+class AgentError(CompressionError):
+    """An agent, or the judge behind the environment, answered something unusable."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One judged plan.
+
+    Args:
+        episode: Counted from 0.
+        plan: The complete plan.
+        accuracy: Its proxy accuracy, in [0, 1].
+        reward: What the environment's reward function made of it.
+        cost_ratio: Cost name -> cost / original cost.
+        seconds: Wall time since the previous trial (the agent's own work included).
+        source: Who proposed it, e.g. ``"uniform"``, ``"warm-up"``, ``"policy"``, ``"elite"``.
+    """
+
+    episode: int
+    plan: CompressionPlan
+    accuracy: float
+    reward: float
+    cost_ratio: dict[str, float]
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found and what it cost.
+
+    Args:
+        plan: The best plan.
+        reward: Its reward; from the full validation split if the plans were re-judged there.
+        trials: Every judged plan, in order.
+        seconds: Wall time of the search.
+        cpu_seconds: Processor time of the search.
+        agent: Name of the agent.
+        seed: Seed of the search.
+        rejudged: Episode -> reward on the full validation split, of the best few trials; empty
+            if the learner has no ``evaluate_full``.
+    """
+
+    plan: CompressionPlan
+    reward: float
+    trials: tuple[Trial, ...]
+    seconds: float
+    cpu_seconds: float
+    agent: str
+    seed: int
+    rejudged: Mapping[int, float]
+
+    @property
+    def best_trial(self) -> Trial:
+        """The trial that proposed :attr:`plan` first."""
+        return next(trial for trial in self.trials if trial.plan == self.plan)
+
+
+OnTrial = Callable[[Trial], None]
+
+
+class Agent(ABC):
+    """Whoever chooses plans: learning, searching or hand-made.
+
+    A subclass names itself and implements :meth:`run`; seeding, recording, logging, progress and
+    the final judgement are done here, the same way for everybody.
+
+    Everything an agent does follows from the seed and the judgements, so a search that was killed
+    is resumed by starting it again with the old judgements preloaded (``env.remember``): it
+    replays to where it was, at the price of the agent's own updates only.
+
+    Args:
+        rejudge: How many of the best distinct trials are judged again on the whole validation
+            split at the end, where the learner offers ``evaluate_full``; the maximum over hundreds
+            of noisy judgements is optimistic. 0 trusts the proxy.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, *, rejudge: int = DEFAULT_REJUDGE) -> None:
+        if rejudge < 0:
+            raise ValueError(f"Expected rejudge >= 0, got {rejudge}.")
+        self.rejudge = rejudge
+
+    @abstractmethod
+    def run(self, search: Search) -> None:
+        """Spends up to ``search.episodes`` judgements through ``search``."""
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Returns the agent's settings as plain values, for the log."""
+        settings: dict[str, Any] = {}
+        for key, value in vars(self).items():
+            if not key.startswith("_"):
+                settings |= asdict(value) if _is_record(value) else {key: value}
+        return settings
+
+    def search(
+        self,
+        env: gym.Env[Any, Any],
+        episodes: int,
+        seed: int,
+        *,
+        on_trial: OnTrial | None = None,
+        logger: EpisodeLogger | None = None,
+        progress: bool = False,
+    ) -> SearchResult:
+        """Searches for the best plan.
+
+        Args:
+            env: A ``CompressionEnv``, bare or as ``gymnasium.make`` wraps it.
+            episodes: Upper bound on the number of judged plans.
+            seed: The same seed gives the same trials, bit for bit.
+            on_trial: Called with every trial as soon as it is judged.
+            logger: Writes every trial to TensorBoard.
+            progress: Whether to show a progress bar on stderr.
+
+        Returns:
+            The best plan and the record of the search.
+
+        Raises:
+            ValueError: If ``episodes`` is not positive.
+            TypeError: If ``env`` is no compression environment.
+            AgentError: If the agent or the judge answers something unusable, e.g. NaN.
+        """
+        from agents.rollout import Search
+
+        bare = _unwrap(env)
+        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+            raise ValueError(f"Expected episodes to be a positive whole number, got {episodes!r}.")
+        started, cpu_started = time.perf_counter(), time.process_time()
+        if logger is not None:
+            logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})
+        with Search(bare, episodes, seed, on_trial, logger, progress) as search:
+            self.run(search)
+        if not search.trials:
+            raise AgentError(f"The agent {self.name!r} proposed no plan at all.")
+        rejudged, best = _final_judgement(bare, search.trials, self.rejudge)
+        if logger is not None:
+            logger.finish(best)
+        return SearchResult(
+            plan=best.plan,
+            reward=best.reward,
+            trials=tuple(search.trials),
+            seconds=time.perf_counter() - started,
+            cpu_seconds=time.process_time() - cpu_started,
+            agent=self.name,
+            seed=seed,
+            rejudged=rejudged,
+        )
+
+
+def _is_record(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
+    bare = getattr(env, "unwrapped", env)
+    if not isinstance(bare, CompressionEnv):
+        raise TypeError(
+            f"Expected a CompressionEnv (bare or from gymnasium.make), got {type(bare).__name__}."
+        )
+    return bare
+
+
+def best_distinct(trials: list[Trial], count: int) -> list[Trial]:
+    """Returns the best ``count`` trials with different plans, the earlier first among equals."""
+    first: dict[CompressionPlan, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.plan, trial)
+    return sorted(first.values(), key=lambda trial: (-trial.reward, trial.episode))[:count]
+
+
+def outcome_with_accuracy(env: CompressionEnv, plan: CompressionPlan, accuracy: float) -> Outcome:
+    """Returns what the environment makes of a plan if its accuracy were ``accuracy``."""
+    proxy = env.evaluate(plan).accuracy
+    env.remember(plan, accuracy)
+    try:
+        return env.evaluate(plan)
+    finally:
+        env.remember(plan, proxy)
+
+
+def _final_judgement(
+    env: CompressionEnv, trials: list[Trial], count: int
+) -> tuple[dict[int, float], Trial]:
+    """Judges the best few again on the whole validation split, against selection bias."""
+    finalists = best_distinct(trials, max(1, count))
+    judge = getattr(env.learner, "evaluate_full", None)
+    if judge is None or count == 0:
+        return {}, finalists[0]
+    judged: list[Trial] = []
+    for trial in finalists:
+        outcome = outcome_with_accuracy(env, trial.plan, float(judge(trial.plan)))
+        judged.append(replace(trial, accuracy=outcome.accuracy, reward=outcome.reward))
+    best = max(judged, key=lambda trial: (trial.reward, -trial.episode))
+    return {trial.episode: trial.reward for trial in judged}, best

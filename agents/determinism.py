@@ -1,0 +1,39 @@
+"""Keeps the process-wide generators and thread count out of a search, and the other way round.
+
+Stable-Baselines3 draws from the global generators of ``random``, NumPy and torch. A search seeds
+them for itself, gives them back as it found them, and never lets the judgement of a plan move
+them: otherwise a resumed search, whose first judgements come from a record, would see other random
+numbers than the first run did.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def isolated_randomness() -> Iterator[None]:
+    """Restores the global generators of ``random``, NumPy and torch (CPU) on the way out."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Runs the block with ``count`` torch threads; small networks are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

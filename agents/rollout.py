@@ -1,0 +1,183 @@
+"""The one way in which plans are judged and episodes are played, whoever the agent is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.base import AgentError, OnTrial, Trial
+from agents.determinism import isolated_randomness
+from amc_env import CompressionEnv, CompressionPlan, Outcome
+
+if TYPE_CHECKING:
+    from agents.logging import EpisodeLogger
+
+Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
+"""Observation and the last info -> action, shape ``(1,)``, in [0, 1]."""
+
+
+class Search:
+    """A search under way: it judges, counts, records and reports.
+
+    Args:
+        env: The decision problem.
+        episodes: How many judgements may be spent.
+        seed: Seeds :attr:`rng`.
+        on_trial: Called with every trial.
+        logger: Writes every trial to TensorBoard.
+        progress: Whether to show a progress bar.
+
+    Attributes:
+        rng: The one generator of the agent's own randomness.
+        trials: Everything judged so far.
+        best: The best trial so far (the earlier one among equals), None before the first.
+    """
+
+    def __init__(
+        self,
+        env: CompressionEnv,
+        episodes: int,
+        seed: int,
+        on_trial: OnTrial | None = None,
+        logger: EpisodeLogger | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.env = env
+        self.episodes = episodes
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self._on_trial = on_trial
+        self._logger = logger
+        self._progress = progress
+        self._bar: Any = None
+        self._clock = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.episodes, desc="search", unit="episode")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def remaining(self) -> int:
+        """How many judgements are left."""
+        return self.episodes - len(self.trials)
+
+    def judge(
+        self, plan: CompressionPlan, source: str, scalars: Mapping[str, float] | None = None
+    ) -> Trial:
+        """Judges a plan as a whole; a search method needs no steps.
+
+        Args:
+            plan: Complete and within the budget.
+            source: Who proposed it.
+            scalars: Further numbers for the log.
+
+        Raises:
+            AgentError: If the plan breaks the budget or no judgement is left.
+            PlanMismatchError: If the plan does not fit the network.
+        """
+        if not self.env.budget.is_met(ratio := self.env.cost_ratio(plan)):
+            raise AgentError(
+                f"The agent proposed a plan outside the budget {self.env.budget}: it costs "
+                f"{ratio}. Take plans from env.project or env.decode."
+            )
+        with isolated_randomness():
+            outcome = self.env.evaluate(plan)
+        return self.record(outcome, source, scalars)
+
+    def play(self, act: Act, source: str) -> Trial:
+        """Plays one episode step by step.
+
+        Args:
+            act: The policy.
+            source: Who proposes.
+
+        Raises:
+            AgentError: If an action has another shape, leaves [0, 1] or is NaN.
+        """
+        observation, info = self.env.reset()
+        while True:
+            action = checked_action(act(observation, info))
+            with isolated_randomness():
+                observation, _, terminated, _, info = self.env.step(action)
+            if terminated:
+                return self.record(self.env.evaluate(CompressionPlan(info["plan"])), source)
+
+    def record(
+        self, outcome: Outcome, source: str, scalars: Mapping[str, float] | None = None
+    ) -> Trial:
+        """Notes a judged plan.
+
+        Raises:
+            AgentError: If the judgement is no finite number, or none is left.
+        """
+        if self.remaining < 1:
+            raise AgentError(f"The agent asked for more than its {self.episodes} judgements.")
+        if not (math.isfinite(outcome.accuracy) and math.isfinite(outcome.reward)):
+            raise AgentError(
+                f"Expected a finite accuracy and reward, got {outcome.accuracy} and "
+                f"{outcome.reward} in episode {len(self.trials)}; check the network's weights, "
+                f"the data and the reward function."
+            )
+        now = time.perf_counter()
+        trial = Trial(
+            episode=len(self.trials),
+            plan=outcome.plan,
+            accuracy=outcome.accuracy,
+            reward=outcome.reward,
+            cost_ratio=dict(outcome.cost_ratio),
+            seconds=now - self._clock,
+            source=source,
+        )
+        self._clock = now
+        self.trials.append(trial)
+        if self.best is None or trial.reward > self.best.reward:
+            self.best = trial
+        self._report(trial, scalars or {})
+        return trial
+
+    def _report(self, trial: Trial, scalars: Mapping[str, float]) -> None:
+        assert self.best is not None
+        if self._on_trial is not None:
+            self._on_trial(trial)
+        if self._logger is not None:
+            self._logger.log(trial, self.best, scalars)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"best {self.best.reward:.4f} last {trial.reward:.4f}")
+            self._bar.update()
+
+
+def checked_action(action: Any) -> npt.NDArray[np.float32]:
+    """Returns the action as the environment wants it.
+
+    Raises:
+        AgentError: If it is not one number in [0, 1], shape ``(1,)``.
+    """
+    try:
+        array = np.asarray(action, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.empty(0, dtype=np.float32)
+    if array.shape != (1,) or not 0.0 <= float(array[0]) <= 1.0:
+        raise AgentError(
+            f"Expected an action of shape (1,) in [0, 1] from the agent, got {action!r}."
+        )
+    return array

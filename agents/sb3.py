@@ -1,0 +1,167 @@
+"""DDPG on Stable-Baselines3, adapted to what compression episodes are.
+
+Lillicrap et al. 2016 (DDPG) as used by He et al. 2018 (AMC, section 3.3). ``docs/agents/ddpg.md``
+lists every deviation from SB3's defaults with its reason and measured effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3 import DDPG as SB3DDPG
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.base import DEFAULT_REJUDGE, Agent
+from agents.buffers import BroadcastBuffer, MonteCarloBuffer
+from agents.determinism import isolated_randomness, torch_threads
+from agents.exploration import Exploration, ExploringEnv
+from agents.rollout import Search
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that may be tuned; shared by all SB3 agents.
+
+    Args:
+        credit: ``"monte_carlo"``: every step's target is the final reward (n-step returns over
+            the whole episode, gamma = 1). ``"broadcast"``: AMC's copied reward, moving baseline
+            and one-step bootstrap.
+        actor_learning_rate: Adam step of the actor.
+        critic_learning_rate: Adam step of the critic.
+        hidden: Width of the two hidden layers of actor and critic.
+        batch_size: Transitions per update.
+        tau: Rate of the target networks.
+        buffer_episodes: Capacity of the replay buffer.
+        updates_per_step: Gradient steps per decision, done at the end of an episode.
+        pretrain: Further gradient steps per warm-up decision, done once after the warm-up.
+        exploration: Warm-up, noise and elites.
+    """
+
+    credit: str = "monte_carlo"
+    actor_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    hidden: int = 300
+    batch_size: int = 64
+    tau: float = 0.01
+    buffer_episodes: int = 1000
+    updates_per_step: int = 2
+    pretrain: int = 0
+    exploration: Exploration = field(default_factory=Exploration)
+
+    def __post_init__(self) -> None:
+        if self.credit not in ("monte_carlo", "broadcast"):
+            raise ValueError(f"Expected credit 'monte_carlo' or 'broadcast', got {self.credit!r}.")
+
+
+class _TwoRateDDPG(SB3DDPG):
+    """DDPG whose actor has a learning rate of its own.
+
+    SB3 has one rate and writes it into both optimisers before every round of updates.
+    """
+
+    actor_learning_rate: float
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        super()._update_learning_rate(optimizers)
+        for group in self.actor.optimizer.param_groups:
+            group["lr"] = self.actor_learning_rate
+
+
+class _Pretraining(BaseCallback):
+    """Does the first updates as soon as the warm-up is over."""
+
+    def __init__(self, at_step: int, updates: int) -> None:
+        super().__init__()
+        self._at_step = at_step
+        self._updates = updates
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps == self._at_step and self._updates:
+            assert isinstance(self.model, OffPolicyAlgorithm)
+            self.model.train(self._updates, self.model.batch_size)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def make_recipe(options: dict[str, Any]) -> Recipe:
+    """Builds a recipe from flat options; exploration's options stand beside the others.
+
+    Raises:
+        TypeError: If an option is unknown.
+    """
+    inner = {f.name for f in fields(Exploration)}
+    outer = {f.name for f in fields(Recipe)} - {"exploration"}
+    if unknown := sorted(options.keys() - inner - outer):
+        raise TypeError(f"Unknown option {unknown}; expected some of {sorted(inner | outer)}.")
+    exploration = Exploration(**{k: v for k, v in options.items() if k in inner})
+    return Recipe(exploration=exploration, **{k: v for k, v in options.items() if k in outer})
+
+
+class DDPG(Agent):
+    """Deep deterministic policy gradient with Monte-Carlo credit and silent warm-up.
+
+    Args:
+        rejudge: See :class:`Agent`.
+        **options: Fields of :class:`Recipe` and of :class:`Exploration`.
+    """
+
+    name: ClassVar[str] = "ddpg"
+
+    def __init__(self, *, rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
+        super().__init__(rejudge=rejudge)
+        self.recipe = make_recipe(options)
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        with isolated_randomness():
+            env = ExploringEnv(search, self.recipe.exploration)
+            with torch_threads(1):
+                model = self._make_model(search, env)
+                env.scalars = lambda: _losses(model.logger)
+                length = search.env.n_decisions
+                warmup = min(self.recipe.exploration.warmup_episodes, search.episodes)
+                model.learn(
+                    search.episodes * length,
+                    callback=_Pretraining(
+                        warmup * length, self.recipe.pretrain * warmup * length
+                    ),
+                    log_interval=1 << 30,
+                )
+        self._model = model
+
+    def _make_model(self, search: Search, env: ExploringEnv) -> _TwoRateDDPG:
+        recipe, length = self.recipe, search.env.n_decisions
+        monte_carlo = recipe.credit == "monte_carlo"
+        model = _TwoRateDDPG(
+            "MlpPolicy",
+            DummyVecEnv([lambda: env]),
+            learning_rate=recipe.critic_learning_rate,
+            buffer_size=recipe.buffer_episodes * length,
+            learning_starts=recipe.exploration.warmup_episodes * length - 1,
+            batch_size=recipe.batch_size,
+            tau=recipe.tau,
+            gamma=1.0,
+            train_freq=(length, "step"),
+            gradient_steps=recipe.updates_per_step * length,
+            replay_buffer_class=MonteCarloBuffer if monte_carlo else BroadcastBuffer,
+            replay_buffer_kwargs={"n_steps": length, "gamma": 1.0} if monte_carlo else {},
+            policy_kwargs={"net_arch": [recipe.hidden, recipe.hidden]},
+            seed=search.seed,
+            device="cpu",
+        )
+        model.actor_learning_rate = recipe.actor_learning_rate
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        return model
+
+
+def _losses(logger: Logger) -> dict[str, float]:
+    tags = ("train/critic_loss", "train/actor_loss")
+    return {tag: float(logger.name_to_value[tag]) for tag in tags if tag in logger.name_to_value}
