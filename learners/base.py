@@ -1,0 +1,86 @@
+"""What every learner offers: how a plan becomes a smaller network, and how that one is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from amc_env.graph import LayerGraph
+from amc_env.plan import CompressionPlan, Decision
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from learners.training import TrainingConfig, TrainingResult
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Anything that yields ``(images, labels)``, a ``DataLoader`` for one."""
+
+
+class Learner(ABC):
+    """One compression algorithm, prepared for one network and its data.
+
+    A learner is all the environment needs (``amc_env.env.Compressible``), and what the user keeps
+    afterwards: :meth:`compress` builds the network of a plan, :meth:`finetune` trains it.
+
+    Attributes:
+        graph: The layers and channel groups of the network.
+        decisions: What can be chosen, in network order.
+        original_accuracy: Top-1 accuracy of the uncompressed network on the images that
+            :meth:`evaluate` uses, in [0, 1].
+    """
+
+    graph: LayerGraph
+    decisions: tuple[Decision, ...]
+    original_accuracy: float
+
+    @abstractmethod
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a complete plan in [0, 1]; equal plans, equal numbers.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+
+    @abstractmethod
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan from the original weights, in ``eval`` mode and float32.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+
+    def finetune(
+        self,
+        model: nn.Module,
+        train_loader: Batches,
+        *,
+        epochs: int | None = None,
+        teacher: nn.Module | None = None,
+        config: TrainingConfig | None = None,
+        validation: Batches | None = None,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+        writer: SummaryWriter | None = None,
+        progress: bool = False,
+    ) -> TrainingResult:
+        """Trains a compressed network in place; it ends with the weights of its best epoch.
+
+        Args:
+            model: What :meth:`compress` returned.
+            train_loader: Training batches.
+            epochs: Overrides the number in ``config``.
+            teacher: Network to distil from, usually the original one.
+            config: All other settings.
+            validation: Batches that choose the best epoch; the learner's own if not given.
+            checkpoint_dir: Where to save after every epoch.
+            resume: Whether to continue from there.
+            writer: TensorBoard writer.
+            progress: Whether to show a progress bar.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot fine-tune.")

@@ -1,0 +1,225 @@
+"""The accuracy of many candidate networks on the same images, as fast as the machine allows.
+
+Images are normalised, laid out channels-last and converted once. A candidate is traced and fused
+(``fusion.py``) in milliseconds; networks that ``torch.fx`` cannot trace run as they are. Which of
+both is used is settled once, on the original network, so it never varies between candidates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError, TrainingDivergedError
+from learners.channel_pruning.fusion import fuse
+from learners.training import resolve_precision
+
+EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Runs a block with that many threads; ``None`` leaves the setting alone.
+
+    Several processes that share the cores of a machine lose more than half of their speed to
+    spinning OpenMP threads, and on these small networks a second thread gains little.
+    """
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def has_depthwise(model: nn.Module) -> bool:
+    """Whether any convolution has one input channel per group, and several groups."""
+    return any(
+        isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and m.groups == m.in_channels > 1
+        for m in model.modules()
+    )
+
+
+def evaluation_dtype(model: nn.Module, precision: str, device: torch.device) -> torch.dtype:
+    """Returns the type that candidates of ``model`` are evaluated in.
+
+    ``"auto"`` follows ``resolve_precision``, except that networks with depthwise convolutions stay
+    in float32 on a processor: there bfloat16 saves no time (a rule, not a stopwatch, so that equal
+    calls give equal results).
+    """
+    if precision == "auto" and device.type == "cpu" and has_depthwise(model):
+        return torch.float32
+    return resolve_precision(precision, device)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Returns images of any dimension, 4-d ones in channels-last layout."""
+    if images.dim() == 4:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous()
+
+
+class Evaluator:
+    """Top-1 accuracy on preloaded images.
+
+    Args:
+        images: Normalised float32 images, shape (n, ...).
+        labels: Their classes, int64, shape (n,).
+        dtype: Type to compute in.
+        device: Where to compute.
+        batch_size: Images per forward pass.
+        fused: Whether to fuse candidates; see :func:`fusion_works`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch_size: int = EVALUATION_BATCH,
+        fused: bool = True,
+    ) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.fused = fused
+        self.n_images = images.shape[0]
+        self._labels = labels.to(device)
+        self._images = [channels_last(part.to(device, dtype)) for part in images.split(batch_size)]
+
+    def logits(self, network: nn.Module) -> Tensor:
+        """Returns the outputs for all images as float32, shape (n, classes)."""
+        with torch.inference_mode():
+            function = compiled(network, self.dtype) if self.fused else _eager(network)
+            with precision_context(self.dtype, self.device):
+                return torch.cat([function(images).float() for images in self._images])
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Returns the share of images classified correctly, in [0, 1].
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+        outputs = self.logits(network)
+        if not outputs.isfinite().all():
+            raise TrainingDivergedError(
+                "Expected finite network outputs, got NaN or infinite ones on the validation "
+                "images; check the weights, or evaluate with precision='fp32'."
+            )
+        return int((outputs.argmax(1) == self._labels).sum().item()) / self.n_images
+
+
+def precision_context(
+    dtype: torch.dtype, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """Returns autocast for 16-bit types, and nothing for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def compiled(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Fuses a network in ``eval`` mode for inference."""
+    network.eval()
+    return fuse(network, dtype)
+
+
+def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
+    """Tries the fused original on a few images against the network itself.
+
+    Args:
+        model: The original network in ``eval`` mode.
+        images: A handful of real images, float32.
+        dtype: Type to compute in.
+    """
+    try:
+        with torch.inference_mode():
+            expected = model(images)
+            with precision_context(dtype, images.device):
+                found = compiled(model, dtype)(channels_last(images.to(dtype))).float()
+    except Exception:
+        # Tracing may fail in as many ways as there are networks; the eager path takes them all.
+        return False
+    scale = expected.abs().max().clamp(min=1e-6)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    return bool(
+        found.shape == expected.shape and ((found - expected).abs() <= tolerance * scale).all()
+    )
+
+
+def _eager(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    network.eval()
+    return network.to(memory_format=torch.channels_last)
+
+
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    limit: int | None,
+    name: str,
+    example: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Reads ``(images, labels)`` batches into two tensors, at most ``limit`` images.
+
+    Args:
+        batches: The loader.
+        limit: Stop after that many images; ``None`` reads all.
+        name: What to call the data in messages.
+        example: Example input of the network; images must have its shape.
+
+    Raises:
+        InputDataError: If there is nothing, or it is not what the network expects.
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise InputDataError(
+                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
+            )
+        x, y = batch
+        _check_batch(x, y, name, example)
+        images.append(x.detach().cpu().float())
+        labels.append(y.detach().cpu().long())
+        count += x.shape[0]
+        if limit is not None and count >= limit:
+            break
+    if count == 0:
+        raise InputDataError(f"Expected at least one batch of {name} images, got none.")
+    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+
+
+def _check_batch(x: Tensor, y: Tensor, name: str, example: Tensor) -> None:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise InputDataError(f"Expected tensors in the {name} data, got {type(x).__name__}.")
+    if x.shape[1:] != example.shape[1:]:
+        raise InputDataError(
+            f"Expected {name} images of shape {tuple(example.shape[1:])} like the example input, "
+            f"got {tuple(x.shape[1:])}; resize them or trace with another example input."
+        )
+    if not x.isfinite().all():
+        raise InputDataError(f"Expected finite {name} images, got NaN or infinite pixels.")
+    if y.dim() != 1 or y.shape[0] != x.shape[0] or y.is_floating_point():
+        raise InputDataError(
+            f"Expected one integer label per {name} image, got labels of shape "
+            f"{tuple(y.shape)} and type {y.dtype} for {x.shape[0]} images."
+        )
+
+
+def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
+    """Checks that every label is a class of the network.
+
+    Raises:
+        InputDataError: If one is not.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_outputs:
+        raise InputDataError(
+            f"Expected {name} labels from 0 to {n_outputs - 1} (the network has {n_outputs} "
+            f"outputs), got {low} to {high}."
+        )

@@ -1,0 +1,437 @@
+"""Channel pruning: slice, repair by least squares, recalibrate, judge."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError, UntraceableModelError
+from amc_env.plan import CompressionPlan, Decision, keep_ratio_decision
+from learners.base import Batches, Learner
+from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
+from learners.channel_pruning.evaluation import (
+    Evaluator,
+    channels_last,
+    check_labels,
+    collect,
+    evaluation_dtype,
+    fusion_works,
+    limited_threads,
+)
+from learners.channel_pruning.proxy import (
+    RECALIBRATION_BATCH,
+    Proxy,
+    finetune_briefly,
+    image_batches,
+    recalibrate,
+)
+from learners.channel_pruning.ranking import group_contexts
+from learners.channel_pruning.reconstruction import (
+    LayerReconstruction,
+    prepare_reconstruction,
+    write_layer,
+)
+from learners.channel_pruning.statistics import collect_statistics
+from learners.tracing import TracedModel, trace
+from learners.training import TrainingConfig, TrainingResult, resolve_precision, train
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_STATISTICS_BATCH = 64
+
+
+@dataclass
+class EpisodeSeconds:
+    """CPU-seconds spent on candidates so far, by part."""
+
+    episodes: int = 0
+    slicing: float = 0.0
+    reconstruction: float = 0.0
+    finetuning: float = 0.0
+    recalibration: float = 0.0
+    evaluation: float = 0.0
+
+    def mean(self) -> dict[str, float]:
+        """Returns the mean CPU-seconds per candidate of each part and of all together."""
+        parts = {
+            name: value / max(self.episodes, 1)
+            for name, value in vars(self).items()
+            if name != "episodes"
+        }
+        return {**parts, "total": sum(parts.values())}
+
+
+@dataclass
+class _Data:
+    """Everything preloaded."""
+
+    recalibration: list[Tensor]
+    training: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class ChannelPruning(Learner):
+    """Removes whole channels of a trained network; a plan holds one keep ratio per channel group.
+
+    Args:
+        model: Any trained network; it is copied and never changed.
+        example_input: One batch as the network takes it; only its shape matters.
+        calibration: ``(images, labels)`` batches for statistics and rankings, from the training
+            data, in random order. The first ``n_calibration`` images are used.
+        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
+        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is judged.
+        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        round_to: Kept units come in multiples of this.
+        min_ratio: Smallest keep ratio on offer.
+        ignore: Layers (or prefixes of names) that must stay whole.
+        train: Batches for ``finetune_steps``; the first ones are preloaded.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        device: Where to work.
+        seed: Seed of every random choice.
+        progress: Whether to show a progress bar while preparing.
+        n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
+        n_calibration: Images for the input statistics.
+        n_recalibration: Images for batch-norm statistics, the first of the calibration images.
+        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+
+    Attributes:
+        traced: The network with its channel groups; what slices.
+        seconds: What candidates have cost so far.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If no channel of the network can be cut safely.
+        ValueError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        criterion: str | Criterion = "l1",
+        proxy: str = "reconstruction+recalibration",
+        finetune_steps: int = 0,
+        round_to: int = 8,
+        min_ratio: float = 0.0,
+        ignore: Sequence[str] = (),
+        train: Batches | None = None,
+        precision: str = "auto",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        progress: bool = False,
+        n_validation: int | None = 3000,
+        n_calibration: int = 512,
+        n_recalibration: int = 256,
+        threads: int | None = 1,
+    ) -> None:
+        scorer = make_criterion(criterion)
+        self.proxy = Proxy.parse(proxy, finetune_steps)
+        if finetune_steps and train is None:
+            raise ValueError(
+                f"Expected training batches for finetune_steps={finetune_steps}, got none; "
+                f"pass train=loader."
+            )
+        if min(n_calibration, n_recalibration, n_validation or 1) < 1:
+            raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+        self.device = torch.device(device)
+        self.seed = seed
+        self.threads = threads
+        self.seconds = EpisodeSeconds()
+        self._finetune_precision = resolve_precision(precision, self.device)
+        reference = copy.deepcopy(model).to(self.device).eval()
+        _check_weights(reference)
+
+        images, labels = collect(calibration, n_calibration, "calibration", example_input)
+        held_out, classes = collect(validation, None, "validation", example_input)
+        n_outputs = _n_outputs(reference, images[:2].to(self.device))
+        check_labels(labels, n_outputs, "calibration")
+        check_labels(classes, n_outputs, "validation")
+
+        self.traced: TracedModel = trace(
+            reference, example_input.to(self.device), ignore=tuple(ignore)
+        )
+        self.graph = self.traced.graph
+        self.decisions: tuple[Decision, ...] = tuple(
+            keep_ratio_decision(group.name, group.size, round_to, min_ratio)
+            for group in self.graph.groups
+        )
+        if not self.decisions:
+            reasons = "; ".join(f"{k}: {v}" for k, v in self.graph.frozen.items()) or "no layers"
+            raise UntraceableModelError(
+                f"Expected at least one group of channels that can be cut, found none ({reasons})."
+            )
+        with limited_threads(threads):
+            self._dtype = evaluation_dtype(reference, precision, self.device)
+            self._prepare_evaluators(reference, held_out, classes, images, n_validation)
+            self._prepare_data(images, n_recalibration, train, example_input, n_outputs)
+            self._prepare_statistics(reference, images, progress)
+            contexts = group_contexts(
+                self.traced,
+                reference,
+                self._layers,
+                list(zip(self._split(images), labels.split(_STATISTICS_BATCH), strict=True)),
+                seed,
+            )
+            self.ranking: dict[str, Tensor] = {c.name: rank_units(scorer(c)) for c in contexts}
+
+    def _split(self, images: Tensor) -> list[Tensor]:
+        return [channels_last(p.to(self.device)) for p in images.split(_STATISTICS_BATCH)]
+
+    def _prepare_evaluators(
+        self,
+        reference: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        probe: Tensor,
+        n_validation: int | None,
+    ) -> None:
+        """Preloads the validation images and measures the original network."""
+        fused = fusion_works(reference, probe[:8].to(self.device), self._dtype)
+        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
+        images, labels = images[order], labels[order]
+        n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
+
+        def evaluator(x: Tensor, y: Tensor) -> Evaluator:
+            return Evaluator(x, y, dtype=self._dtype, device=self.device, fused=fused)
+
+        self._evaluator = evaluator(images[:n], labels[:n])
+        self._rest = evaluator(images[n:], labels[n:]) if n < images.shape[0] else None
+        # Kept in float32 for choosing the best epoch of a fine-tuning; shares no memory above.
+        self._validation = list(zip(images.split(250), labels.split(250), strict=True))
+        self.original_accuracy = self._evaluator.accuracy(reference)
+
+    def _prepare_data(
+        self,
+        images: Tensor,
+        n_recalibration: int,
+        train_batches: Batches | None,
+        example: Tensor,
+        n_outputs: int,
+    ) -> None:
+        """Preloads the images that every candidate sees before it is judged."""
+        self._data = _Data(
+            image_batches(images[:n_recalibration], RECALIBRATION_BATCH, self.device)
+        )
+        steps = self.proxy.finetune_steps
+        if steps and train_batches is not None:
+            for batch in islice(train_batches, steps):
+                x, y = collect([batch], None, "training", example)
+                check_labels(y, n_outputs, "training")
+                self._data.training.append((channels_last(x.to(self.device)), y.to(self.device)))
+            if not self._data.training:
+                raise InputDataError("Expected at least one batch of training images, got none.")
+
+    def _prepare_statistics(self, reference: nn.Module, images: Tensor, progress: bool) -> None:
+        """Runs the original network once over the calibration images."""
+        names = [layer.name for layer in self.graph.layers if layer.in_width.terms]
+        report: Callable[[int], object] | None = None
+        if progress:
+            from tqdm import tqdm
+
+            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
+            report = bar.update
+        statistics = collect_statistics(
+            reference, self._split(images), names, seed=self.seed, report=report
+        )
+        if progress:
+            bar.close()
+        self._layers: dict[str, LayerReconstruction] = prepare_reconstruction(reference, statistics)
+
+    def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
+        """Returns the units that stay, sorted, for every group that loses some.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        kept = {}
+        for decision, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
+            count = decision.units(value)
+            if count < decision.size:
+                kept[decision.target] = self.ranking[decision.target][:count].sort().values
+        return kept
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+
+        A plan that cuts nothing has the original accuracy: nothing needs repair.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        kept = self.kept_units(plan)
+        if not kept and not self.proxy.finetune_steps:
+            return self.original_accuracy
+        with limited_threads(self.threads):
+            network = self._candidate(kept, self._dtype, self.proxy)
+            start = time.process_time()
+            accuracy = self._evaluator.accuracy(network)
+        self.seconds.evaluation += time.process_time() - start
+        self.seconds.episodes += 1
+        return accuracy
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        kept = self.kept_units(plan)
+        with limited_threads(self.threads):
+            if not kept and not self.proxy.finetune_steps:
+                network: nn.Module = self.traced.model
+            else:
+                network = self._candidate(kept, self._dtype, self.proxy)
+            first = self._evaluator.accuracy(network)
+            if self._rest is None:
+                return first
+            rest = self._rest.accuracy(network)
+        n, m = self._evaluator.n_images, self._rest.n_images
+        return (round(first * n) + round(rest * m)) / (n + m)
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan: sliced, repaired as the proxy says, not fine-tuned.
+
+        Always from the original weights, always in float32; equal plans give equal networks.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        kept = self.kept_units(plan)
+        with limited_threads(self.threads):
+            return self._candidate(kept, torch.float32, replace(self.proxy, finetune_steps=0))
+
+    def _candidate(self, kept: Mapping[str, Tensor], dtype: torch.dtype, proxy: Proxy) -> nn.Module:
+        """Slices and repairs."""
+        clock = [time.process_time()]
+        network = self.traced.slice(kept).eval()
+        clock.append(time.process_time())
+        if proxy.reconstruct and kept:
+            self._reconstruct(network, kept)
+        clock.append(time.process_time())
+        if proxy.finetune_steps:
+            if proxy.recalibrate and kept:
+                recalibrate(network, self._data.recalibration, dtype)
+            finetune_briefly(
+                network, self._data.training, proxy, self._finetune_precision, self.seed
+            )
+        clock.append(time.process_time())
+        if proxy.recalibrate and (kept or proxy.finetune_steps):
+            recalibrate(network, self._data.recalibration, dtype)
+        clock.append(time.process_time())
+        spent = np.diff(clock).tolist()
+        self.seconds.slicing += spent[0]
+        self.seconds.reconstruction += spent[1]
+        self.seconds.finetuning += spent[2]
+        self.seconds.recalibration += spent[3]
+        return network
+
+    def _reconstruct(self, network: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        """Fits every layer that lost inputs to its original outputs."""
+        modules = dict(network.named_modules())
+        for name, layer in self._layers.items():
+            inputs = self.traced.kept_inputs(name, kept)
+            if inputs.numel() == layer.shape[1]:
+                continue
+            write_layer(modules[name], *layer.solve(inputs, self.traced.kept_outputs(name, kept)))
+
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns how much of the consumers' output each choice of each decision loses.
+
+        Per decision key an array over its choices: squared error over squared output, summed over
+        the layers that read the group, each repaired by least squares while all else is whole.
+        The last entry, nothing cut, is 0. Groups without statistics have zeros.
+        """
+        return {d.key: self._error_curve(d) for d in self.decisions}
+
+    def _error_curve(self, decision: Decision) -> np.ndarray:
+        curve = np.zeros(len(decision.choices))
+        consumers = [
+            name
+            for group in self.graph.groups
+            if group.name == decision.target
+            for name in group.consumers
+            if name in self._layers
+        ]
+        energy = sum(self._layers[name].energy for name in consumers)
+        if energy <= 0.0:
+            return curve
+        for index, choice in enumerate(decision.choices[:-1]):
+            units = self.ranking[decision.target][: decision.units(choice)].sort().values
+            kept = {decision.target: units}
+            curve[index] = (
+                sum(
+                    self._layers[name].squared_error(self.traced.kept_inputs(name, kept))
+                    for name in consumers
+                )
+                / energy
+            )
+        return curve
+
+    def finetune(
+        self,
+        model: nn.Module,
+        train_loader: Batches,
+        *,
+        epochs: int | None = None,
+        teacher: nn.Module | None = None,
+        config: TrainingConfig | None = None,
+        validation: Batches | None = None,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+        writer: SummaryWriter | None = None,
+        progress: bool = False,
+    ) -> TrainingResult:
+        """Trains a compressed network in place; see :meth:`Learner.finetune`."""
+        settings = config if config is not None else TrainingConfig(seed=self.seed)
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
+        return train(
+            model,
+            train_loader,
+            validation if validation is not None else self._validation,
+            settings,
+            teacher=teacher,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            writer=writer,
+            progress=progress,
+            device=self.device,
+        )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuses networks with NaN or infinite weights, by name."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputDataError(
+                f"Expected finite weights, got NaN or infinite numbers in {name!r}; "
+                f"load another checkpoint."
+            )
+
+
+def _n_outputs(model: nn.Module, images: Tensor) -> int:
+    """Returns the number of classes the network tells apart."""
+    with torch.no_grad():
+        outputs = model(images)
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputDataError(
+            f"Expected a network whose output is (images, classes), got {shape}; "
+            f"wrap it so that it returns its logits."
+        )
+    return int(outputs.shape[1])

@@ -1,0 +1,140 @@
+"""What the criteria look at, gathered from a traced network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from learners.channel_pruning.criteria import GroupContext, SlotView
+from learners.channel_pruning.lasso import contribution_matrix
+from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.tracing import TracedModel, UnitSlot
+
+
+def group_contexts(
+    traced: TracedModel,
+    model: nn.Module,
+    layers: Mapping[str, LayerReconstruction],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    seed: int,
+) -> list[GroupContext]:
+    """Returns the context of every channel group, in network order.
+
+    Args:
+        traced: The traced network.
+        model: The original network.
+        layers: Layers with input statistics.
+        batches: Calibration batches, for gradients.
+        seed: Seed of the random criterion.
+    """
+    gradients = _GateGradients(traced, model, batches)
+    return [
+        GroupContext(
+            name=group.name,
+            size=group.size,
+            slots=tuple(_view(model, s, group.size) for s in traced.unit_slots(group.name)),
+            seed=seed * 1_000_003 + index,
+            gate_gradients=lambda name=group.name: gradients.of(name),  # type: ignore[misc]
+            contributions=lambda name=group.name: _contributions(  # type: ignore[misc]
+                traced, layers, name
+            ),
+        )
+        for index, group in enumerate(traced.graph.groups)
+    ]
+
+
+def per_unit(value: Tensor, slot: UnitSlot) -> Tensor:
+    """Gathers the numbers of each unit from a weight, shape (size, numbers per unit)."""
+    size = slot.coordinates.shape[0]
+    rows = value.index_select(slot.axis, slot.coordinates.reshape(-1).to(value.device))
+    return rows.movedim(slot.axis, 0).reshape(size, -1)
+
+
+def _tensor(model: nn.Module, slot: UnitSlot) -> Tensor:
+    owner = model.get_submodule(slot.module)
+    value = getattr(owner, slot.tensor)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _view(model: nn.Module, slot: UnitSlot, size: int) -> SlotView:
+    values = per_unit(_tensor(model, slot).detach(), slot)
+    assert values.shape[0] == size
+    kind = type(model.get_submodule(slot.module)).__name__
+    return SlotView(slot.role, slot.module, slot.tensor, kind, values)
+
+
+def _contributions(
+    traced: TracedModel, layers: Mapping[str, LayerReconstruction], group: str
+) -> Tensor | None:
+    """Sums He et al.'s quadratic form over the consumers of a group, each scaled to its output.
+
+    Without the scaling the consumer with the largest activations would decide alone.
+    """
+    total: Tensor | None = None
+    for slot in traced.unit_slots(group):
+        layer = layers.get(slot.module)
+        if slot.role != "consumer" or slot.axis != 1 or layer is None or layer.energy <= 0.0:
+            continue
+        offsets = torch.arange(layer.kernel_size)
+        columns = (slot.coordinates.unsqueeze(-1) * layer.kernel_size + offsets).flatten(1)
+        form = contribution_matrix(layer.weight, layer.gram, columns.to(layer.gram.device))
+        total = form / layer.energy if total is None else total + form / layer.energy
+    return total
+
+
+class _GateGradients:
+    """d loss / d gate of every unit, computed once for all groups and only when asked for."""
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        model: nn.Module,
+        batches: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        self._traced = traced
+        self._model = model
+        self._batches = batches
+        self._found: dict[str, Tensor] = {}
+
+    def of(self, group: str) -> Tensor:
+        """Returns the gradients of a group, shape (batches, size)."""
+        if not self._found:
+            self._compute()
+        return self._found[group]
+
+    def _compute(self) -> None:
+        model = copy.deepcopy(self._model).eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        slots = {g.name: self._slots(g.name) for g in self._traced.graph.groups}
+        rows: dict[str, list[Tensor]] = {name: [] for name in slots}
+        with torch.enable_grad():
+            for images, labels in self._batches:
+                model.zero_grad()
+                loss = F.cross_entropy(model(images), labels.to(images.device))
+                loss.backward()
+                for name, found in slots.items():
+                    rows[name].append(self._gate(model, name, found))
+        self._found = {name: torch.stack(batch) for name, batch in rows.items()}
+
+    def _slots(self, group: str) -> list[UnitSlot]:
+        slots = self._traced.unit_slots(group)
+        for role in ("consumer", "producer"):
+            if found := [s for s in slots if s.role == role]:
+                return found
+        return slots
+
+    def _gate(self, model: nn.Module, group: str, slots: Sequence[UnitSlot]) -> Tensor:
+        size = next(g.size for g in self._traced.graph.groups if g.name == group)
+        total = torch.zeros(size, dtype=torch.float64)
+        for slot in slots:
+            value = _tensor(model, slot)
+            if value.grad is not None:
+                product = per_unit((value.grad * value).detach(), slot)
+                total += product.sum(1).double().cpu()
+        return total
