@@ -1,0 +1,134 @@
+"""Files of a training run: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from amc_env.errors import RunFolderError
+
+CHECKPOINT_VERSION = 1
+LAST = "last.pt"
+BEST = "best.safetensors"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file such that at any moment the old or the new one is there, complete.
+
+    Raises:
+        RunFolderError: The disk is full or the folder cannot be written; the old file stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk can also refuse the folder itself, then there is nothing to remove.
+        if temporary.exists():
+            temporary.unlink()
+        raise RunFolderError(
+            f"Cannot write {path} ({error.strerror or error}): free some space or choose another "
+            "folder, then resume; what was saved before is untouched."
+        ) from error
+
+
+def save_best(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the best weights so far."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_atomically(folder / BEST, safetensors.torch.save(_untied(tensors)))
+
+
+def load_best(folder: Path) -> dict[str, Tensor]:
+    """Read the best weights.
+
+    Raises:
+        RunFolderError: The file is missing or damaged.
+    """
+    path = folder / BEST
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return tensors
+
+
+def save_last(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write what a resumed run needs: tensors, numbers and strings only."""
+    # torch.save on a full disk fails with a RuntimeError of its own and leaves a partial file;
+    # through memory, the disk sees one plain write.
+    buffer = io.BytesIO()
+    torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
+    write_atomically(folder / LAST, buffer.getvalue())
+
+
+def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the last checkpoint, or None where there is none.
+
+    Args:
+        folder: Where it was saved.
+        identity: What must be equal for the run to be the same run; compared with the
+            checkpoint's own "identity", entry by entry.
+
+    Raises:
+        RunFolderError: The file is damaged, or of another version or another run.
+    """
+    path = folder / LAST
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version, stored = state["version"], state["identity"]
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise _damaged(path, error) from error
+    if version != CHECKPOINT_VERSION:
+        raise RunFolderError(
+            f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}: start "
+            "again in another folder."
+        )
+    for key, expected in identity.items():
+        if stored.get(key) != expected:
+            raise RunFolderError(
+                f"The checkpoint {path} belongs to another run: its {key} is "
+                f"{stored.get(key)!r}, this run has {expected!r}; resume with the same settings or use another folder."
+            )
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> RunFolderError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+    return RunFolderError(
+        f"The checkpoint {path} is missing, truncated or not ours ({reason}): delete its folder "
+        "and start again."
+    )
+
+
+def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory (tied weights), which safetensors refuses."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        pointer = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if pointer in seen else value
+        seen.add(pointer)
+    return result

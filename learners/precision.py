@@ -1,0 +1,70 @@
+"""Which number format a network runs in: decided once, by a rule, the same on every call."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_precision(precision: str, device: str | torch.device = "cpu") -> torch.dtype:
+    """Return the dtype of matrix products: bf16 or fp32.
+
+    Args:
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the processor (AVX512-BF16,
+            AMX) or the GPU multiplies in it, else fp32.
+        device: Where the network runs.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision {precision!r}: expected one of {PRECISIONS}.")
+    if precision == "auto":
+        return torch.bfloat16 if _has_bf16(torch.device(device)) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def working_dtype(
+    model: nn.Module, precision: str, device: str | torch.device = "cpu"
+) -> torch.dtype:
+    """Return the dtype that training and evaluation of ``model`` use.
+
+    As :func:`resolve_precision`, but ``"auto"`` keeps networks with depthwise convolutions in
+    fp32 on a processor: measured with one thread, bf16 trains ResNet-20 1.5-2 times as fast,
+    MobileNet V1 at 0.7 and the 8 x 8 network at 0.8 of the speed of fp32.
+    """
+    dtype = resolve_precision(precision, device)
+    if precision == "auto" and torch.device(device).type == "cpu" and _has_depthwise(model):
+        return torch.float32
+    return dtype
+
+
+def autocast(dtype: torch.dtype, device: str | torch.device) -> AbstractContextManager[None]:
+    """Return the context in which a network computes in ``dtype`` (its weights stay fp32)."""
+    # The cache of cast weights would go stale between training steps inside one context; every
+    # step opens its own.
+    context: AbstractContextManager[None] = torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=dtype == torch.bfloat16
+    )
+    return context
+
+
+def _has_depthwise(model: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        for module in model.modules()
+    )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # Not public, hence the guard: a PyTorch without them computes in fp32, which is always right.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)

@@ -1,0 +1,273 @@
+"""The inside of the training loop: one step, one epoch, and the state they carry along."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from amc_env.errors import InputDataError, TrainingDivergedError
+from learners.distillation import combined_loss
+from learners.precision import autocast
+from learners.schedules import learning_rate_factor
+
+if TYPE_CHECKING:
+    from learners.training import TrainingConfig
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Stepper:
+    """Model, optimiser, moving average and step counter of a run.
+
+    ``candidate`` is the network that is validated and kept: the moving average if there is one,
+    else the model itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: int,
+        config: TrainingConfig,
+        teacher: nn.Module | None,
+        dtype: torch.dtype,
+        device: str | torch.device,
+    ) -> None:
+        self.model = model.to(device)
+        _set_memory_format(model, torch.channels_last)
+        self.config = config
+        self.batches = batches
+        self.dtype = dtype
+        self.device = device
+        self.optimizer = make_optimizer(model, config)
+        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+            _set_memory_format(self.teacher, torch.channels_last)
+        self.step_count = 0
+        self.learning_rate = config.learning_rate
+
+    @property
+    def candidate(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.model if self.average is None else self.average.model
+
+    def release(self) -> None:
+        """Give the model back in the usual memory layout, which files expect."""
+        _set_memory_format(self.model, torch.contiguous_format)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float]:
+        """Train for one pass over ``loader``; return its mean loss and accuracy."""
+        self.model.train()
+        loss_sum, correct, seen = 0.0, 0, 0
+        # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
+        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            torch.manual_seed(seed_loader(loader, self.config.seed, epoch))
+            bar = tqdm(
+                loader,
+                f"epoch {epoch + 1}",
+                total=self.batches,
+                leave=False,
+                disable=not progress,
+            )
+            for images, labels in bar:
+                images, labels = check_batch(images, labels, self.device)
+                loss, right = self.step(images, labels, epoch)
+                loss_sum += loss * len(labels)
+                correct += right
+                seen += len(labels)
+                if progress:
+                    bar.set_postfix(loss=f"{loss_sum / seen:.3f}", acc=f"{correct / seen:.3f}")
+        if seen == 0:
+            raise InputDataError("Expected at least one training image, got none.")
+        return loss_sum / seen, correct / seen
+
+    def step(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[float, int]:
+        """Take one optimiser step; return the loss and how many images were right."""
+        config = self.config
+        factor = learning_rate_factor(
+            config.schedule,
+            self.step_count,
+            config.epochs * self.batches,
+            round(config.warmup_epochs * self.batches),
+        )
+        self.learning_rate = config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        with autocast(self.dtype, self.device):
+            answers = None if self.teacher is None else self.teacher(images)
+            logits = forward(self.model, images, labels)
+        loss = combined_loss(
+            logits,
+            labels,
+            answers,
+            temperature=config.distillation_temperature,
+            weight=config.distillation_weight,
+            label_smoothing=config.label_smoothing,
+        )
+        value = loss.item()
+        if not math.isfinite(value):
+            self._raise_diverged("loss", value, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            if not math.isfinite(norm.item()):
+                self._raise_diverged("gradient", norm.item(), epoch)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, self.step_count)
+        self.step_count += 1
+        return value, int((logits.detach().argmax(1) == labels).sum())
+
+    def _raise_diverged(self, what: str, value: float, epoch: int) -> None:
+        raise TrainingDivergedError(
+            f"The {what} became {value} in epoch {epoch + 1}, step {self.step_count + 1}: lower "
+            f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the weights of "
+            "the best epoch so far are kept."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next epoch depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "step": self.step_count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring back what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        self.step_count = state["step"]
+
+
+class MovingAverage:
+    """Exponential moving average of weights and of batch-norm statistics.
+
+    ``a <- d a + (1 - d) w`` after every step, with ``d = min(decay, (1 + t) / (10 + t))`` at step t
+    (from 0), so that short runs are not dominated by the start. Statistics are averaged like
+    weights: those of the moment do not belong to the averaged weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take the weights after ``step`` (from 0) into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        # Not the state_dict, in which tied weights come twice.
+        averages = chain(self.model.parameters(), self.model.buffers())
+        for average, value in zip(
+            averages, chain(model.parameters(), model.buffers()), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(value, 1.0 - decay)
+            else:
+                average.copy_(value)
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Build the optimiser; frozen parameters are left out, biases and norms do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputDataError("The network has no parameter to train: all of them are frozen.")
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
+    )
+
+
+def check_batch(
+    images: Tensor, labels: Tensor, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """Move a batch to the device, channels last; refuse what cannot be images and labels."""
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise InputDataError(
+            f"Expected batches of (images, labels) tensors, got {type(images).__name__} and "
+            f"{type(labels).__name__}."
+        )
+    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
+        raise InputDataError(
+            f"Expected one integer label per image, got images {list(images.shape)} with labels "
+            f"{list(labels.shape)} of {labels.dtype}."
+        )
+    images = images.to(device, non_blocking=True)
+    if images.ndim == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, labels.to(device, torch.int64, non_blocking=True)
+
+
+def forward(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits (N, classes); refuse images and labels that do not fit the network.
+
+    Raises:
+        InputDataError: The network cannot take images of this shape, or a label is not a class.
+    """
+    try:
+        logits: Tensor = model(images)
+    except (RuntimeError, ValueError) as error:
+        if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
+            raise
+        raise InputDataError(
+            f"The network cannot take images of shape {list(images.shape[1:])} "
+            f"({str(error).splitlines()[0][:150]}): use the size and channels it was made for."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputDataError(
+            f"Expected the network to answer {len(labels)} images with logits of shape "
+            f"[{len(labels)}, classes], got {got}."
+        )
+    low, high = labels.aminmax()
+    if int(low) < 0 or int(high) >= logits.shape[1]:
+        raise InputDataError(
+            f"Labels must lie in 0..{logits.shape[1] - 1}, the classes of the network, got "
+            f"{int(low) if int(low) < 0 else int(high)}: correct the labels or the number of "
+            "classes."
+        )
+    return logits
+
+
+def seed_loader(loader: Batches, seed: int, epoch: int) -> int:
+    """Tell the loader which epoch comes, in the ways loaders know; return the epoch's seed."""
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    value = int(mixed[0]) & 0x7FFF_FFFF_FFFF_FFFF
+    for part in (loader, getattr(loader, "sampler", None)):
+        set_epoch = getattr(part, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(value)
+    return value
+
+
+def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    # Module.to(memory_format=...) would refuse nothing but changes 4-D parameters only, as wanted.
+    model.to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def _cuda_devices(device: str | torch.device) -> list[torch.device]:
+    device = torch.device(device)
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,341 @@
+"""The one training loop of all learners, and the accuracy they are judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
+from learners.checkpoints import LAST, load_best, load_last, save_best, save_last
+from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
+from learners.schedules import SCHEDULES
+from learners.stepping import Stepper, check_batch, forward
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = [
+    "TrainingConfig",
+    "EpochRecord",
+    "TrainingResult",
+    "train",
+    "evaluate",
+    "resolve_precision",
+]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of :func:`train`; two equal ones on the same data give the same weights.
+
+    Args:
+        epochs: Passes over the training data.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        learning_rate: Its peak.
+        momentum: Of SGD.
+        nesterov: Of SGD.
+        weight_decay: Of matrices and kernels; biases and norm layers have none.
+        schedule: ``"cosine"``, ``"one-cycle"`` or ``"constant"``.
+        warmup_epochs: Epochs of linear rise before the schedule.
+        label_smoothing: Share of the label's probability spread over all classes.
+        ema_decay: Decay of an exponential moving average of the weights, which is then what is
+            validated and kept; None for none.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        gradient_clip: Largest norm of the gradient; None for no limit.
+        distillation_temperature: Of the softened answers, with a teacher.
+        distillation_weight: Share of the teacher in the loss, the labels have the rest.
+        seed: Of dropout and of loaders that have a generator; the epoch is mixed into it.
+    """
+
+    epochs: int = 30
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 0
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    precision: str = "auto"
+    gradient_clip: float | None = None
+    distillation_temperature: float = 4.0
+    distillation_weight: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_name("optimizer", self.optimizer, OPTIMIZERS)
+        _check_name("schedule", self.schedule, tuple(SCHEDULES))
+        _check_name("precision", self.precision, PRECISIONS)
+        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _check(
+            "nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "off at momentum 0"
+        )
+        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        in_run = 0 <= self.warmup_epochs < self.epochs
+        _check("warmup_epochs", self.warmup_epochs, in_run, f"in [0, epochs = {self.epochs})")
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        decay, clip = self.ema_decay, self.gradient_clip
+        _check("ema_decay", decay, decay is None or 0 < decay < 1, "None or in (0, 1)")
+        _check("gradient_clip", clip, clip is None or clip > 0, "None or above 0")
+        temperature, weight = self.distillation_temperature, self.distillation_weight
+        _check("distillation_temperature", temperature, temperature > 0, "above 0")
+        _check("distillation_weight", weight, 0 <= weight <= 1, "in [0, 1]")
+
+
+def _check(name: str, value: object, valid: bool, expected: str) -> None:
+    if not valid or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave; ``learning_rate`` is that of its last step, ``epoch`` counts from 0."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    validation_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Validation accuracy and number (from 0) of the best epoch, all epochs, and their seconds."""
+
+    best_accuracy: float
+    best_epoch: int
+    history: list[EpochRecord]
+    seconds: float
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    precision: str = "auto",
+    device: str | torch.device = "cpu",
+) -> float:
+    """Top-1 accuracy in [0, 1]; the model moves to ``device`` and keeps its mode.
+
+    Raises:
+        InputDataError: No images, images that the network refuses, or labels outside its classes.
+    """
+    return _accuracy(model, loader, working_dtype(model, precision, device), device)
+
+
+def _accuracy(
+    model: nn.Module, loader: Batches, dtype: torch.dtype, device: str | torch.device
+) -> float:
+    model.to(device)
+    training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    total = 0
+    try:
+        with torch.no_grad():
+            for images, labels in loader:
+                images, labels = check_batch(images, labels, device)
+                with autocast(dtype, device):
+                    logits = forward(model, images, labels)
+                correct += (logits.argmax(1) == labels).sum()
+                total += len(labels)
+    finally:
+        model.train(training)
+    if total == 0:
+        raise InputDataError("Expected at least one image to evaluate on, got none.")
+    return int(correct) / total
+
+
+def train(
+    model: nn.Module,
+    train_loader: Batches,
+    validation_loader: Batches,
+    config: TrainingConfig,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+    writer: SummaryWriter | None = None,
+    progress: bool = False,
+    device: str | torch.device = "cpu",
+) -> TrainingResult:
+    """Train ``model`` in place; it ends in eval mode, with the weights of its best epoch.
+
+    Of equally accurate epochs the latest is the best: its learning rate was the lowest.
+
+    Args:
+        model: The network.
+        train_loader: Batches with a length; its ``set_epoch`` is called before each epoch where it
+            has one, and a ``DataLoader``'s own generator is seeded.
+        validation_loader: Batches that choose the best epoch.
+        config: All settings.
+        teacher: A network to distil from; not changed.
+        checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and ``best.safetensors``.
+        resume: Continue from there, to the same weights as without the interruption; starts at
+            the beginning where there is no checkpoint.
+        writer: Gets the loss, the accuracy and the learning rate of each epoch.
+        progress: Show progress bars.
+        device: Where to train.
+
+    Raises:
+        TrainingDivergedError: The loss or a weight became NaN or infinite; the model holds the
+            best weights so far.
+        RunFolderError: The folder belongs to another run, is damaged, or cannot be written.
+        InputDataError: Images or labels do not fit the network.
+    """
+    if not isinstance(train_loader, Sized) or len(train_loader) == 0:
+        raise InputDataError("The training loader must have a length of at least one batch.")
+    run = _Run(model, train_loader, validation_loader, config, teacher, checkpoint_dir, device)
+    if resume and checkpoint_dir is None:
+        raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
+    if resume:
+        run.restore()
+    elif checkpoint_dir is not None and (checkpoint_dir / LAST).exists():
+        raise RunFolderError(
+            f"The folder {checkpoint_dir} already holds a checkpoint: resume it, or choose another "
+            "folder."
+        )
+    return run.to_the_end(writer, progress)
+
+
+@dataclass
+class _Run:
+    """One training run between two epochs; everything that :meth:`restore` must bring back."""
+
+    model: nn.Module
+    train_loader: Batches
+    validation_loader: Batches
+    config: TrainingConfig
+    teacher: nn.Module | None
+    folder: Path | None
+    device: str | torch.device
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = -1
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.train_loader, Sized)
+        self.dtype = working_dtype(self.model, self.config.precision, self.device)
+        self.stepper = Stepper(
+            self.model, len(self.train_loader), self.config, self.teacher, self.dtype, self.device
+        )
+        # Until an epoch has been judged, the weights it started from are the best there are.
+        self.best_state = _copy_of(self.model)
+        self.identity: dict[str, Any] = {
+            **asdict(self.config),
+            "batches per epoch": len(self.train_loader),
+            "teacher": self.teacher is not None,
+            "network": _fingerprint(self.model),
+        }
+
+    def restore(self) -> None:
+        """Continue from the checkpoint in the folder, if there is one."""
+        assert self.folder is not None
+        state = load_last(self.folder, self.identity)
+        if state is None:
+            return
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.best_epoch = state["best_epoch"]
+        self.best_state = load_best(self.folder)
+        self.stepper.load_state_dict(state["stepper"])
+
+    def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
+        """Run the epochs that are left."""
+        first = len(self.history)
+        bar = tqdm(
+            range(first, self.config.epochs),
+            "epochs",
+            total=self.config.epochs,
+            initial=first,
+            disable=not progress,
+        )
+        try:
+            for epoch in bar:
+                record = self._epoch(epoch, progress)
+                bar.set_postfix(accuracy=f"{record.validation_accuracy:.4f}")
+                if writer is not None:
+                    _log(writer, record)
+        finally:
+            # Whatever stopped the loop, the caller gets the best weights there are.
+            self.stepper.release()
+            self.model.load_state_dict(self.best_state)
+            self.model.eval()
+        best = self.history[self.best_epoch]
+        seconds = sum(record.seconds for record in self.history)
+        return TrainingResult(best.validation_accuracy, self.best_epoch, self.history, seconds)
+
+    def _epoch(self, epoch: int, progress: bool) -> EpochRecord:
+        started = time.perf_counter()
+        loss, accuracy = self.stepper.epoch(self.train_loader, epoch, progress)
+        candidate = self.stepper.candidate
+        if not all(bool(torch.isfinite(p).all()) for p in candidate.parameters()):
+            raise TrainingDivergedError(
+                f"A weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate "
+                f"(now {self.config.learning_rate:g}) or clip the gradient."
+            )
+        validation = _accuracy(candidate, self.validation_loader, self.dtype, self.device)
+        record = EpochRecord(
+            epoch=epoch,
+            learning_rate=self.stepper.learning_rate,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            validation_accuracy=validation,
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(record)
+        if validation >= self.history[max(self.best_epoch, 0)].validation_accuracy:
+            self.best_epoch = epoch
+            self.best_state = _copy_of(candidate)
+            # Before last.pt: killed between the two, the resumed run repeats the epoch and writes
+            # the same weights again. The other order would lose them.
+            if self.folder is not None:
+                save_best(self.folder, self.best_state)
+        if self.folder is not None:
+            save_last(self.folder, self._state())
+        return record
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity,
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self.best_epoch,
+            "stepper": self.stepper.state_dict(),
+        }
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Describe names and shapes; equal for networks whose checkpoints fit each other."""
+    shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
+    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:8]
+    return f"{sum(p.numel() for p in model.parameters())} parameters ({digest})"
+
+
+def _copy_of(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+
+
+def _log(writer: SummaryWriter, record: EpochRecord) -> None:
+    writer.add_scalar("finetune/loss", record.train_loss, record.epoch)
+    writer.add_scalar("finetune/accuracy", record.validation_accuracy, record.epoch)
+    writer.add_scalar("finetune/learning_rate", record.learning_rate, record.epoch)
