@@ -1,0 +1,32 @@
+"""Agents: who chooses the plan.
+
+>>> import gymnasium
+>>> from agents import RandomSearch
+>>> env = gymnasium.make("amc_env:amc/synthetic-v0")
+>>> result = RandomSearch().search(env, episodes=5, seed=0)
+>>> len(result.trials)
+5
+"""
+
+from agents.base import Agent, AgentError, SearchResult, Trial
+from agents.handcrafted import Uniform
+from agents.local_search import LocalSearch
+from agents.random_search import RandomSearch
+from agents.registry import AGENTS, make_agent
+from agents.rollout import Search
+from agents.sb3 import DDPG, Recipe
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "Search",
+    "SearchResult",
+    "Trial",
+    "DDPG",
+    "Recipe",
+    "LocalSearch",
+    "RandomSearch",
+    "Uniform",
+    "AGENTS",
+    "make_agent",
+]
