@@ -109,8 +109,8 @@ def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
     for key, expected in identity.items():
         if stored.get(key) != expected:
             raise RunFolderError(
-                f"The checkpoint {path} belongs to another run: its {key} is "
-                f"{stored.get(key)!r}, this run has {expected!r}; resume with the same settings or use another folder."
+                f"The checkpoint {path} belongs to another run ({key} was {stored.get(key)!r}, "
+                f"now it is {expected!r}): resume with the same settings or use another folder."
             )
     return state
 

@@ -132,8 +132,8 @@ class Stepper:
     def _raise_diverged(self, what: str, value: float, epoch: int) -> None:
         raise TrainingDivergedError(
             f"The {what} became {value} in epoch {epoch + 1}, step {self.step_count + 1}: lower "
-            f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the weights of "
-            "the best epoch so far are kept."
+            f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the "
+            "weights of the best epoch so far are kept."
         )
 
     def state_dict(self) -> dict[str, Any]:
