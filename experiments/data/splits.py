@@ -27,7 +27,8 @@ class DataSplits:
     """One data set, cut.
 
     The test images are for the last line of a report. Search validates on ``validation``, which
-    shares no image with ``train``; ``calibration`` is a part of ``train``, neither shuffled nor augmented.
+    shares no image with ``train``; ``calibration`` is a part of ``train``, neither shuffled nor
+    augmented.
     """
 
     name: str
@@ -64,9 +65,10 @@ def load_data(
         seed: Order and augmentation of the training batches. It does not move the splits, so that
             runs with different seeds are judged on the same images.
         validation_size: Images cut from the training data for validation; None takes a fifth for
-            digits and a tenth otherwise, and all of the data set's own validation split where it has one.
-        validation_split: ``"random"`` cuts them at random, equally from all classes; ``"tail"`` takes
-            the last rows.
+            digits and a tenth otherwise, and all of the data set's own validation split
+            where it has one.
+        validation_split: ``"random"`` cuts them at random, equally from all classes; ``"tail"``
+            takes the last rows.
         augment: Shift (by an eighth of the size) and mirror the training images.
         mean: Normalisation of each channel, in units of the largest pixel value. The default
             is ImageNet's for three channels and 0.5 for one.
