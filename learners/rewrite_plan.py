@@ -1,0 +1,294 @@
+"""Decides which operations of a traced module are replaced, and makes the class that does it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from learners.labels import compact, varies
+from learners.rewriting import Move, Record, Replay, Sizes, TracedForward, box, cut, is_reshape
+
+_counter = itertools.count()
+
+
+@dataclass
+class Rewrite:
+    """A module whose forward is replaced in sliced copies.
+
+    Args:
+        name: Qualified module name.
+        cls: The class that its copies get.
+        edits: What computes the numbers that the new forward reads.
+    """
+
+    name: str
+    cls: type[nn.Module]
+    edits: list[Sizes | Move]
+
+    def apply(self, module: nn.Module, alive: Tensor) -> None:
+        """Turns a copied module into one that works at the cut widths."""
+        module.__class__ = self.cls
+        for edit in self.edits:
+            for key, value in edit.attributes(alive).items():
+                if isinstance(value, Tensor):
+                    module.register_buffer(key, value, persistent=False)
+                else:
+                    setattr(module, key, value)
+
+
+def plan_rewrite(
+    name: str, traced: TracedForward, unit_of_label: Tensor, cuts: Sequence[Tensor]
+) -> Rewrite | None:
+    """Returns the rewrite that a module needs, None if it needs none or none is known.
+
+    Args:
+        name: Qualified module name.
+        traced: The module's graph and its recorded executions.
+        unit_of_label: Unit of every label.
+        cuts: Some cuts to replay, each a mask of the units that stay.
+    """
+    if traced.graph_module is None or traced.failed or not traced.records:
+        return None
+    planner = _Planner(traced.graph_module, traced.records, unit_of_label, cuts)
+    edits = planner.edits()
+    if not edits:
+        return None
+    return Rewrite(name, _rewritten_class(traced.module, traced.graph_module.graph, edits), edits)
+
+
+class _Planner:
+    def __init__(
+        self, module: fx.GraphModule, records: Sequence[Record], units: Tensor, cuts: Sequence[Tensor]
+    ) -> None:
+        self.module = module
+        self.records = records
+        self.record = records[0]
+        self.units = units
+        self.cuts = cuts
+        self.replays: list[Replay] = []
+
+    def edits(self) -> list[Sizes | Move]:
+        """Returns replacements for all nodes that some cut breaks."""
+        bad: set[fx.Node] = set()
+        for record in self.records:
+            for alive in self.cuts:
+                replay = Replay(self.module, record, self.units, alive)
+                replay.run(*self._inputs(record))
+                bad |= replay.bad.keys()
+                if record is self.record:
+                    self.replays.append(replay)
+        if bad and not self._calls_agree():
+            return []
+        found = (self._edit(node) for node in self.module.graph.nodes if node in bad)
+        return [edit for edit in found if edit is not None]
+
+    def _inputs(self, record: Record) -> list[Any]:
+        nodes = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        return [record.values.get(node) for node in nodes]
+
+    def _calls_agree(self) -> bool:
+        """Whether a module that is called several times is cut in the same way every time."""
+        return all(
+            torch.equal(self.units[a], self.units[b])
+            for other in self.records[1:]
+            for node in self.record.labels
+            for a, b in zip(
+                tree_leaves(self.record.labels[node]), tree_leaves(other.labels[node]), strict=True
+            )
+            if isinstance(a, Tensor)
+        )
+
+    # ------------------------------------------------------------------ one node
+
+    def _edit(self, node: fx.Node) -> Sizes | Move | None:
+        labels = self.record.labels[node]
+        if not isinstance(labels, Tensor) or self._is_lost(node):
+            return None  # its users are rewritten from earlier tensors
+        return self._resize(node, labels) or self._move(node, labels)
+
+    def _is_lost(self, node: fx.Node) -> bool:
+        labels = self.record.labels[node]
+        return not isinstance(labels, Tensor) or any(
+            box(self._unit(labels), alive) is None for alive in self.cuts
+        )
+
+    def _unit(self, labels: Tensor) -> Tensor:
+        return self.units[compact(labels)].expand(labels.shape)
+
+    def _resize(self, node: fx.Node, labels: Tensor) -> Sizes | None:
+        source = node.args[0]
+        if not is_reshape(node) or not isinstance(source, fx.Node) or self._is_lost(source):
+            return None
+        units = self._unit(labels)
+        axes: set[int] = set()
+        for replay in self.replays:
+            if node in replay.bad:
+                given = tree_leaves(replay.bad[node][1:])
+                want = replay.expected[node].shape
+                if len(given) != len(want):
+                    return None
+                axes |= {i for i, size in enumerate(given) if size not in (-1, want[i])}
+        for replay in self.replays:
+            before, want = replay.expected[source], replay.expected[node]
+            if before.numel() != want.numel() or not torch.equal(before.reshape(want.shape), want):
+                return None
+        return Sizes(node, sorted(axes), compact_units(units)) if axes else None
+
+    # ------------------------------------------------------------------ channel movements
+
+    def _move(self, node: fx.Node, labels: Tensor) -> Move | None:
+        sources: list[fx.Node] = []
+        if not self._find_sources(node, sources, is_end=True) or not sources:
+            return None
+        numbers: dict[fx.Node, Any] = {}
+        start = 1
+        for source in sources:
+            shape = self.record.labels[source].shape
+            numbers[source] = torch.arange(start, start + shape.numel()).view(shape)
+            start += shape.numel()
+        try:
+            moved = self._execute(node, numbers)
+        except Exception:  # a chain that does not run on numbers is left alone
+            return None
+        for axis in range(moved.dim()):
+            if varies(self._unit(labels), axis):
+                return self._regular(node, sources, axis, moved, [numbers[s] for s in sources])
+        return None
+
+    def _find_sources(self, node: fx.Node, sources: list[fx.Node], is_end: bool = False) -> bool:
+        """Collects the nearest earlier tensors that stay rectangular; False if there are none."""
+        if not is_end and node in self.record.labels and not self._is_lost(node):
+            if node not in sources:
+                sources.append(node)
+            return True
+        if node not in self.record.movements:
+            return False
+        inputs = [earlier for earlier in node.all_input_nodes if earlier in self.record.labels]
+        return all(self._find_sources(earlier, sources) for earlier in inputs)
+
+    def _execute(self, node: fx.Node, numbers: dict[fx.Node, Any]) -> Any:
+        if node not in numbers:
+            def value(earlier: fx.Node) -> Any:
+                if earlier in self.record.labels:
+                    return self._execute(earlier, numbers)
+                return self.record.values[earlier]
+
+            args = fx.map_arg(node.args, value)
+            kwargs = fx.map_arg(node.kwargs, value)
+            if node.op == "call_method":
+                numbers[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                assert callable(node.target)
+                numbers[node] = node.target(*args, **kwargs)
+        return numbers[node]
+
+    def _regular(
+        self, node: fx.Node, sources: list[fx.Node], axis: int, moved: Tensor, given: list[Tensor]
+    ) -> Move | None:
+        """Returns the move if every output channel is one whole source channel or padding."""
+        if any(x.dim() != moved.dim() for x in given):
+            return None
+        rest = moved.movedim(axis, 0)[0].shape
+        if any(x.movedim(axis, 0)[0].shape != rest for x in given):
+            return None
+        joined = torch.cat(given, axis).movedim(axis, 0).flatten(1)
+        rows = moved.movedim(axis, 0).reshape(moved.shape[axis], -1)
+        where = {int(value): index for index, value in enumerate(joined[:, 0].tolist())}
+        origin = torch.tensor([where.get(int(value), -1) for value in rows[:, 0].tolist()])
+        expected = torch.where(origin[:, None] < 0, 0, joined[origin.clamp(min=0)])
+        if not torch.equal(expected, rows):
+            return None
+        source_units = [self._channel_units(self.record.labels[s], axis) for s in sources]
+        units = self._channel_units(self.record.labels[node], axis)
+        return Move(node, sources, axis, origin, units, torch.cat(source_units))
+
+    def _channel_units(self, labels: Tensor, axis: int) -> Tensor:
+        return self._unit(labels).movedim(axis, 0).flatten(1)[:, 0]
+
+
+def compact_units(units: Tensor) -> Tensor:
+    """Returns units with constant axes stored once but the shape kept."""
+    return compact(units).expand(units.shape)
+
+
+# ---------------------------------------------------------------------- the new class
+
+
+def _rewritten_class(
+    module: nn.Module, graph: fx.Graph, edits: Sequence[Sizes | Move]
+) -> type[nn.Module]:
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = new.graph_copy(graph, copies)
+    new.output(output)
+    for edit in edits:
+        node = copies[edit.node]
+        if isinstance(edit, Sizes):
+            edit.apply(new, node)
+        else:
+            copies[edit.node] = edit.apply(new, node, copies)
+            copies[edit.node].meta["replaced"] = node
+    _drop_unused(new, copies)
+    return rebuild_class(type(module), *_source(new))
+
+
+def _drop_unused(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> None:
+    """Removes what fed only replaced nodes; anything else may have effects and stays."""
+    dead = [node.meta["replaced"] for node in copies.values() if "replaced" in node.meta]
+    while dead:
+        node = dead.pop()
+        if node.users or node.op in ("placeholder", "call_module"):
+            continue
+        inputs = list(node.all_input_nodes)
+        if node in graph.nodes:
+            graph.erase_node(node)
+            dead.extend(inputs)
+
+
+def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    code = graph.python_code("self")
+    return code.src, dict(code.globals)
+
+
+_classes: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+
+
+def rebuild_class(
+    base: type[nn.Module], source: str, names: Mapping[str, Any]
+) -> type[nn.Module]:
+    """Returns the subclass of ``base`` with the forward that ``source`` holds.
+
+    Equal sources share a class. Its instances pickle: the class is rebuilt where they are loaded.
+    """
+    key = (base, source)
+    if key not in _classes:
+        scope = dict(names)
+        exec(compile(source, f"<rewritten {base.__name__} {next(_counter)}>", "exec"), scope)  # noqa: S102
+        body = {
+            "forward": scope["forward"],
+            "__reduce_ex__": _reduce,
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+            "_rewritten_from": (base, source, dict(names)),
+        }
+        _classes[key] = type(base.__name__, (base,), body)
+    return _classes[key]
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    return _restore, type(self)._rewritten_from, self.__getstate__()
+
+
+def _restore(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> nn.Module:
+    cls = rebuild_class(base, source, names)
+    module: nn.Module = cls.__new__(cls)
+    return module
+
+
+__all__ = ["Rewrite", "cut", "plan_rewrite", "rebuild_class", "tree_map"]

@@ -1,0 +1,390 @@
+"""Rewrites a module's forward where it has channel numbers baked in.
+
+``F.pad`` on channels, ``chunk``, a channel shuffle's ``view`` or a reshape into heads are right for
+the original widths only. The forward of the one module that does such a thing is traced with
+``torch.fx``; the operations that a cut would break are found by replaying the graph on labels; and
+they are replaced by ones whose numbers are read from the module, where surgery writes them:
+
+* a reshape whose kept coordinates form a box gets new sizes;
+* a chain of data movements that only reorders, drops or pads channels becomes one
+  :func:`move_channels`.
+
+The module keeps its class (a subclass of it), its attributes and its state-dict keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from learners.label_rules import LabelMode
+from learners.labels import compact, varies
+
+_RESHAPES = frozenset(("view", "reshape", "expand", "_unsafe_view"))
+_LOST = object()  # stands for a tensor that has no rectangular shape after a cut
+
+
+def move_channels(
+    sources: Sequence[Tensor],
+    axis: int,
+    span: tuple[int, int] | None,
+    pads: tuple[int, int],
+    index: Tensor | None,
+) -> Tensor:
+    """Returns channels of the concatenated sources: a span of them, zero-padded, then gathered."""
+    joined = sources[0] if len(sources) == 1 else torch.cat(list(sources), axis)
+    if span is not None:
+        joined = joined.narrow(axis, span[0], span[1])
+    if pads != (0, 0):
+        joined = F.pad(joined, [0, 0] * (joined.dim() - 1 - axis) + list(pads))
+    return joined if index is None else joined.index_select(axis, index)
+
+
+@dataclass
+class Record:
+    """One execution of a traced module: what every node produced.
+
+    Args:
+        labels: Node -> labels (tensors in the structure of the node's value).
+        values: Node -> value, for nodes that hold no tensors.
+        movements: Nodes that only move data.
+    """
+
+    labels: dict[fx.Node, Any] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    movements: set[fx.Node] = field(default_factory=set)
+
+
+class TracedForward:
+    """Takes the place of a module's forward while labels are propagated.
+
+    Args:
+        module: The module whose forward is traced at its first call.
+        mode: The running label mode.
+    """
+
+    def __init__(self, module: nn.Module, mode: LabelMode) -> None:
+        self.module = module
+        self.mode = mode
+        self.original = module.forward
+        self.graph_module: fx.GraphModule | None = None
+        self.records: list[Record] = []
+        self.failed = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the traced graph, or the original forward where tracing fails."""
+        if self.failed:
+            return self.original(*args, **kwargs)
+        try:
+            bound = inspect.signature(self.original).bind(*args, **kwargs)
+            bound.apply_defaults()
+            if self.graph_module is None:
+                self.graph_module = trace_forward(self.module, bound.arguments)
+            recorder = _Recorder(self.graph_module, self.mode)
+            out = recorder.run(*bound.arguments.values())
+        except Exception:  # whatever fx cannot follow is simply not rewritten
+            self.failed = True
+            return self.original(*args, **kwargs)
+        self.records.append(recorder.record)
+        return out
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _graph_of(module: nn.Module, concrete: dict[str, Any]) -> fx.Graph:
+    return _Tracer().trace(module, concrete)
+
+
+def trace_forward(module: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
+    """Returns the graph of a module's own forward; its children stay modules.
+
+    ``self.training`` would be frozen into the graph: it is traced in both modes and read from the
+    module wherever the two differ.
+    """
+    if any(
+        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in inspect.signature(module.forward).parameters.values()
+    ):
+        raise ValueError("a forward with a variable number of arguments")
+    concrete = {
+        name: value
+        for name, value in arguments.items()
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+    }
+    before = set(vars(module)) | set(module._buffers)
+    mode = module.training
+    try:
+        module.training = True
+        training = _graph_of(module, concrete)
+        module.training = False
+        graph = _graph_of(module, concrete)
+    finally:
+        module.training = mode
+    if (set(vars(module)) | set(module._buffers)) - before:
+        raise ValueError("a forward that makes constants")
+    if len(training.nodes) == len(graph.nodes):
+        for node, twin in zip(list(graph.nodes), training.nodes, strict=True):
+            _read_training(graph, node, twin)
+    return fx.GraphModule(module, graph)
+
+
+def _read_training(graph: fx.Graph, node: fx.Node, twin: fx.Node) -> None:
+    def swap(value: Any, other: Any) -> Any:
+        if value is False and other is True:
+            with graph.inserting_before(node):
+                return graph.create_node("get_attr", "training")
+        return value
+
+    if len(node.args) == len(twin.args) and node.kwargs.keys() == twin.kwargs.keys():
+        node.args = tuple(map(swap, node.args, twin.args))
+        node.kwargs = {key: swap(node.kwargs[key], twin.kwargs[key]) for key in node.kwargs}
+
+
+class _Recorder(fx.Interpreter):
+    """Executes a graph for real and notes every node's labels."""
+
+    def __init__(self, module: fx.GraphModule, mode: LabelMode) -> None:
+        super().__init__(module)
+        self.mode = mode
+        self.record = Record()
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.module.training if target == "training" else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        seen: set[str] = set()
+        self.mode.observed.append(seen)
+        try:
+            value = super().run_node(n)
+        finally:
+            self.mode.observed.pop()
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            self.record.labels[n] = tree_map(self._labels, value)
+            is_function = n.op in ("call_function", "call_method")
+            if is_function and "other" not in seen and not _is_number_of_tensor(n):
+                self.record.movements.add(n)
+        else:
+            self.record.values[n] = value
+        return value
+
+    def _labels(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        labels = self.mode.label(leaf)
+        return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if labels is None else labels
+
+
+def _is_number_of_tensor(node: fx.Node) -> bool:
+    return node.target in (getattr, torch._assert)
+
+
+# ---------------------------------------------------------------------- what a cut leaves
+
+
+def box(units: Tensor, alive: Tensor) -> list[Tensor] | None:
+    """Returns the kept coordinates per axis, None if what stays is not rectangular.
+
+    Args:
+        units: Unit of every coordinate, compacted or not.
+        alive: Which units stay, shape ``(n_units,)``.
+    """
+    stays = alive[compact(units)]
+    kept = []
+    count = 1
+    for axis in range(units.dim()):
+        others = [other for other in range(units.dim()) if other != axis]
+        line = stays.amax(others) if others else stays
+        count *= int(line.sum())
+        if len(line) != units.shape[axis]:
+            line = line.expand(units.shape[axis])
+        kept.append(line.nonzero()[:, 0])
+    return kept if count == int(stays.sum()) else None
+
+
+def cut(labels: Tensor, units: Tensor, alive: Tensor) -> Any:
+    """Returns the labels that stay, ``_LOST`` if they are not rectangular."""
+    kept = box(units, alive)
+    if kept is None:
+        return _LOST
+    for axis, index in enumerate(kept):
+        if len(index) != labels.shape[axis]:
+            labels = labels.index_select(axis, index)
+    return labels
+
+
+class Replay(fx.Interpreter):
+    """Replays a graph on the labels that a cut leaves, and finds the nodes that go wrong.
+
+    Args:
+        module: The traced module.
+        record: Its recorded execution.
+        unit_of_label: Unit of every label.
+        alive: Which units stay.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, record: Record, unit_of_label: Tensor, alive: Tensor
+    ) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.record = record
+        self.bad: dict[fx.Node, tuple[Any, ...]] = {}  # node -> its arguments in this cut
+        self.expected = {
+            node: tree_map(lambda x: self._cut(x, unit_of_label, alive), labels)
+            for node, labels in record.labels.items()
+        }
+
+    @staticmethod
+    def _cut(leaf: Any, unit_of_label: Tensor, alive: Tensor) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return cut(leaf, unit_of_label[compact(leaf)].expand(leaf.shape), alive)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Returns what the node should yield; executes what moves data or is a number."""
+        if n not in self.expected:
+            if n.op in ("placeholder", "get_attr", "call_module", "output"):
+                return self.record.values.get(n)
+            try:
+                return super().run_node(n)
+            except Exception:  # a number that is computed from a lost tensor
+                return _LOST
+        expected = self.expected[n]
+        if n in self.record.movements:
+            try:
+                good = _agree(super().run_node(n), expected)
+            except Exception:
+                good = False
+            if not good:
+                args, kwargs = self.fetch_args_kwargs_from_env(n)
+                self.bad[n] = (*args, *kwargs.values())
+        return expected
+
+
+def _agree(got: Any, expected: Any) -> bool:
+    pairs = zip(tree_leaves(got), tree_leaves(expected), strict=True)
+    return all(
+        b is not _LOST and a.shape == b.shape and bool(((a == b) | (a == 0)).all())
+        for a, b in pairs
+        if isinstance(a, Tensor)
+    )
+
+
+# ---------------------------------------------------------------------- what replaces a node
+
+
+@dataclass
+class Sizes:
+    """A reshape whose sizes along some axes are read from the module.
+
+    Args:
+        node: The reshape.
+        axes: Those axes.
+        units: Unit of every coordinate of its result.
+    """
+
+    node: fx.Node
+    axes: list[int]
+    units: Tensor
+
+    def attributes(self, alive: Tensor) -> dict[str, Any]:
+        """Returns the numbers that the rewritten forward reads."""
+        kept = box(self.units, alive)
+        assert kept is not None, "a reshape whose result is not rectangular"
+        return {f"_cut_{self.node.name}_{axis}": len(kept[axis]) for axis in self.axes}
+
+    def apply(self, graph: fx.Graph, node: fx.Node) -> None:
+        """Puts the reads into a copy of the graph."""
+        sizes = list(_sizes(node))
+        with graph.inserting_before(node):
+            for axis in self.axes:
+                sizes[axis] = graph.create_node("get_attr", f"_cut_{self.node.name}_{axis}")
+        node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], sizes)
+        node.kwargs = {}
+
+
+@dataclass
+class Move:
+    """A chain of data movements that is one :func:`move_channels` of earlier tensors.
+
+    Args:
+        node: The end of the chain.
+        sources: The tensors it starts from.
+        axis: The channel axis.
+        origin: Source coordinate of every output channel, -1 for padding.
+        units: Unit of every output channel.
+        source_units: Unit of every source channel.
+    """
+
+    node: fx.Node
+    sources: list[fx.Node]
+    axis: int
+    origin: Tensor
+    units: Tensor
+    source_units: Tensor
+
+    def attributes(self, alive: Tensor) -> dict[str, Any]:
+        """Returns span, padding and index after a cut."""
+        stays = alive[self.source_units]
+        rank = stays.cumsum(0) - 1
+        origin = self.origin[alive[self.units]]
+        index = torch.where(origin < 0, -1, rank[origin.clamp(min=0)])
+        inside = (index >= 0).nonzero()[:, 0]
+        n_sources = int(stays.sum())
+        span: tuple[int, int] | None = None
+        pads = (0, 0)
+        if len(inside):
+            first, last = int(inside[0]), int(inside[-1])
+            start = int(index[first])
+            middle = index[first : last + 1]
+            if torch.equal(middle, torch.arange(start, start + len(middle))):
+                if len(middle) != n_sources:
+                    span = (start, len(middle))
+                return self._named(span, (first, len(index) - 1 - last), None)
+        if bool((index < 0).any()):
+            pads = (0, 1)
+            index = torch.where(index < 0, n_sources, index)
+        return self._named(span, pads, index)
+
+    def _named(self, *values: Any) -> dict[str, Any]:
+        prefix = f"_cut_{self.node.name}"
+        return dict(zip((f"{prefix}_span", f"{prefix}_pads", f"{prefix}_index"), values, strict=True))
+
+    def apply(self, graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """Puts the movement into a copy of the graph."""
+        sources = [copies[source] for source in self.sources]
+        with graph.inserting_before(node):
+            reads = [graph.create_node("get_attr", name) for name in self._named(0, 0, 0)]
+            moved = graph.call_function(move_channels, (sources, self.axis, *reads))
+        node.replace_all_uses_with(moved)
+        return moved
+
+
+def _sizes(node: fx.Node) -> tuple[Any, ...]:
+    rest = list(node.args[1:])
+    for key in ("shape", "size"):
+        if key in node.kwargs:
+            rest.append(node.kwargs[key])
+    if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
+        return tuple(rest[0])
+    return tuple(rest)
+
+
+def is_reshape(node: fx.Node) -> bool:
+    """Whether a node takes the sizes of its result as arguments."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in _RESHAPES and all(isinstance(s, (int, fx.Node)) for s in _sizes(node))
+
+
+__all__ = ["Move", "Record", "Replay", "Sizes", "TracedForward", "box", "is_reshape",
+           "move_channels", "operator", "varies"]  # fmt: skip

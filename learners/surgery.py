@@ -1,0 +1,169 @@
+"""Cuts a network: a really smaller copy, or a masked one of the same shapes for comparison."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from learners.grouping import Grouping, Slot
+from learners.rewrite_plan import Rewrite
+
+
+class Surgeon:
+    """Makes cut copies of a network.
+
+    Args:
+        model: The original network; its current weights are read at every cut.
+        grouping: Its channel groups and slots.
+        rewrites: Modules whose forward has channel numbers baked in.
+    """
+
+    def __init__(self, model: nn.Module, grouping: Grouping, rewrites: Sequence[Rewrite]) -> None:
+        self.model = model
+        self.grouping = grouping
+        self.rewrites = rewrites
+        self._slots: dict[str, list[Slot]] = {}
+        for slot in grouping.slots:
+            self._slots.setdefault(slot.name, []).append(slot)
+        owners = {name.rpartition(".")[0] for name in self._slots}
+        self._patched = {name for name in owners if type_patch(model.get_submodule(name))}
+
+    def alive(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """Returns which units stay, shape ``(n_units,)``.
+
+        Raises:
+            ValueError: If a group is unknown or its units are not sorted, distinct and in range.
+        """
+        alive = torch.ones(self.grouping.n_units, dtype=torch.bool)
+        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        for name, units in kept.items():
+            if name not in sizes:
+                raise ValueError(f"No channel group named {name!r}; groups: {sorted(sizes)}.")
+            units = torch.as_tensor(units, dtype=torch.int64, device="cpu")
+            size = sizes[name]
+            if (
+                units.dim() != 1 or not len(units) or int(units[0]) < 0 or int(units[-1]) >= size
+                or bool((units[1:] <= units[:-1]).any())
+            ):  # fmt: skip
+                raise ValueError(
+                    f"Expected at least one, sorted, distinct units below {size} for group"
+                    f" {name!r}, got {units.tolist()}."
+                )
+            start = self.grouping.first_unit[name]
+            alive[start : start + size] = False
+            alive[start + units] = True
+        return alive
+
+    def slice(self, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Returns a smaller copy; module names and state-dict keys stay."""
+        alive = self.alive(kept)
+        memo: dict[int, object] = {}
+        with torch.no_grad():
+            for name, tensor in _tensors(self.model):
+                memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
+        model = copy.deepcopy(self.model, memo)
+        for name in self._patched:
+            module = self.model.get_submodule(name)
+            patch = type_patch(module)
+            if patch is not None:
+                patch(module, model.get_submodule(name))
+        for rewrite in self.rewrites:
+            rewrite.apply(model.get_submodule(rewrite.name), alive)
+        return model
+
+    def _cut(self, tensor: Tensor, name: str, alive: Tensor) -> Tensor:
+        result = tensor.detach()
+        for slot in self._slots.get(name, ()):
+            stays = alive[slot.units]
+            if not bool(stays.all()):
+                index = stays.nonzero()[:, 0].to(tensor.device)
+                result = result.index_select(slot.axis, index)
+        return result.clone() if result.shape == tensor.shape else result
+
+    def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Returns a copy of the original's shapes that ignores the cut channels.
+
+        Whatever reads a cut channel has zero weights for it, so that not even the shift of its
+        batch norm leaks; this is the reference that a slice must equal.
+        """
+        alive = self.alive(kept)
+        model = copy.deepcopy(self.model)
+        tensors = dict(_tensors(model))
+        with torch.no_grad():
+            for slot in self.grouping.slots:
+                if slot.role == "consumer":
+                    cut = (~alive[slot.units]).nonzero()[:, 0].to(tensors[slot.name].device)
+                    tensors[slot.name].index_fill_(slot.axis, cut, 0.0)
+        return model
+
+    def kept_coordinates(self, tensor: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
+        """Returns the sorted coordinates of one axis that stay."""
+        alive = self.alive(kept)
+        for slot in self._slots.get(tensor, ()):
+            if slot.axis == axis:
+                return alive[slot.units].nonzero()[:, 0]
+        return torch.arange(self.model.get_parameter(tensor).shape[axis])
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _like(original: Tensor, data: Tensor) -> Tensor:
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(data, requires_grad=original.requires_grad)
+    return data
+
+
+# ---------------------------------------------------------------------- attributes
+
+
+def type_patch(module: nn.Module) -> Callable[[nn.Module, nn.Module], None] | None:
+    """Returns what brings a module's width attributes in line with its sliced tensors."""
+    for kind, patch in _PATCHES:
+        if isinstance(module, kind):
+            return patch
+    return None
+
+
+def _patch_conv(old: nn.Module, new: nn.Module) -> None:
+    assert isinstance(new.weight, Tensor)
+    new.out_channels = new.weight.shape[0]
+    if old.groups == old.in_channels and old.groups != 1:
+        assert isinstance(old.out_channels, int) and isinstance(old.in_channels, int)
+        new.groups = new.weight.shape[0] // (old.out_channels // old.in_channels)
+    new.in_channels = new.weight.shape[1] * new.groups
+
+
+def _patch_linear(old: nn.Module, new: nn.Module) -> None:
+    assert isinstance(new.weight, Tensor)
+    new.out_features, new.in_features = new.weight.shape
+
+
+def _patch_norm(old: nn.Module, new: nn.Module) -> None:
+    vector = new.weight if new.weight is not None else new.running_mean
+    if isinstance(vector, Tensor):
+        new.num_features = len(vector)
+
+
+def _patch_group_norm(old: nn.Module, new: nn.Module) -> None:
+    if isinstance(new.weight, Tensor):
+        new.num_groups = old.num_groups * len(new.weight) // old.num_channels
+        new.num_channels = len(new.weight)
+
+
+def _patch_prelu(old: nn.Module, new: nn.Module) -> None:
+    assert isinstance(new.weight, Tensor)
+    new.num_parameters = len(new.weight)
+
+
+_PATCHES: tuple[tuple[type | tuple[type, ...], Callable[[nn.Module, nn.Module], None]], ...] = (
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _patch_conv),
+    (nn.Linear, _patch_linear),
+    (nn.modules.batchnorm._NormBase, _patch_norm),
+    (nn.GroupNorm, _patch_group_norm),
+    (nn.PReLU, _patch_prelu),
+)
