@@ -23,7 +23,6 @@ from learners.channel_pruning.evaluation import (
     channels_last,
     check_labels,
     collect,
-    evaluation_dtype,
     fusion_works,
     limited_threads,
 )
@@ -41,8 +40,9 @@ from learners.channel_pruning.reconstruction import (
     write_layer,
 )
 from learners.channel_pruning.statistics import collect_statistics
+from learners.precision import working_dtype
 from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig, TrainingResult, resolve_precision, train
+from learners.training import TrainingConfig, TrainingResult, train
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -150,7 +150,6 @@ class ChannelPruning(Learner):
         self.seed = seed
         self.threads = threads
         self.seconds = EpisodeSeconds()
-        self._finetune_precision = resolve_precision(precision, self.device)
         reference = copy.deepcopy(model).to(self.device).eval()
         _check_weights(reference)
 
@@ -174,7 +173,7 @@ class ChannelPruning(Learner):
                 f"Expected at least one group of channels that can be cut, found none ({reasons})."
             )
         with limited_threads(threads):
-            self._dtype = evaluation_dtype(reference, precision, self.device)
+            self._dtype = working_dtype(reference, precision, self.device)
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
             self._prepare_data(images, n_recalibration, train, example_input, n_outputs)
             self._prepare_statistics(reference, images, progress)
@@ -326,9 +325,7 @@ class ChannelPruning(Learner):
         if proxy.finetune_steps:
             if proxy.recalibrate and kept:
                 recalibrate(network, self._data.recalibration, dtype)
-            finetune_briefly(
-                network, self._data.training, proxy, self._finetune_precision, self.seed
-            )
+            finetune_briefly(network, self._data.training, proxy, dtype, self.seed)
         clock.append(time.process_time())
         if proxy.recalibrate and (kept or proxy.finetune_steps):
             recalibrate(network, self._data.recalibration, dtype)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import TrainingDivergedError
-from learners.channel_pruning.evaluation import channels_last, precision_context
+from learners.channel_pruning.evaluation import channels_last
+from learners.precision import autocast
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
@@ -89,7 +90,7 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtyp
             norm.momentum = None
             norm.train()
         device = batches[0].device
-        with torch.no_grad(), precision_context(dtype, device):
+        with torch.no_grad(), autocast(dtype, device):
             for batch in batches:
                 network(batch)
     finally:
@@ -136,7 +137,7 @@ def _sgd_step(
     dtype: torch.dtype,
 ) -> None:
     images, labels = batch
-    with precision_context(dtype, images.device):
+    with autocast(dtype, images.device):
         outputs = network(images)
     loss = F.cross_entropy(outputs.float(), labels)
     if not loss.isfinite():

@@ -153,9 +153,7 @@ def test_reconstruction_is_never_worse_than_the_sliced_weights():
     y = conv(images).detach()
     for drop in range(6):
         inputs = torch.tensor([i for i in range(6) if i != drop])
-        sliced = F.conv2d(
-            images[:, inputs], conv.weight[:, inputs], padding=2, dilation=2
-        ).detach()
+        sliced = F.conv2d(images[:, inputs], conv.weight[:, inputs], padding=2, dilation=2).detach()
         lost = ((y - sliced).square().sum() / y.square().sum()).item()
         assert layer.relative_error(inputs) <= lost + 1e-9
 

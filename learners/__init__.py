@@ -1,0 +1,17 @@
+"""Learners: how a plan becomes a smaller network, and how networks are trained."""
+
+from learners.base import Learner
+from learners.channel_pruning import ChannelPruning
+from learners.tracing import TracedModel, trace
+from learners.training import TrainingConfig, TrainingResult, evaluate, train
+
+__all__ = [
+    "Learner",
+    "ChannelPruning",
+    "TracedModel",
+    "trace",
+    "TrainingConfig",
+    "TrainingResult",
+    "evaluate",
+    "train",
+]
