@@ -277,7 +277,9 @@ class Grouper:
         factors: list[Width] = []
         for size, labels in zip(call.shape, call.factors, strict=True):
             units = None if labels is None else unit_of_label[labels.expand(size)]
-            factors.append(Width(size) if units is None else widths.of(units))
+            # Channels that are tied along an axis leave with the axis that tells them apart.
+            separate = units is not None and varies(units, 0)
+            factors.append(widths.of(units) if separate and units is not None else Width(size))
         moving = [width for width in factors if width.terms]
         fixed = [width for width in factors if not width.terms]
         assert len(moving) <= 2, "an activation product with three prunable axes"

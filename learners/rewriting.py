@@ -90,7 +90,8 @@ class TracedForward:
                 self.graph_module = trace_forward(self.module, bound.arguments)
             recorder = _Recorder(self.graph_module, self.mode)
             out = recorder.run(*bound.arguments.values())
-        except Exception:  # whatever fx cannot follow is simply not rewritten
+        except Exception as error:  # whatever fx cannot follow is simply not rewritten
+            self.error = error
             self.failed = True
             return self.original(*args, **kwargs)
         self.records.append(recorder.record)
@@ -114,7 +115,7 @@ def trace_forward(module: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphMo
     """
     if any(
         parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in inspect.signature(module.forward).parameters.values()
+        for parameter in inspect.signature(type(module).forward).parameters.values()
     ):
         raise ValueError("a forward with a variable number of arguments")
     concrete = {
@@ -265,10 +266,14 @@ class Replay(fx.Interpreter):
                 good = _agree(super().run_node(n), expected)
             except Exception:
                 good = False
-            if not good:
+            if not good or any(self._is_broken_tuple(earlier) for earlier in n.all_input_nodes):
                 args, kwargs = self.fetch_args_kwargs_from_env(n)
                 self.bad[n] = (*args, *kwargs.values())
         return expected
+
+    def _is_broken_tuple(self, node: fx.Node) -> bool:
+        """Whether a node yields several wrong tensors: then its users are what is replaced."""
+        return node in self.bad and not isinstance(self.record.labels[node], Tensor)
 
 
 def _agree(got: Any, expected: Any) -> bool:
