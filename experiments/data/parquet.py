@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -228,4 +229,5 @@ def _write_cache(cache: Path | None, split: RawSplit) -> None:
         )
         os.replace(temporary, cache)
     except (OSError, SafetensorError):
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -135,9 +135,9 @@ def _read(name: str, progress: bool | None) -> tuple[dict[str, RawSplit], float]
     if name == "digits":
         return _digits(), 16.0
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():  # Path("") is the current folder
         return read_folder(folder, progress), 255.0
-    if folder.exists():
+    if folder.is_file():
         raise InputDataError(
             f"{name} is a file: expected the folder that holds train*.parquet and test*.parquet."
         )
