@@ -9,8 +9,10 @@
 """
 
 from agents.base import Agent, AgentError, SearchResult, Trial
+from agents.exploration import Exploration
 from agents.handcrafted import Uniform
 from agents.local_search import LocalSearch
+from agents.logging import EpisodeLogger
 from agents.random_search import RandomSearch
 from agents.registry import AGENTS, make_agent
 from agents.rollout import Search
@@ -24,9 +26,11 @@ __all__ = [
     "Trial",
     "DDPG",
     "Recipe",
+    "Exploration",
     "LocalSearch",
     "RandomSearch",
     "Uniform",
     "AGENTS",
     "make_agent",
+    "EpisodeLogger",
 ]

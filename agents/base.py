@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
@@ -112,7 +112,7 @@ class Agent(ABC):
         settings: dict[str, Any] = {}
         for key, value in vars(self).items():
             if not key.startswith("_"):
-                settings |= asdict(value) if _is_record(value) else {key: value}
+                settings |= _flat(key, value)
         return settings
 
     def search(
@@ -170,8 +170,12 @@ class Agent(ABC):
         )
 
 
-def _is_record(value: object) -> bool:
-    return is_dataclass(value) and not isinstance(value, type)
+def _flat(key: str, value: object) -> dict[str, Any]:
+    """Fields of nested records side by side; anything else under its own name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [_flat(f.name, getattr(value, f.name)) for f in fields(value)]
+        return {name: inner for part in parts for name, inner in part.items()}
+    return {key: value}
 
 
 def _unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:

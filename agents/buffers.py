@@ -1,7 +1,7 @@
 """Replay buffers that store what was executed and know that only the last reward counts.
 
 A compression episode has a fixed length T, reward 0 until its last step and ``terminated`` there.
-Both buffers normalise rewards when they are sampled: ``(reward - centre) / scale``.
+Rewards arrive centred on the uniform plan's and are divided by their spread when sampled.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 _BASELINE_RATE = 0.5
+_MIN_SPREAD = 1e-6
 
 
-def executed_actions(
-    infos: list[dict[str, Any]], space: spaces.Box
-) -> npt.NDArray[np.float32]:
+def executed_actions(infos: list[dict[str, Any]], space: spaces.Box) -> npt.NDArray[np.float32]:
     """Returns the actions that took effect, rescaled to SB3's [-1, 1], shape ``(n_envs, 1)``."""
     executed = np.stack([info["executed_action"] for info in infos])
     scaled: npt.NDArray[np.float32] = 2 * (executed - space.low) / (space.high - space.low) - 1
     return scaled.astype(np.float32)
 
 
-class _ExecutedActions(ReplayBuffer):
+class ExecutedActionBuffer(ReplayBuffer):
     """Replaces the asked action by the executed one, and normalises rewards on sampling."""
 
     reward_scale: float = 1.0
@@ -41,9 +40,18 @@ class _ExecutedActions(ReplayBuffer):
         done: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
+        """Stores a transition with the action that ``infos`` says was executed."""
         assert isinstance(self.action_space, spaces.Box)
         executed = executed_actions(infos, self.action_space)
         super().add(obs, next_obs, executed, reward, done, infos)
+
+    def fix_reward_scale(self) -> None:
+        """Makes the spread of the final rewards stored so far the unit of all sampled rewards."""
+        filled = self.buffer_size if self.full else self.pos
+        final = self.rewards[:filled][self.dones[:filled] > 0]
+        spread = float(final.std()) if len(final) else 0.0
+        if spread > _MIN_SPREAD:
+            self.reward_scale = spread
 
     def _get_samples(
         self, batch_inds: npt.NDArray[Any], env: VecNormalize | None = None
@@ -52,7 +60,7 @@ class _ExecutedActions(ReplayBuffer):
         return samples._replace(rewards=samples.rewards / self.reward_scale)
 
 
-class MonteCarloBuffer(_ExecutedActions, NStepReplayBuffer):
+class MonteCarloBuffer(ExecutedActionBuffer, NStepReplayBuffer):
     """Gives every step of an episode the final reward as its target; nothing is bootstrapped.
 
     SB3's n-step returns with ``n_steps`` = episode length and gamma = 1. Correct as long as updates
@@ -60,7 +68,7 @@ class MonteCarloBuffer(_ExecutedActions, NStepReplayBuffer):
     """
 
 
-class BroadcastBuffer(_ExecutedActions):
+class BroadcastBuffer(ExecutedActionBuffer):
     """AMC's credit (He et al. 2018, Eq. 5): the final reward R copied to every step, one-step TD.
 
     The target of step t is ``(R - b) + Q'(t + 1)``, with ``b`` a moving mean of the rewards sampled
@@ -81,6 +89,7 @@ class BroadcastBuffer(_ExecutedActions):
         done: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
+        """Stores a transition; the last one of an episode writes its reward into all of them."""
         row = self.pos
         super().add(obs, next_obs, action, reward, done, infos)
         self._length += 1

@@ -6,8 +6,7 @@ lists every deviation from SB3's defaults with its reason and measured effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +17,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.base import DEFAULT_REJUDGE, Agent
-from agents.buffers import BroadcastBuffer, MonteCarloBuffer
+from agents.buffers import BroadcastBuffer, ExecutedActionBuffer, MonteCarloBuffer
 from agents.determinism import isolated_randomness, torch_threads
 from agents.exploration import Exploration, ExploringEnv
+from agents.openings import plan_from_layer_errors
 from agents.rollout import Search
+from amc_env import CompressionPlan
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Recipe:
         buffer_episodes: Capacity of the replay buffer.
         updates_per_step: Gradient steps per decision, done at the end of an episode.
         pretrain: Further gradient steps per warm-up decision, done once after the warm-up.
+        scale_rewards: Whether centred rewards are divided by their spread in the warm-up.
+        layer_errors: Whether episode 1 tries the plan that the learner's ``layer_errors()``
+            suggest, where it has them.
         exploration: Warm-up, noise and elites.
     """
 
@@ -52,6 +56,8 @@ class Recipe:
     buffer_episodes: int = 1000
     updates_per_step: int = 2
     pretrain: int = 0
+    scale_rewards: bool = True
+    layer_errors: bool = True
     exploration: Exploration = field(default_factory=Exploration)
 
     def __post_init__(self) -> None:
@@ -75,17 +81,28 @@ class _TwoRateDDPG(SB3DDPG):
             group["lr"] = self.actor_learning_rate
 
 
-class _Pretraining(BaseCallback):
-    """Does the first updates as soon as the warm-up is over."""
+class _AfterWarmup(BaseCallback):
+    """As soon as the warm-up is over: fixes the scale of the rewards, does the first updates.
 
-    def __init__(self, at_step: int, updates: int) -> None:
+    Stops the search nowhere and counts nothing: SB3 calls ``on_step`` before it stores a
+    transition, so everything here happens between two episodes.
+    """
+
+    def __init__(self, at_step: int, updates: int, scale_rewards: bool) -> None:
         super().__init__()
         self._at_step = at_step
         self._updates = updates
+        self._scale_rewards = scale_rewards
 
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps == self._at_step and self._updates:
-            assert isinstance(self.model, OffPolicyAlgorithm)
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps != self._at_step:
+            return
+        assert isinstance(self.model, OffPolicyAlgorithm)
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ExecutedActionBuffer)
+        if self._scale_rewards:
+            buffer.fix_reward_scale()
+        if self._updates:
             self.model.train(self._updates, self.model.batch_size)
 
     def _on_step(self) -> bool:
@@ -119,23 +136,40 @@ class DDPG(Agent):
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
         super().__init__(rejudge=rejudge)
         self.recipe = make_recipe(options)
+        self._model: SB3DDPG | None = None
+
+    @property
+    def model(self) -> SB3DDPG:
+        """The SB3 model of the last search, to look into or to save.
+
+        Raises:
+            ValueError: Before the first search.
+        """
+        if self._model is None:
+            raise ValueError("There is no model before the first search.")
+        return self._model
 
     def run(self, search: Search) -> None:  # noqa: D102
         with isolated_randomness():
-            env = ExploringEnv(search, self.recipe.exploration)
+            env = ExploringEnv(search, self.recipe.exploration, self._openings(search))
             with torch_threads(1):
-                model = self._make_model(search, env)
+                self._model = model = self._make_model(search, env)
                 env.scalars = lambda: _losses(model.logger)
                 length = search.env.n_decisions
                 warmup = min(self.recipe.exploration.warmup_episodes, search.episodes)
                 model.learn(
                     search.episodes * length,
-                    callback=_Pretraining(
-                        warmup * length, self.recipe.pretrain * warmup * length
+                    callback=_AfterWarmup(
+                        warmup * length,
+                        self.recipe.pretrain * warmup * length,
+                        self.recipe.scale_rewards,
                     ),
                     log_interval=1 << 30,
                 )
-        self._model = model
+
+    def _openings(self, search: Search) -> tuple[tuple[CompressionPlan, str], ...]:
+        plan = plan_from_layer_errors(search.env) if self.recipe.layer_errors else None
+        return () if plan is None else ((plan, "layer-errors"),)
 
     def _make_model(self, search: Search, env: ExploringEnv) -> _TwoRateDDPG:
         recipe, length = self.recipe, search.env.n_decisions
@@ -153,7 +187,10 @@ class DDPG(Agent):
             gradient_steps=recipe.updates_per_step * length,
             replay_buffer_class=MonteCarloBuffer if monte_carlo else BroadcastBuffer,
             replay_buffer_kwargs={"n_steps": length, "gamma": 1.0} if monte_carlo else {},
-            policy_kwargs={"net_arch": [recipe.hidden, recipe.hidden]},
+            policy_kwargs={
+                "net_arch": [recipe.hidden, recipe.hidden],
+                "optimizer_kwargs": {"fused": True},
+            },
             seed=search.seed,
             device="cpu",
         )

@@ -1,0 +1,160 @@
+"""What every agent must keep; an agent's test class inherits this and builds the agent."""
+
+from __future__ import annotations
+
+import random
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents import Agent, AgentError, Trial
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.synthetic import SyntheticLearner
+
+EPISODES = 7
+
+
+class CountingLearner(SyntheticLearner):
+    """Counts its judgements and moves every global generator while it judges."""
+
+    calls = 0
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        self.calls += 1
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1)
+        return super().evaluate(plan)
+
+
+class NanLearner(SyntheticLearner):
+    def evaluate(self, plan: CompressionPlan) -> float:
+        return float("nan")
+
+
+class FullJudge(SyntheticLearner):
+    """The whole validation split prefers the plan that keeps most of the first layer."""
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        return float(plan[self.decisions[0].key])
+
+
+def make_env(n_layers: int = 4, budget: str = "macs=0.5", **options) -> CompressionEnv:
+    return CompressionEnv(CountingLearner(n_layers, seed=3), budget, **options)
+
+
+def facts(trials: tuple[Trial, ...]) -> list:
+    """Everything but the clock."""
+    return [(t.episode, dict(t.plan), t.accuracy, t.reward, t.cost_ratio, t.source) for t in trials]
+
+
+class AgentContract:
+    """Subclass, name it ``Test...`` and implement :meth:`make`."""
+
+    def make(self, **options) -> Agent:
+        raise NotImplementedError
+
+    def test_every_plan_meets_the_budget_above_and_below(self):
+        env = make_env(6, "macs=0.4:0.5,params=0.6")
+        result = self.make().search(env, EPISODES, seed=0)
+        assert all(env.budget.is_met(env.cost_ratio(trial.plan)) for trial in result.trials)
+
+    def test_spends_no_more_than_its_episodes_and_reports_each_once_in_order(self):
+        reported = []
+        result = self.make().search(make_env(), EPISODES, seed=0, on_trial=reported.append)
+        assert 1 <= len(result.trials) <= EPISODES
+        assert tuple(reported) == result.trials
+        assert [t.episode for t in result.trials] == list(range(len(result.trials)))
+
+    def test_returns_the_best_of_its_trials(self):
+        result = self.make().search(make_env(), EPISODES, seed=0)
+        assert result.reward == max(trial.reward for trial in result.trials)
+        assert result.best_trial.reward == result.reward
+        assert result.plan == result.best_trial.plan
+
+    def test_never_ends_below_the_uniform_plan_unless_it_never_tried_it(self):
+        env = make_env()
+        result = self.make().search(env, EPISODES, seed=0)
+        if any(trial.source == "uniform" for trial in result.trials):
+            assert result.reward >= env.evaluate(env.uniform_plan()).reward
+
+    def test_same_seed_gives_the_same_trials(self):
+        one = self.make().search(make_env(), EPISODES, seed=5)
+        two = self.make().search(make_env(), EPISODES, seed=5)
+        assert facts(one.trials) == facts(two.trials)
+
+    def test_an_agent_can_search_twice(self):
+        agent = self.make()
+        one = agent.search(make_env(), EPISODES, seed=5)
+        assert facts(agent.search(make_env(), EPISODES, seed=5).trials) == facts(one.trials)
+
+    def test_a_killed_search_replays_from_its_record_without_judging_again(self):
+        whole = self.make().search(make_env(), EPISODES, seed=2)
+        env = make_env()
+        for trial in whole.trials[:4]:
+            env.remember(trial.plan, trial.accuracy)
+        resumed = self.make().search(env, EPISODES, seed=2)
+        assert facts(resumed.trials) == facts(whole.trials)
+        distinct = {trial.plan for trial in whole.trials}
+        remembered = {trial.plan for trial in whole.trials[:4]}
+        assert env.learner.calls == len(distinct - remembered)
+
+    def test_leaves_the_global_generators_and_the_thread_count_alone(self):
+        threads = torch.get_num_threads()
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        self.make().search(make_env(), EPISODES, seed=0)
+        after = (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        assert after == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+        assert torch.get_num_threads() == threads
+
+    @pytest.mark.parametrize("episodes", [1, 2])
+    def test_tiny_searches_work(self, episodes):
+        result = self.make().search(make_env(), episodes, seed=0)
+        assert 1 <= len(result.trials) <= episodes
+
+    def test_one_decision_is_enough(self):
+        assert self.make().search(make_env(1), EPISODES, seed=0).trials
+
+    def test_another_reward_is_what_counts(self):
+        env = make_env(reward=lambda result: -100.0 * result.cost_ratio["params"])
+        result = self.make().search(env, EPISODES, seed=0)
+        expected = max(-100.0 * trial.cost_ratio["params"] for trial in result.trials)
+        assert result.reward == pytest.approx(expected)
+
+    def test_takes_the_environment_as_gymnasium_makes_it(self):
+        env = gym.make("amc_env:amc/synthetic-v0", n_layers=3)
+        assert self.make().search(env, 3, seed=0).trials
+
+    @pytest.mark.parametrize("episodes", [0, -1, 2.5, True])
+    def test_refuses_a_senseless_number_of_episodes(self, episodes):
+        with pytest.raises(ValueError, match="positive whole number"):
+            self.make().search(make_env(), episodes, seed=0)
+
+    def test_refuses_what_is_no_compression_environment(self):
+        with pytest.raises(TypeError, match="CompressionEnv"):
+            self.make().search(gym.make("Pendulum-v1"), 3, seed=0)
+
+    def test_refuses_a_judgement_that_is_no_number(self):
+        env = CompressionEnv(NanLearner(3), "macs=0.5")
+        with pytest.raises(AgentError, match="finite"):
+            self.make().search(env, 3, seed=0)
+
+    def test_the_best_few_are_judged_again_on_everything(self):
+        env = CompressionEnv(FullJudge(4, seed=3), "macs=0.5")
+        result = self.make(rejudge=3).search(env, EPISODES, seed=0)
+        assert 1 <= len(result.rejudged) <= 3
+        first = env.decisions[0].key
+        finalists = [result.trials[episode].plan for episode in result.rejudged]
+        assert result.plan[first] == max(plan[first] for plan in finalists)
+        assert result.reward == max(result.rejudged.values()) == result.plan[first]
+
+    def test_settings_are_plain_values(self):
+        for value in self.make().hyperparameters().values():
+            assert isinstance(value, bool | int | float | str)
