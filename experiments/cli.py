@@ -1,0 +1,115 @@
+"""The command line: ``amc VERB --help`` teaches each verb by examples."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from amc_env.errors import CompressionError
+from experiments.commands import runs, stages
+from experiments.files import is_disk_full
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+app = typer.Typer(
+    name="amc",
+    help="Make trained networks smaller and faster under a hard budget.\n\n"
+    "Start with: amc compress --out runs/first",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    runs.compress,
+    runs.train,
+    runs.search,
+    stages.finetune,
+    stages.evaluate,
+    stages.export,
+    stages.report,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Runs the command line of this process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; every failure that a user can act on is one sentence on stderr.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        0; 2 for bad input; 1 when interrupted or for an error of ours.
+    """
+    try:
+        code = app(list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except KeyboardInterrupt:
+        _complain(_how_to_resume(arguments))
+        return FAILED
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `amc evaluate | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort:
+        return FAILED
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        message, code = explain(error)
+        _complain(message)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Returns one sentence about an error, and the exit code."""
+    if is_disk_full(error):
+        return (
+            "The disk is full; nothing that was saved is damaged. Make room, then repeat the "
+            "command with --resume.",
+            BAD_INPUT,
+        )
+    # Usage errors of the parser; their class is private in some releases of typer.
+    if hasattr(error, "format_message"):
+        return f"{_one_line(error.format_message())} See --help.".strip(), BAD_INPUT
+    if isinstance(error, CompressionError | ValueError):
+        return _one_line(str(error)), BAD_INPUT
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), BAD_INPUT
+    return (
+        f"Internal error ({type(error).__name__}: {_one_line(str(error))}); repeat the command "
+        f"with --debug to see where.",
+        FAILED,
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _complain(message: str) -> None:
+    print(f"amc: {message}", file=sys.stderr, flush=True)
+
+
+def _how_to_resume(arguments: Sequence[str]) -> str:
+    verb = arguments[0] if arguments else ""
+    if verb not in ("compress", "search", "train", "finetune"):
+        return "Interrupted."
+    again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]
+    return f"Interrupted; nothing is lost. Continue with: {shlex.join(['amc', *again])}"
+
+
+if __name__ == "__main__":
+    main()

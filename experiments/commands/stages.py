@@ -1,0 +1,145 @@
+"""``amc finetune``, ``evaluate``, ``export`` and ``report``: the verbs that continue a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands import options as o
+from experiments.commands.options import DEFAULT, config_from
+
+
+def finetune(
+    ctx: typer.Context,
+    directory: o.RunDirectory,
+    epochs: o.Epochs = DEFAULT.epochs,
+    learning_rate: o.LearningRate = DEFAULT.learning_rate,
+    weight_decay: o.WeightDecay = DEFAULT.weight_decay,
+    teacher: o.Teacher = DEFAULT.teacher,
+    distillation_temperature: o.DistillationTemperature = DEFAULT.distillation_temperature,
+    distillation_weight: o.DistillationWeight = DEFAULT.distillation_weight,
+    resume: o.Resume = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fine-tune the plan of a run; writes DIR/model.safetensors.
+
+    A run that was fine-tuned before is fine-tuned anew, from the pruned
+    network; `amc export DIR` then makes its other files again. An interrupted
+    fine-tuning goes on with --resume.
+
+    Examples:
+
+    \b
+      amc finetune runs/resnet20 --epochs 60 --learning-rate 0.02
+    \b
+      Without the original as a teacher:
+        amc finetune runs/resnet20 --teacher none
+    """
+    from experiments.compress import reopen_task, run_stages, say, silent
+
+    task = reopen_task(directory, quiet=quiet)
+    with task.folder as folder:
+        folder.results("search")
+        if not resume:
+            folder.forget("finetune")
+        folder.reconfigure(config_from(ctx.params, folder.config))
+        run_stages(task, ("finetune",), silent if quiet else say)
+        print(folder / "model.safetensors")
+
+
+def export(
+    directory: o.RunDirectory,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
+
+    The ONNX file takes any number of images at once. It is kept only if ONNX
+    Runtime and torch agree on real images. Original and compressed network
+    are timed in turns, on one thread.
+
+    Examples:
+
+    \b
+      amc export runs/resnet20
+    \b
+      In Python, afterwards:
+        session = onnxruntime.InferenceSession("runs/resnet20/model.onnx")
+        logits = session.run(None, {"images": images})[0]
+    """
+    from experiments.commands.runs import print_summary
+    from experiments.compress import reopen_task, run_stages, say, silent
+
+    task = reopen_task(directory, quiet=quiet)
+    with task.folder as folder:
+        folder.results("finetune")
+        folder.forget("export")
+        run_stages(task, ("export", "evaluate"), silent if quiet else say)
+        print_summary(folder.path)
+
+
+def report(directory: o.RunDirectory, debug: o.Debug = False) -> None:
+    """Write DIR/report.html again, from the files of the run.
+
+    Examples:
+
+    \b
+      amc report runs/resnet20
+    """
+    from experiments.report import run_report
+    from experiments.runs import RunFolder
+
+    with RunFolder.open(directory) as folder:
+        run_report(folder)
+        print(folder / "report.html")
+
+
+Directory = Annotated[
+    Path | None,
+    typer.Argument(metavar="[DIR]", help="A run folder, made with --out.", show_default=False),
+]
+Original = Annotated[
+    bool, typer.Option("--original", help="With DIR: measure the uncompressed network instead.")
+]
+
+
+def evaluate(
+    ctx: typer.Context,
+    directory: Directory = None,
+    original: Original = False,
+    model: o.Model = DEFAULT.model,
+    data: o.Data = DEFAULT.data,
+    weights: o.Weights = None,
+    allow_pickle: o.AllowPickle = False,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    batch_size: o.BatchSize = DEFAULT.batch_size,
+    debug: o.Debug = False,
+) -> None:
+    """Print test accuracy, MACs, parameters and bytes of a network, as one line of JSON.
+
+    Examples:
+
+    \b
+      The compressed network of a run, and the original it came from:
+        amc evaluate runs/resnet20
+        amc evaluate runs/resnet20 --original
+    \b
+      Any weights file:
+        amc evaluate --model resnet20 --weights resnet20.safetensors \\
+            --data data/cifar10
+    """
+    from experiments.measure import measure_file, measure_run
+
+    if directory is not None:
+        print(json.dumps(measure_run(directory, original=original)))
+    elif weights is not None:
+        print(json.dumps(measure_file(config_from(ctx.params), weights)))
+    else:
+        raise ValueError(
+            "Nothing to evaluate: give a run folder (amc evaluate DIR), or --model and --weights."
+        )

@@ -1,0 +1,150 @@
+"""The stages one after the other: what ``amc compress`` does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from amc_env import RunFolderError
+from experiments.configs import RunConfig
+from experiments.context import (
+    Task,
+    check_device,
+    check_network,
+    check_search_options,
+    facts_of,
+    load_splits,
+)
+from experiments.evaluate import run_evaluate, run_export
+from experiments.export import require_onnx
+from experiments.finetune import run_finetune, training_config
+from experiments.runs import RunFolder
+from experiments.search import run_search
+from experiments.train import run_train
+
+Say = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """Tells the user what happens, on stderr, beside the progress bars."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+def open_task(
+    out: Path, config: RunConfig, *, resume: bool, stages: Sequence[str], quiet: bool = False
+) -> Task:
+    """Checks every option, then makes (or continues) the run folder.
+
+    Whatever can be refused is refused here, before hours are spent and before a folder is made.
+
+    Args:
+        out: The run folder.
+        config: The options.
+        resume: Whether a used folder is continued.
+        stages: What will be run, to know what to check.
+        quiet: Whether to hide progress bars.
+    """
+    check_device(config)
+    if "search" in stages:
+        check_search_options(config)
+    if "finetune" in stages and config.epochs:
+        training_config(config)
+    if "export" in stages:
+        require_onnx()
+    data = load_splits(config)
+    facts = facts_of(data)
+    check_network(config, facts, with_budget="search" in stages)
+    folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
+    return Task(folder, data, progress=not quiet)
+
+
+def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
+    """Opens the run in a folder with its data, to continue it.
+
+    Raises:
+        RunFolderError: If it is no run folder, or its data have changed.
+    """
+    folder = RunFolder.open(directory, lock=True)
+    data = load_splits(folder.config)
+    if facts_of(data) != folder.facts:
+        raise RunFolderError(
+            f"The data in {folder.config.data} are not those the run in {directory} began with: "
+            f"expected {folder.facts}, got {facts_of(data)}."
+        )
+    return Task(folder, data, progress=not quiet)
+
+
+def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
+    """Runs the stages that are not done yet."""
+    from experiments.report import run_report
+
+    runners: dict[str, Callable[[Task], None]] = {
+        "train": run_train,
+        "search": run_search,
+        "finetune": run_finetune,
+        "export": run_export,
+        "evaluate": run_evaluate,
+        "report": lambda task: run_report(task.folder),
+    }
+    for number, stage in enumerate(stages, start=1):
+        head = f"[{number}/{len(stages)}] {stage}"
+        if task.folder.is_done(stage) and stage not in ("evaluate", "report"):
+            talk(f"{head}: done before")
+            continue
+        talk(f"{head}: {describe(stage, task)}")
+        started = time.perf_counter()
+        runners[stage](task)
+        talk(f"    {outcome(stage, task)} ({time.perf_counter() - started:.1f} s)")
+
+
+def describe(stage: str, task: Task) -> str:
+    """Returns what a stage is about to do, in one line."""
+    config, folder = task.config, task.folder
+    texts = {
+        "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
+        if config.weights is None
+        else f"taking the weights of {config.model} from {config.weights}",
+        "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}",
+        "finetune": f"{config.epochs} epochs, teacher: {config.teacher}",
+        "export": "ONNX, compared with torch, timed on one thread",
+        "evaluate": f"both networks on {task.data.test.n_images} test images",
+        "report": str(folder / "report.html"),
+    }
+    return texts[stage]
+
+
+def outcome(stage: str, task: Task) -> str:
+    """Returns what a stage has come to, in one line."""
+    folder = task.folder
+    if stage == "report":
+        return f"open {folder / 'report.html'}"
+    result = folder.results(stage)
+    if stage == "train":
+        return f"validation accuracy {result['validation_accuracy']:.2%}"
+    if stage == "search":
+        best, uniform = result["best"], result["uniform"]
+        costs = ", ".join(
+            f"{ratio:.1%} of the {name}" for name, ratio in best["cost_ratio"].items()
+        )
+        return (
+            f"best plan: {costs}; proxy accuracy {best['accuracy']:.2%} "
+            f"(uniform plan {uniform['accuracy']:.2%})"
+        )
+    if stage == "finetune":
+        before, after = result["validation_accuracy_before"], result["validation_accuracy"]
+        return f"validation accuracy {before:.2%} -> {after:.2%}"
+    if stage == "export":
+        latency = result["latency_ms"]
+        return (
+            f"batch 1: {latency['original']['1']:.3g} -> {latency['compressed']['1']:.3g} ms, "
+            f"batch 64: {latency['original']['64']:.3g} -> {latency['compressed']['64']:.3g} ms, "
+            f"largest difference to torch {result['max_difference']:.1g}"
+        )
+    accuracy = result["accuracy"]
+    return f"test accuracy {accuracy['original']:.2%} -> {accuracy['compressed']:.2%}"

@@ -1,0 +1,189 @@
+"""What every stage needs: the data, the network, the learner; and early checks of the options."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from amc_env import Budget, InputDataError, keep_ratio_decision, make_cost
+from amc_env.actions import READINGS
+from amc_env.budget import FeasibleSet
+from amc_env.cost import COSTS
+from amc_env.reward import REWARDS
+from experiments.configs import RunConfig
+from experiments.data import DataSplits, load_data
+from experiments.models import load_weights
+from experiments.networks import build_original, example_input, load_original
+from experiments.runs import RunFolder, TaskFacts
+from learners.tracing import trace
+
+if TYPE_CHECKING:
+    from learners.channel_pruning import ChannelPruning
+
+
+def load_splits(config: RunConfig) -> DataSplits:
+    """Loads the data of a run."""
+    return load_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        validation_size=config.validation_size,
+        validation_split="tail" if config.validation_split == "tail" else "random",
+        mean=config.mean,
+        std=config.std,
+    )
+
+
+def facts_of(data: DataSplits) -> TaskFacts:
+    """Returns what a run folder notes about its data."""
+    return TaskFacts(data.name, data.n_classes, data.image_shape, tuple(data.class_names))
+
+
+@dataclass
+class Task:
+    """A run folder with its data; networks are loaded when a stage asks for them."""
+
+    folder: RunFolder
+    data: DataSplits
+    progress: bool = True
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's options."""
+        return self.folder.config
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The uncompressed network with its weights, in eval mode."""
+        return load_original(self.folder)
+
+    @cached_property
+    def learner(self) -> ChannelPruning:
+        """The prepared learner of the search."""
+        return make_learner(self.config, self.data, self.original, progress=self.progress)
+
+
+def make_learner(
+    config: RunConfig, data: DataSplits, model: nn.Module, *, progress: bool = False
+) -> ChannelPruning:
+    """Prepares channel pruning as the options say."""
+    from learners.channel_pruning import ChannelPruning
+
+    return ChannelPruning(
+        model,
+        data.calibration.images[:1],
+        data.calibration,
+        data.validation,
+        criterion=config.criterion,
+        proxy=config.proxy,
+        finetune_steps=config.finetune_steps,
+        round_to=config.round_to,
+        min_ratio=config.min_ratio,
+        ignore=config.ignore,
+        n_validation=config.n_validation,
+        train=data.train,
+        precision=config.precision,
+        device=config.device,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def check_search_options(config: RunConfig) -> None:
+    """Refuses names that the search does not know, before any work is done.
+
+    Raises:
+        ValueError: If an agent, reading, reward or cost is unknown.
+    """
+    from agents import AGENTS
+
+    for option, value, known in (
+        ("--agent", config.agent, AGENTS),
+        ("--action", config.reading, READINGS),
+        ("--reward", config.reward, REWARDS),
+    ):
+        if value not in known:
+            raise ValueError(f"Unknown {option} {value!r}; expected one of {', '.join(known)}.")
+    for cost in Budget.parse(config.budget).bounds:
+        if cost not in COSTS:
+            raise ValueError(
+                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(COSTS)}."
+            )
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuses a device that is not there.
+
+    Raises:
+        ValueError: If torch cannot use it.
+    """
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The device {config.device!r} cannot be used ({reason}); try --device cpu."
+        ) from error
+
+
+def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> None:
+    """Builds the network, fits the given weights, and asks whether the budget can be met.
+
+    Args:
+        config: The options.
+        facts: About the data.
+        with_budget: Whether a search follows, so that there must be something to cut.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget.
+        InputDataError: If the model is unknown, or the weights do not fit it.
+        UntraceableModelError: If nothing of the network can be cut.
+    """
+    model = build_original(config.model, facts)
+    if config.weights is not None:
+        load_weights(model, Path(config.weights), allow_pickle=config.allow_pickle)
+    _check_forward(model, facts, config)
+    if not with_budget:
+        return
+    graph = trace(model, example_input(facts), ignore=config.ignore).graph
+    decisions = [
+        keep_ratio_decision(group.name, group.size, config.round_to, config.min_ratio)
+        for group in graph.groups
+    ]
+    costs = {name: make_cost(name, graph, decisions) for name in COSTS}
+    if decisions:  # without any, the learner explains why
+        FeasibleSet(Budget.parse(config.budget), costs, decisions)
+
+
+def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:
+    try:
+        with torch.no_grad():
+            outputs = model(example_input(facts))
+    except RuntimeError as error:
+        raise InputDataError(
+            f"The model {config.model!r} cannot read images of shape {facts.image_shape} "
+            f"({str(error).splitlines()[0]}); choose a model made for images of that size."
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, facts.n_classes):
+        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise InputDataError(
+            f"Expected {facts.n_classes} outputs per image from {config.model!r}, got {got}; the "
+            f"data have {facts.n_classes} classes."
+        )
+
+
+def use_threads(config: RunConfig, *, default: int) -> None:
+    """Sets the processor threads of a stage.
+
+    Args:
+        config: ``threads`` decides where it is not 0.
+        default: The stage's own number; 0 for every core that the process may use.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(config.threads or default or cores or 1)

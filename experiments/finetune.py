@@ -1,0 +1,68 @@
+"""Stage ``finetune``: the smaller network recovers its accuracy, taught by the original one."""
+
+from __future__ import annotations
+
+import shutil
+
+from amc_env import CompressionPlan
+from experiments.configs import RunConfig
+from experiments.context import Task, use_threads
+from experiments.events import open_writer
+from experiments.networks import load_smaller, read_kept, save_network
+from learners.training import TrainingConfig, evaluate, train
+
+
+def training_config(config: RunConfig) -> TrainingConfig:
+    """Returns the settings of the fine-tuning."""
+    return TrainingConfig(
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        precision=config.precision,
+        distillation_temperature=config.distillation_temperature,
+        distillation_weight=config.distillation_weight,
+        seed=config.seed,
+    )
+
+
+def run_finetune(task: Task) -> None:
+    """Writes ``model.safetensors``; with ``epochs`` 0 the pruned network as it is."""
+    folder, config = task.folder, task.config
+    if folder.is_done("finetune"):
+        return
+    folder.results("search")
+    plan: CompressionPlan = folder.read_plan()
+    settings = training_config(config) if config.epochs else None
+    checkpoints = folder / "checkpoints" / "finetune"
+    if not folder.has_begun("finetune"):  # what lies there is of an earlier fine-tuning
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    folder.start("finetune")
+    use_threads(config, default=0)
+    model = load_smaller(folder, "pruned.safetensors")
+    before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
+    seconds, after = 0.0, before
+    if settings is not None:
+        with open_writer(folder / "tensorboard" / "finetune") as writer:
+            result = train(
+                model,
+                task.data.train,
+                task.data.validation,
+                settings,
+                teacher=task.original if config.teacher == "original" else None,
+                checkpoint_dir=checkpoints,
+                resume=True,
+                writer=writer,
+                progress=task.progress,
+                device=config.device,
+            )
+        seconds, after = result.seconds, result.best_accuracy
+    kept = read_kept(folder / "pruned.safetensors")
+    save_network(model, folder / "model.safetensors", plan=plan, kept=kept)
+    folder.finish(
+        "finetune",
+        seconds=round(seconds, 3),
+        epochs=config.epochs,
+        validation_accuracy_before=before,
+        validation_accuracy=after,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""A run's networks to and from disk: the original's tensors, and the smaller one with its plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from amc_env import CompressionPlan, RunFolderError
+from experiments.files import write_atomic
+from experiments.models import load_weights, make_model
+from experiments.runs import RunFolder, TaskFacts
+from learners.tracing import TracedModel, trace
+
+NETWORK_VERSION = "1"
+
+
+def example_input(facts: TaskFacts) -> Tensor:
+    """Returns an image of the right size, shape (1, C, H, W), for tracing."""
+    return torch.zeros(1, *facts.image_shape)
+
+
+def build_original(model: str, facts: TaskFacts) -> nn.Module:
+    """Returns the untrained network of that name for these data, in eval mode."""
+    return make_model(
+        model,
+        n_classes=facts.n_classes,
+        in_channels=facts.image_shape[0],
+        image_size=facts.image_shape[1],
+    ).eval()
+
+
+def save_network(
+    model: nn.Module,
+    path: Path,
+    *,
+    plan: CompressionPlan | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes a network's tensors as safetensors, atomically.
+
+    Args:
+        model: The network.
+        path: The file.
+        plan: The plan that the network follows, for the file's metadata.
+        kept: Channel group -> indices of the units that stay, for the file's metadata. With it
+            the network's shape can be rebuilt from the original one without any data.
+    """
+    # Clones, because safetensors refuses tensors that share memory (tied weights).
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    metadata = {"format": "amc-network", "version": NETWORK_VERSION}
+    if plan is not None:
+        metadata["plan"] = json.dumps(dict(plan))
+    if kept is not None:
+        metadata["kept"] = json.dumps({group: index.tolist() for group, index in kept.items()})
+    write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def read_kept(path: Path) -> dict[str, Tensor]:
+    """Returns which units a saved smaller network kept: channel group -> sorted indices.
+
+    Raises:
+        RunFolderError: If the file is missing, damaged, or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("version") != NETWORK_VERSION:
+            raise RunFolderError(
+                f"{path} has version {metadata.get('version')}, this release reads "
+                f"{NETWORK_VERSION}; use the release that wrote it."
+            )
+        rows = json.loads(metadata["kept"])
+        return {group: torch.tensor(index, dtype=torch.int64) for group, index in rows.items()}
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} is missing; continue the run with `amc compress ... --resume`."
+        ) from error
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged or holds no compressed network ({type(error).__name__}: {error}); "
+            f"start the run again in a new folder."
+        ) from error
+
+
+def load_original(folder: RunFolder) -> nn.Module:
+    """Returns the uncompressed network of a run, in eval mode.
+
+    Raises:
+        RunFolderError: If the run has not come to one yet.
+        InputDataError: If the file is damaged.
+    """
+    path = folder / "original.safetensors"
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} is missing; continue the run with `amc compress ... --resume`."
+        )
+    model = build_original(folder.config.model, folder.facts)
+    load_weights(model, path)
+    return model.eval()
+
+
+def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None) -> nn.Module:
+    """Returns a compressed network of a run: the original, cut, with the saved tensors.
+
+    Args:
+        folder: The run.
+        name: ``"pruned.safetensors"`` (before fine-tuning) or ``"model.safetensors"``.
+        traced: The traced original, where the caller has it already.
+    """
+    path = folder / name
+    kept = read_kept(path)
+    if traced is None:
+        traced = trace_original(folder, load_original(folder))
+    model = traced.slice(kept)
+    load_weights(model, path)
+    return model.eval()
+
+
+def trace_original(folder: RunFolder, model: nn.Module) -> TracedModel:
+    """Traces a run's network as its search did."""
+    return trace(model, example_input(folder.facts), ignore=folder.config.ignore)
+
+
+def compressed_name(folder: RunFolder) -> str:
+    """Returns the file with the most finished smaller network: fine-tuned, else as pruned.
+
+    Raises:
+        RunFolderError: If there is none yet.
+    """
+    for stage, name in (("finetune", "model.safetensors"), ("search", "pruned.safetensors")):
+        if folder.is_done(stage):
+            return name
+    raise RunFolderError(
+        f"{folder.path} holds no compressed network yet; run `amc search` or `amc compress` first."
+    )
+
+
+def load_compressed(directory: str | Path) -> nn.Module:
+    """Returns the compressed network of a run folder, ready to use; needs no data.
+
+    Example:
+        >>> model = load_compressed("runs/resnet20")      # doctest: +SKIP
+        >>> logits = model(images)                        # doctest: +SKIP
+
+    Raises:
+        RunFolderError: If the folder is no run, damaged, or not that far yet.
+    """
+    folder = RunFolder.open(Path(directory))
+    return load_smaller(folder, compressed_name(folder))

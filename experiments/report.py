@@ -1,0 +1,267 @@
+"""Stage ``report``: ``report.html``, one file that needs nothing else, made from the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from amc_env import Budget, CompressionPlan, RunFolderError
+from experiments.charts import Axis, Bar, Chart, plan_bars
+from experiments.configs import RunConfig
+from experiments.files import write_atomic
+from experiments.runs import RunFolder
+from experiments.summary import read_summary, rows
+from experiments.trials import RecordedTrial, read_trials
+
+_STAGE_COLOURS = {
+    "train": "#8a97a8",
+    "search": "#1668b8",
+    "finetune": "#d9662b",
+    "export": "#1b7f4d",
+    "evaluate": "#8459a8",
+}
+
+
+def run_report(folder: RunFolder) -> None:
+    """Writes ``report.html``.
+
+    Raises:
+        RunFolderError: If the run is not finished or one of its files is damaged.
+    """
+    summary = read_summary(folder.path)
+    trials = read_trials(folder / "trials.jsonl")
+    expected = folder.results("search")["n_trials"]
+    if len(trials) != expected:
+        raise RunFolderError(
+            f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
+            f"{len(trials)}; restore the file, or start the run again in a new folder."
+        )
+    write_atomic(folder / "report.html", render(folder, summary, trials))
+
+
+def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
+    """Returns the page."""
+    template = Template((files("experiments") / "report_template.html").read_text("utf-8"))
+    cost = next(iter(Budget.parse(folder.config.budget).bounds))
+    parts = {
+        "title": escape(f"{folder.config.model} on {folder.facts.data_name}: compressed"),
+        **_head(folder, summary),
+        **_table(folder.config, summary),
+        **_curve(folder, trials),
+        **_cloud(folder, trials, cost),
+        **_plan(folder),
+        **_time(folder, summary),
+        **_options(folder),
+    }
+    return template.substitute(parts)
+
+
+def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
+    config = folder.config
+    before, after = summary["original"], summary["compressed"]
+    macs = after["macs"] / before["macs"]
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    if abs(points) < 0.005:
+        loss = "at the same accuracy"
+    else:
+        loss = f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
+    headline = (
+        f"{escape(config.model)} with {macs:.0%} of the multiply-adds and "
+        f"{after['bytes'] / before['bytes']:.0%} of the bytes, {loss}"
+    )
+    tiles = [
+        (f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})"),
+        (f"{macs:.1%}", f"of the multiply-adds (budget {escape(config.budget)})"),
+        (f"{after['bytes'] / before['bytes']:.1%}", "of the bytes"),
+    ]
+    if after["latency_ms"]:
+        old, new = before["latency_ms"]["64"], after["latency_ms"]["64"]
+        tiles.append((f"{old / new:.2f} ×", "the speed at batch 64, ONNX Runtime, one thread"))
+    return {
+        "kicker": f"Channel pruning of {escape(config.model)} on "
+        f"{escape(folder.facts.data_name)} · agent {escape(config.agent)} · "
+        f"{summary['episodes']} episodes · seed {config.seed}",
+        "headline": headline,
+        "tiles": "\n".join(
+            f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles
+        ),
+    }
+
+
+def _table(config: RunConfig, summary: dict[str, Any]) -> dict[str, str]:
+    lines = []
+    for name, old, new, change in rows(summary):
+        css = ""
+        if "slower" in change or change.startswith("-"):
+            css = ' class="bad"'
+        elif "faster" in change or change.startswith("+"):
+            css = ' class="good"'
+        lines.append(
+            f"<tr><td>{escape(name)}</td><td>{old}</td><td>{new}</td><td{css}>{change}</td></tr>"
+        )
+    note = (
+        "Accuracy on test images that nothing before this line has seen. MACs are multiply-adds "
+        "for one image. The size is that of the safetensors file."
+    )
+    if summary["original"]["latency_ms"]:
+        note += (
+            " Latency: ONNX Runtime, one thread, medians of runs taken in turns with the original."
+        )
+        if config.round_to % 8:
+            note += (
+                f" Processors like channels in multiples of 8; this plan keeps multiples of "
+                f"{config.round_to}, which saves multiply-adds but less time (see --round-to)."
+            )
+    return {"table": "\n".join(lines), "table_note": note}
+
+
+def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
+    rewards = [t.reward for t in trials]
+    best = [max(rewards[: i + 1]) for i in range(len(rewards))]
+    uniform = folder.results("search")["uniform"]["reward"]
+    # A few very bad plans would squeeze everything else into a line at the top.
+    ordered = sorted(rewards)
+    low = min(ordered[len(ordered) // 20], uniform)
+    visible = [max(low, r) for r in rewards]
+    axis = Axis.around([*visible, *best, uniform], "reward")
+    percent = folder.config.reward == "accuracy"
+    chart = Chart(
+        Axis(-0.5, max(len(trials) - 0.5, 1), "episode"),
+        Axis(axis.low, axis.high, "reward", percent),
+        f"reward of each of {len(trials)} episodes, and the best so far",
+    )
+    hints = [f"episode {t.episode} ({t.source}): {t.reward:.4f}" for t in trials]
+    policy = [t.source not in ("warm-up", "uniform", "random") for t in trials]
+    for css, wanted in (("dot first", False), ("dot", True)):
+        chosen = [i for i in range(len(trials)) if policy[i] is wanted]
+        chart.dots([(i, visible[i]) for i in chosen], css, [hints[i] for i in chosen])
+    chart.horizontal(uniform, "reference")
+    chart.steps([*enumerate(best), (len(best) - 0.5, best[-1])], "best")
+    clipped = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
+    what = "proxy accuracy" if percent else f"reward ({escape(folder.config.reward)})"
+    legend = [
+        _key("#1668b8", "best so far"),
+        _key("#d9662b", "uniform plan", "dashed"),
+        _key("#9cc4ea", "one episode", "round"),
+    ]
+    if not all(policy):
+        legend.append(_key("#c3ccd7", "before the agent chose (uniform, warm-up, random)", "round"))
+    return {
+        "curve": chart.svg(),
+        "curve_legend": "".join(legend),
+        "curve_note": f"The {what} of every judged plan, before fine-tuning; the best plan ends "
+        f"{_difference(best[-1], uniform, percent)} the uniform one.{clipped}",
+    }
+
+
+def _difference(best: float, uniform: float, percent: bool) -> str:
+    gain = best - uniform
+    amount = f"{abs(100 * gain):.2f} points" if percent else f"{abs(gain):.4g}"
+    return f"{amount} {'above' if gain >= 0 else 'below'}"
+
+
+def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dict[str, str]:
+    lower, upper = Budget.parse(folder.config.budget).bounds[cost]
+    search = folder.results("search")
+    best, uniform = search["best"], search["uniform"]
+    points = [(t.cost_ratio[cost], t.accuracy) for t in trials]
+    ends = [
+        (best["cost_ratio"][cost], best["accuracy"]),
+        (uniform["cost_ratio"][cost], uniform["accuracy"]),
+    ]
+    xs = [x for x, _ in points + ends] + [upper, *([lower] if lower else [])]
+    chart = Chart(
+        Axis.around(xs, f"{cost}, share of the original", percent=True),
+        Axis.around([y for _, y in points + ends], "proxy accuracy", percent=True),
+        f"proxy accuracy against {cost} of every judged plan",
+    )
+    chart.band(upper, chart.x.high, "outside")
+    if lower:
+        chart.band(chart.x.low, lower, "outside")
+    hints = [f"episode {t.episode}: {x:.1%}, accuracy {y:.2%}" for t, (x, y) in zip(trials, points)]
+    chart.dots(points, "dot", hints)
+    chart.dots(ends[1:], "uniform", ["uniform plan"], r=5)
+    chart.dots(ends[:1], "chosen", ["the chosen plan"], r=5.5)
+    legend = [
+        _key("#1668b8", "chosen plan", "round"),
+        _key("#d9662b", "uniform plan", "round"),
+        _key("#9cc4ea", "other plans", "round"),
+        _key("#f5dcda", "outside the budget", "round"),
+    ]
+    return {
+        "cloud": chart.svg(),
+        "cloud_legend": "".join(legend),
+        "cloud_note": f"Cost against proxy accuracy of every judged plan. The budget "
+        f"({escape(folder.config.budget)}) is hard: no plan may lie in the red.",
+    }
+
+
+def _plan(folder: RunFolder) -> dict[str, str]:
+    plan: CompressionPlan = folder.read_plan()
+    sizes = folder.results("evaluate")["group_sizes"]
+    bars = [
+        Bar(key.rsplit(":", 1)[0], round(value * sizes[key.rsplit(":", 1)[0]]), size)
+        for key, value in plan.items()
+        for size in [sizes[key.rsplit(":", 1)[0]]]
+    ]
+    return {
+        "plan": plan_bars(bars, "channels kept per group of layers"),
+        "plan_note": "Channels that stay (blue) of those that were there (grey). One row is one "
+        "group of layers whose channels can only be cut together, named after its first layer.",
+    }
+
+
+def _time(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
+    seconds = {
+        stage: folder.results(stage)["seconds"]
+        for stage in _STAGE_COLOURS
+        if folder.is_done(stage) and folder.results(stage)["seconds"] > 0
+    }
+    total = sum(seconds.values())
+    bars = "".join(
+        f'<div style="width:{100 * value / total:.2f}%;background:{_STAGE_COLOURS[stage]}" '
+        f'title="{stage}: {value:.1f} s"></div>'
+        for stage, value in seconds.items()
+    )
+    legend = [
+        _key(_STAGE_COLOURS[stage], f"{stage} {_duration(value)}", "round")
+        for stage, value in seconds.items()
+    ]
+    legend.append(
+        f"<li>{summary['cpu_seconds_per_episode']:.2g} processor seconds per episode, all included"
+        f"</li>"
+    )
+    return {"time_bar": f'<div class="bars">{bars}</div>', "time_legend": "".join(legend)}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _options(folder: RunFolder) -> dict[str, str]:
+    document = json.loads((folder / "config.json").read_text())
+    lines = [
+        f"<tr><td>--{escape(name.replace('_', '-'))}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in document["options"].items()
+    ]
+    lines += [
+        f"<tr><td>{escape(name)}</td><td>{escape(str(version))}</td></tr>"
+        for name, version in document["packages"].items()
+    ]
+    versions = document["packages"]
+    return {
+        "command": escape(folder.command),
+        "options": "\n".join(lines),
+        "footer": f"amc-compress {versions['amc-compress']}, torch {versions['torch']}, "
+        f"python {versions['python']}. The numbers of this page are in summary.json, the "
+        f"trials in trials.jsonl.",
+    }
+
+
+def _key(colour: str, text: str, css: str = "") -> str:
+    style = "background" if css == "round" else "border-color"
+    return f'<li><i class="{css}" style="{style}:{colour}"></i>{text}</li>'

@@ -1,0 +1,297 @@
+"""The run folder: what a run is on disk, written so that a crash at any moment loses nothing.
+
+========================= =====================================================================
+``config.json``           every option, facts about the data, package versions, the exact command
+``state.json``            which stages have started and finished, with their results and seconds
+``original.safetensors``  the uncompressed network's tensors
+``plan.json``             the plan that the search chose
+``trials.jsonl``          one line per episode
+``pruned.safetensors``    the smaller network before fine-tuning
+``model.safetensors``     the smaller network; its metadata hold plan and kept units
+``model.onnx``            the same for ONNX Runtime (``original.onnx`` is what it is timed against)
+``summary.json``          before and after, for programs
+``report.html``           before and after, for people
+``tensorboard/``          event files; ``checkpoints/`` what an interrupted training resumes from
+========================= =====================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from amc_env import CompressionError, CompressionPlan, RunFolderError
+from experiments.configs import STAGES, RunConfig, package_versions
+from experiments.files import read_json, write_atomic, write_json
+
+RUN_VERSION = 1
+_CONFIG = "amc-run"
+_STATE = "amc-run-state"
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a run must know of its data to rebuild the network without them.
+
+    Args:
+        data_name: Name of the data set.
+        n_classes: Outputs of the network.
+        image_shape: ``(channels, height, width)``.
+        class_names: One per class, possibly empty.
+    """
+
+    data_name: str
+    n_classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """An open run folder; use :meth:`create`, :meth:`open` or :meth:`create_or_resume`."""
+
+    def __init__(
+        self, path: Path, config: RunConfig, facts: TaskFacts, state: dict[str, Any]
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.facts = facts
+        self._state = state
+        self._lock: IO[str] | None = None
+        self.command = ""
+
+    # ---- opening
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, facts: TaskFacts) -> RunFolder:
+        """Makes a new run folder.
+
+        Raises:
+            RunFolderError: If something lies there already.
+        """
+        path = path.expanduser()
+        if is_used(path):
+            raise RunFolderError(
+                f"The folder {path} is not empty; add --resume to continue the run in it, or "
+                f"choose another --out."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
+        folder = cls(path, config, facts, state)
+        folder._take_lock()
+        folder.command = shlex.join(["amc", *sys.argv[1:]])
+        folder._write_config()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, *, lock: bool = False) -> RunFolder:
+        """Opens an existing run folder.
+
+        Args:
+            path: The folder.
+            lock: Whether to keep other processes from writing into it.
+
+        Raises:
+            RunFolderError: If it is no run folder, damaged, of another version, or in use.
+        """
+        path = path.expanduser()
+        document = read_json(path / "config.json", _CONFIG, RUN_VERSION)
+        try:
+            config = RunConfig.from_dict(document["options"])
+            row = document["data"]
+            facts = TaskFacts(
+                row["data_name"],
+                int(row["n_classes"]),
+                (
+                    int(row["image_shape"][0]),
+                    int(row["image_shape"][1]),
+                    int(row["image_shape"][2]),
+                ),
+                tuple(row["class_names"]),
+            )
+            command = str(document["command"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunFolderError(
+                f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); start the "
+                f"run again in a new folder."
+            ) from error
+        state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
+        if (path / "state.json").exists():
+            state = read_json(path / "state.json", _STATE, RUN_VERSION)
+        folder = cls(path, config, facts, state)
+        folder.command = command
+        if lock:
+            folder._take_lock()
+        return folder
+
+    @classmethod
+    def create_or_resume(
+        cls, path: Path, config: RunConfig, facts: TaskFacts, *, resume: bool
+    ) -> RunFolder:
+        """Makes a run folder, or continues the one there.
+
+        Options of stages that have not begun may change between the two commands; the others
+        must be as they were.
+
+        Raises:
+            RunFolderError: If the folder is used and ``resume`` is False, or an option that has
+                already taken effect differs.
+        """
+        if not resume or not is_used(path.expanduser()):
+            return cls.create(path, config, facts)
+        folder = cls.open(path, lock=True)
+        folder.reconfigure(config)
+        if folder.facts != facts:
+            raise RunFolderError(
+                f"The data are not those the run in {path} began with: {folder.facts} there, "
+                f"{facts} now; give the same data, or start again in a new folder."
+            )
+        return folder
+
+    def reconfigure(self, config: RunConfig) -> None:
+        """Takes over options of stages that have not begun.
+
+        Raises:
+            RunFolderError: If an option that has already taken effect differs.
+        """
+        begun = {"task", *self._stages}
+        if differences := self.config.differences(config, begun):
+            raise RunFolderError(
+                f"The run in {self.path} was started with other options: "
+                f"{'; '.join(differences)}. Repeat the options it was started with, or choose "
+                f"another --out."
+            )
+        if config != self.config:
+            self.config = config
+            self._write_config()
+
+    def _take_lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows: no advisory locks, the user has to take care
+            return
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise RunFolderError(
+                f"Another process is working in {self.path}; wait for it, or choose another --out."
+            ) from error
+
+    def close(self) -> None:
+        """Lets other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_config(self) -> None:
+        write_json(
+            self.path / "config.json",
+            {
+                "format": _CONFIG,
+                "version": RUN_VERSION,
+                "command": self.command,
+                "options": self.config.to_dict(),
+                "data": asdict(self.facts),
+                "packages": package_versions(),
+            },
+        )
+
+    # ---- stages
+
+    @property
+    def _stages(self) -> dict[str, dict[str, Any]]:
+        stages: dict[str, dict[str, Any]] = self._state["stages"]
+        return stages
+
+    def start(self, stage: str) -> None:
+        """Notes that a stage has begun: its options are fixed from now on."""
+        self._stages.setdefault(stage, {"done": False})
+        self._write_state()
+
+    def forget(self, stage: str) -> None:
+        """Forgets that a stage and the later ones were ever begun, to run them anew."""
+        for later in STAGES[STAGES.index(stage) :]:
+            self._stages.pop(later, None)
+        self._write_state()
+
+    def finish(self, stage: str, **results: Any) -> None:
+        """Notes that a stage is complete, with numbers that later stages and the report need."""
+        self._stages[stage] = {"done": True, **results}
+        self._write_state()
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage is complete."""
+        return bool(self._stages.get(stage, {}).get("done"))
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether the stage was started, be it complete or not."""
+        return stage in self._stages
+
+    def results(self, stage: str) -> dict[str, Any]:
+        """Returns what :meth:`finish` was given.
+
+        Raises:
+            RunFolderError: If the stage is not complete.
+        """
+        if not self.is_done(stage):
+            raise RunFolderError(
+                f"The run in {self.path} has no finished stage {stage!r}; continue it with "
+                f"`amc compress ... --resume`, or run `amc {_VERB_OF.get(stage, stage)}` first."
+            )
+        return self._stages[stage]
+
+    def _write_state(self) -> None:
+        write_json(self.path / "state.json", self._state)
+
+    # ---- the plan
+
+    def write_plan(self, plan: CompressionPlan) -> None:
+        """Writes ``plan.json``."""
+        write_atomic(self.path / "plan.json", plan.to_json() + "\n")
+
+    def read_plan(self) -> CompressionPlan:
+        """Reads ``plan.json``.
+
+        Raises:
+            RunFolderError: If it is missing or damaged.
+        """
+        path = self.path / "plan.json"
+        try:
+            return CompressionPlan.from_json(path.read_text())
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path} holds no plan.json yet; run `amc search` or `amc compress` first."
+            ) from error
+        except (CompressionError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{path} is damaged: {error}") from error
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+_VERB_OF: Mapping[str, str] = {"evaluate": "export"}
+
+
+def is_used(path: Path) -> bool:
+    """Whether a folder holds anything but leftovers of a start that never came to ``config.json``.
+
+    Raises:
+        RunFolderError: If ``path`` is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file; expected a folder for --out.")
+    with contextlib.suppress(FileNotFoundError):
+        return any(not entry.name.startswith(".") for entry in path.iterdir())
+    return False

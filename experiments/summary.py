@@ -1,0 +1,82 @@
+"""``summary.json`` as a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from amc_env import RunFolderError
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Reads ``summary.json``.
+
+    Raises:
+        RunFolderError: If it is missing or damaged.
+    """
+    path = directory / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} is missing: the run is not finished. Continue it with `amc compress ... "
+            f"--resume`, or run `amc finetune` and `amc export` first."
+        ) from error
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is damaged or cut short ({error}); `amc export {directory}` makes it again."
+        ) from error
+    return summary
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns the before/after table: name, original, compressed, change."""
+    before, after = summary["original"], summary["compressed"]
+    table = [
+        (
+            "test accuracy",
+            f"{before['accuracy']:.2%}",
+            f"{after['accuracy']:.2%}",
+            f"{100 * (after['accuracy'] - before['accuracy']):+.2f} points",
+        ),
+        ("MACs", *_counts(before["macs"], after["macs"])),
+        ("parameters", *_counts(before["params"], after["params"])),
+        ("file size", *_sizes(before["bytes"], after["bytes"])),
+    ]
+    if before["latency_ms"] and after["latency_ms"]:
+        for size in before["latency_ms"]:
+            old, new = before["latency_ms"][size], after["latency_ms"][size]
+            name = f"latency, batch {size}"
+            change = f"{old / new:.2f} x faster" if new <= old else f"{new / old:.2f} x slower"
+            table.append((name, f"{old:.3g} ms", f"{new:.3g} ms", change))
+    return table
+
+
+def _counts(old: float, new: float) -> tuple[str, str, str]:
+    return human(old), human(new), f"{new / old:.1%}"
+
+
+def _sizes(old: float, new: float) -> tuple[str, str, str]:
+    return f"{human(old)}B", f"{human(new)}B", f"{new / old:.1%}"
+
+
+def human(number: float) -> str:
+    """Returns ``"40.8 M"`` for 40 800 000."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.3g} "
+
+
+def summary_table(directory: Path) -> str:
+    """Returns the before/after table as text."""
+    header = ("", "original", "compressed", "change")
+    table = [header, *rows(read_summary(directory))]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

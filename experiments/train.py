@@ -1,0 +1,99 @@
+"""Stage ``train``: the full-precision network, from scratch or from given weights."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc_env import CompressionPlan
+from experiments.configs import RunConfig
+from experiments.context import Task, use_threads
+from experiments.evaluate import measure
+from experiments.events import open_writer
+from experiments.files import write_atomic, write_json
+from experiments.models import load_weights
+from experiments.networks import build_original, save_network, trace_original
+from experiments.runs import TaskFacts
+from learners.training import TrainingConfig, evaluate, train
+
+
+def initial_network(config: RunConfig, facts: TaskFacts) -> nn.Module:
+    """Returns the network before training; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+        torch.manual_seed(config.seed)
+        return build_original(config.model, facts)
+
+
+def run_train(task: Task) -> None:
+    """Writes ``original.safetensors``: the given weights, or the network trained from scratch."""
+    folder, config = task.folder, task.config
+    if folder.is_done("train"):
+        return
+    folder.start("train")
+    use_threads(config, default=0)
+    model = initial_network(config, folder.facts)
+    started = time.perf_counter()
+    if config.weights is not None:
+        load_weights(model, Path(config.weights), allow_pickle=config.allow_pickle)
+        accuracy = evaluate(model, task.data.validation, precision="fp32", device=config.device)
+        save_network(model, folder / "original.safetensors")
+        seconds = time.perf_counter() - started
+        folder.finish("train", seconds=round(seconds, 3), epochs=0, validation_accuracy=accuracy)
+        return
+    settings = TrainingConfig(
+        epochs=config.train_epochs,
+        learning_rate=config.train_learning_rate,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    checkpoints = folder / "checkpoints" / "train"
+    with open_writer(folder / "tensorboard" / "train") as writer:
+        result = train(
+            model,
+            task.data.train,
+            task.data.validation,
+            settings,
+            checkpoint_dir=checkpoints,
+            resume=True,
+            writer=writer,
+            progress=task.progress,
+            device=config.device,
+        )
+    save_network(model, folder / "original.safetensors")
+    folder.finish(
+        "train",
+        seconds=round(result.seconds, 3),
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        validation_accuracy=result.best_accuracy,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def write_training_results(task: Task) -> Path:
+    """Writes ``model.safetensors`` and ``summary.json`` of a run that only trains."""
+    folder, config = task.folder, task.config
+    path = folder / "model.safetensors"
+    write_atomic(path, (folder / "original.safetensors").read_bytes())
+    network = task.original
+    measured = measure(
+        network, trace_original(folder, network), CompressionPlan({}), task.data.test, path
+    )
+    stage = folder.results("train")
+    write_json(
+        folder / "summary.json",
+        {
+            **measured,
+            "validation_accuracy": stage["validation_accuracy"],
+            "model": config.model,
+            "data": config.data,
+            "epochs": stage["epochs"],
+            "seed": config.seed,
+            "seconds": stage["seconds"],
+        },
+    )
+    return path

@@ -1,0 +1,155 @@
+"""``trials.jsonl``: one line per episode, appended as it happens, verified when replayed.
+
+Searches are deterministic, so a search is resumed by running it again from episode 0 with the
+recorded accuracies given to the environment beforehand: what was already judged costs nothing but
+the agent's own updates. The recorder checks that the replay says what the record says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amc_env import CompressionPlan, RunFolderError
+from experiments.files import write_atomic
+
+if TYPE_CHECKING:
+    from agents.base import Trial
+
+CostOf = Callable[[CompressionPlan], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """One line of ``trials.jsonl``.
+
+    Args:
+        episode: Counts from 0.
+        plan: Decision key -> value.
+        cost: Cost name -> absolute cost.
+        cost_ratio: Cost name -> cost / original cost.
+        accuracy: Proxy accuracy, in [0, 1].
+        reward: What the agent was given.
+        seconds: Wall time since the previous trial, the agent's updates included.
+        cpu_seconds: The same in processor time.
+        source: Where the plan came from, e.g. ``"warm-up"``.
+    """
+
+    episode: int
+    plan: dict[str, float]
+    cost: dict[str, float]
+    cost_ratio: dict[str, float]
+    accuracy: float
+    reward: float
+    seconds: float
+    cpu_seconds: float
+    source: str
+
+
+def read_trials(path: Path) -> list[RecordedTrial]:
+    """Reads the trials; a half-written last line (a crash while writing it) is left out.
+
+    Raises:
+        RunFolderError: If any other line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    # Every complete line ends in a newline, so what follows the last one was cut short.
+    trials = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row: dict[str, Any] = json.loads(line)
+            trials.append(RecordedTrial(**row))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"Line {number} of {path} is damaged ({error}); start the search again in a new "
+                f"folder."
+            ) from error
+    return trials
+
+
+class TrialRecorder:
+    """Appends each trial to ``trials.jsonl``; on resume verifies instead of appending.
+
+    Args:
+        path: The file; what it holds already is expected again in the same order.
+        cost_of: Plan -> absolute costs, for the record.
+
+    Raises:
+        RunFolderError: If the file is damaged.
+    """
+
+    def __init__(self, path: Path, cost_of: CostOf) -> None:
+        self.path = path
+        self.recorded = read_trials(path)
+        self._cost_of = cost_of
+        self._seen = 0
+        if path.exists():  # drop a half-written last line before anything is appended to it
+            write_atomic(path, "".join(_line(trial) for trial in self.recorded))
+        self.restart_clock()
+
+    @property
+    def trials(self) -> list[RecordedTrial]:
+        """Everything on record."""
+        return self.recorded
+
+    def restart_clock(self) -> None:
+        """Starts the time of the next trial now."""
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def since_last(self) -> tuple[float, float]:
+        """Returns wall and processor seconds since the last trial (or the start)."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+    def __call__(self, trial: Trial) -> None:
+        """Records or verifies one trial.
+
+        Raises:
+            RunFolderError: If a replayed trial is not the recorded one.
+        """
+        if self._seen < len(self.recorded):
+            self._verify(trial, self.recorded[self._seen])
+        else:
+            self._append(trial)
+        self._seen += 1
+        self.restart_clock()
+
+    def _verify(self, trial: Trial, old: RecordedTrial) -> None:
+        same_plan = CompressionPlan(old.plan) == CompressionPlan(dict(trial.plan))
+        same_reward = math.isclose(old.reward, trial.reward, rel_tol=1e-9, abs_tol=1e-12)
+        if not (same_plan and same_reward and old.source == trial.source):
+            raise RunFolderError(
+                f"Episode {old.episode} went differently than {self.path} says, so the run cannot "
+                f"be continued to the same result; resume it on the machine and with the package "
+                f"versions it was started with, or start again in a new folder."
+            )
+
+    def _append(self, trial: Trial) -> None:
+        seconds, cpu_seconds = self.since_last()
+        row = RecordedTrial(
+            episode=trial.episode,
+            plan=dict(trial.plan),
+            cost=dict(self._cost_of(trial.plan)),
+            cost_ratio=dict(trial.cost_ratio),
+            accuracy=trial.accuracy,
+            reward=trial.reward,
+            seconds=round(seconds, 4),
+            cpu_seconds=round(cpu_seconds, 4),
+            source=trial.source,
+        )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.recorded.append(row)
+
+
+def _line(trial: RecordedTrial) -> str:
+    return json.dumps(vars(trial)) + "\n"
