@@ -64,9 +64,9 @@ def make_model(
     }
     if image_size is not None:
         wanted["image_size"] = image_size
-    parameters = inspect.signature(factory).parameters
+    accepted = _keywords(factory)
     try:
-        model = factory(**{key: value for key, value in wanted.items() if key in parameters})
+        model = factory(**{key: value for key, value in wanted.items() if key in accepted})
     except TypeError as error:
         raise InputDataError(
             f"The model factory {name!r} cannot be called with only n_classes and in_channels: "
@@ -78,6 +78,13 @@ def make_model(
             f"{type(model).__name__}: return the network itself."
         )
     return model
+
+
+def _keywords(factory: ModelFactory) -> set[str]:
+    try:
+        return set(inspect.signature(factory).parameters)
+    except ValueError:  # some builtins have no signature
+        return set()
 
 
 def _known_factory(name: str) -> ModelFactory:
