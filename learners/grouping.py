@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
-from learners.label_rules import Call, LabelMode
+from learners.label_rules import LabelMode
+from learners.label_state import Call
 from learners.labels import varies
 
 _TIED_TOGETHER = "all its channels are tied together"
@@ -70,6 +71,7 @@ class Grouping:
         first_unit: Group name -> index of its first unit in the table of units.
         unit_of_label: Unit of every label, 0 for none, shape ``(n_labels,)``.
         n_units: Length of the table of units.
+        norms: Modules that normalise -> the unit of each of their channels.
     """
 
     graph: LayerGraph
@@ -77,6 +79,13 @@ class Grouping:
     first_unit: dict[str, int]
     unit_of_label: Tensor
     n_units: int
+    norms: dict[str, Tensor]
+
+
+def layer_name(parameter: str) -> str:
+    """Returns what a layer is called: its module, or its parameter if that is not ``weight``."""
+    module, _, tensor = parameter.rpartition(".")
+    return module if tensor == "weight" and module else parameter
 
 
 class Grouper:
@@ -86,7 +95,6 @@ class Grouper:
         model: The network that ran.
         mode: The mode that watched it.
         batch: Batch size of the run.
-        rejected: First producer and signature of groups that failed their proof -> reason.
     """
 
     def __init__(self, model: nn.Module, mode: LabelMode, batch: int) -> None:
@@ -135,7 +143,9 @@ class Grouper:
         starts = torch.tensor([*first_unit.values(), n_units])
         graph = self._graph(groups, slots, unit_of_label, starts)
         kept = [slot for slot in slots if bool(slot.units.any())]
-        return Grouping(graph, kept, first_unit, unit_of_label, n_units)
+        norms = {name: unit_of_label[ids] for name, ids in self.mode.norm_channels.items()}
+        norms = {name: channels for name, channels in norms.items() if bool(channels.any())}
+        return Grouping(graph, kept, first_unit, unit_of_label, n_units, norms)
 
     def _slots(self) -> list[Slot]:
         slots: list[Slot] = []
@@ -150,12 +160,12 @@ class Grouper:
                     self.table.freeze(labels, reason)
             slots.append(Slot(name, 0, "producer", rows))
             slots.append(Slot(name, 1, "consumer", columns))
-        layers = {slot.module for slot in slots}
+        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
         for name, tensor in self.tensors.items():
             known = self.mode.parameter_labels.get(id(tensor))
             if known is None or id(tensor) in self.mode.axis_labels:
                 continue
-            role = "producer" if name.rpartition(".")[0] in layers else "per_channel"
+            role = "producer" if id(tensor) in biases else "per_channel"
             axis = self._channel_axis(name, known)
             if axis is not None:
                 slots.append(Slot(name, axis, role, known.movedim(axis, 0).flatten(1)[:, 0]
@@ -182,7 +192,9 @@ class Grouper:
         occurrences: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         produced: dict[int, None] = {}
         for index, slot in enumerate(slots):
-            is_layer = slot.role == "producer" and id(self.tensors[slot.name]) in self.mode.axis_labels
+            is_layer = (
+                slot.role == "producer" and id(self.tensors[slot.name]) in self.mode.axis_labels
+            )
             for root in roots[slot.units].tolist():
                 if root:
                     occurrences[root][index] += 1
@@ -198,7 +210,7 @@ class Grouper:
             if len(classes) == 1:
                 self.table.freeze(torch.tensor(classes), _TIED_TOGETHER)
                 continue
-            base = slots[signature[0][0]].module
+            base = layer_name(slots[signature[0][0]].name)
             name, copy = base, 1
             while name in names:
                 copy += 1
@@ -212,9 +224,10 @@ class Grouper:
     ) -> ChannelGroup:
         def layers(axis: int) -> tuple[str, ...]:
             return tuple(
-                slots[i].module
+                layer_name(slots[i].name)
                 for i in signature
-                if slots[i].axis == axis and id(self.tensors[slots[i].name]) in self.mode.axis_labels
+                if slots[i].axis == axis
+                and id(self.tensors[slots[i].name]) in self.mode.axis_labels
             )
 
         return ChannelGroup(name, size, layers(0), layers(1))
@@ -222,7 +235,11 @@ class Grouper:
     # ------------------------------------------------------------------ facts
 
     def _graph(
-        self, groups: list[ChannelGroup], slots: Sequence[Slot], unit_of_label: Tensor, starts: Tensor
+        self,
+        groups: list[ChannelGroup],
+        slots: Sequence[Slot],
+        unit_of_label: Tensor,
+        starts: Tensor,
     ) -> LayerGraph:
         widths = _Widths([group.name for group in groups], starts)
         axes = {(slot.name, slot.axis): widths.of(slot.units) for slot in slots}
@@ -249,30 +266,32 @@ class Grouper:
                 spec = self._product(call, widths, unit_of_label)
                 count = 2
                 while spec.name in specs:
-                    spec = _replace(spec, name=f"{spec.name.partition('#')[0]}#{count}")
+                    spec = replace(spec, name=f"{spec.name.partition('#')[0]}#{count}")
                     count += 1
                 specs[spec.name] = spec
                 continue
             name = self.mode.parameters[id(call.weight)]
-            layer = name.rpartition(".")[0] or name
+            layer = layer_name(name)
             positions = call.positions // self.batch
             if layer in specs and specs[layer].kind != "matmul":
                 old = specs[layer]
-                specs[layer] = _replace(old, positions=old.positions + positions)
+                specs[layer] = replace(old, positions=old.positions + positions)
                 continue
             specs[layer] = LayerSpec(
                 layer, "conv" if call.kernel else "linear",
                 axes.get((name, 1), Width(call.shape[1])), axes.get((name, 0), Width(call.shape[0])),
-                call.kernel, call.stride, call.groups, positions, call.has_bias, call.input_size,
+                call.kernel, call.stride, call.groups, positions, call.bias is not None,
+                call.input_size,
             )  # fmt: skip
         return list(specs.values())
 
     def _product(self, call: Call, widths: _Widths, unit_of_label: Tensor) -> LayerSpec:
+        name = f"{call.module}.product".lstrip(".")
         if not call.factors:  # a layer whose weight is computed from something else
             rows, columns = call.shape[:2]
             return LayerSpec(
-                f"{call.module}.product", "matmul", Width(columns), Width(rows), call.kernel,
-                call.stride, 1, call.positions // self.batch, False, call.input_size,
+                name, "matmul", Width(columns), Width(rows), call.kernel, call.stride, 1,
+                call.positions // self.batch, False, call.input_size,
             )  # fmt: skip
         factors: list[Width] = []
         for size, labels in zip(call.shape, call.factors, strict=True):
@@ -289,16 +308,16 @@ class Grouper:
             positions *= width.fixed
         first, second = ordered[:2]
         positions = positions // self.batch if positions % self.batch == 0 else positions
-        return LayerSpec(f"{call.module}.product", "matmul", first, second, positions=positions)
+        return LayerSpec(name, "matmul", first, second, positions=positions)
 
     def _channel_parameters(
         self, slots: Sequence[Slot], widths: _Widths
     ) -> list[ChannelParameters]:
         entries: dict[tuple[str, Width], list[int]] = {}
-        layer_biases = {f"{name.rpartition('.')[0]}.bias".lstrip(".") for name in self.order}
+        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
         for slot in slots:
             tensor = self.tensors[slot.name]
-            if id(tensor) in self.mode.axis_labels or slot.name in layer_biases:
+            if id(tensor) in self.mode.axis_labels or id(tensor) in biases:
                 continue
             if tensor.element_size() != 4:
                 continue
@@ -313,7 +332,7 @@ class Grouper:
     def _frozen(self) -> dict[str, str]:
         frozen: dict[str, str] = {}
         for name in self.order:
-            layer = name.rpartition(".")[0] or name
+            layer = layer_name(name)
             axes = self.mode.axis_labels.get(id(self.tensors[name]))
             reason = None if axes is None else self.table.first_reason(axes[0].tolist())
             if axes is None:
@@ -340,8 +359,3 @@ class _Widths:
             size = int(self.starts[index + 1] - self.starts[index])
             terms.append((self.names[index], int((group == index).sum()) // size))
         return Width(fixed, tuple(terms))
-
-
-def _replace(spec: LayerSpec, **changes: object) -> LayerSpec:
-    values = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-    return LayerSpec(**{**values, **changes})

@@ -67,7 +67,8 @@ class LabelTable:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Ties two tensors of ids coordinate by coordinate (they must broadcast)."""
-        first, second = torch.broadcast_tensors(first, second)
+        shape = torch.broadcast_shapes(first.shape, second.shape)
+        first, second = first.expand(shape), second.expand(shape)
         first, second = self._narrowed(first, second)
         if torch.equal(first, second):
             return
@@ -96,8 +97,9 @@ class LabelTable:
 
     def tie_axis(self, labels: Tensor, axis: int) -> Tensor:
         """Ties everything that shares a coordinate of ``axis``; returns one id per coordinate."""
-        labels = compact(labels).expand(*(-1 if i != axis else s for i, s in enumerate(labels.shape)))
-        rows = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        size = labels.shape[axis]
+        narrow = compact(labels).movedim(axis, 0)
+        rows = narrow.reshape(narrow.shape[0], -1).expand(size, -1)
         if rows.shape[1] > 1:
             self.tie(rows[:, :1], rows)
         return rows[:, 0]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from learners.forward_tracing import Record, TracedForward
 from learners.labels import compact, varies
-from learners.rewriting import Move, Record, Replay, Sizes, TracedForward, box, cut, is_reshape
+from learners.rewriting import Move, Replay, Sizes, box, is_reshape
 
 _counter = itertools.count()
 
@@ -34,10 +37,11 @@ class Rewrite:
     def apply(self, module: nn.Module, alive: Tensor) -> None:
         """Turns a copied module into one that works at the cut widths."""
         module.__class__ = self.cls
+        device = next((p.device for p in module.parameters()), alive.device)
         for edit in self.edits:
             for key, value in edit.attributes(alive).items():
                 if isinstance(value, Tensor):
-                    module.register_buffer(key, value, persistent=False)
+                    module.register_buffer(key, value.to(device), persistent=False)
                 else:
                     setattr(module, key, value)
 
@@ -64,7 +68,11 @@ def plan_rewrite(
 
 class _Planner:
     def __init__(
-        self, module: fx.GraphModule, records: Sequence[Record], units: Tensor, cuts: Sequence[Tensor]
+        self,
+        module: fx.GraphModule,
+        records: Sequence[Record],
+        units: Tensor,
+        cuts: Sequence[Tensor],
     ) -> None:
         self.module = module
         self.records = records
@@ -174,6 +182,7 @@ class _Planner:
 
     def _execute(self, node: fx.Node, numbers: dict[fx.Node, Any]) -> Any:
         if node not in numbers:
+
             def value(earlier: fx.Node) -> Any:
                 if earlier in self.record.labels:
                     return self._execute(earlier, numbers)
@@ -259,9 +268,7 @@ def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
 _classes: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 
-def rebuild_class(
-    base: type[nn.Module], source: str, names: Mapping[str, Any]
-) -> type[nn.Module]:
+def rebuild_class(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> type[nn.Module]:
     """Returns the subclass of ``base`` with the forward that ``source`` holds.
 
     Equal sources share a class. Its instances pickle: the class is rebuilt where they are loaded.
@@ -269,26 +276,47 @@ def rebuild_class(
     key = (base, source)
     if key not in _classes:
         scope = dict(names)
-        exec(compile(source, f"<rewritten {base.__name__} {next(_counter)}>", "exec"), scope)  # noqa: S102
+        exec(compile(source, f"<rewritten {base.__name__} {next(_counter)}>", "exec"), scope)
         body = {
             "forward": scope["forward"],
             "__reduce_ex__": _reduce,
             "__module__": base.__module__,
             "__doc__": base.__doc__,
-            "_rewritten_from": (base, source, dict(names)),
+            "_recipe": _Recipe(base, source, names),
         }
         _classes[key] = type(base.__name__, (base,), body)
     return _classes[key]
 
 
+class _Recipe:
+    """What a rewritten class is made from; copied by reference, pickled by value."""
+
+    def __init__(self, base: type[nn.Module], source: str, names: Mapping[str, Any]) -> None:
+        self.base = base
+        self.source = source
+        self.names = dict(names)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recipe:
+        return self
+
+    def __reduce__(self) -> Any:
+        modules = {k: v.__name__ for k, v in self.names.items() if isinstance(v, ModuleType)}
+        others = {k: v for k, v in self.names.items() if k not in modules}
+        return _unpickled, (self.base, self.source, modules, others)
+
+
+def _unpickled(
+    base: type[nn.Module], source: str, modules: Mapping[str, str], others: Mapping[str, Any]
+) -> _Recipe:
+    imported = {key: import_module(name) for key, name in modules.items()}
+    return _Recipe(base, source, {**imported, **others})
+
+
 def _reduce(self: Any, protocol: Any) -> Any:
-    return _restore, type(self)._rewritten_from, self.__getstate__()
+    return _restore, (type(self)._recipe,), self.__getstate__()
 
 
-def _restore(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> nn.Module:
-    cls = rebuild_class(base, source, names)
+def _restore(recipe: _Recipe) -> nn.Module:
+    cls = rebuild_class(recipe.base, recipe.source, recipe.names)
     module: nn.Module = cls.__new__(cls)
     return module
-
-
-__all__ = ["Rewrite", "cut", "plan_rewrite", "rebuild_class", "tree_map"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Surgeon:
         for slot in grouping.slots:
             self._slots.setdefault(slot.name, []).append(slot)
         owners = {name.rpartition(".")[0] for name in self._slots}
-        self._patched = {name for name in owners if type_patch(model.get_submodule(name))}
+        self._patched = sorted(owners)
 
     def alive(self, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns which units stay, shape ``(n_units,)``.
@@ -66,10 +66,9 @@ class Surgeon:
                 memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
         model = copy.deepcopy(self.model, memo)
         for name in self._patched:
-            module = self.model.get_submodule(name)
-            patch = type_patch(module)
-            if patch is not None:
-                patch(module, model.get_submodule(name))
+            _patch(self.model.get_submodule(name), model.get_submodule(name))
+        for name, units in self.grouping.norms.items():
+            _patch_norm(model.get_submodule(name), len(units), int(alive[units].sum()))
         for rewrite in self.rewrites:
             rewrite.apply(model.get_submodule(rewrite.name), alive)
         return model
@@ -121,49 +120,31 @@ def _like(original: Tensor, data: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- attributes
 
 
-def type_patch(module: nn.Module) -> Callable[[nn.Module, nn.Module], None] | None:
-    """Returns what brings a module's width attributes in line with its sliced tensors."""
-    for kind, patch in _PATCHES:
-        if isinstance(module, kind):
-            return patch
-    return None
+def _patch(old: nn.Module, new: nn.Module) -> None:
+    """Brings the width attributes of a layer in line with its sliced tensors."""
+    weight = getattr(new, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(new, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        _patch_conv(old, new, weight)
+    elif isinstance(new, nn.Linear):
+        new.out_features, new.in_features = weight.shape
+    elif isinstance(new, nn.PReLU):
+        new.num_parameters = len(weight)
 
 
-def _patch_conv(old: nn.Module, new: nn.Module) -> None:
-    assert isinstance(new.weight, Tensor)
-    new.out_channels = new.weight.shape[0]
-    if old.groups == old.in_channels and old.groups != 1:
-        assert isinstance(old.out_channels, int) and isinstance(old.in_channels, int)
-        new.groups = new.weight.shape[0] // (old.out_channels // old.in_channels)
-    new.in_channels = new.weight.shape[1] * new.groups
+def _patch_conv(old: nn.Module, new: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor) -> None:
+    width_out, width_in = int(old.out_channels), int(old.in_channels)  # type: ignore[arg-type]
+    new.out_channels = weight.shape[0]
+    if width_in == new.groups != 1:  # depthwise
+        new.groups = weight.shape[0] // (width_out // width_in)
+    new.in_channels = weight.shape[1] * new.groups
 
 
-def _patch_linear(old: nn.Module, new: nn.Module) -> None:
-    assert isinstance(new.weight, Tensor)
-    new.out_features, new.in_features = new.weight.shape
-
-
-def _patch_norm(old: nn.Module, new: nn.Module) -> None:
-    vector = new.weight if new.weight is not None else new.running_mean
-    if isinstance(vector, Tensor):
-        new.num_features = len(vector)
-
-
-def _patch_group_norm(old: nn.Module, new: nn.Module) -> None:
-    if isinstance(new.weight, Tensor):
-        new.num_groups = old.num_groups * len(new.weight) // old.num_channels
-        new.num_channels = len(new.weight)
-
-
-def _patch_prelu(old: nn.Module, new: nn.Module) -> None:
-    assert isinstance(new.weight, Tensor)
-    new.num_parameters = len(new.weight)
-
-
-_PATCHES: tuple[tuple[type | tuple[type, ...], Callable[[nn.Module, nn.Module], None]], ...] = (
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _patch_conv),
-    (nn.Linear, _patch_linear),
-    (nn.modules.batchnorm._NormBase, _patch_norm),
-    (nn.GroupNorm, _patch_group_norm),
-    (nn.PReLU, _patch_prelu),
-)
+def _patch_norm(new: nn.Module, width: int, kept: int) -> None:
+    """Brings the attributes of a norm in line with its kept channels, with weights or without."""
+    if isinstance(new, nn.GroupNorm) and new.num_channels == width:
+        new.num_groups = new.num_groups * kept // width
+        new.num_channels = kept
+    elif isinstance(new, nn.modules.batchnorm._NormBase) and new.num_features == width:
+        new.num_features = kept

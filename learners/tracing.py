@@ -26,7 +26,7 @@ from learners.label_rules import LabelMode
 from learners.labels import LabelTable
 from learners.proof import Prover, random_cut, randomised
 from learners.rewrite_plan import Rewrite, plan_rewrite
-from learners.rewriting import TracedForward
+from learners.forward_tracing import TracedForward
 from learners.surgery import Surgeon
 
 # Their own code moves data too, but in ways that the rules know as a whole.
