@@ -133,7 +133,9 @@ class RunConfig:
                 f"The run was configured with options unknown to this release: {unknown}; "
                 f"use the release that wrote it."
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in options.items()
+        }
         return cls(**values)
 
     def differences(self, other: RunConfig, stages: set[str]) -> list[str]:

@@ -218,7 +218,7 @@ def _compare(
 def _uneven_batches(images: Tensor) -> Iterator[Tensor]:
     yield images[:1]
     if len(images) > 1:
-        yield from images[1:].split(64)
+        yield from torch.split(images[1:], 64)
 
 
 def time_onnx(

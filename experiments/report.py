@@ -182,7 +182,9 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dic
     chart.band(upper, chart.x.high, "outside")
     if lower:
         chart.band(chart.x.low, lower, "outside")
-    hints = [f"episode {t.episode}: {x:.1%}, accuracy {y:.2%}" for t, (x, y) in zip(trials, points)]
+    hints = [
+        f"episode {t.episode}: {t.cost_ratio[cost]:.1%}, accuracy {t.accuracy:.2%}" for t in trials
+    ]
     chart.dots(points, "dot", hints)
     chart.dots(ends[1:], "uniform", ["uniform plan"], r=5)
     chart.dots(ends[:1], "chosen", ["the chosen plan"], r=5.5)

@@ -1,0 +1,50 @@
+# make demo   compress a network on embedded 8x8 images, from training to report
+# make test   format check, lint, types, tests
+# make format rewrite the files as the format check wants them
+#
+# Everything happens in .venv, made on first use and again when pyproject.toml changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Installed before the rest, so that another build (say, a CPU-only one) can be chosen:
+#   make test TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= torch==2.13.0
+DEMO ?= runs/demo
+WORKERS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint format install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@echo "Installing into .venv (once; a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@echo "Training a small network on 1,797 handwritten digits, searching 100 episodes for a plan with"
+	@echo "half of its multiply-adds, fine-tuning, exporting to ONNX and reporting, in $(DEMO)"
+	@$(BIN)/amc compress --model digitsnet --data digits --budget macs=0.5 --agent ddpg \
+		--episodes 100 --seed 0 --out $(DEMO) --resume
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One thread per worker: two test processes with a thread pool each would fight over the cores.
+test: export OMP_NUM_THREADS = 1
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
