@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,6 +86,14 @@ def layer_name(parameter: str) -> str:
     """Returns what a layer is called: its module, or its parameter if that is not ``weight``."""
     module, _, tensor = parameter.rpartition(".")
     return module if tensor == "weight" and module else parameter
+
+
+def weight_name(layer: str, parameters: Container[str]) -> str | None:
+    """Returns the name of a layer's weight, the inverse of :func:`layer_name`."""
+    for name in (f"{layer}.weight".lstrip("."), layer):
+        if name in parameters:
+            return name
+    return None
 
 
 class Grouper:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from amc_env.graph import ChannelGroup
+from learners.forward_tracing import TracedForward
+from learners.grouping import Grouper, Grouping
+from learners.outputs import difference
+from learners.rewrite_plan import Rewrite, plan_rewrite
 from learners.surgery import Surgeon
+from learners.watching import Watch
 
 TOLERANCE = 1e-5
 
@@ -44,23 +51,6 @@ def random_cut(
     return kept
 
 
-def difference(first: object, second: object) -> float:
-    """Returns the largest deviation relative to ``max(1, |output|)``; infinite if shapes differ."""
-    worst = 0.0
-    pairs = list(zip(tree_leaves(first), tree_leaves(second), strict=True))
-    for a, b in pairs:
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            return float("inf")
-        if a.numel():
-            a, b = a.double(), b.double()
-            scale = max(1.0, float(b.abs().max()))
-            deviation = float((a - b).abs().max()) / scale
-            worst = max(worst, deviation if deviation == deviation else float("inf"))
-    return worst
-
-
 class Prover:
     """Compares sliced and masked copies of a network on some inputs.
 
@@ -86,3 +76,120 @@ class Prover:
             text = str(error).strip().splitlines() or [type(error).__name__]
             return f"a cut network does not run: {text[0][:200]}"
         return None
+
+
+@dataclass
+class _Trial:
+    """Groups to prove, with what is needed to cut along them."""
+
+    grouping: Grouping
+    provers: list[Prover]
+    proved: set[ChannelGroup]
+    generator: torch.Generator
+
+    def faults(self) -> dict[str, str]:
+        """Returns group -> what is wrong with it; empty once all are right, alone and together."""
+        groups = [group for group in self.grouping.graph.groups if group not in self.proved]
+        faults: dict[str, str] = {}
+        for group in groups:
+            fault = self.provers[0].fault(random_cut({group.name: group.size}, self.generator))
+            if fault is None:
+                self.proved.add(group)
+            else:
+                faults[group.name] = fault
+        return faults or self._joint_faults()
+
+    def _joint_faults(self) -> dict[str, str]:
+        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        for prover, fraction in zip(self.provers, (None, 0.5), strict=True):
+            kept = random_cut(sizes, self.generator, fraction)
+            fault = prover.fault(kept) if sizes else None
+            if fault is not None:
+                return {self._culprit(prover, kept): f"together with other groups {fault}"}
+        return {}
+
+    @staticmethod
+    def _culprit(prover: Prover, kept: Mapping[str, Tensor]) -> str:
+        """Returns the last group of the shortest wrong prefix: right alone, wrong together."""
+        names = list(kept)
+        low, high = 0, len(names)  # the prefix of length `low` is right, that of `high` is wrong
+        while high - low > 1:
+            middle = (low + high) // 2
+            if prover.fault({name: kept[name] for name in names[:middle]}) is None:
+                low = middle
+            else:
+                high = middle
+        return names[high - 1]
+
+
+def prove(
+    model: nn.Module, watch: Watch, arguments: tuple[Tensor, ...]
+) -> tuple[Grouping, list[Rewrite]]:
+    """Returns groups that are right alone and together, and the rewrites they need.
+
+    Args:
+        model: The network.
+        watch: Runs it under labels.
+        arguments: Its inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batch = arguments[0].shape[0] if arguments and arguments[0].dim() else 1
+    generic = copy.deepcopy(model)
+    randomised(generic, generator)
+    inputs = _proof_inputs(model, arguments, generator)
+    rejected: dict[int, str] = {}
+    proved: set[ChannelGroup] = set()
+    while True:
+        run = watch.run()
+        grouping = Grouper(model, run.mode, batch).build(rejected)
+        rewrites = _rewrites(grouping, run.traced, generator)
+        provers = [Prover(Surgeon(net, grouping, rewrites), inputs) for net in (generic, model)]
+        faults = _Trial(grouping, provers, proved, generator).faults()
+        if not faults:
+            return grouping, rewrites
+        sizes = {group.name: group.size for group in grouping.graph.groups}
+        for name, reason in faults.items():
+            start = grouping.first_unit[name]
+            units = grouping.unit_of_label
+            inside = (units >= start) & (units < start + sizes[name])
+            # Runs number their labels alike, so a label stands for the same data next time.
+            rejected |= dict.fromkeys(inside.nonzero()[:, 0].tolist(), reason)
+
+
+def _proof_inputs(
+    model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
+) -> list[tuple[Tensor, ...]]:
+    """Returns the example, and a batch of two: the example and a random input."""
+
+    def twice(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or not tensor.is_floating_point():
+            return torch.cat((tensor, tensor)) if tensor.dim() else tensor
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        return torch.cat((tensor, noise))
+
+    pair = tuple(twice(x) for x in arguments)
+    try:
+        with torch.no_grad():
+            model(*pair)
+    except Exception:  # a network for one sample at a time
+        return [arguments]
+    return [pair]
+
+
+def _rewrites(
+    grouping: Grouping, traced: Mapping[str, TracedForward], generator: torch.Generator
+) -> list[Rewrite]:
+    sizes = {group.name: group.size for group in grouping.graph.groups}
+    cuts = []
+    for fraction in (0.5, None, None, 0.0) if sizes and traced else ():
+        alive = torch.ones(grouping.n_units, dtype=torch.bool)
+        for name, kept in random_cut(sizes, generator, fraction).items():
+            start = grouping.first_unit[name]
+            alive[start : start + sizes[name]] = False
+            alive[start + kept] = True
+        cuts.append(alive)
+    plans = (
+        plan_rewrite(name, forward, grouping.unit_of_label, cuts)
+        for name, forward in (traced if cuts else {}).items()
+    )
+    return [plan for plan in plans if plan is not None]
