@@ -8,12 +8,12 @@ both is used is settled once, on the original network, so it never varies betwee
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.errors import TrainingDivergedError
 from learners.channel_pruning.fusion import fuse
 from learners.precision import autocast
 
@@ -70,7 +70,9 @@ class Evaluator:
         self.fused = fused
         self.n_images = images.shape[0]
         self._labels = labels.to(device)
-        self._images = [channels_last(part.to(device, dtype)) for part in images.split(batch_size)]
+        self._images = [
+            channels_last(part.to(device, dtype)) for part in torch.split(images, batch_size)
+        ]
 
     def logits(self, network: nn.Module) -> Tensor:
         """Returns the outputs for all images as float32, shape (n, classes)."""
@@ -129,73 +131,4 @@ def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _eager(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    network.eval()
-    return network.to(memory_format=torch.channels_last)
-
-
-def collect(
-    batches: Iterable[tuple[Tensor, Tensor]],
-    limit: int | None,
-    name: str,
-    example: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Reads ``(images, labels)`` batches into two tensors, at most ``limit`` images.
-
-    Args:
-        batches: The loader.
-        limit: Stop after that many images; ``None`` reads all.
-        name: What to call the data in messages.
-        example: Example input of the network; images must have its shape.
-
-    Raises:
-        InputDataError: If there is nothing, or it is not what the network expects.
-    """
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    count = 0
-    for batch in batches:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InputDataError(
-                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
-            )
-        x, y = batch
-        _check_batch(x, y, name, example)
-        images.append(x.detach().cpu().float())
-        labels.append(y.detach().cpu().long())
-        count += x.shape[0]
-        if limit is not None and count >= limit:
-            break
-    if count == 0:
-        raise InputDataError(f"Expected at least one batch of {name} images, got none.")
-    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
-
-
-def _check_batch(x: Tensor, y: Tensor, name: str, example: Tensor) -> None:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise InputDataError(f"Expected tensors in the {name} data, got {type(x).__name__}.")
-    if x.shape[1:] != example.shape[1:]:
-        raise InputDataError(
-            f"Expected {name} images of shape {tuple(example.shape[1:])} like the example input, "
-            f"got {tuple(x.shape[1:])}; resize them or trace with another example input."
-        )
-    if not x.isfinite().all():
-        raise InputDataError(f"Expected finite {name} images, got NaN or infinite pixels.")
-    if y.dim() != 1 or y.shape[0] != x.shape[0] or y.is_floating_point():
-        raise InputDataError(
-            f"Expected one integer label per {name} image, got labels of shape "
-            f"{tuple(y.shape)} and type {y.dtype} for {x.shape[0]} images."
-        )
-
-
-def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
-    """Checks that every label is a class of the network.
-
-    Raises:
-        InputDataError: If one is not.
-    """
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= n_outputs:
-        raise InputDataError(
-            f"Expected {name} labels from 0 to {n_outputs - 1} (the network has {n_outputs} "
-            f"outputs), got {low} to {high}."
-        )
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -40,6 +40,8 @@ def onednn_available(dtype: torch.dtype) -> bool:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             found = module(images).float()
             added = module(images, other).float()
+            module.overwrites = True
+            written = module(images, other.clone()).float()
             expected = F.conv2d(images, weight, bias)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
@@ -47,6 +49,7 @@ def onednn_available(dtype: torch.dtype) -> bool:
     return bool(
         torch.allclose(found, expected.relu(), atol=tolerance)
         and torch.allclose(added, (expected + other).relu(), atol=tolerance)
+        and torch.allclose(written, added, atol=tolerance)
     )
 
 
@@ -74,6 +77,7 @@ class FusedConv(nn.Module):
         self.dtype = dtype
         self.activation = activation
         self.native = False
+        self.overwrites = False
         self.weight: Tensor
         self.bias: Tensor
         if conv.weight.is_meta:
@@ -96,19 +100,27 @@ class FusedConv(nn.Module):
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         if not self.native:
             return self._public(x, other)
+        arguments = (self.weight, self.bias, *self.geometry)
         name, scalars = _ACTIVATIONS[self.activation]
         op = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            result = op(x, self.weight, self.bias, *self.geometry, name, scalars, "")
+            result = op(x, *arguments, name, scalars, "")
         elif self.activation != "relu6" and other.shape == self._output_shape(x):
             other = other.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            unary = "relu" if self.activation == "relu" else None
-            result = op.binary(
-                x, other, self.weight, self.bias, *self.geometry, "add", 1.0, unary, [], ""
+            sum_then: tuple[Any, ...] = (
+                "add",
+                1.0,
+                "relu" if self.activation == "relu" else None,
+                [],
+                "",
             )
+            if self.overwrites:
+                in_place = torch.ops.mkldnn._convolution_pointwise_.binary
+                result = in_place(other, x, *arguments, *sum_then)
+            else:
+                result = op.binary(x, other, *arguments, *sum_then)
         else:
-            result = op(x, self.weight, self.bias, *self.geometry, "none", [], "")
-            result = self._activate(result + other)
+            result = self._activate(op(x, *arguments, "none", [], "") + other)
         assert isinstance(result, Tensor)
         return result
 
@@ -163,13 +175,40 @@ def fuse(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     attributes: dict[str, Any] = {}
     for node in list(graph.nodes):
         conv = _module(node, modules)
-        if type(conv) is nn.Conv2d and not isinstance(conv.padding, str):
-            if conv.padding_mode == "zeros":
-                _fuse_one(graph, node, conv, modules, attributes, dtype)
+        if type(conv) is not nn.Conv2d or isinstance(conv.padding, str):
+            continue
+        if conv.padding_mode == "zeros":
+            _fuse_one(graph, node, conv, modules, attributes, dtype)
+    _allow_overwriting(graph, attributes)
     for name in {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}:
         if name not in attributes:
             attributes[name] = operator.attrgetter(name)(network)
-    return fx.GraphModule(attributes, graph)  # type: ignore[arg-type]
+    return fx.GraphModule(attributes, graph)
+
+
+def following_norms(network: nn.Module) -> dict[str, str]:
+    """Returns convolution -> batch norm for all that read nothing but each other.
+
+    Networks that cannot be traced have none.
+    """
+    try:
+        graph = fx.Tracer().trace(network)
+    except Exception:
+        # As in ``fusion_works``: whatever a forward does that tracing does not take.
+        return {}
+    modules = dict(network.named_modules())
+    targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+    found = {}
+    for node in graph.nodes:
+        follower = _only_user(node)
+        norm = _module(follower, modules)
+        if _module(node, modules) is None or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        assert follower is not None
+        first, second = str(node.target), str(follower.target)
+        if norm.running_mean is not None and targets.count(first) == targets.count(second) == 1:
+            found[first] = second
+    return found
 
 
 def _fuse_one(
@@ -203,6 +242,31 @@ def _fuse_one(
     chain[-1].replace_all_uses_with(call)
     for absorbed in reversed(chain):
         graph.erase_node(absorbed)
+
+
+def _allow_overwriting(graph: fx.Graph, attributes: dict[str, Any]) -> None:
+    """Lets sums be written into their other summand where nobody needs it afterwards.
+
+    That saves a fifth of ResNet-20's time. The summand must be a fresh tensor (made by a fused
+    convolution or a padding), and everybody else who reads it must come earlier and make a fresh
+    tensor too, so that no view of it lives on.
+    """
+
+    def fresh(node: fx.Node) -> bool:
+        return node.target is F.pad or isinstance(attributes.get(str(node.target)), FusedConv)
+
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        module = attributes.get(str(node.target))
+        if not isinstance(module, FusedConv) or len(node.args) < 2:
+            continue
+        other = node.args[1]
+        readers = [user for user in other.users if user is not node]
+        module.overwrites = (
+            other is not node.args[0]
+            and fresh(other)
+            and all(fresh(user) and place[user] < place[node] for user in readers)
+        )
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

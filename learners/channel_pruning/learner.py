@@ -21,11 +21,11 @@ from learners.channel_pruning.criteria import Criterion, make_criterion, rank_un
 from learners.channel_pruning.evaluation import (
     Evaluator,
     channels_last,
-    check_labels,
-    collect,
     fusion_works,
     limited_threads,
 )
+from learners.channel_pruning.fusion import following_norms
+from learners.channel_pruning.intake import check_labels, check_weights, collect, count_outputs
 from learners.channel_pruning.proxy import (
     RECALIBRATION_BATCH,
     Proxy,
@@ -151,11 +151,11 @@ class ChannelPruning(Learner):
         self.threads = threads
         self.seconds = EpisodeSeconds()
         reference = copy.deepcopy(model).to(self.device).eval()
-        _check_weights(reference)
+        check_weights(reference)
 
         images, labels = collect(calibration, n_calibration, "calibration", example_input)
         held_out, classes = collect(validation, None, "validation", example_input)
-        n_outputs = _n_outputs(reference, images[:2].to(self.device))
+        n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
 
@@ -181,13 +181,13 @@ class ChannelPruning(Learner):
                 self.traced,
                 reference,
                 self._layers,
-                list(zip(self._split(images), labels.split(_STATISTICS_BATCH), strict=True)),
+                list(zip(self._split(images), torch.split(labels, _STATISTICS_BATCH), strict=True)),
                 seed,
             )
             self.ranking: dict[str, Tensor] = {c.name: rank_units(scorer(c)) for c in contexts}
 
     def _split(self, images: Tensor) -> list[Tensor]:
-        return [channels_last(p.to(self.device)) for p in images.split(_STATISTICS_BATCH)]
+        return [channels_last(p.to(self.device)) for p in torch.split(images, _STATISTICS_BATCH)]
 
     def _prepare_evaluators(
         self,
@@ -209,7 +209,9 @@ class ChannelPruning(Learner):
         self._evaluator = evaluator(images[:n], labels[:n])
         self._rest = evaluator(images[n:], labels[n:]) if n < images.shape[0] else None
         # Kept in float32 for choosing the best epoch of a fine-tuning; shares no memory above.
-        self._validation = list(zip(images.split(250), labels.split(250), strict=True))
+        self._validation = list(
+            zip(torch.split(images, 250), torch.split(labels, 250), strict=True)
+        )
         self.original_accuracy = self._evaluator.accuracy(reference)
 
     def _prepare_data(
@@ -242,12 +244,15 @@ class ChannelPruning(Learner):
 
             bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
             report = bar.update
+        self._norms = following_norms(reference)
         statistics = collect_statistics(
             reference, self._split(images), names, seed=self.seed, report=report
         )
         if progress:
             bar.close()
-        self._layers: dict[str, LayerReconstruction] = prepare_reconstruction(reference, statistics)
+        self._layers: dict[str, LayerReconstruction] = prepare_reconstruction(
+            reference, statistics, self._norms
+        )
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every group that loses some.
@@ -344,7 +349,8 @@ class ChannelPruning(Learner):
             inputs = self.traced.kept_inputs(name, kept)
             if inputs.numel() == layer.shape[1]:
                 continue
-            write_layer(modules[name], *layer.solve(inputs, self.traced.kept_outputs(name, kept)))
+            weight, shift = layer.solve(inputs, self.traced.kept_outputs(name, kept))
+            write_layer(modules[name], weight, shift, modules.get(self._norms.get(name, "?")))
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns how much of the consumers' output each choice of each decision loses.
@@ -409,26 +415,3 @@ class ChannelPruning(Learner):
             progress=progress,
             device=self.device,
         )
-
-
-def _check_weights(model: nn.Module) -> None:
-    """Refuses networks with NaN or infinite weights, by name."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputDataError(
-                f"Expected finite weights, got NaN or infinite numbers in {name!r}; "
-                f"load another checkpoint."
-            )
-
-
-def _n_outputs(model: nn.Module, images: Tensor) -> int:
-    """Returns the number of classes the network tells apart."""
-    with torch.no_grad():
-        outputs = model(images)
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputDataError(
-            f"Expected a network whose output is (images, classes), got {shape}; "
-            f"wrap it so that it returns its logits."
-        )
-    return int(outputs.shape[1])

@@ -146,7 +146,7 @@ def _sgd_step(
             f"take fewer steps or start from finite weights."
         )
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
 
 

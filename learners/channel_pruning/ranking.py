@@ -117,7 +117,7 @@ class _GateGradients:
             for images, labels in self._batches:
                 model.zero_grad()
                 loss = F.cross_entropy(model(images), labels.to(images.device))
-                loss.backward()
+                torch.autograd.backward(loss)
                 for name, found in slots.items():
                     rows[name].append(self._gate(model, name, found))
         self._found = {name: torch.stack(batch) for name, batch in rows.items()}

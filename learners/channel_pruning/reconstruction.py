@@ -8,13 +8,14 @@ With ``Y = X W^T`` of the original network, the weights on the columns ``m`` tha
 so ``X`` is never seen again: one small Cholesky solve per layer and plan instead of a fit on tens
 of thousands of rows. The ridge pulls towards the original weights, not towards zero: channels
 whose inputs are always zero keep what they had. Layers with a bias are fitted with an intercept,
-that is with centred ``X`` and ``Y``. ``G`` comes from the original network, so layers are repaired
+that is with centred ``X`` and ``Y``; so are layers with a batch norm right behind them, whose
+running mean takes the intercept. ``G`` comes from the original network, so layers are repaired
 independently of each other and in any order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -130,25 +131,48 @@ class LayerReconstruction:
 
 
 def prepare_reconstruction(
-    model: nn.Module, statistics: Mapping[str, InputStatistics], ridge: float = RIDGE
+    model: nn.Module,
+    statistics: Mapping[str, InputStatistics],
+    with_norm: Collection[str] = (),
+    ridge: float = RIDGE,
 ) -> dict[str, LayerReconstruction]:
-    """Returns the plan-independent part of the repair for every layer with statistics."""
+    """Returns the plan-independent part of the repair for every layer with statistics.
+
+    Args:
+        model: The original network.
+        statistics: Second moments by layer name.
+        with_norm: Layers with a batch norm right behind them: they are fitted with an intercept
+            even if they have no bias, because the batch norm's running mean can take it.
+        ridge: See :class:`LayerReconstruction`.
+    """
     modules = dict(model.named_modules())
     prepared = {}
     for name, moments in statistics.items():
         weight, bias = modules[name].weight, modules[name].bias
         assert isinstance(weight, Tensor)
-        prepared[name] = LayerReconstruction(
-            weight, bias if isinstance(bias, Tensor) else None, moments, ridge
-        )
+        if not isinstance(bias, Tensor):
+            bias = weight.new_zeros(weight.shape[0]) if name in with_norm else None
+        prepared[name] = LayerReconstruction(weight, bias, moments, ridge)
     return prepared
 
 
-def write_layer(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Copies repaired weights into a sliced layer."""
+def write_layer(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None
+) -> None:
+    """Copies repaired weights into a sliced layer.
+
+    Args:
+        module: The sliced layer.
+        weight: Its new weight.
+        bias: Its new bias, or the intercept that ``norm`` takes.
+        norm: The batch norm behind a layer without a bias.
+    """
     with torch.no_grad():
         assert isinstance(module.weight, Tensor)
         module.weight.copy_(weight)
-        if bias is not None:
-            assert isinstance(module.bias, Tensor)
+        if bias is None:
+            return
+        if isinstance(module.bias, Tensor):
             module.bias.copy_(bias)
+        elif norm is not None and isinstance(norm.running_mean, Tensor):
+            norm.running_mean.sub_(bias.to(norm.running_mean.device))

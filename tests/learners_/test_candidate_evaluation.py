@@ -10,12 +10,11 @@ from torch import nn
 from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.channel_pruning.evaluation import (
     Evaluator,
-    check_labels,
-    collect,
     fusion_works,
     limited_threads,
 )
-from learners.channel_pruning.fusion import FusedConv, fuse
+from learners.channel_pruning.fusion import FusedConv, following_norms, fuse
+from learners.channel_pruning.intake import check_labels, collect
 
 CPU = torch.device("cpu")
 
@@ -170,6 +169,44 @@ def test_accuracy_is_the_share_of_right_answers():
         assert evaluator.accuracy(model) == 18 / 30
 
 
+def test_only_a_norm_that_one_convolution_feeds_belongs_to_it():
+    # conv2 is called twice, the stem has a norm of its own, the depthwise layer is called twice.
+    assert following_norms(Residual().eval()) == {"stem.0": "stem.1", "conv1": "bn1"}
+    assert following_norms(Untraceable().eval()) == {}
+
+
+class Rereading(nn.Module):
+    """Summands that somebody still needs after the sum, directly or through a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.convs
+        first = a(x)
+        second = b(first) + first  # read again at the end
+        third = c(second)
+        view = third[:, :, ::2]
+        fourth = d(third) + third  # a view of it is read again
+        fifth = e(fourth) + x  # the input itself
+        sixth = f(fifth) + fifth  # free to be overwritten
+        return self.head((first + sixth).mean((2, 3)) + view.mean((2, 3)))
+
+
+def test_sums_are_written_over_their_summand_only_if_nobody_needs_it():
+    torch.manual_seed(0)
+    model, x = Rereading().eval(), images(8)
+    expected, before = model(x), x.clone()
+    with torch.no_grad():
+        fused = fuse(model, torch.float32)
+        torch.testing.assert_close(fused(x), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(x, before)
+    flags = [m.overwrites for m in fused.children() if isinstance(m, FusedConv)]
+    assert flags == [False, False, False, False, False, True]
+
+
 def test_networks_that_cannot_be_fused_right_are_found_out():
     torch.manual_seed(0)
     assert fusion_works(randomised(Residual()), images(4), torch.bfloat16)
@@ -190,9 +227,16 @@ def test_nan_outputs_are_an_error_not_an_accuracy():
 
 def test_threads_are_put_back_even_after_an_error():
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="inside"), limited_threads(1):
-        assert torch.get_num_threads() == 1
-        raise RuntimeError("inside")
+    seen = []
+
+    def fail():
+        with limited_threads(1):
+            seen.append(torch.get_num_threads())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert seen == [1]
     assert torch.get_num_threads() == before
 
 

@@ -1,0 +1,107 @@
+"""Reads what the user hands over, and refuses what the network does not expect, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
+
+
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    limit: int | None,
+    name: str,
+    example: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Reads ``(images, labels)`` batches into two tensors, at most ``limit`` images.
+
+    Args:
+        batches: The loader.
+        limit: Stop after that many images; ``None`` reads all.
+        name: What to call the data in messages.
+        example: Example input of the network; images must have its shape.
+
+    Raises:
+        InputDataError: If there is nothing, or it is not what the network expects.
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise InputDataError(
+                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
+            )
+        x, y = batch
+        _check_batch(x, y, name, example)
+        images.append(x.detach().cpu().float())
+        labels.append(y.detach().cpu().long())
+        count += x.shape[0]
+        if limit is not None and count >= limit:
+            break
+    if count == 0:
+        raise InputDataError(f"Expected at least one batch of {name} images, got none.")
+    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+
+
+def _check_batch(x: Tensor, y: Tensor, name: str, example: Tensor) -> None:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise InputDataError(f"Expected tensors in the {name} data, got {type(x).__name__}.")
+    if x.shape[1:] != example.shape[1:]:
+        raise InputDataError(
+            f"Expected {name} images of shape {tuple(example.shape[1:])} like the example input, "
+            f"got {tuple(x.shape[1:])}; resize them or trace with another example input."
+        )
+    if not x.isfinite().all():
+        raise InputDataError(f"Expected finite {name} images, got NaN or infinite pixels.")
+    if y.dim() != 1 or y.shape[0] != x.shape[0] or y.is_floating_point():
+        raise InputDataError(
+            f"Expected one integer label per {name} image, got labels of shape "
+            f"{tuple(y.shape)} and type {y.dtype} for {x.shape[0]} images."
+        )
+
+
+def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
+    """Checks that every label is a class of the network.
+
+    Raises:
+        InputDataError: If one is not.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_outputs:
+        raise InputDataError(
+            f"Expected {name} labels from 0 to {n_outputs - 1} (the network has {n_outputs} "
+            f"outputs), got {low} to {high}."
+        )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuses networks with NaN or infinite weights, by name."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputDataError(
+                f"Expected finite weights, got NaN or infinite numbers in {name!r}; "
+                f"load another checkpoint."
+            )
+
+
+def count_outputs(model: nn.Module, images: Tensor) -> int:
+    """Returns the number of classes the network tells apart."""
+    try:
+        with torch.no_grad():
+            outputs = model(images)
+    except Exception as error:
+        raise InputDataError(
+            f"Expected a network that runs on images of shape {tuple(images.shape[1:])}, got "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputDataError(
+            f"Expected a network whose output is (images, classes), got {shape}; "
+            f"wrap it so that it returns its logits."
+        )
+    return int(outputs.shape[1])
