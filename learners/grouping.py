@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.graph import ChannelGroup, LayerGraph
 from learners.label_rules import LabelMode
-from learners.label_state import Call
 from learners.labels import varies
+from learners.layer_facts import LayerFacts
+from learners.slots import Slot, layer_name
 
 _TIED_TOGETHER = "all its channels are tied together"
-
-
-@dataclass(frozen=True)
-class UnitSlot:
-    """Where the units of one group live in one tensor.
-
-    Args:
-        module: Qualified name of the module that owns the tensor.
-        tensor: Its name there, for example ``"weight"``.
-        axis: The axis of the tensor.
-        coordinates: Coordinates of every unit, shape ``(size, multiplicity)``.
-        role: ``"producer"`` (the unit's outputs are made here), ``"consumer"`` (they are read
-            here) or ``"per_channel"`` (norms and other parameters of the channel itself).
-    """
-
-    module: str
-    tensor: str
-    axis: int
-    coordinates: Tensor
-    role: str
-
-
-@dataclass
-class Slot:
-    """One axis of one parameter or buffer.
-
-    ``units`` holds, per coordinate, the index of the unit that it belongs to (0: none); it holds
-    classes of labels until the groups are known.
-    """
-
-    name: str
-    axis: int
-    role: str
-    units: Tensor
-
-    @property
-    def module(self) -> str:
-        """Qualified name of the owning module."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def tensor(self) -> str:
-        """Name of the tensor in its module."""
-        return self.name.rpartition(".")[2]
 
 
 @dataclass
@@ -80,20 +37,6 @@ class Grouping:
     unit_of_label: Tensor
     n_units: int
     norms: dict[str, Tensor]
-
-
-def layer_name(parameter: str) -> str:
-    """Returns what a layer is called: its module, or its parameter if that is not ``weight``."""
-    module, _, tensor = parameter.rpartition(".")
-    return module if tensor == "weight" and module else parameter
-
-
-def weight_name(layer: str, parameters: Container[str]) -> str | None:
-    """Returns the name of a layer's weight, the inverse of :func:`layer_name`."""
-    for name in (f"{layer}.weight".lstrip("."), layer):
-        if name in parameters:
-            return name
-    return None
 
 
 class Grouper:
@@ -148,8 +91,11 @@ class Grouper:
         unit_of_label = units[roots]
         for slot in slots:
             slot.units = unit_of_label[slot.units]
-        starts = torch.tensor([*first_unit.values(), n_units])
-        graph = self._graph(groups, slots, unit_of_label, starts)
+        facts = LayerFacts(self.model, self.mode, self.batch, groups, unit_of_label)
+        inseparable = facts.inseparable_labels()
+        if len(inseparable):
+            return self.build(dict.fromkeys(inseparable, "it shapes a matrix product in two ways"))
+        graph = facts.graph(slots, self._frozen())
         kept = [slot for slot in slots if bool(slot.units.any())]
         norms = {name: unit_of_label[ids] for name, ids in self.mode.norm_channels.items()}
         norms = {name: channels for name, channels in norms.items() if bool(channels.any())}
@@ -240,103 +186,6 @@ class Grouper:
 
         return ChannelGroup(name, size, layers(0), layers(1))
 
-    # ------------------------------------------------------------------ facts
-
-    def _graph(
-        self,
-        groups: list[ChannelGroup],
-        slots: Sequence[Slot],
-        unit_of_label: Tensor,
-        starts: Tensor,
-    ) -> LayerGraph:
-        widths = _Widths([group.name for group in groups], starts)
-        axes = {(slot.name, slot.axis): widths.of(slot.units) for slot in slots}
-        layers = self._layers(axes, widths, unit_of_label)
-        parameters = self._channel_parameters(slots, widths)
-        full = {group.name: float(group.size) for group in groups}
-        counted = sum(layer.weights(full) + layer.has_bias * layer.out_width.at(full)
-                      for layer in layers if layer.kind != "matmul")  # fmt: skip
-        counted += sum(entry.n_parameters * entry.width.at(full) for entry in parameters)
-        buffers = sum(entry.n_buffers * entry.width.at(full) for entry in parameters)
-        total = sum(tensor.numel() for tensor in self.model.parameters())
-        buffer_bytes = sum(t.numel() * t.element_size() for t in self.model.buffers())
-        return LayerGraph(
-            tuple(layers), tuple(groups), tuple(parameters), round(total - counted),
-            round(buffer_bytes - 4 * buffers), self._frozen(),
-        )  # fmt: skip
-
-    def _layers(
-        self, axes: Mapping[tuple[str, int], Width], widths: _Widths, unit_of_label: Tensor
-    ) -> list[LayerSpec]:
-        specs: dict[str, LayerSpec] = {}
-        for call in self.mode.calls:
-            if call.weight is None:
-                spec = self._product(call, widths, unit_of_label)
-                count = 2
-                while spec.name in specs:
-                    spec = replace(spec, name=f"{spec.name.partition('#')[0]}#{count}")
-                    count += 1
-                specs[spec.name] = spec
-                continue
-            name = self.mode.parameters[id(call.weight)]
-            layer = layer_name(name)
-            positions = call.positions // self.batch
-            if layer in specs and specs[layer].kind != "matmul":
-                old = specs[layer]
-                specs[layer] = replace(old, positions=old.positions + positions)
-                continue
-            specs[layer] = LayerSpec(
-                layer, "conv" if call.kernel else "linear",
-                axes.get((name, 1), Width(call.shape[1])), axes.get((name, 0), Width(call.shape[0])),
-                call.kernel, call.stride, call.groups, positions, call.bias is not None,
-                call.input_size,
-            )  # fmt: skip
-        return list(specs.values())
-
-    def _product(self, call: Call, widths: _Widths, unit_of_label: Tensor) -> LayerSpec:
-        name = f"{call.module}.product".lstrip(".")
-        if not call.factors:  # a layer whose weight is computed from something else
-            rows, columns = call.shape[:2]
-            return LayerSpec(
-                name, "matmul", Width(columns), Width(rows), call.kernel, call.stride, 1,
-                call.positions // self.batch, False, call.input_size,
-            )  # fmt: skip
-        factors: list[Width] = []
-        for size, labels in zip(call.shape, call.factors, strict=True):
-            units = None if labels is None else unit_of_label[labels.expand(size)]
-            # Channels that are tied along an axis leave with the axis that tells them apart.
-            separate = units is not None and varies(units, 0)
-            factors.append(widths.of(units) if separate and units is not None else Width(size))
-        moving = [width for width in factors if width.terms]
-        fixed = [width for width in factors if not width.terms]
-        assert len(moving) <= 2, "an activation product with three prunable axes"
-        ordered = (*moving, *sorted(fixed, key=lambda width: -width.fixed))
-        positions = 1
-        for width in ordered[2:]:
-            positions *= width.fixed
-        first, second = ordered[:2]
-        positions = positions // self.batch if positions % self.batch == 0 else positions
-        return LayerSpec(name, "matmul", first, second, positions=positions)
-
-    def _channel_parameters(
-        self, slots: Sequence[Slot], widths: _Widths
-    ) -> list[ChannelParameters]:
-        entries: dict[tuple[str, Width], list[int]] = {}
-        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
-        for slot in slots:
-            tensor = self.tensors[slot.name]
-            if id(tensor) in self.mode.axis_labels or id(tensor) in biases:
-                continue
-            if tensor.element_size() != 4:
-                continue
-            counts = entries.setdefault((slot.module or slot.name, widths.of(slot.units)), [0, 0])
-            per_channel = tensor.numel() // tensor.shape[slot.axis]
-            counts[0 if isinstance(tensor, nn.Parameter) else 1] += per_channel
-        return [
-            ChannelParameters(name, width, parameters, buffers)
-            for (name, width), (parameters, buffers) in entries.items()
-        ]
-
     def _frozen(self) -> dict[str, str]:
         frozen: dict[str, str] = {}
         for name in self.order:
@@ -347,23 +196,7 @@ class Grouper:
                 reason = "its weight is not understood"
             if reason is not None:
                 frozen.setdefault(layer, reason)
+        for call in self.mode.calls:
+            if call.weight is None and not call.factors:
+                frozen.setdefault(call.module, "its weight is computed")
         return frozen
-
-
-class _Widths:
-    """Counts coordinates per group."""
-
-    def __init__(self, names: Sequence[str], starts: Tensor) -> None:
-        self.names = names
-        self.starts = starts
-
-    def of(self, units: Tensor) -> Width:
-        """Returns the width of an axis whose coordinates belong to these units (0: none)."""
-        fixed = int((units == 0).sum())
-        inside = units[units > 0]
-        group = torch.bucketize(inside, self.starts, right=True) - 1
-        terms = []
-        for index in torch.unique(group).tolist():
-            size = int(self.starts[index + 1] - self.starts[index])
-            terms.append((self.names[index], int((group == index).sum()) // size))
-        return Width(fixed, tuple(terms))

@@ -59,7 +59,7 @@ _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "_adaptive_", "upsample_", "_up
 _SILENT = frozenset(("zero_", "fill_", "_assert_async", "resize_", "set_", "is_same_size"))
 
 
-class LabelMode(LayerRules):
+class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
     """The mode under which a network runs while labels follow its data.
 
     Args:

@@ -67,7 +67,7 @@ class LabelTable:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Ties two tensors of ids coordinate by coordinate (they must broadcast)."""
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
         first, second = first.expand(shape), second.expand(shape)
         first, second = self._narrowed(first, second)
         if torch.equal(first, second):

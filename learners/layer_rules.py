@@ -11,7 +11,7 @@ from learners.labels import varies
 from learners.movement_rules import MovementRules
 
 
-class LayerRules(MovementRules):
+class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
     """Rules for convolutions, linear layers, matrix products and attention."""
 
     def _op_convolution(
@@ -24,7 +24,8 @@ class LayerRules(MovementRules):
                 weight if self.is_parameter(weight) else None, self.modules[-1],
                 tuple(weight.shape),
                 tuple(weight.shape[2:]), tuple(stride), groups, pixels * source.shape[0],
-                bias if self.is_parameter(bias) else None, tuple(source.shape[2:]),
+                bias if self.is_parameter(bias) and not transposed else None,
+                tuple(source.shape[2:]),
             )
         )  # fmt: skip
         if transposed or not self.is_parameter(weight):

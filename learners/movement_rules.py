@@ -49,7 +49,7 @@ IDENTITIES = frozenset(
 STRUCTURAL = MOVEMENTS | RESHAPES | IDENTITIES | {"constant_pad_nd"}
 
 
-class MovementRules(LabelState):
+class MovementRules(LabelState):  # type: ignore[no-untyped-call]
     """Rules that execute a movement on the ids, or tie what meets in a pointwise operation."""
 
     def _same(self, source: Tensor, out: Any) -> None:

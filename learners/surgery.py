@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from learners.grouping import Grouping, Slot
+from learners.grouping import Grouping
 from learners.rewrite_plan import Rewrite
+from learners.slots import Slot
 
 
 class Surgeon:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
-from learners.grouping import Grouping, UnitSlot, weight_name
+from learners.grouping import Grouping
 from learners.outputs import tensors_in
 from learners.proof import prove
+from learners.slots import UnitSlot, weight_name
 from learners.surgery import Surgeon
 from learners.watching import Watch
 

@@ -71,9 +71,13 @@ class Watch:
         """Returns the labels of a fresh run, with the code of data-moving modules traced."""
         mode = LabelMode(LabelTable(), self.names)
         traced: dict[str, TracedForward] = {}
-        with _watched_modules(self.model, mode, self.movers, traced):
-            with torch.no_grad(), visible_attention(), mode:
-                output = self.model(*self.arguments)
+        with (
+            _watched_modules(self.model, mode, self.movers, traced),
+            torch.no_grad(),
+            visible_attention(),
+            mode,
+        ):
+            output = self.model(*self.arguments)
         for tensor in tensors_in(output):
             mode.table.freeze(mode.label(tensor), "it is an output of the network")
         self._freeze_modules(mode)

@@ -1,0 +1,166 @@
+"""The facts about a network that the environment needs: widths, costs, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from learners.label_rules import LabelMode
+from learners.label_state import Call
+from learners.labels import varies
+from learners.slots import Slot, layer_name
+
+
+class LayerFacts:
+    """Writes down a network whose groups are known.
+
+    Args:
+        model: The network.
+        mode: The mode that watched its run.
+        batch: Batch size of the run.
+        groups: Its channel groups.
+        unit_of_label: Unit of every label, 0 for none; units are numbered group by group.
+    """
+
+    def __init__(
+        self, model: nn.Module, mode: LabelMode, batch: int, groups: Sequence[ChannelGroup],
+        unit_of_label: Tensor,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.mode = mode
+        self.batch = batch
+        self.groups = groups
+        self.unit_of_label = unit_of_label
+        self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.widths = _Widths(groups)
+
+    def graph(self, slots: Sequence[Slot], frozen: Mapping[str, str]) -> LayerGraph:
+        """Returns the graph.
+
+        Args:
+            slots: All labelled axes.
+            frozen: Layer -> why its channels stay whole.
+        """
+        axes = {(slot.name, slot.axis): self.widths.of(slot.units) for slot in slots}
+        layers = self._layers(axes)
+        parameters = self._channel_parameters(slots)
+        full = {group.name: float(group.size) for group in self.groups}
+        counted = sum(layer.weights(full) + layer.has_bias * layer.out_width.at(full)
+                      for layer in layers if layer.kind != "matmul")  # fmt: skip
+        counted += sum(entry.n_parameters * entry.width.at(full) for entry in parameters)
+        buffers = sum(entry.n_buffers * entry.width.at(full) for entry in parameters)
+        total = sum(tensor.numel() for tensor in self.model.parameters())
+        buffer_bytes = sum(t.numel() * t.element_size() for t in self.model.buffers())
+        return LayerGraph(
+            tuple(layers), tuple(self.groups), tuple(parameters), round(total - counted),
+            round(buffer_bytes - 4 * buffers), dict(frozen),
+        )  # fmt: skip
+
+    def _layers(self, axes: Mapping[tuple[str, int], Width]) -> list[LayerSpec]:
+        specs: dict[str, LayerSpec] = {}
+        for call in self.mode.calls:
+            if call.weight is None:
+                spec = self._product(call)
+                count = 2
+                while spec.name in specs:
+                    spec = replace(spec, name=f"{spec.name.partition('#')[0]}#{count}")
+                    count += 1
+                specs[spec.name] = spec
+                continue
+            name = self.mode.parameters[id(call.weight)]
+            layer = layer_name(name)
+            positions = call.positions // self.batch
+            if layer in specs and specs[layer].kind != "matmul":
+                old = specs[layer]
+                specs[layer] = replace(old, positions=old.positions + positions)
+                continue
+            rows, columns = (axes.get((name, axis), Width(call.shape[axis])) for axis in (0, 1))
+            specs[layer] = LayerSpec(
+                layer, "conv" if call.kernel else "linear", columns, rows, call.kernel, call.stride,
+                call.groups, positions, call.bias is not None, call.input_size,
+            )  # fmt: skip
+        return list(specs.values())
+
+    def _product(self, call: Call) -> LayerSpec:
+        name = f"{call.module}.product".lstrip(".")
+        if not call.factors:  # a layer whose weight is computed from something else
+            rows, columns = call.shape[:2]
+            return LayerSpec(
+                name, "matmul", Width(columns), Width(rows), call.kernel, call.stride, 1,
+                call.positions // self.batch, False, call.input_size,
+            )  # fmt: skip
+        factors = self._factors(call)
+        moving = [width for width in factors if width.terms]
+        fixed = [width for width in factors if not width.terms]
+        ordered = (*moving, *sorted(fixed, key=lambda width: -width.fixed))
+        positions = 1
+        for width in ordered[2:]:
+            positions *= width.fixed
+        first, second = ordered[:2]
+        positions = positions // self.batch if positions % self.batch == 0 else positions
+        return LayerSpec(name, "matmul", first, second, positions=positions)
+
+    def _factors(self, call: Call) -> list[Width]:
+        """Returns the width of batch, rows, inner and columns of a product."""
+        factors = []
+        for size, labels in zip(call.shape, call.factors, strict=True):
+            units = None if labels is None else self.unit_of_label[labels.expand(size)]
+            # Channels that are tied along an axis leave with the axis that tells them apart.
+            separate = units is not None and varies(units, 0)
+            factors.append(self.widths.of(units) if separate and units is not None else Width(size))
+        return factors
+
+    def inseparable_labels(self) -> list[int]:
+        """Returns labels of products whose size is not a product of two widths."""
+        for call in self.mode.calls:
+            if call.factors:
+                factors = self._factors(call)
+                full = {group.name: float(group.size) for group in self.groups}
+                exact = all(w.at(full) == size for w, size in zip(factors, call.shape, strict=True))
+                if sum(bool(width.terms) for width in factors) > 2 or not exact:
+                    known = [labels.reshape(-1) for labels in call.factors if labels is not None]
+                    return sorted(set(torch.cat(known).tolist()))
+        return []
+
+    def _channel_parameters(self, slots: Sequence[Slot]) -> list[ChannelParameters]:
+        entries: dict[tuple[str, Width], list[int]] = {}
+        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
+        for slot in slots:
+            tensor = self.tensors[slot.name]
+            if id(tensor) in self.mode.axis_labels or id(tensor) in biases:
+                continue
+            if tensor.element_size() != 4:
+                continue
+            counts = entries.setdefault(
+                (slot.module or slot.name, self.widths.of(slot.units)), [0, 0]
+            )
+            per_channel = tensor.numel() // tensor.shape[slot.axis]
+            counts[0 if isinstance(tensor, nn.Parameter) else 1] += per_channel
+        return [
+            ChannelParameters(name, width, parameters, buffers)
+            for (name, width), (parameters, buffers) in entries.items()
+        ]
+
+
+class _Widths:
+    """Counts coordinates per group."""
+
+    def __init__(self, groups: Sequence[ChannelGroup]) -> None:
+        self.names = [group.name for group in groups]
+        sizes = torch.tensor([1, *(group.size for group in groups)])
+        self.starts = sizes.cumsum(0)  # of each group, and the end of the last
+
+    def of(self, units: Tensor) -> Width:
+        """Returns the width of an axis whose coordinates belong to these units (0: none)."""
+        fixed = int((units == 0).sum())
+        inside = units[units > 0]
+        group = torch.bucketize(inside, self.starts, right=True) - 1
+        terms = []
+        for index in torch.unique(group).tolist():
+            size = int(self.starts[index + 1] - self.starts[index])
+            terms.append((self.names[index], int((group == index).sum()) // size))
+        return Width(fixed, tuple(terms))
