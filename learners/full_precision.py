@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learners.tracing import trace
 from torch import Tensor, nn
 
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches, Learner
+from learners.tracing import trace
 from learners.training import TrainingConfig, TrainingResult, evaluate, train
 
 if TYPE_CHECKING:
