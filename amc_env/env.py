@@ -243,7 +243,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         values = plan.values_for(self.decisions)
         return {n: cost(values) / self.original_cost[n] for n, cost in self.costs.items()}
 
-    def decode(self, actions: Sequence[float]) -> CompressionPlan:
+    def decode(self, actions: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
         """Returns the plan that an episode with these actions ends with; nothing is evaluated.
 
         Args:
@@ -268,7 +268,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         ]
         return np.array(actions, dtype=np.float32)
 
-    def project(self, values: Sequence[float]) -> CompressionPlan:
+    def project(self, values: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
         """Returns the feasible plan nearest to the wished values, decision by decision.
 
         Raises:
@@ -298,7 +298,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             return plan_table(self.graph, self.decisions, values)
         return plan_picture(self.graph, self.decisions, values)
 
-    def _check_length(self, numbers: Sequence[float], what: str) -> None:
+    def _check_length(self, numbers: Sequence[float] | npt.NDArray[Any], what: str) -> None:
         if len(numbers) != self.n_decisions:
             raise ValueError(f"Expected {self.n_decisions} {what}, got {len(numbers)}.")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Literal
 
 from amc_env import CompressionEnv
 from amc_env.env import DEFAULT_READING
 from experiments.data import load_data
 from experiments.models import load_weights, make_model
 from learners import ChannelPruning
+
+SplitKind = Literal["random", "tail"]
 
 DIGITS_WEIGHTS = "weights/digitsnet.safetensors"
 
@@ -26,7 +29,7 @@ def make_channels(
     criterion: str = "l1",
     round_to: int = 8,
     n_validation: int = 3000,
-    validation_split: str = "random",
+    validation_split: SplitKind = "random",
     precision: str = "auto",
     seed: int = 0,
     render_mode: str | None = None,
@@ -47,14 +50,15 @@ def make_channels(
         n_validation: Images that judge a candidate inside an episode.
         validation_split: ``"random"`` or ``"tail"``.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
-        seed: Draws the split and everything random in the learner.
+        seed: Draws everything random in the learner; the splits are always the same.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for.
     """
     splits = load_data(data, seed=seed, validation_split=validation_split)
-    network = make_model(model, n_classes=splits.n_classes, in_channels=splits.image_shape[0])
+    channels, side, _ = splits.image_shape
+    network = make_model(model, n_classes=splits.n_classes, in_channels=channels, image_size=side)
     if weights is not None:
         load_weights(network, Path(weights))
     elif (model, data) == ("digitsnet", "digits"):
@@ -80,9 +84,7 @@ def make_channels(
         train=splits.train,
         seed=seed,
     )
-    return CompressionEnv(
-        learner, budget, action=action, reward=reward, render_mode=render_mode
-    )
+    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
 
 
 def make_digits_channels(
@@ -122,7 +124,7 @@ def make_resnet20_channels(
     criterion: str = "l1",
     round_to: int = 8,
     n_validation: int = 3000,
-    validation_split: str = "random",
+    validation_split: SplitKind = "random",
     seed: int = 0,
     render_mode: str | None = None,
 ) -> CompressionEnv:

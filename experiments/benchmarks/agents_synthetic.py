@@ -132,7 +132,9 @@ def print_table(runs: list[Run], marks: list[int]) -> None:
 
 def main() -> None:
     """Reads the command line and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--table", choices=["agents", "ablation", "readings"], default="agents")
     parser.add_argument("--env", default="amc/synthetic-v0")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])

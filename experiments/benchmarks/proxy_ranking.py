@@ -1,11 +1,11 @@
-"""How well does each proxy rank plans? Spearman's rho against accuracy after real fine-tuning.
+r"""How well does each proxy rank plans? Spearman's rho against accuracy after real fine-tuning.
 
 Random feasible plans are judged by every proxy and then really fine-tuned; both accuracies are
 taken on the validation split, the test set is not touched. Rows are appended to a file as they
 come, so an interrupted run continues where it stopped.
 
     python -m experiments.benchmarks.proxy_ranking --out runs/proxies-digits.jsonl
-    python -m experiments.benchmarks.proxy_ranking --model resnet20 --data DIR --weights FILE \\
+    python -m experiments.benchmarks.proxy_ranking --model resnet20 --data DIR --weights FILE \
         --budget macs=0.5 --epochs 1 --round-to 8 --out runs/proxies-resnet20.jsonl
 """
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from amc_env import CompressionEnv, CompressionPlan
 from experiments.data import load_data
-from experiments.tasks import make_channels
+from experiments.tasks import SplitKind, make_channels
 from learners import ChannelPruning
 from learners.training import TrainingConfig
 
@@ -68,7 +68,7 @@ def _judge(
         row["cpu_seconds"][label] = time.process_time() - start
     learner = learners["reconstruction+recalibration"]  # starts where `amc compress` starts
     result = learner.finetune(learner.compress(plan), train, config=config)
-    row["finetuned"] = result.history[-1].accuracy
+    row["finetuned"] = result.history[-1].validation_accuracy
     return row
 
 
@@ -107,12 +107,12 @@ def main(
     epochs: Annotated[int, typer.Option(help="Epochs of the real fine-tuning.")] = 20,
     learning_rate: float = 0.02,
     round_to: int = 2,
-    validation_split: str = "random",
+    validation_split: SplitKind = "random",
     seed: int = 0,
 ) -> None:
     """Prints Spearman's rho of every proxy against accuracy after real fine-tuning."""
     torch.set_num_threads(1)
-    environments = {
+    environments: dict[str, CompressionEnv] = {
         proxy_label(name, steps): make_channels(
             model, data, str(weights) if weights else None, budget,
             proxy=name, finetune_steps=steps, round_to=round_to,

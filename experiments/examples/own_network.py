@@ -1,6 +1,6 @@
 """Compress a network of your own with the Python API: half the MACs, in about a minute.
 
-    python -m experiments.examples.own_network
+python -m experiments.examples.own_network
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class MyNetwork(nn.Module):
         """Classifies images of shape (n, 1, 8, 8)."""
         x = self.stem(x)
         x = torch.relu(x + self.block(x))
-        return self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+        logits: torch.Tensor = self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+        return logits
 
 
 def main(episodes: int = 60, epochs: int = 10) -> None:

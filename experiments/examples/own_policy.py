@@ -9,12 +9,16 @@ The cross-entropy method: draw actions around a mean, keep the best fifth, move 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import gymnasium
 import numpy as np
 
+Env = gymnasium.Env[Any, Any]
+Found = tuple[float, dict[str, Any]]  # a reward and the info that came with it
 
-def run_episode(env: gymnasium.Env, actions: np.ndarray) -> tuple[float, dict]:
+
+def run_episode(env: Env, actions: np.ndarray) -> Found:
     """Plays one action per decision; returns the final reward and the last step's info."""
     env.reset()
     for action in actions:
@@ -23,13 +27,13 @@ def run_episode(env: gymnasium.Env, actions: np.ndarray) -> tuple[float, dict]:
     return float(reward), info
 
 
-def search(env_id: str, episodes: int, seed: int = 0, batch: int = 10) -> tuple[float, dict]:
+def search(env_id: str, episodes: int, seed: int = 0, batch: int = 10) -> Found:
     """Returns the best reward of the search and the info that came with it."""
     env = gymnasium.make(env_id)
     rng = np.random.default_rng(seed)
-    n = env.unwrapped.n_decisions
+    n = env.get_wrapper_attr("n_decisions")
     mean, spread = np.full(n, 0.5), np.full(n, 0.25)  # 0.5 everywhere is the uniform plan
-    best: tuple[float, dict] = (-np.inf, {})
+    best: Found = (-np.inf, {})
     for _ in range(episodes // batch):
         actions = np.clip(rng.normal(mean, spread, size=(batch, n)), 0.0, 1.0)
         results = [run_episode(env, row) for row in actions]
