@@ -144,7 +144,7 @@ class ChannelPruning(Learner):
                 f"Expected training batches for finetune_steps={finetune_steps}, got none; "
                 f"pass train=loader."
             )
-        if min(n_calibration, n_recalibration, n_validation or 1) < 1:
+        if min(n_calibration, n_recalibration, 1 if n_validation is None else n_validation) < 1:
             raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
         self.device = torch.device(device)
         self.seed = seed
