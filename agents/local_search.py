@@ -99,7 +99,8 @@ def _lower_until_it_fits(env: CompressionEnv, index: list[int], order: list[int]
 
 def _raise_while_it_fits(env: CompressionEnv, index: list[int], order: list[int]) -> None:
     for i in order:
-        if index[i] + 1 < len(env.decisions[i].choices):
+        while index[i] + 1 < len(env.decisions[i].choices):
             index[i] += 1
             if not _fits(env, index):
                 index[i] -= 1
+                break

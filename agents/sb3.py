@@ -57,7 +57,7 @@ class Recipe:
     updates_per_step: int = 2
     pretrain: int = 0
     scale_rewards: bool = True
-    layer_errors: bool = True
+    layer_errors: bool = False
     exploration: Exploration = field(default_factory=Exploration)
 
     def __post_init__(self) -> None:
