@@ -1,0 +1,47 @@
+"""What cutting one group costs its readers, from the Gram matrices alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from amc_env.plan import Decision
+from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.tracing import TracedModel
+
+
+def error_curve(
+    decision: Decision,
+    traced: TracedModel,
+    layers: Mapping[str, LayerReconstruction],
+    ranking: Tensor,
+) -> np.ndarray:
+    """Returns the share of its consumers' output energy that each choice loses, repaired.
+
+    Args:
+        decision: The group's decision.
+        traced: The traced network.
+        layers: Layers with input statistics.
+        ranking: Units of the group, best first.
+
+    Returns:
+        Shape (choices,); zeros where no consumer has statistics.
+    """
+    curve = np.zeros(len(decision.choices))
+    consumers = [
+        name
+        for group in traced.graph.groups
+        if group.name == decision.target
+        for name in group.consumers
+        if name in layers
+    ]
+    energy = sum(layers[name].energy for name in consumers)
+    if energy <= 0.0:
+        return curve
+    for index, choice in enumerate(decision.choices[:-1]):
+        kept = {decision.target: ranking[: decision.units(choice)].sort().values}
+        lost = sum(layers[name].squared_error(traced.kept_inputs(name, kept)) for name in consumers)
+        curve[index] = lost / energy
+    return curve
