@@ -63,12 +63,22 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.credit not in ("monte_carlo", "broadcast"):
             raise ValueError(f"Expected credit 'monte_carlo' or 'broadcast', got {self.credit!r}.")
+        if min(self.actor_learning_rate, self.critic_learning_rate) <= 0.0:
+            raise ValueError("Expected learning rates > 0.")
+        if not 0.0 < self.tau <= 1.0:
+            raise ValueError(f"Expected 0 < tau <= 1, got {self.tau}.")
+        counts = (self.hidden, self.batch_size, self.buffer_episodes, self.updates_per_step)
+        if min(counts) < 1 or self.pretrain < 0:
+            raise ValueError(
+                "Expected hidden, batch_size, buffer_episodes and updates_per_step >= 1 and "
+                "pretrain >= 0."
+            )
 
 
-class _TwoRateDDPG(SB3DDPG):
-    """DDPG whose actor has a learning rate of its own.
+class TwoLearningRates(OffPolicyAlgorithm):
+    """Gives the actor a learning rate of its own; to be mixed into an SB3 actor-critic.
 
-    SB3 has one rate and writes it into both optimisers before every round of updates.
+    SB3 has one rate and writes it into all optimisers before every round of updates.
     """
 
     actor_learning_rate: float
@@ -77,8 +87,13 @@ class _TwoRateDDPG(SB3DDPG):
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
         super()._update_learning_rate(optimizers)
-        for group in self.actor.optimizer.param_groups:
+        policy: Any = self.policy
+        for group in policy.actor.optimizer.param_groups:
             group["lr"] = self.actor_learning_rate
+
+
+class _DDPG(TwoLearningRates, SB3DDPG):
+    """SB3's DDPG with two learning rates."""
 
 
 class _AfterWarmup(BaseCallback):
@@ -123,23 +138,25 @@ def make_recipe(options: dict[str, Any]) -> Recipe:
     return Recipe(exploration=exploration, **{k: v for k, v in options.items() if k in outer})
 
 
-class DDPG(Agent):
-    """Deep deterministic policy gradient with Monte-Carlo credit and silent warm-up.
+class SB3Agent(Agent):
+    """An off-policy actor-critic of SB3 that plays compression episodes.
+
+    A subclass names the algorithm; schedule, credit, exploration and storage are the same for all.
 
     Args:
         rejudge: See :class:`Agent`.
         **options: Fields of :class:`Recipe` and of :class:`Exploration`.
     """
 
-    name: ClassVar[str] = "ddpg"
+    algorithm: ClassVar[type[TwoLearningRates]]
 
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
         super().__init__(rejudge=rejudge)
         self.recipe = make_recipe(options)
-        self._model: SB3DDPG | None = None
+        self._model: TwoLearningRates | None = None
 
     @property
-    def model(self) -> SB3DDPG:
+    def model(self) -> TwoLearningRates:
         """The SB3 model of the last search, to look into or to save.
 
         Raises:
@@ -171,10 +188,10 @@ class DDPG(Agent):
         plan = plan_from_layer_errors(search.env) if self.recipe.layer_errors else None
         return () if plan is None else ((plan, "layer-errors"),)
 
-    def _make_model(self, search: Search, env: ExploringEnv) -> _TwoRateDDPG:
+    def _make_model(self, search: Search, env: ExploringEnv) -> TwoLearningRates:
         recipe, length = self.recipe, search.env.n_decisions
         monte_carlo = recipe.credit == "monte_carlo"
-        model = _TwoRateDDPG(
+        model = self.algorithm(
             "MlpPolicy",
             DummyVecEnv([lambda: env]),
             learning_rate=recipe.critic_learning_rate,
@@ -202,3 +219,16 @@ class DDPG(Agent):
 def _losses(logger: Logger) -> dict[str, float]:
     tags = ("train/critic_loss", "train/actor_loss")
     return {tag: float(logger.name_to_value[tag]) for tag in tags if tag in logger.name_to_value}
+
+
+class DDPG(SB3Agent):
+    """Deep deterministic policy gradient with Monte-Carlo credit and silent warm-up.
+
+    Example:
+        >>> import gymnasium
+        >>> env = gymnasium.make("amc_env:amc/synthetic-v0", n_layers=4)
+        >>> result = DDPG(warmup_episodes=5).search(env, episodes=10, seed=0)
+    """
+
+    name: ClassVar[str] = "ddpg"
+    algorithm: ClassVar[type[TwoLearningRates]] = _DDPG

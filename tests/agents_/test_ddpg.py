@@ -22,6 +22,15 @@ def centred(result) -> np.ndarray:
     return rewards - rewards[0]
 
 
+class WithCurves(SyntheticLearner):
+    def layer_errors(self):
+        """The formula's own damage per layer: what perfect curves would be."""
+        return {
+            d.key: s * (1 - np.array(d.choices)) ** 1.5
+            for d, s in zip(self.decisions, self._sensitivity, strict=True)
+        }
+
+
 class TestCredit:
     @pytest.mark.parametrize("buffer_episodes", [100, 7])  # 7: the ring has wrapped around
     def test_every_sampled_target_is_the_final_reward_of_its_episode(self, buffer_episodes):
@@ -120,7 +129,16 @@ class TestExploration:
 
     @pytest.mark.parametrize(
         "options",
-        [{"warmup": "loud"}, {"warmup_episodes": 0}, {"elite_share": 1.5}, {"sigma": -0.1}],
+        [
+            {"warmup": "loud"},
+            {"warmup_episodes": 0},
+            {"elite_share": 1.5},
+            {"sigma": -0.1},
+            {"credit": "cash"},
+            {"tau": 0.0},
+            {"hidden": 0},
+            {"actor_learning_rate": 0.0},
+        ],
     )
     def test_senseless_settings_are_refused(self, options):
         with pytest.raises(ValueError, match="Expected"):
@@ -178,22 +196,14 @@ class TestLearning:
 
 
 class TestOpenings:
-    class WithCurves(SyntheticLearner):
-        def layer_errors(self):
-            """The formula's own damage per layer: what perfect curves would be."""
-            return {
-                d.key: s * (1 - np.array(d.choices)) ** 1.5
-                for d, s in zip(self.decisions, self._sensitivity, strict=True)
-            }
-
     def test_the_layer_errors_plan_is_tried_second(self):
-        env = CompressionEnv(self.WithCurves(8, seed=1), "macs=0.5")
+        env = CompressionEnv(WithCurves(8, seed=1), "macs=0.5")
         result = DDPG(layer_errors=True, **QUICK).search(env, 6, seed=0)
         assert [t.source for t in result.trials[:2]] == ["uniform", "layer-errors"]
         assert result.trials[1].reward > result.trials[0].reward
 
     def test_it_is_left_out_by_default(self):
-        env = CompressionEnv(self.WithCurves(8, seed=1), "macs=0.5")
+        env = CompressionEnv(WithCurves(8, seed=1), "macs=0.5")
         result = DDPG(**QUICK).search(env, 6, seed=0)
         assert "layer-errors" not in {t.source for t in result.trials}
 
@@ -202,7 +212,7 @@ class TestOpenings:
 
         from agents.openings import plan_from_layer_errors
 
-        env = CompressionEnv(self.WithCurves(4, seed=1), "macs=0.5")
+        env = CompressionEnv(WithCurves(4, seed=1), "macs=0.5")
         curves = env.learner.layer_errors()
 
         def total(values):
@@ -220,7 +230,7 @@ class TestOpenings:
         assert total(greedy.values_for(env.decisions)) <= 1.25 * optimum
 
     def test_damaged_curves_are_refused(self):
-        learner = self.WithCurves(4, seed=1)
+        learner = WithCurves(4, seed=1)
         learner.layer_errors = lambda: {}
         with pytest.raises(AgentError, match="layer_errors"):
             DDPG(layer_errors=True, **QUICK).search(CompressionEnv(learner, "macs=0.5"), 6, seed=0)

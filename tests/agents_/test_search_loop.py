@@ -146,7 +146,7 @@ class TestLocalSearch:
 
 class TestRegistry:
     def test_a_misspelt_agent_is_named_with_the_nearest(self):
-        with pytest.raises(ValueError, match="did you mean 'ddpg'.*local, random, uniform"):
+        with pytest.raises(ValueError, match=r"did you mean 'ddpg'.*local, random, uniform"):
             make_agent("dpg")
 
     def test_an_unknown_option_is_named(self):
