@@ -40,13 +40,21 @@ def randomised(model: nn.Module, generator: torch.Generator) -> None:
 def random_cut(
     sizes: Mapping[str, int], generator: torch.Generator, fraction: float | None = 0.5
 ) -> dict[str, Tensor]:
-    """Returns a random set of kept units per group; ``fraction=None`` draws that as well."""
+    """Returns a random set of kept units per group.
+
+    Args:
+        sizes: Units per group.
+        generator: The source of randomness.
+        fraction: Share that stays. None draws one per group, of any size, with much weight on a
+            single unit and on all of them: equal shares everywhere would hide mistakes.
+    """
     kept = {}
     for name, size in sizes.items():
         share = fraction
         if share is None:
-            share = float(torch.rand((), generator=generator))
-        count = min(size - 1, max(1, round(share * size))) if size > 1 else size
+            share = 1.5 * float(torch.rand((), generator=generator)) - 0.25
+        most = size if fraction is None else max(1, size - 1)
+        count = min(most, max(1, round(share * size)))
         kept[name] = torch.randperm(size, generator=generator)[:count].sort().values
     return kept
 
@@ -101,7 +109,9 @@ class _Trial:
 
     def _joint_faults(self) -> dict[str, str]:
         sizes = {group.name: group.size for group in self.grouping.graph.groups}
-        for prover, fraction in zip(self.provers, (None, 0.5), strict=True):
+        generic, real = self.provers
+        trials = ((generic, None), (generic, None), (generic, 0.0), (real, 0.5))
+        for prover, fraction in trials:
             kept = random_cut(sizes, self.generator, fraction)
             fault = prover.fault(kept) if sizes else None
             if fault is not None:
@@ -180,16 +190,21 @@ def _rewrites(
     grouping: Grouping, traced: Mapping[str, TracedForward], generator: torch.Generator
 ) -> list[Rewrite]:
     sizes = {group.name: group.size for group in grouping.graph.groups}
-    cuts = []
-    for fraction in (0.5, None, None, 0.0) if sizes and traced else ():
-        alive = torch.ones(grouping.n_units, dtype=torch.bool)
-        for name, kept in random_cut(sizes, generator, fraction).items():
+    if not sizes or not traced:
+        return []
+
+    def alive(kept: Mapping[str, Tensor]) -> Tensor:
+        mask = torch.ones(grouping.n_units, dtype=torch.bool)
+        for name, units in kept.items():
             start = grouping.first_unit[name]
-            alive[start : start + sizes[name]] = False
-            alive[start + kept] = True
-        cuts.append(alive)
+            mask[start : start + sizes[name]] = False
+            mask[start + units] = True
+        return mask
+
+    joint = [alive(random_cut(sizes, generator, share)) for share in (0.5, 0.0, *[None] * 4)]
+    alone = [alive({name: torch.tensor([sizes[name] - 1])}) for name in sizes]
     plans = (
-        plan_rewrite(name, forward, grouping.unit_of_label, cuts)
-        for name, forward in (traced if cuts else {}).items()
+        plan_rewrite(name, forward, grouping.unit_of_label, joint, alone)
+        for name, forward in traced.items()
     )
     return [plan for plan in plans if plan is not None]

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from learners.forward_tracing import Record, TracedForward
 from learners.labels import compact, varies
-from learners.rewriting import Move, Replay, Sizes, box, is_reshape
+from learners.rewriting import LOST, Move, Replay, Sizes, Units, is_reshape
+
+# Cuts of single groups that one module replays: enough to tell its mistakes, few for a DenseNet.
+_MAX_ALONE = 8
 
 _counter = itertools.count()
 
@@ -47,7 +50,11 @@ class Rewrite:
 
 
 def plan_rewrite(
-    name: str, traced: TracedForward, unit_of_label: Tensor, cuts: Sequence[Tensor]
+    name: str,
+    traced: TracedForward,
+    unit_of_label: Tensor,
+    joint: Sequence[Tensor],
+    alone: Sequence[Tensor],
 ) -> Rewrite | None:
     """Returns the rewrite that a module needs, None if it needs none or none is known.
 
@@ -55,15 +62,33 @@ def plan_rewrite(
         name: Qualified module name.
         traced: The module's graph and its recorded executions.
         unit_of_label: Unit of every label.
-        cuts: Some cuts to replay, each a mask of the units that stay.
+        joint: Some cuts to replay, each a mask of the units that stay.
+        alone: Cuts of one group each; the module replays some of those that touch it.
     """
     if traced.graph_module is None or traced.failed or not traced.records:
         return None
-    planner = _Planner(traced.graph_module, traced.records, unit_of_label, cuts)
+    units = [
+        Units({node: tree_map(lambda x: _units(x, unit_of_label), labels)
+               for node, labels in record.labels.items()})
+        for record in traced.records
+    ]  # fmt: skip
+    present = torch.zeros(len(joint[0]), dtype=torch.bool)
+    for leaf in tree_leaves([record.compacted for record in units]):
+        if isinstance(leaf, Tensor):
+            present[leaf.reshape(-1)] = True
+    touching = [alive for alive in alone if bool((present & ~alive).any())]
+    if not touching:
+        return None
+    cuts = [*joint, *touching[:: -(-len(touching) // _MAX_ALONE)]]
+    planner = _Planner(traced.graph_module, traced.records, units, cuts)
     edits = planner.edits()
     if not edits:
         return None
     return Rewrite(name, _rewritten_class(traced.module, traced.graph_module.graph, edits), edits)
+
+
+def _units(leaf: Any, unit_of_label: Tensor) -> Any:
+    return unit_of_label[compact(leaf)] if isinstance(leaf, Tensor) else leaf
 
 
 class _Planner:
@@ -71,22 +96,22 @@ class _Planner:
         self,
         module: fx.GraphModule,
         records: Sequence[Record],
-        units: Tensor,
+        units: Sequence[Units],
         cuts: Sequence[Tensor],
     ) -> None:
         self.module = module
         self.records = records
-        self.record = records[0]
         self.units = units
+        self.record = records[0]
         self.cuts = cuts
         self.replays: list[Replay] = []
 
     def edits(self) -> list[Sizes | Move]:
         """Returns replacements for all nodes that some cut breaks."""
         bad: set[fx.Node] = set()
-        for record in self.records:
+        for record, units in zip(self.records, self.units, strict=True):
             for alive in self.cuts:
-                replay = Replay(self.module, record, self.units, alive)
+                replay = Replay(self.module, record, units, alive)
                 replay.run(*self._inputs(record))
                 bad |= replay.bad.keys()
                 if record is self.record:
@@ -103,12 +128,10 @@ class _Planner:
     def _calls_agree(self) -> bool:
         """Whether a module that is called several times is cut in the same way every time."""
         return all(
-            torch.equal(self.units[a], self.units[b])
-            for other in self.records[1:]
-            for node in self.record.labels
-            for a, b in zip(
-                tree_leaves(self.record.labels[node]), tree_leaves(other.labels[node]), strict=True
-            )
+            torch.equal(a, b)
+            for other in self.units[1:]
+            for node, units in self.units[0].compacted.items()
+            for a, b in zip(tree_leaves(units), tree_leaves(other.compacted[node]), strict=True)
             if isinstance(a, Tensor)
         )
 
@@ -118,22 +141,24 @@ class _Planner:
         labels = self.record.labels[node]
         if not isinstance(labels, Tensor) or self._is_lost(node):
             return None  # its users are rewritten from earlier tensors
-        return self._resize(node, labels) or self._move(node, labels)
+        return self._resize(node) or self._move(node)
 
     def _is_lost(self, node: fx.Node) -> bool:
         labels = self.record.labels[node]
         return not isinstance(labels, Tensor) or any(
-            box(self._unit(labels), alive) is None for alive in self.cuts
+            replay.expected[node] is LOST for replay in self.replays
         )
 
-    def _unit(self, labels: Tensor) -> Tensor:
-        return self.units[compact(labels)].expand(labels.shape)
+    def _unit(self, node: fx.Node) -> Tensor:
+        """Unit of every coordinate of a tensor."""
+        units = self.units[0].compacted[node]
+        assert isinstance(units, Tensor)
+        return units.expand(self.record.labels[node].shape)
 
-    def _resize(self, node: fx.Node, labels: Tensor) -> Sizes | None:
+    def _resize(self, node: fx.Node) -> Sizes | None:
         source = node.args[0]
         if not is_reshape(node) or not isinstance(source, fx.Node) or self._is_lost(source):
             return None
-        units = self._unit(labels)
         axes: set[int] = set()
         for replay in self.replays:
             if node in replay.bad:
@@ -146,11 +171,11 @@ class _Planner:
             before, want = replay.expected[source], replay.expected[node]
             if before.numel() != want.numel() or not torch.equal(before.reshape(want.shape), want):
                 return None
-        return Sizes(node, sorted(axes), compact_units(units)) if axes else None
+        return Sizes(node, sorted(axes), self._unit(node)) if axes else None
 
     # ------------------------------------------------------------------ channel movements
 
-    def _move(self, node: fx.Node, labels: Tensor) -> Move | None:
+    def _move(self, node: fx.Node) -> Move | None:
         sources: list[fx.Node] = []
         if not self._find_sources(node, sources, is_end=True) or not sources:
             return None
@@ -165,7 +190,7 @@ class _Planner:
         except Exception:  # a chain that does not run on numbers is left alone
             return None
         for axis in range(moved.dim()):
-            if varies(self._unit(labels), axis):
+            if varies(self._unit(node), axis):
                 return self._regular(node, sources, axis, moved, [numbers[s] for s in sources])
         return None
 
@@ -213,17 +238,12 @@ class _Planner:
         expected = torch.where(origin[:, None] < 0, 0, joined[origin.clamp(min=0)])
         if not torch.equal(expected, rows):
             return None
-        source_units = [self._channel_units(self.record.labels[s], axis) for s in sources]
-        units = self._channel_units(self.record.labels[node], axis)
+        source_units = [self._channel_units(source, axis) for source in sources]
+        units = self._channel_units(node, axis)
         return Move(node, sources, axis, origin, units, torch.cat(source_units))
 
-    def _channel_units(self, labels: Tensor, axis: int) -> Tensor:
-        return self._unit(labels).movedim(axis, 0).flatten(1)[:, 0]
-
-
-def compact_units(units: Tensor) -> Tensor:
-    """Returns units with constant axes stored once but the shape kept."""
-    return compact(units).expand(units.shape)
+    def _channel_units(self, node: fx.Node, axis: int) -> Tensor:
+        return self._unit(node).movedim(axis, 0).flatten(1)[:, 0]
 
 
 # ---------------------------------------------------------------------- the new class

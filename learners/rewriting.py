@@ -27,7 +27,7 @@ from learners.forward_tracing import Record
 from learners.labels import compact
 
 _RESHAPES = frozenset(("view", "reshape", "expand", "_unsafe_view"))
-_LOST = object()  # stands for a tensor that has no rectangular shape after a cut
+LOST = object()  # stands for a tensor that has no rectangular shape after a cut
 
 
 def move_channels(
@@ -69,11 +69,22 @@ def box(units: Tensor, alive: Tensor) -> list[Tensor] | None:
     return kept if count == int(stays.sum()) else None
 
 
+@dataclass
+class Units:
+    """Units of every coordinate that one execution of a module has seen, compacted.
+
+    Args:
+        compacted: Node -> units (tensors in the structure of the node's value).
+    """
+
+    compacted: dict[fx.Node, Any]
+
+
 def cut(labels: Tensor, units: Tensor, alive: Tensor) -> Any:
-    """Returns the labels that stay, ``_LOST`` if they are not rectangular."""
-    kept = box(units, alive)
+    """Returns the labels that stay, ``LOST`` if they are not rectangular."""
+    kept = box(units.expand(labels.shape), alive)
     if kept is None:
-        return _LOST
+        return LOST
     for axis, index in enumerate(kept):
         if len(index) != labels.shape[axis]:
             labels = labels.index_select(axis, index)
@@ -86,26 +97,22 @@ class Replay(fx.Interpreter):
     Args:
         module: The traced module.
         record: Its recorded execution.
-        unit_of_label: Unit of every label.
+        units: The units of what it saw.
         alive: Which units stay.
     """
 
-    def __init__(
-        self, module: fx.GraphModule, record: Record, unit_of_label: Tensor, alive: Tensor
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, record: Record, units: Units, alive: Tensor) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.record = record
         self.bad: dict[fx.Node, tuple[Any, ...]] = {}  # node -> its arguments in this cut
         self.expected = {
-            node: tree_map(lambda x: self._cut(x, unit_of_label, alive), labels)
+            node: tree_map(
+                lambda x, y: cut(x, y, alive) if isinstance(x, Tensor) else x,
+                labels,
+                units.compacted[node],
+            )
             for node, labels in record.labels.items()
         }
-
-    @staticmethod
-    def _cut(leaf: Any, unit_of_label: Tensor, alive: Tensor) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return cut(leaf, unit_of_label[compact(leaf)].expand(leaf.shape), alive)
 
     def run_node(self, n: fx.Node) -> Any:
         """Returns what the node should yield; executes what moves data or is a number."""
@@ -115,7 +122,7 @@ class Replay(fx.Interpreter):
             try:
                 return super().run_node(n)
             except Exception:  # a number that is computed from a lost tensor
-                return _LOST
+                return LOST
         expected = self.expected[n]
         if n in self.record.movements:
             try:
@@ -135,7 +142,7 @@ class Replay(fx.Interpreter):
 def _agree(got: Any, expected: Any) -> bool:
     pairs = zip(tree_leaves(got), tree_leaves(expected), strict=True)
     return all(
-        b is not _LOST and a.shape == b.shape and bool(((a == b) | (a == 0)).all())
+        b is not LOST and a.shape == b.shape and bool(((a == b) | (a == 0)).all())
         for a, b in pairs
         if isinstance(a, Tensor)
     )
