@@ -2,7 +2,7 @@
 
 Images are normalised, laid out channels-last and converted once. A candidate is traced and fused
 (``fusion.py``) in milliseconds; networks that ``torch.fx`` cannot trace run as they are. Which of
-both is used is settled once, on the original network, so it never varies between candidates.
+both is used is settled once, on the original network and its smallest slice.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Evaluator:
     def logits(self, network: nn.Module) -> Tensor:
         """Returns the outputs for all images as float32, shape (n, classes)."""
         with torch.inference_mode():
-            function = compiled(network, self.dtype) if self.fused else _eager(network)
+            function = compiled(network, self.dtype) if self.fused else eager(network)
             with autocast(self.dtype, self.device):
                 return torch.cat([function(images).float() for images in self._images])
 
@@ -97,9 +97,14 @@ class Evaluator:
 
 
 def compiled(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Fuses a network in ``eval`` mode for inference."""
+    """Fuses a network in ``eval`` mode for inference, or returns it where that fails."""
     network.eval()
-    return fuse(network, dtype)
+    try:
+        return fuse(network, dtype)
+    except Exception:
+        # The original and its smallest slice could be fused; should some slice in between be
+        # different, its accuracy is worth more than the milliseconds.
+        return eager(network)
 
 
 def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
@@ -130,5 +135,6 @@ def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
     return bool(close and rounded.isfinite().all())
 
 
-def _eager(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def eager(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Returns the network itself, laid out channels-last."""
     return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -182,7 +182,12 @@ class ChannelPruning(Learner):
         n_validation: int | None,
     ) -> None:
         """Preloads the validation images and measures the original network."""
-        fused = fusion_works(reference, probe[:8].to(self.device), self._dtype)
+        probe = probe[:8].to(self.device)
+        smallest = {d.target: torch.arange(d.units(d.choices[0])) for d in self.decisions}
+        fused = all(
+            fusion_works(network, probe, self._dtype)
+            for network in (reference, self.traced.slice(smallest).eval())
+        )
         order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
         images, labels = images[order], labels[order]
         n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])

@@ -180,18 +180,18 @@ class Rereading(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(7))
         self.head = nn.Linear(3, 5)
 
     def forward(self, x):
-        a, b, c, d, e, f = self.convs
+        a, b, c, d, e, f, g = self.convs
         first = a(x)
         second = b(first) + first  # read again at the end
         third = c(second)
         view = third[:, :, ::2]
         fourth = d(third) + third  # a view of it is read again
         fifth = e(fourth) + x  # the input itself
-        sixth = f(fifth) + fifth  # free to be overwritten
+        sixth = g(f(fifth)) + fifth  # free to be overwritten
         return self.head((first + sixth).mean((2, 3)) + view.mean((2, 3)))
 
 
@@ -204,7 +204,7 @@ def test_sums_are_written_over_their_summand_only_if_nobody_needs_it():
         torch.testing.assert_close(fused(x), expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(x, before)
     flags = [m.overwrites for m in fused.children() if isinstance(m, FusedConv)]
-    assert flags == [False, False, False, False, False, True]
+    assert flags == [False, False, False, False, False, False, True]
 
 
 def test_networks_that_cannot_be_fused_right_are_found_out():
