@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
@@ -15,6 +17,24 @@ from experiments.commands import runs, stages
 from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; typer would turn the KeyboardInterrupt itself into an exit code."""
+
+
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets :func:`run` see that a command was interrupted."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
+    return wrapper
+
 
 app = typer.Typer(
     name="amc",
@@ -35,7 +55,7 @@ for command in (
     stages.export,
     stages.report,
 ):
-    app.command()(command)
+    app.command()(interruptible(command))
 
 
 def main() -> None:
@@ -55,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         _complain(_how_to_resume(arguments))
         return FAILED
     except BrokenPipeError:  # the reader of our output has gone, e.g. `amc evaluate | head`
@@ -83,7 +103,8 @@ def explain(error: Exception) -> tuple[str, int]:
         )
     # Usage errors of the parser; their class is private in some releases of typer.
     if hasattr(error, "format_message"):
-        return f"{_one_line(error.format_message())} See --help.".strip(), BAD_INPUT
+        message = _one_line(error.format_message()).rstrip(".")
+        return f"{message}. See --help.".removeprefix(". "), BAD_INPUT
     if isinstance(error, CompressionError | ValueError):
         return _one_line(str(error)), BAD_INPUT
     if isinstance(error, OSError):

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amc_env import RunFolderError
 from experiments.configs import RunConfig
 from experiments.context import (
     Task,
@@ -71,12 +70,9 @@ def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
         RunFolderError: If it is no run folder, or its data have changed.
     """
     folder = RunFolder.open(directory, lock=True)
-    data = load_splits(folder.config)
-    if facts_of(data) != folder.facts:
-        raise RunFolderError(
-            f"The data in {folder.config.data} are not those the run in {directory} began with: "
-            f"expected {folder.facts}, got {facts_of(data)}."
-        )
+    with folder.closed_on_error():
+        data = load_splits(folder.config)
+        folder.check_facts(facts_of(data))
     return Task(folder, data, progress=not quiet)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from amc_env import Budget, InputDataError, keep_ratio_decision, make_cost
+from amc_env import Budget, InputDataError, UntraceableModelError, keep_ratio_decision, make_cost
 from amc_env.actions import READINGS
 from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS
@@ -25,6 +26,9 @@ from learners.tracing import trace
 
 if TYPE_CHECKING:
     from learners.channel_pruning import ChannelPruning
+
+# Images with fewer numbers than this (28 x 28 ones, say) are trained on one thread.
+_MANY_PIXELS = 1000
 
 
 def load_splits(config: RunConfig) -> DataSplits:
@@ -99,10 +103,14 @@ def check_search_options(config: RunConfig) -> None:
     """Refuses names that the search does not know, before any work is done.
 
     Raises:
-        ValueError: If an agent, reading, reward or cost is unknown.
+        ValueError: If an agent, reading, reward, cost, criterion or proxy is unknown.
     """
     from agents import AGENTS
+    from learners.channel_pruning.criteria import make_criterion
+    from learners.channel_pruning.proxy import Proxy
 
+    make_criterion(config.criterion)
+    Proxy.parse(config.proxy, config.finetune_steps)
     for option, value, known in (
         ("--agent", config.agent, AGENTS),
         ("--action", config.reading, READINGS),
@@ -156,9 +164,14 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         keep_ratio_decision(group.name, group.size, config.round_to, config.min_ratio)
         for group in graph.groups
     ]
+    if not decisions:
+        reasons = "; ".join(f"{name}: {why}" for name, why in graph.frozen.items()) or "no layers"
+        raise UntraceableModelError(
+            f"Expected at least one group of channels of {config.model!r} that can be cut, found "
+            f"none ({reasons})."
+        )
     costs = {name: make_cost(name, graph, decisions) for name in COSTS}
-    if decisions:  # without any, the learner explains why
-        FeasibleSet(Budget.parse(config.budget), costs, decisions)
+    FeasibleSet(Budget.parse(config.budget), costs, decisions)
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:
@@ -178,12 +191,16 @@ def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> Non
         )
 
 
-def use_threads(config: RunConfig, *, default: int) -> None:
+def use_threads(config: RunConfig, facts: TaskFacts, *, training: bool) -> None:
     """Sets the processor threads of a stage.
 
     Args:
         config: ``threads`` decides where it is not 0.
-        default: The stage's own number; 0 for every core that the process may use.
+        facts: About the data: threads that share a tiny image wait for each other longer than
+            they work.
+        training: Whether the stage works on whole batches, for which more threads are faster;
+            the search takes one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(config.threads or default or cores or 1)
+    many = training and math.prod(facts.image_shape) >= _MANY_PIXELS
+    torch.set_num_threads(config.threads or (cores if many else 1) or 1)

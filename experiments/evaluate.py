@@ -31,7 +31,7 @@ def run_export(task: Task) -> None:
     folder.results("finetune")
     require_onnx()
     folder.start("export")
-    use_threads(task.config, default=1)
+    use_threads(task.config, folder.facts, training=False)
     started = time.perf_counter()
     example = example_input(folder.facts)
     images = task.data.validation.images[:_N_COMPARED].float().cpu()
@@ -62,7 +62,7 @@ def run_evaluate(task: Task) -> None:
     if not folder.is_done("evaluate"):
         folder.results("finetune")
         folder.start("evaluate")
-        use_threads(config, default=0)
+        use_threads(config, folder.facts, training=True)
         started = time.perf_counter()
         small = load_smaller(folder, "model.safetensors")
         accuracy = {

@@ -37,7 +37,7 @@ def run_finetune(task: Task) -> None:
     if not folder.has_begun("finetune"):  # what lies there is of an earlier fine-tuning
         shutil.rmtree(checkpoints, ignore_errors=True)
     folder.start("finetune")
-    use_threads(config, default=0)
+    use_threads(config, folder.facts, training=True)
     model = load_smaller(folder, "pruned.safetensors")
     before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
     seconds, after = 0.0, before

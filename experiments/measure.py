@@ -25,7 +25,7 @@ from learners.tracing import trace
 def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
     """Measures the compressed (or the original) network of a run on its test images."""
     folder = RunFolder.open(directory)
-    use_threads(folder.config, default=0)
+    use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     traced = trace_original(folder, network)
     loader = load_splits(folder.config).test
@@ -39,9 +39,9 @@ def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
 
 def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     """Measures a weights file on the test images."""
-    use_threads(config, default=0)
     data = load_splits(config)
     facts = facts_of(data)
+    use_threads(config, facts, training=True)
     network = build_original(config.model, facts)
     load_weights(network, path, allow_pickle=config.allow_pickle)
     traced = trace(network, example_input(facts))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -84,7 +84,8 @@ class RunFolder:
         folder = cls(path, config, facts, state)
         folder._take_lock()
         folder.command = shlex.join(["amc", *sys.argv[1:]])
-        folder._write_config()
+        with folder.closed_on_error():
+            folder._write_config()
         return folder
 
     @classmethod
@@ -144,13 +145,31 @@ class RunFolder:
         if not resume or not is_used(path.expanduser()):
             return cls.create(path, config, facts)
         folder = cls.open(path, lock=True)
-        folder.reconfigure(config)
-        if folder.facts != facts:
+        with folder.closed_on_error():
+            folder.reconfigure(config)
+            folder.check_facts(facts)
+        return folder
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Lets go of the folder if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def check_facts(self, facts: TaskFacts) -> None:
+        """Refuses data that the run did not begin with.
+
+        Raises:
+            RunFolderError: If classes or image sizes differ.
+        """
+        if self.facts != facts:
             raise RunFolderError(
-                f"The data are not those the run in {path} began with: {folder.facts} there, "
+                f"The data are not those the run in {self.path} began with: {self.facts} there, "
                 f"{facts} now; give the same data, or start again in a new folder."
             )
-        return folder
 
     def reconfigure(self, config: RunConfig) -> None:
         """Takes over options of stages that have not begun.

@@ -24,7 +24,7 @@ def run_search(task: Task) -> None:
     if folder.is_done("search"):
         return
     folder.start("search")
-    use_threads(config, default=1)
+    use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
     env = CompressionEnv(learner, config.budget, action=config.reading, reward=config.reward)

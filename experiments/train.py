@@ -34,7 +34,7 @@ def run_train(task: Task) -> None:
     if folder.is_done("train"):
         return
     folder.start("train")
-    use_threads(config, default=0)
+    use_threads(config, folder.facts, training=True)
     model = initial_network(config, folder.facts)
     started = time.perf_counter()
     if config.weights is not None:

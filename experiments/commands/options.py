@@ -216,7 +216,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_pa
 Threads = Annotated[
     int,
     typer.Option(
-        help="Processor threads; 0 takes one for searching and all for training.",
+        help="Processor threads; 0 takes one for searching and for tiny images, else all.",
         rich_help_panel=_RUN,
     ),
 ]
