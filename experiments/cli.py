@@ -19,7 +19,7 @@ from experiments.files import is_disk_full
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """The user pressed Ctrl-C; typer would turn the KeyboardInterrupt itself into an exit code."""
 
 
@@ -31,7 +31,7 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            raise Interrupted from error
+            raise InterruptedRunError from error
 
     return wrapper
 
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except (Interrupted, KeyboardInterrupt):
+    except (InterruptedRunError, KeyboardInterrupt):
         _complain(_how_to_resume(arguments))
         return FAILED
     except BrokenPipeError:  # the reader of our output has gone, e.g. `amc evaluate | head`

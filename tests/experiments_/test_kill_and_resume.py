@@ -1,4 +1,4 @@
-"""A run killed by ``kill -9`` in search and again in fine-tuning ends as if nothing had happened."""
+"""A run killed by ``kill -9`` in search, then in fine-tuning, ends as if it had not been."""
 
 from __future__ import annotations
 
