@@ -58,12 +58,12 @@ class Exploration:
         elite_step: Reach of an elite's change, as a share of a decision's grid.
     """
 
-    warmup_episodes: int = 20
+    warmup_episodes: int = 10
     warmup: str = "perturb"
     warmup_sigma: float = 0.2
     sigma: float = 0.25
     final_sigma: float = 0.02
-    elite_share: float = 0.0
+    elite_share: float = 0.25
     elite_count: int = 3
     elite_step: float = 0.35
 

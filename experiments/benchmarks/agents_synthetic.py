@@ -3,9 +3,9 @@
 A score of 0 is the uniform plan, 1 the best plan that any run here or a long local search found;
 negative is worse than uniform. Examples::
 
-    python experiments/benchmarks/agents_synthetic.py --table agents
-    python experiments/benchmarks/agents_synthetic.py --table ablation --instances 3 4 5
-    python experiments/benchmarks/agents_synthetic.py --table readings --episodes 60
+    python -m experiments.benchmarks.agents_synthetic --table agents
+    python -m experiments.benchmarks.agents_synthetic --table ablation --instances 3 4 5
+    python -m experiments.benchmarks.agents_synthetic --table readings --episodes 60
 """
 
 from __future__ import annotations
@@ -14,21 +14,66 @@ import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3 import DDPG as SB3DDPG
+from stable_baselines3.common.noise import NormalActionNoise
 
 import amc_env
-from agents import make_agent
+from agents import AGENTS, Agent, Search, make_agent
+from amc_env import CompressionPlan
+
+_REFERENCE = "long local search"
 
 ABLATION: dict[str, dict[str, Any]] = {
     "the recipe": {},
+    "no elite episodes (pure DDPG)": {"elite_share": 0.0},
     "broadcast reward (AMC) instead of Monte-Carlo": {"credit": "broadcast"},
     "warm-up U(0, 1) instead of around uniform": {"warmup": "random"},
     "one learning rate, 1e-3": {"actor_learning_rate": 1e-3},
+    "rewards not scaled": {"scale_rewards": False},
+    "1 update per decision instead of 2": {"updates_per_step": 1},
+    "networks 128-128 instead of 300-300": {"hidden": 128},
 }
+
+
+class PlainSB3(Agent):
+    """SB3's DDPG with every default, or with the noise its documentation shows."""
+
+    name = "plain-sb3"
+
+    def __init__(self, *, noise: float = 0.0, **_: Any) -> None:
+        super().__init__(rejudge=0)
+        self.noise = noise
+
+    def run(self, search: Search) -> None:
+        """Plays the episodes through SB3 and records them."""
+        noise = NormalActionNoise(np.zeros(1), np.full(1, self.noise)) if self.noise else None
+        model = SB3DDPG("MlpPolicy", _Recording(search), action_noise=noise, seed=search.seed)
+        model.learn(search.episodes * search.env.n_decisions)
+
+
+class _Recording(gym.Wrapper[Any, Any, Any, Any]):
+    """Notes every finished episode."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(search.env)
+        self._search = search
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Passes the action on unchanged."""
+        step = super().step(action)
+        if step[2]:
+            plan = CompressionPlan(step[4]["plan"])
+            self._search.record(self._search.env.evaluate(plan), "sb3")
+        return step
+
+
+AGENTS["plain-sb3"] = PlainSB3
 
 
 @dataclass(frozen=True)
@@ -63,15 +108,21 @@ class Run:
         return max(self.rewards[:count])
 
 
+@cache
+def environment(env: str, options: tuple[tuple[str, Any], ...]) -> amc_env.CompressionEnv:
+    """Makes an environment once per process, so that its runs share what is judged."""
+    bare = gym.make(f"amc_env:{env}", disable_env_checker=True, **dict(options)).unwrapped
+    assert isinstance(bare, amc_env.CompressionEnv)  # noqa: S101
+    return bare
+
+
 def execute(job: Job) -> Run:
     """Runs one search on one thread."""
     torch.set_num_threads(1)
-    env = gym.make(f"amc_env:{job.env}", disable_env_checker=True, **dict(job.env_options))
-    bare = env.unwrapped
-    assert isinstance(bare, amc_env.CompressionEnv)  # noqa: S101
+    bare = environment(job.env, job.env_options)
     uniform = bare.evaluate(bare.uniform_plan()).reward
     agent = make_agent(job.agent, rejudge=0, **dict(job.options))
-    result = agent.search(env, job.episodes, job.seed)
+    result = agent.search(bare, job.episodes, job.seed)
     rewards = tuple(trial.reward for trial in result.trials)
     return Run(job, uniform, rewards, result.cpu_seconds)
 
@@ -81,8 +132,12 @@ def rows_of(table: str) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]
     if table == "agents":
         return [(name, name, {}, {}) for name in ("uniform", "random", "local", "ddpg")]
     if table == "ablation":
-        return [(label, "ddpg", options, {}) for label, options in ABLATION.items()]
-    return [
+        plain: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+            ("SB3's DDPG as it comes", "plain-sb3", {}, {}),
+            ("SB3's DDPG with NormalActionNoise(0.1)", "plain-sb3", {"noise": 0.1}, {}),
+        ]
+        return [*((label, "ddpg", o, {}) for label, o in ABLATION.items()), *plain]
+    return [  # what "random" means depends on the reading, what "ddpg" starts from too
         (f"{agent}, {reading}", agent, {}, {"action": reading})
         for agent in ("random", "ddpg")
         for reading in ("absolute", "interval", "centred")
@@ -93,7 +148,8 @@ def problems(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """Returns environment ids with their options."""
     budget = {"budget": arguments.budget} if arguments.budget else {}
     if arguments.env == "amc/synthetic-v0":
-        return [(arguments.env, {"seed": i} | budget) for i in arguments.instances]
+        size = {"n_layers": arguments.layers}
+        return [(arguments.env, {"seed": i} | size | budget) for i in arguments.instances]
     return [(arguments.env, budget)]
 
 
@@ -115,16 +171,22 @@ def print_table(runs: list[Run], marks: list[int]) -> None:
         room = best_known[run.problem] - run.uniform
         return (reward - run.uniform) / room if room > 0 else 0.0
 
-    print("| | " + " | ".join(f"best@{m}" for m in marks) + " | last 10 | CPU s/episode | n |")
-    print("|---|" + "---|" * (len(marks) + 3))
+    print(
+        "| | "
+        + " | ".join(f"best@{m}" for m in marks)
+        + " | best reward | last 10 | CPU s/episode | n |"
+    )
+    print("|---|" + "---|" * (len(marks) + 4))
     for label in dict.fromkeys(run.job.row for run in runs):
-        mine = [run for run in runs if run.job.row == label and run.job.row != "_reference"]
-        if not mine:
+        if label == _REFERENCE:
             continue
+        mine = [run for run in runs if run.job.row == label]
         cells = []
         for mark in marks:
             scores = [score(run, run.best(mark)) for run in mine]
             cells.append(f"{np.mean(scores):.2f} ± {np.std(scores):.2f}")
+        rewards = [run.best(marks[-1]) for run in mine]
+        cells.append(f"{np.mean(rewards):.4f} ± {np.std(rewards):.4f}")
         tail = np.mean([score(run, float(np.mean(run.rewards[-10:]))) for run in mine])
         cost = np.mean([run.cpu_seconds / len(run.rewards) for run in mine])
         print(f"| {label} | {' | '.join(cells)} | {tail:.2f} | {cost:.3f} | {len(mine)} |")
@@ -138,6 +200,7 @@ def main() -> None:
     parser.add_argument("--table", choices=["agents", "ablation", "readings"], default="agents")
     parser.add_argument("--env", default="amc/synthetic-v0")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--budget", default="")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
@@ -147,7 +210,7 @@ def main() -> None:
     jobs = []
     for env, options in problems(arguments):
         reference = tuple(options.items())
-        jobs.append(Job("_reference", "local", (), env, reference, 5 * arguments.episodes, 99))
+        jobs.append(Job(_REFERENCE, "local", (), env, reference, 4 * arguments.episodes, 99))
         for label, agent, agent_options, extra in rows_of(arguments.table):
             for seed in range(arguments.seeds):
                 settings = tuple((options | extra).items())
