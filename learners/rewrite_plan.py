@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -14,8 +14,18 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from learners.forward_tracing import Record, TracedForward
-from learners.labels import compact, varies
-from learners.rewriting import LOST, Move, Replay, Sizes, Units, is_reshape
+from learners.labels import compact
+from learners.rewriting import (
+    EQUIVARIANT,
+    SPLITS,
+    Move,
+    Replay,
+    Sizes,
+    Units,
+    function_name,
+    is_reshape,
+    sizes_of,
+)
 
 # Cuts of single groups that one module replays: enough to tell its mistakes, few for a DenseNet.
 _MAX_ALONE = 8
@@ -88,7 +98,8 @@ def plan_rewrite(
 
 
 def _units(leaf: Any, unit_of_label: Tensor) -> Any:
-    return unit_of_label[compact(leaf)] if isinstance(leaf, Tensor) else leaf
+    # Compacted twice: labels that differ may belong to one unit.
+    return compact(unit_of_label[compact(leaf)]) if isinstance(leaf, Tensor) else leaf
 
 
 class _Planner:
@@ -107,7 +118,11 @@ class _Planner:
         self.replays: list[Replay] = []
 
     def edits(self) -> list[Sizes | Move]:
-        """Returns replacements for all nodes that some cut breaks."""
+        """Returns replacements for all nodes that some cut breaks.
+
+        Which nodes those are is read off their structure; replaying some cuts finds, beyond that,
+        numbers that were computed from a width.
+        """
         bad: set[fx.Node] = set()
         for record, units in zip(self.records, self.units, strict=True):
             for alive in self.cuts:
@@ -116,6 +131,7 @@ class _Planner:
                 bad |= replay.bad.keys()
                 if record is self.record:
                     self.replays.append(replay)
+        bad |= {node for node in self.record.movements if self._is_fragile(node)}
         if bad and not self._calls_agree():
             return []
         found = (self._edit(node) for node in self.module.graph.nodes if node in bad)
@@ -138,16 +154,57 @@ class _Planner:
     # ------------------------------------------------------------------ one node
 
     def _edit(self, node: fx.Node) -> Sizes | Move | None:
-        labels = self.record.labels[node]
-        if not isinstance(labels, Tensor) or self._is_lost(node):
+        if self._is_lost(node):
             return None  # its users are rewritten from earlier tensors
         return self._resize(node) or self._move(node)
 
+    def _channel_axes(self, node: fx.Node) -> set[int]:
+        """Returns the axes along which the units of any tensor of a node differ."""
+        leaves = tree_leaves(self.units[0].compacted[node])
+        return {
+            axis
+            for units in leaves
+            if isinstance(units, Tensor)
+            for axis, size in enumerate(units.shape)
+            if size > 1
+        }
+
     def _is_lost(self, node: fx.Node) -> bool:
-        labels = self.record.labels[node]
-        return not isinstance(labels, Tensor) or any(
-            replay.expected[node] is LOST for replay in self.replays
-        )
+        """Whether some cut leaves of a node what no tensor can hold, or it holds several."""
+        return not isinstance(self.record.labels[node], Tensor) or len(self._channel_axes(node)) > 1
+
+    def _is_fragile(self, node: fx.Node) -> bool:
+        """Whether a movement is right for some cuts only, whatever the replayed ones say."""
+        earlier = [x for x in node.all_input_nodes if x in self.record.labels]
+        if self._is_lost(node) or not any(self._channel_axes(x) for x in (node, *earlier)):
+            return False
+        name = function_name(node)
+        if name == "getitem" and self._is_tuple(earlier[0]):
+            return self._splits_channels(earlier[0])
+        if any(self._is_lost(x) for x in earlier) or is_reshape(node):
+            return True
+        if name == "getitem":
+            return self._indexes_channels(node.args[1], self._channel_axes(earlier[0]))
+        return name not in EQUIVARIANT
+
+    def _is_tuple(self, node: fx.Node) -> bool:
+        return not isinstance(self.record.labels[node], Tensor)
+
+    def _splits_channels(self, node: fx.Node) -> bool:
+        source = node.args[0] if node.args else None
+        if function_name(node) not in SPLITS or not isinstance(source, fx.Node):
+            return False
+        axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+        if self._is_lost(source) or not isinstance(axis, int):
+            return True
+        return axis % self.record.labels[source].dim() in self._channel_axes(source)
+
+    @staticmethod
+    def _indexes_channels(index: Any, axes: Collection[int]) -> bool:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is None or part is Ellipsis for part in parts):
+            return any(part not in (None, Ellipsis, slice(None)) for part in parts)
+        return any(axis < len(parts) and parts[axis] != slice(None) for axis in axes)
 
     def _unit(self, node: fx.Node) -> Tensor:
         """Unit of every coordinate of a tensor."""
@@ -159,14 +216,16 @@ class _Planner:
         source = node.args[0]
         if not is_reshape(node) or not isinstance(source, fx.Node) or self._is_lost(source):
             return None
-        axes: set[int] = set()
+        given = sizes_of(node)
+        if len(given) != self.record.labels[node].dim():
+            return None
+        # Sizes that follow a cut, and others that were computed from such a size.
+        axes = {axis for axis in self._channel_axes(node) if given[axis] != -1}
         for replay in self.replays:
             if node in replay.bad:
-                given = tree_leaves(replay.bad[node][1:])
+                values = tree_leaves(replay.bad[node][1:])
                 want = replay.expected[node].shape
-                if len(given) != len(want):
-                    return None
-                axes |= {i for i, size in enumerate(given) if size not in (-1, want[i])}
+                axes |= {i for i, size in enumerate(values) if size not in (-1, want[i])}
         for replay in self.replays:
             before, want = replay.expected[source], replay.expected[node]
             if before.numel() != want.numel() or not torch.equal(before.reshape(want.shape), want):
@@ -189,10 +248,11 @@ class _Planner:
             moved = self._execute(node, numbers)
         except Exception:  # a chain that does not run on numbers is left alone
             return None
-        for axis in range(moved.dim()):
-            if varies(self._unit(node), axis):
-                return self._regular(node, sources, axis, moved, [numbers[s] for s in sources])
-        return None
+        # What stays of a movable source may be of fixed width.
+        axes = self._channel_axes(node) or set.union(*map(self._channel_axes, sources))
+        if len(axes) != 1 or not isinstance(moved, Tensor):
+            return None
+        return self._regular(node, sources, axes.pop(), moved, [numbers[s] for s in sources])
 
     def _find_sources(self, node: fx.Node, sources: list[fx.Node], is_end: bool = False) -> bool:
         """Collects the nearest earlier tensors that stay rectangular; False if there are none."""

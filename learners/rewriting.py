@@ -27,6 +27,15 @@ from learners.forward_tracing import Record
 from learners.labels import compact
 
 _RESHAPES = frozenset(("view", "reshape", "expand", "_unsafe_view"))
+# Movements that are right for every cut of their input, whatever their arguments.
+EQUIVARIANT = frozenset(
+    (
+        *("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "flip"),
+        *("cat", "concat", "concatenate", "stack", "unbind", "flatten", "unsqueeze", "clone"),
+        *("contiguous", "to", "float", "detach", "view_as", "reshape_as", "expand_as"),
+    )
+)
+SPLITS = frozenset(("chunk", "split", "tensor_split", "split_with_sizes"))
 LOST = object()  # stands for a tensor that has no rectangular shape after a cut
 
 
@@ -173,7 +182,7 @@ class Sizes:
 
     def apply(self, graph: fx.Graph, node: fx.Node) -> None:
         """Puts the reads into a copy of the graph."""
-        sizes = list(_sizes(node))
+        sizes = list(sizes_of(node))
         with graph.inserting_before(node):
             for axis in self.axes:
                 sizes[axis] = graph.create_node("get_attr", f"_cut_{self.node.name}_{axis}")
@@ -238,7 +247,8 @@ class Move:
         return moved
 
 
-def _sizes(node: fx.Node) -> tuple[Any, ...]:
+def sizes_of(node: fx.Node) -> tuple[Any, ...]:
+    """Returns the sizes that a reshape is given: numbers, or nodes that compute them."""
     rest = list(node.args[1:])
     for key in ("shape", "size"):
         if key in node.kwargs:
@@ -248,7 +258,13 @@ def _sizes(node: fx.Node) -> tuple[Any, ...]:
     return tuple(rest)
 
 
+def function_name(node: fx.Node) -> str:
+    """Returns the bare name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 def is_reshape(node: fx.Node) -> bool:
     """Whether a node takes the sizes of its result as arguments."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in _RESHAPES and all(isinstance(s, (int, fx.Node)) for s in _sizes(node))
+    return function_name(node) in _RESHAPES and all(
+        isinstance(s, (int, fx.Node)) for s in sizes_of(node)
+    )
