@@ -121,6 +121,8 @@ def outcome(stage: str, task: Task) -> str:
     if stage == "report":
         return f"open {folder / 'report.html'}"
     result = folder.results(stage)
+    if stage == "train" and not result["epochs"]:
+        return "weights taken"
     if stage == "train":
         return f"validation accuracy {result['validation_accuracy']:.2%}"
     if stage == "search":

@@ -18,7 +18,7 @@ from experiments.files import write_atomic, write_json
 from experiments.models import load_weights
 from experiments.networks import build_original, save_network, trace_original
 from experiments.runs import TaskFacts
-from learners.training import TrainingConfig, evaluate, train
+from learners.training import TrainingConfig, train
 
 
 def initial_network(config: RunConfig, facts: TaskFacts) -> nn.Module:
@@ -39,10 +39,9 @@ def run_train(task: Task) -> None:
     started = time.perf_counter()
     if config.weights is not None:
         load_weights(model, Path(config.weights), allow_pickle=config.allow_pickle)
-        accuracy = evaluate(model, task.data.validation, precision="fp32", device=config.device)
         save_network(model, folder / "original.safetensors")
         seconds = time.perf_counter() - started
-        folder.finish("train", seconds=round(seconds, 3), epochs=0, validation_accuracy=accuracy)
+        folder.finish("train", seconds=round(seconds, 3), epochs=0)
         return
     settings = TrainingConfig(
         epochs=config.train_epochs,
@@ -88,7 +87,7 @@ def write_training_results(task: Task) -> Path:
         folder / "summary.json",
         {
             **measured,
-            "validation_accuracy": stage["validation_accuracy"],
+            "validation_accuracy": stage.get("validation_accuracy"),
             "model": config.model,
             "data": config.data,
             "epochs": stage["epochs"],
