@@ -1,164 +1,23 @@
-"""Batch norm, residual add and activation folded into the convolutions, for inference only.
+"""Batch norm, residual add and activation folded into the convolutions of a whole network.
 
-On a processor the fused convolutions are the ones that ``torch.compile`` emits
-(``torch.ops.mkldnn._convolution_pointwise``), called without a compiler: a candidate is ready in
-milliseconds. They are private to PyTorch, so they are tried once on a tiny tensor; where they are
-missing or wrong the same folded network runs on public operators.
+The network is traced with ``torch.fx`` and its graph rewritten; a candidate is ready in
+milliseconds.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from learners.channel_pruning.fused_conv import FusedConv
+
 _ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELUS: set[Any] = {torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_"}
-_ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
-    "none": ("none", []),
-    "relu": ("relu", []),
-    "relu6": ("hardtanh", [0.0, 6.0]),
-}
-
-
-@lru_cache
-def onednn_available(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's fused convolutions exist here and agree with the public operator."""
-    generator = torch.Generator().manual_seed(0)
-    try:
-        module = FusedConv(nn.Conv2d(3, 8, 3, device="meta"), None, "relu", dtype)
-        weight = torch.randn(8, 3, 3, 3, generator=generator)
-        bias = torch.randn(8, generator=generator)
-        images = torch.randn(2, 3, 5, 5, generator=generator)
-        other = torch.randn(2, 8, 3, 3, generator=generator)
-        module.load(weight, bias, native=True)
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            found = module(images).float()
-            added = module(images, other).float()
-            module.overwrites = True
-            written = module(images, other.clone()).float()
-            expected = F.conv2d(images, weight, bias)
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-        return False
-    tolerance = 1e-4 if dtype == torch.float32 else 0.25
-    return bool(
-        torch.allclose(found, expected.relu(), atol=tolerance)
-        and torch.allclose(added, (expected + other).relu(), atol=tolerance)
-        and torch.allclose(written, added, atol=tolerance)
-    )
-
-
-class FusedConv(nn.Module):
-    """``activation(scale * conv(x) + shift [+ other])`` with the scale in the weights.
-
-    Args:
-        conv: The convolution; its weights are folded, not changed.
-        norm: The batch norm behind it, in ``eval`` mode.
-        activation: ``"none"``, ``"relu"`` or ``"relu6"``.
-        dtype: Type of weights and output.
-    """
-
-    def __init__(
-        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        assert not isinstance(conv.padding, str)
-        self.geometry: tuple[list[int], list[int], list[int], int] = (
-            list(conv.padding),
-            list(conv.stride),
-            list(conv.dilation),
-            conv.groups,
-        )
-        self.dtype = dtype
-        self.activation = activation
-        self.native = False
-        self.overwrites = False
-        self.weight: Tensor
-        self.bias: Tensor
-        if conv.weight.is_meta:
-            return
-        weight, bias = fold_batch_norm(conv, norm)
-        self.load(weight, bias, native=weight.device.type == "cpu" and onednn_available(dtype))
-
-    def load(self, weight: Tensor, bias: Tensor, *, native: bool) -> None:
-        """Takes over folded float32 weights."""
-        self.native = native
-        weight = weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        if native:
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
-        # Plain attributes: oneDNN's blocked layout is opaque to parameter machinery.
-        self.__dict__["weight"] = weight
-        self.__dict__["bias"] = bias.to(self.dtype)
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Convolves ``x``; ``other`` is added before the activation."""
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        if not self.native:
-            return self._public(x, other)
-        arguments = (self.weight, self.bias, *self.geometry)
-        name, scalars = _ACTIVATIONS[self.activation]
-        op = torch.ops.mkldnn._convolution_pointwise
-        if other is None:
-            result = op(x, *arguments, name, scalars, "")
-        elif self.activation != "relu6" and other.shape == self._output_shape(x):
-            other = other.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            sum_then: tuple[Any, ...] = (
-                "add",
-                1.0,
-                "relu" if self.activation == "relu" else None,
-                [],
-                "",
-            )
-            if self.overwrites:
-                in_place = torch.ops.mkldnn._convolution_pointwise_.binary
-                result = in_place(other, x, *arguments, *sum_then)
-            else:
-                result = op.binary(x, other, *arguments, *sum_then)
-        else:
-            result = self._activate(op(x, *arguments, "none", [], "") + other)
-        assert isinstance(result, Tensor)
-        return result
-
-    def _public(self, x: Tensor, other: Tensor | None) -> Tensor:
-        padding, stride, dilation, groups = self.geometry
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-        return self._activate(y if other is None else y + other)
-
-    def _activate(self, y: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return y.relu()
-        return F.relu6(y) if self.activation == "relu6" else y
-
-    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
-        padding, stride, dilation, _ = self.geometry
-        kernel = self.weight.shape[2:]
-        size = [
-            (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-            for i in range(2)
-        ]
-        return (x.shape[0], self.bias.shape[0], *size)
-
-
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
-    """Returns ``(weight, bias)`` of the convolution that does both in one."""
-    weight = conv.weight.detach().float()
-    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().float()
-    if norm is None:
-        return weight, bias
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var.float() + norm.eps)
-    shift = torch.zeros_like(scale)
-    if norm.affine:
-        scale = scale * norm.weight.detach().float()
-        shift = norm.bias.detach().float()
-    bias = (bias - norm.running_mean.float()) * scale + shift
-    return weight * scale.view(-1, 1, 1, 1), bias
 
 
 def fuse(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -235,7 +94,7 @@ def _fuse_one(
         activation = name
         chain.append(follower)
     target = f"fused_{len(attributes)}"
-    attributes[target] = FusedConv(conv, norm, activation, dtype)
+    attributes[target] = FusedConv.of(conv, norm, activation, dtype)
     # Inserted where the last of them stood, so that the other summand exists already.
     with graph.inserting_before(chain[-1]):
         call = graph.call_module(target, tuple(a for a in (node.args[0], other) if a is not None))

@@ -13,7 +13,8 @@ from learners.channel_pruning.evaluation import (
     fusion_works,
     limited_threads,
 )
-from learners.channel_pruning.fusion import FusedConv, following_norms, fuse
+from learners.channel_pruning.fused_conv import FusedConv
+from learners.channel_pruning.fusion import following_norms, fuse
 from learners.channel_pruning.intake import check_labels, collect
 
 CPU = torch.device("cpu")
@@ -138,13 +139,33 @@ def test_convolution_norm_sum_and_activation_become_one_call():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_public_operators_and_onednn_agree(native, monkeypatch):
-    from learners.channel_pruning import fusion
+    from learners.channel_pruning import fused_conv
 
-    monkeypatch.setattr(fusion, "onednn_available", lambda dtype: native)
+    monkeypatch.setattr(fused_conv, "onednn_available", lambda dtype: native)
     model = randomised(Residual())
     with torch.no_grad():
         found = fuse(model, torch.float32)(images())
         torch.testing.assert_close(found, model(images()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 9, 16])
+@pytest.mark.parametrize("width", [5, 6, 8])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 5), (2, 4)])
+def test_narrow_convolutions_compute_pixels_together_and_agree(channels, width, kernel):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, channels, kernel, padding=(1, 2))
+    fused = FusedConv.of(conv, None, "relu", torch.float32)
+    x = torch.randn(3, 6, 7, width)
+    with torch.no_grad():
+        expected = conv(x)
+        other = torch.randn_like(expected)
+        torch.testing.assert_close(fused(x), expected.relu(), atol=1e-5, rtol=1e-4)
+        total = fused(x, other)
+        torch.testing.assert_close(total, (expected + other).relu(), atol=1e-5, rtol=1e-4)
+        fused.overwrites = True
+        written = fused(x, other.contiguous(memory_format=torch.channels_last).clone())
+        assert torch.equal(written, total)
+    assert total.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bf16_agrees_on_the_class_of_nearly_all_images():
