@@ -21,14 +21,15 @@ install: $(STAMP)
 $(STAMP): pyproject.toml
 	@echo "Installing into .venv (once; a few minutes)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq $(TORCH)
+	$(BIN)/python -m pip install -qq -e ".[dev]"
 	@touch $(STAMP)
 
 demo: $(STAMP)
 	@echo "Training a small network on 1,797 handwritten digits, searching 100 episodes for a plan with"
-	@echo "half of its multiply-adds, fine-tuning, exporting to ONNX and reporting, in $(DEMO)"
+	@echo "half of its multiply-adds, fine-tuning, exporting to ONNX and reporting, in $(DEMO)."
+	@echo "An interrupted demo goes on where it stopped; remove $(DEMO) to start anew."
 	@$(BIN)/amc compress --model digitsnet --data digits --budget macs=0.5 --agent ddpg \
 		--episodes 100 --seed 0 --out $(DEMO) --resume
 

@@ -60,7 +60,7 @@ def open_task(
     facts = facts_of(data)
     check_network(config, facts, with_budget="search" in stages)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
-    return Task(folder, data, progress=not quiet)
+    return Task(folder, data, progress=_bars(quiet))
 
 
 def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
@@ -73,7 +73,12 @@ def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
     with folder.closed_on_error():
         data = load_splits(folder.config)
         folder.check_facts(facts_of(data))
-    return Task(folder, data, progress=not quiet)
+    return Task(folder, data, progress=_bars(quiet))
+
+
+def _bars(quiet: bool) -> bool:
+    """Whether to show progress bars: in a log file they would be thousands of lines."""
+    return not quiet and sys.stderr.isatty()
 
 
 def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
