@@ -38,6 +38,7 @@ class TracedModel:
         self.model = model
         self._grouping = grouping
         self._surgeon = surgeon
+        self._weights: dict[str, str] = {}
 
     @property
     def graph(self) -> LayerGraph:
@@ -93,11 +94,12 @@ class TracedModel:
         return found
 
     def _weight(self, layer: str) -> str:
-        names = dict(self.model.named_parameters())
-        name = weight_name(layer, names)
-        if name is None:
-            raise ValueError(f"No layer with weights named {layer!r}.")
-        return name
+        if layer not in self._weights:  # walking the network takes longer than the look-up
+            name = weight_name(layer, dict(self.model.named_parameters()))
+            if name is None:
+                raise ValueError(f"No layer with weights named {layer!r}.")
+            self._weights[layer] = name
+        return self._weights[layer]
 
 
 def trace(

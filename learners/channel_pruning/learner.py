@@ -115,7 +115,7 @@ class ChannelPruning(Learner):
         progress: bool = False,
         n_validation: int | None = 3000,
         n_calibration: int = 512,
-        n_recalibration: int = 256,
+        n_recalibration: int = 192,
         threads: int | None = 1,
     ) -> None:
         scorer = make_criterion(criterion)
