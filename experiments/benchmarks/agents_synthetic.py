@@ -11,10 +11,12 @@ negative is worse than uniform. Examples::
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -153,12 +155,37 @@ def problems(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     return [(arguments.env, budget)]
 
 
-def run_all(jobs: list[Job], workers: int) -> list[Run]:
-    """Runs the jobs, in this process or in several."""
-    if workers == 1:
-        return [execute(job) for job in jobs]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(execute, jobs))
+def run_all(jobs: list[Job], workers: int, out: Path | None) -> list[Run]:
+    """Runs the jobs, in this process or in several; those already in the file are read from it."""
+    done = {} if out is None or not out.exists() else _read(out)
+    missing = [job for job in jobs if _key(job) not in done]
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
+    for run in pool.map(execute, missing) if pool else map(execute, missing):
+        done[_key(run.job)] = run
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("a") as file:
+                file.write(json.dumps(asdict(run)) + "\n")
+    if pool:
+        pool.shutdown()
+    return [done[_key(job)] for job in jobs]
+
+
+def _key(job: Job) -> str:
+    """A job as text, the same before and after the file."""
+    return json.dumps(asdict(job) | {"row": ""})
+
+
+def _read(out: Path) -> dict[str, Run]:
+    runs = {}
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        facts = row.pop("job")
+        for name in ("options", "env_options"):
+            facts[name] = tuple((key, value) for key, value in facts[name])
+        run = Run(job=Job(**facts), **{**row, "rewards": tuple(row["rewards"])})
+        runs[_key(run.job)] = run
+    return runs
 
 
 def print_table(runs: list[Run], marks: list[int]) -> None:
@@ -205,21 +232,22 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="rows are kept here and read back")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    jobs = []
-    for env, options in problems(arguments):
-        reference = tuple(options.items())
-        jobs.append(Job(_REFERENCE, "local", (), env, reference, 4 * arguments.episodes, 99))
-        for label, agent, agent_options, extra in rows_of(arguments.table):
-            for seed in range(arguments.seeds):
-                settings = tuple((options | extra).items())
-                jobs.append(
-                    Job(label, agent, tuple(agent_options.items()), env, settings,
-                        arguments.episodes, seed)
-                )  # fmt: skip
+    jobs = [
+        Job(_REFERENCE, "local", (), env, tuple(options.items()), 4 * arguments.episodes, 99)
+        for env, options in problems(arguments)
+    ]
+    for seed in range(arguments.seeds):  # seed by seed, so that a broken-off table is balanced
+        for env, options in problems(arguments):
+            jobs += [
+                Job(label, agent, tuple(agent_options.items()), env,
+                    tuple((options | extra).items()), arguments.episodes, seed)
+                for label, agent, agent_options, extra in rows_of(arguments.table)
+            ]  # fmt: skip
     marks = [m for m in (25, 50, 100, 200) if m <= arguments.episodes]
-    print_table(run_all(jobs, arguments.workers), marks or [arguments.episodes])
+    print_table(run_all(jobs, arguments.workers, arguments.out), marks or [arguments.episodes])
     print(f"\n{len(jobs)} searches, {time.perf_counter() - start:.0f} s")
 
 
