@@ -22,7 +22,7 @@ from agents.base import best_distinct
 from agents.determinism import isolated_randomness, torch_threads
 from agents.local_search import neighbour
 from agents.rollout import Search, checked_action
-from amc_env import CompressionPlan
+from amc_env import CompressionEnv, CompressionPlan
 
 Action = npt.NDArray[np.float32]
 Observation = npt.NDArray[np.float32]
@@ -46,8 +46,8 @@ class Exploration:
 
     Args:
         warmup_episodes: Episodes before the policy acts (the uniform plan is the first of them).
-        warmup: ``"perturb"`` draws around 0.5, the uniform plan of the centred reading;
-            ``"random"`` draws from U(0, 1) as AMC does.
+        warmup: ``"perturb"`` draws around the uniform plan's actions; ``"random"`` draws
+            from U(0, 1) as AMC does.
         warmup_sigma: Spread of ``"perturb"``.
         sigma: Noise of the first episode in which the policy acts.
         final_sigma: Noise of the last episode but one; the last one is noise-free. The decay is
@@ -93,6 +93,17 @@ class Exploration:
         return float(self.sigma * (self.final_sigma / self.sigma) ** progress)
 
 
+def _uniform_actions(env: CompressionEnv) -> Action:
+    """The actions of the uniform plan: 0.5 in the centred reading, encoded in the others.
+
+    In the centred reading 0.5 means "balanced with what is left" wherever the episode has gone,
+    which a fixed list of encoded actions would not.
+    """
+    centre = np.full(env.n_decisions, 0.5, dtype=np.float32)
+    plan = env.uniform_plan()
+    return centre if env.decode([float(c) for c in centre]) == plan else env.encode(plan)
+
+
 class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     """Turns what the policy asks into what is done, centres the reward, records every trial.
 
@@ -118,6 +129,7 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         self._search = search
         self._exploration = exploration
         self._openings = ((search.env.uniform_plan(), "uniform"), *openings)
+        self._centre = _uniform_actions(search.env)
         self.scalars = scalars
         self._script: Action | None = None
         self._step = 0
@@ -150,10 +162,9 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
 
     def _warmup_actions(self) -> Action:
         settings, rng = self._exploration, self._search.rng
-        count = self._search.env.n_decisions
         if settings.warmup == "random":
-            return rng.random(count, dtype=np.float32)
-        drawn = [truncated_normal(0.5, settings.warmup_sigma, rng) for _ in range(count)]
+            return rng.random(self._search.env.n_decisions, dtype=np.float32)
+        drawn = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in self._centre]
         return np.array(drawn, dtype=np.float32)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

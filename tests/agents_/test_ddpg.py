@@ -105,10 +105,11 @@ class TestExploration:
         ratios = np.array(sigmas[6:15]) / np.array(sigmas[5:14])
         np.testing.assert_allclose(ratios, (0.1 / 0.4) ** (1 / 9))
 
-    def test_silent_warmup_executes_exactly_the_uniform_plan(self):
-        _, env, result = searched(warmup_sigma=0.0)
-        balanced = env.decode([0.5] * env.n_decisions)
-        assert {trial.plan for trial in result.trials[1:4]} == {balanced}
+    @pytest.mark.parametrize("reading", ["centred", "interval", "absolute"])
+    def test_a_warmup_without_spread_executes_exactly_the_uniform_plan(self, reading):
+        env = make_env(5, action=reading)
+        result = DDPG(warmup_sigma=0.0, **QUICK).search(env, 6, seed=0)
+        assert {trial.plan for trial in result.trials[:4]} == {env.uniform_plan()}
 
     def test_random_warmup_executes_the_seeded_uniform_draws_and_nothing_else(self):
         _, env, result = searched(warmup="random", seed=11)
