@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -48,7 +49,7 @@ def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[Recorded
     template = Template((files("experiments") / "report_template.html").read_text("utf-8"))
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
     parts = {
-        "title": escape(f"{folder.config.model} on {folder.facts.data_name}: compressed"),
+        "title": escape(f"{folder.config.model} on {_data_name(folder)}: compressed"),
         **_head(folder, summary),
         **_table(folder.config, summary),
         **_curve(folder, trials),
@@ -58,6 +59,11 @@ def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[Recorded
         **_options(folder),
     }
     return template.substitute(parts)
+
+
+def _data_name(folder: RunFolder) -> str:
+    """The data set's name, or the last part of its folder's path."""
+    return Path(folder.facts.data_name).name
 
 
 def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
@@ -83,7 +89,7 @@ def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
         tiles.append((f"{old / new:.2f} ×", "the speed at batch 64, ONNX Runtime, one thread"))
     return {
         "kicker": f"Channel pruning of {escape(config.model)} on "
-        f"{escape(folder.facts.data_name)} · agent {escape(config.agent)} · "
+        f"{escape(_data_name(folder))} · agent {escape(config.agent)} · "
         f"{summary['episodes']} episodes · seed {config.seed}",
         "headline": headline,
         "tiles": "\n".join(
