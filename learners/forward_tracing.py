@@ -13,6 +13,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from learners.label_state import LabelState
 
+# Movements that are right for every cut of their input, whatever their arguments.
+EQUIVARIANT = frozenset(
+    (
+        *("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "flip"),
+        *("cat", "concat", "concatenate", "stack", "unbind", "flatten", "unsqueeze", "clone"),
+        *("contiguous", "to", "float", "detach", "view_as", "reshape_as", "expand_as"),
+    )
+)
+
 
 @dataclass
 class Record:
@@ -137,8 +146,7 @@ class _Recorder(fx.Interpreter):
             self.mode.observed.pop()
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             self.record.labels[n] = tree_map(self._labels, value)
-            is_function = n.op in ("call_function", "call_method")
-            if is_function and "other" not in seen and not _is_number_of_tensor(n):
+            if _is_movement(n, seen):
                 self.record.movements.add(n)
         else:
             self.record.values[n] = value
@@ -151,5 +159,13 @@ class _Recorder(fx.Interpreter):
         return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if labels is None else labels
 
 
-def _is_number_of_tensor(node: fx.Node) -> bool:
-    return node.target in (getattr, torch._assert)
+def _is_movement(node: fx.Node, seen: set[str]) -> bool:
+    """Whether a node only moved data; some do nothing on this input, and dropout is not one."""
+    if node.op not in ("call_function", "call_method") or node.target is torch._assert:
+        return False
+    return seen == {"movement"} or (not seen and function_name(node) in EQUIVARIANT | {"getitem"})
+
+
+def function_name(node: fx.Node) -> str:
+    """Returns the bare name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

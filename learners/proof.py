@@ -70,11 +70,13 @@ class Prover:
     def __init__(self, surgeon: Surgeon, inputs: Sequence[tuple[Tensor, ...]]) -> None:
         self.surgeon = surgeon
         self.inputs = inputs
+        self.masked = copy.deepcopy(surgeon.model)
 
     def fault(self, kept: Mapping[str, Tensor]) -> str | None:
         """Returns what is wrong with a cut, None if it is right."""
         try:
-            sliced, masked = self.surgeon.slice(kept), self.surgeon.mask(kept)
+            sliced, masked = self.surgeon.slice(kept), self.masked
+            self.surgeon.mask_copy(masked, kept)
             with torch.no_grad():
                 for arguments in self.inputs:
                     deviation = difference(sliced(*arguments), masked(*arguments))

@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from learners.forward_tracing import Record, TracedForward
+from learners.forward_tracing import EQUIVARIANT, Record, TracedForward, function_name
 from learners.labels import compact
 from learners.rewriting import (
-    EQUIVARIANT,
     SPLITS,
     Move,
     Replay,
     Sizes,
     Units,
-    function_name,
     is_reshape,
     sizes_of,
 )
@@ -47,10 +45,9 @@ class Rewrite:
     cls: type[nn.Module]
     edits: list[Sizes | Move]
 
-    def apply(self, module: nn.Module, alive: Tensor) -> None:
+    def apply(self, module: nn.Module, alive: Tensor, device: torch.device) -> None:
         """Turns a copied module into one that works at the cut widths."""
         module.__class__ = self.cls
-        device = next((p.device for p in module.parameters()), alive.device)
         for edit in self.edits:
             for key, value in edit.attributes(alive).items():
                 if isinstance(value, Tensor):

@@ -23,18 +23,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from learners.forward_tracing import Record
+from learners.forward_tracing import Record, function_name
 from learners.labels import compact
 
 _RESHAPES = frozenset(("view", "reshape", "expand", "_unsafe_view"))
-# Movements that are right for every cut of their input, whatever their arguments.
-EQUIVARIANT = frozenset(
-    (
-        *("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "flip"),
-        *("cat", "concat", "concatenate", "stack", "unbind", "flatten", "unsqueeze", "clone"),
-        *("contiguous", "to", "float", "detach", "view_as", "reshape_as", "expand_as"),
-    )
-)
 SPLITS = frozenset(("chunk", "split", "tensor_split", "split_with_sizes"))
 LOST = object()  # stands for a tensor that has no rectangular shape after a cut
 
@@ -256,11 +248,6 @@ def sizes_of(node: fx.Node) -> tuple[Any, ...]:
     if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
         return tuple(rest[0])
     return tuple(rest)
-
-
-def function_name(node: fx.Node) -> str:
-    """Returns the bare name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def is_reshape(node: fx.Node) -> bool:

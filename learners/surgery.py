@@ -70,8 +70,9 @@ class Surgeon:
             _patch(self.model.get_submodule(name), model.get_submodule(name))
         for name, units in self.grouping.norms.items():
             _patch_norm(model.get_submodule(name), len(units), int(alive[units].sum()))
+        device = next((p.device for p in self.model.parameters()), alive.device)
         for rewrite in self.rewrites:
-            rewrite.apply(model.get_submodule(rewrite.name), alive)
+            rewrite.apply(model.get_submodule(rewrite.name), alive, device)
         return model
 
     def _cut(self, tensor: Tensor, name: str, alive: Tensor) -> Tensor:
@@ -89,15 +90,20 @@ class Surgeon:
         Whatever reads a cut channel has zero weights for it, so that not even the shift of its
         batch norm leaks; this is the reference that a slice must equal.
         """
-        alive = self.alive(kept)
         model = copy.deepcopy(self.model)
-        tensors = dict(_tensors(model))
+        self.mask_copy(model, kept)
+        return model
+
+    def mask_copy(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        """Masks a copy of the network in place, whatever it was masked by before."""
+        alive = self.alive(kept)
+        originals, tensors = dict(_tensors(self.model)), dict(_tensors(model))
         with torch.no_grad():
             for slot in self.grouping.slots:
                 if slot.role == "consumer":
-                    cut = (~alive[slot.units]).nonzero()[:, 0].to(tensors[slot.name].device)
-                    tensors[slot.name].index_fill_(slot.axis, cut, 0.0)
-        return model
+                    tensor = tensors[slot.name]
+                    cut = (~alive[slot.units]).nonzero()[:, 0].to(tensor.device)
+                    tensor.copy_(originals[slot.name]).index_fill_(slot.axis, cut, 0.0)
 
     def kept_coordinates(self, tensor: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted coordinates of one axis that stay."""
