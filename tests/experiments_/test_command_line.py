@@ -447,7 +447,7 @@ def test_interrupted_search_and_finetuning_end_as_if_nothing_had_happened(
     from experiments.trials import TrialRecorder
 
     out = tmp_path / "run"
-    command = ["compress", *QUICK, "--out", str(out), "--quiet"]
+    command = ["compress", *QUICK, "--no-export", "--out", str(out), "--quiet"]
     with monkeypatch.context() as patch:
         stop = Stop(TrialRecorder._append, 4, KeyboardInterrupt())
         patch.setattr(TrialRecorder, "_append", lambda *a: stop(*a))
