@@ -28,7 +28,7 @@ def shared_data() -> Path:
     for part in ("data/cifar10", "checkpoints"):
         if not (folder / part).is_dir():
             pytest.skip(
-                f"{folder / part} is missing; set AMC_TEST_DATA to a folder that holds data/cifar10 "
+                f"{folder / part} is missing; set AMC_TEST_DATA to a folder holding data/cifar10 "
                 f"and checkpoints"
             )
     return folder
