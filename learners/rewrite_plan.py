@@ -42,7 +42,7 @@ class Rewrite:
     """
 
     name: str
-    cls: type[nn.Module]
+    cls: Any
     edits: list[Sizes | Move]
 
     def apply(self, module: nn.Module, alive: Tensor, device: torch.device) -> None:
@@ -54,6 +54,12 @@ class Rewrite:
                     module.register_buffer(key, value.to(device), persistent=False)
                 else:
                     setattr(module, key, value)
+
+    def __reduce__(self) -> Any:
+        # Neither the made class nor graph nodes pickle; the one is rebuilt from its source, and of
+        # the others nothing but the name is read once that source is written.
+        edits = [edit.detached() for edit in self.edits]
+        return _restore_rewrite, (self.name, self.cls._recipe, edits)
 
 
 def plan_rewrite(
@@ -391,6 +397,10 @@ def _unpickled(
 
 def _reduce(self: Any, protocol: Any) -> Any:
     return _restore, (type(self)._recipe,), self.__getstate__()
+
+
+def _restore_rewrite(name: str, recipe: _Recipe, edits: list[Sizes | Move]) -> Rewrite:
+    return Rewrite(name, rebuild_class(recipe.base, recipe.source, recipe.names), edits)
 
 
 def _restore(recipe: _Recipe) -> nn.Module:

@@ -15,8 +15,9 @@ The module keeps its class (a subclass of it), its attributes and its state-dict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -152,6 +153,10 @@ def _agree(got: Any, expected: Any) -> bool:
 # ---------------------------------------------------------------------- what replaces a node
 
 
+def _name_only(node: fx.Node) -> fx.Node:
+    return cast(fx.Node, SimpleNamespace(name=node.name))
+
+
 @dataclass
 class Sizes:
     """A reshape whose sizes along some axes are read from the module.
@@ -171,6 +176,10 @@ class Sizes:
         kept = box(self.units, alive)
         assert kept is not None, "a reshape whose result is not rectangular"
         return {f"_cut_{self.node.name}_{axis}": len(kept[axis]) for axis in self.axes}
+
+    def detached(self) -> Sizes:
+        """Returns a copy without the graph, which can no longer be applied but pickles."""
+        return replace(self, node=_name_only(self.node))
 
     def apply(self, graph: fx.Graph, node: fx.Node) -> None:
         """Puts the reads into a copy of the graph."""
@@ -224,6 +233,10 @@ class Move:
             pads = (0, 1)
             index = torch.where(index < 0, n_sources, index)
         return self._named(span, pads, index)
+
+    def detached(self) -> Move:
+        """Returns a copy without the graph, which can no longer be applied but pickles."""
+        return replace(self, node=_name_only(self.node), sources=[])
 
     def _named(self, *values: Any) -> dict[str, Any]:
         names = (f"_cut_{self.node.name}_{part}" for part in ("span", "pads", "index"))

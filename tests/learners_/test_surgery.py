@@ -173,3 +173,10 @@ def test_a_slice_exports_to_onnx_with_any_batch_size(name: str, tmp_path: Path) 
         want = small(BATCH)
     (got,) = session.run(None, {"images": BATCH.numpy()})
     assert difference(torch.from_numpy(got), want) <= 1e-5
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_traced_network_with_rewritten_forwards_survives_pickling(name: str) -> None:
+    traced, kept = halved(name)
+    again = pickle.loads(pickle.dumps(traced))
+    assert torch.equal(again.slice(kept)(BATCH), traced.slice(kept)(BATCH))
