@@ -6,13 +6,15 @@ come, so an interrupted run continues where it stopped.
 
     python -m experiments.benchmarks.proxy_ranking --out runs/proxies-digits.jsonl
     python -m experiments.benchmarks.proxy_ranking --model resnet20 --data DIR --weights FILE \
-        --budget macs=0.5 --epochs 1 --round-to 8 --out runs/proxies-resnet20.jsonl
+        --budget macs=0.5 --epochs 1 --steps 176 --round-to 8 --validation-split tail --out runs/proxies-resnet20.jsonl
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +22,11 @@ import numpy as np
 import torch
 import typer
 from scipy.stats import spearmanr
+from torch import Tensor
 from tqdm import tqdm
 
 from amc_env import CompressionEnv, CompressionPlan
-from experiments.data import load_data
+from experiments.data import TensorLoader, load_data
 from experiments.tasks import SplitKind, make_channels
 from learners import ChannelPruning
 from learners.training import TrainingConfig
@@ -39,6 +42,29 @@ PROXIES: tuple[tuple[str, int], ...] = (
 """Proxy name and number of fine-tuning steps."""
 
 _N_BOOTSTRAP = 2000
+
+
+class ShortEpochs:
+    """A loader whose epochs end after ``n_batches``; shuffled anew in each of them.
+
+    Args:
+        loader: The loader it cuts short.
+        n_batches: Batches per epoch.
+    """
+
+    def __init__(self, loader: TensorLoader, n_batches: int) -> None:
+        self._loader = loader
+        self._n_batches = min(n_batches, len(loader))
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(iter(self._loader), self._n_batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the loader which order to draw."""
+        self._loader.set_epoch(epoch)
 
 
 def proxy_label(name: str, steps: int) -> str:
@@ -105,6 +131,7 @@ def main(
     budget: str = "macs=0.3",
     plans: Annotated[int, typer.Option(help="Number of random plans.")] = 30,
     epochs: Annotated[int, typer.Option(help="Epochs of the real fine-tuning.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="End every epoch after so many.")] = None,
     learning_rate: float = 0.02,
     round_to: int = 2,
     validation_split: SplitKind = "random",
@@ -121,7 +148,9 @@ def main(
         for name, steps in PROXIES
     }  # fmt: skip
     learners: dict[str, Any] = {label: env.learner for label, env in environments.items()}
-    train = load_data(data, seed=seed, validation_split=validation_split).train
+    train: Any = load_data(data, seed=seed, validation_split=validation_split).train
+    if steps is not None:
+        train = ShortEpochs(train, steps)
     config = TrainingConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -132,7 +161,9 @@ def main(
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
     final = [row["finetuned"] for row in rows]
-    print(f"{len(rows)} plans, {epochs} epochs; fine-tuned {min(final):.4f} to {max(final):.4f}")
+    print(
+        f"{len(rows)} plans, {epochs} epochs of {len(train)} steps; fine-tuned {min(final):.4f} to {max(final):.4f}"
+    )
     print("| proxy | rho | 95 % interval | CPU-s per plan |\n|---|---|---|---|")
     for line in spearman_table(rows):
         print(
