@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _REFERENCE = "long local search"
 ABLATION: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "no elite episodes (pure DDPG)": {"elite_share": 0.0},
+    "an elite plan in every second episode": {"elite_share": 0.5},
     "broadcast reward (AMC) instead of Monte-Carlo": {"credit": "broadcast"},
     "warm-up U(0, 1) instead of around uniform": {"warmup": "random"},
     "one learning rate, 1e-3": {"actor_learning_rate": 1e-3},
@@ -168,7 +169,7 @@ def run_all(jobs: list[Job], workers: int, out: Path | None) -> list[Run]:
                 file.write(json.dumps(asdict(run)) + "\n")
     if pool:
         pool.shutdown()
-    return [done[_key(job)] for job in jobs]
+    return [replace(done[_key(job)], job=job) for job in jobs]
 
 
 def _key(job: Job) -> str:

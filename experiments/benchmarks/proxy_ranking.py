@@ -6,7 +6,8 @@ come, so an interrupted run continues where it stopped.
 
     python -m experiments.benchmarks.proxy_ranking --out runs/proxies-digits.jsonl
     python -m experiments.benchmarks.proxy_ranking --model resnet20 --data DIR --weights FILE \
-        --budget macs=0.5 --epochs 1 --steps 176 --round-to 8 --validation-split tail --out runs/proxies-resnet20.jsonl
+        --budget macs=0.5 --epochs 1 --steps 176 --round-to 8 \
+        --validation-split tail --out runs/proxies-resnet20.jsonl
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ def main(
             file.flush()
     final = [row["finetuned"] for row in rows]
     print(
-        f"{len(rows)} plans, {epochs} epochs of {len(train)} steps; fine-tuned {min(final):.4f} to {max(final):.4f}"
+        f"{len(rows)} plans, {epochs} epochs of {len(train)} steps; "
+        f"fine-tuned {min(final):.4f} to {max(final):.4f}"
     )
     print("| proxy | rho | 95 % interval | CPU-s per plan |\n|---|---|---|---|")
     for line in spearman_table(rows):
