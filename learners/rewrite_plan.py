@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,11 +21,10 @@ from learners.rewriting import (
     is_reshape,
     sizes_of,
 )
+from learners.rewritten_class import Recipe, rebuild_class
 
 # Cuts of single groups that one module replays: enough to tell its mistakes, few for a DenseNet.
 _MAX_ALONE = 8
-
-_counter = itertools.count()
 
 
 @dataclass
@@ -348,62 +344,5 @@ def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
     return code.src, dict(code.globals)
 
 
-_classes: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
-
-
-def rebuild_class(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> type[nn.Module]:
-    """Returns the subclass of ``base`` with the forward that ``source`` holds.
-
-    Equal sources share a class. Its instances pickle: the class is rebuilt where they are loaded.
-    """
-    key = (base, source)
-    if key not in _classes:
-        scope = dict(names)
-        exec(compile(source, f"<rewritten {base.__name__} {next(_counter)}>", "exec"), scope)
-        body = {
-            "forward": scope["forward"],
-            "__reduce_ex__": _reduce,
-            "__module__": base.__module__,
-            "__doc__": base.__doc__,
-            "_recipe": _Recipe(base, source, names),
-        }
-        _classes[key] = type(base.__name__, (base,), body)
-    return _classes[key]
-
-
-class _Recipe:
-    """What a rewritten class is made from; copied by reference, pickled by value."""
-
-    def __init__(self, base: type[nn.Module], source: str, names: Mapping[str, Any]) -> None:
-        self.base = base
-        self.source = source
-        self.names = dict(names)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Recipe:
-        return self
-
-    def __reduce__(self) -> Any:
-        modules = {k: v.__name__ for k, v in self.names.items() if isinstance(v, ModuleType)}
-        others = {k: v for k, v in self.names.items() if k not in modules}
-        return _unpickled, (self.base, self.source, modules, others)
-
-
-def _unpickled(
-    base: type[nn.Module], source: str, modules: Mapping[str, str], others: Mapping[str, Any]
-) -> _Recipe:
-    imported = {key: import_module(name) for key, name in modules.items()}
-    return _Recipe(base, source, {**imported, **others})
-
-
-def _reduce(self: Any, protocol: Any) -> Any:
-    return _restore, (type(self)._recipe,), self.__getstate__()
-
-
-def _restore_rewrite(name: str, recipe: _Recipe, edits: list[Sizes | Move]) -> Rewrite:
+def _restore_rewrite(name: str, recipe: Recipe, edits: list[Sizes | Move]) -> Rewrite:
     return Rewrite(name, rebuild_class(recipe.base, recipe.source, recipe.names), edits)
-
-
-def _restore(recipe: _Recipe) -> nn.Module:
-    cls = rebuild_class(recipe.base, recipe.source, recipe.names)
-    module: nn.Module = cls.__new__(cls)
-    return module
