@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from amc_env import CompressionEnv
 from amc_env.env import DEFAULT_READING
-from experiments.data import load_data
+from experiments.data import DataSplits, load_data
 from experiments.models import load_weights, make_model
 from learners import ChannelPruning
 
@@ -57,19 +59,7 @@ def make_channels(
         ValueError: If no weights are given for a network that none are shipped for.
     """
     splits = load_data(data, seed=seed, validation_split=validation_split)
-    channels, side, _ = splits.image_shape
-    network = make_model(model, n_classes=splits.n_classes, in_channels=channels, image_size=side)
-    if weights is not None:
-        load_weights(network, Path(weights))
-    elif (model, data) == ("digitsnet", "digits"):
-        with as_file(files("experiments") / DIGITS_WEIGHTS) as path:
-            load_weights(network, path)
-    else:
-        raise ValueError(
-            f"Expected weights=FILE for {model!r} on {data!r}: only digitsnet on digits is shipped "
-            f"trained. `amc train --model {model} --data {data} --out DIR` makes such a file."
-        )
-    network.eval()
+    network = _trained_network(model, data, weights, splits)
     learner = ChannelPruning(
         network,
         splits.calibration.images[:1],
@@ -88,60 +78,46 @@ def make_channels(
 
 
 def make_digits_channels(
-    budget: str = "macs=0.3",
-    action: str = DEFAULT_READING,
-    reward: str = "accuracy",
-    proxy: str = "reconstruction+recalibration",
-    finetune_steps: int = 0,
-    criterion: str = "l1",
-    round_to: int = 2,
-    seed: int = 0,
-    render_mode: str | None = None,
+    budget: str = "macs=0.3", round_to: int = 2, **options: Any
 ) -> CompressionEnv:
-    """Builds ``amc/digits-channels-v0``: a trained network on scikit-learn's embedded digits."""
-    return make_channels(
-        budget=budget,
-        action=action,
-        reward=reward,
-        proxy=proxy,
-        finetune_steps=finetune_steps,
-        criterion=criterion,
-        round_to=round_to,
-        precision="fp32",  # the same accuracies on every processor
-        seed=seed,
-        render_mode=render_mode,
-    )
+    """Builds ``amc/digits-channels-v0``: a trained network on scikit-learn's embedded digits.
+
+    Args:
+        budget: As in :func:`make_channels`.
+        round_to: As in :func:`make_channels`; the network is narrow.
+        options: Any other option of :func:`make_channels`.
+    """
+    # Single precision gives the same accuracies on every processor.
+    options = {"precision": "fp32"} | options
+    return make_channels(budget=budget, round_to=round_to, **options)
 
 
 def make_resnet20_channels(
     data: str = "data/cifar10",
     weights: str = "checkpoints/resnet20_cifar10.safetensors",
-    budget: str = "macs=0.5",
-    action: str = DEFAULT_READING,
-    reward: str = "accuracy",
-    proxy: str = "reconstruction+recalibration",
-    finetune_steps: int = 0,
-    criterion: str = "l1",
-    round_to: int = 8,
-    n_validation: int = 3000,
-    validation_split: SplitKind = "random",
-    seed: int = 0,
-    render_mode: str | None = None,
+    **options: Any,
 ) -> CompressionEnv:
-    """Builds ``amc/resnet20-channels-v0``; ``data`` and ``weights`` are paths of the user's."""
-    return make_channels(
-        model="resnet20",
-        data=data,
-        weights=weights,
-        budget=budget,
-        action=action,
-        reward=reward,
-        proxy=proxy,
-        finetune_steps=finetune_steps,
-        criterion=criterion,
-        round_to=round_to,
-        n_validation=n_validation,
-        validation_split=validation_split,
-        seed=seed,
-        render_mode=render_mode,
-    )
+    """Builds ``amc/resnet20-channels-v0``.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files.
+        weights: Weights of a ResNet-20 trained on it.
+        options: Any other option of :func:`make_channels`.
+    """
+    return make_channels(model="resnet20", data=data, weights=weights, **options)
+
+
+def _trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:
+    channels, side, _ = splits.image_shape
+    network = make_model(model, n_classes=splits.n_classes, in_channels=channels, image_size=side)
+    if weights is not None:
+        load_weights(network, Path(weights))
+    elif (model, data) == ("digitsnet", "digits"):
+        with as_file(files("experiments") / DIGITS_WEIGHTS) as path:
+            load_weights(network, path)
+    else:
+        raise ValueError(
+            f"Expected weights=FILE for {model!r} on {data!r}: only digitsnet on digits is shipped "
+            f"trained. `amc train --model {model} --data {data} --out DIR` makes such a file."
+        )
+    return network.eval()
