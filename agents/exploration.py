@@ -61,9 +61,9 @@ class Exploration:
     warmup_episodes: int = 10
     warmup: str = "perturb"
     warmup_sigma: float = 0.2
-    sigma: float = 0.25
+    sigma: float = 0.15
     final_sigma: float = 0.02
-    elite_share: float = 0.25
+    elite_share: float = 0.4
     elite_count: int = 3
     elite_step: float = 0.35
 

@@ -31,16 +31,20 @@ from amc_env import CompressionPlan
 
 _REFERENCE = "long local search"
 
+CENTRE: dict[str, Any] = {"elite_share": 0.25, "sigma": 0.25}
+"""What the ablation varies one thing of."""
+
 ABLATION: dict[str, dict[str, Any]] = {
-    "the recipe": {},
-    "no elite episodes (pure DDPG)": {"elite_share": 0.0},
-    "an elite plan in every second episode": {"elite_share": 0.5},
-    "broadcast reward (AMC) instead of Monte-Carlo": {"credit": "broadcast"},
-    "warm-up U(0, 1) instead of around uniform": {"warmup": "random"},
-    "one learning rate, 1e-3": {"actor_learning_rate": 1e-3},
-    "rewards not scaled": {"scale_rewards": False},
-    "1 update per decision instead of 2": {"updates_per_step": 1},
-    "networks 128-128 instead of 300-300": {"hidden": 128},
+    "the defaults (elite_share=0.4, sigma=0.15)": {},
+    "elite_share=0.25, sigma=0.25; all rows below vary this": CENTRE,
+    "no elite episodes (pure DDPG)": CENTRE | {"elite_share": 0.0},
+    "an elite plan in every second episode": CENTRE | {"elite_share": 0.5},
+    "broadcast reward (AMC) instead of Monte-Carlo": CENTRE | {"credit": "broadcast"},
+    "warm-up U(0, 1) instead of around uniform": CENTRE | {"warmup": "random"},
+    "one learning rate, 1e-3": CENTRE | {"actor_learning_rate": 1e-3},
+    "rewards not scaled": CENTRE | {"scale_rewards": False},
+    "1 update per decision instead of 2": CENTRE | {"updates_per_step": 1},
+    "networks 128-128 instead of 300-300": CENTRE | {"hidden": 128},
 }
 
 
