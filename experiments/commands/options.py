@@ -1,11 +1,13 @@
-"""The options that the verbs share: written once, so that they mean the same everywhere."""
+"""The options of the verbs: each written once, so that it means the same everywhere."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -16,237 +18,318 @@ _SEARCH = "Search"
 _FINETUNE = "Fine-tuning"
 _RUN = "Run"
 
-Model = Annotated[
-    str,
-    typer.Option(
-        help="lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, vgg16_bn, "
-        "densenet40, digitsnet; or your own: package.module:factory.",
-        rich_help_panel=_TASK,
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="digits (embedded); a folder of parquet files with the Hugging Face schema; or a "
-        "name on the Hugging Face hub (needs the hub extra).",
-        rich_help_panel=_TASK,
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(
-        help="Trained weights: safetensors, or a state_dict saved by torch.save. Without them the "
-        "network is trained first.",
-        rich_help_panel=_TASK,
-    ),
-]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle",
-        help="Let the weights file run code. Only for files you trust.",
-        rich_help_panel=_TASK,
-    ),
-]
-ValidationSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Images cut from the training data to validate on; a tenth of them (digits: a "
-        "fifth) if not given.",
-        show_default=False,
-        rich_help_panel=_TASK,
-    ),
-]
-ValidationSplit = Annotated[
-    str,
-    typer.Option(
-        help="Which ones: random (equally from all classes) or tail (the last rows).",
-        rich_help_panel=_TASK,
-    ),
-]
-Mean = Annotated[
-    str | None,
-    typer.Option(
-        help="Normalisation of each channel, e.g. 0.485,0.456,0.406 (the default for colour).",
-        show_default=False,
-        rich_help_panel=_TASK,
-    ),
-]
-Std = Annotated[
-    str | None,
-    typer.Option(
-        help="As --mean, e.g. 0.229,0.224,0.225.", show_default=False, rich_help_panel=_TASK
-    ),
-]
-BatchSize = Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_TASK)]
-TrainEpochs = Annotated[
-    int,
-    typer.Option(help="Epochs of the first training, without --weights.", rich_help_panel=_TASK),
-]
-TrainLearningRate = Annotated[
-    float, typer.Option(help="Its peak learning rate.", rich_help_panel=_TASK)
-]
-
-Budget = Annotated[
-    str,
-    typer.Option(
-        help="Hard limits as shares of the original: macs=0.5; several: macs=0.5,bytes=0.3; "
-        "lower and upper: macs=0.45:0.5. Costs: macs, params, bytes.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Agent = Annotated[
-    str,
-    typer.Option(
-        help="Who chooses: ddpg (learns), local (hill climbing), random, uniform.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Episodes = Annotated[int, typer.Option(help="How many plans are judged.", rich_help_panel=_SEARCH)]
-Reading = Annotated[
-    str,
-    typer.Option(
-        "--action",
-        help="What an action means: centred, interval or absolute.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Reward = Annotated[
-    str,
-    typer.Option(
-        help="accuracy, error_log_macs (AMC's for soft budgets) or accuracy_size.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Proxy = Annotated[
-    str,
-    typer.Option(
-        help="How a candidate is repaired before it is judged: reconstruction, recalibration, "
-        "reconstruction+recalibration or none.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-FinetuneSteps = Annotated[
-    int,
-    typer.Option(
-        help="Training steps of a candidate before it is judged (slower, closer to the end "
-        "result).",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Criterion = Annotated[
-    str,
-    typer.Option(
-        help="Which channels go first: l1, l2, bn_scale, taylor, geometric_median, lasso, random.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-RoundTo = Annotated[
-    int,
-    typer.Option(
-        help="Kept channels come in multiples of this (hardware likes 8 and 16).",
-        rich_help_panel=_SEARCH,
-    ),
-]
-MinRatio = Annotated[
-    float,
-    typer.Option(help="Smallest share of channels a layer may keep.", rich_help_panel=_SEARCH),
-]
-NValidation = Annotated[
-    int,
-    typer.Option(
-        help="Validation images that judge a candidate (at most); the best plans are judged "
-        "again on all of them.",
-        rich_help_panel=_SEARCH,
-    ),
-]
-Ignore = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Layer (or prefix of names) that must stay whole; may be repeated.",
-        show_default=False,
-        rich_help_panel=_SEARCH,
-    ),
-]
-
-Epochs = Annotated[
-    int, typer.Option(help="Epochs of the fine-tuning; 0 for none.", rich_help_panel=_FINETUNE)
-]
-LearningRate = Annotated[
-    float, typer.Option(help="Its peak learning rate.", rich_help_panel=_FINETUNE)
-]
-WeightDecay = Annotated[float, typer.Option(help="Its weight decay.", rich_help_panel=_FINETUNE)]
-Teacher = Annotated[
-    str,
-    typer.Option(
-        help="original: the uncompressed network teaches the small one (distillation); or none.",
-        rich_help_panel=_FINETUNE,
-    ),
-]
-DistillationTemperature = Annotated[
-    float, typer.Option(help="Softens the teacher's answers.", rich_help_panel=_FINETUNE)
-]
-DistillationWeight = Annotated[
-    float,
-    typer.Option(
-        help="Share of the teacher in the loss; the labels have the rest.",
-        rich_help_panel=_FINETUNE,
-    ),
-]
-
-Out = Annotated[
-    Path, typer.Option(help="The run folder; everything is written there.", rich_help_panel=_RUN)
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue the run in --out where it was interrupted, with the same options.",
-        rich_help_panel=_RUN,
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(
-        help="Draws everything random; the same seed gives the same plan on one machine.",
-        rich_help_panel=_RUN,
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)]
-Threads = Annotated[
-    int,
-    typer.Option(
-        help="Processor threads; 0 takes one for searching and for tiny images, else all.",
-        rich_help_panel=_RUN,
-    ),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="auto (bf16 where the processor or GPU is fast at it), fp32 or bf16. Test accuracies "
-        "are always fp32.",
-        rich_help_panel=_RUN,
-    ),
-]
-NoExport = Annotated[
-    bool,
-    typer.Option("--no-export", help="Go without ONNX files and latencies.", rich_help_panel=_RUN),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bars, no chatter.", rich_help_panel=_RUN)
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show where an error came from.", rich_help_panel=_RUN)
-]
-RunDirectory = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run folder, made with --out.", show_default=False)
-]
-
-# The defaults live in RunConfig; the verbs refer to them here.
-DEFAULT = RunConfig()
+_DEFAULT = RunConfig()  # where the defaults live
 
 
-def config_from(parameters: Mapping[str, Any], base: RunConfig = DEFAULT) -> RunConfig:
+class Options:
+    """Every option by name, with its type, its help and its default; nobody makes one of these.
+
+    A verb lists the names it takes, in :func:`takes`.
+    """
+
+    model: Annotated[
+        str,
+        typer.Option(
+            help="lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
+            "vgg16_bn, densenet40, digitsnet; or your own: package.module:factory.",
+            rich_help_panel=_TASK,
+        ),
+    ] = _DEFAULT.model
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits (embedded); a folder of parquet files with the Hugging Face schema; or a "
+            "name on the Hugging Face hub (needs the hub extra).",
+            rich_help_panel=_TASK,
+        ),
+    ] = _DEFAULT.data
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trained weights: safetensors, or a state_dict saved by torch.save. Without "
+            "them the network is trained first.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Let the weights file run code. Only for files you trust.",
+            rich_help_panel=_TASK,
+        ),
+    ] = False
+    validation_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images cut from the training data to validate on; a tenth of them (digits: a "
+            "fifth) if not given.",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    validation_split: Annotated[
+        str,
+        typer.Option(
+            help="Which ones: random (equally from all classes) or tail (the last rows).",
+            rich_help_panel=_TASK,
+        ),
+    ] = _DEFAULT.validation_split
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Normalisation of each channel, e.g. 0.485,0.456,0.406 (the default for colour).",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            help="As --mean, e.g. 0.229,0.224,0.225.", show_default=False, rich_help_panel=_TASK
+        ),
+    ] = None
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_TASK)] = (
+        _DEFAULT.batch_size
+    )
+    train_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Epochs of the first training, without --weights.", rich_help_panel=_TASK
+        ),
+    ] = _DEFAULT.train_epochs
+    train_learning_rate: Annotated[
+        float, typer.Option(help="Its peak learning rate.", rich_help_panel=_TASK)
+    ] = _DEFAULT.train_learning_rate
+
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Hard limits as shares of the original: macs=0.5; several: macs=0.5,bytes=0.3; "
+            "lower and upper: macs=0.45:0.5. Costs: macs, params, bytes.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.budget
+    agent: Annotated[
+        str,
+        typer.Option(
+            help="Who chooses: ddpg (learns), local (hill climbing), random, uniform.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.agent
+    episodes: Annotated[
+        int, typer.Option(help="How many plans are judged.", rich_help_panel=_SEARCH)
+    ] = _DEFAULT.episodes
+    reading: Annotated[
+        str,
+        typer.Option(
+            "--action",
+            help="What an action means: centred, interval or absolute.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.reading
+    reward: Annotated[
+        str,
+        typer.Option(
+            help="accuracy, error_log_macs (AMC's for soft budgets) or accuracy_size.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.reward
+    proxy: Annotated[
+        str,
+        typer.Option(
+            help="How a candidate is repaired before it is judged: reconstruction, recalibration, "
+            "reconstruction+recalibration or none.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.proxy
+    finetune_steps: Annotated[
+        int,
+        typer.Option(
+            help="Training steps of a candidate before it is judged (slower, closer to the end "
+            "result).",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.finetune_steps
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="Which channels go first: l1, l2, bn_scale, taylor, geometric_median, "
+            "lasso, random.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.criterion
+    round_to: Annotated[
+        int,
+        typer.Option(
+            help="Kept channels come in multiples of this (hardware likes 8 and 16).",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.round_to
+    min_ratio: Annotated[
+        float,
+        typer.Option(help="Smallest share of channels a layer may keep.", rich_help_panel=_SEARCH),
+    ] = _DEFAULT.min_ratio
+    n_validation: Annotated[
+        int,
+        typer.Option(
+            help="Validation images that judge a candidate (at most); the best plans are judged "
+            "again on all of them.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.n_validation
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layer (or prefix of names) that must stay whole; may be repeated.",
+            show_default=False,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None
+
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of the fine-tuning; 0 for none.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.epochs
+    learning_rate: Annotated[
+        float, typer.Option(help="Its peak learning rate.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.learning_rate
+    weight_decay: Annotated[
+        float, typer.Option(help="Its weight decay.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.weight_decay
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="original: the uncompressed network teaches the small one (distillation); "
+            "or none.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = _DEFAULT.teacher
+    distillation_temperature: Annotated[
+        float, typer.Option(help="Softens the teacher's answers.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.distillation_temperature
+    distillation_weight: Annotated[
+        float,
+        typer.Option(
+            help="Share of the teacher in the loss; the labels have the rest.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = _DEFAULT.distillation_weight
+
+    out: Annotated[
+        Path,
+        typer.Option(help="The run folder; everything is written there.", rich_help_panel=_RUN),
+    ]
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out where it was interrupted, with the same options.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Draws everything random; the same seed gives the same plan on one machine.",
+            rich_help_panel=_RUN,
+        ),
+    ] = _DEFAULT.seed
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = (
+        _DEFAULT.device
+    )
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="Processor threads; 0 takes one for searching and for tiny images, else all.",
+            rich_help_panel=_RUN,
+        ),
+    ] = _DEFAULT.threads
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto (bf16 where the processor or GPU is fast at it), fp32 or bf16. Test "
+            "accuracies are always fp32.",
+            rich_help_panel=_RUN,
+        ),
+    ] = _DEFAULT.precision
+    no_export: Annotated[
+        bool,
+        typer.Option(
+            "--no-export", help="Go without ONNX files and latencies.", rich_help_panel=_RUN
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="No progress bars, no chatter.", rich_help_panel=_RUN),
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from.", rich_help_panel=_RUN)
+    ] = False
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A run folder, made with --out.", show_default=False),
+    ]
+
+
+PIXELS = ("mean", "std", "batch_size")
+SPLITS = ("validation_size", "validation_split")
+TASK = (
+    "model", "data", "weights", "allow_pickle", *SPLITS, *PIXELS,
+    "train_epochs", "train_learning_rate",
+)  # fmt: skip
+SEARCH = (
+    "budget", "agent", "episodes", "criterion", "proxy", "finetune_steps", "round_to", "min_ratio",
+    "n_validation", "ignore", "reading", "reward",
+)  # fmt: skip
+FINETUNE = (
+    "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
+    "distillation_weight",
+)  # fmt: skip
+NEW_RUN = ("out", "seed", "resume", "precision", "threads", "device")
+OUTPUT = ("quiet", "debug")
+
+_Verb = Callable[..., None]
+
+
+def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
+    """Gives a verb options; it is called with those of them that are parameters of its own.
+
+    typer reads the options from a function's signature, so that is what is written here. What
+    a verb has no parameter for is found in its ``ctx.params``. Parameters of the verb that are not
+    named here stay as they are, ahead of the options.
+
+    Args:
+        names: Attributes of :class:`Options`, in the order of the help.
+        defaults: Defaults that are others than everywhere else.
+    """
+    hints = get_type_hints(Options, include_extras=True)
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(name, getattr(Options, name, inspect.Parameter.empty)),
+            annotation=hints[name],
+        )
+        for name in names
+    ]
+
+    def decorate(verb: _Verb) -> _Verb:
+        own = inspect.signature(verb, eval_str=True).parameters
+        kept = [p for p in own.values() if p.name not in names]
+
+        @functools.wraps(verb)
+        def wrapper(**values: Any) -> None:
+            verb(**{name: value for name, value in values.items() if name in own})
+
+        parameters = [*kept, *options]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
+        return wrapper
+
+    return decorate
+
+
+def config_from(parameters: Mapping[str, Any], base: RunConfig = _DEFAULT) -> RunConfig:
     """Builds the options of a run from what the command line was given.
 
     Args:

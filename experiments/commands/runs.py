@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from experiments.commands import options as o
-from experiments.commands.options import DEFAULT, config_from
+from experiments.commands.options import config_from, takes
+from experiments.configs import STAGES, RunConfig
 
 
-def compress(
-    ctx: typer.Context,
-    out: o.Out,
-    model: o.Model = DEFAULT.model,
-    data: o.Data = DEFAULT.data,
-    weights: o.Weights = None,
-    budget: o.Budget = DEFAULT.budget,
-    agent: o.Agent = DEFAULT.agent,
-    episodes: o.Episodes = DEFAULT.episodes,
-    seed: o.Seed = DEFAULT.seed,
-    resume: o.Resume = False,
-    epochs: o.Epochs = DEFAULT.epochs,
-    learning_rate: o.LearningRate = DEFAULT.learning_rate,
-    weight_decay: o.WeightDecay = DEFAULT.weight_decay,
-    teacher: o.Teacher = DEFAULT.teacher,
-    distillation_temperature: o.DistillationTemperature = DEFAULT.distillation_temperature,
-    distillation_weight: o.DistillationWeight = DEFAULT.distillation_weight,
-    criterion: o.Criterion = DEFAULT.criterion,
-    proxy: o.Proxy = DEFAULT.proxy,
-    finetune_steps: o.FinetuneSteps = DEFAULT.finetune_steps,
-    round_to: o.RoundTo = DEFAULT.round_to,
-    min_ratio: o.MinRatio = DEFAULT.min_ratio,
-    n_validation: o.NValidation = DEFAULT.n_validation,
-    ignore: o.Ignore = None,
-    reading: o.Reading = DEFAULT.reading,
-    reward: o.Reward = DEFAULT.reward,
-    allow_pickle: o.AllowPickle = False,
-    validation_size: o.ValidationSize = None,
-    validation_split: o.ValidationSplit = DEFAULT.validation_split,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: o.BatchSize = DEFAULT.batch_size,
-    train_epochs: o.TrainEpochs = DEFAULT.train_epochs,
-    train_learning_rate: o.TrainLearningRate = DEFAULT.train_learning_rate,
-    precision: o.Precision = DEFAULT.precision,
-    threads: o.Threads = DEFAULT.threads,
-    device: o.Device = DEFAULT.device,
-    no_export: o.NoExport = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@takes(*o.NEW_RUN, "no_export", *o.OUTPUT, *o.TASK, *o.SEARCH, *o.FINETUNE)
+def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet: bool) -> None:
     """Make a trained network smaller and faster: search, fine-tune, export, report.
 
     An agent chooses how many channels each layer keeps, under a budget
@@ -74,7 +38,6 @@ def compress(
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
     from experiments.compress import open_task, run_stages, say, silent
-    from experiments.configs import STAGES
 
     stages = [s for s in STAGES if not (no_export and s == "export")]
     config = config_from(ctx.params)
@@ -84,40 +47,8 @@ def compress(
         print_summary(task.folder.path)
 
 
-def search(
-    ctx: typer.Context,
-    out: o.Out,
-    model: o.Model = DEFAULT.model,
-    data: o.Data = DEFAULT.data,
-    weights: o.Weights = None,
-    budget: o.Budget = DEFAULT.budget,
-    agent: o.Agent = DEFAULT.agent,
-    episodes: o.Episodes = DEFAULT.episodes,
-    seed: o.Seed = DEFAULT.seed,
-    resume: o.Resume = False,
-    criterion: o.Criterion = DEFAULT.criterion,
-    proxy: o.Proxy = DEFAULT.proxy,
-    finetune_steps: o.FinetuneSteps = DEFAULT.finetune_steps,
-    round_to: o.RoundTo = DEFAULT.round_to,
-    min_ratio: o.MinRatio = DEFAULT.min_ratio,
-    n_validation: o.NValidation = DEFAULT.n_validation,
-    ignore: o.Ignore = None,
-    reading: o.Reading = DEFAULT.reading,
-    reward: o.Reward = DEFAULT.reward,
-    allow_pickle: o.AllowPickle = False,
-    validation_size: o.ValidationSize = None,
-    validation_split: o.ValidationSplit = DEFAULT.validation_split,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: o.BatchSize = DEFAULT.batch_size,
-    train_epochs: o.TrainEpochs = DEFAULT.train_epochs,
-    train_learning_rate: o.TrainLearningRate = DEFAULT.train_learning_rate,
-    precision: o.Precision = DEFAULT.precision,
-    threads: o.Threads = DEFAULT.threads,
-    device: o.Device = DEFAULT.device,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@takes(*o.NEW_RUN, *o.OUTPUT, *o.TASK, *o.SEARCH)
+def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
     """Look for the best plan only; stops after plan.json.
 
     `amc finetune OUT`, `amc export OUT` and `amc report OUT` go on from there,
@@ -141,26 +72,19 @@ def search(
         print(task.folder / "plan.json")
 
 
-def train(
-    ctx: typer.Context,
-    out: o.Out,
-    model: o.Model = DEFAULT.model,
-    data: o.Data = DEFAULT.data,
-    epochs: o.Epochs = DEFAULT.train_epochs,
-    learning_rate: o.LearningRate = DEFAULT.train_learning_rate,
-    seed: o.Seed = DEFAULT.seed,
-    resume: o.Resume = False,
-    validation_size: o.ValidationSize = None,
-    validation_split: o.ValidationSplit = DEFAULT.validation_split,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: o.BatchSize = DEFAULT.batch_size,
-    precision: o.Precision = DEFAULT.precision,
-    threads: o.Threads = DEFAULT.threads,
-    device: o.Device = DEFAULT.device,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@takes(
+    *o.NEW_RUN,
+    *o.OUTPUT,
+    "model",
+    "data",
+    *o.SPLITS,
+    *o.PIXELS,
+    "epochs",
+    "learning_rate",
+    epochs=RunConfig.train_epochs,
+    learning_rate=RunConfig.train_learning_rate,
+)
+def train(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
     """Train a network from scratch; writes OUT/model.safetensors and OUT/summary.json.
 
     Examples:
@@ -185,10 +109,8 @@ def train(
         print(write_training_results(task))
 
 
-def print_summary(path: object) -> None:
+def print_summary(path: Path) -> None:
     """Prints the before/after table of a finished run, on stdout."""
-    from pathlib import Path
-
     from experiments.summary import summary_table
 
-    print(summary_table(Path(str(path))))
+    print(summary_table(path))

@@ -9,22 +9,11 @@ from typing import Annotated
 import typer
 
 from experiments.commands import options as o
-from experiments.commands.options import DEFAULT, config_from
+from experiments.commands.options import config_from, takes
 
 
-def finetune(
-    ctx: typer.Context,
-    directory: o.RunDirectory,
-    epochs: o.Epochs = DEFAULT.epochs,
-    learning_rate: o.LearningRate = DEFAULT.learning_rate,
-    weight_decay: o.WeightDecay = DEFAULT.weight_decay,
-    teacher: o.Teacher = DEFAULT.teacher,
-    distillation_temperature: o.DistillationTemperature = DEFAULT.distillation_temperature,
-    distillation_weight: o.DistillationWeight = DEFAULT.distillation_weight,
-    resume: o.Resume = False,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@takes("directory", *o.FINETUNE, "resume", *o.OUTPUT)
+def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> None:
     """Fine-tune the plan of a run; writes DIR/model.safetensors.
 
     A run that was fine-tuned before is fine-tuned anew, from the pruned
@@ -51,11 +40,8 @@ def finetune(
         print(folder / "model.safetensors")
 
 
-def export(
-    directory: o.RunDirectory,
-    quiet: o.Quiet = False,
-    debug: o.Debug = False,
-) -> None:
+@takes("directory", *o.OUTPUT)
+def export(directory: Path, quiet: bool) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
     The ONNX file takes any number of images at once. It is kept only if ONNX
@@ -82,7 +68,8 @@ def export(
         print_summary(folder.path)
 
 
-def report(directory: o.RunDirectory, debug: o.Debug = False) -> None:
+@takes("directory", "debug")
+def report(directory: Path) -> None:
     """Write DIR/report.html again, from the files of the run.
 
     Examples:
@@ -107,18 +94,12 @@ Original = Annotated[
 ]
 
 
+@takes("model", "data", "weights", "allow_pickle", *o.PIXELS, "debug")
 def evaluate(
     ctx: typer.Context,
+    weights: Path | None,
     directory: Directory = None,
     original: Original = False,
-    model: o.Model = DEFAULT.model,
-    data: o.Data = DEFAULT.data,
-    weights: o.Weights = None,
-    allow_pickle: o.AllowPickle = False,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    batch_size: o.BatchSize = DEFAULT.batch_size,
-    debug: o.Debug = False,
 ) -> None:
     """Print test accuracy, MACs, parameters and bytes of a network, as one line of JSON.
 
