@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sklearn.datasets
@@ -84,50 +84,37 @@ def load_data(
     """
     name = str(name_or_path)
     raw, scale = _read(name, progress)
-    n_classes = _check_labels(raw, name)
+    class_names = _class_names(raw, name)
     shape = _check_shapes(raw, name)
     generator = torch.Generator().manual_seed(split_seed)
-    pool = raw["train"]
-    if "validation" in raw:
-        validation = raw["validation"]
-        if validation_size is not None:
-            _, chosen = _cut(validation.labels, validation_size, validation_split, generator)
-            validation = _take(validation, chosen)
-    else:
-        if validation_size is None:
-            validation_size = _DIGITS_TEST - 1 if name == "digits" else len(pool.labels) // 10
-        rest, chosen = _cut(pool.labels, validation_size, validation_split, generator)
-        pool, validation = _take(pool, rest), _take(pool, chosen)
-    order = torch.randperm(len(pool.labels), generator=generator)
-    calibration = _take(pool, order[: max(1, calibration_size)].sort().values)
-
+    splits = _cut_all(raw, name, validation_size, validation_split, calibration_size, generator)
     normalisation = _normalisation(shape[0], scale, mean, std)
-    augmentation = None
-    if augment:
-        mirrored = shape[0] == 3 if flip is None else flip
-        augmentation = Augmentation(pad=max(1, round(shape[2] / 8)), flip=mirrored)
-
-    def loader(split: RawSplit) -> TensorLoader:
-        return TensorLoader(split.pixels, split.labels, normalisation, batch_size=batch_size)
-
+    augmentation = _augmentation(shape, flip) if augment else None
+    loaders = _loaders(splits, normalisation, batch_size, augmentation, seed)
     return DataSplits(
-        name=name,
-        train=TensorLoader(
-            pool.pixels,
-            pool.labels,
+        name, **loaders, n_classes=len(class_names), image_shape=shape, class_names=class_names
+    )
+
+
+def _loaders(
+    splits: dict[str, RawSplit],
+    normalisation: Normalisation,
+    batch_size: int,
+    augmentation: Augmentation | None,
+    seed: int,
+) -> dict[str, TensorLoader]:
+    """Batches of each split; only those to train on are shuffled and augmented."""
+    training: dict[str, Any] = {"shuffle": True, "augmentation": augmentation, "seed": seed}
+    return {
+        key: TensorLoader(
+            split.pixels,
+            split.labels,
             normalisation,
             batch_size=batch_size,
-            shuffle=True,
-            augmentation=augmentation,
-            seed=seed,
-        ),
-        calibration=loader(calibration),
-        validation=loader(validation),
-        test=loader(raw["test"]),
-        n_classes=n_classes,
-        image_shape=shape,
-        class_names=raw["train"].class_names or tuple(map(str, range(n_classes))),
-    )
+            **(training if key == "train" else {}),
+        )
+        for key, split in splits.items()
+    }
 
 
 def _read(name: str, progress: bool | None) -> tuple[dict[str, RawSplit], float]:
@@ -161,10 +148,45 @@ def _digits() -> dict[str, RawSplit]:
     return {"train": _take(whole, train), "test": _take(whole, test)}
 
 
-def _check_labels(raw: dict[str, RawSplit], name: str) -> int:
-    """Number of classes; every label of every split must be one of them."""
-    known = len(raw["train"].class_names)
-    n_classes = known or int(raw["train"].labels.max()) + 1
+def _cut_all(
+    raw: dict[str, RawSplit],
+    name: str,
+    validation_size: int | None,
+    how: Literal["random", "tail"],
+    calibration_size: int,
+    generator: torch.Generator,
+) -> dict[str, RawSplit]:
+    """The four splits; no image of ``validation`` is in ``train``, all of ``calibration`` are."""
+    train = raw["train"]
+    if "validation" in raw:
+        validation = raw["validation"]
+        if validation_size is not None:
+            _, chosen = _cut(validation.labels, validation_size, how, generator)
+            validation = _take(validation, chosen)
+    else:
+        if validation_size is None:
+            validation_size = _DIGITS_TEST - 1 if name == "digits" else len(train.labels) // 10
+        rest, chosen = _cut(train.labels, validation_size, how, generator)
+        train, validation = _take(train, rest), _take(train, chosen)
+    order = torch.randperm(len(train.labels), generator=generator)
+    return {
+        "train": train,
+        "calibration": _take(train, order[: max(1, calibration_size)].sort().values),
+        "validation": validation,
+        "test": raw["test"],
+    }
+
+
+def _augmentation(shape: tuple[int, int, int], flip: bool | None) -> Augmentation:
+    mirrored = shape[0] == 3 if flip is None else flip
+    return Augmentation(pad=max(1, round(shape[2] / 8)), flip=mirrored)
+
+
+def _class_names(raw: dict[str, RawSplit], name: str) -> tuple[str, ...]:
+    """The classes, by number if nameless; every label of every split must be one of them."""
+    train = raw["train"]
+    class_names = train.class_names or tuple(map(str, range(int(train.labels.max()) + 1)))
+    n_classes = len(class_names)
     for split, data in raw.items():
         low, high = int(data.labels.min()), int(data.labels.max())
         if low < 0 or high >= n_classes:
@@ -173,7 +195,7 @@ def _check_labels(raw: dict[str, RawSplit], name: str) -> int:
                 f"({n_classes} classes), got {low if low < 0 else high}: correct the labels or the "
                 "list of classes."
             )
-    return n_classes
+    return class_names
 
 
 def _check_shapes(raw: dict[str, RawSplit], name: str) -> tuple[int, int, int]:
