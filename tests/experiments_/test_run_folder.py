@@ -136,7 +136,9 @@ def test_other_spelling_of_the_same_budget_is_no_difference(tmp_path: Path) -> N
     with RunFolder.create(tmp_path / "run", RunConfig(budget="macs=0.50"), FACTS) as folder:
         folder.start("search")
     config = RunConfig(budget="macs=.5")
-    RunFolder.create_or_resume(tmp_path / "run", config, FACTS, resume=True).close()
+    with RunFolder.create_or_resume(tmp_path / "run", config, FACTS, resume=True) as folder:
+        assert folder.has_begun("search")
+        assert folder.config.budget == RunConfig(budget="macs=0.5").budget
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -1,0 +1,9 @@
+"""What the tests of the command line have in common."""
+
+from __future__ import annotations
+
+from experiments.models import pretrained_weights
+
+WEIGHTS = str(pretrained_weights("digitsnet"))
+QUICK = ["--weights", WEIGHTS, "--episodes", "6", "--epochs", "2", "--round-to", "4",
+         "--agent", "random", "--precision", "fp32"]  # fmt: skip
