@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.errors import InputDataError, UntraceableModelError
-from amc_env.plan import CompressionPlan, Decision, keep_ratio_decision
+from amc_env.errors import InputDataError
+from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
 from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from learners.channel_pruning.evaluation import (
@@ -25,7 +25,13 @@ from learners.channel_pruning.evaluation import (
     limited_threads,
 )
 from learners.channel_pruning.fusion import following_norms
-from learners.channel_pruning.intake import check_labels, check_weights, collect, count_outputs
+from learners.channel_pruning.intake import (
+    check_labels,
+    check_weights,
+    collect,
+    count_outputs,
+    keep_ratio_decisions,
+)
 from learners.channel_pruning.proxy import (
     RECALIBRATION_BATCH,
     Proxy,
@@ -144,15 +150,7 @@ class ChannelPruning(Learner):
             reference, example_input.to(self.device), ignore=tuple(ignore)
         )
         self.graph = self.traced.graph
-        self.decisions: tuple[Decision, ...] = tuple(
-            keep_ratio_decision(group.name, group.size, round_to, min_ratio)
-            for group in self.graph.groups
-        )
-        if not self.decisions:
-            reasons = "; ".join(f"{k}: {v}" for k, v in self.graph.frozen.items()) or "no layers"
-            raise UntraceableModelError(
-                f"Expected at least one group of channels that can be cut, found none ({reasons})."
-            )
+        self.decisions = keep_ratio_decisions(self.graph, round_to, min_ratio)
         with limited_threads(threads):
             # Inference in bfloat16 is faster on every network tried, depthwise ones included
             # (2.2 times on MobileNet V1); training is not, so that follows its own rule.
@@ -161,14 +159,7 @@ class ChannelPruning(Learner):
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
             self._prepare_data(images, n_recalibration, train, example_input, n_outputs)
             self._prepare_statistics(reference, images, progress)
-            contexts = group_contexts(
-                self.traced,
-                reference,
-                self._layers,
-                list(zip(self._split(images), torch.split(labels, _STATISTICS_BATCH), strict=True)),
-                seed,
-            )
-            self.ranking: dict[str, Tensor] = {c.name: rank_units(scorer(c)) for c in contexts}
+            self.ranking = self._rank(reference, images, labels, scorer)
 
     def _split(self, images: Tensor) -> list[Tensor]:
         return [channels_last(p.to(self.device)) for p in torch.split(images, _STATISTICS_BATCH)]
@@ -242,6 +233,14 @@ class ChannelPruning(Learner):
         self._layers: dict[str, LayerReconstruction] = prepare_reconstruction(
             reference, statistics, self._norms
         )
+
+    def _rank(
+        self, reference: nn.Module, images: Tensor, labels: Tensor, scorer: Criterion
+    ) -> dict[str, Tensor]:
+        """Orders the units of every group, those to keep longest first."""
+        labelled = zip(self._split(images), torch.split(labels, _STATISTICS_BATCH), strict=True)
+        contexts = group_contexts(self.traced, reference, self._layers, list(labelled), self.seed)
+        return {c.name: rank_units(scorer(c)) for c in contexts}
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every group that loses some.
