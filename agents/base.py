@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 
-from amc_env import CompressionEnv, CompressionError, CompressionPlan, Outcome
+from amc_env import CompressionEnv, CompressionError, CompressionPlan
 
 if TYPE_CHECKING:
     from agents.logging import EpisodeLogger
@@ -195,16 +195,6 @@ def best_distinct(trials: list[Trial], count: int) -> list[Trial]:
     return sorted(first.values(), key=lambda trial: (-trial.reward, trial.episode))[:count]
 
 
-def outcome_with_accuracy(env: CompressionEnv, plan: CompressionPlan, accuracy: float) -> Outcome:
-    """Returns what the environment makes of a plan if its accuracy were ``accuracy``."""
-    proxy = env.evaluate(plan).accuracy
-    env.remember(plan, accuracy)
-    try:
-        return env.evaluate(plan)
-    finally:
-        env.remember(plan, proxy)
-
-
 def _final_judgement(
     env: CompressionEnv, trials: list[Trial], count: int
 ) -> tuple[dict[int, float], Trial]:
@@ -215,7 +205,7 @@ def _final_judgement(
         return {}, finalists[0]
     judged: list[Trial] = []
     for trial in finalists:
-        outcome = outcome_with_accuracy(env, trial.plan, float(judge(trial.plan)))
+        outcome = env.outcome(trial.plan, float(judge(trial.plan)))
         judged.append(replace(trial, accuracy=outcome.accuracy, reward=outcome.reward))
     best = max(judged, key=lambda trial: (trial.reward, -trial.episode))
     return {trial.episode: trial.reward for trial in judged}, best

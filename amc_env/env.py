@@ -147,7 +147,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self._values: list[float] | None = None
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
-        self._judge(CompressionPlan.full(self.decisions), learner.original_accuracy)
+        self.outcome(CompressionPlan.full(self.decisions), learner.original_accuracy)
 
     def set_budget(self, budget: Budget | str) -> None:
         """Changes the budget; an episode under way is given up.
@@ -226,7 +226,21 @@ class CompressionEnv(gym.Env[Observation, Action]):
         snapped = CompressionPlan.from_values(self.decisions, plan.values_for(self.decisions))
         if snapped not in self._judged:
             self._judged[snapped] = float(self.learner.evaluate(snapped))
-        return self._judge(snapped, self._judged[snapped])
+        return self.outcome(snapped, self._judged[snapped])
+
+    def outcome(self, plan: CompressionPlan, accuracy: float) -> Outcome:
+        """Returns costs and reward of a complete plan whose accuracy is known from elsewhere.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        values = plan.values_for(self.decisions)
+        cost = {name: model(values) for name, model in self.costs.items()}
+        ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
+        targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
+        result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
+        reward = float(self._reward(result))
+        return Outcome(plan, accuracy, cost, ratio, reward, self.budget.is_met(ratio))
 
     @property
     def n_evaluations(self) -> int:
@@ -313,12 +327,3 @@ class CompressionEnv(gym.Env[Observation, Action]):
         low, high = self._context.span
         balanced = (self._context.balanced - low) / (high - low)
         return self._encoder.encode(self._values, self._context.interval, balanced)
-
-    def _judge(self, plan: CompressionPlan, accuracy: float) -> Outcome:
-        values = plan.values_for(self.decisions)
-        cost = {name: model(values) for name, model in self.costs.items()}
-        ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
-        targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
-        result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
-        reward = float(self._reward(result))
-        return Outcome(plan, accuracy, cost, ratio, reward, self.budget.is_met(ratio))

@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--budget", default="")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="rows are kept here and read back")
     arguments = parser.parse_args()
@@ -244,7 +245,8 @@ def main() -> None:
         Job(_REFERENCE, "local", (), env, tuple(options.items()), 4 * arguments.episodes, 99)
         for env, options in problems(arguments)
     ]
-    for seed in range(arguments.seeds):  # seed by seed, so that a broken-off table is balanced
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for seed in seeds:  # seed by seed, so that a broken-off table is balanced
         for env, options in problems(arguments):
             jobs += [
                 Job(label, agent, tuple(agent_options.items()), env,

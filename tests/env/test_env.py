@@ -240,3 +240,12 @@ def test_a_made_environment_can_be_made_again_from_its_spec():
     env = gym.make("amc_env:amc/synthetic-v0", n_layers=5, budget="macs=0.4")
     spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
     assert gym.make(spec).unwrapped.n_decisions == 5
+
+
+def test_an_outcome_can_be_made_of_an_accuracy_measured_elsewhere():
+    env = make_env()
+    plan = env.uniform_plan()
+    outcome = env.outcome(plan, 0.5)
+    assert outcome.reward == outcome.accuracy == 0.5
+    assert outcome.cost_ratio == env.cost_ratio(plan)
+    assert env.n_evaluations == 0
