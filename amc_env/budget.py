@@ -23,6 +23,7 @@ Bounds = tuple[float, float]
 # "cannot be completed", which narrows the choice but never lets a plan break the budget.
 MAX_BOXES = 20_000
 _BISECTIONS = 30
+_MAX_REMEMBERED = 20_000
 
 
 class Budget:
@@ -44,12 +45,12 @@ class Budget:
             raise ValueError("Expected at least one bound, e.g. Budget(macs=0.5).")
         self.bounds: dict[str, Bounds] = {}
         for name, bound in bounds.items():
-            lower, upper = (0.0, bound) if isinstance(bound, int | float) else tuple(bound)
-            lower, upper = float(lower), float(upper)
+            pair = bound if isinstance(bound, Sequence) else (0.0, bound)
+            lower, upper = (float(end) for end in pair)
             if not (0.0 <= lower <= upper <= 1.0 and upper > 0.0):
                 raise ValueError(
                     f"Expected 0 <= lower <= upper <= 1 and upper > 0 for the budget of {name}, "
-                    f"got {lower:g}:{upper:g}; a ratio of 0.5 means half of the original's cost."
+                    f"got {lower!r}:{upper!r}; a ratio of 0.5 means half of the original's cost."
                 )
             self.bounds[name] = (lower, upper)
 
@@ -79,10 +80,10 @@ class Budget:
         return f"Budget({inner})"
 
     def __str__(self) -> str:
-        """Returns the text that :meth:`parse` reads."""
+        """Returns the text that :meth:`parse` reads; equal budgets have equal texts."""
         return ",".join(
-            f"{n}={hi:g}" if lo == 0.0 else f"{n}={lo:g}:{hi:g}"
-            for n, (lo, hi) in self.bounds.items()
+            f"{n}={hi!r}" if lo == 0.0 else f"{n}={lo!r}:{hi!r}"
+            for n, (lo, hi) in sorted(self.bounds.items())
         )
 
     def __eq__(self, other: object) -> bool:
@@ -129,6 +130,7 @@ class FeasibleSet:
         self._highest = np.array([g[-1] for g in self._grids])
         self._costs = {name: costs[name] for name in budget.bounds}
         self._original = {name: cost(self._highest) for name, cost in self._costs.items()}
+        self._completions: dict[tuple[float, ...], tuple[float, ...] | None] = {}
         if not self._can_complete(()):
             raise InfeasibleBudgetError(self._explain())
 
@@ -218,7 +220,27 @@ class FeasibleSet:
         return {name: (self.ratio(name, low), self.ratio(name, high)) for name in self._costs}
 
     def _can_complete(self, prefix: Sequence[float]) -> bool:
-        """Branch and bound: does any completion of ``prefix`` meet every bound?"""
+        """Does any completion of ``prefix`` meet every bound?"""
+        return self._completion(tuple(prefix)) is not None
+
+    def _completion(self, prefix: tuple[float, ...]) -> tuple[float, ...] | None:
+        """Returns a plan that begins with ``prefix`` and meets every bound, None if there is none.
+
+        A value that the shorter prefix's completion takes is feasible without a search, so what
+        was chosen feasible stays so even if a later search hits its limit.
+        """
+        if prefix in self._completions:
+            return self._completions[prefix]
+        found = self._completion(prefix[:-1]) if prefix else None
+        if (prefix and found is not None and found[len(prefix) - 1] != prefix[-1]) or not prefix:
+            found = self._search(prefix)
+        if len(self._completions) >= _MAX_REMEMBERED:
+            self._completions.clear()
+        self._completions[prefix] = found
+        return found
+
+    def _search(self, prefix: tuple[float, ...]) -> tuple[float, ...] | None:
+        """Branch and bound over boxes of grid points."""
         n = len(prefix)
         first = np.zeros(len(self._grids), dtype=int)
         last = np.array([len(g) - 1 for g in self._grids])
@@ -226,12 +248,12 @@ class FeasibleSet:
         stack = [(first, last)]
         for _ in range(MAX_BOXES):
             if not stack:
-                return False
+                return None
             box_first, box_last = stack.pop()
             verdict = self._judge_box(fixed, n, box_first, box_last)
-            if verdict is not None:
-                if verdict:
-                    return True
+            if isinstance(verdict, np.ndarray):
+                return tuple(verdict.tolist())
+            if verdict is False:
                 continue
             widest = n + int(np.argmax((box_last - box_first)[n:]))
             middle = int(box_first[widest] + box_last[widest]) // 2
@@ -239,12 +261,12 @@ class FeasibleSet:
             upper_first[widest], lower_last[widest] = middle + 1, middle
             stack.append((upper_first, box_last))
             stack.append((box_first, lower_last))
-        return False
+        return None
 
     def _judge_box(
         self, fixed: np.ndarray, n: int, first: np.ndarray, last: np.ndarray
-    ) -> bool | None:
-        """True: a corner is feasible. False: nothing inside can be. None: split further."""
+    ) -> np.ndarray | bool | None:
+        """A feasible corner; False if nothing inside can be feasible; None: split further."""
         low, high = self._corner(fixed, n, first), self._corner(fixed, n, last)
         low_fits = high_fits = True
         for name, (lower, upper) in self.budget.bounds.items():
@@ -254,7 +276,7 @@ class FeasibleSet:
             low_fits &= low_ratio >= lower
             high_fits &= high_ratio <= upper
         if low_fits or high_fits:
-            return True
+            return low if low_fits else high
         return False if bool((first[n:] == last[n:]).all()) else None
 
     def _corner(self, fixed: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:

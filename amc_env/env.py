@@ -133,6 +133,10 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.graph = learner.graph
         self.decisions = tuple(learner.decisions)
         self.n_decisions = len(self.decisions)
+        if not self.decisions:
+            raise ValueError(
+                f"Expected a learner with decisions to make, but {type(learner).__name__} has none."
+            )
         self.render_mode = render_mode
         self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
         self.observation_space = gym.spaces.Box(0.0, 1.0, (N_FEATURES,), np.float32)

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from amc_env import Budget, RunFolderError
@@ -82,10 +81,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         # The canonical text, so that "macs=.5" and "macs=0.5" are the same budget on resume.
         object.__setattr__(self, "budget", str(Budget.parse(self.budget)))
-        for name in ("data", "weights"):  # a run folder must not depend on the current directory
-            value = getattr(self, name)
-            if value is not None and Path(value).exists():
-                object.__setattr__(self, name, str(Path(value).resolve()))
         self._check_numbers()
         _check_choice("--teacher", self.teacher, TEACHERS)
         _check_choice("--validation-split", self.validation_split, VALIDATION_SPLITS)

@@ -178,10 +178,11 @@ def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> Non
     try:
         with torch.no_grad():
             outputs = model(example_input(facts))
-    except RuntimeError as error:
+    except Exception as error:  # a network of the user's may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputDataError(
             f"The model {config.model!r} cannot read images of shape {facts.image_shape} "
-            f"({str(error).splitlines()[0]}); choose a model made for images of that size."
+            f"({reason}); choose a model made for images of that size."
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, facts.n_classes):
         got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

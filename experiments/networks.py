@@ -27,12 +27,13 @@ def example_input(facts: TaskFacts) -> Tensor:
 
 def build_original(model: str, facts: TaskFacts) -> nn.Module:
     """Returns the untrained network of that name for these data, in eval mode."""
-    return make_model(
-        model,
-        n_classes=facts.n_classes,
-        in_channels=facts.image_shape[0],
-        image_size=facts.image_shape[1],
-    ).eval()
+    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
+        return make_model(
+            model,
+            n_classes=facts.n_classes,
+            in_channels=facts.image_shape[0],
+            image_size=facts.image_shape[1],
+        ).eval()
 
 
 def save_network(

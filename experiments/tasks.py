@@ -6,6 +6,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from amc_env import CompressionEnv
@@ -109,7 +110,10 @@ def make_resnet20_channels(
 
 def _trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:
     channels, side, _ = splits.image_shape
-    network = make_model(model, n_classes=splits.n_classes, in_channels=channels, image_size=side)
+    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
+        network = make_model(
+            model, n_classes=splits.n_classes, in_channels=channels, image_size=side
+        )
     if weights is not None:
         load_weights(network, Path(weights))
     elif (model, data) == ("digitsnet", "digits"):

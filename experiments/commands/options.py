@@ -347,8 +347,29 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig = _DEFAULT) -> Ru
             value = tuple(value or ())
         elif isinstance(value, Path):
             value = str(value)
+        if name in ("data", "weights"):
+            value = _absolute(value)
         values[name] = value
     return dataclasses.replace(base, **values)
+
+
+def given(ctx: typer.Context) -> dict[str, Any]:
+    """Returns the options that stand on the command line, without those left to their defaults."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+_EMBEDDED = "digits"  # the name of data, whatever folders of that name there are
+
+
+def _absolute(path: str | None) -> str | None:
+    """A run folder must not depend on the directory it was started from."""
+    if path is None or path == _EMBEDDED or not Path(path).exists():
+        return path
+    return str(Path(path).resolve())
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

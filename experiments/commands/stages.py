@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from experiments.commands import options as o
-from experiments.commands.options import config_from, takes
+from experiments.commands.options import config_from, given, takes
 
 
 @takes("directory", *o.FINETUNE, "resume", *o.OUTPUT)
 def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> None:
     """Fine-tune the plan of a run; writes DIR/model.safetensors.
+
+    Options that are not given stay as they were when the run was started.
 
     A run that was fine-tuned before is fine-tuned anew, from the pruned
     network; `amc export DIR` then makes its other files again. An interrupted
@@ -29,13 +31,17 @@ def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> 
         amc finetune runs/resnet20 --teacher none
     """
     from experiments.compress import reopen_task, run_stages, say, silent
+    from experiments.finetune import training_config
 
     task = reopen_task(directory, quiet=quiet)
     with task.folder as folder:
         folder.results("search")
+        # Built first, because a mistake in an option must not lose what is finished.
+        config = config_from(given(ctx), folder.config)
+        training_config(config)
         if not resume:
             folder.forget("finetune")
-        folder.reconfigure(config_from(ctx.params, folder.config))
+        folder.reconfigure(config)
         run_stages(task, ("finetune",), silent if quiet else say)
         print(folder / "model.safetensors")
 
@@ -59,10 +65,12 @@ def export(directory: Path, quiet: bool) -> None:
     """
     from experiments.commands.runs import print_summary
     from experiments.compress import reopen_task, run_stages, say, silent
+    from experiments.export import require_onnx
 
     task = reopen_task(directory, quiet=quiet)
     with task.folder as folder:
         folder.results("finetune")
+        require_onnx()
         folder.forget("export")
         run_stages(task, ("export", "evaluate"), silent if quiet else say)
         print_summary(folder.path)

@@ -137,3 +137,29 @@ def test_text_form_round_trips():
 def test_bad_text_shows_the_form(bad):
     with pytest.raises(ValueError, match="Expected a budget like"):
         Budget.parse(bad)
+
+
+def test_text_form_keeps_every_bit_and_orders_the_costs():
+    budget = Budget(params=0.4999999, macs=(1 / 3, 0.5000001))
+    assert Budget.parse(str(budget)) == budget
+    assert str(budget) == str(Budget(macs=(1 / 3, 0.5000001), params=0.4999999))
+
+
+def test_numbers_of_numpy_are_bounds_too():
+    assert Budget(macs=np.float32(0.5)) == Budget(macs=0.5)
+
+
+def test_a_search_that_hits_its_limit_still_ends_inside_the_budget(monkeypatch):
+    graph, decisions = random_graph(5, 10, 64, 1)
+    costs = {name: make_cost(name, graph, decisions) for name in ("macs", "params")}
+    window = Budget(macs=(0.4, 0.401), params=(0.3, 0.6))
+    exact = FeasibleSet(window, costs, decisions)
+    assert exact.interval(())
+    for limit in (2, 5, 20):
+        monkeypatch.setattr("amc_env.budget.MAX_BOXES", limit)
+        exact._completions = dict(list(exact._completions.items())[:1])  # the empty prefix's
+        values: list[float] = []
+        for _ in decisions:
+            values.append(exact.nearest(values, 1.0))
+        ratios = {name: exact.ratio(name, np.array(values)) for name in window.bounds}
+        assert window.is_met(ratios), limit

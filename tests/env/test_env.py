@@ -249,3 +249,10 @@ def test_an_outcome_can_be_made_of_an_accuracy_measured_elsewhere():
     assert outcome.reward == outcome.accuracy == 0.5
     assert outcome.cost_ratio == env.cost_ratio(plan)
     assert env.n_evaluations == 0
+
+
+def test_a_learner_without_decisions_is_refused():
+    learner = SyntheticLearner(3)
+    learner.decisions = ()
+    with pytest.raises(ValueError, match="learner with decisions"):
+        CompressionEnv(learner, "macs=0.5")
