@@ -21,6 +21,6 @@ python -m experiments.benchmarks.compare_runs "$out"/*-[0-9]
 [ -n "$winner" ] || exit 0
 for seed in 0 1 2; do
     amc compress "${options[@]}" --agent "$winner" --seed "$seed" --out "$out/$winner-$seed" --resume \
-        --epochs 12 --learning-rate 0.02
+        --epochs 12 --learning-rate 0.05
 done
 python -m experiments.benchmarks.compare_runs "$out/$winner"-[0-9]
