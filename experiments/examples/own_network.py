@@ -35,21 +35,21 @@ class MyNetwork(nn.Module):
         return logits
 
 
-def main(episodes: int = 60, epochs: int = 10) -> None:
+def main(episodes: int = 60, epochs: int = 20) -> None:
     """Trains, searches, compresses, fine-tunes, exports."""
     torch.manual_seed(0)
     data = load_data("digits")  # or any loaders that yield (images, labels)
     model = MyNetwork()
-    train(model, data.train, data.validation, TrainingConfig(epochs=epochs))
+    config = TrainingConfig(epochs=epochs, learning_rate=0.01)
+    train(model, data.train, data.validation, config)
 
     learner = ChannelPruning(
         model, data.train.images[:1], data.calibration, data.validation, round_to=4
     )
     env = CompressionEnv(learner, budget=Budget(macs=0.5))
     result = DDPG().search(env, episodes=episodes, seed=0, progress=True)
-
     small = learner.compress(result.plan)
-    learner.finetune(small, data.train, epochs=epochs, teacher=model, validation=data.validation)
+    learner.finetune(small, data.train, config=config, teacher=model)
     export_onnx(small, data.train.images[:1], "small.onnx")
     print(f"cost ratios {env.cost_ratio(result.plan)}")
     print(f"test accuracy {evaluate(model, data.test):.4f} -> {evaluate(small, data.test):.4f}")
