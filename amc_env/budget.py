@@ -8,7 +8,6 @@ branch-and-bound over boxes decides exactly whether a partial plan can be comple
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -282,8 +281,3 @@ class FeasibleSet:
     def _corner(self, fixed: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
         rest = [grid[i] for grid, i in zip(self._grids[n:], index[n:], strict=True)]
         return np.concatenate([fixed, np.array(rest, dtype=float)])
-
-
-def log_size(decisions: Sequence[Decision]) -> float:
-    """Returns log10 of the number of plans on the grid."""
-    return sum(math.log10(len(d.choices)) for d in decisions)

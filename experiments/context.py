@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from amc_env import Budget, InputDataError, UntraceableModelError, keep_ratio_decision, make_cost
+from amc_env import Budget, InputDataError, make_cost
 from amc_env.actions import READINGS
 from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS
@@ -22,6 +22,7 @@ from experiments.data import DataSplits, load_data
 from experiments.models import load_weights
 from experiments.networks import build_original, example_input, load_original
 from experiments.runs import RunFolder, TaskFacts
+from learners.channel_pruning.intake import keep_ratio_decisions
 from learners.tracing import trace
 
 if TYPE_CHECKING:
@@ -160,16 +161,7 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
     if not with_budget:
         return
     graph = trace(model, example_input(facts), ignore=config.ignore).graph
-    decisions = [
-        keep_ratio_decision(group.name, group.size, config.round_to, config.min_ratio)
-        for group in graph.groups
-    ]
-    if not decisions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in graph.frozen.items()) or "no layers"
-        raise UntraceableModelError(
-            f"Expected at least one group of channels of {config.model!r} that can be cut, found "
-            f"none ({reasons})."
-        )
+    decisions = keep_ratio_decisions(graph, config.round_to, config.min_ratio)
     costs = {name: make_cost(name, graph, decisions) for name in COSTS}
     FeasibleSet(Budget.parse(config.budget), costs, decisions)
 
