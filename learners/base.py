@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
+from learners.training import TrainingConfig, TrainingResult, train
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-    from learners.training import TrainingConfig, TrainingResult
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Anything that yields ``(images, labels)``, a ``DataLoader`` for one."""
@@ -32,11 +33,15 @@ class Learner(ABC):
         decisions: What can be chosen, in network order.
         original_accuracy: Top-1 accuracy of the uncompressed network on the images that
             :meth:`evaluate` uses, in [0, 1].
+        validation: Batches that choose the best epoch of a fine-tuning.
+        device: Where networks are trained.
     """
 
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     original_accuracy: float
+    validation: Batches
+    device: torch.device
 
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:
@@ -83,4 +88,22 @@ class Learner(ABC):
             writer: TensorBoard writer.
             progress: Whether to show a progress bar.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot fine-tune.")
+        settings = config if config is not None else self._training_defaults()
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
+        return train(
+            model,
+            train_loader,
+            validation if validation is not None else self.validation,
+            settings,
+            teacher=teacher,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            writer=writer,
+            progress=progress,
+            device=self.device,
+        )
+
+    def _training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
+        return TrainingConfig()

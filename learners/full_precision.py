@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches, Learner
 from learners.tracing import trace
-from learners.training import TrainingConfig, TrainingResult, evaluate, train
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from learners.training import TrainingConfig, evaluate
 
 
 class FullPrecision(Learner):
@@ -42,7 +37,7 @@ class FullPrecision(Learner):
         self.model = model
         self.validation = validation
         self.precision = precision
-        self.device = device
+        self.device = torch.device(device)
         self.graph = trace(model, example_input).graph
         self.decisions: tuple[Decision, ...] = ()
         self.original_accuracy = self._accuracy()
@@ -57,34 +52,8 @@ class FullPrecision(Learner):
         _check_empty(plan)
         return copy.deepcopy(self.model).eval()
 
-    def finetune(
-        self,
-        model: nn.Module,
-        train_loader: Batches,
-        *,
-        epochs: int | None = None,
-        teacher: nn.Module | None = None,
-        config: TrainingConfig | None = None,
-        validation: Batches | None = None,
-        checkpoint_dir: Path | None = None,
-        resume: bool = False,
-        writer: SummaryWriter | None = None,
-        progress: bool = False,
-    ) -> TrainingResult:
-        """Train ``model`` in place, from scratch or on; see :func:`learners.training.train`."""
-        config = config or TrainingConfig(precision=self.precision)
-        return train(
-            model,
-            train_loader,
-            self.validation if validation is None else validation,
-            config if epochs is None else replace(config, epochs=epochs),
-            teacher=teacher,
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-            writer=writer,
-            progress=progress,
-            device=self.device,
-        )
+    def _training_defaults(self) -> TrainingConfig:
+        return TrainingConfig(precision=self.precision)
 
     def _accuracy(self) -> float:
         return evaluate(self.model, self.validation, precision=self.precision, device=self.device)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,10 +49,10 @@ from learners.channel_pruning.statistics import collect_statistics
 from learners.channel_pruning.timing import EpisodeSeconds
 from learners.precision import resolve_precision, working_dtype
 from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig, TrainingResult, train
+from learners.training import TrainingConfig
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    pass
 
 _STATISTICS_BATCH = 64
 
@@ -189,9 +188,7 @@ class ChannelPruning(Learner):
         self._evaluator = evaluator(images[:n], labels[:n])
         self._rest = evaluator(images[n:], labels[n:]) if n < images.shape[0] else None
         # Kept in float32 for choosing the best epoch of a fine-tuning; shares no memory above.
-        self._validation = list(
-            zip(torch.split(images, 250), torch.split(labels, 250), strict=True)
-        )
+        self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
         self.original_accuracy = self._evaluator.accuracy(reference)
 
     def _prepare_data(
@@ -355,33 +352,5 @@ class ChannelPruning(Learner):
             for d in self.decisions
         }
 
-    def finetune(
-        self,
-        model: nn.Module,
-        train_loader: Batches,
-        *,
-        epochs: int | None = None,
-        teacher: nn.Module | None = None,
-        config: TrainingConfig | None = None,
-        validation: Batches | None = None,
-        checkpoint_dir: Path | None = None,
-        resume: bool = False,
-        writer: SummaryWriter | None = None,
-        progress: bool = False,
-    ) -> TrainingResult:
-        """Trains a compressed network in place; see :meth:`Learner.finetune`."""
-        settings = config if config is not None else TrainingConfig(seed=self.seed)
-        if epochs is not None:
-            settings = replace(settings, epochs=epochs)
-        return train(
-            model,
-            train_loader,
-            validation if validation is not None else self._validation,
-            settings,
-            teacher=teacher,
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-            writer=writer,
-            progress=progress,
-            device=self.device,
-        )
+    def _training_defaults(self) -> TrainingConfig:
+        return TrainingConfig(seed=self.seed)
