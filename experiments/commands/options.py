@@ -31,7 +31,8 @@ class Options:
         str,
         typer.Option(
             help="lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
-            "vgg16_bn, densenet40, digitsnet; or your own: package.module:factory.",
+            "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; or your own: "
+            "package.module:factory.",
             rich_help_panel=_TASK,
         ),
     ] = _DEFAULT.model

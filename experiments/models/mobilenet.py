@@ -1,7 +1,8 @@
 """MobileNet V1 (Howard et al. 2017) and V2 (Sandler et al. 2018) for 32 x 32 images.
 
 The widths are the papers'. V1 loses the stride of its stem, V2 those of its stem and of its second
-stage, so that 32 x 32 images end at 2 x 2 and 4 x 4 features.
+stage, so that 32 x 32 images end at 2 x 2 and 4 x 4 features. ``mobilenet_v2_fast`` keeps the stem's
+stride: the same weights, a quarter of the multiply-adds.
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ class MobileNetV2(nn.Module):
         (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
     )  # fmt: skip
 
-    def __init__(self, n_classes: int, in_channels: int) -> None:
+    def __init__(self, n_classes: int, in_channels: int, stem_stride: int = 1) -> None:
         super().__init__()
-        layers: list[nn.Module] = [conv_bn(in_channels, 32, 3, activation=nn.ReLU6)]
+        layers: list[nn.Module] = [conv_bn(in_channels, 32, 3, stem_stride, activation=nn.ReLU6)]
         width = 32
         for expansion, out_channels, repeats, stride in self.STAGES:
             for index in range(repeats):
@@ -126,3 +127,8 @@ def mobilenet_v1(n_classes: int = 10, in_channels: int = 3) -> MobileNetV1:
 def mobilenet_v2(n_classes: int = 10, in_channels: int = 3) -> MobileNetV2:
     """MobileNet V2, width 1: 2,236,682 parameters for 10 classes."""
     return MobileNetV2(n_classes, in_channels)
+
+
+def mobilenet_v2_fast(n_classes: int = 10, in_channels: int = 3) -> MobileNetV2:
+    """MobileNet V2 with the paper's stem stride of 2: as many parameters, a quarter of the MACs."""
+    return MobileNetV2(n_classes, in_channels, stem_stride=2)

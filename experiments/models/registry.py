@@ -16,7 +16,7 @@ from amc_env.errors import InputDataError
 from experiments.models.densenet import densenet40
 from experiments.models.digitsnet import digitsnet
 from experiments.models.lenet import lenet
-from experiments.models.mobilenet import mobilenet_v1, mobilenet_v2
+from experiments.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_fast
 from experiments.models.resnet import plain20, resnet20, resnet32, resnet56
 from experiments.models.vgg import vgg16_bn
 
@@ -32,6 +32,7 @@ MODELS: dict[str, ModelFactory] = {
         resnet56,
         mobilenet_v1,
         mobilenet_v2,
+        mobilenet_v2_fast,
         vgg16_bn,
         densenet40,
         digitsnet,
