@@ -22,7 +22,7 @@ from experiments.data import DataSplits, load_data
 from experiments.models import load_weights
 from experiments.networks import build_original, example_input, load_original
 from experiments.runs import RunFolder, TaskFacts
-from learners.channel_pruning.intake import keep_ratio_decisions
+from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.tracing import trace
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def check_search_options(config: RunConfig) -> None:
     """
     from agents import AGENTS
     from learners.channel_pruning.criteria import make_criterion
-    from learners.channel_pruning.proxy import Proxy
+    from learners.proxy import Proxy
 
     make_criterion(config.criterion)
     Proxy.parse(config.proxy, config.finetune_steps)

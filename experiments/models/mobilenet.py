@@ -1,8 +1,8 @@
 """MobileNet V1 (Howard et al. 2017) and V2 (Sandler et al. 2018) for 32 x 32 images.
 
 The widths are the papers'. V1 loses the stride of its stem, V2 those of its stem and of its second
-stage, so that 32 x 32 images end at 2 x 2 and 4 x 4 features. ``mobilenet_v2_fast`` keeps the stem's
-stride: the same weights, a quarter of the multiply-adds.
+stage, so that 32 x 32 images end at 2 x 2 and 4 x 4 features. ``mobilenet_v2_fast`` keeps the
+stride of the stem: the same weights, a quarter of the multiply-adds.
 """
 
 from __future__ import annotations

@@ -2,6 +2,6 @@
 
 from learners.channel_pruning.criteria import CRITERIA, GroupContext
 from learners.channel_pruning.learner import ChannelPruning
-from learners.channel_pruning.proxy import PROXIES
+from learners.proxy import PROXIES
 
 __all__ = ["CRITERIA", "PROXIES", "ChannelPruning", "GroupContext"]

@@ -16,28 +16,14 @@ from torch import Tensor, nn
 from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
-from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
-from learners.channel_pruning.evaluation import (
+from learners.candidates import (
     Evaluator,
     channels_last,
     fusion_works,
     limited_threads,
 )
-from learners.channel_pruning.fusion import following_norms
-from learners.channel_pruning.intake import (
-    check_labels,
-    check_weights,
-    collect,
-    count_outputs,
-    keep_ratio_decisions,
-)
-from learners.channel_pruning.proxy import (
-    RECALIBRATION_BATCH,
-    Proxy,
-    finetune_briefly,
-    image_batches,
-    recalibrate,
-)
+from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
+from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.channel_pruning.ranking import group_contexts
 from learners.channel_pruning.reconstruction import (
     LayerReconstruction,
@@ -46,8 +32,17 @@ from learners.channel_pruning.reconstruction import (
 )
 from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
-from learners.channel_pruning.timing import EpisodeSeconds
+from learners.fusion import following_norms
+from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.precision import resolve_precision, working_dtype
+from learners.proxy import (
+    RECALIBRATION_BATCH,
+    Proxy,
+    finetune_briefly,
+    image_batches,
+    recalibrate,
+)
+from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 

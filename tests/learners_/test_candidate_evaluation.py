@@ -8,14 +8,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from amc_env.errors import InputDataError, TrainingDivergedError
-from learners.channel_pruning.evaluation import (
+from learners.candidates import (
     Evaluator,
     fusion_works,
     limited_threads,
 )
-from learners.channel_pruning.fused_conv import FusedConv
-from learners.channel_pruning.fusion import following_norms, fuse
-from learners.channel_pruning.intake import check_labels, collect
+from learners.fused_conv import FusedConv
+from learners.fusion import following_norms, fuse
+from learners.intake import check_labels, collect
 
 CPU = torch.device("cpu")
 
@@ -139,7 +139,7 @@ def test_convolution_norm_sum_and_activation_become_one_call():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_public_operators_and_onednn_agree(native, monkeypatch):
-    from learners.channel_pruning import fused_conv
+    from learners import fused_conv
 
     monkeypatch.setattr(fused_conv, "onednn_available", lambda dtype: native)
     model = randomised(Residual())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from amc_env.errors import TrainingDivergedError
-from learners.channel_pruning.proxy import (
+from learners.proxy import (
     PROXIES,
     Proxy,
     finetune_briefly,

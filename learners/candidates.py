@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_env.errors import TrainingDivergedError
-from learners.channel_pruning.fusion import fuse
+from learners.fusion import fuse
 from learners.precision import autocast
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import TrainingDivergedError
-from learners.channel_pruning.evaluation import channels_last
+from learners.candidates import channels_last
 from learners.precision import autocast
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")

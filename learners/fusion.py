@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from learners.channel_pruning.fused_conv import FusedConv
+from learners.fused_conv import FusedConv
 
 _ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELUS: set[Any] = {torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_"}
