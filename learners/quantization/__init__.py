@@ -1,0 +1,1 @@
+"""Quantization: k-bit weights and activations, uniform or by codebook."""
