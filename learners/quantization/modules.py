@@ -40,7 +40,8 @@ class QuantizedConv2d(nn.Conv2d):
         """Returns the convolution, shape (N, out, H', W')."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return self._conv_forward(x, self.quantized_weight(), self.bias)
+        out: Tensor = self._conv_forward(x, self.quantized_weight(), self.bias)
+        return out
 
 
 class QuantizedLinear(nn.Linear):
