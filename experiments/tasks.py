@@ -60,7 +60,7 @@ def make_channels(
         ValueError: If no weights are given for a network that none are shipped for.
     """
     splits = load_data(data, seed=seed, validation_split=validation_split)
-    network = _trained_network(model, data, weights, splits)
+    network = trained_network(model, data, weights, splits)
     learner = ChannelPruning(
         network,
         splits.calibration.images[:1],
@@ -108,7 +108,18 @@ def make_resnet20_channels(
     return make_channels(model="resnet20", data=data, weights=weights, **options)
 
 
-def _trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:
+def trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:
+    """Returns a trained network for these data, in eval mode.
+
+    Args:
+        model: Name from ``experiments.models`` or ``package.module:factory``.
+        data: The name under which the data were loaded.
+        weights: The weights file; None takes those shipped for ``digitsnet`` on ``digits``.
+        splits: The data.
+
+    Raises:
+        ValueError: If no weights are given for a network that none are shipped for.
+    """
     channels, side, _ = splits.image_shape
     with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
         network = make_model(

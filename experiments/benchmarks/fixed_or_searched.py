@@ -1,0 +1,201 @@
+r"""Are searched bit-widths better than the same ones everywhere? Both at equal bytes.
+
+For every number of bits k: the network with k-bit weights in all layers (first and last at 8), and
+a search whose budget is that network's bytes. Plans are chosen on validation images; ``--epochs``
+then trains the chosen network (quantization-aware), and the test set is touched once, by the final
+network. Rows are appended to a file as they come; a row that is there is not made again.
+
+    python -m experiments.benchmarks.fixed_or_searched --out runs/bits-digits.jsonl --bits 3
+    python -m experiments.benchmarks.fixed_or_searched --model resnet20 --data DIR --weights FILE \
+        --validation-split tail --quantizer codebook --bits 2 --way searched --seed 0 \
+        --out runs/bits.jsonl
+    python -m experiments.benchmarks.fixed_or_searched --out runs/bits.jsonl --table
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from agents import make_agent
+from amc_env import CompressionEnv, CompressionPlan
+from experiments.data import DataSplits, load_data
+from experiments.tasks import SplitKind, trained_network
+from learners.quantization import CodebookQuantization, UniformQuantization
+from learners.quantization.learner import QuantizationLearner
+from learners.quantization.packing import save_packed
+from learners.training import TrainingConfig, evaluate
+
+LEARNERS: dict[str, type[QuantizationLearner]] = {
+    "uniform": UniformQuantization,
+    "codebook": CodebookQuantization,
+}
+WAYS = ("fixed", "searched")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What names a row.
+
+    Args:
+        model: The network.
+        quantizer: ``"uniform"`` or ``"codebook"``.
+        bits: Weight bits everywhere, or whose bytes the search may spend.
+        activations: Activation bits of all layers; 16 is off.
+        way: ``"fixed"`` or ``"searched"``.
+        seed: Seeds search, calibration and training.
+        epochs: Of quantization-aware training; 0 for none.
+        agent: Who searches.
+        episodes: How many plans it judges; both are ignored by fixed rows.
+    """
+
+    model: str
+    quantizer: str
+    bits: int
+    activations: int
+    way: str
+    seed: int
+    epochs: int
+    agent: str = ""
+    episodes: int = 0
+
+
+def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLearner:
+    """Prepares the quantizer of a row."""
+    return LEARNERS[row.quantizer](
+        network,
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        activation_bits=row.activations,
+        seed=row.seed,
+    )
+
+
+def choose(row: Row, learner: QuantizationLearner) -> CompressionPlan:
+    """Returns the plan of a row: fixed, or found within the fixed one's bytes."""
+    fixed = learner.fixed_plan(row.bits)
+    if row.way == "fixed":
+        return fixed
+    # The original plan costs what it costs; any budget builds the environment that says so.
+    env = CompressionEnv(learner, "bytes=1.0")
+    env.set_budget(f"bytes={env.cost_ratio(fixed)['bytes']!r}")
+    return make_agent(row.agent).search(env, row.episodes, row.seed).plan
+
+
+def measure(row: Row, learner: QuantizationLearner, splits: DataSplits) -> dict[str, Any]:
+    """Makes a row: choose, quantize, train if wanted, pack, and the test set at the end."""
+    started = time.process_time()
+    plan = choose(row, learner)
+    search_seconds = time.process_time() - started
+    network = learner.compress(plan)
+    result: dict[str, Any] = {"validation": learner.evaluate_full(plan)}
+    if row.epochs:
+        config = TrainingConfig(
+            epochs=row.epochs, learning_rate=0.01, weight_decay=0.0, seed=row.seed
+        )
+        learner.finetune(network, splits.train, config=config)
+        result["trained validation"] = evaluate(network, splits.validation, precision="fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        save_packed(network, Path(folder) / "network.packed", plan=plan)
+        size = (Path(folder) / "network.packed").stat().st_size
+    env = CompressionEnv(learner, "bytes=1.0")
+    return {
+        **asdict(row),
+        **result,
+        "test": evaluate(network, splits.test, precision="fp32"),
+        "original": learner.original_accuracy,
+        "mean_bits": env.evaluate(plan).cost["mean_bits"],
+        "bytes": size,
+        "search_cpu_seconds": round(search_seconds, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "plan": dict(plan),
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows made so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_made(row: Row, rows: list[dict[str, Any]]) -> bool:
+    """Whether the file holds the row."""
+    return any(all(r.get(k) == v for k, v in asdict(row).items()) for r in rows)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns mean and sample standard deviation over seeds, one line per kind of row."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    names = ("model", "quantizer", "bits", "activations", "way", "agent", "episodes", "epochs")
+    for row in rows:
+        kinds[tuple(row[name] for name in names)].append(row)
+    columns = ("validation", "trained validation", "test", "mean_bits", "bytes")
+    lines = [
+        "| " + " | ".join([*names, "seeds", *columns]) + " |",
+        "|---" * (len(names) + 1 + len(columns)) + "|",
+    ]
+    for kind, members in sorted(kinds.items(), key=str):
+        cells = [_cell([m[c] for m in members if c in m]) for c in columns]
+        lines.append("| " + " | ".join([*map(str, kind), str(len(members)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(numbers: list[float]) -> str:
+    if not numbers:
+        return ""
+    mean = float(np.mean(numbers))
+    if len(numbers) == 1 or np.ptp(numbers) == 0:
+        return f"{mean:.4g}" if mean < 1000 else f"{mean:,.0f}"
+    spread = float(np.std(numbers, ddof=1))
+    return f"{mean:.4g} ± {spread:.2g}" if mean < 1000 else f"{mean:,.0f} ± {spread:,.0f}"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
+    quantizer: Annotated[list[str], typer.Option(help="uniform, codebook.")] = ["uniform"],  # noqa: B006
+    bits: Annotated[list[int], typer.Option(help="Weight bits; repeat for more.")] = [4],  # noqa: B006
+    way: Annotated[list[str], typer.Option(help="fixed, searched.")] = list(WAYS),  # noqa: B008
+    seed: Annotated[list[int], typer.Option(help="Repeat for more.")] = [0],  # noqa: B006
+    activations: Annotated[int, typer.Option(help="Activation bits; 16 is off.")] = 16,
+    agent: Annotated[str, typer.Option(help="Who searches.")] = "local",
+    episodes: int = 100,
+    epochs: Annotated[int, typer.Option(help="Quantization-aware training; 0: none.")] = 0,
+    validation_split: SplitKind = "random",
+    only_table: Annotated[bool, typer.Option("--table", help="Only print the rows.")] = False,
+) -> None:
+    """Prints a table of fixed against searched bit-widths at equal bytes."""
+    torch.set_num_threads(1)
+    todo = [
+        Row(model, q, k, activations, w, s, epochs, *((agent, episodes) if w != "fixed" else ()))
+        for s in seed
+        for k in bits
+        for q in quantizer
+        for w in way
+    ]
+    todo = [] if only_table else [row for row in todo if not is_made(row, read_rows(out))]
+    if todo:
+        splits = load_data(data, validation_split=validation_split)
+        network = trained_network(model, data, str(weights) if weights else None, splits)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for row in todo:
+        made = measure(row, make_learner(row, network, splits), splits)
+        with out.open("a") as file:
+            file.write(json.dumps(made) + "\n")
+        print(row, made["validation"], made["test"], flush=True)
+    print(table(read_rows(out)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
