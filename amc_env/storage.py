@@ -1,0 +1,68 @@
+"""How a quantized network is stored and computed, as far as costs depend on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FLOAT_BITS = 32
+"""Bits of a number that is not quantized."""
+
+OFF_BITS = 16
+"""The choice of bits that means "not quantized"; costs count ``FLOAT_BITS`` for it."""
+
+GRANULARITIES = ("tensor", "channel", "split")
+
+
+@dataclass(frozen=True)
+class StorageFormat:
+    """How the layers of a quantized network are stored and computed, as costs count them.
+
+    Args:
+        weight_bits: Layer -> bits of its weights where no decision says so (missing: float32).
+        activation_bits: Layer -> bits of its input, likewise.
+        granularity: What shares one scale or codebook: ``"tensor"``, ``"channel"`` (one output
+            channel) or ``"split"`` (``bucket_size`` consecutive weights).
+        bucket_size: Weights per bucket when ``"split"``.
+        bytes_per_bucket: Bytes beside the codes, per bucket of a quantized layer: 4 for a scale,
+            8 for scale and zero point.
+        codebook: Whether every bucket stores ``2 ** bits`` float32 entries as well.
+        bytes_per_layer: Bytes per layer that is, or may be, quantized: header entry, range of
+            the activations.
+        fixed_bytes: Bytes per file: header.
+        folded: Norm (a name in ``graph.channel_parameters``) -> layer that it is folded into. Its
+            parameters and buffers vanish; the layer has one float32 bias per output channel.
+
+    Raises:
+        ValueError: If a number is out of range or the granularity is unknown.
+    """
+
+    weight_bits: Mapping[str, float] = field(default_factory=dict)
+    activation_bits: Mapping[str, float] = field(default_factory=dict)
+    granularity: str = "channel"
+    bucket_size: int = 256
+    bytes_per_bucket: float = 4.0
+    codebook: bool = False
+    bytes_per_layer: float = 0.0
+    fixed_bytes: float = 0.0
+    folded: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"Unknown granularity {self.granularity!r}; expected one of {GRANULARITIES}."
+            )
+        if self.bucket_size < 1:
+            raise ValueError(f"Expected a bucket size of at least 1, got {self.bucket_size}.")
+        for name in ("bytes_per_bucket", "bytes_per_layer", "fixed_bytes"):
+            number = getattr(self, name)
+            if not (math.isfinite(number) and number >= 0.0):
+                raise ValueError(f"Expected {name} to be finite and not negative, got {number}.")
+        for name in ("weight_bits", "activation_bits"):
+            for layer, bits in getattr(self, name).items():
+                if not 1.0 <= bits <= FLOAT_BITS:
+                    raise ValueError(
+                        f"Expected 1 to {FLOAT_BITS} {name} for {layer!r}, got {bits}; "
+                        f"{OFF_BITS} and more mean float32."
+                    )
