@@ -1,0 +1,208 @@
+"""Values from a codebook: ``2 ** bits`` learned centroids per tensor, channel or bucket.
+
+Han et al. 2016 (Deep Compression, 1510.00149): weights share the value of their nearest centroid,
+and the gradient of a centroid is the sum of the gradients of its weights (Eq. 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
+from learners.quantization.codebook_init import initial_codebook
+from learners.quantization.quantizer import Quantizer
+from learners.quantization.uniform_quantizer import (
+    MAX_BITS,
+    MIN_BITS,
+    check_granularity,
+    split_buckets,
+)
+
+
+class CodebookQuantizer(Quantizer):
+    """Maps every number onto the nearest centroid of its bucket.
+
+    The gradient passes straight through to the numbers; a centroid gets the sum of the gradients
+    of the numbers assigned to it.
+
+    Args:
+        codebook: Centroids in any order, shape (buckets, 2 ** bits).
+        granularity: What shares a codebook: ``"tensor"``, ``"channel"`` (axis 0) or ``"split"``
+            (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
+        bucket_size: Numbers per bucket of ``"split"``.
+
+    Attributes:
+        codebook: The centroids, a parameter.
+        assignments: Fixed codes (uint8, in the shape of the weights), or ``None`` where every
+            number goes to its nearest centroid. See :meth:`fix_assignments`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    kind: ClassVar[str] = "codebook"
+    assignments: Tensor | None
+
+    def __init__(
+        self, codebook: Tensor, *, granularity: str = "tensor", bucket_size: int = 256
+    ) -> None:
+        super().__init__()
+        check_granularity(granularity, bucket_size)
+        if codebook.dim() != 2 or codebook.shape[1] not in _SIZES:
+            raise ValueError(
+                f"Expected a codebook of shape (buckets, 2 ** bits) with {MIN_BITS} to {MAX_BITS} "
+                f"bits, got shape {tuple(codebook.shape)}."
+            )
+        if granularity == "tensor" and len(codebook) != 1:
+            raise ValueError(f"Expected one codebook per tensor, got {len(codebook)}.")
+        if not codebook.isfinite().all():
+            raise ValueError("Expected finite centroids, got NaN or infinite ones.")
+        self.bits = codebook.shape[1].bit_length() - 1
+        self.granularity = granularity
+        self.bucket_size = bucket_size
+        self.codebook = nn.Parameter(codebook.detach().float().clone())
+        self.register_buffer("assignments", None)
+
+    @classmethod
+    def fit(
+        cls,
+        weight: Tensor,
+        bits: int,
+        *,
+        granularity: str = "tensor",
+        bucket_size: int = 256,
+        init: str = "kmeans",
+    ) -> CodebookQuantizer:
+        """Builds the quantizer of a weight tensor.
+
+        Args:
+            weight: The weights.
+            bits: 2 to 8.
+            granularity: What shares a codebook.
+            bucket_size: Weights per bucket of ``"split"``.
+            init: ``"kmeans"``, ``"quantile"`` or ``"uniform"``, see ``initial_codebook``.
+
+        Raises:
+            InputDataError: If weights are NaN or infinite, or there are none.
+            ValueError: If an option has no such value.
+        """
+        if bits != int(bits) or not MIN_BITS <= bits <= MAX_BITS:
+            raise ValueError(f"Expected {MIN_BITS} to {MAX_BITS} bits, got {bits}.")
+        check_granularity(granularity, bucket_size)
+        n = 2 ** int(bits)
+        weight = weight.detach().float()
+        if granularity != "split":
+            rows = weight.reshape(1, -1) if granularity == "tensor" else weight.flatten(1)
+            codebook = initial_codebook(rows, n, init)
+        else:  # the shorter last bucket on its own, so that its filling does not weigh
+            flat = weight.reshape(-1)
+            whole = flat.numel() // bucket_size * bucket_size
+            parts = [flat[:whole].view(-1, bucket_size), flat[whole:].view(1, -1)]
+            found = [initial_codebook(part, n, init) for part in parts if part.numel()]
+            codebook = torch.cat(found) if found else initial_codebook(flat.view(1, -1), n, init)
+        return cls(codebook, granularity=granularity, bucket_size=bucket_size)
+
+    @classmethod
+    def empty(cls, description: dict[str, Any]) -> CodebookQuantizer:
+        """Builds a quantizer of zero centroids from what :meth:`describe` returned."""
+        options = {k: v for k, v in description.items() if k not in ("kind", "bits", "buckets")}
+        shape = int(description["buckets"]), 2 ** int(description["bits"])
+        return cls(torch.zeros(shape), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the nearest centroids, float32, in the shape of ``x``."""
+        x = x.float()
+        codes = self._codes(x)
+        values = self._restore(self.codebook.float().gather(1, codes), x) + 0.0
+        if not torch.is_grad_enabled():
+            return values
+        # Adds 0 exactly; unlike the values alone it is NaN where a weight is, so that a training
+        # that diverged does not look sound.
+        return values + (x - x.detach())
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Returns the number of the nearest centroid, uint8, in the shape of ``x``.
+
+        Of equal centroids the first; of two equally near ones the smaller. Fixed assignments are
+        returned as they are.
+
+        Raises:
+            InputDataError: If a number is NaN or infinite.
+        """
+        if not bool(x.isfinite().all()):
+            raise InputDataError("Expected finite weights to encode, got NaN or infinite numbers.")
+        return self._restore(self._codes(x.float()), x).to(torch.uint8)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Returns the centroids that codes stand for, float32, bit for bit those of forward."""
+        rows = self._buckets(codes.float()).long()
+        # Adding 0 makes -0 a plain 0, as it is in forward.
+        return self._restore(self.codebook.detach().float().gather(1, rows), codes) + 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """Returns all arguments but the centroids, whose shape is ``(buckets, 2 ** bits)``."""
+        return {
+            "kind": self.kind,
+            "bits": self.bits,
+            "buckets": len(self.codebook),
+            "granularity": self.granularity,
+            "bucket_size": self.bucket_size,
+        }
+
+    def fix_assignments(self, x: Tensor | None) -> None:
+        """Assigns the numbers of ``x`` for good, wherever centroids move; ``None`` frees them."""
+        self.assignments = None
+        if x is not None:
+            self.assignments = self.encode(x)
+
+    def rescale(self, factor: Tensor) -> bool:
+        """Multiplies the centroids of every channel; only with one codebook per channel."""
+        if self.granularity != "channel" or factor.numel() != len(self.codebook):
+            return False
+        with torch.no_grad():
+            self.codebook.mul_(factor.to(self.codebook).view(-1, 1))
+        return True
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        fixed = ", fixed assignments" if self.assignments is not None else ""
+        return f"{self.bits} bits, {self.granularity}{fixed}"
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """Returns int64 codes in the shape of the buckets, ``(buckets, size)``."""
+        if self.assignments is not None and self.assignments.shape == x.shape:
+            return self._buckets(self.assignments.float()).long()
+        with torch.no_grad():
+            ordered, order = self.codebook.float().sort(dim=1, stable=True)
+            rows = self._buckets(x.detach()).contiguous()
+            return order.gather(1, torch.searchsorted(_boundaries(ordered), rows))
+
+    def _buckets(self, x: Tensor) -> Tensor:
+        if self.granularity == "split":
+            return split_buckets(x, self.bucket_size)
+        return x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(1)
+
+    def _restore(self, buckets: Tensor, like: Tensor) -> Tensor:
+        return buckets.reshape(-1)[: like.numel()].view(like.shape)
+
+
+_SIZES = tuple(2**bits for bits in range(MIN_BITS, MAX_BITS + 1))
+
+
+def _boundaries(ordered: Tensor) -> Tensor:
+    """Returns the largest number that belongs to each centroid but the last, (buckets, n - 1).
+
+    The middle of two centroids, kept below the upper one where rounding would reach it, so that a
+    centroid is its own nearest; equal centroids share the boundary of the last of them, so that the
+    first gets all.
+    """
+    lower, upper = ordered[:, :-1], ordered[:, 1:]
+    middle = torch.maximum(lower * 0.5 + upper * 0.5, lower)
+    middle = torch.where(middle >= upper, lower, middle)
+    middle = torch.where(lower == upper, torch.inf, middle)
+    return middle.flip(1).cummin(dim=1).values.flip(1).contiguous()
