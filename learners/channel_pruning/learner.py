@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -46,9 +45,6 @@ from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
-if TYPE_CHECKING:
-    pass
-
 _STATISTICS_BATCH = 64
 
 
@@ -86,6 +82,7 @@ class ChannelPruning(Learner):
         threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
 
     Attributes:
+        name: ``"channels"``, the part of a joint plan that this is.
         traced: The network with its channel groups; what slices.
         seconds: What candidates have cost so far.
 
@@ -94,6 +91,8 @@ class ChannelPruning(Learner):
         UntraceableModelError: If no channel of the network can be cut safely.
         ValueError: If an option has no such value.
     """
+
+    name = "channels"
 
     def __init__(
         self,
@@ -277,11 +276,24 @@ class ChannelPruning(Learner):
         kept = self.kept_units(plan)
         with limited_threads(self.threads):
             if not kept and not self.proxy.finetune_steps:
-                network: nn.Module = self.traced.model
+                network: nn.Module = self.original
             else:
                 network = self._candidate(kept, self._dtype, self.proxy)
+        return self.accuracy(network, full=True)
+
+    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
+        """Judges any network of these classes (``learners.parts.Judge``).
+
+        Args:
+            network: In ``eval`` mode.
+            full: On all validation images instead of ``n_validation``.
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+        with limited_threads(self.threads):
             first = self._evaluator.accuracy(network)
-            if self._rest is None:
+            if not full or self._rest is None:
                 return first
             rest = self._rest.accuracy(network)
         n, m = self._evaluator.n_images, self._rest.n_images
@@ -295,9 +307,36 @@ class ChannelPruning(Learner):
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
+        return self.apply(self.original, plan)
+
+    @property
+    def original(self) -> nn.Module:
+        """The uncompressed network, in ``eval`` mode; not to be changed."""
+        return self.traced.model
+
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Cuts the original network as one part of a joint plan (``learners.parts.PlanPart``).
+
+        Args:
+            network: :attr:`original`; the moments of the repair are those of its layers, so
+                channels are cut before anything else is done to it.
+            plan: The keep ratios.
+            exact: In float32 and without SGD steps; otherwise as :meth:`evaluate` does it.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            ValueError: If the network is another one.
+        """
+        if network is not self.original:
+            raise ValueError(
+                "Expected the original network: channels are cut first, so give channel pruning "
+                "as the first part."
+            )
         kept = self.kept_units(plan)
+        dtype = torch.float32 if exact else self._dtype
+        proxy = replace(self.proxy, finetune_steps=0) if exact else self.proxy
         with limited_threads(self.threads):
-            return self._candidate(kept, torch.float32, replace(self.proxy, finetune_steps=0))
+            return self._candidate(kept, dtype, proxy)
 
     def _candidate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from amc_env import Budget, CompressionEnv, CompressionPlan
-from amc_env.cost import make_cost
 from amc_env.errors import PlanMismatchError
 from learners.base import Learner
 from learners.training import TrainingConfig
@@ -130,12 +130,60 @@ def count_macs(model: nn.Module) -> int:
     return total
 
 
+def accuracy_of(model: nn.Module, data: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Share of images that the network itself gets right, one plain pass."""
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in data:
+            right += int((model.eval()(images).argmax(1) == labels).sum())
+            total += len(labels)
+    return right / total
+
+
+class Interrupted:
+    """Batches that end in an interruption in the middle of the given epoch."""
+
+    def __init__(self, batches: list, stop_at: int | None) -> None:
+        self.batches, self.stop_at, self.epoch = batches, stop_at, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        for index, batch in enumerate(self.batches):
+            if self.epoch == self.stop_at and index == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 class LearnerContract:
-    """Inherit, and define :meth:`make`."""
+    """Inherit, and define :meth:`make`; the attributes say what differs between learners."""
+
+    budget = Budget(macs=0.6)
+    """What a search may be asked for."""
+
+    uncut_loss = 0.0
+    """How far the plan that changes least may be from the original accuracy; 0 means equal."""
+
+    proxy_is_compress = True
+    """Whether candidates are judged as :meth:`compress` builds them, without SGD steps between."""
+
+    unknown_key = "elsewhere:keep_ratio"
 
     def make(self, model, example, calibration, validation, **options) -> Learner:
         raise NotImplementedError
+
+    def measured(self, network, original) -> dict[str, float]:
+        """Cost ratios of a delivered network, found by watching and counting."""
+        return {
+            "macs": count_macs(network) / count_macs(original),
+            "params": sum(p.numel() for p in network.parameters())
+            / sum(p.numel() for p in original.parameters()),
+        }
 
     def prepared(self, name, **options):
         model = make_model(name)
@@ -150,33 +198,20 @@ class LearnerContract:
     def test_an_uncut_plan_has_the_original_accuracy(self, name):
         model, learner = self.prepared(name)
         assert learner.decisions
-        right = total = 0
-        with torch.no_grad():
-            for images, labels in make_data(200, 3):
-                right += int((model.eval()(images).argmax(1) == labels).sum())
-                total += len(labels)
-        assert learner.original_accuracy == pytest.approx(right / total, abs=0.02)
+        expected = accuracy_of(model, make_data(200, 3))
+        assert learner.original_accuracy == pytest.approx(expected, abs=0.02)
+        assert learner.original_accuracy > 0.5
         full = CompressionPlan.full(learner.decisions)
-        assert learner.evaluate(full) == learner.original_accuracy > 0.5
+        assert abs(learner.evaluate(full) - learner.original_accuracy) <= self.uncut_loss
 
     def test_costs_promised_are_costs_delivered(self, name):
         model, learner = self.prepared(name)
+        env = CompressionEnv(learner, self.budget)
         for seed in range(3):
             plan = self.random_plan(learner, seed)
-            values = plan.values_for(learner.decisions)
-            for cost, measured in (
-                ("macs", count_macs(learner.compress(plan)) / count_macs(model)),
-                (
-                    "params",
-                    sum(p.numel() for p in learner.compress(plan).parameters())
-                    / sum(p.numel() for p in model.parameters()),
-                ),
-            ):
-                formula = make_cost(cost, learner.graph, learner.decisions)
-                full = formula(
-                    CompressionPlan.full(learner.decisions).values_for(learner.decisions)
-                )
-                assert formula(values) / full == pytest.approx(measured, rel=1e-9)
+            promised = env.cost_ratio(plan)
+            for cost, ratio in self.measured(learner.compress(plan), model).items():
+                assert promised[cost] == pytest.approx(ratio, rel=1e-9), cost
 
     def test_equal_learners_and_equal_plans_give_equal_numbers(self, name):
         _, first = self.prepared(name, seed=5)
@@ -189,6 +224,18 @@ class LearnerContract:
         assert forward == backward[::-1]
         assert all(0.0 <= accuracy <= 1.0 for accuracy in forward)
 
+    def test_what_was_judged_before_does_not_matter(self, name):
+        """Nothing that one candidate leaves behind reaches the next: outputs, not accuracies."""
+        _, learner = self.prepared(name)
+        _, other = self.prepared(name)
+        plan = self.random_plan(learner)
+        images = make_data(32, 4)[0][0]
+        for seed in (1, 2):
+            learner.evaluate(self.random_plan(learner, seed))
+            learner.compress(self.random_plan(learner, seed))
+        with torch.no_grad():
+            assert torch.equal(learner.compress(plan)(images), other.compress(plan)(images))
+
     def test_compressing_twice_gives_the_same_network(self, name):
         _, learner = self.prepared(name)
         plan = self.random_plan(learner)
@@ -200,13 +247,35 @@ class LearnerContract:
         assert not any(m.training for m in again.modules())
         for key, value in again.state_dict().items():
             assert torch.equal(value, third.state_dict()[key])
-            assert value.dtype in (torch.float32, torch.int64)
+            assert not value.is_floating_point() or value.dtype == torch.float32
+
+    def test_a_compressed_network_has_finite_outputs_for_every_class(self, name):
+        _, learner = self.prepared(name)
+        images = torch.cat([x for x, _ in make_data(64, 4)])
+        smallest = CompressionPlan({d.key: d.choices[0] for d in learner.decisions})
+        for plan in (smallest, self.random_plan(learner)):
+            with torch.no_grad():
+                outputs = learner.compress(plan)(images)
+            assert outputs.shape == (64, CLASSES)
+            assert outputs.dtype == torch.float32
+            assert outputs.isfinite().all()
+
+    def test_judgement_agrees_with_the_compressed_network(self, name):
+        if not self.proxy_is_compress:
+            pytest.skip("candidates take SGD steps that the compressed network does not")
+        _, learner = self.prepared(name, precision="fp32")
+        for seed in range(3):
+            plan = self.random_plan(learner, seed)
+            found = accuracy_of(learner.compress(plan), make_data(200, 3))
+            assert learner.evaluate(plan) == pytest.approx(found, abs=0.006)
+            assert learner.evaluate_full(plan) == pytest.approx(found, abs=0.006)
 
     def test_the_original_and_the_global_generators_are_left_alone(self, name):
         model = make_model(name).train()
         before = copy.deepcopy(model.state_dict())
         states = random.getstate(), torch.get_rng_state()
         numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        threads = torch.get_num_threads()
         learner = self.make(model, EXAMPLE, make_data(96, 2), make_data(64, 3))
         plan = self.random_plan(learner)
         learner.evaluate(plan)
@@ -214,6 +283,7 @@ class LearnerContract:
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
         assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+        assert torch.get_num_threads() == threads
         assert model.training
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         for key, value in model.state_dict().items():
@@ -234,26 +304,43 @@ class LearnerContract:
         key = learner.decisions[0].key
         for bad in (
             {k: v for k, v in full.items() if k != key},
-            {**full, "elsewhere:keep_ratio": 0.5},
+            {**full, self.unknown_key: full[key]},
             {**full, key: 0.123},
             {**full, key: float("nan")},
             {},
         ):
-            for method in (learner.evaluate, learner.compress):
+            for method in (learner.evaluate, learner.evaluate_full, learner.compress):
                 with pytest.raises(PlanMismatchError):
                     method(CompressionPlan(bad))
 
     def test_an_environment_can_be_made_of_it(self, name):
+        model, learner = self.prepared(name)
+        env = CompressionEnv(learner, self.budget)
+        env.action_space.seed(0)
+        for _ in range(3):
+            env.reset(seed=0)
+            done = False
+            while not done:
+                observation, _, done, _, info = env.step(env.action_space.sample())
+                assert env.observation_space.contains(observation)
+            plan = CompressionPlan(info["plan"])
+            delivered = self.measured(learner.compress(plan), model)
+            for cost, (lower, upper) in self.budget.bounds.items():
+                assert lower <= info["cost_ratio"][cost] <= upper
+                assert delivered[cost] <= upper + 1e-9
+
+    def test_it_pickles_and_the_copy_says_the_same(self, name):
         _, learner = self.prepared(name)
-        env = CompressionEnv(learner, Budget(macs=0.6))
-        env.reset(seed=0)
-        done = False
-        while not done:
-            _, _, done, _, info = env.step(env.action_space.sample())
-        assert info["cost_ratio"]["macs"] <= 0.6
-        network = learner.compress(CompressionPlan(info["plan"]))
-        original = learner.compress(CompressionPlan.full(learner.decisions))
-        assert count_macs(network) <= 0.6 * count_macs(original)
+        plan = self.random_plan(learner)
+        expected = learner.evaluate(plan)
+        twin = pickle.loads(pickle.dumps(learner))
+        assert [d.key for d in twin.decisions] == [d.key for d in learner.decisions]
+        assert twin.evaluate(plan) == expected
+        images = make_data(32, 4)[0][0]
+        network = learner.compress(plan)
+        with torch.no_grad():
+            assert torch.equal(pickle.loads(pickle.dumps(network))(images), network(images))
+            assert torch.equal(copy.deepcopy(network)(images), network(images))
 
     def test_a_compressed_network_can_be_finetuned(self, name):
         _, learner = self.prepared(name)
@@ -264,3 +351,27 @@ class LearnerContract:
         assert len(result.history) == 1
         assert 0.0 <= result.best_accuracy <= 1.0
         assert any(not torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+    def test_interrupted_finetuning_ends_with_the_same_bits(self, name, tmp_path):
+        _, learner = self.prepared(name)
+        plan = self.random_plan(learner)
+        config = TrainingConfig(epochs=2, learning_rate=0.01, precision="fp32")
+        batches = make_data(128, 1)
+        straight, resumed = learner.compress(plan), learner.compress(plan)
+        learner.finetune(straight, Interrupted(batches, None), config=config)
+        with pytest.raises(KeyboardInterrupt):
+            learner.finetune(
+                learner.compress(plan),
+                Interrupted(batches, 1),
+                config=config,
+                checkpoint_dir=tmp_path,
+            )
+        learner.finetune(
+            resumed,
+            Interrupted(batches, None),
+            config=config,
+            checkpoint_dir=tmp_path,
+            resume=True,
+        )
+        for key, value in straight.state_dict().items():
+            assert torch.equal(resumed.state_dict()[key], value), key

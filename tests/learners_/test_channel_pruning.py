@@ -28,6 +28,8 @@ class TestChannelPruning(LearnerContract):
 class TestChannelPruningWithFinetuningProxy(LearnerContract):
     """SGD steps before judging change the uncut network too."""
 
+    proxy_is_compress = False
+
     def make(self, model, example, calibration, validation, **options):
         return ChannelPruning(
             model,
