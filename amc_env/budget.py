@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from amc_env.cost import CostModel
+from amc_env.cost import CostModel, original_cost
 from amc_env.errors import InfeasibleBudgetError
 from amc_env.plan import Decision, DecisionKind
 
@@ -33,7 +33,7 @@ class Budget:
 
     Example:
         >>> Budget(macs=0.5, bytes=(0.2, 0.3))
-        Budget(macs=0.0:0.5, bytes=0.2:0.3)
+        Budget(macs=0.5, bytes=(0.2, 0.3))
 
     Raises:
         ValueError: If no bound is given or a bound lies outside ``0 <= lower <= upper <= 1``.
@@ -55,7 +55,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads ``"macs=0.5,bytes=0.2:0.3"``.
+        """Reads ``"macs=0.5,bytes=0.2:0.3"``; a number may be a fraction, ``"mean_bits=4/32"``.
 
         Raises:
             ValueError: If the text has another form.
@@ -64,18 +64,23 @@ class Budget:
         for part in text.split(","):
             name, _, value = part.partition("=")
             try:
-                numbers = [float(x) for x in value.split(":")]
-            except ValueError:
+                numbers = [_number(x) for x in value.split(":")]
+            except (ValueError, ZeroDivisionError):
                 numbers = []
             if not name.strip() or len(numbers) not in (1, 2) or name.strip() in bounds:
                 raise ValueError(
-                    f"Expected a budget like 'macs=0.5' or 'macs=0.45:0.5,bytes=0.3', got {text!r}."
+                    f"Expected a budget like 'macs=0.5', 'macs=0.45:0.5,bytes=0.3' or "
+                    f"'mean_bits=4/32', got {text!r}."
                 )
             bounds[name.strip()] = numbers[0] if len(numbers) == 1 else numbers
         return cls(**bounds)
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{n}={lo}:{hi}" for n, (lo, hi) in self.bounds.items())
+        """Returns the expression that builds this budget."""
+        inner = ", ".join(
+            f"{n}={hi!r}" if lo == 0.0 else f"{n}=({lo!r}, {hi!r})"
+            for n, (lo, hi) in self.bounds.items()
+        )
         return f"Budget({inner})"
 
     def __str__(self) -> str:
@@ -94,6 +99,12 @@ class Budget:
     def is_met(self, cost_ratio: Mapping[str, float]) -> bool:
         """Whether every bounded ratio lies within its bounds."""
         return all(lo <= cost_ratio[name] <= hi for name, (lo, hi) in self.bounds.items())
+
+
+def _number(text: str) -> float:
+    """Reads ``"0.5"`` or ``"4/32"``."""
+    numerator, slash, denominator = text.partition("/")
+    return float(numerator) / float(denominator) if slash else float(text)
 
 
 def value_span(decision: Decision) -> Bounds:
@@ -128,7 +139,7 @@ class FeasibleSet:
         self._lowest = np.array([g[0] for g in self._grids])
         self._highest = np.array([g[-1] for g in self._grids])
         self._costs = {name: costs[name] for name in budget.bounds}
-        self._original = {name: cost(self._highest) for name, cost in self._costs.items()}
+        self._original = {n: original_cost(c, self._decisions) for n, c in self._costs.items()}
         self._completions: dict[tuple[float, ...], tuple[float, ...] | None] = {}
         if not self._can_complete(()):
             raise InfeasibleBudgetError(self._explain())
@@ -142,9 +153,15 @@ class FeasibleSet:
             f"{name} {self.ratio(name, self._lowest):.4f} to {self.ratio(name, self._highest):.4f}"
             for name in self._costs
         )
+        unmet = "".join(
+            f" Even the largest plan has less {name} than the lower bound {lower}."
+            for name, (lower, _) in self.budget.bounds.items()
+            if self.ratio(name, self._highest) < lower
+        )
         return (
-            f"No plan meets {self.budget!r}; reachable on this grid: {ranges}. Relax the budget, "
-            f"widen its lower-to-upper window, or use a finer grid (round_to, min_ratio)."
+            f"No plan meets {self.budget!r}; reachable on this grid: {ranges}.{unmet} Relax the "
+            f"budget, widen its lower-to-upper window, or use a finer or wider grid (round_to, "
+            f"min_ratio, bits)."
         )
 
     def interval(self, prefix: Sequence[float]) -> Bounds:

@@ -13,9 +13,9 @@ from gymnasium.error import InvalidAction, ResetNeeded
 
 from amc_env.actions import READINGS, ReadingContext
 from amc_env.budget import Bounds, Budget, FeasibleSet, value_span
-from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.cost import COSTS, CostModel, make_cost, original_cost
 from amc_env.graph import LayerGraph
-from amc_env.observation import N_FEATURES, Observation, ObservationEncoder
+from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
@@ -33,6 +33,8 @@ class Compressible(Protocol):
         graph: Facts about the network.
         decisions: What is to be decided, in network order.
         original_accuracy: Validation accuracy of the uncompressed network, in [0, 1].
+        cost_models: Optional: cost name -> model that takes the place of the default one of that
+            name (say, bytes in the learner's file format), or joins them.
     """
 
     @property
@@ -75,7 +77,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
     **Action.** ``Box(0, 1, (1,))``, float32. Its meaning is the *reading*:
 
     ========== ==================================================================================
-    absolute   the value itself (the keep ratio), projected onto the feasible choices
+    absolute   the value itself (the keep ratio; from the fewest to the most bits), projected onto
+               the feasible choices
     interval   the position inside the feasible interval
     centred    0.5 is the ratio that, given to every remaining decision, spends exactly what is
                left; 0 and 1 are the ends of the feasible interval (default)
@@ -84,8 +87,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
     Whatever is asked, the executed value is a grid point from which every bound of the budget can
     still be met, above and below; ``info["executed_action"]`` is the action that means it.
 
-    **Observation.** ``Box(0, 1, (22,))``, float32, see ``amc_env.observation.FEATURES`` for name
-    and meaning of each entry. All zeros after the last decision.
+    **Observation.** ``Box(0, 1, (22,))``, float32, 27 entries if bits are decided; see
+    ``amc_env.observation.features_for`` for name and meaning of each. All zeros after the last
+    decision.
 
     **Reward.** 0 until the last step, then the reward function of the judged plan (by default its
     proxy accuracy).
@@ -105,7 +109,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         action: Name of the reading.
         reward: Name from ``amc_env.reward.REWARDS`` or a function of a ``Result``.
         cost_models: Further costs by name (say ``{"latency": table}``), usable in budget and
-            reward beside ``macs``, ``params`` and ``bytes``.
+            reward beside those of ``amc_env.COSTS`` and the learner's own, which they replace.
         render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
 
     Raises:
@@ -139,14 +143,17 @@ class CompressionEnv(gym.Env[Observation, Action]):
             )
         self.render_mode = render_mode
         self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.observation_space = gym.spaces.Box(0.0, 1.0, (N_FEATURES,), np.float32)
+        self.observation_space = gym.spaces.Box(
+            0.0, 1.0, (len(features_for(self.decisions)),), np.float32
+        )
         self._reading = READINGS[action]
         self._reward = resolve_reward(reward)
         self.costs: dict[str, CostModel] = {
-            name: make_cost(name, self.graph, self.decisions) for name in COSTS
-        } | dict(cost_models or {})
-        full = CompressionPlan.full(self.decisions).values_for(self.decisions)
-        self.original_cost = {name: cost(full) for name, cost in self.costs.items()}
+            **{name: make_cost(name, self.graph, self.decisions) for name in COSTS},
+            **getattr(learner, "cost_models", {}),
+            **(cost_models or {}),
+        }
+        self.original_cost = {n: original_cost(c, self.decisions) for n, c in self.costs.items()}
         self._judged: dict[CompressionPlan, float] = {}
         self._values: list[float] | None = None
         self.set_budget(budget)
@@ -313,7 +320,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             raise ValueError('Nothing to render: make the environment with render_mode="ansi".')
         values = self._values or []
         if self.render_mode == "ansi":
-            return plan_table(self.graph, self.decisions, values)
+            return plan_table(self.graph, self.decisions, values, self.costs)
         return plan_picture(self.graph, self.decisions, values)
 
     def _check_length(self, numbers: Sequence[float] | npt.NDArray[Any], what: str) -> None:
@@ -328,6 +335,6 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     def _encode(self) -> Observation:
         assert self._values is not None
-        low, high = self._context.span
-        balanced = (self._context.balanced - low) / (high - low)
-        return self._encoder.encode(self._values, self._context.interval, balanced)
+        return self._encoder.encode(
+            self._values, self._context.interval, scaled(self._context.balanced, self._context.span)
+        )

@@ -36,12 +36,26 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("slack", "budget left of the scarcest cost if everything later is cut to its minimum"),
     ("budget", "upper bound of the scarcest cost"),
 )
-"""Name and meaning of every entry of the observation; all lie in [0, 1]."""
+"""Name and meaning of the entries of every observation; all lie in [0, 1]."""
 
-N_FEATURES = len(FEATURES)
+BIT_FEATURES: tuple[tuple[str, str], ...] = (
+    ("previous_alike", "the last executed value of the same kind on its scale, 1 if there is none"),
+    ("kept_inputs", "input channels of the layer after the decisions so far / all of them"),
+    ("kept_outputs", "output channels of the layer after the decisions so far / all of them"),
+    ("weight_bits", "weight bits decided for the layer on their scale, 1 if they are not decided"),
+    ("room", "slack / undecided: the part of what can still move that the budget pays for"),
+)
+"""Further entries where bits are decided, so that the kinds of decisions interleave."""
+
 _N_STATIC = 14
+_BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
 
 Observation = npt.NDArray[np.float32]
+
+
+def features_for(decisions: Sequence[Decision]) -> tuple[tuple[str, str], ...]:
+    """Returns name and meaning of every entry of the observation of a task."""
+    return FEATURES + (BIT_FEATURES if any(d.kind in _BITS for d in decisions) else ())
 
 
 def _touched_layers(graph: LayerGraph, decision: Decision) -> list[LayerSpec]:
@@ -102,11 +116,14 @@ class ObservationEncoder:
     ) -> None:
         self._static = _static_rows(graph, decisions)
         self._decisions = tuple(decisions)
+        self._n_features = len(features_for(decisions))
+        self._full = graph.full()
+        self._layers = [_touched_layers(graph, d)[:1] for d in decisions]
         self._budget = budget
         self._feasible = feasible
 
     def encode(self, values: Sequence[float], interval: Bounds, balanced: float) -> Observation:
-        """Returns the observation before the next decision, shape ``(22,)``, float32.
+        """Returns the observation before the next decision, shape ``(n_features,)``, float32.
 
         Args:
             values: Executed values so far.
@@ -115,27 +132,58 @@ class ObservationEncoder:
         """
         step = len(values)
         low, high, upper = self._scarcest(values)
-        previous = 1.0
-        if step:
-            previous = _scaled(values[-1], value_span(self._decisions[step - 1]))
         span = value_span(self._decisions[step])
         dynamic = (
             1.0 - high,
             high - low,
-            previous,
-            _scaled(interval[0], span),
-            _scaled(interval[1], span),
+            self._scaled_value(values, step - 1),
+            scaled(interval[0], span),
+            scaled(interval[1], span),
             balanced,
             upper - low,
             upper,
         )
-        row = np.concatenate([self._static[step], dynamic])
-        clipped: Observation = np.clip(row, 0.0, 1.0).astype(np.float32)
+        row = [*self._static[step], *dynamic]
+        if self._n_features > len(row):
+            row += [*self._layer_so_far(values), (upper - low) / max(high - low, 1e-12)]
+        clipped: Observation = np.clip(np.array(row), 0.0, 1.0).astype(np.float32)
         return clipped
+
+    def _scaled_value(self, values: Sequence[float], index: int | None) -> float:
+        """An executed value on its scale, 1 if there is none."""
+        if index is None or index < 0:
+            return 1.0
+        return scaled(values[index], value_span(self._decisions[index]))
+
+    def _layer_so_far(self, values: Sequence[float]) -> tuple[float, float, float, float]:
+        """The last decision of this kind, and what is decided about this layer."""
+        step = len(values)
+        decision, made = self._decisions[step], self._decisions[:step]
+        alike = [i for i, d in enumerate(made) if d.kind is decision.kind]
+        bits = [
+            i
+            for i, d in enumerate(made)
+            if d.kind is DecisionKind.WEIGHT_BITS and d.target == decision.target
+        ]
+        inputs = outputs = 1.0
+        for layer in self._layers[step]:
+            kept = self._full | {
+                d.target: v * d.size
+                for d, v in zip(made, values, strict=True)
+                if d.kind is DecisionKind.KEEP_RATIO
+            }
+            inputs = layer.in_width.at(kept) / layer.in_width.at(self._full)
+            outputs = layer.out_width.at(kept) / layer.out_width.at(self._full)
+        return (
+            self._scaled_value(values, alike[-1] if alike else None),
+            inputs,
+            outputs,
+            self._scaled_value(values, bits[-1] if bits else None),
+        )
 
     def terminal(self) -> Observation:
         """Returns the observation after the last decision: all zeros."""
-        return np.zeros(N_FEATURES, dtype=np.float32)
+        return np.zeros(self._n_features, dtype=np.float32)
 
     def _scarcest(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Smallest ratio, largest ratio and upper bound of the cost with the least room."""
@@ -149,5 +197,8 @@ class ObservationEncoder:
         return (*corners[name], self._budget.bounds[name][1])
 
 
-def _scaled(value: float, span: Bounds) -> float:
-    return (value - span[0]) / max(span[1] - span[0], 1e-12)
+def scaled(value: float, span: Bounds) -> float:
+    """Returns where a value lies on its scale, in [0, 1]; 1 on a scale of one point."""
+    if span[1] <= span[0]:
+        return 1.0
+    return (value - span[0]) / (span[1] - span[0])

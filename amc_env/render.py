@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.cost import make_cost
+from amc_env.cost import CostModel, make_cost, original_cost
 from amc_env.graph import LayerGraph
-from amc_env.plan import CompressionPlan, Decision, DecisionKind
+from amc_env.plan import Decision, DecisionKind
+from amc_env.storage import OFF_BITS
 
 _BAR_WIDTH = 20
 _PIXELS_PER_INCH = 80
+_BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
+_COSTS = ("macs", "params", "bytes")
+_BIT_COSTS = (*_COSTS, "bops", "mean_bits")
 
 
 def _padded(decisions: Sequence[Decision], values: Sequence[float]) -> list[float]:
@@ -48,50 +53,112 @@ def layer_widths(
     ]
 
 
-def plan_table(graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float]) -> str:
-    """Returns a table with one line per decision and a closing line with the costs."""
-    width = max([8, *(len(d.target) for d in decisions)])
+def decided_bits(
+    decisions: Sequence[Decision], values: Sequence[float], kind: DecisionKind
+) -> dict[str, float]:
+    """Returns ``layer -> bits`` of the decisions of one kind that are made."""
+    return {d.target: v for d, v in zip(decisions, values, strict=False) if d.kind is kind}
+
+
+def _described(decision: Decision, value: float) -> str:
+    """Value, kept units and bar of a decision that is made."""
+    filled = round(_BAR_WIDTH * value / decision.choices[-1])
+    bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+    if decision.kind in _BITS:
+        return f"{'off' if value == OFF_BITS else f'{value:g}':>7}  {'':>9}  {bar}"
+    kept = f"{decision.units(value)}/{decision.size}"
+    return f"{value:>7.3f}  {kept:>9}  {bar}"
+
+
+def plan_table(
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    values: Sequence[float],
+    costs: Mapping[str, CostModel] | None = None,
+) -> str:
+    """Returns a table with one line per decision and closing lines with the costs.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order.
+        values: The values of the first of them.
+        costs: Cost models to show; without them, the default ones.
+    """
+    width = max([9, *(len(d.target) for d in decisions)])
     lines = [f"{'decision':<{width}}  {'kind':<15} {'value':>7}  {'kept':>9}"]
     for i, decision in enumerate(decisions):
-        name = f"{decision.target:<{width}}  {decision.kind.value:<15}"
-        if i >= len(values):
-            lines.append(f"{name} {'?':>7}")
-            continue
-        share = values[i] / decision.choices[-1]
-        filled = round(_BAR_WIDTH * share)
-        kept = f"{decision.units(values[i])}/{decision.size}"
-        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-        lines.append(f"{name} {values[i]:>7.3f}  {kept:>9}  {bar}")
-    full = CompressionPlan.full(decisions).values_for(decisions)
+        shown = _described(decision, values[i]) if i < len(values) else f"{'?':>7}"
+        lines.append(f"{decision.target:<{width}}  {decision.kind.value:<15} {shown}")
     padded = _padded(decisions, values)
-    for name in ("macs", "params", "bytes"):
-        cost = make_cost(name, graph, decisions)
-        ratio = cost(padded) / cost(full)
-        lines.append(f"{name:<{width}}  {cost(padded):>14,.0f} of {cost(full):,.0f} ({ratio:.1%})")
+    for name, cost in _shown_costs(graph, decisions, costs).items():
+        now, before = cost(padded), original_cost(cost, decisions)
+        pair = f"{_number(now):>14} of {_number(before)}"
+        lines.append(f"{name:<{width}}  {pair} ({now / before:.1%})")
     return "\n".join(lines)
+
+
+def _shown_costs(
+    graph: LayerGraph, decisions: Sequence[Decision], costs: Mapping[str, CostModel] | None
+) -> dict[str, CostModel]:
+    """The default costs that say something about these decisions, then all others."""
+    names = _BIT_COSTS if any(d.kind in _BITS for d in decisions) else _COSTS
+    given = dict(costs or {})
+    shown = {n: given[n] if n in given else make_cost(n, graph, decisions) for n in names}
+    return shown | {n: c for n, c in given.items() if n not in _BIT_COSTS}
+
+
+def _number(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def plan_picture(
     graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float]
 ) -> npt.NDArray[np.uint8]:
-    """Returns a bar chart of layer widths against the original, shape ``(h, w, 3)``, uint8."""
+    """Returns a bar chart of layer widths against the original, shape ``(h, w, 3)``, uint8.
+
+    Where bits are decided, a second panel shows them, layer by layer; a missing bar is a layer
+    that is not decided about, or not yet.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = layer_widths(graph, decisions, values)
     names = [row[0] for row in rows]
-    figure = Figure(figsize=(max(6.0, 0.35 * len(rows)), 4.0), dpi=_PIXELS_PER_INCH)
+    with_bits = any(d.kind in _BITS for d in decisions)
+    figure = Figure(
+        figsize=(max(6.0, 0.35 * len(rows)), 6.5 if with_bits else 4.0), dpi=_PIXELS_PER_INCH
+    )
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    panels = figure.subplots(1 + with_bits, 1, sharex=True, squeeze=False)[:, 0]
     positions = np.arange(len(rows))
-    axes.bar(positions, [row[1] for row in rows], color="#d5dbe3", label="original")
-    axes.bar(positions, [row[2] for row in rows], color="#2a6fbb", label="kept")
-    axes.set_xticks(positions, names, rotation=90, fontsize=7)
-    axes.set_ylabel("output channels")
-    axes.set_title(f"{len(values)} of {len(decisions)} decisions made", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    panels[0].bar(positions, [row[1] for row in rows], color="#d5dbe3", label="original")
+    panels[0].bar(positions, [row[2] for row in rows], color="#2a6fbb", label="kept")
+    panels[0].set_ylabel("output channels")
+    panels[0].set_title(f"{len(values)} of {len(decisions)} decisions made", fontsize=10)
+    if with_bits:
+        _draw_bits(panels[1], names, decisions, values)
+    panels[-1].set_xticks(positions, names, rotation=90, fontsize=7)
+    for axes in panels:
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.set_layout_engine("tight")
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
     return np.asarray(pixels, dtype=np.uint8)[..., :3].copy()
+
+
+def _draw_bits(
+    axes: Any, names: Sequence[str], decisions: Sequence[Decision], values: Sequence[float]
+) -> None:
+    """Two bars per layer: bits of its weights and of its input."""
+    positions = np.arange(len(names))
+    for kind, label, color, shift in (
+        (DecisionKind.WEIGHT_BITS, "weights", "#2a6fbb", -0.2),
+        (DecisionKind.ACTIVATION_BITS, "input", "#e08a2e", 0.2),
+    ):
+        bits = decided_bits(decisions, values, kind)
+        axes.bar(
+            positions + shift, [bits.get(n, 0.0) for n in names], 0.4, color=color, label=label
+        )
+    axes.set_ylim(0.0, max([8.0, *(d.choices[-1] for d in decisions if d.kind in _BITS)]))
+    axes.set_ylabel("bits")

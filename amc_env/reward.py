@@ -62,11 +62,18 @@ def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
     return reward
 
 
+def haq(result: Result) -> float:
+    """``0.1 * (accuracy - original accuracy)`` in percentage points: HAQ (Wang et al. 2019)."""
+    return 0.1 * 100.0 * (result.accuracy - result.original_accuracy)
+
+
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy,
     "error_log_macs": error_log_macs,
     "accuracy_size": accuracy_with_cost("bytes"),
     "accuracy_latency": accuracy_with_cost("latency"),
+    "accuracy_bops": accuracy_with_cost("bops"),
+    "haq": haq,
 }
 
 
