@@ -1,0 +1,221 @@
+"""Packed files: quantized networks on disk at the size their bits promise, and back again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
+from amc_env.plan import CompressionPlan
+from learners.checkpoints import write_atomically
+from learners.quantization.modules import quantized_layers
+from learners.quantization.packing_format import (
+    Array,
+    Entry,
+    build_file,
+    codes,
+    pack_bits,
+    raw,
+    read_file,
+    unpack_bits,
+)
+from learners.quantization.structure import describe, rebuild
+from learners.tracing import trace
+
+_CODES = ".weight"
+_FIXED = ".weight_quantizer.assignments"  # the codes themselves hold them
+
+
+def save_packed(
+    network: nn.Module,
+    path: str | Path,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    plan: CompressionPlan | None = None,
+    example_input: Tensor | None = None,
+) -> int:
+    """Writes a quantized network to one file, atomically.
+
+    Weights of quantized layers are stored as codes of their bits, everything else as it is: the
+    network that :func:`load_packed` returns computes the same outputs, bit for bit.
+
+    Args:
+        network: Of any learner; without quantized layers everything is stored in float32.
+        path: Where to write; conventionally ``*.packed``.
+        kept: Channel group -> units that stay, if the network was sliced before.
+        plan: The plan that made it, for the record.
+        example_input: Input of the network, of which the shape is stored. Needed to load sliced
+            networks, here or there.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        InputDataError: If weights are NaN or infinite.
+        RunFolderError: If the file cannot be written.
+    """
+    data = packed_bytes(network, kept=kept, plan=plan, example_input=example_input)
+    write_atomically(Path(path), data)
+    return len(data)
+
+
+def packed_bytes(
+    network: nn.Module,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    plan: CompressionPlan | None = None,
+    example_input: Tensor | None = None,
+) -> bytes:
+    """Returns the content of a packed file; the arguments are those of :func:`save_packed`."""
+    document: dict[str, Any] = {"structure": describe(network)}
+    if kept:
+        document["kept"] = {group: _mask(units) for group, units in kept.items()}
+    if example_input is not None:
+        document["input"] = [1, *example_input.shape[1:]]
+    if plan is not None:
+        document["plan"] = dict(plan)
+    return build_file(document, _arrays(network))
+
+
+def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
+    encoded = {
+        f"{name}{_CODES}".lstrip("."): layer
+        for name, layer in quantized_layers(network).items()
+        if layer.weight_quantizer is not None
+    }
+    arrays = []
+    for key, tensor in network.state_dict().items():
+        if f".{key}".endswith(_FIXED):
+            continue
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputDataError(
+                f"Expected finite weights to store, got NaN or infinite numbers in {key!r}."
+            )
+        if key in encoded and (quantizer := encoded[key].weight_quantizer) is not None:
+            numbers = quantizer.encode(encoded[key].weight.detach()).cpu().numpy()
+            arrays.append(codes(key, numbers, quantizer.bits))
+        else:
+            tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            arrays.append(raw(key, tensor.detach().cpu().numpy()))
+    return arrays
+
+
+def load_packed(
+    path: str | Path, original: nn.Module, *, example_input: Tensor | None = None
+) -> nn.Module:
+    """Loads a network that :func:`save_packed` wrote; needs no data and runs no stored code.
+
+    Args:
+        path: The file.
+        original: The uncompressed network; it is not changed, and its weights do not matter.
+        example_input: Input of the network, for a sliced one whose file does not hold the shape.
+
+    Returns:
+        The network in ``eval`` mode, on the device of ``original``, trainable like the saved one.
+
+    Raises:
+        InputDataError: If the file is missing, damaged, of another version, or of another network.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputDataError(
+            f"Expected a packed network at {path}, got {error.strerror or error}."
+        ) from error
+    document, arrays = read_file(data, str(path))
+    float_network = original
+    if kept := document.get("kept"):
+        float_network = _sliced(original, kept, document.get("input"), example_input, path)
+    try:
+        network = rebuild(copy.deepcopy(float_network), document["structure"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _other_network(path, error) from error
+    _fill(network, arrays, path)
+    return network.eval()
+
+
+def read_packed_plan(path: str | Path) -> CompressionPlan | None:
+    """Returns the plan stored in a packed file, or ``None`` where there is none.
+
+    Raises:
+        InputDataError: If the file is missing, damaged or of another version.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputDataError(
+            f"Expected a packed network at {path}, got {error.strerror or error}."
+        ) from error
+    plan = read_file(data, str(path))[0].get("plan")
+    return None if plan is None else CompressionPlan(plan)
+
+
+def _mask(units: Tensor) -> str:
+    """Returns the units as a bit mask, hexadecimal; bit ``i % 8`` of byte ``i // 8`` is unit i."""
+    indices = torch.as_tensor(units).cpu().numpy()
+    flags = np.zeros(int(indices.max()) + 1, dtype=np.uint8)
+    flags[indices] = 1
+    return pack_bits(flags, 1).hex()
+
+
+def _units(mask: str) -> Tensor:
+    data = bytes.fromhex(mask)
+    return torch.from_numpy(np.flatnonzero(unpack_bits(data, 1, 8 * len(data))))
+
+
+def _sliced(
+    original: nn.Module,
+    kept: Mapping[str, str],
+    shape: list[int] | None,
+    example: Tensor | None,
+    path: str | Path,
+) -> nn.Module:
+    if example is None and shape is None:
+        raise InputDataError(
+            f"{path} holds a network with channels cut, but not the shape of its input; pass "
+            f"example_input."
+        )
+    if example is None:
+        device = next((p.device for p in original.parameters()), torch.device("cpu"))
+        example = torch.zeros(shape or [], device=device)
+    try:
+        return trace(original, example).slice({name: _units(mask) for name, mask in kept.items()})
+    except ValueError as error:
+        raise _other_network(path, error) from error
+
+
+def _fill(network: nn.Module, arrays: Mapping[str, tuple[Entry, Array]], path: str | Path) -> None:
+    """Copies the arrays into the rebuilt network, the tables first, then what they decode."""
+    state = network.state_dict()
+    if missing := sorted(state.keys() - arrays.keys()):
+        raise _other_network(path, f"it lacks {missing[:3]}")
+    if unknown := sorted(arrays.keys() - state.keys()):
+        raise _other_network(path, f"it holds {unknown[:3]}")
+    for key, (entry, _) in arrays.items():
+        if tuple(state[key].shape) != entry.shape:
+            raise _other_network(
+                path, f"{key} has shape {entry.shape} there and {tuple(state[key].shape)} here"
+            )
+    tensors = {key: torch.from_numpy(array.copy()) for key, (_, array) in arrays.items()}
+    network.load_state_dict(tensors)
+    for name, layer in quantized_layers(network).items():
+        if layer.weight_quantizer is not None:
+            entry, numbers = arrays[f"{name}{_CODES}".lstrip(".")]
+            if entry.kind != layer.weight_quantizer.bits:
+                raise _other_network(path, f"{name} is stored as {entry.kind!r}")
+            values = torch.from_numpy(numbers).to(layer.weight.device)
+            with torch.no_grad():
+                layer.weight.copy_(layer.weight_quantizer.decode(values))
+
+
+def _other_network(path: str | Path, reason: object) -> InputDataError:
+    return InputDataError(
+        f"{path} was packed from another network than the one given ({reason}); pass the original "
+        f"that was compressed."
+    )
