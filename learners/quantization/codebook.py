@@ -1,0 +1,101 @@
+"""Quantization of weights by codebooks; activations are quantized uniformly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from learners.base import Batches
+from learners.quantization.calibration import Observation
+from learners.quantization.codebook_init import INITS
+from learners.quantization.codebook_quantizer import CodebookQuantizer
+from learners.quantization.decisions import LayerBits
+from learners.quantization.learner import QuantizationLearner
+from learners.quantization.modules import quantized_layers
+from learners.quantization.quantizer import Quantizer
+
+MODES = ("weights", "clusters", "both")
+
+
+class CodebookQuantization(QuantizationLearner):
+    """Codebooks of ``2 ** bits`` centroids for weights, equal steps for activations.
+
+    Args:
+        model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
+        example_input: One batch as the network takes it.
+        calibration: Batches for ranges.
+        validation: Batches to judge candidates on.
+        granularity: What shares a codebook: ``"tensor"`` (a layer), ``"channel"`` or ``"split"``.
+        mode: What :meth:`finetune` trains: ``"weights"`` (everything but the centroids),
+            ``"clusters"`` (the centroids and nothing else, assignments fixed) or ``"both"``.
+        init: Where centroids start: ``"kmeans"``, ``"quantile"`` or ``"uniform"``.
+        **options: Everything else.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        granularity: str = "tensor",
+        mode: str = "both",
+        init: str = "kmeans",
+        **options: Any,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
+        if init not in INITS:
+            raise ValueError(f"Unknown init {init!r}; choose one of {list(INITS)}.")
+        self.mode = mode
+        self.init = init
+        super().__init__(
+            model, example_input, calibration, validation, granularity=granularity, **options
+        )
+
+    def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
+        return CodebookQuantizer.fit(
+            weight,
+            bits,
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            init=self.init,
+        )
+
+    def _bucket_storage(self) -> tuple[float, bool]:
+        return 0.0, True
+
+    def _build(
+        self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation
+    ) -> nn.Module:
+        network = super()._build(folded, bits, seen)
+        set_mode(network, self.mode)
+        return network
+
+
+def set_mode(network: nn.Module, mode: str) -> None:
+    """Says what training changes in a network with codebooks, in place.
+
+    Args:
+        network: The network.
+        mode: ``"weights"``: everything but the centroids; weights move to other centroids.
+            ``"clusters"``: the centroids and nothing else; no weight moves to another centroid.
+            ``"both"``: everything.
+
+    Raises:
+        ValueError: If there is no such mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
+    network.requires_grad_(mode != "clusters")
+    for layer in quantized_layers(network).values():
+        quantizer = layer.weight_quantizer
+        if isinstance(quantizer, CodebookQuantizer):
+            quantizer.codebook.requires_grad_(mode != "weights")
+            quantizer.fix_assignments(layer.weight if mode == "clusters" else None)
