@@ -124,9 +124,8 @@ class EpisodeLogger:
 
     def _write_best(self, trial: Trial) -> None:
         assert self._env is not None
-        table = plan_table(
-            self._env.graph, self._env.decisions, trial.plan.values_for(self._env.decisions)
-        )
+        values = trial.plan.values_for(self._env.decisions)
+        table = plan_table(self._env.graph, self._env.decisions, values, self._env.costs)
         text = f"reward {trial.reward:.4f}, {trial.source}\n\n```\n{table}\n```"
         self._writer.add_text("info/best_policy", text, trial.episode)
 

@@ -21,6 +21,7 @@ from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec
 from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
 from amc_env.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
+from amc_env.storage import StorageFormat
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "COSTS",
     "CostModel",
     "make_cost",
+    "StorageFormat",
     "REWARDS",
     "Result",
     "RewardFunction",

@@ -148,6 +148,13 @@ class FeasibleSet:
         """Returns cost / original cost of a complete vector of values."""
         return self._costs[name](values) / self._original[name]
 
+    def is_met(self, values: Sequence[float]) -> bool:
+        """Whether a complete vector of values meets every bound; other costs are not asked."""
+        v = np.asarray(values, dtype=np.float64)
+        return all(
+            lower <= self.ratio(n, v) <= upper for n, (lower, upper) in self.budget.bounds.items()
+        )
+
     def _explain(self) -> str:
         ranges = ", ".join(
             f"{name} {self.ratio(name, self._lowest):.4f} to {self.ratio(name, self._highest):.4f}"
@@ -193,13 +200,20 @@ class FeasibleSet:
         choices = self._decisions[len(prefix)].choices
         bounds = self.budget.bounds
 
+        n = len(prefix)
+        low, high = self._lowest.copy(), self._highest.copy()
+        low[:n] = high[:n] = prefix
+
         def too_dear(choice: float) -> bool:
-            corners = self.corner_ratios((*prefix, choice))
-            return any(corners[name][0] > upper for name, (_, upper) in bounds.items())
+            low[n] = choice
+            return any(self.ratio(name, low) > upper for name, (_, upper) in bounds.items())
 
         def too_cheap(choice: float) -> bool:
-            corners = self.corner_ratios((*prefix, choice))
-            return any(corners[name][1] < lower for name, (lower, _) in bounds.items())
+            high[n] = choice
+            return any(
+                lower > 0.0 and self.ratio(name, high) < lower
+                for name, (lower, _) in bounds.items()
+            )
 
         last = bisect.bisect_left(choices, True, key=too_dear)
         first = bisect.bisect_left(choices, True, key=lambda c: not too_cheap(c))

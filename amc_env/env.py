@@ -300,6 +300,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ValueError: If there are more or fewer values than decisions.
         """
         self._check_length(values, "values")
+        wished = [d.nearest(float(v)) for d, v in zip(self.decisions, values, strict=True)]
+        if self._feasible.is_met(wished):  # then every one of them is the nearest feasible one
+            return CompressionPlan.from_values(self.decisions, wished)
         chosen: list[float] = []
         for value in values:
             chosen.append(self._feasible.nearest(chosen, float(value)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from amc_env.errors import PlanMismatchError
 
@@ -43,7 +45,7 @@ class Decision:
         if not self.choices or list(self.choices) != sorted(set(self.choices)):
             raise ValueError(f"Expected ascending, distinct choices, got {self.choices}.")
 
-    @property
+    @cached_property
     def key(self) -> str:
         """``"target:kind"``, unique within a plan."""
         return f"{self.target}:{self.kind.value}"
@@ -54,7 +56,9 @@ class Decision:
 
     def nearest(self, value: float) -> float:
         """Returns the choice nearest to ``value``; of two equally near ones the larger."""
-        return min(self.choices, key=lambda choice: (abs(choice - value), -choice))
+        right = bisect.bisect_left(self.choices, value)
+        around = self.choices[max(0, right - 1) : right + 1]
+        return around[0] if value - around[0] < around[-1] - value else around[-1]
 
     def is_legal(self, value: float) -> bool:
         """Whether ``value`` lies on the grid, up to rounding of the file format."""
@@ -133,13 +137,16 @@ class CompressionPlan(Mapping[str, float]):
             raise PlanMismatchError(f"The plan lacks decisions of this network: {missing}.")
         if unknown := sorted(self._values.keys() - expected):
             raise PlanMismatchError(f"The plan decides about things not here: {unknown}.")
+        snapped = []
         for d in decisions:
-            if not math.isfinite(self[d.key]) or not d.is_legal(self[d.key]):
+            value = self._values[d.key]
+            nearest = d.nearest(value) if math.isfinite(value) else d.choices[-1]
+            if not abs(nearest - value) <= _CHOICE_TOLERANCE:
                 raise PlanMismatchError(
-                    f"{d.key} = {self[d.key]} is not on the grid; the nearest legal value is "
-                    f"{d.nearest(self[d.key]) if math.isfinite(self[d.key]) else d.choices[-1]}."
+                    f"{d.key} = {value} is not on the grid; the nearest legal value is {nearest}."
                 )
-        return [d.nearest(self[d.key]) for d in decisions]
+            snapped.append(nearest)
+        return snapped
 
     def to_json(self) -> str:
         """Returns the plan as a versioned JSON document, decisions in insertion order."""

@@ -12,8 +12,14 @@ import gymnasium as gym
 
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/synthetic-v0": ("amc_env.synthetic:make_synthetic", {}),
+    "amc/synthetic-bits-v0": ("amc_env.synthetic:make_synthetic_bits", {}),
+    "amc/synthetic-joint-v0": ("amc_env.synthetic:make_synthetic_joint", {}),
     "amc/digits-channels-v0": ("experiments.tasks:make_digits_channels", {}),
+    "amc/digits-bits-v0": ("experiments.tasks:make_digits_bits", {}),
+    "amc/digits-joint-v0": ("experiments.tasks:make_digits_joint", {}),
     "amc/resnet20-channels-v0": ("experiments.tasks:make_resnet20_channels", {}),
+    "amc/resnet20-bits-v0": ("experiments.tasks:make_resnet20_bits", {}),
+    "amc/resnet20-joint-v0": ("experiments.tasks:make_resnet20_joint", {}),
     "amc/channels-v0": ("experiments.tasks:make_channels", {}),
 }
 """Id -> entry point and default keyword arguments."""
