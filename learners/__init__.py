@@ -2,12 +2,16 @@
 
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning
+from learners.quantization import UniformQuantization
+from learners.quantization.codebook import CodebookQuantization
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig, TrainingResult, evaluate, train
 
 __all__ = [
     "Learner",
     "ChannelPruning",
+    "UniformQuantization",
+    "CodebookQuantization",
     "TracedModel",
     "trace",
     "TrainingConfig",

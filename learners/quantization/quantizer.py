@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,9 +16,18 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         bits: Bits per number, 2 to 8.
+        kind: What :meth:`describe` says under ``"kind"``; a class that defines it can be built
+            again by :meth:`from_description`.
     """
 
     bits: int
+    kind: ClassVar[str]
+    _kinds: ClassVar[dict[str, type[Quantizer]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in cls.__dict__:
+            Quantizer._kinds[cls.kind] = cls
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -35,3 +44,30 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Returns plain JSON values from which an empty quantizer of this kind can be built."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, description: dict[str, Any]) -> Quantizer:
+        """Builds a quantizer with tensors of the described shapes, to be filled."""
+
+    def rescale(self, factor: Tensor) -> bool:
+        """Multiplies the values of every output channel by a factor, shape (channels,).
+
+        Returns:
+            Whether the quantizer can express that; if not, it is unchanged.
+        """
+        return False
+
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Quantizer:
+        """Builds the empty quantizer that :meth:`describe` described.
+
+        Raises:
+            ValueError: If the kind is unknown.
+        """
+        kind = description.get("kind")
+        if kind not in Quantizer._kinds:
+            raise ValueError(
+                f"Unknown quantizer {kind!r}; expected one of {sorted(Quantizer._kinds)}."
+            )
+        return Quantizer._kinds[str(kind)].empty(description)

@@ -1,0 +1,208 @@
+"""What the float network's layers see and emit, and how a quantized network is brought back to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
+from learners.precision import autocast
+from learners.proxy import batch_norms, recalibrate
+from learners.quantization.modules import QuantizedLayer, quantized_layers
+
+SAMPLE = 32_768  # numbers per layer from which activation ranges are found
+_LARGEST_RESCALING = 2.0  # beyond that the channel is noise, and its std says nothing
+
+
+@dataclass
+class LayerInputs:
+    """What went into a layer: exact extremes, a random sample, numbers of one image."""
+
+    low: float
+    high: float
+    sample: Tensor
+    numbers: int
+
+
+@dataclass(frozen=True)
+class LayerOutputs:
+    """Mean and standard deviation of every output channel, shape (channels,)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Inputs and outputs of all layers that ran; ``calls`` says how often per batch."""
+
+    inputs: Mapping[str, LayerInputs]
+    outputs: Mapping[str, LayerOutputs]
+    calls: Mapping[str, int]
+
+
+def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance per output channel, float32."""
+    axis = 1 if isinstance(layer, nn.Conv2d) else outputs.dim() - 1
+    others = [d for d in range(outputs.dim()) if d != axis]
+    variance, mean = torch.var_mean(outputs.float(), others, correction=0)
+    return mean, variance
+
+
+class _Watch:
+    """Collects over batches what one layer sees and emits."""
+
+    def __init__(self, name: str, per_batch: int, seed: int) -> None:
+        self.name = name
+        self.per_batch = per_batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.samples: list[Tensor] = []
+        self.low, self.high = float("inf"), float("-inf")
+        self.weight = 0
+        self.mean = self.square = torch.zeros(())
+        self.calls = 0
+        self.numbers = 0
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        x = inputs[0].detach()
+        low, high = (float(v) for v in x.aminmax())
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise InputDataError(
+                f"Expected finite inputs of layer {self.name!r} on the calibration images, got "
+                f"NaN or infinite ones; check the weights before it."
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        flat = x.reshape(-1)
+        where = torch.randint(flat.shape[0], (self.per_batch,), generator=self.generator)
+        self.samples.append(flat[where.to(flat.device)].float())
+        self.numbers = max(self.numbers, x[0].numel())
+        mean, variance = channel_moments(outputs.detach(), layer)
+        count = outputs.shape[0]
+        self.mean = self.mean + mean * count
+        self.square = self.square + (variance + mean**2) * count
+        self.weight += count
+        self.calls += 1
+
+    def inputs(self) -> LayerInputs:
+        return LayerInputs(self.low, self.high, torch.cat(self.samples), self.numbers)
+
+    def outputs(self) -> LayerOutputs:
+        mean = self.mean / self.weight
+        variance = (self.square / self.weight - mean**2).clamp(min=0)
+        return LayerOutputs(mean, variance.sqrt())
+
+
+@contextlib.contextmanager
+def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe(
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    report: Callable[[int], object] | None = None,
+) -> Observation:
+    """Runs a float network over images and keeps what its layers see and emit.
+
+    Args:
+        network: The network in ``eval`` mode.
+        batches: Images.
+        names: Layers to watch; those that never run are missing in the result.
+        seed: Of the random sample of inputs.
+        report: Called with the number of images of every batch.
+
+    Raises:
+        InputDataError: If an activation is NaN or infinite.
+    """
+    modules = dict(network.named_modules())
+    per_batch = -(-SAMPLE // len(batches))
+    watches = {name: _Watch(name, per_batch, seed + i) for i, name in enumerate(names)}
+    network.eval()
+    with torch.no_grad(), _hooked({modules[n]: w for n, w in watches.items()}):
+        for batch in batches:
+            network(batch)
+            if report is not None:
+                report(batch.shape[0])
+    ran = {name: w for name, w in watches.items() if w.calls}
+    return Observation(
+        {name: w.inputs() for name, w in ran.items()},
+        {name: w.outputs() for name, w in ran.items()},
+        {name: w.calls // len(batches) for name, w in ran.items()},
+    )
+
+
+class _Match:
+    """Matches the moments of one layer's output to the float network's, when it runs."""
+
+    def __init__(self, target: LayerOutputs, rescale: bool) -> None:
+        self.target = target
+        self.rescale = rescale
+
+    def __call__(self, layer: QuantizedLayer, _: object, outputs: Tensor) -> Tensor:
+        assert layer.bias is not None
+        bias = layer.bias
+        mean, variance = channel_moments(outputs, layer)
+        factor = torch.ones_like(mean)
+        if self.rescale and layer.weight_quantizer is not None:
+            std = variance.sqrt()
+            wanted = (self.target.std / std.clamp(min=1e-12)).clamp(
+                1 / _LARGEST_RESCALING, _LARGEST_RESCALING
+            )
+            wanted = torch.where((std > 1e-6) & (self.target.std > 1e-6), wanted, 1.0)
+            if layer.weight_quantizer.rescale(wanted):
+                factor = wanted
+                layer.weight.mul_(factor.view(-1, *(1,) * (layer.weight.dim() - 1)))
+        # y = f (y_old - b_old) + b_new has the wanted mean.
+        shift = self.target.mean - factor * (mean - bias)
+        shape = (-1, 1, 1) if outputs.dim() == 4 else (-1,)
+        offset = (shift - factor * bias).view(shape)
+        corrected = outputs.float() * factor.view(shape) + offset
+        bias.copy_(shift)
+        return corrected.to(outputs.dtype)
+
+
+def match_outputs(
+    network: nn.Module,
+    images: Tensor,
+    targets: Mapping[str, LayerOutputs],
+    rescaled: Sequence[str],
+    dtype: torch.dtype,
+) -> None:
+    """Matches every quantized layer's output moments to the float network's, layer after layer.
+
+    The mean by the bias (Nagel et al. 2019, Sec. 4.2, with data); the standard deviation by the
+    scale of the channel, which leaves its codes as they are. Later layers see what the corrected
+    ones before them emit. Batch norms that are left measure their statistics again. Layers
+    without a bias are left alone.
+
+    Args:
+        network: The quantized network, changed in place.
+        images: Calibration images, one batch.
+        targets: Outputs of the float network on the same images.
+        rescaled: Layers whose standard deviation is matched too.
+        dtype: Type to compute in.
+    """
+    hooks: dict[nn.Module, Callable[..., Tensor | None]] = {}
+    for name, layer in quantized_layers(network).items():
+        quantized = layer.weight_quantizer is not None or layer.input_quantizer is not None
+        if name in targets and quantized and layer.bias is not None:
+            hooks[layer] = _Match(targets[name], name in rescaled)
+    network.eval()
+    with torch.no_grad(), _hooked(hooks):
+        if batch_norms(network):
+            recalibrate(network, [images], dtype)
+        else:
+            with autocast(dtype, images.device):
+                network(images)

@@ -1,0 +1,115 @@
+"""The decisions of quantization: bits of the weights and of the input, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from amc_env.plan import CompressionPlan, Decision, DecisionKind
+from amc_env.storage import OFF_BITS
+from learners.quantization.uniform_quantizer import MAX_BITS, MIN_BITS
+
+LEGAL_BITS = (*range(MIN_BITS, MAX_BITS + 1), OFF_BITS)
+Bits = int | Sequence[int]
+
+
+def check_bits(name: str, bits: Bits) -> tuple[int, ...]:
+    """Returns bits in ascending order, a single number as a tuple of one.
+
+    Raises:
+        ValueError: If there is none, or one is neither 2 to 8 nor 16.
+    """
+    numbers = (bits,) if isinstance(bits, int) else tuple(bits)
+    if not numbers or any(b not in LEGAL_BITS for b in numbers):
+        raise ValueError(
+            f"Expected {name} from {MIN_BITS} to {MAX_BITS}, or {OFF_BITS} for float, got {bits!r}."
+        )
+    return tuple(sorted({int(b) for b in numbers}))
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bits of one layer's weights and input; 16 is float."""
+
+    weights: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class BitChoice:
+    """Which bits are decided for which layers, and which are fixed.
+
+    Attributes:
+        decisions: In network order, the weights of a layer before its input.
+        fixed: Layer -> what no decision is about: weight bits, activation bits, or both.
+    """
+
+    decisions: tuple[Decision, ...]
+    fixed_weights: Mapping[str, int]
+    fixed_inputs: Mapping[str, int]
+
+    def read(self, plan: CompressionPlan) -> dict[str, LayerBits]:
+        """Returns the bits of every quantizable layer.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit.
+        """
+        values = plan.values_for(self.decisions)
+        weights, inputs = dict(self.fixed_weights), dict(self.fixed_inputs)
+        for decision, value in zip(self.decisions, values, strict=True):
+            chosen = weights if decision.kind is DecisionKind.WEIGHT_BITS else inputs
+            chosen[decision.target] = round(value)
+        return {name: LayerBits(weights[name], inputs[name]) for name in weights}
+
+    def used(self, name: str) -> tuple[set[int], set[int]]:
+        """Returns the weight bits and the activation bits that a layer may get."""
+        weights = {self.fixed_weights[name]} if name in self.fixed_weights else set()
+        inputs = {self.fixed_inputs[name]} if name in self.fixed_inputs else set()
+        for decision in self.decisions:
+            if decision.target == name:
+                chosen = weights if decision.kind is DecisionKind.WEIGHT_BITS else inputs
+                chosen.update(round(c) for c in decision.choices)
+        return weights, inputs
+
+
+def bit_choice(
+    sizes: Mapping[str, int], weight_bits: Bits, activation_bits: Bits, first_last: int | None
+) -> BitChoice:
+    """Says what is decided and what is fixed.
+
+    Args:
+        sizes: Layer -> number of weights, all quantizable layers in network order.
+        weight_bits: A sequence is decided per layer; one number is fixed.
+        activation_bits: Likewise.
+        first_last: Bits of weights and inputs of the first and the last layer, where these are
+            quantized at all elsewhere; ``None`` treats the two like the others.
+
+    Raises:
+        ValueError: If bits are out of range.
+    """
+    names = list(sizes)
+    ends = set() if first_last is None else {names[0], names[-1]}
+    if first_last is not None:
+        check_bits("first_last_bits", first_last)
+    decisions: list[Decision] = []
+    fixed: dict[DecisionKind, dict[str, int]] = {}
+    for kind, bits in (
+        (DecisionKind.WEIGHT_BITS, weight_bits),
+        (DecisionKind.ACTIVATION_BITS, activation_bits),
+    ):
+        choices = check_bits(kind.value, bits)
+        decided = not isinstance(bits, int)
+        off = choices == (OFF_BITS,)
+        fixed[kind] = {}
+        for name in names:
+            if name in ends and not off:
+                assert first_last is not None
+                fixed[kind][name] = first_last
+            elif not decided:
+                fixed[kind][name] = choices[0]
+            else:
+                decisions.append(Decision(name, kind, tuple(map(float, choices)), sizes[name]))
+    decisions.sort(key=lambda d: (names.index(d.target), d.kind is not DecisionKind.WEIGHT_BITS))
+    return BitChoice(
+        tuple(decisions), fixed[DecisionKind.WEIGHT_BITS], fixed[DecisionKind.ACTIVATION_BITS]
+    )

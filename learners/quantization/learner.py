@@ -1,0 +1,496 @@
+"""What uniform and codebook quantization share: calibrate once, quantize, match, judge."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_env.cost import CostModel, make_cost
+from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError
+from amc_env.plan import CompressionPlan, DecisionKind
+from amc_env.storage import OFF_BITS, StorageFormat
+from learners.base import Batches, Learner
+from learners.candidates import Evaluator, channels_last, fusion_works, limited_threads
+from learners.intake import check_labels, check_weights, collect, count_outputs
+from learners.precision import resolve_precision, working_dtype
+from learners.proxy import Proxy, finetune_briefly
+from learners.quantization.calibration import Observation, match_outputs, observe
+from learners.quantization.decisions import Bits, LayerBits, bit_choice
+from learners.quantization.errors import layer_errors
+from learners.quantization.inputs import input_quantizer
+from learners.quantization.quantizer import Quantizer
+from learners.quantization.ranges import check_rule
+from learners.quantization.structure import (
+    bake,
+    fold_norms,
+    foldable_norms,
+    quantize_layer,
+    replace_module,
+)
+from learners.quantization.uniform_quantizer import check_granularity
+from learners.timing import EpisodeSeconds
+from learners.tracing import TracedModel, trace
+from learners.training import TrainingConfig
+
+PROXIES = ("none", "recalibration")
+_CALIBRATION_BATCH = 64
+_COSTS = ("bytes", "bops", "mean_bits", "params")
+
+
+class QuantizationLearner(Learner):
+    """Quantizes weights and inputs of layers; a plan holds bits per layer.
+
+    Args:
+        model: Any trained network; it is copied and never changed.
+        example_input: One batch as the network takes it; only its shape matters.
+        calibration: ``(images, labels)`` batches for ranges, from the training data, in random
+            order. The first ``n_calibration`` images are used.
+        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        weight_bits: Bits of weights, 2 to 8 or 16 (float). A sequence is decided layer by layer,
+            one number is fixed for all.
+        activation_bits: Bits of every layer's input, likewise.
+        first_last_bits: Bits of the first and the last layer, which are then not decided; ``None``
+            treats them like the others. What is float everywhere else is float there too.
+        granularity: What shares a scale or codebook of weights: ``"tensor"``, ``"channel"`` (an
+            output channel) or ``"split"`` (``bucket_size`` consecutive weights).
+        bucket_size: Weights per bucket of ``"split"``.
+        activation_range: Name in ``RANGE_RULES``: how the range of activations is found.
+        proxy: ``"recalibration"`` matches the moments of every layer's output to the float
+            network's before a candidate is judged (and in :meth:`compress`); ``"none"`` does not.
+        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        ignore: Layers (or modules that hold them) that stay in float.
+        train: Batches for ``finetune_steps``; the first ones are preloaded.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        device: Where to work.
+        seed: Seed of every random choice.
+        progress: Whether to show a progress bar while preparing.
+        n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
+        n_calibration: Images for the activation ranges.
+        n_recalibration: Images for the moments of outputs, the first of the calibration images.
+        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+
+    Attributes:
+        traced: The network with its layers and channel groups.
+        storage: How quantized layers are stored, as costs count them.
+        cost_models: Costs that know bits, for the environment.
+        seconds: What candidates have cost so far.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If no layer of the network can be quantized.
+        ValueError: If an option has no such value.
+    """
+
+    cost_models: Mapping[str, CostModel]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        weight_bits: Bits = (2, 3, 4, 5, 6, 7, 8),
+        activation_bits: Bits = 8,
+        first_last_bits: int | None = 8,
+        granularity: str = "channel",
+        bucket_size: int = 256,
+        activation_range: str = "percentile",
+        proxy: str = "recalibration",
+        finetune_steps: int = 0,
+        ignore: Sequence[str] = (),
+        train: Batches | None = None,
+        precision: str = "auto",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        progress: bool = False,
+        n_validation: int | None = 3000,
+        n_calibration: int = 512,
+        n_recalibration: int = 192,
+        threads: int | None = 1,
+    ) -> None:
+        if proxy not in PROXIES:
+            raise ValueError(f"Unknown proxy {proxy!r}; choose one of {list(PROXIES)}.")
+        self.proxy = Proxy.parse(proxy, finetune_steps)
+        check_granularity(granularity, bucket_size)
+        check_rule(activation_range)
+        if finetune_steps and train is None:
+            raise ValueError(
+                f"Expected training batches for finetune_steps={finetune_steps}, got none; "
+                f"pass train=loader."
+            )
+        if min(n_calibration, n_recalibration, 1 if n_validation is None else n_validation) < 1:
+            raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+        self.granularity = granularity
+        self.bucket_size = bucket_size
+        self.activation_range = activation_range
+        self.device = torch.device(device)
+        self.seed = seed
+        self.threads = threads
+        self.seconds = EpisodeSeconds()
+        self._precision = precision
+        self._dtype = resolve_precision(precision, self.device)
+        reference = copy.deepcopy(model).to(self.device).eval()
+        check_weights(reference)
+
+        images, labels = collect(calibration, n_calibration, "calibration", example_input)
+        held_out, classes = collect(validation, None, "validation", example_input)
+        n_outputs = count_outputs(reference, images[:2].to(self.device))
+        check_labels(labels, n_outputs, "calibration")
+        check_labels(classes, n_outputs, "validation")
+        if bool((images == images[:1, :1]).all()) and images.shape[0] > 1:
+            raise InputDataError(
+                "Expected calibration images that differ, got the same constant everywhere: no "
+                "range of activations can be found; pass real training images."
+            )
+        self.traced: TracedModel = trace(reference, example_input.to(self.device))
+        self.graph = self.traced.graph
+        with limited_threads(threads):
+            self._fold(reference, images)
+            self._observe(images, n_recalibration, ignore, progress)
+            self._choose(weight_bits, activation_bits, first_last_bits)
+            self._prepare_quantizers()
+            self._prepare_evaluators(reference, held_out, classes, images, n_validation)
+            self._prepare_training(train, example_input, n_outputs)
+
+    def _fold(self, reference: nn.Module, images: Tensor) -> None:
+        """Folds the norms of a copy, unless that changes its outputs."""
+        self._reference = reference
+        self._float = copy.deepcopy(reference)
+        self._folded = fold_norms(self._float)
+        probe = channels_last(images[:8].to(self.device))
+        with torch.no_grad():
+            expected, found = reference(probe), self._float(probe)
+        scale = expected.abs().max().clamp(min=1e-6)
+        if found.shape != expected.shape or not bool(
+            ((found - expected).abs() <= 1e-3 * scale).all()
+        ):  # a norm over another axis than the layer's outputs, for one
+            self._float, self._folded = copy.deepcopy(reference), {}
+
+    def _observe(
+        self, images: Tensor, n_recalibration: int, ignore: Sequence[str], progress: bool
+    ) -> None:
+        """Runs the float network over the calibration images; finds what can be quantized."""
+        modules = dict(self._float.named_modules())
+        layers = [x.name for x in self.graph.layers if x.kind in ("conv", "linear")]
+        for name in ignore:
+            if not any(x == name or x.startswith(f"{name}.") for x in layers):
+                raise ValueError(f"Expected layers to ignore, got {name!r}; layers: {layers}.")
+        names = [
+            x
+            for x in layers
+            if type(modules.get(x)) in (nn.Conv2d, nn.Linear)
+            and not any(x == name or x.startswith(f"{name}.") for name in ignore)
+        ]
+        self._recalibration = channels_last(images[:n_recalibration].to(self.device))
+        batches = [channels_last(p.to(self.device)) for p in images.split(_CALIBRATION_BATCH)]
+        report: Callable[[int], object] | None = None
+        if progress:
+            from tqdm import tqdm
+
+            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
+            report = bar.update
+        seen = observe(self._float, batches, names, seed=self.seed, report=report)
+        if progress:
+            bar.close()
+        there = observe(self._float, [self._recalibration], names, seed=self.seed)
+        self._observation = Observation(seen.inputs, there.outputs, there.calls)
+        self.layers: tuple[str, ...] = tuple(n for n in names if n in seen.inputs)
+        if not self.layers:
+            raise UntraceableModelError(
+                f"Expected at least one nn.Conv2d or nn.Linear to quantize, found none among the "
+                f"layers {layers} (ignored: {list(ignore)})."
+            )
+
+    def _choose(self, weights: Bits, inputs: Bits, first_last: int | None) -> None:
+        """Sets the decisions and the costs."""
+        sizes = {n: self._float.get_submodule(n).weight.numel() for n in self.layers}  # type: ignore[union-attr, operator]
+        self._choice = bit_choice(sizes, weights, inputs, first_last)
+        self.decisions = self._choice.decisions
+        scale_bytes, codebook = self._bucket_storage()
+        self.storage = StorageFormat(
+            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
+            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            bytes_per_bucket=scale_bytes,
+            codebook=codebook,
+            folded=self._folded,
+        )
+        self.cost_models = {
+            name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
+        }
+
+    def _bucket_storage(self) -> tuple[float, bool]:
+        """Returns the bytes beside the codes per bucket, and whether a codebook is stored."""
+        return 4.0, False
+
+    @abstractmethod
+    def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
+        """Returns the quantizer of a layer's weights, fitted to them."""
+
+    def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
+        return input_quantizer(seen.inputs[name], bits, self.activation_range, name)
+
+    def _prepare_quantizers(self) -> None:
+        """Fits the quantizers of all layers and bits; candidates get copies."""
+        self._weight_quantizers: dict[tuple[str, int], Quantizer] = {}
+        self._input_quantizers: dict[tuple[str, int], Quantizer] = {}
+        for name in self.layers:
+            weight = self._weight(self._float, name)
+            weight_bits, input_bits = self._choice.used(name)
+            for bits in sorted(weight_bits - {OFF_BITS}):
+                made = self._make_weight_quantizer(name, weight, bits)
+                self._weight_quantizers[name, bits] = made
+            for bits in sorted(input_bits - {OFF_BITS}):
+                quantizer = self._make_input_quantizer(name, bits, self._observation)
+                self._input_quantizers[name, bits] = quantizer
+
+    @staticmethod
+    def _weight(network: nn.Module, name: str) -> Tensor:
+        weight = network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _prepare_evaluators(
+        self,
+        reference: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        probe: Tensor,
+        n_validation: int | None,
+    ) -> None:
+        """Preloads the validation images and measures the original network."""
+        probe = probe[:8].to(self.device)
+        smallest = CompressionPlan({d.key: d.choices[0] for d in self.decisions})
+        candidate = bake(self._build(self._float, self._choice.read(smallest), self._observation))
+        self._fused = fusion_works(reference, probe, self._dtype) and fusion_works(
+            candidate, probe, torch.float32
+        )
+        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
+        images, labels = images[order], labels[order]
+        n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
+        self._images, self._labels, self._n = images, labels, n
+        self._evaluators: dict[tuple[torch.dtype, bool], Evaluator] = {}
+        # Kept in float32 for choosing the best epoch of a fine-tuning.
+        self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
+        self.original_accuracy = self._evaluator(self._dtype).accuracy(reference)
+
+    def _evaluator(self, dtype: torch.dtype, rest: bool = False) -> Evaluator:
+        """Returns what judges on the first ``n_validation`` images, or on the rest."""
+        if (dtype, rest) not in self._evaluators:
+            part = slice(self._n, None) if rest else slice(None, self._n)
+            self._evaluators[dtype, rest] = Evaluator(
+                self._images[part],
+                self._labels[part],
+                dtype=dtype,
+                device=self.device,
+                fused=self._fused,
+            )
+        return self._evaluators[dtype, rest]
+
+    def _prepare_training(self, batches: Batches | None, example: Tensor, n_outputs: int) -> None:
+        """Preloads the batches that every candidate is trained on before it is judged."""
+        self._training: list[tuple[Tensor, Tensor]] = []
+        self._training_dtype = working_dtype(self._float, self._precision, self.device)
+        steps = self.proxy.finetune_steps
+        if not steps or batches is None:
+            return
+        for batch in islice(batches, steps):
+            x, y = collect([batch], None, "training", example)
+            check_labels(y, n_outputs, "training")
+            self._training.append((channels_last(x.to(self.device)), y.to(self.device)))
+        if not self._training:
+            raise InputDataError("Expected at least one batch of training images, got none.")
+
+    def fixed_plan(self, weight_bits: int, activation_bits: int | None = None) -> CompressionPlan:
+        """Returns the plan with the same bits for all decided layers.
+
+        Args:
+            weight_bits: Of all decided weights.
+            activation_bits: Of all decided inputs; the most on offer if ``None``.
+
+        Raises:
+            PlanMismatchError: If that is no choice of a decision.
+        """
+        values = {}
+        for d in self.decisions:
+            of_weights = d.kind is DecisionKind.WEIGHT_BITS
+            bits = weight_bits if of_weights else activation_bits
+            values[d.key] = d.choices[-1] if bits is None else float(bits)
+        plan = CompressionPlan(values)
+        plan.values_for(self.decisions)
+        return plan
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+
+        A plan that quantizes nothing has the original accuracy.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        bits = self._choice.read(plan)
+        if _is_float(bits) and not self.proxy.finetune_steps:
+            return self.original_accuracy
+        with limited_threads(self.threads):
+            network = self._candidate(bits, self.seconds)
+            start = time.process_time()
+            accuracy = self._evaluator(self._judging_dtype(bits)).accuracy(network)
+        self.seconds.evaluation += time.process_time() - start
+        self.seconds.episodes += 1
+        return accuracy
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        bits = self._choice.read(plan)
+        dtype = self._judging_dtype(bits)
+        with limited_threads(self.threads):
+            if _is_float(bits) and not self.proxy.finetune_steps:
+                network = self._reference
+            else:
+                network = self._candidate(bits)
+            first = self._evaluator(dtype)
+            right = round(first.accuracy(network) * first.n_images)
+            total = self._images.shape[0]
+            if self._n < total:
+                rest = self._evaluator(dtype, rest=True)
+                right += round(rest.accuracy(network) * rest.n_images)
+        return right / total
+
+    def _judging_dtype(self, bits: Mapping[str, LayerBits]) -> torch.dtype:
+        quantized = any(b.inputs != OFF_BITS for b in bits.values())
+        return torch.float32 if quantized and self._precision == "auto" else self._dtype
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan: folded, quantized, recalibrated as the proxy says.
+
+        Its quantized layers are trainable by :meth:`finetune`; equal plans give equal networks.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        return self.quantize(self._reference, plan, recalibrate=self.proxy.recalibrate)
+
+    def quantize(
+        self, network: nn.Module, plan: CompressionPlan, *, recalibrate: bool = True
+    ) -> nn.Module:
+        """Quantizes a network with the original's module names, a sliced one for example.
+
+        Args:
+            network: The network, in float, its norms not yet folded; it is copied.
+            plan: Bits for the learner's decisions.
+            recalibrate: Whether to match the outputs of every layer to those of ``network``.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit, or the network lacks a layer.
+        """
+        bits = self._choice.read(plan)
+        folded = copy.deepcopy(network).eval()
+        modules = dict(folded.named_modules())
+        for name in self.layers:
+            if type(modules.get(name)) not in (nn.Conv2d, nn.Linear):
+                raise PlanMismatchError(
+                    f"Expected a float convolution or linear layer {name!r} as in the original "
+                    f"network, got {type(modules.get(name)).__name__}."
+                )
+        kept = {n: x for n, x in self._folded.items() if n in modules}
+        fold_norms(folded, kept)
+        with limited_threads(self.threads):
+            seen = self._observation
+            if not self._is_original(folded):
+                seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
+            quantized = self._build(folded, bits, seen)
+            if recalibrate:
+                self._match(quantized, seen, torch.float32)
+        return quantized
+
+    def _is_original(self, folded: nn.Module) -> bool:
+        state, other = self._float.state_dict(), folded.state_dict()
+        return state.keys() == other.keys() and all(
+            torch.equal(v, other[k]) for k, v in state.items()
+        )
+
+    def _build(
+        self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation
+    ) -> nn.Module:
+        """Returns a quantized copy of a folded network."""
+        network = copy.deepcopy(folded).requires_grad_(True)
+        for name in self.layers:
+            layer = network.get_submodule(name)
+            chosen = bits[name]
+            weights = inputs = None
+            weight = self._weight(folded, name)
+            if chosen.weights != OFF_BITS:
+                if torch.equal(weight, self._weight(self._float, name)):
+                    weights = copy.deepcopy(self._weight_quantizers[name, chosen.weights])
+                else:
+                    weights = self._make_weight_quantizer(name, weight, chosen.weights)
+            if chosen.inputs != OFF_BITS:
+                if seen is self._observation:
+                    inputs = copy.deepcopy(self._input_quantizers[name, chosen.inputs])
+                else:
+                    inputs = self._make_input_quantizer(name, chosen.inputs, seen)
+            replace_module(network, name, quantize_layer(layer, weights, inputs))
+        return network.eval()
+
+    def _match(self, network: nn.Module, seen: Observation, dtype: torch.dtype) -> None:
+        once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}
+        match_outputs(network, self._recalibration, once, list(self._folded.values()), dtype)
+
+    def _candidate(
+        self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None
+    ) -> nn.Module:
+        """Quantizes, repairs and bakes; adds what it took to ``seconds``."""
+        clock = [time.process_time()]
+        network = self._build(self._float, bits, self._observation)
+        clock += [time.process_time()] * 2
+        if self.proxy.recalibrate:
+            self._match(network, self._observation, torch.float32)
+        clock.append(time.process_time())
+        if self.proxy.finetune_steps:
+            finetune_briefly(network, self._training, self.proxy, self._training_dtype, self.seed)
+        baked = bake(network)
+        clock.append(time.process_time())
+        if seconds is not None:
+            seconds.slicing += clock[1] - clock[0]
+            seconds.recalibration += clock[3] - clock[2]
+            seconds.finetuning += clock[4] - clock[3]
+        return baked
+
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns the share of its layer's output that each choice of each decision loses.
+
+        Per decision key an array over its choices: squared error over squared output (without its
+        mean) on calibration images, while all else is float.
+        """
+        quantizers = {}
+        for d in self.decisions:
+            kept = (
+                self._weight_quantizers
+                if d.kind is DecisionKind.WEIGHT_BITS
+                else self._input_quantizers
+            )
+            quantizers[d.key] = [kept.get((d.target, round(c))) for c in d.choices]
+        with limited_threads(self.threads):
+            return layer_errors(self._float, self._recalibration, self.decisions, quantizers)
+
+    def _training_defaults(self) -> TrainingConfig:
+        return TrainingConfig(epochs=10, learning_rate=0.01, weight_decay=1e-4, seed=self.seed)
+
+
+def _is_float(bits: Mapping[str, LayerBits]) -> bool:
+    return all(b.weights == b.inputs == OFF_BITS for b in bits.values())

@@ -1,0 +1,177 @@
+"""Builds quantized networks: folds norms, describes and rebuilds them, bakes the weights in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amc_env.errors import InputDataError
+from learners.fusion import following_norms
+from learners.quantization.modules import (
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    quantized_layers,
+)
+from learners.quantization.quantizer import Quantizer
+
+DESCRIPTION_VERSION = 1
+
+
+def foldable_norms(network: nn.Module) -> dict[str, str]:
+    """Returns norm -> convolution or linear layer that it directly follows.
+
+    Networks that ``torch.fx`` cannot trace have none, and keep their norms in float.
+    """
+    modules = dict(network.named_modules())
+    found = {}
+    for layer, norm in following_norms(network).items():
+        pair = (type(modules[layer]), type(modules[norm]))
+        if pair in ((nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d)):
+            found[norm] = layer
+    return found
+
+
+@torch.no_grad()
+def fold_norms(network: nn.Module, norms: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Folds batch norms into the layers before them, in place: ``W' = W g / sqrt(v + eps)``.
+
+    The norm becomes an ``nn.Identity``, the layer gains a bias. Equal to the network in ``eval``
+    mode up to rounding.
+
+    Args:
+        network: The network, changed.
+        norms: Norm -> layer; found by tracing if ``None``.
+
+    Returns:
+        What was folded: norm -> layer.
+    """
+    folded = dict(foldable_norms(network) if norms is None else norms)
+    for norm, layer in folded.items():
+        _fold(network.get_submodule(layer), network.get_submodule(norm))
+        replace_module(network, norm, nn.Identity())
+    return folded
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    shift = torch.zeros_like(factor)
+    if norm.affine:
+        factor, shift = factor * norm.weight, norm.bias.detach().clone()
+    before: Tensor | float = 0.0 if layer.bias is None else layer.bias
+    weight = layer.weight * factor.view(-1, *(1,) * (layer.weight.dim() - 1))
+    # New parameters, because the old ones may be shared with another layer.
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter((before - norm.running_mean) * factor + shift)
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module where the one of that qualified name was."""
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent) if parent else network, last, module)
+
+
+def quantize_layer(
+    layer: nn.Module, weights: Quantizer | None, inputs: Quantizer | None
+) -> QuantizedLayer:
+    """Returns the quantized twin of a convolution or linear layer; parameters are shared."""
+    if isinstance(layer, nn.Conv2d):
+        return QuantizedConv2d.of(layer, weights, inputs)
+    assert isinstance(layer, nn.Linear)
+    return QuantizedLinear.of(layer, weights, inputs)
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """Returns plain JSON values from which :func:`rebuild` makes the same modules."""
+    layers = {}
+    for name, layer in quantized_layers(network).items():
+        weights, inputs = layer.weight_quantizer, layer.input_quantizer
+        layers[name] = {
+            "weight": None if weights is None else weights.describe(),
+            "input": None if inputs is None else inputs.describe(),
+            "bias": layer.bias is not None,
+        }
+    identities = [name for name, m in network.named_modules() if type(m) is nn.Identity]
+    return {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
+
+
+def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Module:
+    """Builds the modules that :func:`describe` saw; values come by ``load_state_dict``.
+
+    Args:
+        float_network: The network before folding and quantizing, sliced already if the described
+            one was; it is copied.
+        description: What :func:`describe` returned.
+
+    Raises:
+        InputDataError: If the description is of another network or version.
+    """
+    if description.get("version") != DESCRIPTION_VERSION:
+        raise InputDataError(
+            f"Expected a description of version {DESCRIPTION_VERSION}, got "
+            f"{description.get('version')!r}; write it again with this release."
+        )
+    network = copy.deepcopy(float_network).eval()
+    modules = dict(network.named_modules())
+    for name, entry in description["layers"].items():
+        layer = modules.get(name)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise InputDataError(
+                f"Expected a convolution or linear layer {name!r} as described, got "
+                f"{type(layer).__name__}; rebuild from the network that was quantized."
+            )
+        if entry["bias"] and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
+        weights, inputs = (
+            None if part is None else Quantizer.from_description(part)
+            for part in (entry["weight"], entry["input"])
+        )
+        replace_module(network, name, quantize_layer(layer, weights, inputs))
+    for name in description["identities"]:
+        if isinstance(modules.get(name), _BatchNorm):
+            replace_module(network, name, nn.Identity())
+    return network
+
+
+@torch.no_grad()
+def bake(network: nn.Module) -> nn.Module:
+    """Returns a copy with plain layers that hold their quantized weights, in ``eval`` mode.
+
+    A layer with a quantized input becomes ``nn.Sequential(quantizer, layer)``. Outputs equal those
+    of ``network`` in ``eval`` mode exactly.
+    """
+    baked = copy.deepcopy(network).eval()
+    for name, layer in quantized_layers(baked).items():
+        plain = _bake_layer(layer)
+        if name == "":
+            return plain
+        replace_module(baked, name, plain)
+    return baked
+
+
+def _bake_layer(layer: QuantizedLayer) -> nn.Module:
+    kind = nn.Conv2d if isinstance(layer, QuantizedConv2d) else nn.Linear
+    plain = kind.__new__(kind)
+    plain.__dict__.update(
+        {
+            key: value.copy() if isinstance(value, dict) else value
+            for key, value in layer.__dict__.items()
+        }
+    )
+    weight = layer.quantized_weight().detach().clone()
+    quantizer = layer.input_quantizer
+    for unused in ("weight_quantizer", "input_quantizer"):
+        if unused in plain._modules:
+            del plain._modules[unused]
+        plain.__dict__.pop(unused, None)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
