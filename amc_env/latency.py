@@ -187,19 +187,21 @@ class _Axis:
 
     def __init__(self, widths: Sequence[tuple[int, ...]]) -> None:
         self.points = max(2, *(len(w) for w in widths))
-        grid = np.full((len(widths), self.points), np.inf)
+        shape = (len(widths), self.points - 1)
+        self._next: Array = np.full(shape, np.inf)  # where each step ends; never reached: inf
+        self._start: Array = np.zeros(shape)
+        self._inverse: Array = np.zeros(shape)  # 1 / length of the step
         for row, points in enumerate(widths):
-            grid[row, : len(points)] = points
+            steps = len(points) - 1
+            self._next[row, :steps] = points[1:]
+            self._start[row, :steps] = points[:-1]
+            self._inverse[row, :steps] = 1.0 / np.diff(points)
         self._rows = np.arange(len(widths))
         self._last = np.array([max(len(w) - 2, 0) for w in widths])
-        self._inner: Array = grid[:, 1:]
-        self._start: Array = np.where(np.isinf(grid), grid[:, :1], grid)
-        steps = np.diff(grid, axis=1)
-        self._inverse: Array = np.where(np.isfinite(steps), 1.0 / np.maximum(steps, 1e-12), 0.0)
 
     def locate(self, width: Array) -> tuple[npt.NDArray[np.intp], Array]:
         """Returns the measured point below each width, and how far it is to the next one (0..1)."""
-        index = np.minimum((self._inner <= width[:, None]).sum(axis=1), self._last)
+        index = np.minimum((self._next <= width[:, None]).sum(axis=1), self._last)
         share = (width - self._start[self._rows, index]) * self._inverse[self._rows, index]
         return index, np.clip(share, 0.0, 1.0)
 

@@ -1,0 +1,222 @@
+"""Whole networks as small ONNX models whose layers can be told apart: float32 and 8-bit.
+
+What ONNX Runtime does with a layer depends on its neighbours (layouts, fusions, caches), so layers
+are measured inside their network. Values do not matter for time; only shapes do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from amc_env import CompressionError, LayerGraph
+from amc_env.cost_table import measured_layers
+from learners.fusion import following_norms
+from learners.tracing import TracedModel
+
+PRECISIONS = ("fp32", "int8")
+_MARK = "amc{}_"
+_OPSET = 17
+
+
+class LatencyError(CompressionError):
+    """A network cannot be measured."""
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Returns a copy without equal tensors, which exporters would merge into one.
+
+    Networks that were just made have batch norms and biases that are all alike.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator)
+                # Positive where variances live; denormal numbers would be slow.
+                tensor.copy_(0.5 + 0.5 * noise if tensor.dim() < 2 else noise - 0.5)
+    return model
+
+
+def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
+    """Returns the network with the first ``kept[group]`` units of each group, norms folded."""
+    network = traced.slice({name: torch.arange(count) for name, count in kept.items()})
+    for layer, norm in following_norms(network).items():
+        conv = network.get_submodule(layer)
+        if isinstance(conv, nn.Conv2d):
+            fused = fuse_conv_bn_eval(conv, network.get_submodule(norm))  # type: ignore[arg-type]
+            _put(network, layer, fused)
+            _put(network, norm, nn.Identity())
+    return network.eval()
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, module)
+
+
+def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
+    """Returns a network as an ONNX model whose layers bear marks.
+
+    Args:
+        network: As :func:`cut` returns it.
+        graph: Of the uncut network, for the layers' names.
+        images: What it is called with, shape (N, C, H, W); the model is for that shape only.
+
+    Raises:
+        LatencyError: If it cannot be exported, or a layer is not found again in the export.
+    """
+    import onnx
+
+    buffer: Any = io.BytesIO()  # which the exporter takes, but does not say so
+    try:
+        with _silence():
+            # The older exporter: 0.2 s instead of 4 s, and it leaves the layers as they are.
+            torch.onnx.export(
+                network, (images,), buffer, dynamo=False, opset_version=_OPSET,
+                input_names=["images"], output_names=["logits"],
+            )  # fmt: skip
+    except Exception as error:  # whatever the exporter meets in a user's forward
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LatencyError(
+            f"This network cannot be exported to ONNX for measuring ({reason}); make a table "
+            f"elsewhere (docs/latency_tables.md)."
+        ) from error
+    model = _simplified(onnx.load_from_string(buffer.getvalue()))
+    _mark(model, network, [layer.name for layer in measured_layers(graph)])
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hides warnings of the exporter and of the quantizer about their own internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _simplified(model: Any) -> Any:
+    """Folds constants as ONNX Runtime does before quantization (see ``quant_pre_process``)."""
+    import tempfile
+    from pathlib import Path
+
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+
+
+def _mark(model: Any, network: nn.Module, layers: Sequence[str]) -> None:
+    """Names the node of every layer, its output, and an activation behind it, by its number.
+
+    ONNX Runtime names what it fuses after one of these.
+    """
+    from onnx import numpy_helper
+
+    parameters = dict(network.named_parameters())
+    weights = {
+        tensor.detach().numpy().tobytes(): number
+        for number, name in enumerate(layers)
+        for tensor in _both_ways(parameters[f"{name}.weight"])
+    }
+    numbers = {
+        tensor.name: weights[content]
+        for tensor in model.graph.initializer
+        if (content := numpy_helper.to_array(tensor).tobytes()) in weights
+    }
+    renamed: dict[str, str] = {}
+    found = set()
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in model.graph.node:
+        number = next((numbers[name] for name in node.input[1:2] if name in numbers), None)
+        if number is None:
+            continue
+        found.add(number)
+        node.name = _MARK.format(number)
+        outputs = {o.name for o in model.graph.output}
+        followers = readers.get(node.output[0], [])
+        activation = len(followers) == 1 and followers[0].op_type in ("Relu", "Clip")
+        for name, end in ((node, "out"), *([(followers[0], "act")] if activation else [])):
+            if name.output[0] not in outputs:
+                renamed[name.output[0]] = _MARK.format(number) + end
+    if lost := [name for number, name in enumerate(layers) if number not in found]:
+        raise LatencyError(
+            f"The exported network has no layer of its own for {', '.join(lost[:5])}; only "
+            f"convolutions and linear layers that are called once can be measured."
+        )
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for info in model.graph.value_info:
+        info.name = renamed.get(info.name, info.name)
+
+
+def _both_ways(weight: Tensor) -> Iterator[Tensor]:
+    yield weight.contiguous()
+    if weight.dim() == 2:  # matrix products hold it transposed
+        yield weight.t().contiguous()
+
+
+def marked_layer(name: str) -> int | None:
+    """Returns the number of the layer whose mark a node's name bears."""
+    if not name.startswith("amc"):
+        return None
+    digits = name[3:].partition("_")[0]
+    return int(digits) if digits.isdigit() else None
+
+
+def to_int8(model: Any) -> Any:
+    """Returns the model as ONNX Runtime's static quantization makes it, with made-up ranges.
+
+    Activations are unsigned, weights signed with a scale per output channel: the pair that
+    processors with int8 dot products are fast at.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    model = copy.deepcopy(model)
+    names = {name for node in model.graph.node for name in node.output}
+    names |= {tensor.name for tensor in [*model.graph.input, *model.graph.output]}
+    ends = (np.float32(-1.0), np.float32(1.0))
+    ranges = TensorsData(CalibrationMethod.MinMax, {name: ends for name in names})
+    with _silence():
+        quantizer = QDQQuantizer(
+            model, True, False, QuantType.QInt8, QuantType.QUInt8, ranges, [], [],
+            sorted({*QDQRegistry, *QLinearOpsRegistry}), {},
+        )  # fmt: skip
+        quantizer.quantize_model()
+    return quantizer.model.model
