@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,15 @@ from amc_env import CompressionEnv
 from amc_env.env import DEFAULT_READING
 from experiments.data import DataSplits, load_data
 from experiments.models import load_weights, make_model
-from learners import ChannelPruning
+from learners import ChannelPruning, joint_compression
+from learners.joint import quantizer_named
 
 SplitKind = Literal["random", "tail"]
 
 DIGITS_WEIGHTS = "weights/digitsnet.safetensors"
+
+ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
+"""What the weights of a layer may be decided to have, where a task does not say."""
 
 
 def make_channels(
@@ -106,6 +111,183 @@ def make_resnet20_channels(
         options: Any other option of :func:`make_channels`.
     """
     return make_channels(model="resnet20", data=data, weights=weights, **options)
+
+
+def make_bits(
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: str | None = None,
+    budget: str = "mean_bits=4/32",
+    quantizer: str = "uniform",
+    weight_bits: int | Sequence[int] = ALL_BITS,
+    activation_bits: int | Sequence[int] = 8,
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    proxy: str = "recalibration",
+    finetune_steps: int = 0,
+    n_validation: int = 3000,
+    validation_split: SplitKind = "random",
+    precision: str = "auto",
+    seed: int = 0,
+    render_mode: str | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> CompressionEnv:
+    """Builds a task that decides the bits of every layer, as HAQ does.
+
+    Args:
+        model: As in :func:`make_channels`, like everything that is not explained here.
+        data: Data set.
+        weights: Trained weights.
+        budget: ``"mean_bits=4/32"``, ``"bytes=0.15"``, ``"bops=1/64"``, or several.
+        quantizer: ``"uniform"`` or ``"codebook"``.
+        weight_bits: Bits to choose from, or one number for all layers; 16 leaves a layer alone.
+        activation_bits: The same for the inputs of the layers.
+        action: Reading of the action.
+        reward: Name from ``amc_env.REWARDS``.
+        proxy: How a candidate is repaired before it is judged.
+        finetune_steps: Training steps of a candidate before it is judged.
+        n_validation: Images that judge a candidate inside an episode.
+        validation_split: ``"random"`` or ``"tail"``.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        seed: Draws everything random in the learner.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+        quantization: Any other option of the quantizing learner, say ``{"granularity": "tensor"}``.
+
+    Raises:
+        ValueError: If no weights are given for a network that none are shipped for, or the
+            quantizer is unknown.
+    """
+    quantize = quantizer_named(quantizer)
+    splits = load_data(data, seed=seed, validation_split=validation_split)
+    learner = quantize(
+        trained_network(model, data, weights, splits),
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        n_validation=n_validation,
+        precision=precision,
+        train=splits.train,
+        seed=seed,
+        **dict(quantization or {}),
+    )
+    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+
+
+def make_joint(
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: str | None = None,
+    budget: str = "macs=0.5,bytes=0.15",
+    quantizer: str = "uniform",
+    weight_bits: int | Sequence[int] = ALL_BITS,
+    activation_bits: int | Sequence[int] = 8,
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    criterion: str = "l1",
+    round_to: int = 8,
+    n_validation: int = 3000,
+    validation_split: SplitKind = "random",
+    precision: str = "auto",
+    seed: int = 0,
+    render_mode: str | None = None,
+    pruning: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> CompressionEnv:
+    """Builds a task that decides channels and bits in one episode, layer by layer.
+
+    Args:
+        model: As in :func:`make_bits`, like everything that is not explained here.
+        data: Data set.
+        weights: Trained weights.
+        budget: ``"macs=0.5,bytes=0.15"``, or any other costs.
+        quantizer: ``"uniform"`` or ``"codebook"``.
+        weight_bits: Bits to choose from, or one number for all layers.
+        activation_bits: The same for the inputs of the layers.
+        action: Reading of the action.
+        reward: Name from ``amc_env.REWARDS``.
+        criterion: How channels are ranked.
+        round_to: Kept channels come in multiples of this.
+        n_validation: Images that judge a candidate inside an episode.
+        validation_split: ``"random"`` or ``"tail"``.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        seed: Draws everything random in the learner.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+        pruning: Any other option of channel pruning, say ``{"min_ratio": 0.2}``.
+        quantization: Any other option of the quantizing learner.
+
+    Raises:
+        ValueError: If no weights are given for a network that none are shipped for, or the
+            quantizer is unknown.
+    """
+    quantizer_named(quantizer)
+    splits = load_data(data, seed=seed, validation_split=validation_split)
+    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    learner = joint_compression(
+        trained_network(model, data, weights, splits),
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        quantizer=quantizer,
+        pruning={"criterion": criterion, "round_to": round_to, **(pruning or {})},
+        quantization={**bits, **(quantization or {})},
+        n_validation=n_validation,
+        precision=precision,
+        seed=seed,
+    )
+    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+
+
+def make_digits_bits(**options: Any) -> CompressionEnv:
+    """Builds ``amc/digits-bits-v0``: the network of ``amc/digits-channels-v0``, 4 bits on average.
+
+    Args:
+        options: Any option of :func:`make_bits`.
+    """
+    return make_bits(**{"precision": "fp32"} | options)
+
+
+def make_digits_joint(round_to: int = 2, **options: Any) -> CompressionEnv:
+    """Builds ``amc/digits-joint-v0``.
+
+    Args:
+        round_to: As in :func:`make_joint`; the network is narrow.
+        options: Any other option of :func:`make_joint`.
+    """
+    return make_joint(round_to=round_to, **{"precision": "fp32"} | options)
+
+
+def make_resnet20_bits(
+    data: str = "data/cifar10",
+    weights: str = "checkpoints/resnet20_cifar10.safetensors",
+    **options: Any,
+) -> CompressionEnv:
+    """Builds ``amc/resnet20-bits-v0``.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files.
+        weights: Weights of a ResNet-20 trained on it.
+        options: Any other option of :func:`make_bits`.
+    """
+    return make_bits(model="resnet20", data=data, weights=weights, **options)
+
+
+def make_resnet20_joint(
+    data: str = "data/cifar10",
+    weights: str = "checkpoints/resnet20_cifar10.safetensors",
+    **options: Any,
+) -> CompressionEnv:
+    """Builds ``amc/resnet20-joint-v0``.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files.
+        weights: Weights of a ResNet-20 trained on it.
+        options: Any other option of :func:`make_joint`.
+    """
+    return make_joint(model="resnet20", data=data, weights=weights, **options)
 
 
 def trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning
+from learners.joint import JointCompression, joint_compression
 from learners.quantization import UniformQuantization
 from learners.quantization.codebook import CodebookQuantization
 from learners.tracing import TracedModel, trace
@@ -12,6 +13,8 @@ __all__ = [
     "ChannelPruning",
     "UniformQuantization",
     "CodebookQuantization",
+    "JointCompression",
+    "joint_compression",
     "TracedModel",
     "trace",
     "TrainingConfig",

@@ -96,12 +96,16 @@ class Judge(Protocol):
         """
 
 
-def interleaved(graph: LayerGraph, parts: Sequence[PlanPart]) -> tuple[Decision, ...]:
+def interleaved(graph: LayerGraph, parts: Sequence[Sequence[Decision]]) -> tuple[Decision, ...]:
     """Returns the decisions of all parts by depth, and at the same layer in the order of the parts.
 
     A decision about a layer stands at that layer; one about a channel group at the layer that the
     group is named after, its first producer, or where that is no layer (a table, a parameter) at
     the first layer that the group touches.
+
+    Args:
+        graph: The network.
+        parts: The decisions of each part.
 
     Raises:
         ValueError: If two parts decide about the same thing.
@@ -116,7 +120,7 @@ def interleaved(graph: LayerGraph, parts: Sequence[PlanPart]) -> tuple[Decision,
         names = (*group.producers, *group.consumers) if group else ()
         return min((depth[name] for name in names if name in depth), default=len(depth))
 
-    decisions = [decision for part in parts for decision in part.decisions]
+    decisions = [decision for part in parts for decision in part]
     keys = [decision.key for decision in decisions]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(

@@ -1,0 +1,20 @@
+"""JointCompression keeps the contract of learners."""
+
+from __future__ import annotations
+
+from contracts.learner_contract import LearnerContract
+from contracts.quantized import measured_costs
+
+from amc_env import Budget
+from learners.joint import joint_compression
+
+
+class TestJointUniform(LearnerContract):
+    budget = Budget(macs=0.7, bytes=0.2)
+    uncut_loss = 0.05
+
+    def make(self, model, example, calibration, validation, **options):
+        return joint_compression(model, example, calibration, validation, **options)
+
+    def measured(self, network, original):
+        return measured_costs(network, original)
