@@ -197,6 +197,61 @@ def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0) -> str:
     return _svg(width, top * 2 + row * len(bars), title, parts)
 
 
+@dataclass(frozen=True)
+class BitRow:
+    """Bits of one layer.
+
+    Args:
+        name: Of the layer.
+        weights: Bits per weight; None for float32.
+        activations: Bits of what it reads; None for float32.
+    """
+
+    name: str
+    weights: int | None
+    activations: int | None
+
+
+def bit_bars(rows: Sequence[BitRow], title: str, width: float = 560.0) -> str:
+    """Draws the bits of every layer: its weights on the left, what it reads on the right.
+
+    A full bar is 8 bits; float32 is a grey bar that says so.
+    """
+    row, top, gap = 24.0, 24.0, 18.0
+    name_width = min(220.0, 10.0 + 7.2 * max(len(r.name) for r in rows))
+    column = (width - name_width - gap) / 2
+    starts = (name_width, name_width + column + gap)
+    parts = [
+        f'<text class="tick" x="{x:.1f}" y="14">bits per {what}</text>'
+        for x, what in zip(starts, ("weight", "activation"), strict=True)
+    ]
+    for i, r in enumerate(rows):
+        y = top + i * row
+        parts.append(
+            f'<text class="name" x="{name_width - 8:.1f}" y="{y + 15}" text-anchor="end">'
+            f"{escape(r.name)}</text>"
+        )
+        for x, css, bits in ((starts[0], "kept", r.weights), (starts[1], "reads", r.activations)):
+            parts += _bit_bar(x, y, column - _NUMBER_WIDTH, css, bits)
+    return _svg(width, top + 4.0 + row * len(rows), title, parts)
+
+
+_NUMBER_WIDTH = 34.0
+_FULL_BITS = 8
+
+
+def _bit_bar(x: float, y: float, width: float, css: str, bits: int | None) -> list[str]:
+    whole = f'<rect class="whole" x="{x:.1f}" y="{y + 4}" rx="2" width="{width:.1f}" height="15"/>'
+    if bits is None:
+        return [whole, f'<text class="tick" x="{x + 6:.1f}" y="{y + 15.5}">float32</text>']
+    length = width * bits / _FULL_BITS
+    return [
+        whole,
+        f'<rect class="{css}" x="{x:.1f}" y="{y + 4}" rx="2" width="{length:.1f}" height="15"/>',
+        f'<text class="tick" x="{x + width + 6:.1f}" y="{y + 15.5}">{bits}</text>',
+    ]
+
+
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     body = "\n".join(parts)
     return (

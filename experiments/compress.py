@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.configs import RunConfig
 from experiments.context import (
@@ -21,6 +22,7 @@ from experiments.export import require_onnx
 from experiments.finetune import run_finetune, training_config
 from experiments.runs import RunFolder
 from experiments.search import run_search
+from experiments.summary import cost_text, fixed_bits
 from experiments.train import run_train
 
 Say = Callable[[str], None]
@@ -111,9 +113,12 @@ def describe(stage: str, task: Task) -> str:
         "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
-        "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}",
+        "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}"
+        if config.decides
+        else f"nothing to choose: {fixed_bits(config)} everywhere",
         "finetune": f"{config.epochs} epochs, teacher: {config.teacher}",
-        "export": "ONNX, compared with torch, timed on one thread",
+        "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
+        f"timed on one thread",
         "evaluate": f"both networks on {task.data.test.n_images} test images",
         "report": str(folder / "report.html"),
     }
@@ -131,23 +136,30 @@ def outcome(stage: str, task: Task) -> str:
     if stage == "train":
         return f"validation accuracy {result['validation_accuracy']:.2%}"
     if stage == "search":
-        best, uniform = result["best"], result["uniform"]
-        costs = ", ".join(
-            f"{ratio:.1%} of the {name}" for name, ratio in best["cost_ratio"].items()
-        )
-        return (
-            f"best plan: {costs}; proxy accuracy {best['accuracy']:.2%} "
-            f"(uniform plan {uniform['accuracy']:.2%})"
-        )
+        return _search_outcome(task.config, result)
     if stage == "finetune":
         before, after = result["validation_accuracy_before"], result["validation_accuracy"]
         return f"validation accuracy {before:.2%} -> {after:.2%}"
     if stage == "export":
-        latency = result["latency_ms"]
-        return (
-            f"batch 1: {latency['original']['1']:.3g} -> {latency['compressed']['1']:.3g} ms, "
-            f"batch 64: {latency['original']['64']:.3g} -> {latency['compressed']['64']:.3g} ms, "
-            f"largest difference to torch {result['max_difference']:.1g}"
-        )
+        return _export_outcome(result)
     accuracy = result["accuracy"]
     return f"test accuracy {accuracy['original']:.2%} -> {accuracy['compressed']:.2%}"
+
+
+def _search_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
+    best, uniform = result["best"], result["uniform"]
+    costs = ", ".join(cost_text(name, best["cost_ratio"][name]) for name in config.shown_costs)
+    head = f"best plan: {costs}" if config.decides else costs
+    tail = f" (uniform plan {uniform['accuracy']:.2%})" if config.decides else ""
+    return f"{head}; proxy accuracy {best['accuracy']:.2%}{tail}"
+
+
+def _export_outcome(result: Mapping[str, Any]) -> str:
+    if "refused" in result:
+        return f"no ONNX file: {result['refused']}"
+    latency = result["latency_ms"]
+    return (
+        f"batch 1: {latency['original']['1']:.3g} -> {latency['compressed']['1']:.3g} ms, "
+        f"batch 64: {latency['original']['64']:.3g} -> {latency['compressed']['64']:.3g} ms, "
+        f"largest difference to torch {result['max_difference']:.1g}"
+    )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amc_env import Budget, RunFolderError
+from amc_env.storage import OFF_BITS
+from experiments.bit_widths import bits_text, parse_bits
 
 STAGES = ("train", "search", "finetune", "export", "evaluate", "report")
 """Stages of ``amc compress`` in order; ``train`` is skipped when weights are given."""
@@ -28,6 +30,22 @@ PACKAGES = (
 TEACHERS = ("original", "none")
 VALIDATION_SPLITS = ("random", "tail")
 PRECISIONS = ("auto", "fp32", "bf16")
+LEARNERS = ("channels", "uniform", "codebook", "joint")
+GRANULARITIES = ("tensor", "channel", "split")
+WEIGHT_RANGES = ("minmax", "percentile", "mse", "kl")
+ACTIVATION_RANGES = ("minmax", "percentile", "mse", "kl")
+CODEBOOK_MODES = ("weights", "clusters", "both")
+CODEBOOK_INITS = ("kmeans", "quantile", "uniform")
+QUANTIZERS = ("uniform", "codebook")
+
+_BUDGETS = {
+    "channels": "macs=0.5",
+    "uniform": "mean_bits=0.125",  # the size of 4 bits everywhere
+    "codebook": "mean_bits=0.125",
+    "joint": "bytes=0.15,macs=0.5",
+}
+# Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
+_ANY_BUDGET = "mean_bits=1.0"
 
 
 def _option(default: Any, stage: str) -> Any:
@@ -58,7 +76,8 @@ class RunConfig:
     train_epochs: int = _option(30, "train")
     train_learning_rate: float = _option(0.05, "train")
 
-    budget: str = _option("macs=0.5", "search")
+    learner: str = _option("channels", "search")
+    budget: str = _option("", "search")
     agent: str = _option("ddpg", "search")
     episodes: int = _option(100, "search")
     reading: str = _option("centred", "search")
@@ -70,6 +89,20 @@ class RunConfig:
     min_ratio: float = _option(0.0, "search")
     n_validation: int = _option(3000, "search")
     ignore: tuple[str, ...] = _option((), "search")
+    cost_table: tuple[str, ...] = _option((), "search")
+
+    weight_bits: str = _option("2-8", "search")
+    activation_bits: str = _option("8", "search")
+    first_last_bits: int | None = _option(8, "search")
+    granularity: str = _option("channel", "search")
+    bucket_size: int = _option(256, "search")
+    weight_range: str = _option("mse", "search")
+    activation_range: str = _option("percentile", "search")
+    affine_weights: bool = _option(False, "search")
+    learned_steps: bool = _option(False, "search")
+    codebook_mode: str = _option("both", "search")
+    codebook_init: str = _option("kmeans", "search")
+    quantizer: str = _option("uniform", "search")
 
     epochs: int = _option(30, "finetune")
     learning_rate: float = _option(0.02, "finetune")
@@ -79,18 +112,64 @@ class RunConfig:
     distillation_weight: float = _option(0.7, "finetune")
 
     def __post_init__(self) -> None:
-        # The canonical text, so that "macs=.5" and "macs=0.5" are the same budget on resume.
-        object.__setattr__(self, "budget", str(Budget.parse(self.budget)))
+        for name, choices in _CHOICES.items():
+            _check_choice(f"--{name.replace('_', '-')}", getattr(self, name), choices)
+        # Canonical texts, so that "macs=.5" and "macs=0.5" are the same on resume.
+        for name in ("weight_bits", "activation_bits"):
+            option = f"--{name.replace('_', '-')}"
+            object.__setattr__(self, name, bits_text(parse_bits(option, getattr(self, name))))
+        if self.first_last_bits is not None:
+            parse_bits("--first-last-bits", str(self.first_last_bits))
+        default = _BUDGETS[self.learner] if self.decides else _ANY_BUDGET
+        object.__setattr__(self, "budget", str(Budget.parse(self.budget or default)))
         self._check_numbers()
-        _check_choice("--teacher", self.teacher, TEACHERS)
-        _check_choice("--validation-split", self.validation_split, VALIDATION_SPLITS)
-        _check_choice("--precision", self.precision, PRECISIONS)
+        if self.quantizes and self.all_bits == {OFF_BITS}:
+            raise ValueError(
+                "16 bits everywhere quantize nothing; give --weight-bits or --activation-bits "
+                "between 2 and 8."
+            )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether channels are cut."""
+        return self.learner in ("channels", "joint")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether layers are quantized."""
+        return self.learner != "channels"
+
+    @property
+    def decides(self) -> bool:
+        """Whether a plan holds a choice; bits that are the same everywhere leave none."""
+        bits = (self.weight_bits, self.activation_bits)
+        return self.prunes or any(len(parse_bits("bits", text)) > 1 for text in bits)
+
+    @property
+    def shown_costs(self) -> tuple[str, ...]:
+        """The costs that say most about a plan: those of the budget, and those it can change."""
+        own = {
+            "channels": ("macs", "params", "bytes"),
+            "joint": ("macs", "bytes", "bops", "mean_bits"),
+        }.get(self.learner, ("bytes", "bops", "mean_bits"))
+        return (*own, *(name for name in Budget.parse(self.budget).bounds if name not in own))
+
+    @property
+    def all_bits(self) -> set[int]:
+        """Every width that a layer may come to have."""
+        texts = [
+            self.weight_bits,
+            self.activation_bits,
+            str(self.first_last_bits or self.weight_bits),
+        ]
+        return {b for text in texts for b in parse_bits("bits", text)}
 
     def _check_numbers(self) -> None:
         least: dict[str, float] = {
             "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1,
             "n_validation": 1, "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0,
             "weight_decay": 0,
+            "bucket_size": 2,
         }  # fmt: skip
         for name, smallest in least.items():
             if not getattr(self, name) >= smallest:
@@ -141,6 +220,20 @@ class RunConfig:
             for f in dataclasses.fields(self)
             if f.metadata["stage"] in stages and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+
+_CHOICES = {
+    "teacher": TEACHERS,
+    "validation_split": VALIDATION_SPLITS,
+    "precision": PRECISIONS,
+    "learner": LEARNERS,
+    "granularity": GRANULARITIES,
+    "weight_range": WEIGHT_RANGES,
+    "activation_range": ACTIVATION_RANGES,
+    "codebook_mode": CODEBOOK_MODES,
+    "codebook_init": CODEBOOK_INITS,
+    "quantizer": QUANTIZERS,
+}
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from amc_env import Budget, InputDataError, make_cost
+from amc_env import Budget, InputDataError
 from amc_env.actions import READINGS
-from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS
 from amc_env.reward import REWARDS
 from experiments.configs import RunConfig
 from experiments.data import DataSplits, load_data
+from experiments.learners_registry import check_options, make_learner
 from experiments.models import load_weights
-from experiments.networks import build_original, example_input, load_original
+from experiments.networks import build_original, example_input, load_original, trace_original
+from experiments.problem import Problem, check_feasible, make_problem
 from experiments.runs import RunFolder, TaskFacts
-from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.tracing import trace
 
 if TYPE_CHECKING:
-    from learners.channel_pruning import ChannelPruning
+    from learners.base import Learner
 
 # Images with fewer numbers than this (28 x 28 ones, say) are trained on one thread.
 _MANY_PIXELS = 1000
@@ -69,47 +69,28 @@ class Task:
         return load_original(self.folder)
 
     @cached_property
-    def learner(self) -> ChannelPruning:
+    def learner(self) -> Learner:
         """The prepared learner of the search."""
         return make_learner(self.config, self.data, self.original, progress=self.progress)
 
-
-def make_learner(
-    config: RunConfig, data: DataSplits, model: nn.Module, *, progress: bool = False
-) -> ChannelPruning:
-    """Prepares channel pruning as the options say."""
-    from learners.channel_pruning import ChannelPruning
-
-    return ChannelPruning(
-        model,
-        data.calibration.images[:1],
-        data.calibration,
-        data.validation,
-        criterion=config.criterion,
-        proxy=config.proxy,
-        finetune_steps=config.finetune_steps,
-        round_to=config.round_to,
-        min_ratio=config.min_ratio,
-        ignore=config.ignore,
-        n_validation=config.n_validation,
-        train=data.train,
-        precision=config.precision,
-        device=config.device,
-        seed=config.seed,
-        progress=progress,
-    )
+    @cached_property
+    def problem(self) -> Problem:
+        """What the search decides, and what its plans cost."""
+        return make_problem(self.config, trace_original(self.folder, self.original.cpu()))
 
 
 def check_search_options(config: RunConfig) -> None:
     """Refuses names that the search does not know, before any work is done.
 
     Raises:
-        ValueError: If an agent, reading, reward, cost, criterion or proxy is unknown.
+        ValueError: If an agent, reading, reward, cost, criterion or proxy is unknown, or an
+            option has no effect on the learner.
     """
     from agents import AGENTS
     from learners.channel_pruning.criteria import make_criterion
     from learners.proxy import Proxy
 
+    check_options(config)
     make_criterion(config.criterion)
     Proxy.parse(config.proxy, config.finetune_steps)
     for option, value, known in (
@@ -120,9 +101,10 @@ def check_search_options(config: RunConfig) -> None:
         if value not in known:
             raise ValueError(f"Unknown {option} {value!r}; expected one of {', '.join(known)}.")
     for cost in Budget.parse(config.budget).bounds:
-        if cost not in COSTS:
+        if cost not in COSTS and not config.cost_table:
             raise ValueError(
-                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(COSTS)}."
+                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(COSTS)}, or one "
+                f"from a table given by --cost-table (`amc latency-table` measures latency)."
             )
 
 
@@ -160,10 +142,8 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
     _check_forward(model, facts, config)
     if not with_budget:
         return
-    graph = trace(model, example_input(facts), ignore=config.ignore).graph
-    decisions = keep_ratio_decisions(graph, config.round_to, config.min_ratio)
-    costs = {name: make_cost(name, graph, decisions) for name in COSTS}
-    FeasibleSet(Budget.parse(config.budget), costs, decisions)
+    traced = trace(model, example_input(facts), ignore=config.ignore)
+    check_feasible(config, make_problem(config, traced))
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from amc_env import Budget, CompressionPlan, make_cost
+from amc_env import Budget
 from amc_env.cost import COSTS
 from experiments.context import Task, use_threads
 from experiments.export import export_onnx, require_onnx, time_onnx
 from experiments.files import write_json
-from experiments.networks import example_input, load_smaller, trace_original
-from experiments.runs import RunFolder
-from learners.tracing import TracedModel
+from experiments.networks import example_input, load_smaller
+from experiments.runs import PACKED, RunFolder
+from learners.quantization.modules import quantized_layers
 from learners.training import evaluate
 
 # Images of the validation split on which ONNX Runtime must agree with torch.
 _N_COMPARED = 256
+# Images that settle the integer ranges of an exported network; they are training images.
+_N_CALIBRATION = 256
 
 
 def run_export(task: Task) -> None:
-    """Writes ``model.onnx`` and ``original.onnx``, checks them against torch and times them."""
+    """Writes ``model.onnx`` and ``original.onnx``, checks them against torch and times them.
+
+    A quantized network is exported for integer arithmetic. Where no runtime executes its bits
+    the stage says so instead, and the packed file is what there is.
+    """
     folder = task.folder
     if folder.is_done("export"):
         return
@@ -33,27 +39,60 @@ def run_export(task: Task) -> None:
     folder.start("export")
     use_threads(task.config, folder.facts, training=False)
     started = time.perf_counter()
-    example = example_input(folder.facts)
-    images = task.data.validation.images[:_N_COMPARED].float().cpu()
     small = load_smaller(folder, "model.safetensors")
-    checked = export_onnx(small, example, folder / "model.onnx", images=images)
-    export_onnx(task.original, example, folder / "original.onnx", images=images)
-    latency = time_onnx(
-        {"original": folder / "original.onnx", "compressed": folder / "model.onnx"},
-        folder.facts.image_shape,
+    images = task.data.validation.images[:_N_COMPARED].float().cpu()
+    results: dict[str, Any]
+    if quantized_layers(small):
+        results = _export_quantized(task, small, images)
+    else:
+        checked = export_onnx(
+            small, example_input(folder.facts), folder / "model.onnx", images=images
+        )
+        results = {
+            "max_difference": checked.max_difference,
+            "agreement": checked.agreement,
+            "n_images": checked.n_images,
+        }
+    if "refused" not in results:
+        results |= _time_against_original(task, images)
+    folder.finish("export", seconds=round(time.perf_counter() - started, 3), **results)
+
+
+def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str, Any]:
+    from experiments.quantized_export import (
+        UnsupportedPrecisionError,
+        check_executable,
+        export_quantized,
     )
-    folder.finish(
-        "export",
-        seconds=round(time.perf_counter() - started, 3),
-        latency_ms=latency,
-        max_difference=checked.max_difference,
-        agreement=checked.agreement,
-        n_images=checked.n_images,
-        onnx_bytes={
-            "original": (folder / "original.onnx").stat().st_size,
-            "compressed": (folder / "model.onnx").stat().st_size,
-        },
-    )
+
+    folder = task.folder
+    try:
+        check_executable(small)
+        checked = export_quantized(
+            small,
+            example_input(folder.facts),
+            folder / "model.onnx",
+            calibration=task.data.calibration.images[:_N_CALIBRATION].float().cpu(),
+            images=images,
+        )
+    except UnsupportedPrecisionError as error:
+        (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier fine-tuning
+        return {"refused": str(error), "latency_ms": None}
+    return {
+        "max_difference": checked.max_difference,
+        "agreement": checked.agreement,
+        "n_images": checked.n_images,
+    }
+
+
+def _time_against_original(task: Task, images: Tensor) -> dict[str, Any]:
+    folder = task.folder
+    files = {"original": folder / "original.onnx", "compressed": folder / "model.onnx"}
+    export_onnx(task.original, example_input(folder.facts), files["original"], images=images)
+    return {
+        "latency_ms": time_onnx(files, folder.facts.image_shape),
+        "onnx_bytes": {name: file.stat().st_size for name, file in files.items()},
+    }
 
 
 def run_evaluate(task: Task) -> None:
@@ -69,55 +108,70 @@ def run_evaluate(task: Task) -> None:
             name: evaluate(model, task.data.test, precision="fp32", device=config.device)
             for name, model in (("original", task.original), ("compressed", small))
         }
-        traced = trace_original(folder, task.original.cpu())
+        problem = task.problem
         folder.finish(
             "evaluate",
             seconds=round(time.perf_counter() - started, 3),
             accuracy=accuracy,
-            costs=plan_costs(traced, folder.read_plan()),
-            group_sizes={group.name: group.size for group in traced.graph.groups},
+            costs={
+                "original": problem.original(),
+                "compressed": problem.cost(folder.read_plan()),
+            },
+            group_sizes={group.name: group.size for group in problem.graph.groups},
+            bits=layer_bits(small),
             n_images=task.data.test.n_images,
         )
     write_json(folder / "summary.json", summarise(folder))
 
 
-def plan_costs(traced: TracedModel, plan: CompressionPlan) -> dict[str, dict[str, float]]:
-    """Returns the costs of the original and of the plan: ``{"original": {"macs": ..}, ..}``."""
-    from amc_env import Decision, DecisionKind
+def layer_bits(network: nn.Module) -> dict[str, dict[str, int | None]]:
+    """Returns the bits of every quantized layer; None where something is left in float32."""
 
-    # Only the targets matter for costs; a one-choice grid per group needs no round_to.
-    decisions = [
-        Decision(g.name, DecisionKind.KEEP_RATIO, (1.0,), g.size) for g in traced.graph.groups
-    ]
-    chosen = [plan.get(d.key, 1.0) for d in decisions]
-    models = {name: make_cost(name, traced.graph, decisions) for name in COSTS}
+    def bits(quantizer: Any) -> int | None:
+        return None if quantizer is None else int(quantizer.bits)
+
     return {
-        "original": {name: cost([1.0] * len(decisions)) for name, cost in models.items()},
-        "compressed": {name: cost(chosen) for name, cost in models.items()},
+        name: {
+            "weights": bits(layer.weight_quantizer),
+            "activations": bits(layer.input_quantizer),
+        }
+        for name, layer in quantized_layers(network).items()
     }
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
     """Returns the content of ``summary.json``.
 
-    ``bytes`` is the size of each network's safetensors file. ``latency_ms`` is null for a run
-    without export.
+    ``bytes`` is the size of each network's file: safetensors, and for a quantized network the
+    packed file. ``latency_ms`` is null for a run without export, and where no runtime executes
+    the network. A run that quantizes has ``bops`` and ``mean_bits`` as well; a run with cost
+    tables has what they predict.
     """
     config = folder.config
     search, finetune = folder.results("search"), folder.results("finetune")
     measured = folder.results("evaluate")
     export = folder.results("export") if folder.is_done("export") else None
-    files = {"original": "original.safetensors", "compressed": "model.safetensors"}
+    latency = export["latency_ms"] if export else None
+    files = {
+        "original": "original.safetensors",
+        "compressed": PACKED if config.quantizes else "model.safetensors",
+    }
     networks = {
         name: {
             "accuracy": measured["accuracy"][name],
-            "macs": round(measured["costs"][name]["macs"]),
-            "params": round(measured["costs"][name]["params"]),
+            **shown_costs(measured["costs"][name], quantized=config.quantizes),
             "bytes": (folder / file).stat().st_size,
-            "latency_ms": export["latency_ms"][name] if export else None,
+            "latency_ms": latency[name] if latency else None,
         }
         for name, file in files.items()
     }
+    more: dict[str, Any] = {}
+    if config.quantizes:
+        more = {
+            "learner": config.learner,
+            "bits": measured["bits"],
+            "export_refused": export.get("refused") if export else None,
+        }
     return {
         **networks,
         "cost_ratio": search["best"]["cost_ratio"],
@@ -131,28 +185,36 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "export": export["seconds"] if export else None,
         },
         "cpu_seconds_per_episode": search["cpu_seconds_per_episode"],
+        **more,
     }
 
 
+def shown_costs(costs: Mapping[str, float], *, quantized: bool) -> dict[str, Any]:
+    """Returns the costs that are reported as numbers of their own; bytes are those of a file."""
+    shown: dict[str, Any] = {name: round(costs[name]) for name in ("macs", "params")}
+    if quantized:
+        shown |= {"bops": round(costs["bops"]), "mean_bits": round(costs["mean_bits"], 4)}
+    if predicted := {name: value for name, value in costs.items() if name not in COSTS}:
+        shown["predicted"] = predicted
+    return shown
+
+
 def measure(
-    model: nn.Module, traced: TracedModel, plan: CompressionPlan, loader: Any, weights: Path | None
+    model: nn.Module, costs: Mapping[str, float], loader: Any, n_bytes: int | None
 ) -> dict[str, Any]:
     """Returns accuracy and costs of one network, for ``amc evaluate``.
 
     Args:
         model: The network.
-        traced: The original network it comes from (or itself).
-        plan: Its plan; an empty one for an uncompressed network.
+        costs: Its costs by name.
         loader: Images and labels.
-        weights: Its file, whose size is reported.
+        n_bytes: Size of its file; the predicted one if there is no file.
     """
     with torch.no_grad():
         accuracy = evaluate(model, loader, precision="fp32")
-    costs = plan_costs(traced, plan)["compressed"]
     return {
         "accuracy": accuracy,
         "n_images": loader.n_images,
-        "macs": round(costs["macs"]),
-        "params": round(costs["params"]),
-        "bytes": weights.stat().st_size if weights is not None else None,
+        **shown_costs(costs, quantized=bool(quantized_layers(model))),
+        "bytes": round(costs["bytes"]) if n_bytes is None else n_bytes,
     }

@@ -8,7 +8,10 @@ from amc_env import CompressionPlan
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.events import open_writer
-from experiments.networks import load_smaller, read_kept, save_network
+from experiments.networks import example_input, load_smaller, read_shape, save_network
+from experiments.runs import PACKED
+from learners.quantization.modules import quantized_layers
+from learners.quantization.packing import save_packed
 from learners.training import TrainingConfig, evaluate, train
 
 
@@ -26,7 +29,10 @@ def training_config(config: RunConfig) -> TrainingConfig:
 
 
 def run_finetune(task: Task) -> None:
-    """Writes ``model.safetensors``; with ``epochs`` 0 the pruned network as it is."""
+    """Writes ``model.safetensors``; with ``epochs`` 0 the smaller network as it is.
+
+    A quantized network is written packed as well: that file's size is what it takes to store.
+    """
     folder, config = task.folder, task.config
     if folder.is_done("finetune"):
         return
@@ -56,8 +62,12 @@ def run_finetune(task: Task) -> None:
                 device=config.device,
             )
         seconds, after = result.seconds, result.best_accuracy
-    kept = read_kept(folder / "pruned.safetensors")
+    kept = read_shape(folder / "pruned.safetensors").kept
+    model.cpu()
     save_network(model, folder / "model.safetensors", plan=plan, kept=kept)
+    if quantized_layers(model):
+        example = example_input(folder.facts)
+        save_packed(model, folder / PACKED, kept=kept, plan=plan, example_input=example)
     folder.finish(
         "finetune",
         seconds=round(seconds, 3),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from amc_env import CompressionPlan
+from amc_env import make_cost
+from amc_env.cost import COSTS
 from experiments.configs import RunConfig
 from experiments.context import facts_of, load_splits, use_threads
 from experiments.evaluate import measure
@@ -18,7 +19,8 @@ from experiments.networks import (
     load_smaller,
     trace_original,
 )
-from experiments.runs import RunFolder
+from experiments.problem import make_problem
+from experiments.runs import PACKED, RunFolder
 from learners.tracing import trace
 
 
@@ -28,13 +30,22 @@ def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     traced = trace_original(folder, network)
+    problem = make_problem(folder.config, traced, tables=False)
     loader = load_splits(folder.config).test
     if original:
-        file = folder / "original.safetensors"
-        return measure(network, traced, CompressionPlan({}), loader, file)
+        size = (folder / "original.safetensors").stat().st_size
+        return measure(network, problem.original(), loader, size)
     name = compressed_name(folder)
     small = load_smaller(folder, name, traced)
-    return measure(small, traced, folder.read_plan(), loader, folder / name)
+    costs = problem.cost(folder.read_plan())
+    return measure(small, costs, loader, _file_size(folder, name))
+
+
+def _file_size(folder: RunFolder, name: str) -> int | None:
+    """Bytes of what is stored; None for a quantized network that is not packed yet."""
+    if not folder.config.quantizes:
+        return (folder / name).stat().st_size
+    return (folder / PACKED).stat().st_size if folder.is_done("finetune") else None
 
 
 def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
@@ -44,5 +55,6 @@ def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     use_threads(config, facts, training=True)
     network = build_original(config.model, facts)
     load_weights(network, path, allow_pickle=config.allow_pickle)
-    traced = trace(network, example_input(facts))
-    return measure(network, traced, CompressionPlan({}), data.test, path)
+    graph = trace(network, example_input(facts)).graph
+    costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
+    return measure(network, costs, data.test, path.stat().st_size)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,6 +17,8 @@ from amc_env import CompressionPlan, RunFolderError
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.runs import RunFolder, TaskFacts
+from learners.quantization.modules import quantized_layers
+from learners.quantization.structure import describe, rebuild
 from learners.tracing import TracedModel, trace
 
 NETWORK_VERSION = "1"
@@ -50,7 +54,8 @@ def save_network(
         path: The file.
         plan: The plan that the network follows, for the file's metadata.
         kept: Channel group -> indices of the units that stay, for the file's metadata. With it
-            the network's shape can be rebuilt from the original one without any data.
+            the network's shape can be rebuilt from the original one without any data; which
+            layers are quantized, and how, is noted too.
     """
     # Clones, because safetensors refuses tensors that share memory (tied weights).
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
@@ -59,11 +64,27 @@ def save_network(
         metadata["plan"] = json.dumps(dict(plan))
     if kept is not None:
         metadata["kept"] = json.dumps({group: index.tolist() for group, index in kept.items()})
+    if quantized_layers(model):
+        metadata["structure"] = json.dumps(describe(model))
     write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
-def read_kept(path: Path) -> dict[str, Tensor]:
-    """Returns which units a saved smaller network kept: channel group -> sorted indices.
+@dataclass(frozen=True)
+class Shape:
+    """What turns the original network into one of the shape of a saved smaller network.
+
+    Args:
+        kept: Channel group -> sorted indices of the units that stay; groups that lose none are
+            missing.
+        structure: Which layers are quantized, and how; None if none is.
+    """
+
+    kept: dict[str, Tensor]
+    structure: dict[str, Any] | None = None
+
+
+def read_shape(path: Path) -> Shape:
+    """Returns how the network in a file is built from the original one.
 
     Raises:
         RunFolderError: If the file is missing, damaged, or of another version.
@@ -77,7 +98,8 @@ def read_kept(path: Path) -> dict[str, Tensor]:
                 f"{NETWORK_VERSION}; use the release that wrote it."
             )
         rows = json.loads(metadata["kept"])
-        return {group: torch.tensor(index, dtype=torch.int64) for group, index in rows.items()}
+        kept = {group: torch.tensor(index, dtype=torch.int64) for group, index in rows.items()}
+        return Shape(kept, json.loads(metadata.get("structure", "null")))
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} is missing; continue the run with `amc compress ... --resume`."
@@ -107,7 +129,7 @@ def load_original(folder: RunFolder) -> nn.Module:
 
 
 def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None) -> nn.Module:
-    """Returns a compressed network of a run: the original, cut, with the saved tensors.
+    """Returns a compressed network of a run: the original, cut and quantized, with its tensors.
 
     Args:
         folder: The run.
@@ -115,10 +137,12 @@ def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None
         traced: The traced original, where the caller has it already.
     """
     path = folder / name
-    kept = read_kept(path)
+    shape = read_shape(path)
     if traced is None:
         traced = trace_original(folder, load_original(folder))
-    model = traced.slice(kept)
+    model = traced.slice(shape.kept)
+    if shape.structure is not None:
+        model = rebuild(model, shape.structure)
     load_weights(model, path)
     return model.eval()
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from amc_env import Budget, CompressionPlan, RunFolderError
-from experiments.charts import Axis, Bar, Chart, plan_bars
+from amc_env import Budget, RunFolderError
+from experiments.charts import Axis, Chart
 from experiments.configs import RunConfig
 from experiments.files import write_atomic
+from experiments.report_plan import plan_parts
 from experiments.runs import RunFolder
-from experiments.summary import read_summary, rows
+from experiments.summary import fixed_bits, read_summary, rows
 from experiments.trials import RecordedTrial, read_trials
 
 _STAGE_COLOURS = {
@@ -54,7 +55,8 @@ def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[Recorded
         **_table(folder.config, summary),
         **_curve(folder, trials),
         **_cloud(folder, trials, cost),
-        **_plan(folder),
+        **plan_parts(folder),
+        "search_style": "" if folder.config.decides else 'style="display:none"',
         **_time(folder, summary),
         **_options(folder),
     }
@@ -66,36 +68,55 @@ def _data_name(folder: RunFolder) -> str:
     return Path(folder.facts.data_name).name
 
 
+_METHODS = {
+    "channels": "Channel pruning",
+    "uniform": "Uniform quantization",
+    "codebook": "Codebook quantization",
+    "joint": "Channel pruning and quantization",
+}
+
+
 def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
     config = folder.config
     before, after = summary["original"], summary["compressed"]
-    macs = after["macs"] / before["macs"]
     points = 100 * (after["accuracy"] - before["accuracy"])
     if abs(points) < 0.005:
         loss = "at the same accuracy"
     else:
         loss = f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
-    headline = (
-        f"{escape(config.model)} with {macs:.0%} of the multiply-adds and "
-        f"{after['bytes'] / before['bytes']:.0%} of the bytes, {loss}"
-    )
-    tiles = [
-        (f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})"),
-        (f"{macs:.1%}", f"of the multiply-adds (budget {escape(config.budget)})"),
-        (f"{after['bytes'] / before['bytes']:.1%}", "of the bytes"),
-    ]
+    tiles = [(f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})")]
+    with_what = []
+    macs, size = after["macs"] / before["macs"], after["bytes"] / before["bytes"]
+    if config.prunes:
+        with_what.append(f"{macs:.0%} of the multiply-adds")
+        tiles.append((f"{macs:.1%}", f"of the multiply-adds (budget {escape(config.budget)})"))
+    if config.quantizes:
+        with_what.append(f"{after['mean_bits']:.3g} bits per weight")
+        note = "" if config.prunes or not config.decides else f" (budget {escape(config.budget)})"
+        tiles.append((f"{after['mean_bits']:.3g}", f"bits per weight, of 32{note}"))
+    with_what.append(f"{size:.0%} of the bytes")
+    tiles.append((f"{size:.1%}", "of the bytes"))
     if after["latency_ms"]:
         old, new = before["latency_ms"]["64"], after["latency_ms"]["64"]
         tiles.append((f"{old / new:.2f} ×", "the speed at batch 64, ONNX Runtime, one thread"))
+    who = (
+        f"agent {escape(config.agent)} · {summary['episodes']} episodes"
+        if config.decides
+        else fixed_bits(config)
+    )
     return {
-        "kicker": f"Channel pruning of {escape(config.model)} on "
-        f"{escape(_data_name(folder))} · agent {escape(config.agent)} · "
-        f"{summary['episodes']} episodes · seed {config.seed}",
-        "headline": headline,
+        "kicker": f"{_METHODS[config.learner]} of {escape(config.model)} on "
+        f"{escape(_data_name(folder))} · {who} · seed {config.seed}",
+        "headline": f"{escape(config.model)} with {_and(with_what)}, {loss}",
         "tiles": "\n".join(
             f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles
         ),
     }
+
+
+def _and(parts: Sequence[str]) -> str:
+    """Joins as in ``"a, b and c"``."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _table(config: RunConfig, summary: dict[str, Any]) -> dict[str, str]:
@@ -109,20 +130,33 @@ def _table(config: RunConfig, summary: dict[str, Any]) -> dict[str, str]:
         lines.append(
             f"<tr><td>{escape(name)}</td><td>{old}</td><td>{new}</td><td{css}>{change}</td></tr>"
         )
+    return {"table": "\n".join(lines), "table_note": _table_note(config, summary)}
+
+
+def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     note = (
         "Accuracy on test images that nothing before this line has seen. MACs are multiply-adds "
-        "for one image. The size is that of the safetensors file."
+        "for one image. "
     )
+    if config.quantizes:
+        note += (
+            "Bit operations are MACs times bits per weight times bits per activation. The size is "
+            "that of the packed file, model.packed; the original's is safetensors."
+        )
+    else:
+        note += "The size is that of the safetensors file."
+    if refused := summary.get("export_refused"):
+        note += f" There is no ONNX file: {escape(refused)}"
     if summary["original"]["latency_ms"]:
         note += (
             " Latency: ONNX Runtime, one thread, medians of runs taken in turns with the original."
         )
-        if config.round_to % 8:
+        if config.prunes and config.round_to % 8:
             note += (
                 f" Processors like channels in multiples of 8; this plan keeps multiples of "
                 f"{config.round_to}, which saves multiply-adds but less time (see --round-to)."
             )
-    return {"table": "\n".join(lines), "table_note": note}
+    return note
 
 
 def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
@@ -205,21 +239,6 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dic
         "cloud_legend": "".join(legend),
         "cloud_note": f"Cost against proxy accuracy of every judged plan. The budget "
         f"({escape(folder.config.budget)}) is hard: no plan may lie in the red.",
-    }
-
-
-def _plan(folder: RunFolder) -> dict[str, str]:
-    plan: CompressionPlan = folder.read_plan()
-    sizes = folder.results("evaluate")["group_sizes"]
-    bars = [
-        Bar(key.rsplit(":", 1)[0], round(value * sizes[key.rsplit(":", 1)[0]]), size)
-        for key, value in plan.items()
-        for size in [sizes[key.rsplit(":", 1)[0]]]
-    ]
-    return {
-        "plan": plan_bars(bars, "channels kept per group of layers"),
-        "plan_note": "Channels that stay (blue) of those that were there (grey). One row is one "
-        "group of layers whose channels can only be cut together, named after its first layer.",
     }
 
 

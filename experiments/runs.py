@@ -8,6 +8,7 @@
 ``trials.jsonl``          one line per episode
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units
+``model.packed``          a quantized network in the bits it has: the smallest file of it
 ``model.onnx``            the same for ONNX Runtime (``original.onnx`` is what it is timed against)
 ``summary.json``          before and after, for programs
 ``report.html``           before and after, for people
@@ -30,6 +31,9 @@ from experiments.configs import STAGES, RunConfig, package_versions
 from experiments.files import read_json, write_atomic, write_json
 
 RUN_VERSION = 1
+PACKED = "model.packed"
+"""The network in the bits it has, in the folder of a run that quantizes."""
+
 _CONFIG = "amc-run"
 _STATE = "amc-run-state"
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from amc_env import CompressionEnv, CompressionPlan
+from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env.reward import Result, resolve_reward
 from experiments.context import Task, use_threads
 from experiments.networks import save_network
 from experiments.trials import TrialRecorder
+from learners.base import Learner
 
 
 def run_search(task: Task) -> None:
     """Writes ``plan.json``, ``trials.jsonl`` and ``pruned.safetensors``.
 
     A search that was interrupted is replayed with its recorded judgements, to the same result.
+    Where nothing is to be decided, the one plan there is is judged.
     """
-    from agents import make_agent
-    from agents.logging import EpisodeLogger
-
     folder, config = task.folder, task.config
     if folder.is_done("search"):
         return
@@ -27,7 +28,54 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    env = CompressionEnv(learner, config.budget, action=config.reading, reward=config.reward)
+    found = (_search if learner.decisions else _judge_the_only_plan)(task, learner, wall, cpu)
+    keep: Any = getattr(learner, "kept_units", lambda plan: {})
+    save_network(
+        learner.compress(found.plan),
+        folder / "pruned.safetensors",
+        plan=found.plan,
+        kept=keep(found.plan),
+    )
+    folder.write_plan(found.plan)
+    folder.finish(
+        "search",
+        seconds=round(found.seconds, 3),
+        prepare_seconds=round(found.prepare_seconds, 3),
+        cpu_seconds_per_episode=round(found.cpu_seconds / found.n_trials, 5),
+        n_trials=found.n_trials,
+        original_accuracy=learner.original_accuracy,
+        best=_facts(found.best),
+        uniform=_facts(found.uniform),
+        reward=found.reward,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search ends with; seconds are those of all processes that it took."""
+
+    plan: CompressionPlan
+    reward: float
+    best: Outcome
+    uniform: Outcome
+    n_trials: int
+    prepare_seconds: float
+    seconds: float
+    cpu_seconds: float
+
+
+def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from agents import make_agent
+    from agents.logging import EpisodeLogger
+
+    folder, config = task.folder, task.config
+    env = CompressionEnv(
+        learner,
+        config.budget,
+        action=config.reading,
+        reward=config.reward,
+        cost_models=task.problem.tables if config.cost_table else None,
+    )
     recorder = TrialRecorder(folder / "trials.jsonl", lambda plan: cost_of(env, plan))
     for trial in recorder.recorded:
         env.remember(CompressionPlan(trial.plan), trial.accuracy)
@@ -48,26 +96,46 @@ def run_search(task: Task) -> None:
     # Seconds of a resumed search are those of its trials, whichever process judged them.
     finish_wall, finish_cpu = recorder.since_last()
     trials = recorder.trials
-    wall = prepare_wall + sum(t.seconds for t in trials) + finish_wall
-    cpu = prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu
-
-    save_network(
-        learner.compress(result.plan),
-        folder / "pruned.safetensors",
+    return _Found(
         plan=result.plan,
-        kept=learner.kept_units(result.plan),
-    )
-    folder.write_plan(result.plan)
-    folder.finish(
-        "search",
-        seconds=round(wall, 3),
-        prepare_seconds=round(prepare_wall, 3),
-        cpu_seconds_per_episode=round(cpu / len(trials), 5),
-        n_trials=len(trials),
-        original_accuracy=learner.original_accuracy,
-        best=_outcome(env, result.plan),
-        uniform=_outcome(env, env.uniform_plan()),
         reward=result.reward,
+        best=env.evaluate(result.plan),
+        uniform=env.evaluate(env.uniform_plan()),
+        n_trials=len(trials),
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
+        cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
+    )
+
+
+def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from agents.base import Trial
+
+    config, plan = task.config, CompressionPlan({})
+    problem = task.problem
+    recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    recorder.restart_clock()
+    known = recorder.recorded
+    accuracy = known[0].accuracy if known else float(learner.evaluate(plan))
+    cost, original = problem.cost(plan), problem.original()
+    ratio = {name: value / original[name] for name, value in cost.items()}
+    targets = {name: upper for name, (_, upper) in Budget.parse(config.budget).bounds.items()}
+    result = Result(accuracy, learner.original_accuracy, cost, ratio, targets)
+    reward = float(resolve_reward(config.reward)(result))
+    outcome = Outcome(plan, accuracy, cost, ratio, reward, feasible=True)
+    seconds, _ = recorder.since_last()
+    recorder(Trial(0, plan, accuracy, reward, ratio, seconds, "fixed"))
+    trial = recorder.trials[0]
+    return _Found(
+        plan=plan,
+        reward=reward,
+        best=outcome,
+        uniform=outcome,
+        n_trials=1,
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + trial.seconds,
+        cpu_seconds=prepare_cpu + trial.cpu_seconds,
     )
 
 
@@ -77,8 +145,7 @@ def cost_of(env: CompressionEnv, plan: CompressionPlan) -> dict[str, float]:
     return {name: cost(values) for name, cost in env.costs.items()}
 
 
-def _outcome(env: CompressionEnv, plan: CompressionPlan) -> dict[str, Any]:
-    outcome = env.evaluate(plan)
+def _facts(outcome: Outcome) -> dict[str, Any]:
     return {
         "accuracy": outcome.accuracy,
         "reward": outcome.reward,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
+from amc_env.storage import FLOAT_BITS, OFF_BITS
+from experiments.configs import RunConfig
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -42,8 +44,17 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         ("MACs", *_counts(before["macs"], after["macs"])),
         ("parameters", *_counts(before["params"], after["params"])),
-        ("file size", *_sizes(before["bytes"], after["bytes"])),
     ]
+    if "mean_bits" in before:
+        table += [
+            ("bit operations", *_counts(before["bops"], after["bops"])),
+            ("bits per weight", f"{before['mean_bits']:.3g}", f"{after['mean_bits']:.3g}",
+             f"{after['mean_bits'] / before['mean_bits']:.1%}"),
+        ]  # fmt: skip
+    table.append(("file size", *_sizes(before["bytes"], after["bytes"])))
+    for name, old in before.get("predicted", {}).items():
+        new = after["predicted"][name]
+        table.append((f"{name}, from the table", f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}"))
     if before["latency_ms"] and after["latency_ms"]:
         for size in before["latency_ms"]:
             old, new = before["latency_ms"][size], after["latency_ms"][size]
@@ -59,6 +70,22 @@ def _counts(old: float, new: float) -> tuple[str, str, str]:
 
 def _sizes(old: float, new: float) -> tuple[str, str, str]:
     return f"{human(old)}B", f"{human(new)}B", f"{new / old:.1%}"
+
+
+def cost_text(name: str, ratio: float) -> str:
+    """Returns ``"49.9% of the macs"``, or ``"4 bits per weight"``."""
+    if name == "mean_bits":
+        return f"{FLOAT_BITS * ratio:.3g} bits per weight"
+    return f"{ratio:.1%} of the {name}"
+
+
+def fixed_bits(config: RunConfig) -> str:
+    """Returns ``"4-bit weights, 8-bit activations"`` of a run that leaves nothing to choose."""
+
+    def text(bits: str, what: str) -> str:
+        return f"float {what}" if int(bits) == OFF_BITS else f"{bits}-bit {what}"
+
+    return f"{text(config.weight_bits, 'weights')}, {text(config.activation_bits, 'activations')}"
 
 
 def human(number: float) -> str:

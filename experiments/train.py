@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc_env import CompressionPlan
+from amc_env import make_cost
+from amc_env.cost import COSTS
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.evaluate import measure
@@ -78,10 +79,9 @@ def write_training_results(task: Task) -> Path:
     folder, config = task.folder, task.config
     path = folder / "model.safetensors"
     write_atomic(path, (folder / "original.safetensors").read_bytes())
-    network = task.original
-    measured = measure(
-        network, trace_original(folder, network), CompressionPlan({}), task.data.test, path
-    )
+    graph = trace_original(folder, task.original).graph
+    costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
+    measured = measure(task.original, costs, task.data.test, path.stat().st_size)
     stage = folder.results("train")
     write_json(
         folder / "summary.json",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from experiments.commands.bit_options import BITS, BitOptions
 from experiments.configs import RunConfig
 
 _TASK = "Network and data"
@@ -21,7 +21,7 @@ _RUN = "Run"
 _DEFAULT = RunConfig()  # where the defaults live
 
 
-class Options:
+class Options(BitOptions):
     """Every option by name, with its type, its help and its default; nobody makes one of these.
 
     A verb lists the names it takes, in :func:`takes`.
@@ -103,14 +103,27 @@ class Options:
         float, typer.Option(help="Its peak learning rate.", rich_help_panel=_TASK)
     ] = _DEFAULT.train_learning_rate
 
+    learner: Annotated[
+        str,
+        typer.Option(
+            help="What is done to the network: channels (cuts them), uniform (rounds weights and "
+            "activations to integers), codebook (weights share a few learned values), joint (cuts "
+            "and quantizes).",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.learner
     budget: Annotated[
         str,
         typer.Option(
             help="Hard limits as shares of the original: macs=0.5; several: macs=0.5,bytes=0.3; "
-            "lower and upper: macs=0.45:0.5. Costs: macs, params, bytes.",
+            "lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: macs, params, bytes "
+            "(of the packed file), bops (MACs x weight bits x activation bits), mean_bits (per "
+            "weight, of 32), and those of --cost-table, e.g. latency. Not given: macs=0.5; for "
+            "bits mean_bits=4/32; for both macs=0.5,bytes=0.15.",
+            show_default=False,
             rich_help_panel=_SEARCH,
         ),
-    ] = _DEFAULT.budget
+    ] = ""
     agent: Annotated[
         str,
         typer.Option(
@@ -132,7 +145,8 @@ class Options:
     reward: Annotated[
         str,
         typer.Option(
-            help="accuracy, error_log_macs (AMC's for soft budgets) or accuracy_size.",
+            help="accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, "
+            "accuracy_latency (with --cost-table) or haq.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.reward
@@ -140,7 +154,7 @@ class Options:
         str,
         typer.Option(
             help="How a candidate is repaired before it is judged: reconstruction, recalibration, "
-            "reconstruction+recalibration or none.",
+            "reconstruction+recalibration or none. Only cut layers are reconstructed.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.proxy
@@ -183,6 +197,16 @@ class Options:
         list[str] | None,
         typer.Option(
             help="Layer (or prefix of names) that must stay whole; may be repeated.",
+            show_default=False,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None
+
+    cost_table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Table of measured costs (JSON, from `amc latency-table`), which the budget may "
+            "then name; may be repeated, or several with commas.",
             show_default=False,
             rich_help_panel=_SEARCH,
         ),
@@ -279,8 +303,8 @@ TASK = (
     "train_epochs", "train_learning_rate",
 )  # fmt: skip
 SEARCH = (
-    "budget", "agent", "episodes", "criterion", "proxy", "finetune_steps", "round_to", "min_ratio",
-    "n_validation", "ignore", "reading", "reward",
+    "learner", "budget", "agent", "episodes", "criterion", "proxy", "finetune_steps", "round_to",
+    "min_ratio", "n_validation", "ignore", "reading", "reward", "cost_table", *BITS,
 )  # fmt: skip
 FINETUNE = (
     "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
@@ -328,57 +352,3 @@ def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
         return wrapper
 
     return decorate
-
-
-def config_from(parameters: Mapping[str, Any], base: RunConfig = _DEFAULT) -> RunConfig:
-    """Builds the options of a run from what the command line was given.
-
-    Args:
-        parameters: Option name -> value; what is no option of a run is left out.
-        base: Where everything else comes from.
-    """
-    known = {f.name for f in dataclasses.fields(RunConfig)}
-    values: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name not in known:
-            continue
-        if name in ("mean", "std"):
-            value = _numbers(name, value)
-        elif name == "ignore":
-            value = tuple(value or ())
-        elif isinstance(value, Path):
-            value = str(value)
-        if name in ("data", "weights"):
-            value = _absolute(value)
-        values[name] = value
-    return dataclasses.replace(base, **values)
-
-
-def given(ctx: typer.Context) -> dict[str, Any]:
-    """Returns the options that stand on the command line, without those left to their defaults."""
-    return {
-        name: value
-        for name, value in ctx.params.items()
-        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-
-
-_EMBEDDED = "digits"  # the name of data, whatever folders of that name there are
-
-
-def _absolute(path: str | None) -> str | None:
-    """A run folder must not depend on the directory it was started from."""
-    if path is None or path == _EMBEDDED or not Path(path).exists():
-        return path
-    return str(Path(path).resolve())
-
-
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(
-            f"Expected --{name} as numbers with commas, e.g. 0.5,0.5,0.5, got {text!r}."
-        ) from error

@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from experiments.commands import options as o
-from experiments.commands.options import config_from, takes
+from experiments.commands.options import takes
+from experiments.commands.values import config_from
 from experiments.configs import STAGES, RunConfig
 
 

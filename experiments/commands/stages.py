@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from experiments.commands import options as o
-from experiments.commands.options import config_from, given, takes
+from experiments.commands.options import takes
+from experiments.commands.values import config_from, given
 
 
 @takes("directory", *o.FINETUNE, "resume", *o.OUTPUT)

@@ -1,0 +1,122 @@
+"""What a run decides, and what that costs: known from the network alone, without any data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amc_env import Budget, CompressionPlan, InfeasibleBudgetError, make_cost
+from amc_env.budget import FeasibleSet
+from amc_env.cost import COSTS, CostModel
+from amc_env.graph import LayerGraph
+from amc_env.plan import Decision
+from amc_env.reward import Result, resolve_reward
+from amc_env.storage import StorageFormat
+from experiments.configs import RunConfig
+from experiments.learners_registry import plan_facts
+from learners.tracing import TracedModel
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The decisions of a run and the costs of its plans.
+
+    Args:
+        graph: Facts about the original network.
+        decisions: What is decided, in the order of the search; possibly nothing.
+        costs: Cost name -> model.
+    """
+
+    graph: LayerGraph
+    decisions: tuple[Decision, ...]
+    costs: Mapping[str, CostModel]
+
+    def cost(self, plan: CompressionPlan) -> dict[str, float]:
+        """Returns the absolute costs of a complete plan.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit.
+        """
+        values = plan.values_for(self.decisions)
+        return {name: cost(values) for name, cost in self.costs.items()}
+
+    @property
+    def tables(self) -> dict[str, CostModel]:
+        """The costs that come from tables."""
+        return {name: cost for name, cost in self.costs.items() if name not in COSTS}
+
+    def original(self) -> dict[str, float]:
+        """Returns the absolute costs of the uncompressed network."""
+        return {name: cost.original(self.decisions) for name, cost in self.costs.items()}
+
+
+def make_problem(config: RunConfig, traced: TracedModel, *, tables: bool = True) -> Problem:
+    """Returns what the learner of these options will decide about a network.
+
+    Args:
+        config: The options.
+        traced: The original network.
+        tables: Whether to read the cost tables.
+
+    Raises:
+        UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
+    """
+    decisions, storage = plan_facts(config, traced)
+    graph = traced.graph
+    costs: dict[str, CostModel] = {
+        name: make_cost(name, graph, decisions, storage) for name in COSTS
+    }
+    if tables:
+        costs |= read_tables(config, graph, decisions, storage)
+    return Problem(graph, decisions, costs)
+
+
+def check_feasible(config: RunConfig, problem: Problem) -> None:
+    """Refuses a budget that no plan meets, and a reward that needs a cost nobody knows.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget.
+        ValueError: If the budget or the reward asks for a cost that is not there.
+    """
+    budget = Budget.parse(config.budget)
+    for cost in budget.bounds:
+        if cost not in problem.costs:
+            raise ValueError(
+                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(problem.costs)}, "
+                f"or one from a table given by --cost-table (`amc latency-table` makes them)."
+            )
+    if problem.decisions:
+        FeasibleSet(budget, problem.costs, problem.decisions)
+    else:
+        _check_the_only_plan(budget, problem)
+    ratios = dict.fromkeys(problem.costs, 1.0)
+    targets = {name: upper for name, (_, upper) in budget.bounds.items()}
+    resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
+
+
+def _check_the_only_plan(budget: Budget, problem: Problem) -> None:
+    original = problem.original()
+    cost = problem.cost(CompressionPlan({}))
+    ratio = {name: value / original[name] for name, value in cost.items()}
+    if not budget.is_met(ratio):
+        found = ", ".join(f"{name} {ratio[name]:.4f}" for name in budget.bounds)
+        raise InfeasibleBudgetError(
+            f"All bits are fixed, and with them the costs: {found}; that breaks {budget!r}. Leave "
+            f"the budget out, or let bits be decided, e.g. --weight-bits 2-8."
+        )
+
+
+def read_tables(
+    config: RunConfig,
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    storage: StorageFormat | None,
+) -> Mapping[str, CostModel]:
+    """Returns the costs of ``--cost-table``: name -> model."""
+    if not config.cost_table:
+        return {}
+    from experiments.latency_table import load_cost_models
+
+    paths = [Path(path) for path in config.cost_table]
+    return load_cost_models(paths, graph, decisions, storage)

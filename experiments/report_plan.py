@@ -1,0 +1,55 @@
+"""The report's pictures of a plan: channels that stay, and bits of every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amc_env import DecisionKind
+from experiments.charts import Bar, BitRow, bit_bars, plan_bars
+from experiments.runs import RunFolder
+
+
+def plan_parts(folder: RunFolder) -> dict[str, str]:
+    """Returns the section "The plan" for the report's template."""
+    pictures, notes = [], []
+    if bars := channel_bars(folder):
+        pictures.append(plan_bars(bars, "channels kept per group of layers"))
+        notes.append(
+            "Channels that stay (blue) of those that were there (grey). One row is one group of "
+            "layers whose channels can only be cut together, named after its first layer."
+        )
+    if rows := bit_rows(folder):
+        pictures.append(bit_bars(rows, "bits of weights and activations per layer"))
+        notes.append(_bit_note(folder))
+    return {"plan": "\n".join(pictures), "plan_note": " ".join(notes)}
+
+
+def channel_bars(folder: RunFolder) -> list[Bar]:
+    """Returns kept and original channels of every group that the plan decides about."""
+    sizes: dict[str, int] = folder.results("evaluate")["group_sizes"]
+    bars = []
+    for key, value in folder.read_plan().items():
+        target, kind = key.rsplit(":", 1)
+        if kind == DecisionKind.KEEP_RATIO:
+            bars.append(Bar(target, round(value * sizes[target]), sizes[target]))
+    return bars
+
+
+def bit_rows(folder: RunFolder) -> list[BitRow]:
+    """Returns the bits of every quantized layer, decided or fixed; empty where none is."""
+    bits: dict[str, Any] = folder.results("evaluate").get("bits", {})
+    return [BitRow(name, b["weights"], b["activations"]) for name, b in bits.items()]
+
+
+def _bit_note(folder: RunFolder) -> str:
+    config = folder.config
+    note = (
+        "Bits per weight (blue) and per number that the layer reads (orange), of 8; one row is one "
+        "layer."
+    )
+    if config.first_last_bits is not None:
+        note += (
+            f" First and last layer have {config.first_last_bits} by --first-last-bits, whatever "
+            f"the plan says."
+        )
+    return note
