@@ -28,6 +28,7 @@ QUANTITIES = ("latency", "energy")
 
 _NAMED_PRECISIONS = {"fp32": (32, 32), "int8": (8, 8)}
 _PRECISION = re.compile(r"w(\d{1,2})a(\d{1,2})")
+_SPREAD = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")  # a list of numbers over several lines
 _MAX_BITS = 32
 _MAX_NAMED = 5  # layers that an error message lists
 
@@ -157,6 +158,11 @@ class CostTable:
         """All precisions that any layer was measured in."""
         return tuple(dict.fromkeys(p for layer in self.layers.values() for p in layer.values))
 
+    def total(self, precision: str) -> float:
+        """Returns the cost of the network at its largest widths in one precision."""
+        layers = self.layers.values()
+        return self.constant + sum(float(layer.values[precision][-1, -1]) for layer in layers)
+
     def to_document(self) -> dict[str, Any]:
         """Returns the table as a JSON document."""
         return {
@@ -171,6 +177,11 @@ class CostTable:
             "layers": [layer.to_document() for layer in self.layers.values()],
             "details": dict(self.details),
         }
+
+    def to_json(self) -> str:
+        """Returns the text of the file; lists of numbers stand on one line each."""
+        text = json.dumps(self.to_document(), indent=1, allow_nan=False)
+        return _SPREAD.sub(lambda match: "[" + " ".join(match[1].split()) + "]", text) + "\n"
 
     @classmethod
     def read(cls, path: str | Path) -> CostTable:

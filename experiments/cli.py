@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from amc_env.errors import CompressionError
-from experiments.commands import runs, stages
+from experiments.commands import latency, runs, stages
 from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -54,6 +54,7 @@ for command in (
     stages.evaluate,
     stages.export,
     stages.report,
+    latency.latency_table,
 ):
     app.command()(interruptible(command))
 
@@ -126,6 +127,8 @@ def _complain(message: str) -> None:
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
     verb = arguments[0] if arguments else ""
+    if verb == "latency-table":
+        return "Interrupted; nothing is lost. Repeat the command to go on."
     if verb not in ("compress", "search", "train", "finetune"):
         return "Interrupted."
     again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]

@@ -27,11 +27,12 @@ from amc_env.cost_table import (
     LayerTable,
     layer_shape,
     measured_layers,
+    precision_bits,
 )
 from amc_env.latency import TableCost
 from amc_env.storage import StorageFormat
 from experiments.export import require_onnx
-from experiments.files import write_json
+from experiments.files import write_atomic
 from experiments.latency_design import Kept, axis_points, levels_of, plans
 from experiments.latency_networks import PRECISIONS, LatencyError, cut, randomised, to_int8, to_onnx
 from experiments.latency_timing import QUANTILE, empty_model, layer_times, open_model, time_together
@@ -55,6 +56,7 @@ class TableOptions:
         round_to: Kept channels come in multiples of this.
         points: Widths per axis, at most: 3, 5 or 7.
         precisions: ``"fp32"``, ``"int8"``.
+        measured: Whether this machine measures it, which takes those precisions only.
     """
 
     model: str
@@ -63,9 +65,12 @@ class TableOptions:
     round_to: int = 8
     points: int = 7
     precisions: tuple[str, ...] = PRECISIONS
+    measured: bool = True
 
     def __post_init__(self) -> None:
-        unknown = [p for p in self.precisions if p not in PRECISIONS]
+        for precision in self.precisions:
+            precision_bits(precision)
+        unknown = [p for p in self.precisions if p not in PRECISIONS and self.measured]
         if unknown or not self.precisions:
             raise ValueError(
                 f"ONNX Runtime is measured in {' and '.join(PRECISIONS)}, got "
@@ -174,15 +179,22 @@ def measure_table(
         bench = bench or Bench(traced, options.batch, options.input_shape)
         samples.append(bench.sample(kept, precision))
         complete = len(samples) == len(todo)
-        write_json(path, _compile(graph, options, samples, complete).to_document())
+        write_atomic(path, _compile(graph, options, samples, complete).to_json())
         progress(len(samples), len(todo))
     return CostTable.read(path)
 
 
-def empty_table(graph: LayerGraph, options: TableOptions, runtime: str) -> CostTable:
-    """Returns a table without values, for measuring elsewhere."""
-    table = _compile(graph, options, [], False)
-    return CostTable(table.quantity, table.unit, runtime, table.batch, "fill in", table.layers, 0.0)
+def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTable:
+    """Returns a table whose values are all missing, to be filled in elsewhere."""
+    graph = trace(model.eval(), torch.zeros(1, *options.input_shape)).graph
+    return CostTable(
+        quantity="latency",
+        unit="ms",
+        runtime=runtime,
+        batch=options.batch,
+        machine="fill in",
+        layers=_layer_tables(graph, options, []),
+    )
 
 
 def load_cost_models(
@@ -262,23 +274,27 @@ def _continue(path: Path, options: TableOptions) -> list[Sample]:
 def _compile(
     graph: LayerGraph, options: TableOptions, samples: Sequence[Sample], complete: bool
 ) -> CostTable:
-    levels = levels_of(graph, options.round_to, options.points)
     usual = _at_usual_speed(samples)
-    layers = [
-        _layer_table(number, layer, levels, options, usual if complete else [])
-        for number, layer in enumerate(measured_layers(graph))
-    ]
-    empty = [sample["empty"] for sample in usual]
     return CostTable(
         quantity="latency",
         unit="ms",
         runtime=runtime_name(),
         batch=options.batch,
         machine=machine_name(),
-        layers={layer.name: layer for layer in layers},
-        constant=round(float(np.median(empty)), 6) if empty else 0.0,
+        layers=_layer_tables(graph, options, usual if complete else []),
+        constant=round(float(np.median([sample["empty"] for sample in usual])), 6),
         details={**options.document(), "samples": list(samples)},
     )
+
+
+def _layer_tables(
+    graph: LayerGraph, options: TableOptions, samples: Sequence[Sample]
+) -> dict[str, LayerTable]:
+    levels = levels_of(graph, options.round_to, options.points)
+    return {
+        layer.name: _layer_table(number, layer, levels, options, samples)
+        for number, layer in enumerate(measured_layers(graph))
+    }
 
 
 def _at_usual_speed(samples: Sequence[Sample]) -> list[Sample]:

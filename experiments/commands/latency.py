@@ -1,0 +1,112 @@
+"""``amc latency-table``: measures a network's layers on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from experiments.commands import options as o
+from experiments.commands.options import takes
+
+_RUNTIMES = ("onnxruntime",)
+
+Out = Annotated[Path, typer.Option(help="The table, a JSON file; continued if it exists.")]
+Runtime = Annotated[str, typer.Option(help="What runs the network: onnxruntime (one thread).")]
+Batch = Annotated[int, typer.Option(help="Images per call.")]
+Shape = Annotated[str, typer.Option("--input", help="One image: channels x height x width.")]
+Classes = Annotated[int, typer.Option(help="Outputs of the network.")]
+RoundTo = Annotated[int, typer.Option(help="Channels come in multiples of this, as in the search.")]
+Points = Annotated[int, typer.Option(help="Widths per axis, at most: 3, 5 or 7.")]
+Precision = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="fp32 or int8; may be repeated. Both if not given. With --template any: w4a8.",
+        show_default=False,
+    ),
+]
+Template = Annotated[
+    bool,
+    typer.Option("--template", help="Measure nothing: write the table with null for each value."),
+]
+
+
+@takes("model", *o.OUTPUT)
+def latency_table(
+    model: str,
+    out: Out,
+    quiet: bool,
+    runtime: Runtime = "onnxruntime",
+    batch: Batch = 1,
+    shape: Shape = "3x32x32",
+    classes: Classes = 10,
+    round_to: RoundTo = 8,
+    points: Points = 7,
+    precision: Precision = None,
+    template: Template = False,
+) -> None:
+    """Measure how long every layer takes at the widths and bits a search may choose.
+
+    The table belongs to this machine and this version of the runtime. It is
+    written after every network, so an interrupted measurement goes on when
+    the command is repeated. Nothing else should run meanwhile. Weights do
+    not matter.
+
+    Examples:
+
+    \b
+      amc latency-table --model resnet20 --runtime onnxruntime --batch 1 \\
+          --out tables/resnet20.json
+    \b
+      Then search under it:
+        amc search --model resnet20 --cost-table tables/resnet20.json \\
+            --budget latency=0.5 ...
+    \b
+      A form to fill in for a phone, a board or an accelerator:
+        amc latency-table --model resnet20 --template --precision w4a4 \\
+            --precision w8a8 --out tables/board.json
+    """
+    from experiments.files import write_atomic
+    from experiments.latency_networks import PRECISIONS
+    from experiments.latency_table import TableOptions, empty_table, measure_table
+    from experiments.models import make_model
+
+    image = _image_shape(shape)
+    precisions = tuple(dict.fromkeys(precision or PRECISIONS))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    options = TableOptions(model, image, batch, round_to, points, precisions, measured=not template)
+    if runtime not in _RUNTIMES and not template:
+        raise ValueError(
+            f"Expected the runtime {' or '.join(_RUNTIMES)}, got {runtime!r}; for another one "
+            f"write a form with --template and fill it in (docs/latency_tables.md)."
+        )
+    network = make_model(model, n_classes=classes, in_channels=image[0], image_size=image[1])
+    if template:
+        if out.exists():
+            raise ValueError(f"{out} exists; choose another --out for the form.")
+        write_atomic(out, empty_table(network, options, runtime).to_json())
+        print(out)
+        return
+    with tqdm(disable=quiet, unit="network") as bar:
+
+        def show(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        table = measure_table(network, options, out, progress=show)
+    milliseconds = ", ".join(f"{p} {table.total(p):.3f}" for p in precisions)
+    if not quiet:
+        print(f"The whole network, {table.unit} per call of {batch}: {milliseconds}")
+    print(out)
+
+
+def _image_shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"Expected --input like 3x32x32, got {text!r}.")
+    return shape
