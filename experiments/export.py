@@ -103,7 +103,7 @@ def export_onnx(
     was_training = model.training
     model.eval()
     try:
-        _write(model, example_input, temporary)
+        write_unchecked(model, example_input, temporary)
         result = _compare(model, example_input if images is None else images, temporary, tolerance)
         replace(temporary, path)
     finally:
@@ -113,13 +113,18 @@ def export_onnx(
     return ExportResult(path, *result)
 
 
-def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
+def write_unchecked(model: nn.Module, example_input: Tensor, path: Path) -> None:
+    """Writes a network as it is, in ``eval`` mode, without comparing the file with torch.
+
+    Raises:
+        ExportError: If the network cannot be exported.
+    """
     # Two images, because the exporter takes an axis of length 1 for a constant.
     shape = example_input.shape[1:]
     example = torch.zeros(2, *shape, dtype=torch.float32)
     batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
                 model.to("cpu"),
                 (example,),
@@ -140,7 +145,7 @@ def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter: it prints its progress and warns about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,0 +1,277 @@
+"""Surgery on ONNX graphs: what turns a float export into one that runs in 8-bit integers.
+
+All functions change the model they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# ONNX Runtime's operators for layers with weights, after its optimisation (any domain).
+INTEGER_LAYERS = frozenset(
+    {
+        "QLinearConv",
+        "ConvInteger",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+    }
+)
+FLOAT_LAYERS = frozenset(
+    {
+        "Conv",
+        "FusedConv",
+        "ConvTranspose",
+        "Gemm",
+        "FusedGemm",
+        "MatMul",
+        "FusedMatMul",
+        "MatMulNBits",
+    }
+)
+
+
+def initializers(model: Any) -> dict[str, np.ndarray]:
+    """Returns the constants of a model by name."""
+    from onnx import numpy_helper
+
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def set_initializer(model: Any, name: str, tensor: Any) -> None:
+    """Adds a constant, or replaces the one of that name.
+
+    Args:
+        model: The model.
+        name: The constant's name.
+        tensor: An array, or a ``TensorProto`` for types that NumPy does not know.
+    """
+    from onnx import numpy_helper
+
+    if isinstance(tensor, np.ndarray):
+        tensor = numpy_helper.from_array(tensor)
+    tensor.name = name
+    for old in model.graph.initializer:
+        if old.name == name:
+            old.CopyFrom(tensor)
+            return
+    model.graph.initializer.append(tensor)
+
+
+def insert_before(model: Any, node: Any, new: Any) -> None:
+    """Puts ``new`` in front of ``node``."""
+    model.graph.node.insert(_position(model, node), new)
+
+
+def readers(model: Any, tensor: str) -> list[Any]:
+    """Returns the nodes that read a tensor."""
+    return [node for node in model.graph.node if tensor in node.input]
+
+
+def producers(model: Any) -> dict[str, Any]:
+    """Returns tensor -> the node that makes it."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def name_nodes(model: Any) -> None:
+    """Gives every node a name of its own."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+        seen.add(node.name)
+
+
+def weighted_nodes(model: Any, weights: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Finds the nodes that compute each layer, and gives each layer a weight tensor of its own.
+
+    The exporter names a constant after its parameter, but transposes some (under a new name) and
+    shares equal ones.
+
+    Args:
+        model: The exported model.
+        weights: Layer -> its weights as torch holds them, (out, in, ...).
+
+    Returns:
+        Layer -> its nodes; more than one where a layer is called repeatedly, none where it has
+        become something else.
+    """
+    constants = initializers(model)
+    takers = [n for n in model.graph.node if n.op_type in FLOAT_LAYERS and len(n.input) > 1]
+    found: dict[str, list[Any]] = {name: [] for name in weights}
+    owners: dict[str, str] = {}
+    for name, weight in weights.items():
+        own = [n for n in takers if n.input[1] == f"{name}.weight"]
+        same = own or [
+            n
+            for n in takers
+            if n.input[1] not in {f"{other}.weight" for other in weights}
+            and n.input[1] in constants
+            and _same(constants[n.input[1]], weight)
+        ]
+        found[name] = [n for n in same if _same(constants.get(n.input[1]), weight)]
+        for node in found[name]:
+            if owners.setdefault(node.input[1], name) != name:
+                set_initializer(model, f"{name}.own_weight", constants[node.input[1]])
+                node.input[1] = f"{name}.own_weight"
+    return found
+
+
+def _same(stored: np.ndarray | None, weight: np.ndarray) -> bool:
+    if stored is None:
+        return False
+    if stored.shape == weight.shape and np.array_equal(stored, weight):
+        return True
+    return weight.ndim == 2 and np.array_equal(stored, weight.T)
+
+
+def output_axis(node: Any, weight: np.ndarray) -> int:
+    """Returns the axis of a node's weight tensor along which the outputs are."""
+    if node.op_type == "Gemm":
+        flags = {a.name: a.i for a in node.attribute}
+        return 0 if flags.get("transB") else 1
+    return 1 if node.op_type == "MatMul" else 0
+
+
+def pool_globally(model: Any) -> int:
+    """Turns means over both image axes into global pooling, which has an 8-bit kernel.
+
+    Returns:
+        How many there were.
+    """
+    from onnx import helper
+
+    constants = initializers(model)
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in (*model.graph.value_info, *model.graph.input)
+    }
+    count = 0
+    for node in list(model.graph.node):
+        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or len(node.input) < 2:
+            continue
+        axes = constants.get(node.input[1])
+        if axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]:
+            continue
+        keeps = {a.name: a.i for a in node.attribute}.get("keepdims", 1)
+        mean, pooled = node.output[0], node.output[0] if keeps else f"{node.output[0]}_4d"
+        insert_before(
+            model, node, helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)
+        )
+        if not keeps:
+            flatten = helper.make_node("Flatten", [pooled], [mean], f"{node.name}_2d", axis=1)
+            insert_before(model, node, flatten)
+        model.graph.node.remove(node)
+        count += 1
+    remove_unused(model)
+    return count
+
+
+def pad_integers(model: Any) -> int:
+    """Moves zero padding between a quantizer and its inverse onto the integers themselves.
+
+    ONNX Runtime does so for slices and pooling, but leaves padding in float.
+
+    Returns:
+        How many there were.
+    """
+    from onnx import helper
+
+    made = producers(model)
+    count = 0
+    for node in list(model.graph.node):
+        before, after = (
+            made.get(node.input[0] if node.input else ""),
+            readers(model, *node.output[:1]),
+        )
+        if node.op_type != "Pad" or before is None or before.op_type != "DequantizeLinear":
+            continue
+        if len(after) != 1 or after[0].op_type != "QuantizeLinear" or not _pads_zeros(model, node):
+            continue
+        if list(before.input[1:]) != list(after[0].input[1:]) or len(before.input) < 3:
+            continue
+        inputs = [before.input[0], node.input[1], before.input[2]]
+        padded = helper.make_node("Pad", inputs, [after[0].output[0]], f"{node.name}_8bit")
+        insert_before(model, node, padded)
+        model.graph.node.remove(node)
+        model.graph.node.remove(after[0])
+        count += 1
+    remove_unused(model)
+    return count
+
+
+def remove_copies(model: Any, ending: str) -> None:
+    """Removes the identities whose names end so: their readers read what they read."""
+    for node in [n for n in model.graph.node if n.name.endswith(ending)]:
+        for reader in readers(model, node.output[0]):
+            for index, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[index] = node.input[0]
+        model.graph.node.remove(node)
+
+
+def _pads_zeros(model: Any, node: Any) -> bool:
+    if any(a.name == "mode" and a.s != b"constant" for a in node.attribute):
+        return False
+    if len(node.input) > 3:  # axes
+        return False
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    value = initializers(model).get(node.input[2])
+    return value is not None and not value.any()
+
+
+def remove_unused(model: Any) -> None:
+    """Removes the nodes and constants that nothing reads."""
+    results = {output.name for output in model.graph.output}
+    while True:
+        read = results | {name for node in model.graph.node for name in node.input}
+        idle = [n for n in model.graph.node if not read & set(n.output)]
+        if not idle:
+            break
+        for node in idle:
+            model.graph.node.remove(node)
+    _keep(model.graph.initializer, read)
+
+
+def _keep(tensors: Any, names: Iterable[str]) -> None:
+    kept = [t for t in tensors if t.name in set(names)]
+    del tensors[:]
+    tensors.extend(kept)
+
+
+def count_layers(path: Path) -> tuple[int, int]:
+    """Returns how many layers ONNX Runtime computes in 8-bit integers, and how many in float.
+
+    Counted in the graph as ONNX Runtime has optimised it: what the file asks for is one thing,
+    what gets fused into integer kernels another.
+    """
+    import tempfile
+
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # One level below the highest: that one chooses layouts for this very processor, and a file
+    # written with them is only valid here.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    kinds = [node.op_type for node in graph.node]
+    integer = sum(kind in INTEGER_LAYERS for kind in kinds)
+    return integer, sum(kind in FLOAT_LAYERS for kind in kinds)
+
+
+def _position(model: Any, node: Any) -> int:
+    for index, other in enumerate(model.graph.node):
+        if other is node or other == node:
+            return index
+    raise ValueError(f"{node.name} is not in this graph.")
