@@ -1,4 +1,4 @@
-"""What the float network's layers see and emit, and how a quantized network is brought back to it."""
+"""What the float network's layers see and emit, and how a quantized network is matched to it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,13 @@ class Observation:
 
 def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns mean and variance per output channel, float32."""
-    axis = 1 if isinstance(layer, nn.Conv2d) else outputs.dim() - 1
-    others = [d for d in range(outputs.dim()) if d != axis]
-    variance, mean = torch.var_mean(outputs.float(), others, correction=0)
-    return mean, variance
+    outputs = outputs.float()
+    if isinstance(layer, nn.Conv2d):
+        outputs = outputs.permute(0, 2, 3, 1)
+    flat = outputs.reshape(-1, outputs.shape[-1])
+    mean = flat.mean(0)
+    # A sixth of the time of torch.var_mean, which is slow along the outer axis.
+    return mean, (flat - mean).square_().mean(0)
 
 
 class _Watch:

@@ -79,7 +79,8 @@ def _curve(
 
 def _apply(layer: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, weight, layer.bias)
+        result: Tensor = layer._conv_forward(x, weight, layer.bias)
+        return result
     return F.linear(x, weight, layer.bias)
 
 

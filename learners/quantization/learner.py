@@ -18,6 +18,7 @@ from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import Evaluator, channels_last, fusion_works, limited_threads
+from learners.fusion import fuse
 from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly
@@ -30,9 +31,9 @@ from learners.quantization.ranges import check_rule
 from learners.quantization.structure import (
     bake,
     fold_norms,
-    foldable_norms,
     quantize_layer,
     replace_module,
+    without_identities,
 )
 from learners.quantization.uniform_quantizer import check_granularity
 from learners.timing import EpisodeSeconds
@@ -190,7 +191,8 @@ class QuantizationLearner(Learner):
             and not any(x == name or x.startswith(f"{name}.") for name in ignore)
         ]
         self._recalibration = channels_last(images[:n_recalibration].to(self.device))
-        batches = [channels_last(p.to(self.device)) for p in images.split(_CALIBRATION_BATCH)]
+        parts = torch.split(images, _CALIBRATION_BATCH)
+        batches = [channels_last(p.to(self.device)) for p in parts]
         report: Callable[[int], object] | None = None
         if progress:
             from tqdm import tqdm
@@ -211,7 +213,7 @@ class QuantizationLearner(Learner):
 
     def _choose(self, weights: Bits, inputs: Bits, first_last: int | None) -> None:
         """Sets the decisions and the costs."""
-        sizes = {n: self._float.get_submodule(n).weight.numel() for n in self.layers}  # type: ignore[union-attr, operator]
+        sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
         self._choice = bit_choice(sizes, weights, inputs, first_last)
         self.decisions = self._choice.decisions
         scale_bytes, codebook = self._bucket_storage()
@@ -269,11 +271,7 @@ class QuantizationLearner(Learner):
     ) -> None:
         """Preloads the validation images and measures the original network."""
         probe = probe[:8].to(self.device)
-        smallest = CompressionPlan({d.key: d.choices[0] for d in self.decisions})
-        candidate = bake(self._build(self._float, self._choice.read(smallest), self._observation))
-        self._fused = fusion_works(reference, probe, self._dtype) and fusion_works(
-            candidate, probe, torch.float32
-        )
+        self._fused = fusion_works(reference, probe, self._dtype) and self._fusion_works(probe)
         order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
         images, labels = images[order], labels[order]
         n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
@@ -282,6 +280,29 @@ class QuantizationLearner(Learner):
         # Kept in float32 for choosing the best epoch of a fine-tuning.
         self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
         self.original_accuracy = self._evaluator(self._dtype).accuracy(reference)
+
+    def _fusion_works(self, probe: Tensor) -> bool:
+        """Whether quantized candidates can be fused.
+
+        The structure is compared with float activations: a rounding difference that moves an
+        activation to its next value is not an error. With quantized ones the result has to be near.
+        """
+        bits = self._choice.read(CompressionPlan.full(self.decisions))
+        of_weights = {n: LayerBits(b.weights, OFF_BITS) for n, b in bits.items()}
+        candidate, plain = (
+            without_identities(bake(self._build(self._float, b, self._observation)))
+            for b in (bits, of_weights)
+        )
+        if not fusion_works(plain, probe, self._dtype):
+            return False
+        try:
+            with torch.inference_mode():
+                expected = candidate(probe)
+                found = fuse(candidate, torch.float32)(channels_last(probe))
+        except Exception:
+            # As in ``candidates.fusion_works``: there are as many ways to fail as networks.
+            return False
+        return bool((found - expected).norm() <= 0.05 * expected.norm())
 
     def _evaluator(self, dtype: torch.dtype, rest: bool = False) -> Evaluator:
         """Returns what judges on the first ``n_validation`` images, or on the rest."""
@@ -463,13 +484,13 @@ class QuantizationLearner(Learner):
         clock.append(time.process_time())
         if self.proxy.finetune_steps:
             finetune_briefly(network, self._training, self.proxy, self._training_dtype, self.seed)
-        baked = bake(network)
+        judged = without_identities(bake(network))
         clock.append(time.process_time())
         if seconds is not None:
             seconds.slicing += clock[1] - clock[0]
             seconds.recalibration += clock[3] - clock[2]
             seconds.finetuning += clock[4] - clock[3]
-        return baked
+        return judged
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.

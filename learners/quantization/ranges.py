@@ -99,12 +99,8 @@ def _percentile(
 def _best_ratio(values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
     """Returns the share of the range with the smallest squared error, shape (buckets,)."""
     rows = max(1, _CHUNK // values.shape[1])
-    return torch.cat(
-        [
-            _best_ratio_of_rows(*part, bits, symmetric)
-            for part in zip(values.split(rows), low.split(rows), high.split(rows), strict=True)
-        ]
-    )
+    parts = zip(*(torch.split(t, rows) for t in (values, low, high)), strict=True)
+    return torch.cat([_best_ratio_of_rows(v, a, b, bits, symmetric) for v, a, b in parts])
 
 
 def _best_ratio_of_rows(

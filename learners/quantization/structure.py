@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import InputDataError
@@ -175,3 +175,22 @@ def _bake_layer(layer: QuantizedLayer) -> nn.Module:
         plain.__dict__.pop(unused, None)
     plain.weight = nn.Parameter(weight, requires_grad=False)
     return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
+
+
+def without_identities(network: nn.Module) -> nn.Module:
+    """Returns the network as a graph in which no ``nn.Identity`` separates what can be fused.
+
+    Modules are shared with ``network``, which is returned itself where it cannot be traced.
+    """
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:
+        # As in ``following_norms``: whatever a forward does that tracing does not take.
+        return network
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
