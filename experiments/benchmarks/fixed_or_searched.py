@@ -1,7 +1,7 @@
 r"""Are searched bit-widths better than the same ones everywhere? Both at equal bytes.
 
-For every number of bits k: the network with k-bit weights in all layers (first and last at 8), and
-a search whose budget is that network's bytes. Plans are chosen on validation images; ``--epochs``
+For every number of bits k: the network with k-bit weights in all layers but the first and the last
+(8 bits, as is usual), and a search over all layers whose budget is that network's bytes. Plans are chosen on validation images; ``--epochs``
 then trains the chosen network (quantization-aware), and the test set is touched once, by the final
 network. Rows are appended to a file as they come; a row that is there is not made again.
 
@@ -18,7 +18,8 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ import torch
 import typer
 
 from agents import make_agent
-from amc_env import CompressionEnv, CompressionPlan
+from amc_env import CompressionEnv, CompressionPlan, DecisionKind
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
 from learners.quantization import CodebookQuantization, UniformQuantization
@@ -40,6 +41,8 @@ LEARNERS: dict[str, type[QuantizationLearner]] = {
     "codebook": CodebookQuantization,
 }
 WAYS = ("fixed", "searched")
+ENDS_BITS = 8.0
+N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
 
 
 @dataclass(frozen=True)
@@ -77,25 +80,47 @@ def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLear
         splits.calibration,
         splits.validation,
         activation_bits=row.activations,
+        first_last_bits=None,
+        n_validation=N_JUDGED,
         seed=row.seed,
     )
 
 
-def choose(row: Row, learner: QuantizationLearner) -> CompressionPlan:
-    """Returns the plan of a row: fixed, or found within the fixed one's bytes."""
-    fixed = learner.fixed_plan(row.bits)
+def fixed_plan(row: Row, learner: QuantizationLearner) -> CompressionPlan:
+    """Returns the row's bits in every layer but the first and the last, which get 8."""
+    values = dict(learner.fixed_plan(row.bits))
+    weights = [d.key for d in learner.decisions if d.kind is DecisionKind.WEIGHT_BITS]
+    return CompressionPlan(values | {weights[0]: ENDS_BITS, weights[-1]: ENDS_BITS})
+
+
+def choose(
+    row: Row, learner: QuantizationLearner, rows: Sequence[Mapping[str, Any]]
+) -> CompressionPlan:
+    """Returns the plan of a row: fixed, or found within the fixed one's bytes.
+
+    Training does not change what a search would find, so the plan of the untrained row is taken
+    where there is one.
+    """
+    fixed = fixed_plan(row, learner)
     if row.way == "fixed":
         return fixed
+    if (found := find(replace(row, epochs=0), rows)) is not None:
+        return CompressionPlan(found["plan"])
     # The original plan costs what it costs; any budget builds the environment that says so.
     env = CompressionEnv(learner, "bytes=1.0")
     env.set_budget(f"bytes={env.cost_ratio(fixed)['bytes']!r}")
     return make_agent(row.agent).search(env, row.episodes, row.seed).plan
 
 
-def measure(row: Row, learner: QuantizationLearner, splits: DataSplits) -> dict[str, Any]:
+def measure(
+    row: Row,
+    learner: QuantizationLearner,
+    splits: DataSplits,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     """Makes a row: choose, quantize, train if wanted, pack, and the test set at the end."""
     started = time.process_time()
-    plan = choose(row, learner)
+    plan = choose(row, learner, rows)
     search_seconds = time.process_time() - started
     network = learner.compress(plan)
     result: dict[str, Any] = {"validation": learner.evaluate_full(plan)}
@@ -127,9 +152,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def is_made(row: Row, rows: list[dict[str, Any]]) -> bool:
-    """Whether the file holds the row."""
-    return any(all(r.get(k) == v for k, v in asdict(row).items()) for r in rows)
+def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the row as it was made, or None."""
+    wanted = asdict(row).items()
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -166,7 +192,7 @@ def main(
     weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
     quantizer: Annotated[list[str], typer.Option(help="uniform, codebook.")] = ["uniform"],  # noqa: B006
     bits: Annotated[list[int], typer.Option(help="Weight bits; repeat for more.")] = [4],  # noqa: B006
-    way: Annotated[list[str], typer.Option(help="fixed, searched.")] = list(WAYS),  # noqa: B008
+    way: Annotated[list[str], typer.Option(help="fixed, searched.")] = list(WAYS),  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Repeat for more.")] = [0],  # noqa: B006
     activations: Annotated[int, typer.Option(help="Activation bits; 16 is off.")] = 16,
     agent: Annotated[str, typer.Option(help="Who searches.")] = "local",
@@ -184,13 +210,13 @@ def main(
         for q in quantizer
         for w in way
     ]
-    todo = [] if only_table else [row for row in todo if not is_made(row, read_rows(out))]
+    todo = [] if only_table else [row for row in todo if find(row, read_rows(out)) is None]
     if todo:
         splits = load_data(data, validation_split=validation_split)
         network = trained_network(model, data, str(weights) if weights else None, splits)
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in todo:
-        made = measure(row, make_learner(row, network, splits), splits)
+        made = measure(row, make_learner(row, network, splits), splits, read_rows(out))
         with out.open("a") as file:
             file.write(json.dumps(made) + "\n")
         print(row, made["validation"], made["test"], flush=True)
