@@ -1,9 +1,10 @@
 r"""Are searched bit-widths better than the same ones everywhere? Both at equal bytes.
 
 For every number of bits k: the network with k-bit weights in all layers but the first and the last
-(8 bits, as is usual), and a search over all layers whose budget is that network's bytes. Plans are chosen on validation images; ``--epochs``
-then trains the chosen network (quantization-aware), and the test set is touched once, by the final
-network. Rows are appended to a file as they come; a row that is there is not made again.
+(8 bits, as is usual), and a search over all layers whose budget is that network's bytes. Plans are
+chosen on validation images; ``--epochs`` then trains the chosen network (quantization-aware), and
+the test set is touched once, by the final network. Rows are appended to a file as they come; a row
+that is there is not made again.
 
     python -m experiments.benchmarks.fixed_or_searched --out runs/bits-digits.jsonl --bits 3
     python -m experiments.benchmarks.fixed_or_searched --model resnet20 --data DIR --weights FILE \
