@@ -1,8 +1,6 @@
 """Budgets, and the exact set of values from which a budget can still be met.
 
-``lower <= cost(plan) / cost(original) <= upper`` for one or several costs at once. Costs are
-monotone in every decision, so a box of plans is bounded by its smallest and largest corner; a
-branch-and-bound over boxes decides exactly whether a partial plan can be completed.
+``lower <= cost(plan) / cost(original) <= upper`` for one or several costs at once.
 """
 
 from __future__ import annotations
@@ -12,15 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from amc_env.completion import CompletionSearch
 from amc_env.cost import CostModel, original_cost
 from amc_env.errors import InfeasibleBudgetError
 from amc_env.plan import Decision, DecisionKind
 
 Bounds = tuple[float, float]
 
-# Bounds the time of one completion query (about half a second). A query that hits it answers
-# "cannot be completed", which narrows the choice but never lets a plan break the budget.
-MAX_BOXES = 20_000
 _BISECTIONS = 30
 _MAX_REMEMBERED = 20_000
 
@@ -135,11 +131,11 @@ class FeasibleSet:
             raise ValueError(f"No cost model for {missing}; available: {sorted(costs)}.")
         self.budget = budget
         self._decisions = tuple(decisions)
-        self._grids = [np.array(d.choices) for d in decisions]
-        self._lowest = np.array([g[0] for g in self._grids])
-        self._highest = np.array([g[-1] for g in self._grids])
+        self._lowest = np.array([d.choices[0] for d in decisions])
+        self._highest = np.array([d.choices[-1] for d in decisions])
         self._costs = {name: costs[name] for name in budget.bounds}
         self._original = {n: original_cost(c, self._decisions) for n, c in self._costs.items()}
+        self._search = CompletionSearch(budget.bounds, self._decisions, self.ratio)
         self._completions: dict[tuple[float, ...], tuple[float, ...] | None] = {}
         if not self._can_complete(()):
             raise InfeasibleBudgetError(self._explain())
@@ -263,52 +259,9 @@ class FeasibleSet:
             return self._completions[prefix]
         found = self._completion(prefix[:-1]) if prefix else None
         if (prefix and found is not None and found[len(prefix) - 1] != prefix[-1]) or not prefix:
-            found = self._search(prefix)
+            found = self._search.find(prefix, found)
         if len(self._completions) >= _MAX_REMEMBERED:
-            self._completions.clear()
+            way = [prefix[:n] for n in range(len(prefix)) if prefix[:n] in self._completions]
+            self._completions = {p: self._completions[p] for p in way}
         self._completions[prefix] = found
         return found
-
-    def _search(self, prefix: tuple[float, ...]) -> tuple[float, ...] | None:
-        """Branch and bound over boxes of grid points."""
-        n = len(prefix)
-        first = np.zeros(len(self._grids), dtype=int)
-        last = np.array([len(g) - 1 for g in self._grids])
-        fixed = np.asarray(prefix, dtype=float)
-        stack = [(first, last)]
-        for _ in range(MAX_BOXES):
-            if not stack:
-                return None
-            box_first, box_last = stack.pop()
-            verdict = self._judge_box(fixed, n, box_first, box_last)
-            if isinstance(verdict, np.ndarray):
-                return tuple(verdict.tolist())
-            if verdict is False:
-                continue
-            widest = n + int(np.argmax((box_last - box_first)[n:]))
-            middle = int(box_first[widest] + box_last[widest]) // 2
-            upper_first, lower_last = box_first.copy(), box_last.copy()
-            upper_first[widest], lower_last[widest] = middle + 1, middle
-            stack.append((upper_first, box_last))
-            stack.append((box_first, lower_last))
-        return None
-
-    def _judge_box(
-        self, fixed: np.ndarray, n: int, first: np.ndarray, last: np.ndarray
-    ) -> np.ndarray | bool | None:
-        """A feasible corner; False if nothing inside can be feasible; None: split further."""
-        low, high = self._corner(fixed, n, first), self._corner(fixed, n, last)
-        low_fits = high_fits = True
-        for name, (lower, upper) in self.budget.bounds.items():
-            low_ratio, high_ratio = self.ratio(name, low), self.ratio(name, high)
-            if low_ratio > upper or high_ratio < lower:
-                return False
-            low_fits &= low_ratio >= lower
-            high_fits &= high_ratio <= upper
-        if low_fits or high_fits:
-            return low if low_fits else high
-        return False if bool((first[n:] == last[n:]).all()) else None
-
-    def _corner(self, fixed: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
-        rest = [grid[i] for grid, i in zip(self._grids[n:], index[n:], strict=True)]
-        return np.concatenate([fixed, np.array(rest, dtype=float)])

@@ -156,7 +156,7 @@ def test_a_search_that_hits_its_limit_still_ends_inside_the_budget(monkeypatch):
     exact = FeasibleSet(window, costs, decisions)
     assert exact.interval(())
     for limit in (2, 5, 20):
-        monkeypatch.setattr("amc_env.budget.MAX_BOXES", limit)
+        monkeypatch.setattr("amc_env.completion.MAX_BOXES", limit)
         exact._completions = dict(list(exact._completions.items())[:1])  # the empty prefix's
         values: list[float] = []
         for _ in decisions:
