@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,11 +35,7 @@ def plan_from_layer_errors(env: CompressionEnv) -> CompressionPlan | None:
     if read is None:
         return None
     curves = _checked(env, read())
-    index = [len(decision.choices) - 1 for decision in env.decisions]
-    excess = _excess(env, index)
-    while excess > 0.0 and any(index):
-        index = _best_cut(env, curves, index, excess)
-        excess = _excess(env, index)
+    index = _cut_until_it_fits(env, curves)
     return env.project([d.choices[i] for d, i in zip(env.decisions, index, strict=True)])
 
 
@@ -56,24 +53,45 @@ def _checked(env: CompressionEnv, curves: Mapping[str, Any]) -> Curves:
 
 
 def _excess(env: CompressionEnv, index: Sequence[int]) -> float:
-    """How far the plan lies above the tightest upper bound, 0 if it meets them all."""
-    values = [d.choices[i] for d, i in zip(env.decisions, index, strict=True)]
-    ratio = env.cost_ratio(CompressionPlan.from_values(env.decisions, values))
-    return sum(max(0.0, ratio[name] - upper) for name, (_, upper) in env.budget.bounds.items())
+    """How far the plan lies above the upper bounds, 0 if it meets them all."""
+    values = np.array([d.choices[i] for d, i in zip(env.decisions, index, strict=True)])
+    return sum(
+        max(0.0, env.costs[name](values) / env.original_cost[name] - upper)
+        for name, (_, upper) in env.budget.bounds.items()
+    )
 
 
-def _best_cut(env: CompressionEnv, curves: Curves, index: list[int], excess: float) -> list[int]:
-    """The cut, of any depth in any decision, with the least added error per excess removed."""
-    best, best_price = index, np.inf
-    for i, curve in enumerate(curves):
-        for lower in range(index[i]):
-            candidate = [*index[:i], lower, *index[i + 1 :]]
-            saved = excess - _excess(env, candidate)
-            if saved <= 0.0:
-                continue
-            price = (curve[lower] - curve[index[i]]) / saved
-            if price < best_price:
-                best, best_price = candidate, price
-    if best is index:  # no single cut helps: let the projection decide
-        return [0] * len(index)
-    return best
+def _cut_until_it_fits(env: CompressionEnv, curves: Curves) -> list[int]:
+    """Makes the cut, of any depth in any decision, with the least error per excess removed.
+
+    The less is left of a network, the less another cut saves, so prices only rise (exactly so for
+    sums of products like MACs and bytes). A price computed earlier is thus a lower bound: only the
+    cheapest one has to be computed again.
+    """
+    index = [len(decision.choices) - 1 for decision in env.decisions]
+    excess = _excess(env, index)
+
+    def priced(i: int, lower: int) -> list[tuple[float, int, int, int]]:
+        saved = excess - _excess(env, [*index[:i], lower, *index[i + 1 :]])
+        if saved <= 0.0:
+            return []
+        return [(float((curves[i][lower] - curves[i][index[i]]) / saved), i, lower, cuts)]
+
+    cuts = 0
+    heap = [cut for i in range(len(index)) for lower in range(index[i]) for cut in priced(i, lower)]
+    heapq.heapify(heap)
+    while excess > 0.0 and any(index):
+        if not heap:  # no single cut helps: let the projection decide
+            return [0] * len(index)
+        _, i, lower, computed = heapq.heappop(heap)
+        if computed < cuts:
+            for cut in priced(i, lower):
+                heapq.heappush(heap, cut)
+            continue
+        index[i], cuts = lower, cuts + 1
+        excess = _excess(env, index)
+        # What is left to cut of this decision now starts from here: cheaper than before, perhaps.
+        heap = [entry for entry in heap if entry[1] != i]
+        heap += [cut for deeper in range(lower) for cut in priced(i, deeper)]
+        heapq.heapify(heap)
+    return index

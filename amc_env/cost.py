@@ -20,8 +20,6 @@ from amc_env.storage import FLOAT_BITS, StorageFormat
 
 Array = npt.NDArray[np.float64]
 
-_WidthMatrix = WidthMatrix  # its former name, where other cost models find it
-
 BYTES_PER_FLOAT = 4
 # A batch norm counts its batches in one int64, which the graph lists among other buffers.
 _BYTES_PER_COUNTER = 8
