@@ -6,19 +6,19 @@ import copy
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import CostModel, make_cost
+from amc_env.cost import BytesCost, CostModel, make_cost
 from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError
 from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
-from learners.candidates import Evaluator, channels_last, fusion_works, limited_threads
-from learners.fusion import fuse
+from learners.candidates import channels_last, limited_threads
 from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly
@@ -26,14 +26,16 @@ from learners.quantization.calibration import Observation, match_outputs, observ
 from learners.quantization.decisions import Bits, LayerBits, bit_choice
 from learners.quantization.errors import layer_errors
 from learners.quantization.inputs import input_quantizer
+from learners.quantization.judge import QuantizedJudge
+from learners.quantization.packing import packed_bytes
 from learners.quantization.quantizer import Quantizer
 from learners.quantization.ranges import check_rule
 from learners.quantization.structure import (
-    bake,
     fold_norms,
+    folded_copy,
+    quantizable_layers,
     quantize_layer,
     replace_module,
-    without_identities,
 )
 from learners.quantization.uniform_quantizer import check_granularity
 from learners.timing import EpisodeSeconds
@@ -137,7 +139,7 @@ class QuantizationLearner(Learner):
         self.threads = threads
         self.seconds = EpisodeSeconds()
         self._precision = precision
-        self._dtype = resolve_precision(precision, self.device)
+        resolve_precision(precision, self.device)  # refuses unknown names before work is lost
         reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
 
@@ -146,7 +148,7 @@ class QuantizationLearner(Learner):
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
-        if bool((images == images[:1, :1]).all()) and images.shape[0] > 1:
+        if bool((images == images.flatten()[0]).all()):
             raise InputDataError(
                 "Expected calibration images that differ, got the same constant everywhere: no "
                 "range of activations can be found; pass real training images."
@@ -154,42 +156,21 @@ class QuantizationLearner(Learner):
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
-            self._fold(reference, images)
+            self._reference = reference
+            probe = channels_last(images[:8].to(self.device))
+            self._float, self._folded = folded_copy(reference, probe)
             self._observe(images, n_recalibration, ignore, progress)
             self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
-            self._prepare_evaluators(reference, held_out, classes, images, n_validation)
+            self._price()
+            self._prepare_judge(held_out, classes, n_validation)
             self._prepare_training(train, example_input, n_outputs)
-
-    def _fold(self, reference: nn.Module, images: Tensor) -> None:
-        """Folds the norms of a copy, unless that changes its outputs."""
-        self._reference = reference
-        self._float = copy.deepcopy(reference)
-        self._folded = fold_norms(self._float)
-        probe = channels_last(images[:8].to(self.device))
-        with torch.no_grad():
-            expected, found = reference(probe), self._float(probe)
-        scale = expected.abs().max().clamp(min=1e-6)
-        if found.shape != expected.shape or not bool(
-            ((found - expected).abs() <= 1e-3 * scale).all()
-        ):  # a norm over another axis than the layer's outputs, for one
-            self._float, self._folded = copy.deepcopy(reference), {}
 
     def _observe(
         self, images: Tensor, n_recalibration: int, ignore: Sequence[str], progress: bool
     ) -> None:
         """Runs the float network over the calibration images; finds what can be quantized."""
-        modules = dict(self._float.named_modules())
-        layers = [x.name for x in self.graph.layers if x.kind in ("conv", "linear")]
-        for name in ignore:
-            if not any(x == name or x.startswith(f"{name}.") for x in layers):
-                raise ValueError(f"Expected layers to ignore, got {name!r}; layers: {layers}.")
-        names = [
-            x
-            for x in layers
-            if type(modules.get(x)) in (nn.Conv2d, nn.Linear)
-            and not any(x == name or x.startswith(f"{name}.") for name in ignore)
-        ]
+        names = quantizable_layers(self._float, self.graph, ignore)
         self._recalibration = channels_last(images[:n_recalibration].to(self.device))
         parts = torch.split(images, _CALIBRATION_BATCH)
         batches = [channels_last(p.to(self.device)) for p in parts]
@@ -207,28 +188,15 @@ class QuantizationLearner(Learner):
         self.layers: tuple[str, ...] = tuple(n for n in names if n in seen.inputs)
         if not self.layers:
             raise UntraceableModelError(
-                f"Expected at least one nn.Conv2d or nn.Linear to quantize, found none among the "
-                f"layers {layers} (ignored: {list(ignore)})."
+                f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
+                f"{[x.name for x in self.graph.layers]} none is one (ignored: {list(ignore)})."
             )
 
     def _choose(self, weights: Bits, inputs: Bits, first_last: int | None) -> None:
-        """Sets the decisions and the costs."""
+        """Sets what is decided and what is fixed."""
         sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
         self._choice = bit_choice(sizes, weights, inputs, first_last)
         self.decisions = self._choice.decisions
-        scale_bytes, codebook = self._bucket_storage()
-        self.storage = StorageFormat(
-            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
-            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
-            bytes_per_bucket=scale_bytes,
-            codebook=codebook,
-            folded=self._folded,
-        )
-        self.cost_models = {
-            name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
-        }
 
     def _bucket_storage(self) -> tuple[float, bool]:
         """Returns the bytes beside the codes per bucket, and whether a codebook is stored."""
@@ -255,67 +223,50 @@ class QuantizationLearner(Learner):
                 quantizer = self._make_input_quantizer(name, bits, self._observation)
                 self._input_quantizers[name, bits] = quantizer
 
+    def _price(self) -> None:
+        """Sets the costs; header and ranges of the packed file are measured, not estimated."""
+        scale_bytes, codebook = self._bucket_storage()
+        form = StorageFormat(
+            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
+            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            bytes_per_bucket=scale_bytes,
+            codebook=codebook,
+            folded=self._folded,
+        )
+        full = CompressionPlan.full(self.decisions)
+        network = self._build(self._float, self._choice.read(full), self._observation)
+        tensors = BytesCost(self.graph, self.decisions, form)(full.values_for(self.decisions))
+        header = max(len(packed_bytes(network, plan=full)) - tensors, 0.0)
+        self.storage = replace(form, fixed_bytes=header)
+        self.cost_models = {
+            name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
+        }
+
     @staticmethod
     def _weight(network: nn.Module, name: str) -> Tensor:
         weight = network.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def _prepare_evaluators(
-        self,
-        reference: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        probe: Tensor,
-        n_validation: int | None,
-    ) -> None:
+    def _prepare_judge(self, images: Tensor, labels: Tensor, n_validation: int | None) -> None:
         """Preloads the validation images and measures the original network."""
-        probe = probe[:8].to(self.device)
-        self._fused = fusion_works(reference, probe, self._dtype) and self._fusion_works(probe)
-        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
-        images, labels = images[order], labels[order]
-        n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
-        self._images, self._labels, self._n = images, labels, n
-        self._evaluators: dict[tuple[torch.dtype, bool], Evaluator] = {}
-        # Kept in float32 for choosing the best epoch of a fine-tuning.
-        self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
-        self.original_accuracy = self._evaluator(self._dtype).accuracy(reference)
-
-    def _fusion_works(self, probe: Tensor) -> bool:
-        """Whether quantized candidates can be fused.
-
-        The structure is compared with float activations: a rounding difference that moves an
-        activation to its next value is not an error. With quantized ones the result has to be near.
-        """
         bits = self._choice.read(CompressionPlan.full(self.decisions))
         of_weights = {n: LayerBits(b.weights, OFF_BITS) for n, b in bits.items()}
-        candidate, plain = (
-            without_identities(bake(self._build(self._float, b, self._observation)))
-            for b in (bits, of_weights)
+        self._judge = QuantizedJudge(
+            self._reference,
+            self._build(self._float, bits, self._observation),
+            self._build(self._float, of_weights, self._observation),
+            images,
+            labels,
+            n_validation=n_validation,
+            precision=self._precision,
+            device=self.device,
+            seed=self.seed,
         )
-        if not fusion_works(plain, probe, self._dtype):
-            return False
-        try:
-            with torch.inference_mode():
-                expected = candidate(probe)
-                found = fuse(candidate, torch.float32)(channels_last(probe))
-        except Exception:
-            # As in ``candidates.fusion_works``: there are as many ways to fail as networks.
-            return False
-        return bool((found - expected).norm() <= 0.05 * expected.norm())
-
-    def _evaluator(self, dtype: torch.dtype, rest: bool = False) -> Evaluator:
-        """Returns what judges on the first ``n_validation`` images, or on the rest."""
-        if (dtype, rest) not in self._evaluators:
-            part = slice(self._n, None) if rest else slice(None, self._n)
-            self._evaluators[dtype, rest] = Evaluator(
-                self._images[part],
-                self._labels[part],
-                dtype=dtype,
-                device=self.device,
-                fused=self._fused,
-            )
-        return self._evaluators[dtype, rest]
+        self.validation = self._judge.validation
+        self.original_accuracy = self._judge.original_accuracy
 
     def _prepare_training(self, batches: Batches | None, example: Tensor, n_outputs: int) -> None:
         """Preloads the batches that every candidate is trained on before it is judged."""
@@ -365,7 +316,7 @@ class QuantizationLearner(Learner):
         with limited_threads(self.threads):
             network = self._candidate(bits, self.seconds)
             start = time.process_time()
-            accuracy = self._evaluator(self._judging_dtype(bits)).accuracy(network)
+            accuracy = self._judge.accuracy(network)
         self.seconds.evaluation += time.process_time() - start
         self.seconds.episodes += 1
         return accuracy
@@ -378,23 +329,10 @@ class QuantizationLearner(Learner):
             TrainingDivergedError: If the candidate's outputs are not finite.
         """
         bits = self._choice.read(plan)
-        dtype = self._judging_dtype(bits)
         with limited_threads(self.threads):
             if _is_float(bits) and not self.proxy.finetune_steps:
-                network = self._reference
-            else:
-                network = self._candidate(bits)
-            first = self._evaluator(dtype)
-            right = round(first.accuracy(network) * first.n_images)
-            total = self._images.shape[0]
-            if self._n < total:
-                rest = self._evaluator(dtype, rest=True)
-                right += round(rest.accuracy(network) * rest.n_images)
-        return right / total
-
-    def _judging_dtype(self, bits: Mapping[str, LayerBits]) -> torch.dtype:
-        quantized = any(b.inputs != OFF_BITS for b in bits.values())
-        return torch.float32 if quantized and self._precision == "auto" else self._dtype
+                return self._judge.accuracy(self._reference, full=True)
+            return self._judge.accuracy(self._candidate(bits), full=True)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: folded, quantized, recalibrated as the proxy says.
@@ -475,7 +413,7 @@ class QuantizationLearner(Learner):
     def _candidate(
         self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None
     ) -> nn.Module:
-        """Quantizes, repairs and bakes; adds what it took to ``seconds``."""
+        """Quantizes and repairs; adds what it took to ``seconds``."""
         clock = [time.process_time()]
         network = self._build(self._float, bits, self._observation)
         clock += [time.process_time()] * 2
@@ -484,13 +422,12 @@ class QuantizationLearner(Learner):
         clock.append(time.process_time())
         if self.proxy.finetune_steps:
             finetune_briefly(network, self._training, self.proxy, self._training_dtype, self.seed)
-        judged = without_identities(bake(network))
         clock.append(time.process_time())
         if seconds is not None:
             seconds.slicing += clock[1] - clock[0]
             seconds.recalibration += clock[3] - clock[2]
             seconds.finetuning += clock[4] - clock[3]
-        return judged
+        return network
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.

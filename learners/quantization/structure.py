@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import InputDataError
+from amc_env.graph import LayerGraph
 from learners.fusion import following_norms
 from learners.quantization.modules import (
     QuantizedConv2d,
@@ -72,6 +73,51 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     # New parameters, because the old ones may be shared with another layer.
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter((before - norm.running_mean) * factor + shift)
+
+
+def folded_copy(network: nn.Module, probe: Tensor) -> tuple[nn.Module, dict[str, str]]:
+    """Returns a copy with its norms folded, unless that changes its outputs, and what was folded.
+
+    A norm behind a linear layer may run over another axis than the layer's outputs, which only
+    running it can tell.
+
+    Args:
+        network: The network in ``eval`` mode.
+        probe: A few real images.
+    """
+    folded = copy.deepcopy(network)
+    norms = fold_norms(folded)
+    with torch.no_grad():
+        expected, found = network(probe), folded(probe)
+    scale = expected.abs().max().clamp(min=1e-6)
+    if bool(((found - expected).abs() <= 1e-3 * scale).all()):
+        return folded, norms
+    return copy.deepcopy(network), {}
+
+
+def quantizable_layers(
+    network: nn.Module, graph: LayerGraph, ignore: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the convolutions and linear layers that may be quantized, in network order.
+
+    Raises:
+        ValueError: If a name to ignore is that of no layer.
+    """
+    modules = dict(network.named_modules())
+    layers = [x.name for x in graph.layers if x.kind in ("conv", "linear")]
+
+    def within(layer: str, name: str) -> bool:
+        return layer == name or layer.startswith(f"{name}.")
+
+    for name in ignore:
+        if not any(within(x, name) for x in layers):
+            raise ValueError(f"Expected layers to ignore, got {name!r}; layers: {layers}.")
+    return tuple(
+        x
+        for x in layers
+        if type(modules.get(x)) in (nn.Conv2d, nn.Linear)
+        and not any(within(x, name) for name in ignore)
+    )
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
