@@ -17,9 +17,9 @@ INITS = ("quantile", "uniform", "kmeans")
 
 # Later steps move the error by less than a thousandth (256 centroids are the slowest).
 _LLOYD_STEPS = 100
-_JUMP_ROUNDS = 100
+_JUMP_ROUNDS = 40
 _STEPS_PER_JUMP = 5
-_DENSITY_BINS = 2048
+_DENSITY_POINTS = 2048
 
 
 def initial_codebook(rows: Tensor, n_centroids: int, init: str = "kmeans") -> Tensor:
@@ -51,13 +51,17 @@ def initial_codebook(rows: Tensor, n_centroids: int, init: str = "kmeans") -> Te
             "another checkpoint."
         )
     ordered = rows.detach().double().sort(dim=1).values
-    if init == "quantile":
-        centroids = _quantiles(ordered, n_centroids)
-    elif init == "uniform":
-        centroids = _grid(ordered, n_centroids)
-    else:
-        centroids = _kmeans(ordered, n_centroids)
-    return _exact_where_possible(ordered, centroids).float()
+    find = {"quantile": _quantiles, "uniform": _grid, "kmeans": _kmeans}[init]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    many = first.sum(1) > n_centroids
+    centroids = ordered[:, -1:].repeat(1, n_centroids)
+    for row in (~many).nonzero()[:, 0].tolist():
+        values = ordered[row][first[row]]
+        centroids[row, : len(values)] = values
+    if bool(many.any()):
+        centroids[many] = find(ordered[many], n_centroids)
+    return centroids.float()
 
 
 def _quantiles(ordered: Tensor, n: int) -> Tensor:
@@ -77,29 +81,23 @@ def _grid(ordered: Tensor, n: int) -> Tensor:
 def _companded(ordered: Tensor, n: int) -> Tensor:
     """Centroids whose density is the cube root of the weights' density.
 
-    Asymptotically the best density for the squared error (Panter and Dite 1951).
+    Asymptotically the best density for the squared error (Panter and Dite 1951). Between two
+    order statistics ``d`` apart the density is ``1 / d``, and the integral of its cube root
+    ``d ** (2 / 3)``, in any units.
     """
-    low, high = ordered[:, :1], ordered[:, -1:]
-    step = ((high - low) / _DENSITY_BINS).clamp_min(torch.finfo(torch.float64).tiny)
-    bins = ((ordered - low) / step).long().clamp_max(_DENSITY_BINS - 1)
-    counts = torch.zeros(len(ordered), _DENSITY_BINS, dtype=torch.float64, device=ordered.device)
-    counts.scatter_add_(1, bins, torch.ones_like(ordered))
-    mass = counts.pow(1 / 3).cumsum(1)
-    wanted = (torch.arange(n, dtype=torch.float64, device=ordered.device) + 0.5) / n
-    found = torch.searchsorted(mass, wanted * mass[:, -1:]).clamp_max(_DENSITY_BINS - 1)
-    return low + (found + 0.5) * step
-
-
-def _exact_where_possible(ordered: Tensor, centroids: Tensor) -> Tensor:
-    n = centroids.shape[1]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    few = first.sum(1) <= n
-    for row in few.nonzero()[:, 0].tolist():
-        values = ordered[row][first[row]]
-        centroids[row] = values[-1]
-        centroids[row, : len(values)] = values
-    return centroids
+    size = ordered.shape[1]
+    places = torch.linspace(0, size - 1, min(size, _DENSITY_POINTS), device=ordered.device)
+    points = ordered[:, places.round().long()]
+    gaps = points.diff(dim=1).pow(2 / 3)
+    mass = torch.cat([torch.zeros_like(points[:, :1]), gaps.cumsum(1)], dim=1)
+    steps = (torch.arange(n, dtype=torch.float64, device=ordered.device) + 0.5) / n
+    wanted = steps * mass[:, -1:]
+    upper = torch.searchsorted(mass, wanted).clamp(1, max(1, mass.shape[1] - 1))
+    upper = upper.clamp_max(mass.shape[1] - 1)
+    lower = (upper - 1).clamp_min(0)
+    below, above = mass.gather(1, lower), mass.gather(1, upper)
+    share = (wanted - below) / (above - below).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.lerp(points.gather(1, lower), points.gather(1, upper), share)
 
 
 class _Sums:
@@ -139,31 +137,34 @@ class _Sums:
 
 
 def _kmeans(ordered: Tensor, n: int) -> Tensor:
-    """Takes the best of three starts per bucket, then moves centroids to where they help most."""
+    """Takes, per bucket, the best of what several starts lead to."""
     sums = _Sums(ordered)
     best = ordered.new_zeros(len(ordered), n)
     least = ordered.new_full((len(ordered),), torch.inf)
     for start in (_companded, _quantiles, _grid):
-        best, least = _better(sums, start(ordered, n), _LLOYD_STEPS, best, least)
-    # Lloyd's algorithm keeps the number of centroids in each region; only jumps change it.
-    jumps = max(1, n // 4)
+        centroids, error = _descend(sums, start(ordered, n))
+        best = torch.where((error < least)[:, None], centroids, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def _descend(sums: _Sums, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs Lloyd's algorithm, then moves centroids to where they help most.
+
+    Lloyd's algorithm keeps the number of centroids in each region; only jumps change it.
+    """
+    best, least = _lloyd(sums, start, _LLOYD_STEPS)
+    jumps = max(1, start.shape[1] // 4)
     for _ in range(_JUMP_ROUNDS):
         before = least
-        best, least = _better(sums, _jump(sums, best, jumps), _STEPS_PER_JUMP, best, least)
+        centroids, error = _lloyd(sums, _jump(sums, best, jumps), _STEPS_PER_JUMP)
+        best = torch.where((error < least)[:, None], centroids, best)
+        least = torch.minimum(error, least)
         if torch.equal(before, least):
             if jumps == 1:
                 break
             jumps //= 2
-    return best
-
-
-def _better(
-    sums: _Sums, start: Tensor, steps: int, best: Tensor, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Runs Lloyd's algorithm; returns, per bucket, the better of its result and ``best``."""
-    centroids, error = _lloyd(sums, start, steps)
-    best = torch.where((error < least)[:, None], centroids, best)
-    return best, torch.minimum(error, least)
+    return best, least
 
 
 def _lloyd(sums: _Sums, centroids: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -205,7 +206,11 @@ def _jump(sums: _Sums, centroids: Tensor, jumps: int) -> Tensor:
     gain = _spread(n_left, n_right, right - left)
 
     gainers = gain.argsort(dim=1, descending=True)
-    loss = loss.scatter(1, gainers[:, :jumps], torch.inf)  # who splits stays
+    splits = torch.zeros_like(loss, dtype=torch.bool).scatter(1, gainers[:, :jumps], True)
+    near = splits.clone()
+    near[:, 1:] |= splits[:, :-1]
+    near[:, :-1] |= splits[:, 1:]
+    loss = loss.masked_fill(near, torch.inf)  # who splits stays, and nobody joins it
     losers = loss.argsort(dim=1)
     goes = gain.gather(1, gainers) > loss.gather(1, losers)
     goes[:, jumps:] = False
