@@ -159,6 +159,7 @@ class Buckets:
         self._granularity = storage.granularity
         self._size = storage.bucket_size
         self._bytes = storage.bytes_per_bucket
+        self._per_channel = storage.bytes_per_channel
         self._entry_bytes = FLOAT_BITS / 8 if storage.codebook else 0.0
 
     def bytes(self, outputs: Array, weights: Array, bits: Array) -> Array:
@@ -166,8 +167,9 @@ class Buckets:
         per_bucket = (
             self._bytes + self._entry_bytes * np.exp2(bits) if self._entry_bytes else (self._bytes)
         )
+        per_layer = outputs * self._per_channel
         if self._granularity == "channel":
-            return outputs * per_bucket
+            return outputs * per_bucket + per_layer
         if self._granularity == "tensor":
-            return np.ones_like(outputs) * per_bucket
-        return np.ceil(weights / self._size - _ROUNDING) * per_bucket
+            return np.ones_like(outputs) * per_bucket + per_layer
+        return np.ceil(weights / self._size - _ROUNDING) * per_bucket + per_layer

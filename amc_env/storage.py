@@ -27,6 +27,8 @@ class StorageFormat:
         bucket_size: Weights per bucket when ``"split"``.
         bytes_per_bucket: Bytes beside the codes, per bucket of a quantized layer: 4 for a scale,
             8 for scale and zero point.
+        bytes_per_channel: Further bytes per output channel of a quantized layer, whatever the
+            buckets are: 4 for the scale of a channel that shares the codebook of its layer.
         codebook: Whether every bucket stores ``2 ** bits`` float32 entries as well.
         bytes_per_layer: Bytes per layer that is, or may be, quantized: header entry, range of
             the activations.
@@ -43,6 +45,7 @@ class StorageFormat:
     granularity: str = "channel"
     bucket_size: int = 256
     bytes_per_bucket: float = 4.0
+    bytes_per_channel: float = 0.0
     codebook: bool = False
     bytes_per_layer: float = 0.0
     fixed_bytes: float = 0.0
@@ -55,7 +58,7 @@ class StorageFormat:
             )
         if self.bucket_size < 1:
             raise ValueError(f"Expected a bucket size of at least 1, got {self.bucket_size}.")
-        for name in ("bytes_per_bucket", "bytes_per_layer", "fixed_bytes"):
+        for name in ("bytes_per_bucket", "bytes_per_channel", "bytes_per_layer", "fixed_bytes"):
             number = getattr(self, name)
             if not (math.isfinite(number) and number >= 0.0):
                 raise ValueError(f"Expected {name} to be finite and not negative, got {number}.")

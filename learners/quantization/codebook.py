@@ -31,6 +31,9 @@ class CodebookQuantization(QuantizationLearner):
         mode: What :meth:`finetune` trains: ``"weights"`` (everything but the centroids),
             ``"clusters"`` (the centroids and nothing else, assignments fixed) or ``"both"``.
         init: Where centroids start: ``"kmeans"``, ``"quantile"`` or ``"uniform"``.
+        channel_scales: Whether the channels of a layer share its codebook up to a factor of each.
+            A folded norm makes channels differ in size by more than a codebook of four centroids
+            can follow. For ``granularity="tensor"``; the others follow anyway.
         **options: Everything else.
 
     Raises:
@@ -47,6 +50,7 @@ class CodebookQuantization(QuantizationLearner):
         granularity: str = "tensor",
         mode: str = "both",
         init: str = "kmeans",
+        channel_scales: bool = True,
         **options: Any,
     ) -> None:
         if mode not in MODES:
@@ -55,6 +59,7 @@ class CodebookQuantization(QuantizationLearner):
             raise ValueError(f"Unknown init {init!r}; choose one of {list(INITS)}.")
         self.mode = mode
         self.init = init
+        self.channel_scales = channel_scales and granularity == "tensor"
         super().__init__(
             model, example_input, calibration, validation, granularity=granularity, **options
         )
@@ -66,10 +71,14 @@ class CodebookQuantization(QuantizationLearner):
             granularity=self.granularity,
             bucket_size=self.bucket_size,
             init=self.init,
+            channel_scales=self.channel_scales,
         )
 
     def _bucket_storage(self) -> tuple[float, bool]:
         return 0.0, True
+
+    def _channel_storage(self) -> float:
+        return 4.0 if self.channel_scales else 0.0
 
     def _build(
         self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation

@@ -33,9 +33,12 @@ class CodebookQuantizer(Quantizer):
         granularity: What shares a codebook: ``"tensor"``, ``"channel"`` (axis 0) or ``"split"``
             (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
         bucket_size: Numbers per bucket of ``"split"``.
+        scale: One positive factor per channel (axis 0) of the numbers, for ``"tensor"`` only: a
+            channel's values are the centroids times its factor. ``None`` for none.
 
     Attributes:
         codebook: The centroids, a parameter.
+        scale: The factors, a buffer, or ``None``.
         assignments: Fixed codes (uint8, in the shape of the weights), or ``None`` where every
             number goes to its nearest centroid. See :meth:`fix_assignments`.
 
@@ -45,9 +48,15 @@ class CodebookQuantizer(Quantizer):
 
     kind: ClassVar[str] = "codebook"
     assignments: Tensor | None
+    scale: Tensor | None
 
     def __init__(
-        self, codebook: Tensor, *, granularity: str = "tensor", bucket_size: int = 256
+        self,
+        codebook: Tensor,
+        *,
+        granularity: str = "tensor",
+        bucket_size: int = 256,
+        scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_granularity(granularity, bucket_size)
@@ -60,11 +69,14 @@ class CodebookQuantizer(Quantizer):
             raise ValueError(f"Expected one codebook per tensor, got {len(codebook)}.")
         if not codebook.isfinite().all():
             raise ValueError("Expected finite centroids, got NaN or infinite ones.")
+        if scale is not None and granularity != "tensor":
+            raise ValueError(f"Expected scales of channels with one codebook, got {granularity!r}.")
         self.bits = codebook.shape[1].bit_length() - 1
         self.granularity = granularity
         self.bucket_size = bucket_size
         self.codebook = nn.Parameter(codebook.detach().float().clone())
         self.register_buffer("assignments", None)
+        self.register_buffer("scale", None if scale is None else scale.detach().float().clone())
 
     @classmethod
     def fit(
@@ -75,6 +87,7 @@ class CodebookQuantizer(Quantizer):
         granularity: str = "tensor",
         bucket_size: int = 256,
         init: str = "kmeans",
+        channel_scales: bool = False,
     ) -> CodebookQuantizer:
         """Builds the quantizer of a weight tensor.
 
@@ -84,6 +97,8 @@ class CodebookQuantizer(Quantizer):
             granularity: What shares a codebook.
             bucket_size: Weights per bucket of ``"split"``.
             init: ``"kmeans"``, ``"quantile"`` or ``"uniform"``, see ``initial_codebook``.
+            channel_scales: With ``"tensor"``: whether every channel is divided by its root mean
+                square before it shares the codebook.
 
         Raises:
             InputDataError: If weights are NaN or infinite, or there are none.
@@ -94,6 +109,12 @@ class CodebookQuantizer(Quantizer):
         check_granularity(granularity, bucket_size)
         n = 2 ** int(bits)
         weight = weight.detach().float()
+        if granularity == "tensor" and channel_scales and weight.dim() > 1:
+            rows = weight.flatten(1)
+            scale = rows.square().mean(1).sqrt()
+            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            codebook = initial_codebook((rows / scale.view(-1, 1)).view(1, -1), n, init)
+            return cls(codebook, scale=scale)
         if granularity != "split":
             rows = weight.reshape(1, -1) if granularity == "tensor" else weight.flatten(1)
             codebook = initial_codebook(rows, n, init)
@@ -108,15 +129,17 @@ class CodebookQuantizer(Quantizer):
     @classmethod
     def empty(cls, description: dict[str, Any]) -> CodebookQuantizer:
         """Builds a quantizer of zero centroids from what :meth:`describe` returned."""
-        options = {k: v for k, v in description.items() if k not in ("kind", "bits", "buckets")}
+        given = ("kind", "bits", "buckets", "scales")
+        options = {k: v for k, v in description.items() if k not in given}
         shape = int(description["buckets"]), 2 ** int(description["bits"])
-        return cls(torch.zeros(shape), **options)
+        scales = int(description.get("scales", 0))
+        return cls(torch.zeros(shape), scale=torch.ones(scales) if scales else None, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the nearest centroids, float32, in the shape of ``x``."""
         x = x.float()
         codes = self._codes(x)
-        values = self._restore(self.codebook.float().gather(1, codes), x) + 0.0
+        values = self._restore(self._table().gather(1, codes), x) + 0.0
         if not torch.is_grad_enabled():
             return values
         # Adds 0 exactly; unlike the values alone it is NaN where a weight is, so that a training
@@ -142,17 +165,18 @@ class CodebookQuantizer(Quantizer):
         """Returns the centroids that codes stand for, float32, bit for bit those of forward."""
         rows = self._buckets(codes.float()).long()
         # Adding 0 makes -0 a plain 0, as it is in forward.
-        return self._restore(self.codebook.detach().float().gather(1, rows), codes) + 0.0
+        return self._restore(self._table().gather(1, rows), codes) + 0.0
 
     def describe(self) -> dict[str, Any]:
-        """Returns all arguments but the centroids, whose shape is ``(buckets, 2 ** bits)``."""
-        return {
+        """Returns all arguments but the numbers: centroids ``(buckets, 2 ** bits)``, scales."""
+        description = {
             "kind": self.kind,
             "bits": self.bits,
             "buckets": len(self.codebook),
             "granularity": self.granularity,
             "bucket_size": self.bucket_size,
         }
+        return description if self.scale is None else description | {"scales": len(self.scale)}
 
     def fix_assignments(self, x: Tensor | None) -> None:
         """Assigns the numbers of ``x`` for good, wherever centroids move; ``None`` frees them."""
@@ -161,7 +185,10 @@ class CodebookQuantizer(Quantizer):
             self.assignments = self.encode(x)
 
     def rescale(self, factor: Tensor) -> bool:
-        """Multiplies the centroids of every channel; only with one codebook per channel."""
+        """Multiplies the values of every channel; only with a scale or codebook per channel."""
+        if self.scale is not None and factor.numel() == len(self.scale):
+            self.scale.mul_(factor.detach().to(self.scale))
+            return True
         if self.granularity != "channel" or factor.numel() != len(self.codebook):
             return False
         with torch.no_grad():
@@ -178,13 +205,20 @@ class CodebookQuantizer(Quantizer):
         if self.assignments is not None and self.assignments.shape == x.shape:
             return self._buckets(self.assignments.float()).long()
         with torch.no_grad():
-            ordered, order = self.codebook.float().sort(dim=1, stable=True)
+            ordered, order = self._table().sort(dim=1, stable=True)
             rows = self._buckets(x.detach()).contiguous()
             return order.gather(1, torch.searchsorted(_boundaries(ordered), rows))
+
+    def _table(self) -> Tensor:
+        """Returns the values of every bucket, shape (buckets, 2 ** bits)."""
+        codebook = self.codebook.float()
+        return codebook if self.scale is None else codebook * self.scale.view(-1, 1)
 
     def _buckets(self, x: Tensor) -> Tensor:
         if self.granularity == "split":
             return split_buckets(x, self.bucket_size)
+        if self.scale is not None:
+            return x.flatten(1)
         return x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(1)
 
     def _restore(self, buckets: Tensor, like: Tensor) -> Tensor:
