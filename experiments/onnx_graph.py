@@ -138,6 +138,20 @@ def output_axis(node: Any, weight: np.ndarray) -> int:
     return 1 if node.op_type == "MatMul" else 0
 
 
+def simplify(model: Any) -> None:
+    """Rewrites what the exporter writes in ways for which there are no 8-bit kernels."""
+    name_nodes(model)
+    _forget_origins(model)
+    pool_globally(model)
+    merge_slices(model)
+
+
+def _forget_origins(model: Any) -> None:
+    """Removes the exporter's notes: stack traces with file names, a tenth of a small file."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]
+
+
 def pool_globally(model: Any) -> int:
     """Turns means over both image axes into global pooling, which has an 8-bit kernel.
 
@@ -167,6 +181,38 @@ def pool_globally(model: Any) -> int:
             flatten = helper.make_node("Flatten", [pooled], [mean], f"{node.name}_2d", axis=1)
             insert_before(model, node, flatten)
         model.graph.node.remove(node)
+        count += 1
+    remove_unused(model)
+    return count
+
+
+def merge_slices(model: Any) -> int:
+    """Turns slices of one axis after another into one; the exporter cuts axis by axis.
+
+    Returns:
+        How many have become superfluous.
+    """
+    from onnx import helper
+
+    constants, made, count = initializers(model), producers(model), 0
+    for node in list(model.graph.node):
+        first = made.get(node.input[0]) if node.op_type == "Slice" else None
+        if first is None or first.op_type != "Slice" or len(readers(model, node.input[0])) > 1:
+            continue
+        parts = [
+            [constants[name] for name in n.input[1:] if name in constants] for n in (first, node)
+        ]
+        # Starts, ends, axes and steps, all known, and no axis twice.
+        if [len(p) for p in parts] != [4, 4] or np.intersect1d(parts[0][2], parts[1][2]).size:
+            continue
+        names = [f"{node.name}_merged_{i}" for i in range(4)]
+        for name, one, two in zip(names, *parts, strict=True):
+            set_initializer(model, name, np.concatenate([one, two]))
+        merged = helper.make_node("Slice", [first.input[0], *names], node.output, node.name)
+        insert_before(model, node, merged)
+        model.graph.node.remove(node)
+        made[merged.output[0]] = merged
+        constants.update(initializers(model))
         count += 1
     remove_unused(model)
     return count
@@ -202,6 +248,44 @@ def pad_integers(model: Any) -> int:
         model.graph.node.remove(after[0])
         count += 1
     remove_unused(model)
+    return count
+
+
+def keep_float(model: Any) -> int:
+    """Protects layers with float weights from being quantized when the file is loaded.
+
+    ONNX Runtime rounds the float weights of layers whose input comes from 8 bits and whose output
+    goes there to 8 bits of its own choice, with one scale for all channels. It does so only if
+    nothing but an activation function lies in between; a maximum that changes nothing stops it,
+    and one with zero computes the same as the activation it replaces.
+
+    Returns:
+        How many layers there were.
+    """
+    from onnx import helper
+
+    made, count = producers(model), 0
+    zero, lowest = np.float32(0), np.finfo(np.float32).min
+    for node in [n for n in model.graph.node if n.op_type in FLOAT_LAYERS]:
+        weight = made.get(node.input[1])
+        integer = weight is not None and weight.op_type == "DequantizeLinear"
+        source = made.get(node.input[0])
+        if integer or source is None or source.op_type != "DequantizeLinear":
+            continue
+        result, after = node.output[0], readers(model, node.output[0])
+        relu = after[0] if len(after) == 1 and after[0].op_type == "Relu" else None
+        bound = f"{node.name}_bound"
+        set_initializer(model, bound, np.asarray(lowest if relu is None else zero))
+        if relu is not None:
+            floor = helper.make_node("Max", [result, bound], [relu.output[0]], f"{node.name}_max")
+            insert_before(model, relu, floor)
+            model.graph.node.remove(relu)
+        elif after:
+            kept = f"{result}_kept"
+            floor = helper.make_node("Max", [kept, bound], [result], f"{node.name}_max")
+            insert_before(model, after[0], floor)
+            node.output[0] = kept
+        count += 1
     return count
 
 

@@ -15,6 +15,10 @@ from learners.quantization.modules import QuantizedLayer, quantized_layers
 from learners.quantization.uniform_quantizer import SMALLEST_SCALE, UniformQuantizer
 
 CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
+"""How ranges are found that a network does not have itself."""
+
+SHORTCUTS = ("shared", "own")
+"""Whether shortcuts read the clipped input of the layer beside them, or the whole range."""
 
 # Operators that have an 8-bit kernel, and those that only move numbers around. Batch norms and
 # softmax are left in float: they are rare once norms are folded, and 8 bits harm them.
@@ -68,28 +72,39 @@ def _scales(quantizer: UniformQuantizer, count: int) -> np.ndarray:
     return np.broadcast_to(scale, (count,)).copy()
 
 
+def quantize_float(float_path: Path, out: Path, calibration: Tensor, method: str) -> None:
+    """Quantizes a float file to 8 bits: signed weights per channel, unsigned activations."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(float_path), str(out))  # folds what is left of norms
+    model = onnx.load(out)
+    onnx_graph.simplify(model)
+    run_quantizer(model, out, calibration, method, exclude=_constant_sums(model))
+
+
 def run_quantizer(
-    float_path: Path,
+    model: Any,
     out: Path,
     calibration: Tensor,
     method: str,
     *,
-    preprocess: bool = False,
     overrides: dict[str, list[dict[str, Any]]] | None = None,
     exclude: list[str] | None = None,
 ) -> None:
-    """Runs ONNX Runtime's quantizer on a float file."""
+    """Lets ONNX Runtime's quantizer write an 8-bit twin of a float model.
+
+    Args:
+        model: The float model.
+        out: The file to write.
+        calibration: Images for the ranges.
+        method: How ranges are taken from them.
+        overrides: Tensor -> what to take instead.
+        exclude: Nodes to leave in float.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    if preprocess:
-        quant_pre_process(str(float_path), str(out))
-        model = onnx.load(out)
-        onnx_graph.pool_globally(model)
-        exclude = [*(exclude or ()), *_constant_sums(model)]
-    else:
-        model = onnx.load(float_path)
     quantize_static(
         model,
         str(out),
@@ -116,6 +131,7 @@ def run_quantizer(
     model = onnx.load(out)
     onnx_graph.pad_integers(model)
     onnx_graph.remove_copies(model, _COPY)
+    onnx_graph.keep_float(model)
     onnx.save(model, out)
 
 
@@ -148,16 +164,22 @@ class IntegerWriter:
     """Turns the float export of a quantized network into one with the network's own integers."""
 
     def __init__(
-        self, network: nn.Module, path: Path, calibration: Tensor, method: str, weight_only: str
+        self,
+        network: nn.Module,
+        path: Path,
+        calibration: Tensor,
+        *,
+        method: str,
+        weight_only: str,
+        shortcuts: str,
     ) -> None:
         import onnx
 
-        self.path, self.calibration = path, calibration
-        self.method, self.weight_only = method, weight_only
+        self.path, self.calibration, self.method = path, calibration, method
+        self.weight_only, self.shortcuts = weight_only, shortcuts
         self.model = onnx.load(path)
         self.layers = quantized_layers(network)
-        onnx_graph.name_nodes(self.model)
-        onnx_graph.pool_globally(self.model)
+        onnx_graph.simplify(self.model)
         self.nodes = onnx_graph.weighted_nodes(
             self.model,
             {n: m.quantized_weight().detach().cpu().numpy() for n, m in self.layers.items()},
@@ -181,24 +203,33 @@ class IntegerWriter:
             )
         self._set_weights()
         self._set_inputs()
-        onnx.save(self.model, self.path)
-        integer = {n.name for name in self._integer_layers() for n in self.nodes[name]}
-        exclude = [
-            n.name
-            for n in self.model.graph.node
-            if n.op_type in onnx_graph.FLOAT_LAYERS and n.name not in integer
-        ]
-        run_quantizer(
-            self.path,
-            out,
-            self.calibration,
-            self.method,
-            overrides=self.overrides,
-            exclude=[*exclude, *_constant_sums(self.model)],
-        )
+        onnx.save(self.model, out)
+        if self.overrides:
+            run_quantizer(
+                self.model,
+                out,
+                self.calibration,
+                self.method,
+                overrides=self.overrides,
+                exclude=[*self._float_nodes(), *_constant_sums(self.model)],
+            )
         model = onnx.load(out)
         self._store_weight_only(model)
         onnx.save(model, out)
+
+    def _float_nodes(self) -> list[str]:
+        """Returns the nodes to leave alone: float layers, and what follows float layers only."""
+        integer = {n.name for name in self._integer_layers() for n in self.nodes[name]}
+        behind: dict[str, bool] = {}  # tensor -> whether an integer layer is upstream of it
+        left = []
+        for node in self.model.graph.node:
+            near = any(behind.get(tensor, False) for tensor in node.input)
+            if node.op_type in onnx_graph.FLOAT_LAYERS:
+                near = node.name in integer
+            if not near:
+                left.append(node.name)
+            behind.update(dict.fromkeys(node.output, near))
+        return left
 
     def _integer_layers(self) -> list[str]:
         return [name for name, layer in self.layers.items() if runs_in_integers(layer)]
@@ -228,6 +259,8 @@ class IntegerWriter:
 
         Where layers of different scales read one tensor, the widest range becomes the tensor's,
         and the others quantize it once more; so whoever made it needs only one 8-bit output.
+        With ``shortcuts="own"`` they do so as well where a sum reads the tensor, which gets a
+        range of its own.
         """
         from onnx import helper
         from onnxruntime.quantization import QuantType
@@ -238,7 +271,9 @@ class IntegerWriter:
             for node in self.nodes[name]:
                 readers.setdefault(node.input[0], []).append((scale, zero, node))
         for tensor, users in readers.items():
-            widest = max(users, key=lambda user: user[0])[:2]
+            widest: tuple[float, int] | None = max(users, key=lambda user: user[0])[:2]
+            if self.shortcuts == "own" and self._has_others(tensor, [node for *_, node in users]):
+                widest = None
             for scale, zero, node in users:
                 own = tensor
                 if (scale, zero) != widest:
@@ -253,6 +288,14 @@ class IntegerWriter:
                         "quant_type": QuantType.QUInt8,
                     }
                 ]
+
+    def _has_others(self, tensor: str, users: list[Any]) -> bool:
+        """Returns whether something reads a tensor in 8 bits that is none of ``users``."""
+        return any(
+            reader.op_type in (*_COMPUTING, *_MOVING)
+            for reader in onnx_graph.readers(self.model, tensor)
+            if reader not in users and not reader.name.endswith(_COPY)
+        )
 
     def _store_weight_only(self, model: Any) -> None:
         """Replaces float weights by integers that are multiplied by their scales when they run."""
