@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -43,6 +45,12 @@ def test_channel_tasks_observe_what_they_always_did():
     assert features_for(env.decisions) == FEATURES
     assert env.observation_space.shape == (22,)
     assert joint().observation_space.shape == (22 + len(BIT_FEATURES),)
+
+
+def test_the_page_lists_every_feature_with_its_meaning():
+    page = (Path(__file__).parents[2] / "docs" / "environment.md").read_text(encoding="utf-8")
+    for i, (name, meaning) in enumerate((*FEATURES, *BIT_FEATURES)):
+        assert f"| {i} | `{name}` | {meaning} |" in page
 
 
 def test_decisions_come_by_depth_channels_before_weights_before_activations():
