@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amc_env.cost import BytesCost
 from amc_env.errors import InputDataError
-from amc_env.plan import CompressionPlan
+from amc_env.plan import CompressionPlan, DecisionKind
+from amc_env.storage import StorageFormat
 from learners.base import Batches
-from learners.candidates import channels_last
+from learners.candidates import channels_last, limited_threads
 from learners.channel_pruning import ChannelPruning
 from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
-from learners.judging import CandidateJudge
-from learners.parts import PlanPart
+from learners.parts import PlanPart, interleaved, plan_of
 from learners.precision import working_dtype
 from learners.proxy import Proxy
 from learners.quantization.codebook import CodebookQuantization
+from learners.quantization.judge import QuantizedJudge
 from learners.quantization.learner import QuantizationLearner
+from learners.quantization.modules import quantized_layers
+from learners.quantization.packing import packed_bytes
 from learners.quantization.uniform import UniformQuantization
 
 __all__ = ["QUANTIZERS", "JointCompression", "joint_compression", "quantizer_named"]
@@ -131,29 +136,74 @@ def joint_compression(
     quantize = quantizer_named(quantizer)
     bits = quantize(*given, **{"proxy": matching, **shared, **(quantization or {})})
     channels = ChannelPruning(*given, **{"proxy": proxy, **shared, **(pruning or {})})
-    parts: tuple[PlanPart, ...] = (channels, QuantizationPart(bits))
-    smallest = {d.key: d.choices[0] for part in parts for d in part.decisions}
-    judge = CandidateJudge(
-        channels.original,
-        apply_parts(parts, CompressionPlan(smallest), exact=True),
-        images,
-        labels,
-        n_validation=n_validation,
-        precision=precision,
-        device=device,
-        seed=seed,
-        threads=threads,
-    )
+    with limited_threads(threads):
+        parts: tuple[PlanPart, ...] = (channels, QuantizationPart(bits))
+        storage = _storage(channels, bits, parts, example_input)
+        narrow = _with_keep_ratios(parts, 0.0)
+        judge = QuantizedJudge(
+            channels.original,
+            network := apply_parts(parts, narrow, exact=True),
+            _with_float_inputs(network),
+            images,
+            labels,
+            n_validation=n_validation,
+            precision=precision,
+            device=torch.device(device),
+            seed=seed,
+        )
     return JointCompression(
         parts,
         judge,
-        storage=bits.storage,
+        storage=storage,
         validation=judge.validation,
         training=training,
         device=device,
         seed=seed,
         threads=threads,
     )
+
+
+def _with_keep_ratios(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
+    """Returns the plan with all keep ratios near ``ratio`` and everything else at its most."""
+    decisions = [d for part in parts for d in part.decisions]
+    return CompressionPlan(
+        {
+            d.key: d.nearest(ratio) if d.kind is DecisionKind.KEEP_RATIO else d.choices[-1]
+            for d in decisions
+        }
+    )
+
+
+def _with_float_inputs(network: nn.Module) -> nn.Module:
+    """Returns a copy whose layers do not quantize their inputs."""
+    copied = copy.deepcopy(network)
+    for layer in quantized_layers(copied).values():
+        layer.input_quantizer = None
+    return copied
+
+
+def _storage(
+    channels: ChannelPruning,
+    bits: QuantizationLearner,
+    parts: Sequence[PlanPart],
+    example: Tensor,
+) -> StorageFormat:
+    """Returns how joint networks are stored; the header of the packed file is measured.
+
+    On a network with half of the channels and the most bits: a file holds the plan, and which
+    channels stayed, and neither depends much on what they are.
+    """
+    form = replace(bits.storage, fixed_bytes=0.0)
+    decisions = interleaved(channels.graph, [part.decisions for part in parts])
+    plan = _with_keep_ratios(parts, 0.5)
+    tensors = BytesCost(channels.graph, decisions, form)(plan.values_for(decisions))
+    stored = packed_bytes(
+        apply_parts(parts, plan, exact=True),
+        kept=channels.kept_units(plan_of(channels, plan)),
+        plan=plan,
+        example_input=example,
+    )
+    return replace(form, fixed_bytes=float(max(round(len(stored) - tensors), 0)))
 
 
 def _brief_training(

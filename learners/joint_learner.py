@@ -168,7 +168,8 @@ class JointCompression(Learner):
         """
         network = self._candidate(plan, self.seconds)
         start = time.process_time()
-        accuracy = self.judge.accuracy(network)
+        with limited_threads(self.threads):
+            accuracy = self.judge.accuracy(network)
         self.seconds.add("evaluation", time.process_time() - start)
         self.seconds.episodes += 1
         return accuracy
@@ -180,7 +181,9 @@ class JointCompression(Learner):
             PlanMismatchError: If the plan does not fit this network.
             TrainingDivergedError: If the candidate's outputs are not finite.
         """
-        return self.judge.accuracy(self._candidate(plan), full=True)
+        network = self._candidate(plan)
+        with limited_threads(self.threads):
+            return self.judge.accuracy(network, full=True)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: every part applied in turn, not fine-tuned.

@@ -177,7 +177,7 @@ class LearnerContract:
     def make(self, model, example, calibration, validation, **options) -> Learner:
         raise NotImplementedError
 
-    def measured(self, network, original) -> dict[str, float]:
+    def measured(self, learner, network, original) -> dict[str, float]:
         """Cost ratios of a delivered network, found by watching and counting."""
         return {
             "macs": count_macs(network) / count_macs(original),
@@ -210,7 +210,7 @@ class LearnerContract:
         for seed in range(3):
             plan = self.random_plan(learner, seed)
             promised = env.cost_ratio(plan)
-            for cost, ratio in self.measured(learner.compress(plan), model).items():
+            for cost, ratio in self.measured(learner, learner.compress(plan), model).items():
                 assert promised[cost] == pytest.approx(ratio, rel=1e-9), cost
 
     def test_equal_learners_and_equal_plans_give_equal_numbers(self, name):
@@ -324,7 +324,7 @@ class LearnerContract:
                 observation, _, done, _, info = env.step(env.action_space.sample())
                 assert env.observation_space.contains(observation)
             plan = CompressionPlan(info["plan"])
-            delivered = self.measured(learner.compress(plan), model)
+            delivered = self.measured(learner, learner.compress(plan), model)
             for cost, (lower, upper) in self.budget.bounds.items():
                 assert lower <= info["cost_ratio"][cost] <= upper
                 assert delivered[cost] <= upper + 1e-9

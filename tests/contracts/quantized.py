@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from contracts.learner_contract import EXAMPLE
 from torch import nn
@@ -38,38 +36,34 @@ def _bits(quantizer) -> float:
     return 32 if quantizer is None else quantizer.bits
 
 
-def _stored_bytes(network: nn.Module, granularity: str, bucket: int, extra: float) -> float:
-    layers = quantized_layers(network)
+def _stored_bytes(network: nn.Module) -> float:
+    """Bytes of all tensors, those of the weights as codes; ranges of inputs are in the header."""
+    quantizers = {
+        name: layer.weight_quantizer
+        for name, layer in quantized_layers(network).items()
+        if layer.weight_quantizer is not None
+    }
     total = 0.0
-    for layer in layers.values():
-        weight, quantizer = layer.weight, layer.weight_quantizer
-        total += 0 if layer.bias is None else 4 * layer.bias.numel()
-        if quantizer is None:
-            total += 4 * weight.numel()
+    for key, tensor in network.state_dict().items():
+        layer, _, last = key.rpartition(".")
+        if ".input_quantizer." in key or last == "assignments":
             continue
-        buckets = {
-            "channel": weight.shape[0],
-            "tensor": 1,
-            "split": math.ceil(weight.numel() / bucket),
-        }[granularity]
-        codebook = getattr(quantizer, "codebook", None)
-        entries = 0 if codebook is None else 4 * codebook.shape[1]
-        total += weight.numel() * quantizer.bits / 8 + buckets * (extra + entries)
-    for name, tensor in network.state_dict().items():
-        if not any(name.startswith(f"{layer}.") for layer in layers):
-            total += tensor.numel() * tensor.element_size()
+        if last == "zero_point" and network.get_submodule(layer).symmetric:
+            continue  # zeros, which a file does not store
+        coded = layer in quantizers and last == "weight"
+        bits = quantizers[layer].bits if coded else 8 * tensor.element_size()
+        total += tensor.numel() * bits / 8
     return total
 
 
-def measured_costs(
-    network: nn.Module,
-    original: nn.Module,
-    *,
-    granularity: str = "channel",
-    bucket_size: int = 256,
-    bytes_per_bucket: float = 4.0,
-) -> dict[str, float]:
-    """Cost ratios of a delivered network by name."""
+def measured_costs(network: nn.Module, original: nn.Module, header: float) -> dict[str, float]:
+    """Cost ratios of a delivered network by name.
+
+    Args:
+        network: Quantized.
+        original: In float32, uncompressed.
+        header: Bytes of the packed file that are no tensor's, as the learner has measured them.
+    """
     layers = quantized_layers(network)
     macs, before = _macs_per_layer(network), _macs_per_layer(original)
     weights = {name: original.get_submodule(name).weight.numel() for name in before}
@@ -78,7 +72,7 @@ def measured_costs(
     learned = {
         name: p.numel() for name, p in network.named_parameters() if "_quantizer." not in name
     }
-    stored = _stored_bytes(network, granularity, bucket_size, bytes_per_bucket)
+    stored = _stored_bytes(network) + header
     return {
         "macs": sum(macs.values()) / sum(before.values()),
         "params": sum(learned.values()) / sum(p.numel() for p in original.parameters()),

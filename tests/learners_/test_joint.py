@@ -16,5 +16,5 @@ class TestJointUniform(LearnerContract):
     def make(self, model, example, calibration, validation, **options):
         return joint_compression(model, example, calibration, validation, **options)
 
-    def measured(self, network, original):
-        return measured_costs(network, original)
+    def measured(self, learner, network, original):
+        return measured_costs(network, original, learner.storage.fixed_bytes)
