@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 10.0, 42.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 10.0, 42.0
 
 
 @dataclass(frozen=True)

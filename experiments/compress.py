@@ -141,7 +141,7 @@ def outcome(stage: str, task: Task) -> str:
         before, after = result["validation_accuracy_before"], result["validation_accuracy"]
         return f"validation accuracy {before:.2%} -> {after:.2%}"
     if stage == "export":
-        return _export_outcome(result)
+        return _export_outcome(task.config, result)
     accuracy = result["accuracy"]
     return f"test accuracy {accuracy['original']:.2%} -> {accuracy['compressed']:.2%}"
 
@@ -154,12 +154,17 @@ def _search_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
     return f"{head}; proxy accuracy {best['accuracy']:.2%}{tail}"
 
 
-def _export_outcome(result: Mapping[str, Any]) -> str:
+def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
     if "refused" in result:
         return f"no ONNX file: {result['refused']}"
     latency = result["latency_ms"]
+    agreement = (
+        f"same class as torch for {result['agreement']:.1%} of {result['n_images']} images"
+        if config.quantizes
+        else f"largest difference to torch {result['max_difference']:.1g}"
+    )
     return (
         f"batch 1: {latency['original']['1']:.3g} -> {latency['compressed']['1']:.3g} ms, "
         f"batch 64: {latency['original']['64']:.3g} -> {latency['compressed']['64']:.3g} ms, "
-        f"largest difference to torch {result['max_difference']:.1g}"
+        f"{agreement}"
     )

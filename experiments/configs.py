@@ -44,6 +44,8 @@ _BUDGETS = {
     "codebook": "mean_bits=0.125",
     "joint": "bytes=0.15,macs=0.5",
 }
+# Folded norms no longer tame large steps, and a codebook moves many weights with one entry.
+_LEARNING_RATES = {"none": 0.02, "uniform": 0.005, "codebook": 0.001}
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
 
@@ -94,7 +96,7 @@ class RunConfig:
     weight_bits: str = _option("2-8", "search")
     activation_bits: str = _option("8", "search")
     first_last_bits: int | None = _option(8, "search")
-    granularity: str = _option("channel", "search")
+    granularity: str = _option("", "search")
     bucket_size: int = _option(256, "search")
     weight_range: str = _option("mse", "search")
     activation_range: str = _option("percentile", "search")
@@ -105,13 +107,16 @@ class RunConfig:
     quantizer: str = _option("uniform", "search")
 
     epochs: int = _option(30, "finetune")
-    learning_rate: float = _option(0.02, "finetune")
+    learning_rate: float = _option(None, "finetune")
     weight_decay: float = _option(5e-4, "finetune")
     teacher: str = _option("original", "finetune")
     distillation_temperature: float = _option(4.0, "finetune")
     distillation_weight: float = _option(0.7, "finetune")
 
     def __post_init__(self) -> None:
+        if self.learner in LEARNERS and not self.granularity:
+            own = "tensor" if self.quantization == "codebook" else "channel"
+            object.__setattr__(self, "granularity", own)
         for name, choices in _CHOICES.items():
             _check_choice(f"--{name.replace('_', '-')}", getattr(self, name), choices)
         # Canonical texts, so that "macs=.5" and "macs=0.5" are the same on resume.
@@ -122,6 +127,8 @@ class RunConfig:
             parse_bits("--first-last-bits", str(self.first_last_bits))
         default = _BUDGETS[self.learner] if self.decides else _ANY_BUDGET
         object.__setattr__(self, "budget", str(Budget.parse(self.budget or default)))
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", _LEARNING_RATES[self.quantization])
         self._check_numbers()
         if self.quantizes and self.all_bits == {OFF_BITS}:
             raise ValueError(
@@ -138,6 +145,13 @@ class RunConfig:
     def quantizes(self) -> bool:
         """Whether layers are quantized."""
         return self.learner != "channels"
+
+    @property
+    def quantization(self) -> str:
+        """How layers are quantized: ``"uniform"``, ``"codebook"``, or ``"none"``."""
+        if self.learner == "channels":
+            return "none"
+        return self.quantizer if self.learner == "joint" else self.learner
 
     @property
     def decides(self) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from amc_env import CompressionPlan
 from experiments.configs import RunConfig
@@ -10,6 +13,7 @@ from experiments.context import Task, use_threads
 from experiments.events import open_writer
 from experiments.networks import example_input, load_smaller, read_shape, save_network
 from experiments.runs import PACKED
+from learners.quantization.codebook import set_mode
 from learners.quantization.modules import quantized_layers
 from learners.quantization.packing import save_packed
 from learners.training import TrainingConfig, evaluate, train
@@ -45,8 +49,11 @@ def run_finetune(task: Task) -> None:
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
     model = load_smaller(folder, "pruned.safetensors")
+    if config.quantization == "codebook":
+        set_mode(model, config.codebook_mode)
     before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
     seconds, after = 0.0, before
+    start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     if settings is not None:
         with open_writer(folder / "tensorboard" / "finetune") as writer:
             result = train(
@@ -62,6 +69,8 @@ def run_finetune(task: Task) -> None:
                 device=config.device,
             )
         seconds, after = result.seconds, result.best_accuracy
+        if config.quantizes:
+            after = _no_worse_than(start, before, model, task)
     kept = read_shape(folder / "pruned.safetensors").kept
     model.cpu()
     save_network(model, folder / "model.safetensors", plan=plan, kept=kept)
@@ -76,3 +85,18 @@ def run_finetune(task: Task) -> None:
         validation_accuracy=after,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _no_worse_than(
+    start: Mapping[str, Tensor], before: float, model: nn.Module, task: Task
+) -> float:
+    """Goes back to the start if no epoch was better; returns the validation accuracy.
+
+    A quantized network is good from the start, and a few epochs may do no more than shake it.
+    """
+    validation, device = task.data.validation, task.config.device
+    after = evaluate(model, validation, precision="fp32", device=device)
+    if after >= before:
+        return after
+    model.load_state_dict(start)
+    return before

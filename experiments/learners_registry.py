@@ -11,7 +11,7 @@ from amc_env.errors import UntraceableModelError
 from amc_env.plan import Decision
 from amc_env.storage import StorageFormat
 from experiments.bit_widths import as_choice, parse_bits
-from experiments.configs import LEARNERS, RunConfig
+from experiments.configs import LEARNERS, QUANTIZERS, RunConfig
 from experiments.data import DataSplits
 from learners.base import Learner
 from learners.channel_pruning.decisions import keep_ratio_decisions
@@ -79,7 +79,7 @@ def make_learner(
             quantizer=config.quantizer,
             proxy=config.proxy,
             pruning=pruning_options(config),
-            quantization=bit_options(config, config.quantizer),
+            quantization=bit_options(config),
             **shared,
         )
     from learners.joint import quantizer_named
@@ -91,7 +91,7 @@ def make_learner(
         data.validation,
         # Only cut layers are reconstructed: here there is nothing to repair that way.
         proxy="recalibration" if "recalibration" in config.proxy else "none",
-        **bit_options(config, config.learner),
+        **bit_options(config),
         **shared,
     )
 
@@ -106,8 +106,8 @@ def pruning_options(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def bit_options(config: RunConfig, quantizer: str) -> dict[str, Any]:
-    """Returns the options of one kind of quantization."""
+def bit_options(config: RunConfig) -> dict[str, Any]:
+    """Returns the options of the run's kind of quantization."""
     options: dict[str, Any] = {
         "weight_bits": as_choice(parse_bits("--weight-bits", config.weight_bits)),
         "activation_bits": as_choice(parse_bits("--activation-bits", config.activation_bits)),
@@ -117,7 +117,7 @@ def bit_options(config: RunConfig, quantizer: str) -> dict[str, Any]:
         "activation_range": config.activation_range,
         "ignore": config.ignore,
     }
-    if quantizer == "uniform":
+    if config.quantization == "uniform":
         return options | {
             "symmetric": not config.affine_weights,
             "weight_range": config.weight_range,
@@ -127,7 +127,7 @@ def bit_options(config: RunConfig, quantizer: str) -> dict[str, Any]:
 
 
 def options_of(learner: str, quantizer: str) -> set[str]:
-    """Returns the options that only some learners read, and this one does."""
+    """Returns the options that not all learners read, and this one does."""
     if learner != "joint":
         return set(_OPTIONS[learner])
     return {"quantizer", *_OPTIONS["channels"], *_OPTIONS[quantizer]}
@@ -140,16 +140,16 @@ def check_options(config: RunConfig) -> None:
         ValueError: With the learners that do read them.
     """
     default = RunConfig()
+    readers = {kind: set().union(*(options_of(kind, q) for q in QUANTIZERS)) for kind in LEARNERS}
     own = options_of(config.learner, config.quantizer)
-    pairs = [(kind, q) for kind in LEARNERS for q in ("uniform", "codebook")]
-    for name in sorted(set().union(*(options_of(*pair) for pair in pairs)) - own):
+    for name in sorted(set().union(*readers.values()) - own):
         if getattr(config, name) == getattr(default, name):
             continue
-        readers = [kind for kind in LEARNERS if name in options_of(kind, config.quantizer)]
-        also = f" with --quantizer {config.quantizer}" if config.learner == "joint" else ""
+        others = [k for k, names in readers.items() if name in names and k != config.learner]
+        which = f" with --quantizer {config.quantizer}" if config.learner == "joint" else ""
         raise ValueError(
-            f"--{name.replace('_', '-')} has no effect on --learner {config.learner}{also}; it is "
-            f"an option of {' and '.join(readers) or 'the other --quantizer'}."
+            f"--{name.replace('_', '-')} has no effect on --learner {config.learner}{which}; it "
+            f"is an option of --learner {' and '.join(others)}."
         )
     if config.learner in ("uniform", "codebook") and config.proxy == "reconstruction":
         raise ValueError(
@@ -164,7 +164,8 @@ def plan_facts(
     """Returns what a learner of these options will decide, and how it stores networks.
 
     Needs no data: budgets are checked with it before any work is done. The learner itself says
-    the same (``decisions``, ``storage``) once it is prepared.
+    the same (``decisions``, ``storage``) once it is prepared; it alone knows the few bytes of the
+    packed file's header, so that costs in bytes are a little too small here.
 
     Args:
         config: The options.
@@ -186,8 +187,7 @@ def _bit_facts(
     config: RunConfig, traced: TracedModel
 ) -> tuple[tuple[Decision, ...], StorageFormat]:
     """As ``QuantizationLearner`` finds them, with the network in place of images."""
-    kind = config.quantizer if config.learner == "joint" else config.learner
-    options = bit_options(config, kind)
+    options = bit_options(config)
     modules = dict(traced.model.named_modules())
     sizes = {
         layer.name: module.weight.numel()
@@ -206,7 +206,7 @@ def _bit_facts(
     choice = bit_choice(
         sizes, options["weight_bits"], options["activation_bits"], config.first_last_bits
     )
-    codebook = kind == "codebook"
+    codebook = config.quantization == "codebook"
     return choice.decisions, StorageFormat(
         weight_bits={name: float(bits) for name, bits in choice.fixed_weights.items()},
         activation_bits={name: float(bits) for name, bits in choice.fixed_inputs.items()},
@@ -214,5 +214,7 @@ def _bit_facts(
         bucket_size=config.bucket_size,
         bytes_per_bucket=0.0 if codebook else 8.0 if config.affine_weights else 4.0,
         codebook=codebook,
+        # Channels that share a codebook have a factor each.
+        bytes_per_channel=4.0 if codebook and config.granularity == "tensor" else 0.0,
         folded=foldable_norms(traced.model),
     )

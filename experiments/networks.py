@@ -58,7 +58,7 @@ def save_network(
             layers are quantized, and how, is noted too.
     """
     # Clones, because safetensors refuses tensors that share memory (tied weights).
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
     metadata = {"format": "amc-network", "version": NETWORK_VERSION}
     if plan is not None:
         metadata["plan"] = json.dumps(dict(plan))
@@ -67,6 +67,19 @@ def save_network(
     if quantized_layers(model):
         metadata["structure"] = json.dumps(describe(model))
     write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict; weights that were assigned to centroids for good are those centroids.
+
+    Loaded again, every one of them is nearest to the centroid that it is, so that the assignments
+    need no tensor of their own.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    for name, layer in quantized_layers(model).items():
+        if state.pop(f"{name}.weight_quantizer.assignments", None) is not None:
+            state[f"{name}.weight"] = layer.quantized_weight()
+    return state
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
@@ -112,7 +112,9 @@ def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) 
     from agents.base import Trial
 
     config, plan = task.config, CompressionPlan({})
-    problem = task.problem
+    # The learner's own costs, where it has some, count the header of the packed file as well.
+    costs = {**task.problem.costs, **getattr(learner, "cost_models", {})}
+    problem = replace(task.problem, costs=costs)
     recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     recorder.restart_clock()

@@ -44,10 +44,12 @@ class BitOptions:
         str,
         typer.Option(
             help="Weights that share one scale (or codebook): those of a layer (tensor), of an "
-            "output channel (channel), or of a bucket of --bucket-size (split).",
+            "output channel (channel), or of a bucket of --bucket-size (split). Not given: "
+            "channel, for codebooks tensor.",
+            show_default=False,
             rich_help_panel=_BITS,
         ),
-    ] = _DEFAULT.granularity
+    ] = ""
     bucket_size: Annotated[
         int,
         typer.Option(help="Weights per bucket with --granularity split.", rich_help_panel=_BITS),

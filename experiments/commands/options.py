@@ -216,8 +216,13 @@ class Options(BitOptions):
         int, typer.Option(help="Epochs of the fine-tuning; 0 for none.", rich_help_panel=_FINETUNE)
     ] = _DEFAULT.epochs
     learning_rate: Annotated[
-        float, typer.Option(help="Its peak learning rate.", rich_help_panel=_FINETUNE)
-    ] = _DEFAULT.learning_rate
+        float | None,
+        typer.Option(
+            help="Its peak learning rate; a fine-tuning takes 0.02 if not given, 0.005 for "
+            "quantized networks, 0.001 for codebooks.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = None
     weight_decay: Annotated[
         float, typer.Option(help="Its weight decay.", rich_help_panel=_FINETUNE)
     ] = _DEFAULT.weight_decay

@@ -13,15 +13,13 @@ import typer
 from experiments.bit_widths import parse_bits
 from experiments.configs import RunConfig
 
-_DEFAULT = RunConfig()
 
-
-def config_from(parameters: Mapping[str, Any], base: RunConfig = _DEFAULT) -> RunConfig:
+def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
     """Builds the options of a run from what the command line was given.
 
     Args:
         parameters: Option name -> value; what is no option of a run is left out.
-        base: Where everything else comes from.
+        base: Where everything else comes from, if not from the defaults.
     """
     known = {f.name for f in dataclasses.fields(RunConfig)}
     values: dict[str, Any] = {}
@@ -34,7 +32,7 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig = _DEFAULT) -> Ru
             values[name] = _READERS[name](value)
         else:
             values[name] = value
-    return dataclasses.replace(base, **values)
+    return RunConfig(**values) if base is None else dataclasses.replace(base, **values)
 
 
 def given(ctx: typer.Context) -> dict[str, Any]:
