@@ -65,8 +65,9 @@ def test_centroids_need_not_be_sorted(granularity):
     bits=st.integers(2, 8),
     granularity=st.sampled_from(GRANULARITIES),
     kind=st.sampled_from(["normal", "few", "tiny", "close", "repeated"]),
+    scales=st.booleans(),
 )
-def test_round_trips_are_exact(seed, bits, granularity, kind):
+def test_round_trips_are_exact(seed, bits, granularity, kind, scales):
     x = weights(5, 33, seed=seed)
     x = {
         "normal": x,
@@ -75,7 +76,9 @@ def test_round_trips_are_exact(seed, bits, granularity, kind):
         "close": 1.0 + x.round() * 2.0**-23,  # neighbours in float32
         "repeated": x[:1].expand(5, -1).contiguous(),
     }[kind]
-    quantizer = CodebookQuantizer.fit(x, bits, granularity=granularity, bucket_size=32)
+    quantizer = CodebookQuantizer.fit(
+        x, bits, granularity=granularity, bucket_size=32, channel_scales=scales
+    )
     if seed % 2:  # any centroids at all, equal ones included
         chosen = torch.randint(0, x.numel(), quantizer.codebook.shape)
         quantizer.codebook.data = x.reshape(-1)[chosen]
