@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from amc_env.errors import InputDataError
 from learners.precision import autocast
@@ -115,7 +116,7 @@ def observe(
     names: Sequence[str],
     *,
     seed: int = 0,
-    report: Callable[[int], object] | None = None,
+    progress: bool = False,
 ) -> Observation:
     """Runs a float network over images and keeps what its layers see and emit.
 
@@ -124,7 +125,7 @@ def observe(
         batches: Images.
         names: Layers to watch; those that never run are missing in the result.
         seed: Of the random sample of inputs.
-        report: Called with the number of images of every batch.
+        progress: Whether to show a progress bar.
 
     Raises:
         InputDataError: If an activation is NaN or infinite.
@@ -134,10 +135,8 @@ def observe(
     watches = {name: _Watch(name, per_batch, seed + i) for i, name in enumerate(names)}
     network.eval()
     with torch.no_grad(), _hooked({modules[n]: w for n, w in watches.items()}):
-        for batch in batches:
+        for batch in tqdm(batches, "calibrate", disable=not progress, unit="batch"):
             network(batch)
-            if report is not None:
-                report(batch.shape[0])
     ran = {name: w for name, w in watches.items() if w.calls}
     return Observation(
         {name: w.inputs() for name, w in ran.items()},

@@ -41,7 +41,8 @@ class BitChoice:
 
     Attributes:
         decisions: In network order, the weights of a layer before its input.
-        fixed: Layer -> what no decision is about: weight bits, activation bits, or both.
+        fixed_weights: Layer -> weight bits, where no decision is about them.
+        fixed_inputs: Layer -> activation bits, likewise.
     """
 
     decisions: tuple[Decision, ...]
@@ -60,6 +61,21 @@ class BitChoice:
             chosen = weights if decision.kind is DecisionKind.WEIGHT_BITS else inputs
             chosen[decision.target] = round(value)
         return {name: LayerBits(weights[name], inputs[name]) for name in weights}
+
+    def fixed_plan(self, weight_bits: int, activation_bits: int | None) -> CompressionPlan:
+        """Returns the plan with the same bits for all decided layers; the most if ``None``.
+
+        Raises:
+            PlanMismatchError: If that is no choice of a decision.
+        """
+        values = {}
+        for d in self.decisions:
+            of_weights = d.kind is DecisionKind.WEIGHT_BITS
+            bits = weight_bits if of_weights else activation_bits
+            values[d.key] = d.choices[-1] if bits is None else float(bits)
+        plan = CompressionPlan(values)
+        plan.values_for(self.decisions)
+        return plan
 
     def used(self, name: str) -> tuple[set[int], set[int]]:
         """Returns the weight bits and the activation bits that a layer may get."""
@@ -113,3 +129,8 @@ def bit_choice(
     return BitChoice(
         tuple(decisions), fixed[DecisionKind.WEIGHT_BITS], fixed[DecisionKind.ACTIVATION_BITS]
     )
+
+
+def is_float(bits: Mapping[str, LayerBits]) -> bool:
+    """Whether nothing is quantized."""
+    return all(b.weights == b.inputs == OFF_BITS for b in bits.values())

@@ -5,44 +5,46 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import BytesCost, CostModel, make_cost
-from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError
+from amc_env.cost import CostModel, make_cost
+from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import channels_last, limited_threads
 from learners.intake import check_labels, check_weights, collect, count_outputs
-from learners.precision import resolve_precision, working_dtype
+from learners.precision import working_dtype
 from learners.proxy import Proxy, finetune_briefly
 from learners.quantization.calibration import Observation, match_outputs, observe
-from learners.quantization.decisions import Bits, LayerBits, bit_choice
+from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
 from learners.quantization.errors import layer_errors
 from learners.quantization.inputs import input_quantizer
 from learners.quantization.judge import QuantizedJudge
-from learners.quantization.packing import packed_bytes
-from learners.quantization.quantizer import Quantizer
-from learners.quantization.ranges import check_rule
-from learners.quantization.structure import (
-    fold_norms,
-    folded_copy,
-    quantizable_layers,
-    quantize_layer,
-    replace_module,
+from learners.quantization.preparation import (
+    check_not_constant,
+    check_options,
+    header_bytes,
+    storage_format,
+    training_batches,
 )
-from learners.quantization.uniform_quantizer import check_granularity
+from learners.quantization.quantizer import Quantizer
+from learners.quantization.structure import (
+    folded_copy,
+    folded_like,
+    quantizable_layers,
+    quantize_layers,
+    same_state,
+)
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
-PROXIES = ("none", "recalibration")
 _CALIBRATION_BATCH = 64
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 
@@ -119,18 +121,20 @@ class QuantizationLearner(Learner):
         n_recalibration: int = 192,
         threads: int | None = 1,
     ) -> None:
-        if proxy not in PROXIES:
-            raise ValueError(f"Unknown proxy {proxy!r}; choose one of {list(PROXIES)}.")
+        check_options(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            first_last_bits=first_last_bits,
+            granularity=granularity,
+            bucket_size=bucket_size,
+            activation_range=activation_range,
+            proxy=proxy,
+            finetune_steps=finetune_steps,
+            train=train,
+            precision=precision,
+            numbers_of_images=(n_validation, n_calibration, n_recalibration),
+        )
         self.proxy = Proxy.parse(proxy, finetune_steps)
-        check_granularity(granularity, bucket_size)
-        check_rule(activation_range)
-        if finetune_steps and train is None:
-            raise ValueError(
-                f"Expected training batches for finetune_steps={finetune_steps}, got none; "
-                f"pass train=loader."
-            )
-        if min(n_calibration, n_recalibration, 1 if n_validation is None else n_validation) < 1:
-            raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
         self.granularity = granularity
         self.bucket_size = bucket_size
         self.activation_range = activation_range
@@ -139,7 +143,6 @@ class QuantizationLearner(Learner):
         self.threads = threads
         self.seconds = EpisodeSeconds()
         self._precision = precision
-        resolve_precision(precision, self.device)  # refuses unknown names before work is lost
         reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
 
@@ -148,11 +151,7 @@ class QuantizationLearner(Learner):
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
-        if bool((images == images.flatten()[0]).all()):
-            raise InputDataError(
-                "Expected calibration images that differ, got the same constant everywhere: no "
-                "range of activations can be found; pass real training images."
-            )
+        check_not_constant(images)
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
@@ -160,11 +159,16 @@ class QuantizationLearner(Learner):
             probe = channels_last(images[:8].to(self.device))
             self._float, self._folded = folded_copy(reference, probe)
             self._observe(images, n_recalibration, ignore, progress)
-            self._choose(weight_bits, activation_bits, first_last_bits)
+            sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
+            self._choice = bit_choice(sizes, weight_bits, activation_bits, first_last_bits)
+            self.decisions = self._choice.decisions
             self._prepare_quantizers()
             self._price()
             self._prepare_judge(held_out, classes, n_validation)
-            self._prepare_training(train, example_input, n_outputs)
+        self._training_dtype = working_dtype(self._float, precision, self.device)
+        self._training = training_batches(
+            train, finetune_steps, example_input, n_outputs, self.device
+        )
 
     def _observe(
         self, images: Tensor, n_recalibration: int, ignore: Sequence[str], progress: bool
@@ -174,15 +178,7 @@ class QuantizationLearner(Learner):
         self._recalibration = channels_last(images[:n_recalibration].to(self.device))
         parts = torch.split(images, _CALIBRATION_BATCH)
         batches = [channels_last(p.to(self.device)) for p in parts]
-        report: Callable[[int], object] | None = None
-        if progress:
-            from tqdm import tqdm
-
-            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
-            report = bar.update
-        seen = observe(self._float, batches, names, seed=self.seed, report=report)
-        if progress:
-            bar.close()
+        seen = observe(self._float, batches, names, seed=self.seed, progress=progress)
         there = observe(self._float, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
         self.layers: tuple[str, ...] = tuple(n for n in names if n in seen.inputs)
@@ -192,15 +188,13 @@ class QuantizationLearner(Learner):
                 f"{[x.name for x in self.graph.layers]} none is one (ignored: {list(ignore)})."
             )
 
-    def _choose(self, weights: Bits, inputs: Bits, first_last: int | None) -> None:
-        """Sets what is decided and what is fixed."""
-        sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
-        self._choice = bit_choice(sizes, weights, inputs, first_last)
-        self.decisions = self._choice.decisions
-
     def _bucket_storage(self) -> tuple[float, bool]:
         """Returns the bytes beside the codes per bucket, and whether a codebook is stored."""
         return 4.0, False
+
+    def _channel_storage(self) -> float:
+        """Returns the bytes beside codes and buckets per output channel of a quantized layer."""
+        return 0.0
 
     @abstractmethod
     def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
@@ -226,20 +220,19 @@ class QuantizationLearner(Learner):
     def _price(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
         scale_bytes, codebook = self._bucket_storage()
-        form = StorageFormat(
-            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
-            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
+        form = storage_format(
+            self._choice,
             granularity=self.granularity,
             bucket_size=self.bucket_size,
             bytes_per_bucket=scale_bytes,
             codebook=codebook,
+            bytes_per_channel=self._channel_storage(),
             folded=self._folded,
         )
-        full = CompressionPlan.full(self.decisions)
-        network = self._build(self._float, self._choice.read(full), self._observation)
-        tensors = BytesCost(self.graph, self.decisions, form)(full.values_for(self.decisions))
-        header = max(len(packed_bytes(network, plan=full)) - tensors, 0.0)
-        self.storage = replace(form, fixed_bytes=header)
+        full = self._choice.read(CompressionPlan.full(self.decisions))
+        network = self._build(self._float, full, self._observation)
+        header = header_bytes(network, self.graph, self._choice, form)
+        self.storage: StorageFormat = replace(form, fixed_bytes=float(header))
         self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
@@ -268,38 +261,13 @@ class QuantizationLearner(Learner):
         self.validation = self._judge.validation
         self.original_accuracy = self._judge.original_accuracy
 
-    def _prepare_training(self, batches: Batches | None, example: Tensor, n_outputs: int) -> None:
-        """Preloads the batches that every candidate is trained on before it is judged."""
-        self._training: list[tuple[Tensor, Tensor]] = []
-        self._training_dtype = working_dtype(self._float, self._precision, self.device)
-        steps = self.proxy.finetune_steps
-        if not steps or batches is None:
-            return
-        for batch in islice(batches, steps):
-            x, y = collect([batch], None, "training", example)
-            check_labels(y, n_outputs, "training")
-            self._training.append((channels_last(x.to(self.device)), y.to(self.device)))
-        if not self._training:
-            raise InputDataError("Expected at least one batch of training images, got none.")
-
     def fixed_plan(self, weight_bits: int, activation_bits: int | None = None) -> CompressionPlan:
-        """Returns the plan with the same bits for all decided layers.
-
-        Args:
-            weight_bits: Of all decided weights.
-            activation_bits: Of all decided inputs; the most on offer if ``None``.
+        """Returns the plan with the same bits for all decided layers; the most if ``None``.
 
         Raises:
             PlanMismatchError: If that is no choice of a decision.
         """
-        values = {}
-        for d in self.decisions:
-            of_weights = d.kind is DecisionKind.WEIGHT_BITS
-            bits = weight_bits if of_weights else activation_bits
-            values[d.key] = d.choices[-1] if bits is None else float(bits)
-        plan = CompressionPlan(values)
-        plan.values_for(self.decisions)
-        return plan
+        return self._choice.fixed_plan(weight_bits, activation_bits)
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
@@ -311,7 +279,7 @@ class QuantizationLearner(Learner):
             TrainingDivergedError: If the candidate's outputs are not finite.
         """
         bits = self._choice.read(plan)
-        if _is_float(bits) and not self.proxy.finetune_steps:
+        if is_float(bits) and not self.proxy.finetune_steps:
             return self.original_accuracy
         with limited_threads(self.threads):
             network = self._candidate(bits, self.seconds)
@@ -330,7 +298,7 @@ class QuantizationLearner(Learner):
         """
         bits = self._choice.read(plan)
         with limited_threads(self.threads):
-            if _is_float(bits) and not self.proxy.finetune_steps:
+            if is_float(bits) and not self.proxy.finetune_steps:
                 return self._judge.accuracy(self._reference, full=True)
             return self._judge.accuracy(self._candidate(bits), full=True)
 
@@ -358,53 +326,36 @@ class QuantizationLearner(Learner):
             PlanMismatchError: If the plan does not fit, or the network lacks a layer.
         """
         bits = self._choice.read(plan)
-        folded = copy.deepcopy(network).eval()
-        modules = dict(folded.named_modules())
-        for name in self.layers:
-            if type(modules.get(name)) not in (nn.Conv2d, nn.Linear):
-                raise PlanMismatchError(
-                    f"Expected a float convolution or linear layer {name!r} as in the original "
-                    f"network, got {type(modules.get(name)).__name__}."
-                )
-        kept = {n: x for n, x in self._folded.items() if n in modules}
-        fold_norms(folded, kept)
+        folded = folded_like(network, self._folded, self.layers)
         with limited_threads(self.threads):
             seen = self._observation
-            if not self._is_original(folded):
+            if not same_state(folded, self._float):
                 seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
             quantized = self._build(folded, bits, seen)
             if recalibrate:
                 self._match(quantized, seen, torch.float32)
         return quantized
 
-    def _is_original(self, folded: nn.Module) -> bool:
-        state, other = self._float.state_dict(), folded.state_dict()
-        return state.keys() == other.keys() and all(
-            torch.equal(v, other[k]) for k, v in state.items()
-        )
-
     def _build(
         self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation
     ) -> nn.Module:
         """Returns a quantized copy of a folded network."""
-        network = copy.deepcopy(folded).requires_grad_(True)
-        for name in self.layers:
-            layer = network.get_submodule(name)
-            chosen = bits[name]
-            weights = inputs = None
+        chosen: dict[str, tuple[Quantizer | None, Quantizer | None]] = {}
+        for name, layer in bits.items():
             weight = self._weight(folded, name)
-            if chosen.weights != OFF_BITS:
+            weights = inputs = None
+            if layer.weights != OFF_BITS:
                 if torch.equal(weight, self._weight(self._float, name)):
-                    weights = copy.deepcopy(self._weight_quantizers[name, chosen.weights])
+                    weights = copy.deepcopy(self._weight_quantizers[name, layer.weights])
                 else:
-                    weights = self._make_weight_quantizer(name, weight, chosen.weights)
-            if chosen.inputs != OFF_BITS:
+                    weights = self._make_weight_quantizer(name, weight, layer.weights)
+            if layer.inputs != OFF_BITS:
                 if seen is self._observation:
-                    inputs = copy.deepcopy(self._input_quantizers[name, chosen.inputs])
+                    inputs = copy.deepcopy(self._input_quantizers[name, layer.inputs])
                 else:
-                    inputs = self._make_input_quantizer(name, chosen.inputs, seen)
-            replace_module(network, name, quantize_layer(layer, weights, inputs))
-        return network.eval()
+                    inputs = self._make_input_quantizer(name, layer.inputs, seen)
+            chosen[name] = (weights, inputs)
+        return quantize_layers(copy.deepcopy(folded), chosen)
 
     def _match(self, network: nn.Module, seen: Observation, dtype: torch.dtype) -> None:
         once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}
@@ -448,7 +399,3 @@ class QuantizationLearner(Learner):
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(epochs=10, learning_rate=0.01, weight_decay=1e-4, seed=self.seed)
-
-
-def _is_float(bits: Mapping[str, LayerBits]) -> bool:
-    return all(b.weights == b.inputs == OFF_BITS for b in bits.values())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc_env.errors import InputDataError
+from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
 from learners.fusion import following_norms
 from learners.quantization.modules import (
@@ -134,6 +134,52 @@ def quantize_layer(
         return QuantizedConv2d.of(layer, weights, inputs)
     assert isinstance(layer, nn.Linear)
     return QuantizedLinear.of(layer, weights, inputs)
+
+
+def quantize_layers(
+    network: nn.Module, quantizers: Mapping[str, tuple[Quantizer | None, Quantizer | None]]
+) -> nn.Module:
+    """Replaces layers by their quantized twins, in place; all parameters become trainable.
+
+    Args:
+        network: The folded network.
+        quantizers: Layer -> quantizers of its weights and of its input.
+    """
+    network.requires_grad_(True)
+    for name, (weights, inputs) in quantizers.items():
+        replace_module(network, name, quantize_layer(network.get_submodule(name), weights, inputs))
+    return network.eval()
+
+
+def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[str]) -> nn.Module:
+    """Returns a folded copy of a float network with the original's module names.
+
+    Args:
+        network: The network, sliced for example; norms folded already are skipped.
+        norms: What was folded in the original: norm -> layer.
+        layers: What will be quantized.
+
+    Raises:
+        PlanMismatchError: If a layer is missing, or quantized already.
+    """
+    modules = dict(network.named_modules())
+    for name in layers:
+        if type(modules.get(name)) not in (nn.Conv2d, nn.Linear):
+            raise PlanMismatchError(
+                f"Expected a float convolution or linear layer {name!r} as in the original "
+                f"network, got {type(modules.get(name)).__name__}."
+            )
+    folded = copy.deepcopy(network).eval()
+    fold_norms(folded, {n: x for n, x in norms.items() if isinstance(modules.get(n), _BatchNorm)})
+    return folded
+
+
+def same_state(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have equal parameters and buffers."""
+    state, expected = network.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(
+        torch.equal(value, expected[key]) for key, value in state.items()
+    )
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
