@@ -2,7 +2,8 @@
 
 Every layer's table is read at the plan's widths (bilinear between the measured ones) and bits,
 and the layers are summed. Budgets are exact only for costs that never fall when a decision grows,
-so what was measured is replaced by the nearest surface that does not.
+but measured costs do: eight channels can be slower than sixteen. :class:`TableCost` therefore has
+two answers, what was measured and, for budgets, the least monotone cost above it.
 """
 
 from __future__ import annotations
@@ -20,37 +21,24 @@ from amc_env.cost_table import (
     measured_layers,
     precision_bits,
 )
-from amc_env.graph import LayerGraph
+from amc_env.graph import LayerGraph, LayerSpec, Width
 from amc_env.layer_terms import WidthMatrix, check_names
 from amc_env.plan import Decision, DecisionKind
 from amc_env.storage import FLOAT_BITS, OFF_BITS, StorageFormat
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 # Bits carry no rounding errors worth a whole precision.
 _ROUNDING = 1e-6
 
 
-def monotone(values: Array, axes: tuple[int, ...]) -> Array:
-    """Returns the surface nearest to ``values`` that never falls along ``axes``.
-
-    It lies halfway between the least surface above the values and the greatest one below them:
-    no monotone surface has a smaller largest distance to the values.
-
-    Example:
-        >>> monotone(np.array([1.0, 3.0, 2.0, 4.0]), (0,))
-        array([1. , 2.5, 2.5, 4. ])
-    """
-    above, below = values, values
-    for axis in axes:
-        above = np.maximum.accumulate(above, axis=axis)
-        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
-    result: Array = (above + below) / 2
-    return result
-
-
 class TableCost(CostModel):
     """The sum over all layers of what the table says, plus its constant.
+
+    Called, it never falls when a decision grows: where a layer is cheaper with more channels or
+    more bits that plans may choose, the fewer ones' cost holds for both. :meth:`predict` is the
+    sum of the measured values themselves.
 
     A layer is computed in the precision with its bits; if the table has none, in the next higher
     one (with ``int8`` and ``fp32``: in ``int8`` where weights and activations have at most 8
@@ -77,52 +65,137 @@ class TableCost(CostModel):
         self.name = table.quantity
         self.table = table
         layers = measured_layers(graph)
-        tables = [table.layers[layer.name] for layer in layers]
-        self._inputs = _Axis([t.in_widths for t in tables])
-        self._outputs = _Axis([t.out_widths for t in tables])
         self._in_width = WidthMatrix([x.in_width for x in layers], graph, decisions)
         self._out_width = WidthMatrix([x.out_width for x in layers], graph, decisions)
-        names = [layer.name for layer in layers]
         storage = storage or StorageFormat()
-        fixed = (storage.weight_bits, storage.activation_bits)
-        check_names([*fixed[0], *fixed[1]], [x.name for x in graph.layers], "bits")
-        self._weight_bits = _Bits(names, decisions, DecisionKind.WEIGHT_BITS, fixed[0])
-        self._activation_bits = _Bits(names, decisions, DecisionKind.ACTIVATION_BITS, fixed[1])
-        self._weight_levels, self._activation_levels = _levels(table)
-        self._check_precisions()
-        filled = np.stack([self._fill(t) for t in tables])
-        self._flat: Array = filled.reshape(-1)
-        self._shape = filled.shape
-        self._first: npt.NDArray[np.intp] = np.arange(len(layers)) * int(np.prod(filled.shape[1:]))
+        self._weights = _Bits(
+            graph, decisions, DecisionKind.WEIGHT_BITS, storage.weight_bits, table, 0
+        )
+        self._activations = _Bits(
+            graph, decisions, DecisionKind.ACTIVATION_BITS, storage.activation_bits, table, 1
+        )
+        self._measured, self._budgeted = self._surfaces(layers, graph, decisions)
         self._constant = table.constant
-        self._original = self._uncompressed(graph)
+        full = graph.full()
+        self._original = self._constant + self._measured.sum(
+            np.array([x.in_width.at(full) for x in layers]),
+            np.array([x.out_width.at(full) for x in layers]),
+            np.full(len(layers), len(self._weights.levels) - 1),
+            np.full(len(layers), len(self._activations.levels) - 1),
+        )
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
-        v = np.asarray(values, dtype=np.float64)
-        w = np.searchsorted(self._weight_levels, self._weight_bits.at(v) - _ROUNDING)
-        a = np.searchsorted(self._activation_levels, self._activation_bits.at(v) - _ROUNDING)
-        return self._sum(self._in_width.at(v), self._out_width.at(v), w, a)
+        return self._read(self._budgeted, values)
+
+    def predict(self, values: Sequence[float] | Array) -> float:
+        """Returns the sum of the measured values, which may fall when a decision grows."""
+        return self._read(self._measured, values)
 
     def original(self, decisions: Sequence[Decision]) -> float:
-        """Returns the cost of the whole network in the highest precision of the table."""
+        """Returns what the whole network costs in the highest precision of the table."""
         return self._original
 
-    def moved(self) -> float:
-        """Returns how far the monotone costs lie from the measured ones: mean of |change| / sum."""
-        measured = changed = 0.0
-        for layer in self.table.layers.values():
-            for values in layer.values.values():
-                measured += float(values.sum())
-                changed += float(np.abs(monotone(values, (0, 1)) - values).sum())
-        return changed / measured if measured else 0.0
+    def _read(self, surface: _Surface, values: Sequence[float] | Array) -> float:
+        v = np.asarray(values, dtype=np.float64)
+        return self._constant + surface.sum(
+            self._in_width.at(v),
+            self._out_width.at(v),
+            self._weights.at(v),
+            self._activations.at(v),
+        )
 
-    def _sum(
-        self,
-        in_width: Array,
-        out_width: Array,
-        weight: npt.NDArray[np.intp],
-        activation: npt.NDArray[np.intp],
-    ) -> float:
+    def _surfaces(
+        self, layers: Sequence[LayerSpec], graph: LayerGraph, decisions: Sequence[Decision]
+    ) -> tuple[_Surface, _Surface]:
+        measured, budgeted = [], []
+        for row, layer in enumerate(layers):
+            table = self.table.layers[layer.name]
+            values = self._by_levels(table)
+            measured.append(((*table.in_widths,), (*table.out_widths,), values))
+            inputs = _reachable(layer.in_width, table.in_widths, graph, decisions)
+            outputs = _reachable(layer.out_width, table.out_widths, graph, decisions)
+            values = np.einsum(
+                "pi,waij,qj->wapq", _hats(inputs, table.in_widths), values,
+                _hats(outputs, table.out_widths),
+            )  # fmt: skip
+            # What no plan can have must not raise the cost of what it can have.
+            values[~self._weights.reachable[row]] = 0.0
+            values[:, ~self._activations.reachable[row]] = 0.0
+            for axis in range(4):
+                values = np.maximum.accumulate(values, axis=axis)
+            budgeted.append((inputs, outputs, values))
+        return _Surface(measured), _Surface(budgeted)
+
+    def _by_levels(self, layer: LayerTable) -> Array:
+        """Returns a layer's costs, shape (weight levels, activation levels, inputs, outputs)."""
+        by_bits = {precision_bits(name): values for name, values in layer.values.items()}
+        rows = []
+        for weight in self._weights.levels:
+            row = []
+            for activation in self._activations.levels:
+                enough = [b for b in by_bits if b[0] >= weight and b[1] >= activation]
+                if not enough:
+                    raise CostTableError(
+                        f"The cost table lacks a precision of at least {weight:g}-bit weights and "
+                        f"{activation:g}-bit activations for {layer.name}; add one, e.g. fp32."
+                    )
+                row.append(by_bits[min(enough, key=lambda b: (b[0] * b[1], b))])
+            rows.append(row)
+        return np.array(rows, dtype=np.float64)
+
+
+def _reachable(
+    width: Width, points: Sequence[int], graph: LayerGraph, decisions: Sequence[Decision]
+) -> tuple[float, ...]:
+    """Returns the widths that plans can have nearest to the measured ones, with both ends.
+
+    With ``round_to=16``, a bump at 24 channels does not concern anybody.
+    """
+    ratios = {d.target: d.choices for d in decisions if d.kind is DecisionKind.KEEP_RATIO}
+    sizes = {group.name: group.size for group in graph.groups}
+    fixed = width.fixed + sum(m * sizes[n] for n, m in width.terms if n not in ratios)
+    terms = [(m * sizes[n], ratios[n]) for n, m in width.terms if n in ratios]
+    if len(terms) == 1:
+        ((scale, choices),) = terms
+        widths = np.array([fixed + scale * choice for choice in choices])
+    else:  # many sums: the measured points within reach stand for them
+        ends = [fixed + sum(s * c[end] for s, c in terms) for end in (0, -1)]
+        widths = np.array([*ends, *(p for p in points if ends[0] < p < ends[1])])
+    near = {float(widths[np.argmin(np.abs(widths - point))]) for point in points}
+    return tuple(sorted(near | {float(widths.min()), float(widths.max())}))
+
+
+def _hats(values: Sequence[float], points: Sequence[int]) -> Array:
+    """Returns how much of each value interpolation takes from each point: rows that sum to 1."""
+    unit = np.eye(len(points))
+    return np.stack([np.interp(values, points, row) for row in unit], axis=1)
+
+
+class _Surface:
+    """The tables of all layers in one array, read at once.
+
+    Args:
+        tables: Per layer input widths, output widths and values, shape (weight levels,
+            activation levels, inputs, outputs); layers may have different numbers of widths.
+    """
+
+    def __init__(
+        self, tables: Sequence[tuple[tuple[float, ...], tuple[float, ...], Array]]
+    ) -> None:
+        self._inputs = _Axis([inputs for inputs, _, _ in tables])
+        self._outputs = _Axis([outputs for _, outputs, _ in tables])
+        padded = np.stack([self._padded(values) for _, _, values in tables])
+        self._flat: Array = padded.reshape(-1)
+        self._shape = padded.shape
+        self._first: Index = np.arange(len(tables)) * int(np.prod(padded.shape[1:]))
+
+    def _padded(self, values: Array) -> Array:
+        n_in, n_out = values.shape[2:]
+        spare = ((0, self._inputs.points - n_in), (0, self._outputs.points - n_out))
+        return np.pad(values, ((0, 0), (0, 0), *spare), mode="edge")
+
+    def sum(self, in_width: Array, out_width: Array, weight: Index, activation: Index) -> float:
+        """Returns the sum of all layers, each at its own widths and precision."""
         i, t = self._inputs.locate(in_width)
         j, u = self._outputs.locate(out_width)
         _, _, n_activations, n_in, n_out = self._shape
@@ -130,62 +203,13 @@ class TableCost(CostModel):
         flat = self._flat
         low = flat[start] * (1 - u) + flat[start + 1] * u
         high = flat[start + n_out] * (1 - u) + flat[start + n_out + 1] * u
-        return float(np.sum(low * (1 - t) + high * t)) + self._constant
-
-    def _uncompressed(self, graph: LayerGraph) -> float:
-        full = graph.full()
-        specs = measured_layers(graph)
-        inputs = np.array([x.in_width.at(full) for x in specs])
-        outputs = np.array([x.out_width.at(full) for x in specs])
-        last = np.full(len(specs), len(self._weight_levels) - 1)
-        top = np.full(len(specs), len(self._activation_levels) - 1)
-        return self._sum(inputs, outputs, last, top)
-
-    def _check_precisions(self) -> None:
-        for what, levels, bits in (
-            ("weights", self._weight_levels, self._weight_bits),
-            ("activations", self._activation_levels, self._activation_bits),
-        ):
-            if bits.highest > levels[-1]:
-                raise CostTableError(
-                    f"The cost table ends at {levels[-1]:g}-bit {what}, but plans may have "
-                    f"{bits.highest:g} bits; measure that precision too (e.g. fp32), or decide "
-                    f"fewer bits."
-                )
-
-    def _fill(self, layer: LayerTable) -> Array:
-        """Returns one layer's costs, shape (weight levels, activation levels, K_in, K_out)."""
-        n_in, n_out = self._inputs.points, self._outputs.points
-        by_bits = {
-            precision_bits(name): monotone(values, (0, 1)) for name, values in layer.values.items()
-        }
-        result = np.empty((len(self._weight_levels), len(self._activation_levels), n_in, n_out))
-        for w, weight in enumerate(self._weight_levels):
-            for a, activation in enumerate(self._activation_levels):
-                enough = [b for b in by_bits if b[0] >= weight and b[1] >= activation]
-                if not enough:
-                    raise CostTableError(
-                        f"The cost table lacks a precision of at least {weight:g}-bit weights and "
-                        f"{activation:g}-bit activations for {layer.name}; add one, e.g. fp32."
-                    )
-                values = by_bits[min(enough, key=lambda b: (b[0] * b[1], b))]
-                spare = ((0, n_in - values.shape[0]), (0, n_out - values.shape[1]))
-                result[w, a] = np.pad(values, spare, mode="edge")
-        # More bits never cost less, even where a kernel for few bits happens to be slow.
-        result = np.maximum.accumulate(np.maximum.accumulate(result, axis=0), axis=1)
-        return result
-
-
-def _levels(table: CostTable) -> tuple[Array, Array]:
-    bits = [precision_bits(name) for name in table.precisions]
-    weights, activations = (sorted({float(pair[k]) for pair in bits}) for k in (0, 1))
-    return np.array(weights), np.array(activations)
+        return float(np.sum(low * (1 - t) + high * t))
 
 
 class _Axis:
-    """The measured widths of all layers along one axis, padded to equally many."""
+    """The widths of all layers along one axis, padded to equally many."""
 
-    def __init__(self, widths: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, widths: Sequence[tuple[float, ...]]) -> None:
         self.points = max(2, *(len(w) for w in widths))
         shape = (len(widths), self.points - 1)
         self._next: Array = np.full(shape, np.inf)  # where each step ends; never reached: inf
@@ -199,35 +223,64 @@ class _Axis:
         self._rows = np.arange(len(widths))
         self._last = np.array([max(len(w) - 2, 0) for w in widths])
 
-    def locate(self, width: Array) -> tuple[npt.NDArray[np.intp], Array]:
-        """Returns the measured point below each width, and how far it is to the next one (0..1)."""
+    def locate(self, width: Array) -> tuple[Index, Array]:
+        """Returns the point below each width, and how far it is to the next one, 0 to 1."""
         index = np.minimum((self._next <= width[:, None]).sum(axis=1), self._last)
         share = (width - self._start[self._rows, index]) * self._inverse[self._rows, index]
         return index, np.clip(share, 0.0, 1.0)
 
 
 class _Bits:
-    """The bits of every layer as plans decide them, or as they are fixed."""
+    """The levels of bits in a table, and which of them every layer has under a plan.
+
+    Args:
+        graph: The network.
+        decisions: What plans decide, in order.
+        kind: ``WEIGHT_BITS`` or ``ACTIVATION_BITS``.
+        fixed: Layer -> bits where no decision says so.
+        table: The table.
+        side: 0 for weights, 1 for activations.
+    """
 
     def __init__(
         self,
-        names: Sequence[str],
+        graph: LayerGraph,
         decisions: Sequence[Decision],
         kind: DecisionKind,
         fixed: Mapping[str, float],
+        table: CostTable,
+        side: int,
     ) -> None:
+        check_names(fixed, [x.name for x in graph.layers], kind.value)
+        names = [layer.name for layer in measured_layers(graph)]
+        self.levels: Array = np.array(
+            sorted({float(precision_bits(name)[side]) for name in table.precisions})
+        )
         column = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
         self._rows = np.array([r for r, n in enumerate(names) if n in column], dtype=np.intp)
         self._columns = np.array([column[n] for n in names if n in column], dtype=np.intp)
-        base = np.array([fixed.get(name, FLOAT_BITS) for name in names], dtype=np.float64)
-        self._fixed: Array = np.where(base >= OFF_BITS, FLOAT_BITS, base)
-        choices = [d.choices[-1] for d in decisions if d.kind is kind and d.target in names]
-        undecided = [b for r, b in enumerate(self._fixed) if names[r] not in column]
-        tops = [*(FLOAT_BITS if c >= OFF_BITS else c for c in choices), *undecided]
-        self.highest = float(max(tops))
+        self._fixed = _counted(np.array([float(fixed.get(n, FLOAT_BITS)) for n in names]))
+        self.reachable = np.zeros((len(names), len(self.levels)), dtype=bool)
+        for row, name in enumerate(names):
+            bits = self._fixed[row : row + 1]
+            if name in column:
+                bits = _counted(np.array(decisions[column[name]].choices))
+            if bits.max() > self.levels[-1]:
+                raise CostTableError(
+                    f"The cost table ends at {self.levels[-1]:g} {kind.value.replace('_', ' ')}, "
+                    f"but {name} may have {bits.max():g}; measure that precision too (e.g. fp32), "
+                    f"or decide fewer bits."
+                )
+            self.reachable[row, np.searchsorted(self.levels, bits)] = True
 
-    def at(self, values: Array) -> Array:
+    def at(self, values: Array) -> Index:
+        """Returns the level of every layer: the least one with enough bits."""
         bits = self._fixed.copy()
-        chosen = values[self._columns]
-        bits[self._rows] = np.where(chosen >= OFF_BITS, FLOAT_BITS, chosen)
-        return bits
+        bits[self._rows] = _counted(values[self._columns])
+        return np.searchsorted(self.levels, bits - _ROUNDING)
+
+
+def _counted(bits: Array) -> Array:
+    """Returns the bits as costs count them: float32 for whatever is not quantized."""
+    result: Array = np.where(bits >= OFF_BITS, float(FLOAT_BITS), bits)
+    return result

@@ -71,21 +71,18 @@ def random_plans(graph: LayerGraph, round_to: int, count: int, seed: int) -> lis
     return found
 
 
-def axis_points(
-    width: Width, levels: Mapping[str, Sequence[int]], points: int
-) -> tuple[tuple[int, ...], bool]:
-    """Returns the measured widths of an axis, and whether networks have exactly those.
+def axis_points(width: Width, levels: Mapping[str, Sequence[int]], points: int) -> tuple[int, ...]:
+    """Returns the widths at which a table holds an axis: at most ``points``, always the ends.
 
-    An axis that several groups share has too many widths to see all; evenly spaced ones stand
-    for them.
+    An axis that several groups share may have more widths than that; evenly spaced ones stand for
+    them.
     """
-    if len(width.terms) == 1:
-        ((name, multiplier),) = width.terms
-        return tuple(width.fixed + multiplier * units for units in levels[name]), True
-    low, high = (
-        width.fixed + sum(m * end(levels[name]) for name, m in width.terms) for end in (min, max)
-    )
-    return tuple(sorted({round(x) for x in np.linspace(low, high, points)})), low == high
+    sums = {width.fixed}
+    for name, multiplier in width.terms:
+        sums = {total + multiplier * units for total in sums for units in levels[name]}
+    found = sorted(sums)
+    index = np.linspace(0, len(found) - 1, min(points, len(found))).round().astype(int)
+    return tuple(found[i] for i in index)
 
 
 def _colours(graph: LayerGraph) -> dict[str, int]:

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from amc_env import CompressionError, LayerGraph
 from amc_env.cost_table import measured_layers
 from learners.fusion import following_norms
-from learners.tracing import TracedModel
+from learners.tracing import TracedModel, trace
 
 PRECISIONS = ("fp32", "int8")
 _MARK = "amc{}_"
@@ -33,20 +33,27 @@ class LatencyError(CompressionError):
     """A network cannot be measured."""
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Returns a copy without equal tensors, which exporters would merge into one.
+def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> TracedModel:
+    """Returns a traced copy of a network, without equal tensors, which exporters would merge.
 
     Networks that were just made have batch norms and biases that are all alike.
+
+    Args:
+        model: The network; not changed.
+        input_shape: Of one image, (C, H, W).
+        seed: Of the numbers put into the copy.
     """
     model = copy.deepcopy(model).cpu().eval()
+    traced = trace(model, torch.zeros(1, *input_shape))
+    # Only now, because random norms make activations too large for the proof of the tracing.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
                 noise = torch.rand(tensor.shape, generator=generator)
-                # Positive where variances live; denormal numbers would be slow.
+                # Positive where variances live.
                 tensor.copy_(0.5 + 0.5 * noise if tensor.dim() < 2 else noise - 0.5)
-    return model
+    return traced
 
 
 def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:

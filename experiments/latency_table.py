@@ -34,7 +34,7 @@ from amc_env.storage import StorageFormat
 from experiments.export import require_onnx
 from experiments.files import write_atomic
 from experiments.latency_design import Kept, axis_points, levels_of, plans
-from experiments.latency_networks import PRECISIONS, LatencyError, cut, randomised, to_int8, to_onnx
+from experiments.latency_networks import PRECISIONS, LatencyError, cut, prepare, to_int8, to_onnx
 from experiments.latency_timing import QUANTILE, empty_model, layer_times, open_model, time_together
 from learners.tracing import TracedModel, trace
 
@@ -42,6 +42,8 @@ Array = npt.NDArray[np.float64]
 Sample = dict[str, Any]
 
 _PROFILED_RUNS = 60
+# Weight of the smooth surface against one network's time; 0 would leave unseen cells undecided.
+_PULL = 0.03
 _SECONDS = 0.25  # of timing, per network
 
 
@@ -105,6 +107,7 @@ class Bench:
         self._feed = self._images.numpy()
         self._empty = open_model(empty_model(self._feed))
         self._references: dict[str, Any] = {}
+        self.graph = traced.graph
 
     def build(self, kept: Kept, precision: str) -> Any:
         """Returns the ONNX model of a cut network."""
@@ -160,7 +163,7 @@ def measure_table(
         MissingDependencyError: If ONNX Runtime is not installed.
     """
     require_onnx()
-    traced = trace(randomised(model), torch.zeros(1, *options.input_shape))
+    traced = prepare(model, options.input_shape)
     graph = traced.graph
     levels = levels_of(graph, options.round_to, options.points)
     # Taking turns, so that a slow minute of the machine does not hit one precision only.
@@ -321,8 +324,8 @@ def _layer_table(
     options: TableOptions,
     samples: Sequence[Sample],
 ) -> LayerTable:
-    inputs, _ = axis_points(layer.in_width, levels, options.points)
-    outputs, _ = axis_points(layer.out_width, levels, options.points)
+    inputs = axis_points(layer.in_width, levels, options.points)
+    outputs = axis_points(layer.out_width, levels, options.points)
     values = {}
     for precision in options.precisions:
         seen = [
@@ -340,28 +343,36 @@ def _layer_table(
 def _cells(
     seen: Sequence[tuple[float, float, float]], inputs: Sequence[int], outputs: Sequence[int]
 ) -> Array:
-    """Returns the mean of what was seen at each pair of widths, and a fit where nothing was."""
-    cells = np.full((len(inputs), len(outputs)), math.nan)
+    """Returns the costs at each pair of widths that explain what was seen.
+
+    Least squares of bilinear interpolation, drawn a little to the surface
+    ``a + b in + c out + d in out``. A pair that networks had exactly gets about their mean, one
+    that none had (an axis shared by many groups) what its neighbours and the surface say.
+    """
+    shape = (len(inputs), len(outputs))
     if not seen:
-        return cells
-    for i, j in np.ndindex(*cells.shape):
-        here = [time for x, y, time in seen if (x, y) == (inputs[i], outputs[j])]
-        if here:
-            cells[i, j] = np.mean(here)
-    if np.isnan(cells).any():
-        points = np.array(seen)
-        # time = a + b in + c out + d in out, none of them negative
-        weights, _ = nnls(_terms(points[:, 0], points[:, 1]), points[:, 2])
-        grid_in, grid_out = np.meshgrid(inputs, outputs, indexing="ij")
-        fit = (_terms(grid_in.ravel(), grid_out.ravel()) @ weights).reshape(cells.shape)
-        cells = np.where(np.isnan(cells), fit, cells)
-    return cells
+        return np.full(shape, math.nan)
+    x, y, time = np.array(seen).T
+    weights, _ = nnls(_terms(x, y), time)
+    grid_in, grid_out = np.meshgrid(inputs, outputs, indexing="ij")
+    surface = _terms(grid_in.ravel(), grid_out.ravel()) @ weights
+    share = np.einsum("si,sj->sij", _hats(x, inputs), _hats(y, outputs)).reshape(len(time), -1)
+    normal = share.T @ share + _PULL * np.eye(len(surface))
+    cells = surface + np.linalg.solve(normal, share.T @ (time - share @ surface))
+    result: Array = np.maximum(cells, 0.0).reshape(shape)
+    return result
 
 
 def _terms(inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> Array:
     columns = (np.ones(len(inputs)), inputs, outputs, inputs * outputs)
     terms: Array = np.stack(columns, axis=1).astype(np.float64)
     return terms
+
+
+def _hats(values: Array, points: Sequence[int]) -> Array:
+    """Returns how much of each value interpolation takes from each point: rows that sum to 1."""
+    unit = np.eye(len(points))
+    return np.stack([np.interp(values, points, row) for row in unit], axis=1)
 
 
 __all__ = [

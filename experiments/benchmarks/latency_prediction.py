@@ -10,6 +10,8 @@ keeps a random multiple of ``round_to``. The time of each is measured as `amc la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,31 +19,63 @@ import numpy as np
 import torch
 import typer
 
-from amc_env import Decision, DecisionKind, keep_ratio_decision
+from amc_env import LayerGraph, keep_ratio_decision
 from amc_env.cost_table import CostTable, measured_layers
 from amc_env.latency import TableCost
+from amc_env.storage import StorageFormat
 from experiments.latency_design import Kept, random_plans
-from experiments.latency_networks import randomised
+from experiments.latency_networks import prepare
 from experiments.latency_table import Bench, TableOptions, measure_table
+from experiments.latency_timing import QUANTILE
 from experiments.models import make_model
-from learners.tracing import TracedModel, trace
 
 NETWORKS = ("resnet20", "mobilenet_v2_fast")
 SHAPE = (3, 32, 32)
-_BITS = {"fp32": 16.0, "int8": 8.0}
+_BITS = {"fp32": 32.0, "int8": 8.0}
 
 
-def predict(table: CostTable, traced: TracedModel, kept: Kept, precision: str) -> float:
-    """Returns the table's time for a plan, milliseconds."""
-    graph = traced.graph
-    ratios = [keep_ratio_decision(g.name, g.size, 1) for g in graph.groups]
-    bits = [
-        Decision(layer.name, kind, (8.0, 16.0), 1)
-        for layer in measured_layers(graph)
-        for kind in (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
-    ]
-    values = [kept[d.target] / d.size for d in ratios] + [_BITS[precision]] * len(bits)
-    return TableCost(table, graph, [*ratios, *bits])(np.array(values))
+@dataclass(frozen=True)
+class Options:
+    """Of one comparison."""
+
+    name: str
+    round_to: int
+    seconds: float
+
+
+def cost_of(table: CostTable, graph: LayerGraph, precision: str, round_to: int) -> TableCost:
+    """Returns the cost of pruning plans when every layer has one precision."""
+    ratios = [keep_ratio_decision(g.name, g.size, round_to) for g in graph.groups]
+    bits = {layer.name: _BITS[precision] for layer in measured_layers(graph)}
+    return TableCost(table, graph, ratios, StorageFormat(bits, bits))
+
+
+def compare(
+    bench: Bench, table: CostTable, precision: str, plans: Sequence[Kept], options: Options
+) -> str:
+    """Prints every plan's prediction, and returns a row of the summary."""
+    samples = [s for s in table.details["samples"] if s["precision"] == precision]
+    usual = float(np.quantile([s["reference"] for s in samples], QUANTILE))
+    cost = cost_of(table, bench.graph, precision, options.round_to)
+    sizes = {group.name: group.size for group in bench.graph.groups}
+    errors, moved = [], []
+    for kept in plans:
+        total, reference, _ = bench.total(bench.build(kept, precision), precision, options.seconds)
+        measured = total * usual / reference
+        values = [kept[name] / size for name, size in sizes.items()]
+        errors.append(cost.predict(values) / measured - 1)
+        moved.append(cost(values) / measured - 1)
+        print(
+            f"{options.name} {precision}: measured {measured:.4f} ms ({total:.4f} at the speed of "
+            f"that moment), predicted {cost.predict(values):.4f} ({errors[-1]:+.1%}), "
+            f"for budgets {cost(values):.4f} ({moved[-1]:+.1%})"
+        )
+    away = np.abs(errors)
+    return (
+        f"| `{options.name}` | {precision} | {away.mean():.1%} | "
+        f"{away.max():.1%} | {np.mean(errors):+.1%} | {np.mean(moved):+.1%} | "
+        f"{np.max(moved):+.1%} |"
+    )
 
 
 def main(
@@ -57,40 +91,23 @@ def main(
     """Prints predicted and measured milliseconds of every plan, and the errors."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    summary = []
+    rows = []
     for name in model or NETWORKS:
-        network = randomised(make_model(name))
-        options = TableOptions(name, SHAPE, batch, round_to, points)
+        network = make_model(name)
         table = measure_table(
-            network, options, out / f"{name}_b{batch}.json",
+            network,
+            TableOptions(name, SHAPE, batch, round_to, points),
+            out / f"{name}_b{batch}.json",
             progress=lambda done, of: print(f"\r{done}/{of} networks", end="", flush=True),
-        )  # fmt: skip
+        )
         print()
-        traced = trace(network, torch.zeros(1, *SHAPE))
-        bench = Bench(traced, batch, SHAPE)
-        usual = {
-            p: np.quantile([s["reference"] for s in table.details["samples"]
-                            if s["precision"] == p], 0.2)
-            for p in options.precisions
-        }  # fmt: skip
-        for precision in options.precisions:
-            errors = []
-            for kept in random_plans(traced.graph, round_to, plans, seed):
-                total, reference, _ = bench.total(bench.build(kept, precision), precision, seconds)
-                measured = total * usual[precision] / reference
-                predicted = predict(table, traced, kept, precision)
-                errors.append(predicted / measured - 1)
-                print(
-                    f"{name} {precision}: predicted {predicted:.4f} ms, measured {measured:.4f} "
-                    f"({total:.4f} before correction), error {errors[-1]:+.1%}"
-                )
-            sizes = np.abs(errors)
-            summary.append(
-                f"| {name} | {precision} | {sizes.mean():.1%} | {sizes.max():.1%} "
-                f"| {np.mean(errors):+.1%} |"
-            )
-    print("| network | precision | mean error | largest | bias |\n|---|---|---|---|---|")
-    print("\n".join(summary))
+        bench = Bench(prepare(network, SHAPE), batch, SHAPE)
+        chosen = random_plans(bench.graph, round_to, plans, seed)
+        options = Options(name, round_to, seconds)
+        rows += [compare(bench, table, p, chosen, options) for p in table.precisions]
+    print("| network | precision | mean error | largest | bias | for budgets: mean | largest |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":
