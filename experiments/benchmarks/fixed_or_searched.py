@@ -35,7 +35,7 @@ from experiments.tasks import SplitKind, trained_network
 from learners.quantization import CodebookQuantization, UniformQuantization
 from learners.quantization.learner import QuantizationLearner
 from learners.quantization.packing import save_packed
-from learners.training import TrainingConfig, evaluate
+from learners.training import evaluate
 
 LEARNERS: dict[str, type[QuantizationLearner]] = {
     "uniform": UniformQuantization,
@@ -126,10 +126,7 @@ def measure(
     network = learner.compress(plan)
     result: dict[str, Any] = {"validation": learner.evaluate_full(plan)}
     if row.epochs:
-        config = TrainingConfig(
-            epochs=row.epochs, learning_rate=0.01, weight_decay=0.0, seed=row.seed
-        )
-        learner.finetune(network, splits.train, config=config)
+        learner.finetune(network, splits.train, epochs=row.epochs)
         result["trained validation"] = evaluate(network, splits.validation, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
         save_packed(network, Path(folder) / "network.packed", plan=plan)
