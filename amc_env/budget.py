@@ -174,9 +174,9 @@ class FeasibleSet:
             prefix: Values already chosen, in decision order.
         """
         choices = self._candidates(prefix)
-        low = next((c for c in choices if self._can_complete((*prefix, c))), None)
-        assert low is not None, "the prefix itself was chosen feasible"
-        high = next(c for c in reversed(choices) if self._can_complete((*prefix, c)))
+        known = self._known(prefix)
+        low = self._first([c for c in choices if c <= known], prefix)
+        high = self._first([c for c in reversed(choices) if c >= known], prefix)
         return (low, high)
 
     def nearest(self, prefix: Sequence[float], wish: float) -> float:
@@ -185,7 +185,37 @@ class FeasibleSet:
         for choice in sorted(choices, key=lambda c: (abs(c - wish), -c)):
             if self._can_complete((*prefix, choice)):
                 return choice
+            if (*prefix, choice) in self._search.given_up:
+                low, high = self.interval(prefix)
+                inside = [c for c in choices if low <= c <= high]
+                known = self._known(prefix)
+                if choice <= known:
+                    return self._first([c for c in inside if choice <= c <= known], prefix)
+                return self._first([c for c in reversed(inside) if known <= c <= choice], prefix)
         raise AssertionError("the prefix itself was chosen feasible")
+
+    def _known(self, prefix: Sequence[float]) -> float:
+        """The next value of the plan by which the prefix is known to be feasible."""
+        found = self._completion(tuple(prefix))
+        assert found is not None, "the prefix itself was chosen feasible"
+        return found[len(prefix)]
+
+    def _first(self, choices: Sequence[float], prefix: Sequence[float]) -> float:
+        """The first feasible one; the last one is known to be.
+
+        Once a search has been given up the answer cannot be exact, and bisection takes the place
+        of asking one choice after the other.
+        """
+        start, end = 0, len(choices) - 1
+        while start < end:
+            middle = start
+            if any((*prefix, choice) in self._search.given_up for choice in choices[:start]):
+                middle = (start + end) // 2
+            if self._can_complete((*prefix, choices[middle])):
+                end = middle
+            else:
+                start = middle + 1
+        return choices[end]
 
     def _candidates(self, prefix: Sequence[float]) -> tuple[float, ...]:
         """The choices that pass the necessary conditions, found by bisection.

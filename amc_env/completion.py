@@ -28,6 +28,9 @@ class CompletionSearch:
         bounds: Cost name -> lower and upper bound of its ratio.
         decisions: All decisions in order.
         ratio: Name and complete values -> cost / original cost.
+
+    Attributes:
+        given_up: Prefixes whose search hit its limit.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class CompletionSearch:
     ) -> None:
         self._bounds = dict(bounds)
         self._ratio = ratio
+        self.given_up: set[tuple[float, ...]] = set()
         self._grids = [np.array(d.choices) for d in decisions]
         self._lowest = np.array([g[0] for g in self._grids])
         self._highest = np.array([g[-1] for g in self._grids])
@@ -88,6 +92,8 @@ class CompletionSearch:
             upper_first[first_split], lower_last[first_split] = middle + 1, middle
             stack.append((upper_first, box_last))
             stack.append((box_first, lower_last))
+        if stack:
+            self.given_up.add(prefix)
         return None
 
     def _judge_box(
