@@ -16,10 +16,11 @@ from experiments.configs import STAGES, RunConfig
 def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet: bool) -> None:
     """Make a trained network smaller and faster: search, fine-tune, export, report.
 
-    An agent chooses how many channels each layer keeps, under a budget
-    that is never broken. The best plan is cut out of the network, fine-tuned
-    with the original as its teacher, exported to ONNX, compared with the
-    original on the test images, and reported in OUT/report.html.
+    An agent chooses how many channels each layer keeps (or how many bits it
+    gets, or both: --learner), under a budget that is never broken. The best
+    plan is cut out of the network, fine-tuned with the original as its
+    teacher, exported to ONNX, compared with the original on the test images,
+    and reported in OUT/report.html.
 
     Examples:
 
@@ -34,6 +35,11 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
       A network of your own, with half the multiply-adds and 30 % of the bytes:
         amc compress --model mypackage.nets:make_net --weights net.pt \\
             --data data/flowers --budget macs=0.5,bytes=0.3 --out runs/mine
+    \b
+      Eight bits everywhere; two to eight, decided layer by layer; channels too:
+        amc compress --learner uniform --weight-bits 8 --out runs/int8
+        amc compress --learner uniform --budget mean_bits=3/32 --out runs/bits
+        amc compress --learner joint --budget macs=0.5,bytes=0.1 --out runs/both
     \b
       It was interrupted; go on where it stopped:
         amc compress --budget macs=0.5 --out runs/digits --resume

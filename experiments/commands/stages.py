@@ -53,7 +53,9 @@ def export(directory: Path, quiet: bool) -> None:
 
     The ONNX file takes any number of images at once. It is kept only if ONNX
     Runtime and torch agree on real images. Original and compressed network
-    are timed in turns, on one thread.
+    are timed in turns, on one thread. A quantized network is written for
+    8-bit integers, if a runtime executes its bits; DIR/model.packed holds it
+    in any case.
 
     Examples:
 

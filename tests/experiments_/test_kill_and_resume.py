@@ -20,12 +20,18 @@ from experiments.models import pretrained_weights
 PATIENCE = 180.0
 
 
-def command(out: Path, *more: str) -> list[str]:
+KINDS = {
+    "channels": ["--round-to", "2"],
+    "uniform": ["--learner", "uniform", "--weight-bits", "2-8", "--activation-bits", "4,8"],
+}
+
+
+def command(kind: str, out: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "experiments.cli", "compress",
         "--weights", str(pretrained_weights("digitsnet")), "--agent", "ddpg", "--episodes", "45",
-        "--epochs", "6", "--round-to", "2", "--no-export", "--threads", "1", "--quiet",
-        "--out", str(out), *more,
+        "--epochs", "6", "--no-export", "--threads", "1", "--quiet",
+        "--out", str(out), *KINDS[kind], *more,
     ]  # fmt: skip
 
 
@@ -48,17 +54,20 @@ def lines(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_run_ends_with_plan_and_metrics_of_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_run_ends_with_plan_and_metrics_of_an_uninterrupted_one(
+    kind: str, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, capture_output=True)
+    subprocess.run(command(kind, whole), check=True, capture_output=True)
 
     # Episode 35 lies behind DDPG's warm-up, so that its networks have been trained already.
-    kill_when(command(killed), lambda: lines(killed / "trials.jsonl") >= 35)
+    kill_when(command(kind, killed), lambda: lines(killed / "trials.jsonl") >= 35)
     assert not (killed / "plan.json").exists()
     checkpoint = killed / "checkpoints" / "finetune" / "last.pt"
-    kill_when(command(killed, "--resume"), checkpoint.exists)
+    kill_when(command(kind, killed, "--resume"), checkpoint.exists)
     assert not (killed / "model.safetensors").exists()
-    subprocess.run(command(killed, "--resume"), check=True, capture_output=True)
+    subprocess.run(command(kind, killed, "--resume"), check=True, capture_output=True)
 
     assert (killed / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
     got = safetensors.torch.load_file(killed / "model.safetensors")

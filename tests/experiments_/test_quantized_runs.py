@@ -290,3 +290,28 @@ def test_damaged_structure_is_named(
     metadata["structure"] = metadata["structure"].replace('"version"', '"colour"')
     path.write_bytes(safetensors.torch.save(safetensors.torch.load(content), metadata=metadata))
     assert "version" in fails("evaluate", str(out))
+
+
+def test_budget_on_a_table_of_ones_own(tmp_path: Path, fails: Callable[..., str]) -> None:
+    table, out = tmp_path / "board.json", tmp_path / "run"
+    kinds = ["--precision", "fp32", "--precision", "w4a8", "--precision", "w8a8"]
+    assert run(["latency-table", "--model", "digitsnet", "--input", "1x8x8", "--points", "3",
+                "--template", *kinds, "--out", str(table), "-q"]) == 0  # fmt: skip
+    document = json.loads(table.read_text())
+    speed = {"fp32": 32, "w4a8": 4, "w8a8": 8}
+    for layer in document["layers"]:
+        size = float(np.prod(layer["kernel"]) * np.prod(layer["input_size"]))
+        widths = np.multiply.outer(layer["in_widths"], layer["out_widths"])
+        for name in layer["values"]:
+            shape = np.shape(layer["values"][name])
+            layer["values"][name] = (size * speed[name] * widths).reshape(shape).tolist()
+    table.write_text(json.dumps(document))
+    options = ["--learner", "uniform", "--weight-bits", "4,8", "--cost-table", str(table)]
+    small = [o for o in SMALL if o not in ("--epochs", "1")]
+    search = ["search", *small, *options, "--out", str(out)]
+    assert "reachable" in fails(*search, "--budget", "latency=0.1")
+    assert run([*search, "--budget", "latency=0.18"]) == 0
+    for line in (out / "trials.jsonl").read_text().splitlines():
+        trial = json.loads(line)
+        assert trial["cost_ratio"]["latency"] <= 0.18
+        assert trial["cost_ratio"]["latency"] >= 0.125  # 4 of 32 everywhere
