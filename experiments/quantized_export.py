@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from amc_env import CompressionError
 from amc_env.errors import InputDataError
-from experiments import onnx_graph
 from experiments.export import (
     open_session,
     quiet,
@@ -35,6 +34,7 @@ from experiments.onnx_int8 import (
     CALIBRATION_METHODS,
     SHORTCUTS,
     IntegerWriter,
+    count_layers,
     fits_int8,
     quantize_float,
     runs_in_integers,
@@ -259,7 +259,7 @@ def _export(
         with _muted():
             quantize(float_path, temporary)
         agreement, difference = _compare(network, images, temporary)
-        n_int8, n_float = onnx_graph.count_layers(temporary)
+        n_int8, n_float = count_layers(temporary)
         size = temporary.stat().st_size
         replace(temporary, path)
     finally:

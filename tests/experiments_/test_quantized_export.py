@@ -24,6 +24,7 @@ from experiments.quantized_export import (
     post_training_int8,
 )
 from learners import UniformQuantization
+from learners.quantization.codebook_quantizer import CodebookQuantizer
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import fold_norms, quantize_layer, replace_module
 from learners.quantization.uniform_quantizer import (
@@ -128,7 +129,10 @@ def test_the_file_holds_the_networks_own_integers(name: str, bits: int, tmp_path
         assert isinstance(weights, UniformQuantizer)
         assert isinstance(inputs, UniformQuantizer)
         codes = weights.encode(layer.weight).numpy().astype(int)
-        np.testing.assert_array_equal(integers, codes - (2 ** (bits - 1) - 1))
+        added = integers[:, codes.shape[1] :]  # black channels, at the images only
+        assert added.shape[1] == (1 if layer.weight.shape[1] == 3 else 0)
+        assert not added.any()
+        np.testing.assert_array_equal(integers[:, : codes.shape[1]], codes - (2 ** (bits - 1) - 1))
         np.testing.assert_array_equal(scales, weights.scale.numpy())
         assert axis == 0
         assert len(scales) == layer.weight.shape[0]
@@ -275,8 +279,9 @@ def test_low_bit_affine_weights_are_exact(bits: int, symmetric: bool, tmp_path: 
         quantized_layers(network).values(), stored_layers(result.path), strict=True
     ):
         shape = (-1, *(1,) * (integers.ndim - 1))
+        own = integers[:, : layer.weight.shape[1]]
         np.testing.assert_array_equal(
-            integers * scales.reshape(shape), layer.quantized_weight().detach().numpy()
+            own * scales.reshape(shape), layer.quantized_weight().detach().numpy()
         )
 
 
@@ -315,6 +320,18 @@ def test_buckets_have_no_integer_arithmetic(activation_bits: int | None, tmp_pat
     constants = [numpy_helper.to_array(t) for t in onnx.load(result.path).graph.initializer]
     first = quantized_layers(network)["0"].quantized_weight().detach().numpy()
     assert any(c.shape == first.shape and np.array_equal(c, first) for c in constants)
+
+
+def test_codebooks_are_written_as_the_numbers_they_stand_for(tmp_path: Path) -> None:
+    network = quantized(make_model("residual"))
+    layer = quantized_layers(network)["conv1"]
+    layer.weight_quantizer = CodebookQuantizer.fit(layer.weight.detach(), 3)
+    result = export(network, tmp_path / "net.onnx")
+    assert (result.n_int8_layers, result.n_float_layers) == (4, 1)
+    constants = [numpy_helper.to_array(t) for t in onnx.load(result.path).graph.initializer]
+    wanted = layer.quantized_weight().detach().numpy()
+    assert any(c.shape == wanted.shape and np.array_equal(c, wanted) for c in constants)
+    assert result.agreement >= 0.98
 
 
 def test_float_layers_stay_float(tmp_path: Path) -> None:
