@@ -159,9 +159,7 @@ def run_all(settings: Settings, seeds: range, ways: list[str], out: Path | None)
         row = done[way, seed] = run(env, settings, way, seed)
         print(f"{way} {seed}: {row.accuracy:.4f}, {row.cpu_seconds:.0f} CPU-s", flush=True)
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            _append(row, out)
     return [done[pair] for pair in wanted]
 
 
@@ -219,6 +217,16 @@ def _read(out: Path, settings: str) -> list[Row]:
         if fields["settings"] == settings:
             rows.append(Row(**fields))
     return rows
+
+
+def _append(row: Row, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a+") as file:
+        file.seek(0)
+        before = file.read()
+        # After an interruption in the middle of a line the next one starts afresh.
+        file.write("\n" if before and not before.endswith("\n") else "")
+        file.write(json.dumps(asdict(row)) + "\n")
 
 
 def check_budget(text: str) -> Budget:

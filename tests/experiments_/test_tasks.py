@@ -14,11 +14,21 @@ from gymnasium.utils.env_checker import check_env
 from amc_env import CompressionPlan
 
 ID = "amc_env:amc/digits-channels-v0"
+BOUNDS = {
+    ID: {"macs": 0.3},
+    "amc_env:amc/digits-bits-v0": {"mean_bits": 4 / 32},
+    "amc_env:amc/digits-joint-v0": {"macs": 0.5, "bytes": 0.15},
+}
 
 
 @pytest.fixture(scope="module")
 def env():
     return gym.make(ID)
+
+
+@pytest.fixture(scope="module", params=BOUNDS)
+def task(request):
+    return gym.make(request.param)
 
 
 def rollout(env, actions):
@@ -28,26 +38,77 @@ def rollout(env, actions):
     return step
 
 
-def test_the_digits_task_passes_the_checker(env):
-    check_env(env.unwrapped)
+def test_the_digits_tasks_pass_the_checker(task):
+    check_env(task.unwrapped)
 
 
-def test_an_episode_ends_by_termination_within_the_budget(env):
-    _, reward, terminated, truncated, info = rollout(env, [0.6] * env.unwrapped.n_decisions)
+def test_an_episode_ends_by_termination_within_the_budget(task):
+    bounds = BOUNDS[f"amc_env:{task.spec.id}"]
+    _, reward, terminated, truncated, info = rollout(task, [0.6] * task.unwrapped.n_decisions)
     assert terminated
     assert not truncated
-    assert info["cost_ratio"]["macs"] <= 0.3
+    assert task.unwrapped.budget.bounds.keys() == bounds.keys()
+    for cost, bound in bounds.items():
+        assert info["cost_ratio"][cost] <= bound
     plan = CompressionPlan(info["plan"])
-    assert reward == info["accuracy"] == env.unwrapped.evaluate(plan).accuracy
+    assert reward == info["accuracy"] == task.unwrapped.evaluate(plan).accuracy
+    assert reward > 0.5
 
 
-def test_the_spec_round_trips_through_json_to_the_same_rollout(env):
-    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+def test_the_spec_round_trips_through_json_to_the_same_rollout(task):
+    spec = gym.envs.registration.EnvSpec.from_json(task.spec.to_json())
     again = gym.make(spec)
-    actions = np.random.default_rng(1).random(env.unwrapped.n_decisions)
-    first, second = rollout(env, actions), rollout(again, actions)
+    actions = np.random.default_rng(1).random(task.unwrapped.n_decisions)
+    first, second = rollout(task, actions), rollout(again, actions)
     assert first[1] == second[1]
     assert first[4]["plan"] == second[4]["plan"]
+
+
+def test_options_of_bits_are_plain_values_and_arrive():
+    env = gym.make(
+        "amc_env:amc/digits-joint-v0",
+        budget="bytes=0.3,macs=0.9",
+        weight_bits=[3, 8],
+        activation_bits=[4, 8],
+        quantizer="codebook",
+        pruning={"min_ratio": 0.5},
+        quantization={"first_last_bits": None},
+        n_validation=64,
+    )
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).unwrapped
+    kinds = {d.kind.value: d.choices for d in again.decisions}
+    assert kinds["weight_bits"] == (3.0, 8.0)
+    assert kinds["activation_bits"] == (4.0, 8.0)
+    assert all(d.choices[0] >= 0.5 for d in again.decisions)
+    layers = {d.target for d in again.decisions if d.kind.value == "weight_bits"}
+    assert layers == {layer.name for layer in again.graph.layers}
+    assert str(again.budget) == str(env.unwrapped.budget)
+
+
+@pytest.mark.parametrize("task_id", ["amc/digits-bits-v0", "amc/digits-joint-v0"])
+def test_an_unknown_quantizer_is_refused_before_anything_is_loaded(task_id):
+    with pytest.raises(ValueError, match=r"Unknown quantizer 'ternary'.*codebook.*uniform"):
+        gym.make(f"amc_env:{task_id}", quantizer="ternary", data="nowhere")
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "budget", "loss"),
+    [("bits", "mean_bits=5/32", 0.02), ("joint", "macs=0.7,bytes=0.15", 0.15)],
+)
+def test_the_resnet_tasks_keep_most_of_the_accuracy(shared_data, kind, budget, loss):
+    env = gym.make(
+        f"amc_env:amc/resnet20-{kind}-v0",
+        data=str(shared_data / "data" / "cifar10"),
+        weights=str(shared_data / "checkpoints" / "resnet20_cifar10.safetensors"),
+        budget=budget,
+        activation_bits=16,
+        n_validation=1000,
+    ).unwrapped
+    outcome = env.evaluate(env.uniform_plan())
+    assert outcome.feasible
+    assert outcome.accuracy > env.learner.original_accuracy - loss
 
 
 def test_the_uniform_plan_beats_what_cutting_at_random_gives(env):
