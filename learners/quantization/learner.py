@@ -214,8 +214,8 @@ class QuantizationLearner(Learner):
                 made = self._make_weight_quantizer(name, weight, bits)
                 self._weight_quantizers[name, bits] = made
             for bits in sorted(input_bits - {OFF_BITS}):
-                quantizer = self._make_input_quantizer(name, bits, self._observation)
-                self._input_quantizers[name, bits] = quantizer
+                made = self._make_input_quantizer(name, bits, self._observation)
+                self._input_quantizers[name, bits] = made
 
     def _price(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
@@ -388,11 +388,8 @@ class QuantizationLearner(Learner):
         """
         quantizers = {}
         for d in self.decisions:
-            kept = (
-                self._weight_quantizers
-                if d.kind is DecisionKind.WEIGHT_BITS
-                else self._input_quantizers
-            )
+            of_weights = d.kind is DecisionKind.WEIGHT_BITS
+            kept = self._weight_quantizers if of_weights else self._input_quantizers
             quantizers[d.key] = [kept.get((d.target, round(c))) for c in d.choices]
         with limited_threads(self.threads):
             return layer_errors(self._float, self._recalibration, self.decisions, quantizers)

@@ -1,4 +1,4 @@
-"""UniformQuantization keeps the contract of learners, and its own promises."""
+"""UniformQuantization keeps its own promises; the contract of learners is checked elsewhere."""
 
 from __future__ import annotations
 
@@ -10,67 +10,18 @@ import torch
 from contracts.learner_contract import (
     EXAMPLE,
     NETWORKS,
-    LearnerContract,
     accuracy_of,
     make_data,
     make_model,
 )
-from contracts.quantized import measured_costs
 from torch import nn
 
-from amc_env import Budget, CompressionPlan
+from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError
 from learners import UniformQuantization
 from learners.fusion import following_norms
 from learners.quantization import bake, describe, quantized_layers, rebuild
 from learners.training import TrainingConfig
-
-
-class TestUniformQuantization(LearnerContract):
-    budget = Budget(bytes=0.25)
-    uncut_loss = 0.05  # the most bits on offer are 8, not all
-    unknown_key = "elsewhere:weight_bits"
-
-    def make(self, model, example, calibration, validation, **options):
-        return UniformQuantization(model, example, calibration, validation, **options)
-
-    def measured(self, network, original):
-        costs = measured_costs(network, original)
-        del costs["bytes"]  # of the file; see test_bytes_are_those_of_the_packed_file
-        return costs
-
-
-class TestUniformQuantizationOfActivations(TestUniformQuantization):
-    """Everything decided, the ends as well, down to 2 bits and up to float."""
-
-    uncut_loss = 0.0
-
-    def make(self, model, example, calibration, validation, **options):
-        decided = {
-            "weight_bits": (2, 4, 8, 16),
-            "activation_bits": (3, 8, 16),
-            "first_last_bits": None,
-        }
-        return UniformQuantization(
-            model, example, calibration, validation, **{**decided, **options}
-        )
-
-
-class TestUniformQuantizationWithFinetuning(TestUniformQuantization):
-    proxy_is_compress = False
-    uncut_loss = 0.1
-
-    def make(self, model, example, calibration, validation, **options):
-        return UniformQuantization(
-            model,
-            example,
-            calibration,
-            validation,
-            learned_steps=True,
-            finetune_steps=2,
-            train=make_data(96, 1),
-            **options,
-        )
 
 
 def prepared(name="residual", **options):
@@ -112,7 +63,7 @@ def test_fixed_bits_leave_nothing_to_decide():
 
 
 def test_ignored_layers_stay_in_float():
-    model, learner = prepared(ignore=("conv2",), first_last_bits=None)
+    _, learner = prepared(ignore=("conv2",), first_last_bits=None)
     assert "conv2" not in {d.target for d in learner.decisions}
     network = learner.compress(learner.fixed_plan(2))
     assert set(quantized_layers(network)) == {"stem", "conv1", "conv3", "head"}
@@ -162,13 +113,16 @@ def test_matching_restores_mean_and_deviation_of_every_output():
         network = learner.quantize(model, learner.fixed_plan(2), recalibrate=recalibrate)
         seen[recalibrate] = moments(network)
     expected = moments(learner._float)
+    differs = [
+        float((seen[False][n][0] - expected[n][0]).abs().max()) for n in ("conv1", "conv2", "conv3")
+    ]
+    assert max(differs) > 0.05
     for layer, norm in following_norms(model).items():
         assert norm.startswith("bn")
         for part in (0, 1):
             torch.testing.assert_close(
                 seen[True][layer][part], expected[layer][part], rtol=2e-2, atol=2e-3
             )
-        assert (seen[False][layer][0] - expected[layer][0]).abs().max() > 0.01
 
 
 def test_matching_leaves_the_codes_as_they_are():
@@ -204,7 +158,7 @@ def test_a_sliced_network_is_quantized_by_its_own_ranges():
 def test_bytes_are_those_of_the_packed_file(symmetric):
     from learners.quantization.packing import packed_bytes
 
-    model, learner = prepared(symmetric=symmetric, activation_bits=(4, 8))
+    _, learner = prepared(symmetric=symmetric, activation_bits=(4, 8))
     for bits in (2, 5, 8):
         plan = learner.fixed_plan(bits, 8)
         promised = learner.cost_models["bytes"](plan.values_for(learner.decisions))
@@ -213,7 +167,7 @@ def test_bytes_are_those_of_the_packed_file(symmetric):
 
 
 def test_errors_fall_with_bits_and_are_those_of_a_single_quantized_layer():
-    model, learner = prepared(weight_bits=(2, 4, 8, 16), activation_bits=(2, 8))
+    _, learner = prepared(weight_bits=(2, 4, 8, 16), activation_bits=(2, 8))
     errors = learner.layer_errors()
     assert errors.keys() == {d.key for d in learner.decisions}
     for d in learner.decisions:
