@@ -45,7 +45,7 @@ _BUDGETS = {
     "joint": "bytes=0.15,macs=0.5",
 }
 # Folded norms no longer tame large steps, and a codebook moves many weights with one entry.
-_LEARNING_RATES = {"none": 0.02, "uniform": 0.005, "codebook": 0.001}
+_LEARNING_RATES = {"channels": 0.02, "joint": 0.005, "uniform": 0.001, "codebook": 0.001}
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
 
@@ -128,7 +128,8 @@ class RunConfig:
         default = _BUDGETS[self.learner] if self.decides else _ANY_BUDGET
         object.__setattr__(self, "budget", str(Budget.parse(self.budget or default)))
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", _LEARNING_RATES[self.quantization])
+            kind = "codebook" if self.quantization == "codebook" else self.learner
+            object.__setattr__(self, "learning_rate", _LEARNING_RATES[kind])
         self._check_numbers()
         if self.quantizes and self.all_bits == {OFF_BITS}:
             raise ValueError(
