@@ -16,6 +16,7 @@ from experiments.runs import PACKED
 from learners.quantization.codebook import set_mode
 from learners.quantization.modules import quantized_layers
 from learners.quantization.packing import save_packed
+from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
 from learners.training import TrainingConfig, evaluate, train
 
 
@@ -25,6 +26,7 @@ def training_config(config: RunConfig) -> TrainingConfig:
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        gradient_clip=QUANTIZED_GRADIENT_CLIP if config.quantizes else None,
         precision=config.precision,
         distillation_temperature=config.distillation_temperature,
         distillation_weight=config.distillation_weight,

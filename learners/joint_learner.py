@@ -29,6 +29,7 @@ from learners.parts import (
 )
 from learners.proxy import Proxy, finetune_briefly
 from learners.quantization.learner import QuantizationLearner
+from learners.quantization.preparation import quantized_training
 from learners.training import TrainingConfig
 
 
@@ -229,7 +230,7 @@ class JointCompression(Learner):
         return network
 
     def _training_defaults(self) -> TrainingConfig:
-        return TrainingConfig(epochs=10, learning_rate=0.01, seed=self.seed)
+        return quantized_training(self.seed)
 
 
 def apply_parts(

@@ -218,8 +218,8 @@ class Options(BitOptions):
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Its peak learning rate; a fine-tuning takes 0.02 if not given, 0.001 for "
-            "quantized networks, 0.005 for those that were cut as well.",
+            help="Its peak learning rate; a fine-tuning takes 0.02 if not given, 0.01 for "
+            "quantized networks, whose gradients are limited too.",
             rich_help_panel=_FINETUNE,
         ),
     ] = None

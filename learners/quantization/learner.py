@@ -30,6 +30,7 @@ from learners.quantization.preparation import (
     check_not_constant,
     check_options,
     header_bytes,
+    quantized_training,
     storage_format,
     training_batches,
 )
@@ -395,4 +396,4 @@ class QuantizationLearner(Learner):
             return layer_errors(self._float, self._recalibration, self.decisions, quantizers)
 
     def _training_defaults(self) -> TrainingConfig:
-        return TrainingConfig(epochs=10, learning_rate=0.01, weight_decay=1e-4, seed=self.seed)
+        return quantized_training(self.seed)

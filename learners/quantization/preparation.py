@@ -20,8 +20,11 @@ from learners.quantization.decisions import BitChoice, Bits, check_bits
 from learners.quantization.packing import packed_bytes
 from learners.quantization.ranges import check_rule
 from learners.quantization.uniform_quantizer import check_granularity
+from learners.training import TrainingConfig
 
 PROXIES = ("none", "recalibration")
+QUANTIZED_LEARNING_RATE = 0.01
+QUANTIZED_GRADIENT_CLIP = 1.0
 
 
 def check_options(
@@ -129,3 +132,18 @@ def header_bytes(
     full = CompressionPlan.full(choice.decisions)
     tensors = BytesCost(graph, choice.decisions, form)(full.values_for(choice.decisions))
     return max(round(len(packed_bytes(network, plan=full)) - tensors), 0)
+
+
+def quantized_training(seed: int = 0) -> TrainingConfig:
+    """Returns the usual settings for training a quantized network.
+
+    Folded norms leave channels of very different size and nothing that tames a large step: on
+    ResNet-20 at two bits a rate of 0.003 diverges, unless the gradient's norm is limited.
+    """
+    return TrainingConfig(
+        epochs=10,
+        learning_rate=QUANTIZED_LEARNING_RATE,
+        weight_decay=0.0,
+        gradient_clip=QUANTIZED_GRADIENT_CLIP,
+        seed=seed,
+    )

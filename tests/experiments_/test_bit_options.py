@@ -39,10 +39,10 @@ def test_other_bits_are_refused(text: str) -> None:
 def test_budget_and_learning_rate_are_the_learners_own_if_not_given() -> None:
     assert (RunConfig().budget, RunConfig().learning_rate) == ("macs=0.5", 0.02)
     codebook = RunConfig(learner="codebook")
-    assert (codebook.budget, codebook.learning_rate) == ("mean_bits=0.125", 0.001)
+    assert (codebook.budget, codebook.learning_rate) == ("mean_bits=0.125", 0.01)
     assert (RunConfig(learner="uniform").granularity, codebook.granularity) == ("channel", "tensor")
     assert RunConfig(learner="joint").budget == "bytes=0.15,macs=0.5"
-    assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.001
+    assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.01
     assert not RunConfig(learner="uniform", weight_bits="4").decides
     assert RunConfig(learner="uniform", weight_bits="4", activation_bits="4,8").decides
     assert RunConfig(learner="joint", weight_bits="4").decides
