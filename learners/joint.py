@@ -157,8 +157,8 @@ def joint_compression(
         storage=storage,
         validation=judge.validation,
         training=training,
+        settings=bits._training_defaults(),  # its steps are the more delicate ones
         device=device,
-        seed=seed,
         threads=threads,
     )
 

@@ -29,7 +29,7 @@ from learners.parts import (
 )
 from learners.proxy import Proxy, finetune_briefly
 from learners.quantization.learner import QuantizationLearner
-from learners.quantization.preparation import quantized_training
+from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP, quantized_training
 from learners.training import TrainingConfig
 
 
@@ -99,7 +99,7 @@ class BriefTraining:
             TrainingDivergedError: If the loss is not finite.
         """
         if self.steps:
-            proxy = Proxy(finetune_steps=self.steps)
+            proxy = Proxy(finetune_steps=self.steps, gradient_clip=QUANTIZED_GRADIENT_CLIP)
             finetune_briefly(network, self.batches, proxy, self.dtype, self.seed)
 
 
@@ -113,8 +113,8 @@ class JointCompression(Learner):
         storage: How the finished network is stored, for the costs.
         validation: Batches that choose the best epoch of a fine-tuning.
         training: What a candidate gets before it is judged, beside the repairs of its parts.
+        settings: What :meth:`finetune` does where nothing else is said.
         device: Where networks are trained.
-        seed: Seed of fine-tuning.
         threads: Threads while candidates are made; ``None`` leaves PyTorch's setting alone.
 
     Attributes:
@@ -135,8 +135,8 @@ class JointCompression(Learner):
         storage: StorageFormat | None = None,
         validation: Batches = (),
         training: BriefTraining | None = None,
+        settings: TrainingConfig | None = None,
         device: str | torch.device = "cpu",
-        seed: int = 0,
         threads: int | None = 1,
     ) -> None:
         self.parts = tuple(parts)
@@ -155,8 +155,8 @@ class JointCompression(Learner):
         }
         self.validation = validation
         self.training = training or BriefTraining()
+        self._settings = settings or TrainingConfig()
         self.device = torch.device(device)
-        self.seed = seed
         self.threads = threads
         self.seconds = PartSeconds()
 

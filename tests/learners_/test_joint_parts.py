@@ -207,6 +207,13 @@ def test_sgd_steps_before_judging_train_the_finished_candidate():
     assert all(torch.equal(a, b) for a, b in same)
 
 
+def test_finetuning_takes_the_steps_that_the_quantizer_bears():
+    _, learner = prepared("plain", quantizer="codebook", seed=3)
+    config = learner.parts[1].learner._training_defaults()
+    assert learner._training_defaults() == config
+    assert config.seed == 3
+
+
 def test_curves_of_all_parts_guide_the_agents():
     _, learner = prepared()
     curves = learner.layer_errors()
