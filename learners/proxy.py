@@ -35,12 +35,14 @@ class Proxy:
         recalibrate: Whether batch-norm statistics are measured again.
         finetune_steps: SGD steps before judging.
         learning_rate: Of these steps.
+        gradient_clip: Largest norm of their gradients; ``None`` for no limit.
     """
 
     reconstruct: bool = True
     recalibrate: bool = True
     finetune_steps: int = 0
     learning_rate: float = 0.01
+    gradient_clip: float | None = None
 
     @classmethod
     def parse(cls, name: str, finetune_steps: int = 0) -> Proxy:
@@ -126,7 +128,7 @@ def finetune_briefly(
         for step in range(proxy.finetune_steps):
             rate = proxy.learning_rate * (1 - step / proxy.finetune_steps)
             optimizer.param_groups[0]["lr"] = rate
-            _sgd_step(network, batches[step % len(batches)], optimizer, dtype)
+            _sgd_step(network, batches[step % len(batches)], optimizer, dtype, proxy.gradient_clip)
     network.eval()
 
 
@@ -135,6 +137,7 @@ def _sgd_step(
     batch: tuple[Tensor, Tensor],
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype,
+    gradient_clip: float | None,
 ) -> None:
     images, labels = batch
     with autocast(dtype, images.device):
@@ -147,6 +150,8 @@ def _sgd_step(
         )
     optimizer.zero_grad()
     torch.autograd.backward(loss)
+    if gradient_clip is not None:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], gradient_clip)
     optimizer.step()
 
 

@@ -20,7 +20,7 @@ from learners.base import Batches, Learner
 from learners.candidates import channels_last, limited_threads
 from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.precision import working_dtype
-from learners.proxy import Proxy, finetune_briefly
+from learners.proxy import finetune_briefly
 from learners.quantization.calibration import Observation, match_outputs, observe
 from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
 from learners.quantization.errors import layer_errors
@@ -30,6 +30,7 @@ from learners.quantization.preparation import (
     check_not_constant,
     check_options,
     header_bytes,
+    quantized_proxy,
     quantized_training,
     storage_format,
     training_batches,
@@ -135,7 +136,7 @@ class QuantizationLearner(Learner):
             precision=precision,
             numbers_of_images=(n_validation, n_calibration, n_recalibration),
         )
-        self.proxy = Proxy.parse(proxy, finetune_steps)
+        self.proxy = quantized_proxy(proxy, finetune_steps)
         self.granularity = granularity
         self.bucket_size = bucket_size
         self.activation_range = activation_range

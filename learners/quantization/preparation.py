@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -16,6 +17,7 @@ from learners.base import Batches
 from learners.candidates import channels_last
 from learners.intake import check_labels, collect
 from learners.precision import resolve_precision
+from learners.proxy import Proxy
 from learners.quantization.decisions import BitChoice, Bits, check_bits
 from learners.quantization.packing import packed_bytes
 from learners.quantization.ranges import check_rule
@@ -147,3 +149,12 @@ def quantized_training(seed: int = 0) -> TrainingConfig:
         gradient_clip=QUANTIZED_GRADIENT_CLIP,
         seed=seed,
     )
+
+
+def quantized_proxy(name: str, finetune_steps: int) -> Proxy:
+    """Returns the proxy of that name, whose steps have limited gradients.
+
+    Raises:
+        ValueError: If there is none of that name, or the steps are negative.
+    """
+    return replace(Proxy.parse(name, finetune_steps), gradient_clip=QUANTIZED_GRADIENT_CLIP)
