@@ -178,8 +178,7 @@ class QuantizationLearner(Learner):
         """Runs the float network over the calibration images; finds what can be quantized."""
         names = quantizable_layers(self._float, self.graph, ignore)
         self._recalibration = channels_last(images[:n_recalibration].to(self.device))
-        parts = torch.split(images, _CALIBRATION_BATCH)
-        batches = [channels_last(p.to(self.device)) for p in parts]
+        batches = list(map(channels_last, images.to(self.device).split(_CALIBRATION_BATCH)))
         seen = observe(self._float, batches, names, seed=self.seed, progress=progress)
         there = observe(self._float, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
