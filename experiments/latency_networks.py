@@ -10,8 +10,10 @@ import contextlib
 import copy
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amc_env import CompressionError, LayerGraph
 from amc_env.cost_table import measured_layers
+from experiments.onnx_graph import set_initializer
+from experiments.onnx_int8 import quantize_float
 from learners.fusion import following_norms
 from learners.tracing import TracedModel, trace
 
 PRECISIONS = ("fp32", "int8")
 _MARK = "amc{}_"
-_OPSET = 17
+_OPSET = 20
 
 
 class LatencyError(CompressionError):
@@ -51,8 +55,10 @@ def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> Trac
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
                 noise = torch.rand(tensor.shape, generator=generator)
-                # Positive where variances live.
-                tensor.copy_(0.5 + 0.5 * noise if tensor.dim() < 2 else noise - 0.5)
+                if tensor.dim() < 2:  # positive, because variances are among them
+                    tensor.copy_(0.5 + 0.5 * noise)
+                else:  # as He et al. 2015, so that activations neither vanish nor explode
+                    tensor.copy_((noise - 0.5) * (24.0 / max(tensor[0].numel(), 1)) ** 0.5)
     return traced
 
 
@@ -101,6 +107,7 @@ def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
             f"elsewhere (docs/latency_tables.md)."
         ) from error
     model = _simplified(onnx.load_from_string(buffer.getvalue()))
+    _reshape(model)
     _mark(model, network, [layer.name for layer in measured_layers(graph)])
     return model
 
@@ -124,9 +131,6 @@ def _silence() -> Iterator[None]:
 
 def _simplified(model: Any) -> Any:
     """Folds constants as ONNX Runtime does before quantization (see ``quant_pre_process``)."""
-    import tempfile
-    from pathlib import Path
-
     import onnx
     import onnxruntime
 
@@ -140,6 +144,17 @@ def _simplified(model: Any) -> Any:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         return onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+
+
+def _reshape(model: Any) -> None:
+    """Turns ``Flatten`` into the newer exporter's ``Reshape``, which runs in 8 bits."""
+    for node in model.graph.node:
+        if node.op_type == "Flatten" and all(a.i == 1 for a in node.attribute):
+            shape = f"{node.output[0]}_shape"
+            set_initializer(model, shape, np.array([0, -1]))
+            node.op_type = "Reshape"
+            node.input.append(shape)
+            del node.attribute[:]
 
 
 def _mark(model: Any, network: nn.Module, layers: Sequence[str]) -> None:
@@ -204,26 +219,17 @@ def marked_layer(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def to_int8(model: Any) -> Any:
-    """Returns the model as ONNX Runtime's static quantization makes it, with made-up ranges.
+def to_int8(model: Any, images: Tensor) -> Any:
+    """Returns the model as :func:`experiments.quantized_export.post_training_int8` would write it.
 
-    Activations are unsigned, weights signed with a scale per output channel: the pair that
-    processors with int8 dot products are fast at.
+    Args:
+        model: As :func:`to_onnx` returns it.
+        images: For the ranges of the activations; which ones does not matter for time.
     """
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    import onnx
 
-    model = copy.deepcopy(model)
-    names = {name for node in model.graph.node for name in node.output}
-    names |= {tensor.name for tensor in [*model.graph.input, *model.graph.output]}
-    ends = (np.float32(-1.0), np.float32(1.0))
-    ranges = TensorsData(CalibrationMethod.MinMax, {name: ends for name in names})
-    with _silence():
-        quantizer = QDQQuantizer(
-            model, True, False, QuantType.QInt8, QuantType.QUInt8, ranges, [], [],
-            sorted({*QDQRegistry, *QLinearOpsRegistry}), {},
-        )  # fmt: skip
-        quantizer.quantize_model()
-    return quantizer.model.model
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantize_float(source, target, images, "minmax")
+        return onnx.load(target)

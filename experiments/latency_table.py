@@ -112,7 +112,7 @@ class Bench:
     def build(self, kept: Kept, precision: str) -> Any:
         """Returns the ONNX model of a cut network."""
         model = to_onnx(cut(self._traced, kept), self._traced.graph, self._images)
-        return to_int8(model) if precision == "int8" else model
+        return to_int8(model, self._images) if precision == "int8" else model
 
     def total(self, model: Any, precision: str, seconds: float = _SECONDS) -> tuple[float, ...]:
         """Times a network, in turns with the uncut one and with an empty one.

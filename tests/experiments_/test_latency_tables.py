@@ -127,7 +127,8 @@ def test_int8_models_run_all_layers_in_integers(tmp_path):
     import onnxruntime
 
     traced = prepare(small(), SHAPE)
-    model = to_int8(to_onnx(cut(traced, {}), traced.graph, torch.zeros(1, *SHAPE)))
+    images = torch.rand(1, *SHAPE)
+    model = to_int8(to_onnx(cut(traced, {}), traced.graph, images), images)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -172,10 +173,10 @@ def test_layers_that_the_export_does_not_show_are_named():
 
 def test_shares_of_the_layers_add_up_to_the_whole():
     traced = prepare(small(), SHAPE)
-    images = torch.zeros(1, *SHAPE)
+    images = torch.rand(1, *SHAPE)
     for precision in ("fp32", "int8"):
         model = to_onnx(cut(traced, {}), traced.graph, images)
-        model = to_int8(model) if precision == "int8" else model
+        model = to_int8(model, images) if precision == "int8" else model
         times = layer_times(model, images.numpy(), 0.125, 4, runs=5)
         assert times.sum() == pytest.approx(0.125)
         assert (times > 0).all()
