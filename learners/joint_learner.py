@@ -29,7 +29,7 @@ from learners.parts import (
 )
 from learners.proxy import Proxy, finetune_briefly
 from learners.quantization.learner import QuantizationLearner
-from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP, quantized_training
+from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
 from learners.training import TrainingConfig
 
 
@@ -230,7 +230,7 @@ class JointCompression(Learner):
         return network
 
     def _training_defaults(self) -> TrainingConfig:
-        return quantized_training(self.seed)
+        return self._settings
 
 
 def apply_parts(
