@@ -212,7 +212,7 @@ def _bit_facts(
         activation_bits={name: float(bits) for name, bits in choice.fixed_inputs.items()},
         granularity=config.granularity,
         bucket_size=config.bucket_size,
-        bytes_per_bucket=0.0 if codebook else 8.0 if config.affine_weights else 4.0,
+        bytes_per_bucket=0.0 if codebook else 5.0 if config.affine_weights else 4.0,
         codebook=codebook,
         # Channels that share a codebook have a factor each.
         bytes_per_channel=4.0 if codebook and config.granularity == "tensor" else 0.0,
