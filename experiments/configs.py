@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from amc_env import Budget, RunFolderError
 from amc_env.storage import OFF_BITS
-from experiments.bit_widths import bits_text, parse_bits
+from experiments.bit_widths import bits_text, counted_bits, parse_bits
 
 STAGES = ("train", "search", "finetune", "export", "evaluate", "report")
 """Stages of ``amc compress`` in order; ``train`` is skipped when weights are given."""
@@ -32,20 +34,14 @@ VALIDATION_SPLITS = ("random", "tail")
 PRECISIONS = ("auto", "fp32", "bf16")
 LEARNERS = ("channels", "uniform", "codebook", "joint")
 GRANULARITIES = ("tensor", "channel", "split")
-WEIGHT_RANGES = ("minmax", "percentile", "mse", "kl")
+WEIGHT_RANGES = ("minmax", "percentile", "mse", "kl", "lsq")
 ACTIVATION_RANGES = ("minmax", "percentile", "mse", "kl")
 CODEBOOK_MODES = ("weights", "clusters", "both")
 CODEBOOK_INITS = ("kmeans", "quantile", "uniform")
 QUANTIZERS = ("uniform", "codebook")
 
-_BUDGETS = {
-    "channels": "macs=0.5",
-    "uniform": "mean_bits=0.125",  # the size of 4 bits everywhere
-    "codebook": "mean_bits=0.125",
-    "joint": "bytes=0.15,macs=0.5",
-}
-# Folded norms no longer tame large steps; those of quantized networks are smaller, and limited.
-_LEARNING_RATES = {"channels": 0.02, "joint": 0.01, "uniform": 0.01, "codebook": 0.01}
+# Those of quantized networks are the learners' own, see ``_training_defaults``.
+_LEARNING_RATE, _WEIGHT_DECAY = 0.02, 5e-4
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
 
@@ -108,7 +104,7 @@ class RunConfig:
 
     epochs: int = _option(30, "finetune")
     learning_rate: float = _option(None, "finetune")
-    weight_decay: float = _option(5e-4, "finetune")
+    weight_decay: float = _option(None, "finetune")
     teacher: str = _option("original", "finetune")
     distillation_temperature: float = _option(4.0, "finetune")
     distillation_weight: float = _option(0.7, "finetune")
@@ -125,17 +121,59 @@ class RunConfig:
             object.__setattr__(self, name, bits_text(parse_bits(option, getattr(self, name))))
         if self.first_last_bits is not None:
             parse_bits("--first-last-bits", str(self.first_last_bits))
-        default = _BUDGETS[self.learner] if self.decides else _ANY_BUDGET
-        object.__setattr__(self, "budget", str(Budget.parse(self.budget or default)))
-        if self.learning_rate is None:
-            kind = "codebook" if self.quantization == "codebook" else self.learner
-            object.__setattr__(self, "learning_rate", _LEARNING_RATES[kind])
-        self._check_numbers()
-        if self.quantizes and self.all_bits == {OFF_BITS}:
+        if self.quantizes and OFF_BITS == self._only("weight_bits") == self._only("activation_bits"):
             raise ValueError(
                 "16 bits everywhere quantize nothing; give --weight-bits or --activation-bits "
-                "between 2 and 8."
+                "between 2 and 8, or choose --learner channels."
             )
+        budget = self.budget or self._default_budget()
+        object.__setattr__(self, "budget", str(Budget.parse(budget)))
+        for name, value in self._training_defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_numbers()
+
+    def _only(self, name: str) -> int | None:
+        """The one width of ``weight_bits`` or ``activation_bits``; None if there is a choice."""
+        bits = parse_bits("bits", getattr(self, name))
+        return bits[0] if len(bits) == 1 else None
+
+    def _default_budget(self) -> str:
+        """A budget in the middle of what the bits offer; 4 bits per weight for 2-8.
+
+        In the middle is the geometric mean. The first and the last layer may be as much as a
+        fifth of the network and have more bits than that: then the budget leaves room for them.
+        """
+        if self.learner == "channels":
+            return "macs=0.5"
+        weights = parse_bits("bits", self.weight_bits)
+        inputs = parse_bits("bits", self.activation_bits)
+        ends = self.first_last_bits
+        if self.learner == "joint":
+            # 15 % of the bytes with 4 bits; what weights of more bits take, fewer channels do not.
+            size = min(0.15 * max(_middle(weights, ends), 4.0) / 4, 0.5)
+            return "macs=0.5" if weights == (OFF_BITS,) else f"bytes={size:.4g},macs=0.5"
+        if len(weights) > 1:
+            return f"mean_bits={_middle(weights, ends) / 32:.4g}"
+        if len(inputs) > 1:
+            own = counted_bits(weights[0])
+            both = None if ends is None else (own if own > OFF_BITS else ends) * ends / own
+            return f"bops={own * _middle(inputs, both) / 1024:.4g}"
+        return _ANY_BUDGET
+
+    def _training_defaults(self) -> dict[str, float]:
+        """What the fine-tuning takes if nothing is said: as the learners' own ``finetune``."""
+        if not self.quantizes:
+            return {"learning_rate": _LEARNING_RATE, "weight_decay": _WEIGHT_DECAY}
+        # Not above: torch takes a second to import, and `--help` needs none of it.
+        from learners.quantization.codebook import _LEARNING_RATES
+        from learners.quantization.preparation import quantized_training
+
+        usual = quantized_training(self.seed)
+        rate = usual.learning_rate
+        if self.quantization == "codebook":
+            rate = _LEARNING_RATES[self.codebook_mode]
+        return {"learning_rate": rate, "weight_decay": usual.weight_decay}
 
     @property
     def prunes(self) -> bool:
@@ -168,16 +206,6 @@ class RunConfig:
             "joint": ("macs", "bytes", "bops", "mean_bits"),
         }.get(self.learner, ("bytes", "bops", "mean_bits"))
         return (*own, *(name for name in Budget.parse(self.budget).bounds if name not in own))
-
-    @property
-    def all_bits(self) -> set[int]:
-        """Every width that a layer may come to have."""
-        texts = [
-            self.weight_bits,
-            self.activation_bits,
-            str(self.first_last_bits or self.weight_bits),
-        ]
-        return {b for text in texts for b in parse_bits("bits", text)}
 
     def _check_numbers(self) -> None:
         least: dict[str, float] = {
@@ -249,6 +277,13 @@ _CHOICES = {
     "codebook_init": CODEBOOK_INITS,
     "quantizer": QUANTIZERS,
 }
+
+
+def _middle(bits: Sequence[int], ends: float | None) -> float:
+    """Returns bits between the fewest and the most, and enough if a fifth has those of ``ends``."""
+    low, high = counted_bits(bits[0]), counted_bits(bits[-1])
+    room = 0.0 if ends is None else 0.8 * low + 0.2 * counted_bits(ends)
+    return max(math.sqrt(low * high), room)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -119,7 +119,9 @@ class Options(BitOptions):
             "lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: macs, params, bytes "
             "(of the packed file), bops (MACs x weight bits x activation bits), mean_bits (per "
             "weight, of 32), and those of --cost-table, e.g. latency. Not given: macs=0.5; for "
-            "bits mean_bits=4/32; for both macs=0.5,bytes=0.15.",
+            "bits mean_bits in the middle of --weight-bits (4/32 for 2-8), or bops where only "
+            "--activation-bits are decided; for both macs=0.5,bytes=0.15 (more where weights have "
+            "more than 4 bits).",
             show_default=False,
             rich_help_panel=_SEARCH,
         ),
@@ -145,7 +147,7 @@ class Options(BitOptions):
     reward: Annotated[
         str,
         typer.Option(
-            help="accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, "
+            help="accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, accuracy_bops, "
             "accuracy_latency (with --cost-table) or haq.",
             rich_help_panel=_SEARCH,
         ),
@@ -218,14 +220,21 @@ class Options(BitOptions):
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Its peak learning rate; a fine-tuning takes 0.02 if not given, 0.01 for "
-            "quantized networks, whose gradients are limited too.",
+            help="Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
+            "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
+            "--codebook-mode weights).",
+            show_default=False,
             rich_help_panel=_FINETUNE,
         ),
     ] = None
     weight_decay: Annotated[
-        float, typer.Option(help="Its weight decay.", rich_help_panel=_FINETUNE)
-    ] = _DEFAULT.weight_decay
+        float | None,
+        typer.Option(
+            help="Its weight decay; 5e-4 if not given, 0 for quantized networks.",
+            show_default=False,
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = None
     teacher: Annotated[
         str,
         typer.Option(
