@@ -77,6 +77,14 @@ class BitChoice:
         plan.values_for(self.decisions)
         return plan
 
+    def most_bits(self) -> CompressionPlan:
+        """Returns the plan of the most bits that are not "off", where there are such."""
+        values = {
+            d.key: max((c for c in d.choices if c < OFF_BITS), default=d.choices[-1])
+            for d in self.decisions
+        }
+        return CompressionPlan(values)
+
     def used(self, name: str) -> tuple[set[int], set[int]]:
         """Returns the weight bits and the activation bits that a layer may get."""
         weights = {self.fixed_weights[name]} if name in self.fixed_weights else set()

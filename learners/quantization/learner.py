@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import CostModel, make_cost
+from amc_env.cost import BytesCost, CostModel, make_cost
 from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import OFF_BITS, StorageFormat
@@ -32,7 +32,6 @@ from learners.quantization.preparation import (
     header_bytes,
     quantized_proxy,
     quantized_training,
-    storage_format,
     training_batches,
 )
 from learners.quantization.quantizer import Quantizer
@@ -221,8 +220,9 @@ class QuantizationLearner(Learner):
     def _price(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
         scale_bytes, codebook = self._bucket_storage()
-        form = storage_format(
-            self._choice,
+        form = StorageFormat(
+            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
+            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
             granularity=self.granularity,
             bucket_size=self.bucket_size,
             bytes_per_bucket=scale_bytes,
@@ -230,10 +230,12 @@ class QuantizationLearner(Learner):
             bytes_per_channel=self._channel_storage(),
             folded=self._folded,
         )
-        full = self._choice.read(CompressionPlan.full(self.decisions))
-        network = self._build(self._float, full, self._observation)
-        header = header_bytes(network, self.graph, self._choice, form)
-        self.storage: StorageFormat = replace(form, fixed_bytes=float(header))
+        # Not on what is "off": costs may count more for it than a file holds.
+        plan = self._choice.most_bits()
+        network = self._build(self._float, self._choice.read(plan), self._observation)
+        tensors = BytesCost(self.graph, self.decisions, form)(plan.values_for(self.decisions))
+        header = header_bytes(network, plan, tensors)
+        self.storage: StorageFormat = replace(form, fixed_bytes=header)
         self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
@@ -368,7 +370,7 @@ class QuantizationLearner(Learner):
         """Quantizes and repairs; adds what it took to ``seconds``."""
         clock = [time.process_time()]
         network = self._build(self._float, bits, self._observation)
-        clock += [time.process_time()] * 2
+        clock.append(time.process_time())
         if self.proxy.recalibrate:
             self._match(network, self._observation, torch.float32)
         clock.append(time.process_time())
@@ -377,8 +379,8 @@ class QuantizationLearner(Learner):
         clock.append(time.process_time())
         if seconds is not None:
             seconds.slicing += clock[1] - clock[0]
-            seconds.recalibration += clock[3] - clock[2]
-            seconds.finetuning += clock[4] - clock[3]
+            seconds.recalibration += clock[2] - clock[1]
+            seconds.finetuning += clock[3] - clock[2]
         return network
 
     def layer_errors(self) -> dict[str, np.ndarray]:

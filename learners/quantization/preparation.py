@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import BytesCost
 from amc_env.errors import InputDataError
-from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan
-from amc_env.storage import StorageFormat
 from learners.base import Batches
 from learners.candidates import channels_last
 from learners.intake import check_labels, collect
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
-from learners.quantization.decisions import BitChoice, Bits, check_bits
+from learners.quantization.decisions import Bits, check_bits
 from learners.quantization.packing import packed_bytes
 from learners.quantization.ranges import check_rule
 from learners.quantization.uniform_quantizer import check_granularity
@@ -99,41 +98,38 @@ def training_batches(
     return loaded
 
 
-def storage_format(
-    choice: BitChoice,
-    *,
-    granularity: str,
-    bucket_size: int,
-    bytes_per_bucket: float,
-    codebook: bool,
-    bytes_per_channel: float,
-    folded: dict[str, str],
-    fixed_bytes: float = 0.0,
-) -> StorageFormat:
-    """Returns how a learner's networks are stored, as costs count them."""
-    return StorageFormat(
-        weight_bits={k: float(v) for k, v in choice.fixed_weights.items()},
-        activation_bits={k: float(v) for k, v in choice.fixed_inputs.items()},
-        granularity=granularity,
-        bucket_size=bucket_size,
-        bytes_per_bucket=bytes_per_bucket,
-        codebook=codebook,
-        bytes_per_channel=bytes_per_channel,
-        folded=folded,
-        fixed_bytes=fixed_bytes,
-    )
-
-
 def header_bytes(
-    network: nn.Module, graph: LayerGraph, choice: BitChoice, form: StorageFormat
-) -> int:
+    network: nn.Module,
+    plan: CompressionPlan,
+    tensors: float,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    example_input: Tensor | None = None,
+) -> float:
     """Returns the bytes of a packed file that are no tensor's: header and activation ranges.
 
-    Measured on the network of the most bits; they hardly depend on the plan.
+    They hardly depend on the plan, so that measuring one network is enough.
+
+    Args:
+        network: The network of ``plan``.
+        plan: Bits, and whatever else is decided.
+        tensors: Bytes that the cost counts for the tensors of that plan.
+        kept: Channel group -> units that stay, if the network was sliced.
+        example_input: Stored with a sliced network.
+
+    Warns:
+        UserWarning: If the file is smaller than its tensors were said to be; the header then
+            counts nothing, and costs promise too much.
     """
-    full = CompressionPlan.full(choice.decisions)
-    tensors = BytesCost(graph, choice.decisions, form)(full.values_for(choice.decisions))
-    return max(round(len(packed_bytes(network, plan=full)) - tensors), 0)
+    size = len(packed_bytes(network, kept=kept, plan=plan, example_input=example_input))
+    if size < tensors:
+        warnings.warn(
+            f"Expected a packed file of more than the {tensors:.0f} bytes counted for its tensors, "
+            f"got one of {size}: the storage format counts what the file does not hold, and the "
+            f"bytes cost is too high by {tensors / size - 1:.1%} or more.",
+            stacklevel=2,
+        )
+    return float(max(round(size - tensors), 0))
 
 
 def quantized_training(seed: int = 0) -> TrainingConfig:

@@ -86,7 +86,8 @@ class UniformQuantization(QuantizationLearner):
         )
 
     def _bucket_storage(self) -> tuple[float, bool]:
-        return (4.0 if self.symmetric else 8.0), False
+        # A file stores zero points as one byte: they are at most 255.
+        return (4.0 if self.symmetric else 5.0), False
 
 
 def weight_scales(

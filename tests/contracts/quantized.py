@@ -52,6 +52,8 @@ def _stored_bytes(network: nn.Module) -> float:
             continue  # zeros, which a file does not store
         coded = layer in quantizers and last == "weight"
         bits = quantizers[layer].bits if coded else 8 * tensor.element_size()
+        if last == "zero_point":
+            bits = 8  # at most 255, whatever type computes with it
         total += tensor.numel() * bits / 8
     return total
 

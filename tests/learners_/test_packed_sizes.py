@@ -14,7 +14,12 @@ LEARNERS = {
     "codebook": (CodebookQuantization, {}),
     "codebook per channel": (CodebookQuantization, {"granularity": "channel"}),
     "uniform": (UniformQuantization, {}),
-    "affine, split": (UniformQuantization, {"granularity": "split", "symmetric": False}),
+    "affine": (UniformQuantization, {"symmetric": False}),
+    "affine, split": (
+        UniformQuantization,
+        {"granularity": "split", "bucket_size": 50, "symmetric": False},
+    ),
+    "codebook, split": (CodebookQuantization, {"granularity": "split"}),
 }
 
 
@@ -45,7 +50,7 @@ def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 
 
-@pytest.mark.parametrize("kind", ["codebook", "uniform"])
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_resnet20(kind, tmp_path):
     check("resnet20", kind, tmp_path, (3, 32, 32))
 
