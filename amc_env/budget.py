@@ -161,10 +161,27 @@ class FeasibleSet:
             for name, (lower, _) in self.budget.bounds.items()
             if self.ratio(name, self._highest) < lower
         )
+        return f"No plan meets {self.budget!r}; reachable on this grid: {ranges}.{unmet} " + (
+            self._explain_fixed()
+            or "Relax the budget, widen its lower-to-upper window, or use a finer or wider grid "
+            "(round_to, min_ratio, bits)."
+        )
+
+    def _explain_fixed(self) -> str:
+        """Names the bounded costs that are the same for all plans and break their bound."""
+        fixed = [
+            name
+            for name, (lower, upper) in self.budget.bounds.items()
+            if self.ratio(name, self._lowest) == self.ratio(name, self._highest)
+            and not lower <= self.ratio(name, self._lowest) <= upper
+        ]
+        if not fixed:
+            return ""
         return (
-            f"No plan meets {self.budget!r}; reachable on this grid: {ranges}.{unmet} Relax the "
-            f"budget, widen its lower-to-upper window, or use a finer or wider grid (round_to, "
-            f"min_ratio, bits)."
+            f"No decision changes {' or '.join(fixed)}, so no plan can meet that bound: leave it "
+            f"out, bound a cost that the decisions change, or decide something else as well "
+            f"(bits change bytes and bops, channels macs; a table of latencies tells only the "
+            f"precisions apart that it has)."
         )
 
     def interval(self, prefix: Sequence[float]) -> Bounds:

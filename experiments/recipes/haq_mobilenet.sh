@@ -4,11 +4,15 @@
 #
 #   experiments/recipes/haq_mobilenet.sh DATA_FOLDER WEIGHTS [OUT] [OPTION ...]
 #
-# With a table of latencies, made on the machine that counts, instead of bit operations:
+# With the latencies of an accelerator instead of bit operations, as HAQ does (60 % of 8 bits):
 #
-#   amc latency-table --model mobilenet_v2_fast --out tables/mobilenet.json
 #   experiments/recipes/haq_mobilenet.sh DATA WEIGHTS runs/haq \
-#       --cost-table tables/mobilenet.json --budget latency=0.5
+#       --cost-table accelerator.json --budget latency=0.6
+#
+# Such a table has a precision for every pair of bits, w2a2 to w8a8; docs/latency_tables.md says how
+# to write one, or how to read HAQ's. What `amc latency-table` measures on a processor will not do:
+# it has fp32 and int8 only, and all plans of 2 to 8 bits cost the same. Without an accelerator's
+# table bound bops, as below, or bytes.
 #
 # As in HAQ's code: weights symmetric, one scale per tensor; two decisions per layer, weights first;
 # 2 to 8 bits; first and last layer 8 bits; the action is the number of bits ("absolute"); reward

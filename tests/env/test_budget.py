@@ -104,6 +104,26 @@ def test_an_unreachable_budget_names_the_reachable_range():
         FeasibleSet(Budget(params=lowest / 2), {"params": cost}, decisions)
 
 
+def test_a_cost_that_no_decision_changes_is_named():
+    decision = Decision("a", DecisionKind.WEIGHT_BITS, (2.0, 8.0), 2)
+
+    class Fixed:
+        def __call__(self, values):
+            return 1.0
+
+        def original(self, decisions):
+            return 1.0
+
+    costs = {"macs": Fixed(), "bytes": lambda v: float(v[0])}
+    with pytest.raises(InfeasibleBudgetError, match="No decision changes macs, so no") as caught:
+        FeasibleSet(Budget(macs=0.5, bytes=0.5), costs, [decision])
+    assert "round_to" not in str(caught.value)
+    FeasibleSet(Budget(macs=1.0, bytes=0.5), costs, [decision])  # always met
+    # Where the bound of the fixed cost is met, the other one is at fault.
+    with pytest.raises(InfeasibleBudgetError, match="Relax the budget"):
+        FeasibleSet(Budget(macs=1.0, bytes=0.1), costs, [decision])
+
+
 def test_a_window_between_two_grid_points_is_an_error():
     decision = Decision("a", DecisionKind.KEEP_RATIO, (0.5, 1.0), 2)
     with pytest.raises(InfeasibleBudgetError, match="No plan meets"):
