@@ -141,7 +141,8 @@ class CostTable:
         machine: What it ran on, in words.
         layers: By name.
         constant: What a network costs besides its layers (starting a call).
-        details: What else the maker wants to keep; ignored by the cost model.
+        details: What else the maker wants to keep, ``form`` if it is to be filled in by hand;
+            ignored by the cost model.
     """
 
     quantity: str
@@ -157,6 +158,11 @@ class CostTable:
     def precisions(self) -> tuple[str, ...]:
         """All precisions that any layer was measured in."""
         return tuple(dict.fromkeys(p for layer in self.layers.values() for p in layer.values))
+
+    @property
+    def is_form(self) -> bool:
+        """Whether it was written to be filled in by hand, not by measuring on this machine."""
+        return bool(self.details.get("form"))
 
     def total(self, precision: str) -> float:
         """Returns the cost of the network at its largest widths in one precision."""
@@ -247,6 +253,16 @@ class CostTable:
             )
         for layer in wanted:
             _check_layer(self.layers[layer.name], layer, graph)
+            if missing_values := self.layers[layer.name].missing:
+                remedy = (
+                    "put a number in place of every null (docs/latency_tables.md)"
+                    if self.is_form
+                    else "repeat the command that made it, it goes on where it stopped"
+                )
+                raise CostTableError(
+                    f"The cost table is not finished: {layer.name} lacks {missing_values} values; "
+                    f"{remedy}."
+                )
 
 
 def _check_layer(table: LayerTable, layer: LayerSpec, graph: LayerGraph) -> None:
@@ -266,11 +282,6 @@ def _check_layer(table: LayerTable, layer: LayerSpec, graph: LayerGraph) -> None
                 f"The cost table was made for a narrower network: {layer.name} has {needed:g} "
                 f"{axis}, the table ends at {widest}; measure this network with amc latency-table."
             )
-    if table.missing:
-        raise CostTableError(
-            f"The cost table is not finished: {layer.name} lacks {table.missing} values; repeat "
-            f"the command that made it, it goes on where it stopped."
-        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -115,8 +115,8 @@ class TableCost(CostModel):
             inputs = _reachable(layer.in_width, table.in_widths, graph, decisions)
             outputs = _reachable(layer.out_width, table.out_widths, graph, decisions)
             values = np.einsum(
-                "pi,waij,qj->wapq", _hats(inputs, table.in_widths), values,
-                _hats(outputs, table.out_widths),
+                "pi,waij,qj->wapq", interpolation_shares(inputs, table.in_widths), values,
+                interpolation_shares(outputs, table.out_widths),
             )  # fmt: skip
             # What no plan can have must not raise the cost of what it can have.
             values[~self._weights.reachable[row]] = 0.0
@@ -165,7 +165,7 @@ def _reachable(
     return tuple(sorted(near | {float(widths.min()), float(widths.max())}))
 
 
-def _hats(values: Sequence[float], points: Sequence[int]) -> Array:
+def interpolation_shares(values: Sequence[float] | Array, points: Sequence[int]) -> Array:
     """Returns how much of each value interpolation takes from each point: rows that sum to 1."""
     unit = np.eye(len(points))
     return np.stack([np.interp(values, points, row) for row in unit], axis=1)

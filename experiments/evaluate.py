@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_env import Budget
+from amc_env import Budget, CompressionPlan
 from amc_env.cost import COSTS
+from amc_env.latency import TableCost
 from experiments.context import Task, use_threads
 from experiments.export import export_onnx, require_onnx, time_onnx
 from experiments.files import write_json
 from experiments.networks import example_input, load_smaller
+from experiments.problem import Problem
 from experiments.runs import PACKED, RunFolder
 from learners.quantization.modules import quantized_layers
 from learners.training import evaluate
@@ -115,13 +117,26 @@ def run_evaluate(task: Task) -> None:
             accuracy=accuracy,
             costs={
                 "original": problem.original(),
-                "compressed": problem.cost(folder.read_plan()),
+                "compressed": predicted_costs(problem, folder.read_plan()),
             },
             group_sizes={group.name: group.size for group in problem.graph.groups},
             bits=layer_bits(small),
             n_images=task.data.test.n_images,
         )
     write_json(folder / "summary.json", summarise(folder))
+
+
+def predicted_costs(problem: Problem, plan: CompressionPlan) -> dict[str, float]:
+    """Returns the absolute costs of a complete plan; of tables the sum of what was measured.
+
+    What budgets count is the least monotone cost above that, which is no prediction.
+
+    Raises:
+        PlanMismatchError: If the plan does not fit.
+    """
+    values = plan.values_for(problem.decisions)
+    tables = {n: cost for n, cost in problem.costs.items() if isinstance(cost, TableCost)}
+    return problem.cost(plan) | {name: cost.predict(values) for name, cost in tables.items()}
 
 
 def layer_bits(network: nn.Module) -> dict[str, dict[str, int | None]]:
@@ -145,7 +160,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     ``bytes`` is the size of each network's file: safetensors, and for a quantized network the
     packed file. ``latency_ms`` is null for a run without export, and where no runtime executes
     the network. A run that quantizes has ``bops`` and ``mean_bits`` as well; a run with cost
-    tables has what they predict.
+    tables has what they predict: the sum of the measured values, which a budget may count higher.
     """
     config = folder.config
     search, finetune = folder.results("search"), folder.results("finetune")

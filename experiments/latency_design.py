@@ -21,14 +21,23 @@ POINTS = (3, 5, 7)  # primes
 Kept = dict[str, int]
 
 
+def check_points(points: int) -> None:
+    """Checks the number of widths per axis.
+
+    Raises:
+        ValueError: If it is not one of ``POINTS``.
+    """
+    if points not in POINTS:
+        raise ValueError(f"Expected one of {POINTS} points per axis, got {points}.")
+
+
 def levels_of(graph: LayerGraph, round_to: int, points: int) -> dict[str, tuple[int, ...]]:
     """Returns the kept units at which each group is measured: at most ``points``, always the ends.
 
     Raises:
         ValueError: If ``points`` is not one of ``POINTS``.
     """
-    if points not in POINTS:
-        raise ValueError(f"Expected one of {POINTS} points per axis, got {points}.")
+    check_points(points)
     result = {}
     for group in graph.groups:
         decision = keep_ratio_decision(group.name, group.size, round_to)

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from amc_env import CompressionError, LayerGraph
 from amc_env.cost_table import measured_layers
 from experiments.onnx_graph import set_initializer
 from experiments.onnx_int8 import quantize_float
-from learners.fusion import following_norms
+from learners.quantization.structure import fold_norms, foldable_norms
 from learners.tracing import TracedModel, trace
 
 PRECISIONS = ("fp32", "int8")
@@ -65,18 +64,12 @@ def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> Trac
 def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
     """Returns the network with the first ``kept[group]`` units of each group, norms folded."""
     network = traced.slice({name: torch.arange(count) for name, count in kept.items()})
-    for layer, norm in following_norms(network).items():
-        conv = network.get_submodule(layer)
-        if isinstance(conv, nn.Conv2d):
-            fused = fuse_conv_bn_eval(conv, network.get_submodule(norm))  # type: ignore[arg-type]
-            _put(network, layer, fused)
-            _put(network, norm, nn.Identity())
+    norms = foldable_norms(network)
+    # A norm behind a linear layer may run over another axis than the layer's outputs.
+    fold_norms(
+        network, {n: x for n, x in norms.items() if isinstance(network.get_submodule(x), nn.Conv2d)}
+    )
     return network.eval()
-
-
-def _put(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, module)
 
 
 def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:

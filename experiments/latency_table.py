@@ -29,11 +29,11 @@ from amc_env.cost_table import (
     measured_layers,
     precision_bits,
 )
-from amc_env.latency import TableCost
+from amc_env.latency import TableCost, interpolation_shares
 from amc_env.storage import StorageFormat
 from experiments.export import require_onnx
 from experiments.files import write_atomic
-from experiments.latency_design import Kept, axis_points, levels_of, plans
+from experiments.latency_design import Kept, axis_points, check_points, levels_of, plans
 from experiments.latency_networks import PRECISIONS, LatencyError, cut, prepare, to_int8, to_onnx
 from experiments.latency_timing import QUANTILE, empty_model, layer_times, open_model, time_together
 from learners.tracing import TracedModel, trace
@@ -81,6 +81,9 @@ class TableOptions:
             )
         if self.batch < 1:
             raise ValueError(f"Expected a batch of at least 1, got {self.batch}.")
+        if self.round_to < 1:
+            raise ValueError(f"Expected channels in multiples of at least 1, got {self.round_to}.")
+        check_points(self.points)
 
     def document(self) -> dict[str, Any]:
         """Returns the options as they stand in the file."""
@@ -173,6 +176,7 @@ def measure_table(
         for precision in options.precisions
     ]
     samples = _continue(path, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
     known = [(sample["kept"], sample["precision"]) for sample in samples]
     bench: Bench | None = None
     progress(len(samples), len(todo))
@@ -197,6 +201,7 @@ def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTa
         batch=options.batch,
         machine="fill in",
         layers=_layer_tables(graph, options, []),
+        details={"form": True},
     )
 
 
@@ -252,6 +257,11 @@ def _continue(path: Path, options: TableOptions) -> list[Sample]:
     if not path.exists():
         return []
     table = CostTable.read(path)
+    if table.is_form:
+        raise CostTableError(
+            f"{path} is a form to fill in by hand (made by --template), which measuring does not "
+            f"continue. Choose another --out."
+        )
     samples = table.details.get("samples")
     made = {
         "runtime": table.runtime, "machine": table.machine, "batch": table.batch,
@@ -356,7 +366,8 @@ def _cells(
     weights, _ = nnls(_terms(x, y), time)
     grid_in, grid_out = np.meshgrid(inputs, outputs, indexing="ij")
     surface = _terms(grid_in.ravel(), grid_out.ravel()) @ weights
-    share = np.einsum("si,sj->sij", _hats(x, inputs), _hats(y, outputs)).reshape(len(time), -1)
+    shares = interpolation_shares(x, inputs), interpolation_shares(y, outputs)
+    share = np.einsum("si,sj->sij", *shares).reshape(len(time), -1)
     normal = share.T @ share + _PULL * np.eye(len(surface))
     cells = surface + np.linalg.solve(normal, share.T @ (time - share @ surface))
     result: Array = np.maximum(cells, 0.0).reshape(shape)
@@ -367,12 +378,6 @@ def _terms(inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> Array:
     columns = (np.ones(len(inputs)), inputs, outputs, inputs * outputs)
     terms: Array = np.stack(columns, axis=1).astype(np.float64)
     return terms
-
-
-def _hats(values: Array, points: Sequence[int]) -> Array:
-    """Returns how much of each value interpolation takes from each point: rows that sum to 1."""
-    unit = np.eye(len(points))
-    return np.stack([np.interp(values, points, row) for row in unit], axis=1)
 
 
 __all__ = [

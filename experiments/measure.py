@@ -9,7 +9,7 @@ from amc_env import make_cost
 from amc_env.cost import COSTS
 from experiments.configs import RunConfig
 from experiments.context import facts_of, load_splits, use_threads
-from experiments.evaluate import measure
+from experiments.evaluate import measure, predicted_costs
 from experiments.models import load_weights
 from experiments.networks import (
     build_original,
@@ -37,7 +37,7 @@ def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
         return measure(network, problem.original(), loader, size)
     name = compressed_name(folder)
     small = load_smaller(folder, name, traced)
-    costs = problem.cost(folder.read_plan())
+    costs = predicted_costs(problem, folder.read_plan())
     return measure(small, costs, loader, _file_size(folder, name))
 
 

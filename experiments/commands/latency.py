@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
 
 from experiments.commands import options as o
 from experiments.commands.options import takes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from experiments.latency_table import TableOptions
 
 _RUNTIMES = ("onnxruntime",)
 
@@ -68,38 +73,61 @@ def latency_table(
         amc latency-table --model resnet20 --template --precision w4a4 \\
             --precision w8a8 --out tables/board.json
     """
-    from experiments.files import write_atomic
     from experiments.latency_networks import PRECISIONS
-    from experiments.latency_table import TableOptions, empty_table, measure_table
+    from experiments.latency_table import TableOptions
     from experiments.models import make_model
 
     image = _image_shape(shape)
     precisions = tuple(dict.fromkeys(precision or PRECISIONS))
-    out.parent.mkdir(parents=True, exist_ok=True)
     options = TableOptions(model, image, batch, round_to, points, precisions, measured=not template)
+    if classes < 1:
+        raise ValueError(f"Expected --classes of at least 1, got {classes}.")
     if runtime not in _RUNTIMES and not template:
         raise ValueError(
             f"Expected the runtime {' or '.join(_RUNTIMES)}, got {runtime!r}; for another one "
             f"write a form with --template and fill it in (docs/latency_tables.md)."
         )
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; --out is the table's file, e.g. {out}/table.json.")
     network = make_model(model, n_classes=classes, in_channels=image[0], image_size=image[1])
     if template:
-        if out.exists():
-            raise ValueError(f"{out} exists; choose another --out for the form.")
-        write_atomic(out, empty_table(network, options, runtime).to_json())
-        print(out)
-        return
-    with tqdm(disable=quiet, unit="network") as bar:
+        _write_form(network, options, runtime, out)
+    else:
+        _measure(network, options, out, quiet=quiet)
+    print(out)
 
-        def show(done: int, of: int) -> None:
-            bar.total = of
+
+def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Path) -> None:
+    from experiments.files import write_atomic
+    from experiments.latency_table import empty_table
+
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another --out for the form.")
+    form = empty_table(network, options, runtime)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, form.to_json())
+
+
+def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: bool) -> None:
+    from experiments.latency_table import measure_table
+
+    bar: tqdm[Any] | None = None
+
+    def show(done: int, of: int) -> None:
+        nonlocal bar
+        if bar is None and done:  # only now, because an error before needs no bar above it
+            bar = tqdm(total=of, initial=done, disable=quiet, unit="network")
+        elif bar is not None:
             bar.update(done - bar.n)
 
+    try:
         table = measure_table(network, options, out, progress=show)
-    milliseconds = ", ".join(f"{p} {table.total(p):.3f}" for p in precisions)
+    finally:
+        if bar is not None:
+            bar.close()
     if not quiet:
-        print(f"The whole network, {table.unit} per call of {batch}: {milliseconds}")
-    print(out)
+        milliseconds = ", ".join(f"{p} {table.total(p):.3f}" for p in options.precisions)
+        print(f"The whole network, {table.unit} per call of {table.batch}: {milliseconds}")
 
 
 def _image_shape(text: str) -> tuple[int, ...]:

@@ -271,6 +271,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(invented, tmp_path, monke
         (lambda d: d["details"].update(round_to=4), r"round_to 4 \(now 8\)"),
         (lambda d: d["details"].update(model="other"), r"model 'other' \(now 'small'\)"),
         (lambda d: d.update(details={}), r"model None \(now 'small'\)"),
+        (lambda d: d.update(details={"form": True}), r"is a form to fill in by hand"),
     ],
 )
 def test_tables_measured_otherwise_are_not_continued(invented, tmp_path, change, message):
@@ -332,43 +333,11 @@ def test_onnx_runtime_is_not_asked_for_what_it_lacks():
         TableOptions("small", SHAPE, precisions=("w4a4",))
     with pytest.raises(ValueError, match="batch of at least 1"):
         TableOptions("small", SHAPE, batch=0)
+    with pytest.raises(ValueError, match="multiples of at least 1, got 0"):
+        TableOptions("small", SHAPE, round_to=0)
 
 
-# ---- command line and documentation
-
-
-def test_the_command_writes_a_form(tmp_path, capsys):
-    from experiments.cli import run
-
-    path = tmp_path / "tables" / "form.json"
-    arguments = ["latency-table", "--model", "digitsnet", "--input", "1x8x8", "--template",
-                 "--runtime", "mine", "--precision", "w2a8", "--out", str(path)]  # fmt: skip
-    assert run(arguments) == 0
-    table = CostTable.read(path)
-    assert table.precisions == ("w2a8",)
-    assert capsys.readouterr().out.strip() == str(path)
-    assert run(arguments) == 2
-    assert "exists; choose another --out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--runtime", "tflite"], "Expected the runtime onnxruntime, got 'tflite'; .*--template"),
-        (["--input", "32"], "Expected --input like 3x32x32, got '32'"),
-        (["--input", "3x0x32"], "Expected --input like 3x32x32"),
-        (["--precision", "half"], "Expected a precision like"),
-        (["--precision", "w4a4"], "measured in fp32 and int8, got w4a4"),
-        (["--points", "4"], "points per axis, got 4"),
-        (["--model", "resnet21"], "Unknown model 'resnet21'"),
-    ],
-)
-def test_wrong_options_are_one_sentence(fails, tmp_path, arguments, message):
-    import re
-
-    sentence = fails("latency-table", "--out", str(tmp_path / "t.json"), *arguments)
-    assert re.search(message, sentence)
-    assert not (tmp_path / "t.json").exists()
+# ---- documentation
 
 
 def test_haqs_tables_are_read_as_the_documentation_says():
