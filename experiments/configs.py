@@ -95,7 +95,7 @@ class RunConfig:
     granularity: str = _option("", "search")
     bucket_size: int = _option(256, "search")
     weight_range: str = _option("mse", "search")
-    activation_range: str = _option("percentile", "search")
+    activation_range: str = _option("mse", "search")
     affine_weights: bool = _option(False, "search")
     learned_steps: bool = _option(False, "search")
     codebook_mode: str = _option("both", "search")
@@ -148,7 +148,7 @@ class RunConfig:
             return "macs=0.5"
         weights = parse_bits("bits", self.weight_bits)
         inputs = parse_bits("bits", self.activation_bits)
-        ends = self.first_last_bits
+        ends = None if self.first_last_bits is None else counted_bits(self.first_last_bits)
         if self.learner == "joint":
             # 15 % of the bytes with 4 bits; what weights of more bits take, fewer channels do not.
             size = min(0.15 * max(_middle(weights, ends), 4.0) / 4, 0.5)
@@ -280,9 +280,9 @@ _CHOICES = {
 
 
 def _middle(bits: Sequence[int], ends: float | None) -> float:
-    """Returns bits between the fewest and the most, and enough if a fifth has those of ``ends``."""
+    """Returns bits between the fewest and the most; enough if a fifth of all has ``ends`` bits."""
     low, high = counted_bits(bits[0]), counted_bits(bits[-1])
-    room = 0.0 if ends is None else 0.8 * low + 0.2 * counted_bits(ends)
+    room = 0.0 if ends is None else 0.8 * low + 0.2 * ends
     return max(math.sqrt(low * high), room)
 
 
