@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amc_env.storage import OFF_BITS
+from amc_env.storage import FLOAT_BITS, OFF_BITS
 
 LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
 """What a layer may have; the last one leaves it in float32."""
@@ -57,3 +57,8 @@ def bits_text(bits: Sequence[int]) -> str:
 def as_choice(bits: Sequence[int]) -> int | tuple[int, ...]:
     """Returns what learners take: a number is fixed, a sequence is decided layer by layer."""
     return bits[0] if len(bits) == 1 else tuple(bits)
+
+
+def counted_bits(bits: float) -> float:
+    """Returns the bits that costs count for a width: those of float32 for "off"."""
+    return FLOAT_BITS if bits == OFF_BITS else bits

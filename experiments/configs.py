@@ -121,7 +121,9 @@ class RunConfig:
             object.__setattr__(self, name, bits_text(parse_bits(option, getattr(self, name))))
         if self.first_last_bits is not None:
             parse_bits("--first-last-bits", str(self.first_last_bits))
-        if self.quantizes and OFF_BITS == self._only("weight_bits") == self._only("activation_bits"):
+        if self.quantizes and OFF_BITS == self._only("weight_bits") == self._only(
+            "activation_bits"
+        ):
             raise ValueError(
                 "16 bits everywhere quantize nothing; give --weight-bits or --activation-bits "
                 "between 2 and 8, or choose --learner channels."
@@ -142,7 +144,7 @@ class RunConfig:
         """A budget in the middle of what the bits offer; 4 bits per weight for 2-8.
 
         In the middle is the geometric mean. The first and the last layer may be as much as a
-        fifth of the network and have more bits than that: then the budget leaves room for them.
+        tenth of the network and have more bits than that: then the budget leaves room for them.
         """
         if self.learner == "channels":
             return "macs=0.5"
@@ -280,9 +282,9 @@ _CHOICES = {
 
 
 def _middle(bits: Sequence[int], ends: float | None) -> float:
-    """Returns bits between the fewest and the most; enough if a fifth of all has ``ends`` bits."""
+    """Returns bits between the fewest and the most; enough if a tenth of all has ``ends`` bits."""
     low, high = counted_bits(bits[0]), counted_bits(bits[-1])
-    room = 0.0 if ends is None else 0.8 * low + 0.2 * ends
+    room = 0.0 if ends is None else 0.9 * low + 0.1 * ends
     return max(math.sqrt(low * high), room)
 
 

@@ -142,8 +142,10 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
     _check_forward(model, facts, config)
     if not with_budget:
         return
-    traced = trace(model, example_input(facts), ignore=config.ignore)
-    check_feasible(config, make_problem(config, traced))
+    example = example_input(facts)
+    traced = trace(model, example, ignore=config.ignore)
+    bytes_count = "bytes" in Budget.parse(config.budget).bounds
+    check_feasible(config, make_problem(config, traced, example=example if bytes_count else None))
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:

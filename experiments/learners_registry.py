@@ -17,7 +17,7 @@ from learners.base import Learner
 from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.parts import interleaved
 from learners.quantization.decisions import bit_choice
-from learners.quantization.structure import foldable_norms
+from learners.quantization.structure import foldable_norms, quantizable_layers
 from learners.tracing import TracedModel
 
 _PRUNING = ("criterion", "round_to", "min_ratio")
@@ -151,6 +151,11 @@ def check_options(config: RunConfig) -> None:
             f"--{name.replace('_', '-')} has no effect on --learner {config.learner}{which}; it "
             f"is an option of --learner {' and '.join(others)}."
         )
+    if config.bucket_size != default.bucket_size and config.granularity != "split":
+        raise ValueError(
+            f"--bucket-size has no effect with --granularity {config.granularity}; it is an option "
+            f"of --granularity split."
+        )
     if config.learner in ("uniform", "codebook") and config.proxy == "reconstruction":
         raise ValueError(
             "--proxy reconstruction repairs cut layers, and --learner "
@@ -164,8 +169,8 @@ def plan_facts(
     """Returns what a learner of these options will decide, and how it stores networks.
 
     Needs no data: budgets are checked with it before any work is done. The learner itself says
-    the same (``decisions``, ``storage``) once it is prepared; it alone knows the few bytes of the
-    packed file's header, so that costs in bytes are a little too small here.
+    the same (``decisions``, ``storage``) once it is prepared; it has measured the header of the
+    packed file as well, which is missing here (see ``experiments.packed_header``).
 
     Args:
         config: The options.
@@ -188,15 +193,13 @@ def _bit_facts(
 ) -> tuple[tuple[Decision, ...], StorageFormat]:
     """As ``QuantizationLearner`` finds them, with the network in place of images."""
     options = bit_options(config)
-    modules = dict(traced.model.named_modules())
-    sizes = {
-        layer.name: module.weight.numel()
-        for layer in traced.graph.layers
-        if layer.kind in ("conv", "linear")
-        and type(module := modules.get(layer.name)) in (nn.Conv2d, nn.Linear)
-        and isinstance(module, nn.Conv2d | nn.Linear)
-        and not any(layer.name == x or layer.name.startswith(f"{x}.") for x in config.ignore)
-    }
+    try:
+        names = quantizable_layers(traced.model, traced.graph, config.ignore)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Give --ignore one of these, or a module that holds some."
+        ) from error
+    sizes = {name: traced.model.get_parameter(f"{name}.weight").numel() for name in names}
     if not sizes:
         raise UntraceableModelError(
             f"Expected at least one nn.Conv2d or nn.Linear to quantize, found none among the "

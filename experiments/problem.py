@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from amc_env import Budget, CompressionPlan, InfeasibleBudgetError, make_cost
 from amc_env.budget import FeasibleSet
@@ -15,6 +17,7 @@ from amc_env.reward import Result, resolve_reward
 from amc_env.storage import StorageFormat
 from experiments.configs import RunConfig
 from experiments.learners_registry import plan_facts
+from experiments.packed_header import header_bytes
 from learners.tracing import TracedModel
 
 
@@ -51,18 +54,28 @@ class Problem:
         return {name: cost.original(self.decisions) for name, cost in self.costs.items()}
 
 
-def make_problem(config: RunConfig, traced: TracedModel, *, tables: bool = True) -> Problem:
+def make_problem(
+    config: RunConfig,
+    traced: TracedModel,
+    *,
+    tables: bool = True,
+    example: Tensor | None = None,
+) -> Problem:
     """Returns what the learner of these options will decide about a network.
 
     Args:
         config: The options.
         traced: The original network.
         tables: Whether to read the cost tables.
+        example: A batch as the network takes it, to count the packed file's header in the bytes;
+            without it they are a few hundred too few.
 
     Raises:
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
     decisions, storage = plan_facts(config, traced)
+    if storage is not None and example is not None:
+        storage = replace(storage, fixed_bytes=header_bytes(config, traced.model, example))
     graph = traced.graph
     costs: dict[str, CostModel] = {
         name: make_cost(name, graph, decisions, storage) for name in COSTS
@@ -89,13 +102,18 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
     if problem.decisions:
         FeasibleSet(budget, problem.costs, problem.decisions)
     else:
-        _check_the_only_plan(budget, problem)
+        check_the_only_plan(budget, problem)
     ratios = dict.fromkeys(problem.costs, 1.0)
     targets = {name: upper for name, (_, upper) in budget.bounds.items()}
     resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
 
 
-def _check_the_only_plan(budget: Budget, problem: Problem) -> None:
+def check_the_only_plan(budget: Budget, problem: Problem) -> None:
+    """Refuses a budget that fixed bits break.
+
+    Raises:
+        InfeasibleBudgetError: If they do.
+    """
     original = problem.original()
     cost = problem.cost(CompressionPlan({}))
     ratio = {name: value / original[name] for name, value in cost.items()}

@@ -11,6 +11,7 @@ from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
 from amc_env.reward import Result, resolve_reward
 from experiments.context import Task, use_threads
 from experiments.networks import save_network
+from experiments.problem import check_the_only_plan
 from experiments.trials import TrialRecorder
 from learners.base import Learner
 
@@ -115,6 +116,8 @@ def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) 
     # The learner's own costs, where it has some, count the header of the packed file as well.
     costs = {**task.problem.costs, **getattr(learner, "cost_models", {})}
     problem = replace(task.problem, costs=costs)
+    budget = Budget.parse(config.budget)
+    check_the_only_plan(budget, problem)
     recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     recorder.restart_clock()
@@ -122,10 +125,10 @@ def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) 
     accuracy = known[0].accuracy if known else float(learner.evaluate(plan))
     cost, original = problem.cost(plan), problem.original()
     ratio = {name: value / original[name] for name, value in cost.items()}
-    targets = {name: upper for name, (_, upper) in Budget.parse(config.budget).bounds.items()}
+    targets = {name: upper for name, (_, upper) in budget.bounds.items()}
     result = Result(accuracy, learner.original_accuracy, cost, ratio, targets)
     reward = float(resolve_reward(config.reward)(result))
-    outcome = Outcome(plan, accuracy, cost, ratio, reward, feasible=True)
+    outcome = Outcome(plan, accuracy, cost, ratio, reward, feasible=budget.is_met(ratio))
     seconds, _ = recorder.since_last()
     recorder(Trial(0, plan, accuracy, reward, ratio, seconds, "fixed"))
     trial = recorder.trials[0]

@@ -65,7 +65,8 @@ class BitOptions:
     weight_range: Annotated[
         str,
         typer.Option(
-            help="The same for weights; uniform quantizer only.",
+            help="The same for weights, or lsq (steps start at 2 <|w|> / sqrt(largest integer); "
+            "made for --learned-steps); uniform quantizer only.",
             rich_help_panel=_BITS,
         ),
     ] = _DEFAULT.weight_range

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command_line import WEIGHTS
 
+from amc_env import Budget, CompressionPlan
 from experiments.bit_widths import as_choice, bits_text, parse_bits
 from experiments.commands.values import config_from
 from experiments.configs import RunConfig
+from experiments.context import facts_of, load_splits
+from experiments.finetune import training_config
+from experiments.learners_registry import make_learner
+from experiments.networks import build_original, example_input
+from experiments.problem import check_feasible, make_problem
+from experiments.runs import TaskFacts
+from learners.tracing import TracedModel, trace
 
 
 @pytest.mark.parametrize(
@@ -39,13 +48,72 @@ def test_other_bits_are_refused(text: str) -> None:
 def test_budget_and_learning_rate_are_the_learners_own_if_not_given() -> None:
     assert (RunConfig().budget, RunConfig().learning_rate) == ("macs=0.5", 0.02)
     codebook = RunConfig(learner="codebook")
-    assert (codebook.budget, codebook.learning_rate) == ("mean_bits=0.125", 0.01)
+    assert (codebook.budget, codebook.learning_rate) == ("mean_bits=0.125", 0.001)
+    assert RunConfig(learner="codebook", codebook_mode="weights").learning_rate == 0.003
+    assert RunConfig(learner="uniform").learning_rate == 0.01
+    assert [RunConfig(learner=x).weight_decay for x in ("channels", "uniform")] == [5e-4, 0.0]
+    given = RunConfig(learner="uniform", learning_rate=0.3, weight_decay=0.1)
+    assert (given.learning_rate, given.weight_decay) == (0.3, 0.1)
     assert (RunConfig(learner="uniform").granularity, codebook.granularity) == ("channel", "tensor")
     assert RunConfig(learner="joint").budget == "bytes=0.15,macs=0.5"
-    assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.01
+    assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.001
     assert not RunConfig(learner="uniform", weight_bits="4").decides
     assert RunConfig(learner="uniform", weight_bits="4", activation_bits="4,8").decides
     assert RunConfig(learner="joint", weight_bits="4").decides
+
+
+@pytest.mark.parametrize("learner", ["uniform", "codebook", "joint"])
+def test_default_training_is_that_of_the_learner_itself(learner: str) -> None:
+    config = RunConfig(learner=learner, n_validation=20, precision="fp32", weight_bits="8")
+    data = load_splits(config)
+    made: Any = make_learner(config, data, build_original("digitsnet", facts_of(data)))
+    own, ours = made._training_defaults(), training_config(config)
+    for name in ("learning_rate", "weight_decay", "gradient_clip"):
+        assert getattr(ours, name) == getattr(own, name)
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "ends", "budget"),
+    [
+        ("2-8", "8", 8, "mean_bits=0.125"),
+        ("2-8", "2-8", None, "mean_bits=0.125"),
+        ("5-8", "8", 8, "mean_bits=0.1976"),  # sqrt(5 * 8) / 32
+        ("2,3", "8", 8, "mean_bits=0.08125"),  # (0.9 * 2 + 0.1 * 8) / 32
+        ("2,3", "8", None, "mean_bits=0.07655"),
+        ("8", "4,8", 8, "bops=0.04419"),  # 8 * sqrt(4 * 8) / 1024
+        ("16", "2-8", 8, "bops=0.125"),  # 32 * 4 / 1024
+        ("4", "2-4", 8, "bops=0.01328"),  # (0.9 * 4 * 2 + 0.1 * 8 * 8) / 1024
+        ("4", "8", 8, "mean_bits=1.0"),
+    ],
+)
+@pytest.mark.parametrize("learner", ["uniform", "codebook"])
+def test_default_budget_is_in_the_middle_of_the_bits_and_can_be_met(
+    learner: str, weights: str, inputs: str, ends: int | None, budget: str, digitsnet: TracedModel
+) -> None:
+    config = RunConfig(
+        learner=learner, weight_bits=weights, activation_bits=inputs, first_last_bits=ends
+    )
+    assert config.budget == budget
+    problem = make_problem(config, digitsnet)
+    check_feasible(config, problem)
+    if config.decides:
+        most = problem.cost(CompressionPlan.full(problem.decisions))
+        ratio = {name: most[name] / cost for name, cost in problem.original().items()}
+        assert not Budget.parse(budget).is_met(ratio)  # else it would not decide anything
+
+
+@pytest.mark.parametrize("bits", ["2-8", "2", "5-8", "8", "16", "4,16"])
+def test_default_budget_of_cutting_and_quantizing_can_be_met(
+    bits: str, digitsnet: TracedModel
+) -> None:
+    config = RunConfig(learner="joint", weight_bits=bits)
+    check_feasible(config, make_problem(config, digitsnet))
+
+
+@pytest.fixture(scope="module")
+def digitsnet() -> TracedModel:
+    facts = TaskFacts("digits", 10, (1, 8, 8), ())
+    return trace(build_original("digitsnet", facts), example_input(facts))
 
 
 def test_equal_options_written_differently_are_the_same_run() -> None:
@@ -93,8 +161,17 @@ def test_command_line_becomes_options(tmp_path: Path) -> None:
         (["--learner", "uniform", "--reward", "accuracy_latency"], "latency"),
         (["--learner", "uniform", "--cost-table", "missing.json"], "missing.json"),
         (["--learner", "uniform", "--ignore", "no_such_layer"], "no_such_layer"),
-        (["--learner", "uniform", "--weight-bits", "16", "--activation-bits", "16",
-          "--first-last-bits", "16"], "quantize nothing"),
+        (["--learner", "uniform", "--ignore", "stem.1"], "Give --ignore one of these"),
+        (["--learner", "uniform", "--weight-bits", "16", "--activation-bits", "16"],
+         "quantize nothing"),
+        (["--learner", "joint", "--weight-bits", "16", "--activation-bits", "16"],
+         "quantize nothing"),
+        (["--learner", "uniform", "--bucket-size", "64"], "--granularity split"),
+        (["--learner", "codebook", "--weight-range", "lsq"], "--weight-range has no effect"),
+        # What the file's header takes makes the difference.
+        (["--learner", "uniform", "--budget", "bytes=0.071"], "bytes 0.0725"),
+        (["--learner", "uniform", "--weight-bits", "4", "--budget", "bytes=0.132"],
+         "All bits are fixed"),
     ],
 )  # fmt: skip
 def test_mistake_gives_one_sentence_and_leaves_no_folder(

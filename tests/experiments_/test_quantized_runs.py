@@ -165,6 +165,16 @@ def test_bits_that_are_fixed_need_no_search(tmp_path: Path) -> None:
     assert (out / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_budget_that_only_the_learner_knows_to_be_broken_ends_the_search(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.problem.header_bytes", lambda *_: 0.0)
+    out = tmp_path / "run"
+    options = ["--learner", "uniform", "--weight-bits", "4", "--budget", "bytes=0.132"]
+    assert "bytes 0.1329" in fails("compress", *SMALL, *options, "--no-export", "--out", str(out))
+    assert not (out / "plan.json").exists()
+
+
 def test_bits_that_nothing_executes_end_with_the_packed_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +224,10 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
                 assert problem.costs[name](values) == pytest.approx(models[name](values))
     assert len(headers) == bool(models)
     assert all(0 <= header < 0.02 * problem.original()["bytes"] for header in headers)
+    if models:  # on an untrained network it is nearly as long
+        fresh = trace(build_original("digitsnet", facts), example_input(facts))
+        measured = make_problem(config, fresh, example=example_input(facts)).costs["bytes"]
+        assert measured(values) == pytest.approx(models["bytes"](values), abs=16)
 
 
 def test_codebook_whose_entries_alone_are_trained_is_saved_whole(tmp_path: Path) -> None:
