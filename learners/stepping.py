@@ -182,13 +182,25 @@ class MovingAverage:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Build the optimiser; frozen parameters are left out, biases and norms do not decay."""
+    """Build the optimiser; frozen parameters are left out, biases and norms do not decay.
+
+    Nor do parameters of a module with a true ``no_weight_decay``, whatever their shape: a
+    codebook is a matrix of values, not of weights.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputDataError("The network has no parameter to train: all of them are frozen.")
+    exempt = {
+        id(p)
+        for module in model.modules()
+        if getattr(module, "no_weight_decay", False) is True
+        for p in module.parameters()
+    }
+    decaying = [p for p in parameters if p.ndim > 1 and id(p) not in exempt]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in exempt]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":

@@ -18,7 +18,7 @@ from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import channels_last, limited_threads
-from learners.intake import check_labels, check_weights, collect, count_outputs
+from learners.intake import check_weights
 from learners.precision import working_dtype
 from learners.proxy import finetune_briefly
 from learners.quantization.calibration import Observation, match_outputs, observe
@@ -27,14 +27,17 @@ from learners.quantization.errors import layer_errors
 from learners.quantization.inputs import input_quantizer
 from learners.quantization.judge import QuantizedJudge
 from learners.quantization.preparation import (
-    check_not_constant,
-    check_options,
+    check_bit_options,
+    check_counts,
+    check_judging,
     header_bytes,
     quantized_proxy,
     quantized_training,
+    read_images,
     training_batches,
 )
 from learners.quantization.quantizer import Quantizer
+from learners.quantization.ranges import check_rule
 from learners.quantization.structure import (
     folded_copy,
     folded_like,
@@ -42,6 +45,7 @@ from learners.quantization.structure import (
     quantize_layers,
     same_state,
 )
+from learners.quantization.uniform_quantizer import check_granularity
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
@@ -108,7 +112,7 @@ class QuantizationLearner(Learner):
         first_last_bits: int | None = 8,
         granularity: str = "channel",
         bucket_size: int = 256,
-        activation_range: str = "percentile",
+        activation_range: str = "mse",
         proxy: str = "recalibration",
         finetune_steps: int = 0,
         ignore: Sequence[str] = (),
@@ -122,19 +126,11 @@ class QuantizationLearner(Learner):
         n_recalibration: int = 192,
         threads: int | None = 1,
     ) -> None:
-        check_options(
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            first_last_bits=first_last_bits,
-            granularity=granularity,
-            bucket_size=bucket_size,
-            activation_range=activation_range,
-            proxy=proxy,
-            finetune_steps=finetune_steps,
-            train=train,
-            precision=precision,
-            numbers_of_images=(n_validation, n_calibration, n_recalibration),
-        )
+        check_bit_options(weight_bits, activation_bits, first_last_bits)
+        check_granularity(granularity, bucket_size)
+        check_rule(activation_range)
+        check_judging(proxy, finetune_steps, train, precision)
+        check_counts(n_validation, n_calibration, n_recalibration)
         self.proxy = quantized_proxy(proxy, finetune_steps)
         self.granularity = granularity
         self.bucket_size = bucket_size
@@ -144,28 +140,20 @@ class QuantizationLearner(Learner):
         self.threads = threads
         self.seconds = EpisodeSeconds()
         self._precision = precision
-        reference = copy.deepcopy(model).to(self.device).eval()
+        reference = self._reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
-
-        images, labels = collect(calibration, n_calibration, "calibration", example_input)
-        held_out, classes = collect(validation, None, "validation", example_input)
-        n_outputs = count_outputs(reference, images[:2].to(self.device))
-        check_labels(labels, n_outputs, "calibration")
-        check_labels(classes, n_outputs, "validation")
-        check_not_constant(images)
+        given = read_images(reference, calibration, validation, n_calibration, example_input)
+        (images, _), held_out, n_outputs = given
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
-            self._reference = reference
             probe = channels_last(images[:8].to(self.device))
             self._float, self._folded = folded_copy(reference, probe)
             self._observe(images, n_recalibration, ignore, progress)
-            sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
-            self._choice = bit_choice(sizes, weight_bits, activation_bits, first_last_bits)
-            self.decisions = self._choice.decisions
+            self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
             self._price()
-            self._prepare_judge(held_out, classes, n_validation)
+            self._prepare_judge(*held_out, n_validation)
         self._training_dtype = working_dtype(self._float, precision, self.device)
         self._training = training_batches(
             train, finetune_steps, example_input, n_outputs, self.device
@@ -177,7 +165,7 @@ class QuantizationLearner(Learner):
         """Runs the float network over the calibration images; finds what can be quantized."""
         names = quantizable_layers(self._float, self.graph, ignore)
         self._recalibration = channels_last(images[:n_recalibration].to(self.device))
-        batches = list(map(channels_last, images.to(self.device).split(_CALIBRATION_BATCH)))
+        batches = list(map(channels_last, torch.split(images.to(self.device), _CALIBRATION_BATCH)))
         seen = observe(self._float, batches, names, seed=self.seed, progress=progress)
         there = observe(self._float, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
@@ -187,6 +175,12 @@ class QuantizationLearner(Learner):
                 f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
                 f"{[x.name for x in self.graph.layers]} none is one (ignored: {list(ignore)})."
             )
+
+    def _choose(self, weight_bits: Bits, activation_bits: Bits, first_last: int | None) -> None:
+        """Says what is decided."""
+        sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
+        self._choice = bit_choice(sizes, weight_bits, activation_bits, first_last)
+        self.decisions = self._choice.decisions
 
     def _bucket_storage(self) -> tuple[float, bool]:
         """Returns the bytes beside the codes per bucket, and whether a codebook is stored."""
@@ -231,7 +225,7 @@ class QuantizationLearner(Learner):
             folded=self._folded,
         )
         # Not on what is "off": costs may count more for it than a file holds.
-        plan = self._choice.most_bits()
+        plan = self.most_bits()
         network = self._build(self._float, self._choice.read(plan), self._observation)
         tensors = BytesCost(self.graph, self.decisions, form)(plan.values_for(self.decisions))
         header = header_bytes(network, plan, tensors)
@@ -271,6 +265,10 @@ class QuantizationLearner(Learner):
             PlanMismatchError: If that is no choice of a decision.
         """
         return self._choice.fixed_plan(weight_bits, activation_bits)
+
+    def most_bits(self) -> CompressionPlan:
+        """Returns the plan of the most bits that are not "off", where there are such."""
+        return self._choice.most_bits()
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,7 @@ def load_packed(
     if kept := document.get("kept"):
         float_network = _sliced(original, kept, document.get("input"), example_input, path)
     try:
-        network = rebuild(copy.deepcopy(float_network), document["structure"])
+        network = rebuild(float_network, document["structure"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _other_network(path, error) from error
     _fill(network, arrays, path)

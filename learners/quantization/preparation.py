@@ -14,13 +14,11 @@ from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
 from learners.candidates import channels_last
-from learners.intake import check_labels, collect
+from learners.intake import check_labels, collect, count_outputs
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
 from learners.quantization.decisions import Bits, check_bits
 from learners.quantization.packing import packed_bytes
-from learners.quantization.ranges import check_rule
-from learners.quantization.uniform_quantizer import check_granularity
 from learners.training import TrainingConfig
 
 PROXIES = ("none", "recalibration")
@@ -28,41 +26,78 @@ QUANTIZED_LEARNING_RATE = 0.01
 QUANTIZED_GRADIENT_CLIP = 1.0
 
 
-def check_options(
-    *,
-    weight_bits: Bits,
-    activation_bits: Bits,
-    first_last_bits: int | None,
-    granularity: str,
-    bucket_size: int,
-    activation_range: str,
-    proxy: str,
-    finetune_steps: int,
-    train: Batches | None,
-    precision: str,
-    numbers_of_images: tuple[int | None, ...],
+def check_bit_options(
+    weight_bits: Bits, activation_bits: Bits, first_last_bits: int | None
 ) -> None:
-    """Refuses options that have no such value, before any work is done.
+    """Refuses bits that no quantizer has.
 
     Raises:
-        ValueError: If one has not.
+        ValueError: If there are some.
     """
     check_bits("weight_bits", weight_bits)
     check_bits("activation_bits", activation_bits)
     if first_last_bits is not None:
         check_bits("first_last_bits", first_last_bits)
-    check_granularity(granularity, bucket_size)
-    check_rule(activation_range)
+
+
+def check_judging(proxy: str, finetune_steps: int, train: Batches | None, precision: str) -> None:
+    """Refuses what no candidate can be judged by.
+
+    Raises:
+        ValueError: If an option has no such value, or training batches are missing.
+    """
     resolve_precision(precision)
     if proxy not in PROXIES:
         raise ValueError(f"Unknown proxy {proxy!r}; choose one of {list(PROXIES)}.")
+    check_training(finetune_steps, train)
+
+
+def check_training(finetune_steps: int, train: Batches | None) -> None:
+    """Refuses steps without batches.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if finetune_steps and train is None:
         raise ValueError(
             f"Expected training batches for finetune_steps={finetune_steps}, got none; "
             f"pass train=loader."
         )
-    if any(n is not None and n < 1 for n in numbers_of_images):
+
+
+def check_counts(n_validation: int | None, n_calibration: int, n_recalibration: int) -> None:
+    """Refuses numbers of images below 1.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if min(n_calibration, n_recalibration, 1 if n_validation is None else n_validation) < 1:
         raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+
+
+def read_images(
+    network: nn.Module,
+    calibration: Batches,
+    validation: Batches,
+    n_calibration: int,
+    example: Tensor,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
+    """Reads both kinds of batches once and checks them against the network.
+
+    Returns:
+        Calibration images and labels, validation images and labels, the number of classes.
+
+    Raises:
+        InputDataError: If images or labels are not what the network takes, or all the same.
+    """
+    images, labels = collect(calibration, n_calibration, "calibration", example)
+    held_out, classes = collect(validation, None, "validation", example)
+    device = next(network.parameters()).device
+    n_outputs = count_outputs(network, images[:2].to(device))
+    check_labels(labels, n_outputs, "calibration")
+    check_labels(classes, n_outputs, "validation")
+    check_not_constant(images)
+    return (images, labels), (held_out, classes), n_outputs
 
 
 def check_not_constant(images: Tensor) -> None:

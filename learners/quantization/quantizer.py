@@ -18,7 +18,10 @@ class Quantizer(nn.Module, ABC):
         bits: Bits per number, 2 to 8.
         kind: What :meth:`describe` says under ``"kind"``; a class that defines it can be built
             again by :meth:`from_description`.
+        no_weight_decay: Scales and centroids are not pulled towards zero in training.
     """
+
+    no_weight_decay: ClassVar[bool] = True
 
     bits: int
     kind: ClassVar[str]

@@ -8,7 +8,7 @@ that negative and positive weights are treated alike; affine: ``0 .. 2^k - 1``.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -122,6 +122,13 @@ class UniformQuantizer(Quantizer):
         scale, low, _ = self._steps(buckets)
         return self._restore((buckets + low) * scale, codes)
 
+    def train(self, mode: bool = True) -> Self:
+        """Switches the mode; in ``eval`` mode scales are positive, for whoever reads them."""
+        if self.learned and not mode:
+            with torch.no_grad():
+                self.scale.clamp_(min=SMALLEST_SCALE)
+        return super().train(mode)
+
     def describe(self) -> dict[str, Any]:
         """Returns all arguments but the tensors, whose length is ``"buckets"``."""
         return {
@@ -157,8 +164,11 @@ class UniformQuantizer(Quantizer):
     def _steps(self, buckets: Tensor) -> tuple[Tensor, Bound, Bound]:
         """Returns scale, smallest and largest multiple of it, as they broadcast over buckets."""
         scale = self.scale
-        if self.learned:  # a gradient step may carry it across zero
-            scale = scale.clamp(min=SMALLEST_SCALE)
+        if self.learned:
+            # A step of training may carry it across zero. Straight through, not clamp, whose
+            # gradient is 0 there: the scale would never come back.
+            floor = scale - scale.detach() + SMALLEST_SCALE
+            scale = torch.where(scale < SMALLEST_SCALE, floor, scale)
         if self.granularity != "tensor":
             scale = scale.view((-1,) + (1,) * (buckets.dim() - 1))
         if self.symmetric:

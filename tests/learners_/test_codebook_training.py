@@ -11,6 +11,7 @@ from torch import nn
 
 from learners.quantization import CodebookQuantization, quantized_layers
 from learners.quantization.codebook import set_mode
+from learners.stepping import make_optimizer
 from learners.training import TrainingConfig, evaluate
 
 
@@ -104,3 +105,13 @@ def test_unknown_names_are_refused_before_work_is_done():
     for option in ({"mode": "cluster"}, {"init": "kmeans++"}, {"granularity": "layer"}):
         with pytest.raises(ValueError, match=next(iter(option.values())).replace("+", r"\+")):
             prepared(**option)
+
+
+def test_weight_decay_leaves_centroids_alone():
+    learner = prepared(granularity="channel", proxy="none")
+    network = learner.compress(learner.fixed_plan(3))
+    groups = make_optimizer(network, TrainingConfig(weight_decay=0.1)).param_groups
+    decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    for layer in quantized_layers(network).values():
+        assert layer.weight_quantizer.codebook.ndim == 2
+        assert (decay[layer.weight], decay[layer.weight_quantizer.codebook]) == (0.1, 0.0)

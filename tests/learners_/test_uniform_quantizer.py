@@ -212,6 +212,35 @@ def test_a_step_that_training_made_negative_still_gives_numbers():
     assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer(x))
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("start", [-0.01, 0.0])
+def test_a_step_that_training_carried_across_zero_recovers(granularity, start):
+    x = numbers(2, 200)[1:].expand(2, -1)
+    scale = torch.ones(2 if granularity == "channel" else 1)
+    quantizer = UniformQuantizer(4, scale, granularity=granularity, learned=True)
+    with torch.no_grad():
+        quantizer.scale.fill_(start)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.01)
+    for step in range(200):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().sum().backward()
+        if step == 0:
+            assert bool((quantizer.scale.grad < 0).all())  # towards larger steps
+        optimizer.step()
+    with torch.no_grad():
+        assert float((quantizer(x) - x).square().mean()) < 0.1 * float(x.square().mean())
+
+
+def test_a_finished_network_shows_positive_steps():
+    quantizer = UniformQuantizer(3, torch.tensor([0.1]), learned=True)
+    with torch.no_grad():
+        quantizer.scale.neg_()
+    x = numbers(9)
+    before = quantizer(x)
+    assert quantizer.eval().scale.item() > 0
+    assert torch.equal(quantizer(x), before)
+
+
 def test_autocast_does_not_make_it_coarser():
     quantizer = per_tensor(8, True, 0.037)
     x = numbers(100)
