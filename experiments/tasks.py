@@ -134,24 +134,12 @@ def make_bits(
 ) -> CompressionEnv:
     """Builds a task that decides the bits of every layer, as HAQ does.
 
-    Args:
-        model: As in :func:`make_channels`, like everything that is not explained here.
-        data: Data set.
-        weights: Trained weights.
-        budget: ``"mean_bits=4/32"``, ``"bytes=0.15"``, ``"bops=1/64"``, or several.
-        quantizer: ``"uniform"`` or ``"codebook"``.
-        weight_bits: Bits to choose from, or one number for all layers; 16 leaves a layer alone.
-        activation_bits: The same for the inputs of the layers.
-        action: Reading of the action.
-        reward: Name from ``amc_env.REWARDS``.
-        proxy: How a candidate is repaired before it is judged.
-        finetune_steps: Training steps of a candidate before it is judged.
-        n_validation: Images that judge a candidate inside an episode.
-        validation_split: ``"random"`` or ``"tail"``.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
-        seed: Draws everything random in the learner.
-        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
-        quantization: Any other option of the quantizing learner, say ``{"granularity": "tensor"}``.
+    Options that :func:`make_channels` has too mean the same here; the budget may be
+    ``"mean_bits=4/32"``, ``"bytes=0.15"``, ``"bops=1/64"``, or several of them. ``quantizer`` is
+    ``"uniform"`` or ``"codebook"``. ``weight_bits`` are the bits to choose from, or one number for
+    all layers (16 leaves a layer alone), and ``activation_bits`` the same for the inputs of the
+    layers. ``quantization`` holds any other option of the quantizing learner, say
+    ``{"granularity": "tensor"}``.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for, or the
@@ -187,6 +175,8 @@ def make_joint(
     activation_bits: int | Sequence[int] = 8,
     action: str = DEFAULT_READING,
     reward: str = "accuracy",
+    proxy: str = "reconstruction+recalibration",
+    finetune_steps: int = 0,
     criterion: str = "l1",
     round_to: int = 8,
     n_validation: int = 3000,
@@ -199,25 +189,9 @@ def make_joint(
 ) -> CompressionEnv:
     """Builds a task that decides channels and bits in one episode, layer by layer.
 
-    Args:
-        model: As in :func:`make_bits`, like everything that is not explained here.
-        data: Data set.
-        weights: Trained weights.
-        budget: ``"macs=0.5,bytes=0.15"``, or any other costs.
-        quantizer: ``"uniform"`` or ``"codebook"``.
-        weight_bits: Bits to choose from, or one number for all layers.
-        activation_bits: The same for the inputs of the layers.
-        action: Reading of the action.
-        reward: Name from ``amc_env.REWARDS``.
-        criterion: How channels are ranked.
-        round_to: Kept channels come in multiples of this.
-        n_validation: Images that judge a candidate inside an episode.
-        validation_split: ``"random"`` or ``"tail"``.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
-        seed: Draws everything random in the learner.
-        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
-        pruning: Any other option of channel pruning, say ``{"min_ratio": 0.2}``.
-        quantization: Any other option of the quantizing learner.
+    Options mean what they mean to :func:`make_channels` and :func:`make_bits`. ``pruning`` holds
+    any other option of channel pruning, say ``{"min_ratio": 0.2}``, and ``quantization`` any other
+    one of the quantizing learner.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for, or the
@@ -234,6 +208,9 @@ def make_joint(
         quantizer=quantizer,
         pruning={"criterion": criterion, "round_to": round_to, **(pruning or {})},
         quantization={**bits, **(quantization or {})},
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        train=splits.train,
         n_validation=n_validation,
         precision=precision,
         seed=seed,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amc_env.cost import BytesCost
-from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.storage import StorageFormat
 from learners.base import Batches
-from learners.candidates import channels_last, limited_threads
+from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
-from learners.intake import check_labels, check_weights, collect, count_outputs
+from learners.intake import check_weights
 from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
 from learners.parts import PlanPart, interleaved, plan_of
 from learners.precision import working_dtype
@@ -27,7 +25,13 @@ from learners.quantization.codebook import CodebookQuantization
 from learners.quantization.judge import QuantizedJudge
 from learners.quantization.learner import QuantizationLearner
 from learners.quantization.modules import quantized_layers
-from learners.quantization.packing import packed_bytes
+from learners.quantization.preparation import (
+    check_counts,
+    check_training,
+    header_bytes,
+    read_images,
+    training_batches,
+)
 from learners.quantization.uniform import UniformQuantization
 
 __all__ = ["QUANTIZERS", "JointCompression", "joint_compression", "quantizer_named"]
@@ -77,79 +81,64 @@ def joint_compression(
 ) -> JointCompression:
     """Prepares channel pruning and quantization of one network as one learner.
 
-    Args:
-        model: Any trained network; it is copied and never changed.
-        example_input: One batch as the network takes it; only its shape matters.
-        calibration: ``(images, labels)`` batches from the training data; read once.
-        validation: Batches to judge candidates on, from neither the calibration nor the test
-            data; read once.
-        quantizer: Name in :data:`QUANTIZERS`.
-        proxy: Name in ``learners.proxy.PROXIES``: the repairs of a candidate. Recalibration is
-            that of the batch norms of the cut network and that of the quantized one.
-        finetune_steps: SGD steps of the finished candidate before it is judged.
-        ignore: Layers (or modules that hold them) to leave alone: whole, and in float.
-        train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
-        device: Where to work.
-        seed: Seed of every random choice.
-        progress: Whether to show progress bars while preparing.
-        n_validation: Images that judge inside an episode, a fixed random subset; all if ``None``.
-        n_calibration: Images for input statistics and ranges.
-        n_recalibration: Images for recalibration, the first of the calibration images.
-        threads: Threads while candidates are made and judged.
-        pruning: Further options of ``ChannelPruning``, e.g. ``{"round_to": 4}``.
-        quantization: Further options of the quantizer, e.g. ``{"activation_bits": 16}``.
+    Options mean what they mean to ``QuantizationLearner``, and hold for both parts; the layers to
+    ``ignore`` are left whole, and in float. ``quantizer`` is a name in :data:`QUANTIZERS`,
+    ``proxy`` one in ``learners.proxy.PROXIES``: recalibration is that of the batch norms of the
+    cut network and that of the quantized one. ``pruning`` holds further options of
+    ``ChannelPruning``, e.g. ``{"round_to": 4}``, and ``quantization`` such of the quantizer, e.g.
+    ``{"activation_bits": 16}``.
 
     Raises:
         InputDataError: If images, labels or weights are not what is expected.
         UntraceableModelError: If no channel of the network can be cut safely.
         ValueError: If an option has no such value.
-
-    Example:
-        >>> learner = joint_compression(model, x, calibration, validation)  # doctest: +SKIP
-        >>> env = CompressionEnv(learner, "macs=0.5,bytes=0.15")  # doctest: +SKIP
     """
     Proxy.parse(proxy, finetune_steps)
-    if min(n_calibration, n_recalibration, 1 if n_validation is None else n_validation) < 1:
-        raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+    check_counts(n_validation, n_calibration, n_recalibration)
+    check_training(finetune_steps, train)
+    quantize, count = quantizer_named(quantizer), max(n_calibration, n_recalibration)
     reference = copy.deepcopy(model).to(device).eval()
     check_weights(reference)
-    seen = collect(calibration, max(n_calibration, n_recalibration), "calibration", example_input)
-    images, labels = collect(validation, None, "validation", example_input)
-    n_outputs = count_outputs(reference, images[:2].to(device))
-    check_labels(labels, n_outputs, "validation")
-    training = _brief_training(
-        reference, train, finetune_steps, precision, device, seed, example_input, n_outputs
+    seen, held_out, n_outputs = read_images(
+        reference, calibration, validation, count, example_input
     )
-    shared: dict[str, Any] = {
-        "ignore": tuple(ignore),
-        "precision": precision,
-        "device": device,
-        "seed": seed,
-        "progress": progress,
-        "n_calibration": n_calibration,
-        "n_recalibration": n_recalibration,
-        "threads": threads,
-    }
+    place, dtype = torch.device(device), working_dtype(reference, precision, device)
+    batches = training_batches(train, finetune_steps, example_input, n_outputs, place)
+    shared: dict[str, Any] = {"ignore": tuple(ignore), "precision": precision, "device": device}
+    shared |= {"seed": seed, "progress": progress, "threads": threads}
+    counts = {"n_calibration": n_calibration, "n_recalibration": n_recalibration}
     matching = "recalibration" if "recalibration" in proxy else "none"
-    given = (reference, example_input, [seen], [(images[:_PART_IMAGES], labels[:_PART_IMAGES])])
-    quantize = quantizer_named(quantizer)
-    bits = quantize(*given, **{"proxy": matching, **shared, **(quantization or {})})
-    channels = ChannelPruning(*given, **{"proxy": proxy, **shared, **(pruning or {})})
-    with limited_threads(threads):
-        parts: tuple[PlanPart, ...] = (channels, QuantizationPart(bits))
-        storage = _storage(channels, bits, parts, example_input)
+    few = [(held_out[0][:_PART_IMAGES], held_out[1][:_PART_IMAGES])]
+    given = (reference, example_input, [seen], few)
+    bits = quantize(*given, **{"proxy": matching, **counts, **shared, **(quantization or {})})
+    channels = ChannelPruning(*given, **{"proxy": proxy, **counts, **shared, **(pruning or {})})
+    training = BriefTraining(batches, finetune_steps, dtype, seed)
+    return _joined(channels, bits, held_out, example_input, n_validation, training, shared)
+
+
+def _joined(
+    channels: ChannelPruning,
+    bits: QuantizationLearner,
+    held_out: tuple[Tensor, Tensor],
+    example: Tensor,
+    n_validation: int | None,
+    training: BriefTraining,
+    shared: Mapping[str, Any],
+) -> JointCompression:
+    """Joins the two parts and gives them a judge."""
+    parts: tuple[PlanPart, ...] = (channels, QuantizationPart(bits))
+    with limited_threads(shared["threads"]):
+        storage = _storage(channels, bits, parts, example)
         narrow = _with_keep_ratios(parts, 0.0)
         judge = QuantizedJudge(
             channels.original,
             network := apply_parts(parts, narrow, exact=True),
             _with_float_inputs(network),
-            images,
-            labels,
+            *held_out,
             n_validation=n_validation,
-            precision=precision,
-            device=torch.device(device),
-            seed=seed,
+            precision=shared["precision"],
+            device=torch.device(shared["device"]),
+            seed=shared["seed"],
         )
     return JointCompression(
         parts,
@@ -158,8 +147,8 @@ def joint_compression(
         validation=judge.validation,
         training=training,
         settings=bits._training_defaults(),  # its steps are the more delicate ones
-        device=device,
-        threads=threads,
+        device=shared["device"],
+        threads=shared["threads"],
     )
 
 
@@ -195,39 +184,13 @@ def _storage(
     """
     form = replace(bits.storage, fixed_bytes=0.0)
     decisions = interleaved(channels.graph, [part.decisions for part in parts])
-    plan = _with_keep_ratios(parts, 0.5)
+    plan = CompressionPlan({**_with_keep_ratios(parts, 0.5), **bits.most_bits()})
     tensors = BytesCost(channels.graph, decisions, form)(plan.values_for(decisions))
-    stored = packed_bytes(
+    header = header_bytes(
         apply_parts(parts, plan, exact=True),
+        plan,
+        tensors,
         kept=channels.kept_units(plan_of(channels, plan)),
-        plan=plan,
         example_input=example,
     )
-    return replace(form, fixed_bytes=float(max(round(len(stored) - tensors), 0)))
-
-
-def _brief_training(
-    model: nn.Module,
-    train: Batches | None,
-    steps: int,
-    precision: str,
-    device: str | torch.device,
-    seed: int,
-    example: Tensor,
-    n_outputs: int,
-) -> BriefTraining:
-    """Preloads the batches that every candidate is trained on before it is judged."""
-    if not steps:
-        return BriefTraining()
-    if train is None:
-        raise ValueError(
-            f"Expected training batches for finetune_steps={steps}, got none; pass train=loader."
-        )
-    batches = []
-    for batch in islice(train, steps):
-        x, y = collect([batch], None, "training", example)
-        check_labels(y, n_outputs, "training")
-        batches.append((channels_last(x.to(device)), y.to(device)))
-    if not batches:
-        raise InputDataError("Expected at least one batch of training images, got none.")
-    return BriefTraining(batches, steps, working_dtype(model, precision, device), seed)
+    return replace(form, fixed_bytes=header)

@@ -85,6 +85,19 @@ def test_options_of_bits_are_plain_values_and_arrive():
     assert str(again.budget) == str(env.unwrapped.budget)
 
 
+@pytest.mark.parametrize("kind", ["channels", "bits", "joint"])
+def test_repairs_and_steps_before_judging_arrive(kind):
+    task, options = f"amc_env:amc/digits-{kind}-v0", {"n_validation": 64, "proxy": "none"}
+    plain = gym.make(task, **options).unwrapped
+    trained = gym.make(task, finetune_steps=2, **options).unwrapped
+    plan = plain.uniform_plan()
+    plain.evaluate(plan)
+    trained.evaluate(plan)
+    seconds = [env.learner.seconds.mean() for env in (plain, trained)]
+    assert all(s.get("recalibration", 0.0) < 0.001 for s in seconds)
+    assert seconds[0].get("finetuning", 0.0) < 0.001 < seconds[1]["finetuning"]
+
+
 @pytest.mark.parametrize("task_id", ["amc/digits-bits-v0", "amc/digits-joint-v0"])
 def test_an_unknown_quantizer_is_refused_before_anything_is_loaded(task_id):
     with pytest.raises(ValueError, match=r"Unknown quantizer 'ternary'.*codebook.*uniform"):
