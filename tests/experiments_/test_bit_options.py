@@ -169,7 +169,7 @@ def test_command_line_becomes_options(tmp_path: Path) -> None:
         (["--learner", "uniform", "--bucket-size", "64"], "--granularity split"),
         (["--learner", "codebook", "--weight-range", "lsq"], "--weight-range has no effect"),
         # What the file's header takes makes the difference.
-        (["--learner", "uniform", "--budget", "bytes=0.071"], "bytes 0.0725"),
+        (["--learner", "uniform", "--budget", "bytes=0.071"], "grid: bytes 0.071"),
         (["--learner", "uniform", "--weight-bits", "4", "--budget", "bytes=0.132"],
          "All bits are fixed"),
     ],
