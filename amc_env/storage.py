@@ -12,6 +12,9 @@ FLOAT_BITS = 32
 OFF_BITS = 16
 """The choice of bits that means "not quantized"; costs count ``FLOAT_BITS`` for it."""
 
+LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
+"""What weights or inputs of a layer may have; the last one leaves them in float32."""
+
 GRANULARITIES = ("tensor", "channel", "split")
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amc_env.storage import FLOAT_BITS, OFF_BITS
-
-LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
-"""What a layer may have; the last one leaves it in float32."""
+from amc_env.storage import FLOAT_BITS, LEGAL_BITS, OFF_BITS
 
 
 def parse_bits(option: str, text: str) -> tuple[int, ...]:

@@ -168,13 +168,13 @@ class RunConfig:
         if not self.quantizes:
             return {"learning_rate": _LEARNING_RATE, "weight_decay": _WEIGHT_DECAY}
         # Not above: torch takes a second to import, and `--help` needs none of it.
-        from learners.quantization.codebook import _LEARNING_RATES
+        from learners.quantization.codebook import LEARNING_RATES
         from learners.quantization.preparation import quantized_training
 
         usual = quantized_training(self.seed)
         rate = usual.learning_rate
         if self.quantization == "codebook":
-            rate = _LEARNING_RATES[self.codebook_mode]
+            rate = LEARNING_RATES[self.codebook_mode]
         return {"learning_rate": rate, "weight_decay": usual.weight_decay}
 
     @property

@@ -11,7 +11,6 @@ import copy
 import io
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from amc_env import CompressionError, LayerGraph
 from amc_env.cost_table import measured_layers
+from experiments.export import quiet
 from experiments.onnx_graph import set_initializer
 from experiments.onnx_int8 import quantize_float
 from learners.quantization.structure import fold_norms, foldable_norms
@@ -111,12 +111,7 @@ def _silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
         logging.disable(disabled)

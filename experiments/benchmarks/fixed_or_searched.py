@@ -32,15 +32,11 @@ from agents import make_agent
 from amc_env import CompressionEnv, CompressionPlan, DecisionKind
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
-from learners.quantization import CodebookQuantization, UniformQuantization
+from learners.joint import quantizer_named
 from learners.quantization.learner import QuantizationLearner
 from learners.quantization.packing import save_packed
 from learners.training import evaluate
 
-LEARNERS: dict[str, type[QuantizationLearner]] = {
-    "uniform": UniformQuantization,
-    "codebook": CodebookQuantization,
-}
 WAYS = ("fixed", "searched")
 ENDS_BITS = 8.0
 N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
@@ -75,7 +71,7 @@ class Row:
 
 def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLearner:
     """Prepares the quantizer of a row."""
-    return LEARNERS[row.quantizer](
+    return quantizer_named(row.quantizer)(
         network,
         splits.calibration.images[:1],
         splits.calibration,

@@ -22,7 +22,7 @@ MODES = ("weights", "clusters", "both")
 
 # The gradient of a centroid is a sum over all its weights, so that rates which suit the weights
 # are too large; ResNet-20 at 2 bits loses everything at 0.01, and 7 points at 0.003.
-_LEARNING_RATES = {"weights": 0.003, "clusters": 0.001, "both": 0.001}
+LEARNING_RATES = {"weights": 0.003, "clusters": 0.001, "both": 0.001}
 
 
 class CodebookQuantization(QuantizationLearner):
@@ -69,7 +69,7 @@ class CodebookQuantization(QuantizationLearner):
         super().__init__(
             model, example_input, calibration, validation, granularity=granularity, **options
         )
-        self.proxy = replace(self.proxy, learning_rate=_LEARNING_RATES[mode])
+        self.proxy = replace(self.proxy, learning_rate=LEARNING_RATES[mode])
 
     def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
         return CodebookQuantizer.fit(
@@ -88,7 +88,7 @@ class CodebookQuantization(QuantizationLearner):
         return 4.0 if self.channel_scales else 0.0
 
     def _training_defaults(self) -> TrainingConfig:
-        rate = _LEARNING_RATES[self.mode]
+        rate = LEARNING_RATES[self.mode]
         return replace(super()._training_defaults(), learning_rate=rate)
 
     def _build(

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from amc_env.plan import CompressionPlan, Decision, DecisionKind
-from amc_env.storage import OFF_BITS
+from amc_env.storage import LEGAL_BITS, OFF_BITS
 from learners.quantization.uniform_quantizer import MAX_BITS, MIN_BITS
 
-LEGAL_BITS = (*range(MIN_BITS, MAX_BITS + 1), OFF_BITS)
 Bits = int | Sequence[int]
 
 
