@@ -29,7 +29,7 @@ import torch
 import typer
 
 from agents import make_agent
-from amc_env import CompressionEnv, CompressionPlan, DecisionKind
+from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
 from learners.joint import quantizer_named
@@ -103,9 +103,9 @@ def choose(
         return fixed
     if (found := find(replace(row, epochs=0), rows)) is not None:
         return CompressionPlan(found["plan"])
-    # The original plan costs what it costs; any budget builds the environment that says so.
-    env = CompressionEnv(learner, "bytes=1.0")
-    env.set_budget(f"bytes={env.cost_ratio(fixed)['bytes']!r}")
+    cost = learner.cost_models["bytes"]
+    share = cost(fixed.values_for(learner.decisions)) / cost.original(learner.decisions)
+    env = CompressionEnv(learner, Budget(bytes=share))
     return make_agent(row.agent).search(env, row.episodes, row.seed).plan
 
 
@@ -127,13 +127,12 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         save_packed(network, Path(folder) / "network.packed", plan=plan)
         size = (Path(folder) / "network.packed").stat().st_size
-    env = CompressionEnv(learner, "bytes=1.0")
     return {
         **asdict(row),
         **result,
         "test": evaluate(network, splits.test, precision="fp32"),
         "original": learner.original_accuracy,
-        "mean_bits": env.evaluate(plan).cost["mean_bits"],
+        "mean_bits": learner.cost_models["mean_bits"](plan.values_for(learner.decisions)),
         "bytes": size,
         "search_cpu_seconds": round(search_seconds, 1),
         "cpu_seconds": round(time.process_time() - started, 1),
