@@ -8,16 +8,29 @@ from torch import Tensor, nn
 from learners.quantization.quantizer import Quantizer
 
 
-class QuantizedConv2d(nn.Conv2d):
+class _Quantizers(nn.Module):
+    """The two quantizers of a layer, either of which may be missing."""
+
+    weight: Tensor
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+
+    def quantized_weight(self) -> Tensor:
+        """Returns the weights as they are used, in the shape of ``weight``."""
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Returns the input as it is used, in its own shape."""
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+
+class QuantizedConv2d(_Quantizers, nn.Conv2d):
     """A convolution on a quantized input with quantized weights; bias in float32.
 
     Attributes:
         weight_quantizer: ``None`` leaves the weights in float32.
         input_quantizer: ``None`` leaves the input in float32.
     """
-
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
 
     @classmethod
     def of(
@@ -32,28 +45,21 @@ class QuantizedConv2d(nn.Conv2d):
         twin.weight_quantizer, twin.input_quantizer = weights, inputs
         return twin.train(conv.training)
 
-    def quantized_weight(self) -> Tensor:
-        """Returns the weights as they are used, in the shape of ``weight``."""
-        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         """Returns the convolution, shape (N, out, H', W')."""
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        out: Tensor = self._conv_forward(x, self.quantized_weight(), self.bias)
+        out: Tensor = self._conv_forward(
+            self.quantized_input(x), self.quantized_weight(), self.bias
+        )
         return out
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(_Quantizers, nn.Linear):
     """A linear layer on a quantized input with quantized weights; bias in float32.
 
     Attributes:
         weight_quantizer: ``None`` leaves the weights in float32.
         input_quantizer: ``None`` leaves the input in float32.
     """
-
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
 
     @classmethod
     def of(
@@ -67,15 +73,9 @@ class QuantizedLinear(nn.Linear):
         twin.weight_quantizer, twin.input_quantizer = weights, inputs
         return twin.train(linear.training)
 
-    def quantized_weight(self) -> Tensor:
-        """Returns the weights as they are used, in the shape of ``weight``."""
-        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         """Returns the product, shape (..., out_features)."""
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        return F.linear(x, self.quantized_weight(), self.bias)
+        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
 QuantizedLayer = QuantizedConv2d | QuantizedLinear
