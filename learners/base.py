@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
+from learners.hooks import TrainingHook
 from learners.training import TrainingConfig, TrainingResult, train
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Learner(ABC):
         *,
         epochs: int | None = None,
         teacher: nn.Module | None = None,
+        hooks: Sequence[TrainingHook] = (),
         config: TrainingConfig | None = None,
         validation: Batches | None = None,
         checkpoint_dir: Path | None = None,
@@ -81,6 +83,8 @@ class Learner(ABC):
             train_loader: Training batches.
             epochs: Overrides the number in ``config``.
             teacher: Network to distil from, usually the original one.
+            hooks: What happens beside the loss, see ``learners.hooks``; the learner's own come
+                first.
             config: All other settings.
             validation: Batches that choose the best epoch; the learner's own if not given.
             checkpoint_dir: Where to save after every epoch.
@@ -97,12 +101,17 @@ class Learner(ABC):
             validation if validation is not None else self.validation,
             settings,
             teacher=teacher,
+            hooks=(*self._training_hooks(model), *hooks),
             checkpoint_dir=checkpoint_dir,
             resume=resume,
             writer=writer,
             progress=progress,
             device=self.device,
         )
+
+    def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
+        """What every training of a network of this learner needs beside the loss."""
+        return ()
 
     def _training_defaults(self) -> TrainingConfig:
         """The settings of :meth:`finetune` where none are given."""

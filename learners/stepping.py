@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.distillation import combined_loss
+from learners.hooks import TrainingHook
 from learners.precision import autocast
 from learners.schedules import learning_rate_factor
 
@@ -39,6 +40,7 @@ class Stepper:
         teacher: nn.Module | None,
         dtype: torch.dtype,
         device: str | torch.device,
+        hooks: Sequence[TrainingHook] = (),
     ) -> None:
         self.model = model.to(device)
         _set_memory_format(model, torch.channels_last)
@@ -54,14 +56,24 @@ class Stepper:
             _set_memory_format(self.teacher, torch.channels_last)
         self.step_count = 0
         self.learning_rate = config.learning_rate
+        self.hooks = tuple(hooks)
+        for hook in self.hooks:
+            hook.start(self.model, self.teacher, config.epochs * batches)
 
     @property
     def candidate(self) -> nn.Module:
         """The network that is validated and kept."""
         return self.model if self.average is None else self.average.model
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the candidate is what was asked for, as far as the hooks know."""
+        return all(hook.is_ready(self.step_count) for hook in self.hooks)
+
     def release(self) -> None:
         """Give the model back in the usual memory layout, which files expect."""
+        for hook in self.hooks:
+            hook.finish()
         _set_memory_format(self.model, torch.contiguous_format)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -103,6 +115,8 @@ class Stepper:
         self.learning_rate = config.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
+        for hook in self.hooks:
+            hook.before_step(self.step_count)
         with autocast(self.dtype, self.device):
             answers = None if self.teacher is None else self.teacher(images)
             logits = forward(self.model, images, labels)
@@ -114,6 +128,9 @@ class Stepper:
             weight=config.distillation_weight,
             label_smoothing=config.label_smoothing,
         )
+        for hook in self.hooks:
+            if (more := hook.loss()) is not None:
+                loss = loss + more
         value = loss.item()
         if not math.isfinite(value):
             self._raise_diverged("loss", value, epoch)
@@ -124,6 +141,8 @@ class Stepper:
             if not math.isfinite(norm.item()):
                 self._raise_diverged("gradient", norm.item(), epoch)
         self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self.step_count)
         if self.average is not None:
             self.average.update(self.model, self.step_count)
         self.step_count += 1
@@ -143,6 +162,7 @@ class Stepper:
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.model.state_dict(),
             "step": self.step_count,
+            "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,6 +172,8 @@ class Stepper:
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
         self.step_count = state["step"]
+        for hook in self.hooks:
+            hook.load_state_dict(state["hooks"][hook.name])
 
 
 class MovingAverage:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
 from learners.checkpoints import LAST, load_best, load_last, save_best, save_last
+from learners.hooks import TrainingHook
 from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
 from learners.schedules import SCHEDULES
 from learners.stepping import Stepper, check_batch, forward
@@ -110,7 +111,10 @@ def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave; ``learning_rate`` is that of its last step, ``epoch`` counts from 0."""
+    """What one epoch gave; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
+
+    ``is_ready`` tells whether the network was what was asked for, not only on the way there.
+    """
 
     epoch: int
     learning_rate: float
@@ -118,6 +122,7 @@ class EpochRecord:
     train_accuracy: float
     validation_accuracy: float
     seconds: float
+    is_ready: bool = True
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ def train(
     config: TrainingConfig,
     *,
     teacher: nn.Module | None = None,
+    hooks: Sequence[TrainingHook] = (),
     checkpoint_dir: Path | None = None,
     resume: bool = False,
     writer: SummaryWriter | None = None,
@@ -192,6 +198,7 @@ def train(
         validation_loader: Batches that choose the best epoch.
         config: All settings.
         teacher: A network to distil from; not changed.
+        hooks: What happens beside the loss, see ``learners.hooks``.
         checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and ``best.safetensors``.
         resume: Continue from there, to the same weights as without the interruption; starts at
             the beginning where there is no checkpoint.
@@ -207,7 +214,9 @@ def train(
     """
     if not isinstance(train_loader, Sized) or len(train_loader) == 0:
         raise InputDataError("The training loader must have a length of at least one batch.")
-    run = _Run(model, train_loader, validation_loader, config, teacher, checkpoint_dir, device)
+    run = _Run(
+        model, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
+    )
     if resume and checkpoint_dir is None:
         raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
     if resume:
@@ -231,6 +240,7 @@ class _Run:
     teacher: nn.Module | None
     folder: Path | None
     device: str | torch.device
+    hooks: Sequence[TrainingHook] = ()
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = -1
 
@@ -238,7 +248,13 @@ class _Run:
         assert isinstance(self.train_loader, Sized)
         self.dtype = working_dtype(self.model, self.config.precision, self.device)
         self.stepper = Stepper(
-            self.model, len(self.train_loader), self.config, self.teacher, self.dtype, self.device
+            self.model,
+            len(self.train_loader),
+            self.config,
+            self.teacher,
+            self.dtype,
+            self.device,
+            self.hooks,
         )
         # Until an epoch has been judged, the weights it started from are the best there are.
         self.best_state = _copy_of(self.model)
@@ -247,6 +263,7 @@ class _Run:
             "batches per epoch": len(self.train_loader),
             "teacher": self.teacher is not None,
             "network": _fingerprint(self.model),
+            "hooks": {hook.name: dict(hook.identity()) for hook in self.hooks},
         }
 
     def restore(self) -> None:
@@ -302,9 +319,11 @@ class _Run:
             train_accuracy=accuracy,
             validation_accuracy=validation,
             seconds=time.perf_counter() - started,
+            is_ready=self.stepper.is_ready,
         )
+        best = self.history[self.best_epoch] if self.best_epoch >= 0 else record
         self.history.append(record)
-        if validation >= self.history[max(self.best_epoch, 0)].validation_accuracy:
+        if (record.is_ready, validation) >= (best.is_ready, best.validation_accuracy):
             self.best_epoch = epoch
             self.best_state = _copy_of(candidate)
             # Before last.pt: killed between the two, the resumed run repeats the epoch and writes

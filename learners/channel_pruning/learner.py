@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
 from learners.candidates import (
@@ -23,6 +21,7 @@ from learners.candidates import (
 )
 from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from learners.channel_pruning.decisions import keep_ratio_decisions
+from learners.channel_pruning.preparation import preload
 from learners.channel_pruning.ranking import group_contexts
 from learners.channel_pruning.reconstruction import (
     LayerReconstruction,
@@ -34,26 +33,12 @@ from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
 from learners.intake import check_labels, check_weights, collect, count_outputs
 from learners.precision import resolve_precision, working_dtype
-from learners.proxy import (
-    RECALIBRATION_BATCH,
-    Proxy,
-    finetune_briefly,
-    image_batches,
-    recalibrate,
-)
+from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
 _STATISTICS_BATCH = 64
-
-
-@dataclass
-class _Data:
-    """Everything preloaded."""
-
-    recalibration: list[Tensor]
-    training: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class ChannelPruning(Learner):
@@ -132,7 +117,6 @@ class ChannelPruning(Learner):
         self.seconds = EpisodeSeconds()
         reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
-
         images, labels = collect(calibration, n_calibration, "calibration", example_input)
         held_out, classes = collect(validation, None, "validation", example_input)
         n_outputs = count_outputs(reference, images[:2].to(self.device))
@@ -150,7 +134,10 @@ class ChannelPruning(Learner):
             self._dtype = resolve_precision(precision, self.device)
             self._training_dtype = working_dtype(reference, precision, self.device)
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
-            self._prepare_data(images, n_recalibration, train, example_input, n_outputs)
+            self._data = preload(
+                images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
+                self.device,
+            )  # fmt: skip
             self._prepare_statistics(reference, images, progress)
             self.ranking = self._rank(reference, images, labels, scorer)
 
@@ -185,27 +172,6 @@ class ChannelPruning(Learner):
         self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
         self.original_accuracy = self._evaluator.accuracy(reference)
 
-    def _prepare_data(
-        self,
-        images: Tensor,
-        n_recalibration: int,
-        train_batches: Batches | None,
-        example: Tensor,
-        n_outputs: int,
-    ) -> None:
-        """Preloads the images that every candidate sees before it is judged."""
-        self._data = _Data(
-            image_batches(images[:n_recalibration], RECALIBRATION_BATCH, self.device)
-        )
-        steps = self.proxy.finetune_steps
-        if steps and train_batches is not None:
-            for batch in islice(train_batches, steps):
-                x, y = collect([batch], None, "training", example)
-                check_labels(y, n_outputs, "training")
-                self._data.training.append((channels_last(x.to(self.device)), y.to(self.device)))
-            if not self._data.training:
-                raise InputDataError("Expected at least one batch of training images, got none.")
-
     def _prepare_statistics(self, reference: nn.Module, images: Tensor, progress: bool) -> None:
         """Runs the original network once over the calibration images."""
         names = [layer.name for layer in self.graph.layers if layer.in_width.terms]
@@ -228,7 +194,7 @@ class ChannelPruning(Learner):
     def _rank(
         self, reference: nn.Module, images: Tensor, labels: Tensor, scorer: Criterion
     ) -> dict[str, Tensor]:
-        """Orders the units of every group, those to keep longest first."""
+        """Orders the units of every group, those to keep longest first; for :meth:`select`."""
         labelled = zip(self._split(images), torch.split(labels, _STATISTICS_BATCH), strict=True)
         contexts = group_contexts(self.traced, reference, self._layers, list(labelled), self.seed)
         return {c.name: rank_units(scorer(c)) for c in contexts}
@@ -243,8 +209,15 @@ class ChannelPruning(Learner):
         for decision, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
             count = decision.units(value)
             if count < decision.size:
-                kept[decision.target] = self.ranking[decision.target][:count].sort().values
+                kept[decision.target] = self.select(decision.target, count)
         return kept
+
+    def select(self, group: str, count: int) -> Tensor:
+        """Returns the ``count`` units of a channel group that stay, sorted.
+
+        A function of the prepared network alone: not of the plan, nor of what was asked before.
+        """
+        return self.ranking[group][:count].sort().values
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
@@ -382,8 +355,7 @@ class ChannelPruning(Learner):
         The last entry, nothing cut, is 0. Groups without statistics have zeros.
         """
         return {
-            d.key: error_curve(d, self.traced, self._layers, self.ranking[d.target])
-            for d in self.decisions
+            d.key: error_curve(d, self.traced, self._layers, self.select) for d in self.decisions
         }
 
     def _training_defaults(self) -> TrainingConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +16,7 @@ def error_curve(
     decision: Decision,
     traced: TracedModel,
     layers: Mapping[str, LayerReconstruction],
-    ranking: Tensor,
+    select: Callable[[str, int], Tensor],
 ) -> np.ndarray:
     """Returns the share of its consumers' output energy that each choice loses, repaired.
 
@@ -24,7 +24,7 @@ def error_curve(
         decision: The group's decision.
         traced: The traced network.
         layers: Layers with input statistics.
-        ranking: Units of the group, best first.
+        select: Group and count -> the units that stay, sorted.
 
     Returns:
         Shape (choices,); zeros where no consumer has statistics.
@@ -41,7 +41,7 @@ def error_curve(
     if energy <= 0.0:
         return curve
     for index, choice in enumerate(decision.choices[:-1]):
-        kept = {decision.target: ranking[: decision.units(choice)].sort().values}
+        kept = {decision.target: select(decision.target, decision.units(choice))}
         lost = sum(layers[name].squared_error(traced.kept_inputs(name, kept)) for name in consumers)
         curve[index] = lost / energy
     return curve

@@ -1,0 +1,61 @@
+"""The images that every candidate sees before it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from amc_env.errors import InputDataError
+from learners.base import Batches
+from learners.candidates import channels_last
+from learners.intake import check_labels, collect
+from learners.proxy import RECALIBRATION_BATCH, image_batches
+
+
+@dataclass
+class Preloaded:
+    """Batches on the device, channels last.
+
+    Args:
+        recalibration: Images for batch-norm statistics.
+        training: ``(images, labels)`` of the SGD steps.
+    """
+
+    recalibration: list[Tensor]
+    training: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def preload(
+    images: Tensor,
+    train_batches: Batches | None,
+    steps: int,
+    example: Tensor,
+    n_outputs: int,
+    device: torch.device,
+) -> Preloaded:
+    """Loads what candidates are recalibrated and trained on.
+
+    Args:
+        images: For the batch-norm statistics.
+        train_batches: For the SGD steps.
+        steps: How many of these there are; so many batches are loaded at most.
+        example: One batch as the network takes it.
+        n_outputs: Classes of the network.
+        device: Where to keep them.
+
+    Raises:
+        InputDataError: If there is no training batch, or one does not fit the network.
+    """
+    data = Preloaded(image_batches(images, RECALIBRATION_BATCH, device))
+    if not steps or train_batches is None:
+        return data
+    for batch in islice(train_batches, steps):
+        x, y = collect([batch], None, "training", example)
+        check_labels(y, n_outputs, "training")
+        data.training.append((channels_last(x.to(device)), y.to(device)))
+    if not data.training:
+        raise InputDataError("Expected at least one batch of training images, got none.")
+    return data
