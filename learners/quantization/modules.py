@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from learners.masking import Masked, twin_of
 from learners.quantization.quantizer import Quantizer
 
 
-class _Quantizers(nn.Module):
-    """The two quantizers of a layer, either of which may be missing."""
+class _Quantizers(Masked):
+    """The two quantizers of a layer, either of which may be missing, and perhaps a mask."""
 
-    weight: Tensor
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
     def quantized_weight(self) -> Tensor:
         """Returns the weights as they are used, in the shape of ``weight``."""
-        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        if self.weight_quantizer is None:
+            return self.masked_weight()
+        weight: Tensor = self.weight_quantizer(self.weight)
+        return weight if self.weight_mask is None else weight * self.weight_mask
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Returns the input as it is used, in its own shape."""
@@ -37,13 +40,9 @@ class QuantizedConv2d(_Quantizers, nn.Conv2d):
         cls, conv: nn.Conv2d, weights: Quantizer | None, inputs: Quantizer | None
     ) -> QuantizedConv2d:
         """Builds the quantized twin of a convolution; the parameters are shared, not copied."""
-        twin = cls.__new__(cls)
-        nn.Module.__init__(twin)
-        twin.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith("_")})
-        twin._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        twin.weight, twin.bias = conv.weight, conv.bias
+        twin = twin_of(cls, conv)
         twin.weight_quantizer, twin.input_quantizer = weights, inputs
-        return twin.train(conv.training)
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the convolution, shape (N, out, H', W')."""
@@ -66,12 +65,9 @@ class QuantizedLinear(_Quantizers, nn.Linear):
         cls, linear: nn.Linear, weights: Quantizer | None, inputs: Quantizer | None
     ) -> QuantizedLinear:
         """Builds the quantized twin of a linear layer; the parameters are shared, not copied."""
-        twin = cls.__new__(cls)
-        nn.Module.__init__(twin)
-        twin.in_features, twin.out_features = linear.in_features, linear.out_features
-        twin.weight, twin.bias = linear.weight, linear.bias
+        twin = twin_of(cls, linear)
         twin.weight_quantizer, twin.input_quantizer = weights, inputs
-        return twin.train(linear.training)
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the product, shape (..., out_features)."""

@@ -1,0 +1,114 @@
+"""Layers of which some weights are zero by decision: the mask is part of the layer."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+MASK = "weight_mask"
+"""Name of the buffer that holds the mask."""
+
+Twin = TypeVar("Twin", bound=nn.Module)
+
+
+class Masked(nn.Module):
+    """Holds the mask of a layer's weights.
+
+    Attributes:
+        weight: The weights as they are trained. Where the mask is false a value stays behind it,
+            which has no effect, gets no gradient from the loss, and can come back.
+        weight_mask: Which weights count, bool, the shape of ``weight``; ``None`` if all do.
+    """
+
+    weight: Tensor
+    weight_mask: Tensor | None
+
+    def masked_weight(self) -> Tensor:
+        """Returns the weights with zeros where the mask is false."""
+        return self.weight if self.weight_mask is None else self.weight * self.weight_mask
+
+    def density(self) -> float:
+        """Returns the share of weights that count, in [0, 1]."""
+        if self.weight_mask is None:
+            return 1.0
+        return self.weight_mask.float().mean().item()
+
+
+class SparseConv2d(Masked, nn.Conv2d):
+    """A convolution with a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the convolution, shape (N, out, H', W')."""
+        out: Tensor = self._conv_forward(x, self.masked_weight(), self.bias)
+        return out
+
+
+class SparseLinear(Masked, nn.Linear):
+    """A linear layer with a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the product, shape (..., out_features)."""
+        return F.linear(x, self.masked_weight(), self.bias)
+
+
+SparseLayer = SparseConv2d | SparseLinear
+
+
+def twin_of(kind: type[Twin], layer: nn.Conv2d | nn.Linear) -> Twin:
+    """Returns a module of another class with the settings of a layer; parameters are shared.
+
+    Args:
+        kind: Subclass of the layer's class.
+        layer: A convolution or linear layer, masked or not; a mask goes along.
+    """
+    twin = kind.__new__(kind)
+    nn.Module.__init__(twin)
+    twin.__dict__.update({k: v for k, v in layer.__dict__.items() if not k.startswith("_")})
+    if isinstance(layer, nn.Conv2d):
+        padding = layer._reversed_padding_repeated_twice
+        twin.__dict__["_reversed_padding_repeated_twice"] = padding
+    for name, parameter in layer._parameters.items():
+        twin.register_parameter(name, parameter)
+    if isinstance(twin, Masked):
+        # In the state dict only where there is a mask: None buffers are left out of it.
+        twin.register_buffer(MASK, getattr(layer, MASK, None))
+    return twin.train(layer.training)
+
+
+def sparse_layer(layer: nn.Conv2d | nn.Linear, mask: Tensor) -> SparseLayer:
+    """Returns the masked twin of a layer; its parameters are shared, not copied.
+
+    Args:
+        layer: A convolution or linear layer.
+        mask: Which weights count, bool, the shape of the weights.
+
+    Raises:
+        ValueError: If the mask has another shape or is not bool.
+    """
+    if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"Expected a bool mask of shape {list(layer.weight.shape)}, got {mask.dtype} of shape "
+            f"{list(mask.shape)}."
+        )
+    twin: SparseLayer
+    if isinstance(layer, nn.Conv2d):
+        twin = twin_of(SparseConv2d, layer)
+    else:
+        twin = twin_of(SparseLinear, layer)
+    twin.register_buffer(MASK, mask.to(layer.weight.device))
+    return twin
+
+
+def masked_layers(network: nn.Module) -> dict[str, Masked]:
+    """Returns the layers that have a mask by qualified name, in network order.
+
+    Quantized layers with a mask are among them.
+    """
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, Masked) and module.weight_mask is not None
+    }
