@@ -1,0 +1,247 @@
+r"""Every pruning learner on one network: uniform or searched ratios, with and without a teacher.
+
+A row names a learner, what may be left (of the MACs for channel learners, of the weights for
+sparsification), who chose the ratios and whether the original network teaches. Plans are chosen on
+validation images; the fine-tuning keeps its best epoch on them, too; the test set is touched once,
+by the finished network. Rows are appended to a file as they come; a row that is there is not made
+again, and a plan found for one row serves the others that differ in their training only.
+
+    python -m experiments.benchmarks.pruning_learners --out runs/pruning-digits.jsonl
+    python -m experiments.benchmarks.pruning_learners --model resnet20 --data DIR --weights FILE \
+        --validation-split tail --round-to 4 --epochs 1 --learner remastered --left 0.5 \
+        --way searched --teacher original --seed 0 --out runs/pruning.jsonl
+    python -m experiments.benchmarks.pruning_learners --out runs/pruning.jsonl --table
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+from agents import make_agent
+from amc_env import Budget, CompressionEnv, CompressionPlan
+from experiments.data import DataSplits, load_data
+from experiments.tasks import SplitKind, trained_network
+from learners import ChannelPruning, Learner
+from learners.masking import masked_layers
+from learners.quantization.packing import save_packed
+from learners.training import TrainingConfig, evaluate
+
+N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
+
+
+@dataclass(frozen=True)
+class Row:
+    """What names a row.
+
+    Args:
+        model: The network.
+        learner: Name in :data:`LEARNERS`.
+        left: Share of the MACs (of the weights, for ``sparse``) that may stay.
+        way: ``"uniform"``, ``"searched"``; for ``sparse`` also ``"heuristic"`` and ``"global"``.
+        teacher: ``"original"`` or ``"none"``.
+        seed: Seeds calibration, search and training.
+        epochs: Of fine-tuning.
+        learning_rate: Its peak.
+        agent: Who searches.
+        episodes: How many plans it judges; both are ignored where nothing is searched.
+    """
+
+    model: str
+    learner: str
+    left: float
+    way: str
+    teacher: str
+    seed: int
+    epochs: int
+    learning_rate: float
+    agent: str = ""
+    episodes: int = 0
+
+
+def _channels(criterion: str) -> Callable[..., Learner]:
+    def make(*data: Any, **options: Any) -> Learner:
+        return ChannelPruning(*data, criterion=criterion, **options)
+
+    return make
+
+
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "channels l1": _channels("l1"),
+    "channels lasso": _channels("lasso"),
+}
+"""Name -> maker, called like ``ChannelPruning``."""
+
+
+def make_learner(
+    name: str, network: nn.Module, splits: DataSplits, seed: int, round_to: int
+) -> tuple[Learner, float]:
+    """Prepares a learner; returns it with the CPU-seconds that took."""
+    started = time.process_time()
+    options: dict[str, Any] = {} if name.startswith("sparse") else {"round_to": round_to}
+    learner = LEARNERS[name](
+        network,
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        train=splits.train,
+        n_validation=N_JUDGED,
+        seed=seed,
+        **options,
+    )
+    return learner, time.process_time() - started
+
+
+def choose(
+    row: Row, learner: Learner, rows: Sequence[Mapping[str, Any]]
+) -> tuple[CompressionPlan, float]:
+    """Returns the plan of a row and the CPU-seconds that finding it took."""
+    for teacher in ("none", "original"):
+        if (found := find(replace(row, teacher=teacher), rows)) is not None:
+            return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
+    started = time.process_time()
+    sparse = row.learner.startswith("sparse")
+    if row.way in ("heuristic", "global"):
+        plan: CompressionPlan = learner.plan_for(row.way, row.left)  # type: ignore[attr-defined]
+    else:
+        env = CompressionEnv(learner, Budget(**{"density" if sparse else "macs": row.left}))
+        agent = make_agent(row.agent if row.way == "searched" else "uniform")
+        plan = agent.search(env, max(row.episodes, 1), row.seed).plan
+    return plan, time.process_time() - started
+
+
+def measure(
+    row: Row,
+    learner: Learner,
+    splits: DataSplits,
+    original: nn.Module,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Makes a row: choose, compress, fine-tune, and the test set at the end."""
+    plan, search_seconds = choose(row, learner, rows)
+    env = CompressionEnv(learner, Budget(macs=1.0))
+    network = learner.compress(plan)
+    before = evaluate(network, splits.validation, precision="fp32")
+    config = TrainingConfig(epochs=row.epochs, learning_rate=row.learning_rate, seed=row.seed)
+    started = time.process_time()
+    teacher = original if row.teacher == "original" else None
+    learner.finetune(network, splits.train, config=config, teacher=teacher)
+    seconds = time.process_time() - started
+    weights = sum(p.numel() for p in network.parameters() if p.ndim > 1)
+    hidden = sum(
+        int((~layer.weight_mask).sum())
+        for layer in masked_layers(network).values()
+        if layer.weight_mask is not None
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        size = save_packed(network, Path(folder) / "network.packed", plan=plan)
+    return {
+        **asdict(row),
+        "macs": env.cost_ratio(plan)["macs"],
+        "weights": (weights - hidden) / sum(p.numel() for p in original.parameters() if p.ndim > 1),
+        "bytes": size,
+        "before": before,
+        "validation": evaluate(network, splits.validation, precision="fp32"),
+        "test": evaluate(network, splits.test, precision="fp32"),
+        "search_cpu_seconds": round(search_seconds, 1),
+        "finetune_cpu_seconds": round(seconds, 1),
+        "plan": dict(plan),
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows made so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the row as it was made, or None."""
+    wanted = asdict(row).items()
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns mean and sample standard deviation over seeds, one line per kind of row."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    names = ("model", "learner", "left", "way", "teacher", "epochs", "learning_rate")
+    for row in rows:
+        kinds[tuple(row[name] for name in names)].append(row)
+    results = ("macs", "weights", "bytes", "before", "validation", "test")
+    columns = [*results, *(f"{part}_cpu_seconds" for part in ("prepare", "search", "finetune"))]
+    lines = [
+        "| " + " | ".join([*names, "seeds", *columns]) + " |",
+        "|---" * (len(names) + 1 + len(columns)) + "|",
+    ]
+    for kind, members in sorted(kinds.items(), key=lambda k: (k[0][1], -k[0][2], *k[0][3:])):
+        cells = [_cell([m[c] for m in members]) for c in columns]
+        lines.append("| " + " | ".join([*map(str, kind), str(len(members)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(numbers: list[float]) -> str:
+    mean = float(np.mean(numbers))
+    text = f"{mean:.4g}" if mean < 1000 else f"{mean:,.0f}"
+    if len(numbers) == 1:
+        return text
+    spread = float(np.std(numbers, ddof=1))
+    return f"{text} ± {spread:.2g}" if mean < 1000 else f"{text} ± {spread:,.0f}"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
+    learner: Annotated[list[str], typer.Option(help=", ".join(LEARNERS))] = ["channels l1"],  # noqa: B006
+    left: Annotated[list[float], typer.Option(help="Share that may stay.")] = [0.5],  # noqa: B006
+    way: Annotated[
+        list[str], typer.Option(help="uniform, searched; sparse: heuristic, global.")
+    ] = ["uniform", "searched"],  # noqa: B006
+    teacher: Annotated[list[str], typer.Option(help="original, none.")] = ["none", "original"],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Repeat for more.")] = [0],  # noqa: B006
+    epochs: Annotated[int, typer.Option(help="Of fine-tuning.")] = 1,
+    learning_rate: float = 0.02,
+    agent: Annotated[str, typer.Option(help="Who searches.")] = "local",
+    episodes: int = 60,
+    round_to: Annotated[int, typer.Option(help="Kept channels: multiples of this.")] = 4,
+    validation_split: SplitKind = "random",
+    only_table: Annotated[bool, typer.Option("--table", help="Only print the rows.")] = False,
+) -> None:
+    """Prints a table of pruning learners."""
+    torch.set_num_threads(1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for number in [] if only_table else seed:
+        todo = [
+            Row(model, name, share, how, taught, number, epochs, learning_rate,
+                *((agent, episodes) if how == "searched" else ()))
+            for name in learner for share in left for how in way for taught in teacher
+        ]  # fmt: skip
+        todo = [row for row in todo if find(row, read_rows(out)) is None]
+        if not todo:
+            continue
+        splits = load_data(data, validation_split=validation_split, seed=number)
+        network = trained_network(model, data, str(weights) if weights else None, splits)
+        for name in dict.fromkeys(row.learner for row in todo):
+            prepared, seconds = make_learner(name, network, splits, number, round_to)
+            for row in (row for row in todo if row.learner == name):
+                made = measure(row, prepared, splits, network, read_rows(out))
+                made["prepare_cpu_seconds"] = round(seconds, 1)
+                with out.open("a") as file:
+                    file.write(json.dumps(made) + "\n")
+                print(row, made["before"], made["validation"], made["test"], flush=True)
+    print(table(read_rows(out)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
