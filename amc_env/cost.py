@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.graph import LayerGraph, LayerSpec
-from amc_env.layer_terms import Buckets, LayerBits, LayerWeights, WidthMatrix, check_names
+from amc_env.layer_terms import (
+    Buckets,
+    LayerBits,
+    LayerDensities,
+    LayerWeights,
+    WidthMatrix,
+    check_names,
+)
 from amc_env.plan import Decision, DecisionKind
 from amc_env.storage import FLOAT_BITS, StorageFormat
 
@@ -58,11 +65,16 @@ def original_cost(
 
 
 def _largest(decisions: Sequence[Decision]) -> Array:
-    return np.array([d.choices[-1] for d in decisions], dtype=np.float64)
+    """The values that leave the network as it is; a density that ends below 1 is none of them."""
+    ends = [1.0 if d.kind is DecisionKind.DENSITY else d.choices[-1] for d in decisions]
+    return np.array(ends, dtype=np.float64)
 
 
 class MacsCost(CostModel):
-    """Multiply-adds for one image (FLOPs = 2 x MACs); biases and activations are not counted."""
+    """Multiply-adds for one image (FLOPs = 2 x MACs); biases and activations are not counted.
+
+    Densities change nothing: the kernels that compute a layer multiply its zeros too.
+    """
 
     name = "macs"
 
@@ -83,6 +95,8 @@ class MacsCost(CostModel):
 
 class ParamsCost(CostModel):
     """Learned numbers: weights, biases, affine parameters of normalisations.
+
+    Of a sparse layer the weights that are not zero count.
 
     Args:
         graph: The network.
@@ -106,21 +120,25 @@ class ParamsCost(CostModel):
         )
         self._inputs = WidthMatrix([x.in_width for x in layers], graph, decisions)
         self._outputs = WidthMatrix([x.out_width for x in layers], graph, decisions)
+        densities = storage.densities if storage is not None else {}
+        self._densities = LayerDensities(layers, graph, decisions, densities)
         extras = [x for x in graph.channel_parameters if x.name not in folded]
         self._channels = WidthMatrix([x.width for x in extras], graph, decisions)
         self._per_channel: Array = np.array([x.n_parameters for x in extras], dtype=np.float64)
         self._other = graph.other_parameters
-        self._unfolded = ParamsCost(graph, decisions) if folded else self
+        changed = bool(folded or densities)
+        self._unchanged = ParamsCost(graph, decisions) if changed else self
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
         outputs = self._outputs.at(v)
-        weights = self._factor @ (self._inputs.at(v) * outputs) + self._bias @ outputs
+        kept = self._inputs.at(v) * outputs * self._densities.at(v)
+        weights = self._factor @ kept + self._bias @ outputs
         return float(weights + self._per_channel @ self._channels.at(v) + self._other)
 
     def original(self, decisions: Sequence[Decision]) -> float:
-        """Returns the number with all channels, before any norm is folded."""
-        return self._unfolded(_largest(decisions))
+        """Returns the number with all channels, all weights, before any norm is folded."""
+        return self._unchanged(_largest(decisions))
 
 
 class FloatBytesCost(CostModel):
@@ -213,6 +231,8 @@ class BytesCost(CostModel):
 class BopsCost(CostModel):
     """Bit operations for one image: ``sum(MACs * weight bits * activation bits)``.
 
+    Densities change nothing, as for multiply-adds.
+
     Args:
         graph: The network.
         decisions: All decisions in order.
@@ -288,6 +308,44 @@ class MeanBitsCost(CostModel):
         return float(FLOAT_BITS)
 
 
+class DensityCost(CostModel):
+    """Share of the original network's weights (of its layers) that are there and not zero.
+
+    Channels that are cut take their weights along: a layer with half of its input channels and a
+    density of a half has a quarter of its weights.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order.
+        storage: Densities of the layers that no decision is about.
+
+    Raises:
+        ValueError: If the storage or a density decision names something that is not in the network.
+    """
+
+    name = "density"
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        decisions: Sequence[Decision],
+        storage: StorageFormat | None = None,
+    ) -> None:
+        form = storage if storage is not None else StorageFormat()
+        layers, full = _with_weights(graph), graph.full()
+        self._weights = LayerWeights(layers, graph, decisions)
+        self._densities = LayerDensities(layers, graph, decisions, form.densities)
+        self._total = max(float(sum(x.weights(full) for x in layers)), 1.0)
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        return float(self._weights.at(v)[1] @ self._densities.at(v)) / self._total
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns 1."""
+        return 1.0
+
+
 def _with_weights(graph: LayerGraph) -> list[LayerSpec]:
     return [x for x in graph.layers if x.kind != "matmul"]
 
@@ -306,6 +364,7 @@ COSTS: dict[str, Callable[[LayerGraph, Sequence[Decision], StorageFormat | None]
     "bytes": BytesCost,
     "bops": BopsCost,
     "mean_bits": MeanBitsCost,
+    "density": DensityCost,
 }
 
 

@@ -61,13 +61,54 @@ class LayerWeights:
         self._outputs = WidthMatrix([x.out_width for x in layers], graph, decisions)
 
     def at(self, values: Array) -> tuple[Array, Array]:
-        """Returns ``(output widths, weights)``, shape ``(n_layers,)`` each.
-
-        Whatever removes single weights rather than whole channels (a density) multiplies the
-        second one here, and every cost of stored weights follows.
-        """
+        """Returns ``(output widths, weights)``, shape ``(n_layers,)`` each; zeros are counted."""
         outputs = self._outputs.at(values)
         return outputs, self._kernel * self._inputs.at(values) * outputs
+
+
+class LayerDensities:
+    """Shares of all layers' weights that are not zero.
+
+    Args:
+        layers: The layers asked about.
+        graph: The network, for the names that exist.
+        decisions: All decisions in order.
+        fixed: Layer -> density where no decision says so; missing layers are dense.
+
+    Raises:
+        ValueError: If a name is not a layer of the network, or a density is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        graph: LayerGraph,
+        decisions: Sequence[Decision],
+        fixed: Mapping[str, float],
+    ) -> None:
+        kind = DecisionKind.DENSITY
+        decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
+        for i in decided.values():
+            if decisions[i].choices[0] <= 0.0 or decisions[i].choices[-1] > 1.0:
+                raise ValueError(
+                    f"Expected densities above 0 and up to 1 for {decisions[i].key}, got the "
+                    f"choices {decisions[i].choices}."
+                )
+        self._densities: Array = np.array([float(fixed.get(x.name, 1.0)) for x in layers])
+        self._rows = np.array([i for i, x in enumerate(layers) if x.name in decided], dtype=np.intp)
+        self._columns = np.array([decided[layers[i].name] for i in self._rows], dtype=np.intp)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no plan makes any layer sparse."""
+        return not self._rows.size and bool((self._densities == 1.0).all())
+
+    def at(self, values: Array) -> Array:
+        """Returns the densities, shape ``(n_layers,)``."""
+        densities = self._densities.copy()
+        densities[self._rows] = values[self._columns]
+        return densities
 
 
 class LayerBits:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.cost import CostModel, make_cost, original_cost
+from amc_env.cost import COSTS, CostModel, make_cost, original_cost
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
 from amc_env.storage import OFF_BITS
@@ -16,8 +16,8 @@ from amc_env.storage import OFF_BITS
 _BAR_WIDTH = 20
 _PIXELS_PER_INCH = 80
 _BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
-_COSTS = ("macs", "params", "bytes")
-_BIT_COSTS = (*_COSTS, "bops", "mean_bits")
+_SHOWN_COSTS = ("macs", "params", "bytes")
+_BIT_COSTS = ("bops", "mean_bits")
 
 
 def _padded(decisions: Sequence[Decision], values: Sequence[float]) -> list[float]:
@@ -101,10 +101,14 @@ def _shown_costs(
     graph: LayerGraph, decisions: Sequence[Decision], costs: Mapping[str, CostModel] | None
 ) -> dict[str, CostModel]:
     """The default costs that say something about these decisions, then all others."""
-    names = _BIT_COSTS if any(d.kind in _BITS for d in decisions) else _COSTS
+    names = [*_SHOWN_COSTS]
+    if any(d.kind in _BITS for d in decisions):
+        names += _BIT_COSTS
+    if any(d.kind is DecisionKind.DENSITY for d in decisions):
+        names.append("density")
     given = dict(costs or {})
     shown = {n: given[n] if n in given else make_cost(n, graph, decisions) for n in names}
-    return shown | {n: c for n, c in given.items() if n not in _BIT_COSTS}
+    return shown | {n: c for n, c in given.items() if n not in COSTS}
 
 
 def _number(cost: float) -> str:

@@ -38,6 +38,8 @@ class StorageFormat:
         fixed_bytes: Bytes per file: header.
         folded: Norm (a name in ``graph.channel_parameters``) -> layer that it is folded into. Its
             parameters and buffers vanish; the layer has one float32 bias per output channel.
+        densities: Layer -> share of its weights that are not zero where no decision says so
+            (missing: all).
 
     Raises:
         ValueError: If a number is out of range or the granularity is unknown.
@@ -53,6 +55,7 @@ class StorageFormat:
     bytes_per_layer: float = 0.0
     fixed_bytes: float = 0.0
     folded: Mapping[str, str] = field(default_factory=dict)
+    densities: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -72,3 +75,8 @@ class StorageFormat:
                         f"Expected 1 to {FLOAT_BITS} {name} for {layer!r}, got {bits}; "
                         f"{OFF_BITS} and more mean float32."
                     )
+        for layer, density in self.densities.items():
+            if not 0.0 < density <= 1.0:
+                raise ValueError(
+                    f"Expected a density above 0 and up to 1 for {layer!r}, got {density}."
+                )
