@@ -18,7 +18,8 @@ from amc_env.cost import COSTS
 from amc_env.reward import REWARDS
 from experiments.configs import RunConfig
 from experiments.data import DataSplits, load_data
-from experiments.learners_registry import check_options, make_learner
+from experiments.learner_options import check_options
+from experiments.learners_registry import make_learner
 from experiments.models import load_weights
 from experiments.networks import build_original, example_input, load_original, trace_original
 from experiments.problem import Problem, check_feasible, make_problem

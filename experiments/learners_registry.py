@@ -1,7 +1,8 @@
-"""Learners by name: what each is made of, which options it reads, and what it decides."""
+"""Learners by name: what each is made of, and what it decides."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,28 +12,16 @@ from amc_env.errors import UntraceableModelError
 from amc_env.plan import Decision
 from amc_env.storage import StorageFormat
 from experiments.bit_widths import as_choice, parse_bits
-from experiments.configs import LEARNERS, QUANTIZERS, RunConfig
+from experiments.config_values import CHANNEL_LEARNERS
+from experiments.configs import RunConfig
 from experiments.data import DataSplits
 from learners.base import Learner
+from learners.channel_pruning import ChannelPruning
 from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.parts import interleaved
 from learners.quantization.decisions import bit_choice
 from learners.quantization.structure import foldable_norms, quantizable_layers
 from learners.tracing import TracedModel
-
-_PRUNING = ("criterion", "round_to", "min_ratio")
-_BITS = (
-    "weight_bits", "activation_bits", "first_last_bits", "granularity", "bucket_size",
-    "activation_range",
-)  # fmt: skip
-_UNIFORM = ("weight_range", "affine_weights", "learned_steps")
-_CODEBOOK = ("codebook_mode", "codebook_init")
-
-_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "channels": _PRUNING,
-    "uniform": (*_BITS, *_UNIFORM),
-    "codebook": (*_BITS, *_CODEBOOK),
-}
 
 
 def make_learner(
@@ -56,10 +45,8 @@ def make_learner(
         "seed": config.seed,
         "progress": progress,
     }
-    if config.learner == "channels":
-        from learners.channel_pruning import ChannelPruning
-
-        return ChannelPruning(
+    if config.learner in CHANNEL_LEARNERS:
+        return channel_learner(config.learner)(
             model,
             example,
             data.calibration,
@@ -96,14 +83,37 @@ def make_learner(
     )
 
 
+_CHANNEL_CLASSES: Mapping[str, tuple[str, str]] = {
+    "channels": ("learner", "ChannelPruning"),
+    "group-lasso": ("group_lasso", "GroupLassoPruning"),
+    "remastered": ("remastered", "RemasteredPruning"),
+    "discrimination": ("discrimination", "DiscriminationAwarePruning"),
+}
+"""Module in ``learners.channel_pruning`` and class of every learner that cuts channels."""
+
+
+def channel_learner(name: str) -> type[ChannelPruning]:
+    """Returns the class of a learner that cuts channels, by its name on the command line."""
+    module, kind = _CHANNEL_CLASSES[name]
+    found: type[ChannelPruning] = getattr(
+        importlib.import_module(f"learners.channel_pruning.{module}"), kind
+    )
+    return found
+
+
 def pruning_options(config: RunConfig) -> dict[str, Any]:
-    """Returns the options of channel pruning."""
-    return {
-        "criterion": config.criterion,
+    """Returns the options of channel pruning that the run's learner knows."""
+    options: dict[str, Any] = {
         "round_to": config.round_to,
         "min_ratio": config.min_ratio,
         "ignore": config.ignore,
     }
+    if config.learner in ("channels", "joint"):
+        options["criterion"] = config.criterion
+    if config.learner == "discrimination":
+        options["stages"] = config.discrimination_stages
+        options["block_steps"] = config.block_steps
+    return options
 
 
 def bit_options(config: RunConfig) -> dict[str, Any]:
@@ -124,43 +134,6 @@ def bit_options(config: RunConfig) -> dict[str, Any]:
             "learned_steps": config.learned_steps,
         }
     return options | {"mode": config.codebook_mode, "init": config.codebook_init}
-
-
-def options_of(learner: str, quantizer: str) -> set[str]:
-    """Returns the options that not all learners read, and this one does."""
-    if learner != "joint":
-        return set(_OPTIONS[learner])
-    return {"quantizer", *_OPTIONS["channels"], *_OPTIONS[quantizer]}
-
-
-def check_options(config: RunConfig) -> None:
-    """Refuses options that would have no effect, for they were given in vain.
-
-    Raises:
-        ValueError: With the learners that do read them.
-    """
-    default = RunConfig()
-    readers = {kind: set().union(*(options_of(kind, q) for q in QUANTIZERS)) for kind in LEARNERS}
-    own = options_of(config.learner, config.quantizer)
-    for name in sorted(set().union(*readers.values()) - own):
-        if getattr(config, name) == getattr(default, name):
-            continue
-        others = [k for k, names in readers.items() if name in names and k != config.learner]
-        which = f" with --quantizer {config.quantizer}" if config.learner == "joint" else ""
-        raise ValueError(
-            f"--{name.replace('_', '-')} has no effect on --learner {config.learner}{which}; it "
-            f"is an option of --learner {' and '.join(others)}."
-        )
-    if config.bucket_size != default.bucket_size and config.granularity != "split":
-        raise ValueError(
-            f"--bucket-size has no effect with --granularity {config.granularity}; it is an option "
-            f"of --granularity split."
-        )
-    if config.learner in ("uniform", "codebook") and config.proxy == "reconstruction":
-        raise ValueError(
-            "--proxy reconstruction repairs cut layers, and --learner "
-            f"{config.learner} cuts none; choose recalibration or none."
-        )
 
 
 def plan_facts(

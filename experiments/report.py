@@ -70,6 +70,10 @@ def _data_name(folder: RunFolder) -> str:
 
 _METHODS = {
     "channels": "Channel pruning",
+    "group-lasso": "Channel pruning by group lasso",
+    "remastered": "Channel pruning by lasso",
+    "discrimination": "Discrimination-aware channel pruning",
+    "sparse": "Weight pruning",
     "uniform": "Uniform quantization",
     "codebook": "Codebook quantization",
     "joint": "Channel pruning and quantization",

@@ -11,17 +11,19 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from experiments.commands.bit_options import BITS, BitOptions
+from experiments.commands.finetune_options import FINETUNE as FINETUNE
+from experiments.commands.finetune_options import FinetuneOptions
+from experiments.commands.pruning_options import PRUNING, PruningOptions
 from experiments.configs import RunConfig
 
 _TASK = "Network and data"
 _SEARCH = "Search"
-_FINETUNE = "Fine-tuning"
 _RUN = "Run"
 
 _DEFAULT = RunConfig()  # where the defaults live
 
 
-class Options(BitOptions):
+class Options(PruningOptions, BitOptions, FinetuneOptions):
     """Every option by name, with its type, its help and its default; nobody makes one of these.
 
     A verb lists the names it takes, in :func:`takes`.
@@ -106,9 +108,10 @@ class Options(BitOptions):
     learner: Annotated[
         str,
         typer.Option(
-            help="What is done to the network: channels (cuts them), uniform (rounds weights and "
-            "activations to integers), codebook (weights share a few learned values), joint (cuts "
-            "and quantizes).",
+            help="What is done to the network: channels (cuts them; so do group-lasso, remastered "
+            "and discrimination, which choose the channels in other ways), sparse (sets single "
+            "weights to zero), uniform (rounds weights and activations to integers), codebook "
+            "(weights share a few learned values), joint (cuts and quantizes).",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.learner
@@ -117,8 +120,9 @@ class Options(BitOptions):
         typer.Option(
             help="Hard limits as shares of the original: macs=0.5; several: macs=0.5,bytes=0.3; "
             "lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: macs, params, bytes "
-            "(of the packed file), bops (MACs x weight bits x activation bits), mean_bits (per "
-            "weight, of 32), and those of --cost-table, e.g. latency. Not given: macs=0.5; for "
+            "(of the packed file), density (weights that are not zero), bops (MACs x weight bits x "
+            "activation bits), mean_bits (per weight, of 32), and those of --cost-table, e.g. "
+            "latency. Not given: macs=0.5; density=0.25 (of a pattern N:M no less than N/M); for "
             "bits mean_bits in the middle of --weight-bits (4/32 for 2-8), or bops where only "
             "--activation-bits are decided; for both macs=0.5,bytes=0.15 (more where weights have "
             "more than 4 bits).",
@@ -156,7 +160,7 @@ class Options(BitOptions):
         str,
         typer.Option(
             help="How a candidate is repaired before it is judged: reconstruction, recalibration, "
-            "reconstruction+recalibration or none. Only cut layers are reconstructed.",
+            "reconstruction+recalibration or none. Only pruned layers are reconstructed.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.proxy
@@ -168,25 +172,6 @@ class Options(BitOptions):
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.finetune_steps
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help="Which channels go first: l1, l2, bn_scale, taylor, geometric_median, "
-            "lasso, random.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.criterion
-    round_to: Annotated[
-        int,
-        typer.Option(
-            help="Kept channels come in multiples of this (hardware likes 8 and 16).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.round_to
-    min_ratio: Annotated[
-        float,
-        typer.Option(help="Smallest share of channels a layer may keep.", rich_help_panel=_SEARCH),
-    ] = _DEFAULT.min_ratio
     n_validation: Annotated[
         int,
         typer.Option(
@@ -213,46 +198,6 @@ class Options(BitOptions):
             rich_help_panel=_SEARCH,
         ),
     ] = None
-
-    epochs: Annotated[
-        int, typer.Option(help="Epochs of the fine-tuning; 0 for none.", rich_help_panel=_FINETUNE)
-    ] = _DEFAULT.epochs
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
-            "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
-            "--codebook-mode weights).",
-            show_default=False,
-            rich_help_panel=_FINETUNE,
-        ),
-    ] = None
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(
-            help="Its weight decay; 5e-4 if not given, 0 for quantized networks.",
-            show_default=False,
-            rich_help_panel=_FINETUNE,
-        ),
-    ] = None
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="original: the uncompressed network teaches the small one (distillation); "
-            "or none.",
-            rich_help_panel=_FINETUNE,
-        ),
-    ] = _DEFAULT.teacher
-    distillation_temperature: Annotated[
-        float, typer.Option(help="Softens the teacher's answers.", rich_help_panel=_FINETUNE)
-    ] = _DEFAULT.distillation_temperature
-    distillation_weight: Annotated[
-        float,
-        typer.Option(
-            help="Share of the teacher in the loss; the labels have the rest.",
-            rich_help_panel=_FINETUNE,
-        ),
-    ] = _DEFAULT.distillation_weight
 
     out: Annotated[
         Path,
@@ -317,12 +262,8 @@ TASK = (
     "train_epochs", "train_learning_rate",
 )  # fmt: skip
 SEARCH = (
-    "learner", "budget", "agent", "episodes", "criterion", "proxy", "finetune_steps", "round_to",
-    "min_ratio", "n_validation", "ignore", "reading", "reward", "cost_table", *BITS,
-)  # fmt: skip
-FINETUNE = (
-    "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
-    "distillation_weight",
+    "learner", "budget", "agent", "episodes", "proxy", "finetune_steps", "n_validation", "ignore",
+    "reading", "reward", "cost_table", *PRUNING, *BITS,
 )  # fmt: skip
 NEW_RUN = ("out", "seed", "resume", "precision", "threads", "device")
 OUTPUT = ("quiet", "debug")

@@ -1,0 +1,101 @@
+"""The options of fine-tuning, for ``experiments.commands.options``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from experiments.configs import RunConfig
+
+_FINETUNE = "Fine-tuning"
+_SCHEDULE = "Fine-tuning of sparse networks (--learner sparse)"
+
+_DEFAULT = RunConfig()  # where the defaults live
+
+
+class FinetuneOptions:
+    """Every option of fine-tuning by name, with its type, its help and its default."""
+
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of the fine-tuning; 0 for none.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.epochs
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
+            "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
+            "--codebook-mode weights).",
+            show_default=False,
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="Its weight decay; 5e-4 if not given, 0 for quantized networks.",
+            show_default=False,
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = None
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="original: the uncompressed network teaches the small one (distillation); "
+            "or none.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = _DEFAULT.teacher
+    distillation_temperature: Annotated[
+        float, typer.Option(help="Softens the teacher's answers.", rich_help_panel=_FINETUNE)
+    ] = _DEFAULT.distillation_temperature
+    distillation_weight: Annotated[
+        float,
+        typer.Option(
+            help="Share of the teacher in the loss; the labels have the rest.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = _DEFAULT.distillation_weight
+
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="gradual: begin with all weights and let the zeros grow, so that weights can come "
+            "back; one-shot: begin with the zeros of the plan.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = _DEFAULT.schedule
+    schedule_begin: Annotated[
+        float,
+        typer.Option(
+            help="Share of the fine-tuning after which the zeros begin to grow.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = _DEFAULT.schedule_begin
+    schedule_end: Annotated[
+        float,
+        typer.Option(
+            help="Share after which there are as many as the plan says.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = _DEFAULT.schedule_end
+    schedule_exponent: Annotated[
+        float,
+        typer.Option(
+            help="How much faster they grow at first: 1 is steady, 3 the published one.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = _DEFAULT.schedule_exponent
+    schedule_frequency: Annotated[
+        int,
+        typer.Option(
+            help="Training steps from one choice of zeros to the next.", rich_help_panel=_SCHEDULE
+        ),
+    ] = _DEFAULT.schedule_frequency
+
+
+FINETUNE = (
+    "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
+    "distillation_weight", "schedule", "schedule_begin", "schedule_end", "schedule_exponent",
+    "schedule_frequency",
+)  # fmt: skip

@@ -1,0 +1,100 @@
+"""What options may be: the names on offer, and the ranges of numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.configs import RunConfig
+
+CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
+"""Learners that cut channels, each with a way of its own to select them."""
+
+LEARNERS = (*CHANNEL_LEARNERS, "sparse", "uniform", "codebook", "joint")
+QUANTIZERS = ("uniform", "codebook")
+PROTOCOLS = ("searched", "uniform", "heuristic", "global")
+"""Who distributes the density of a sparse network over its layers: an agent, or a rule."""
+
+CHOICES = {
+    "teacher": ("original", "none"),
+    "validation_split": ("random", "tail"),
+    "precision": ("auto", "fp32", "bf16"),
+    "learner": LEARNERS,
+    "protocol": PROTOCOLS,
+    "schedule": ("gradual", "one-shot"),
+    "granularity": ("tensor", "channel", "split"),
+    "weight_range": ("minmax", "percentile", "mse", "kl", "lsq"),
+    "activation_range": ("minmax", "percentile", "mse", "kl"),
+    "codebook_mode": ("weights", "clusters", "both"),
+    "codebook_init": ("kmeans", "quantile", "uniform"),
+    "quantizer": QUANTIZERS,
+}
+
+_LEAST: dict[str, float] = {
+    "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
+    "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
+    "discrimination_stages": 0, "block_steps": 1, "schedule_exponent": 1, "schedule_frequency": 1,
+}  # fmt: skip
+_POSITIVE = ("learning_rate", "train_learning_rate", "distillation_temperature")
+_SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
+_PATTERN = re.compile(r"unstructured|block[1-9]\d?|([1-9]\d?):([1-9]\d?)")
+
+
+def option(name: str) -> str:
+    """Returns how an option is written: ``"--round-to"`` for ``"round_to"``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_choices(config: RunConfig) -> None:
+    """Refuses names that are not on offer.
+
+    Raises:
+        ValueError: With those that are.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(
+                f"Expected {option(name)} to be one of {', '.join(choices)}, got {value!r}."
+            )
+    of_how_many(config.pattern)
+
+
+def of_how_many(pattern: str) -> tuple[int, int] | None:
+    """Returns ``(2, 4)`` for the pattern ``"2:4"``; None for one that is no N:M.
+
+    Raises:
+        ValueError: If there is no such pattern.
+    """
+    match = _PATTERN.fullmatch(pattern)
+    if match is None or (match[1] and not int(match[1]) < int(match[2])):
+        raise ValueError(
+            f"Expected --pattern as unstructured, block4 (squares of 4 x 4 weights; any number), "
+            f"or 2:4 (2 of 4 weights stay; any N:M with N < M), got {pattern!r}."
+        )
+    return (int(match[1]), int(match[2])) if match[1] else None
+
+
+def check_numbers(config: RunConfig) -> None:
+    """Refuses numbers out of their range.
+
+    Raises:
+        ValueError: With the range.
+    """
+    for name, least in _LEAST.items():
+        if not getattr(config, name) >= least:
+            raise ValueError(f"Expected {option(name)} >= {least:g}, got {getattr(config, name)}.")
+    for name in _POSITIVE:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"Expected {option(name)} > 0, got {getattr(config, name)}.")
+    for name in _SHARES:
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
+    if not 0.0 < config.min_density <= 1.0:
+        raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
+    if config.schedule_begin >= config.schedule_end:
+        raise ValueError(
+            f"Expected --schedule-begin before --schedule-end, got {config.schedule_begin:g} and "
+            f"{config.schedule_end:g}; both are shares of the fine-tuning."
+        )

@@ -1,0 +1,84 @@
+"""Which learner reads which option, and the refusal of options that would have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from amc_env import Budget
+from experiments.config_values import LEARNERS, QUANTIZERS, option
+from experiments.configs import RunConfig
+
+_GRID = ("round_to", "min_ratio")
+_SCHEDULE = ("schedule_begin", "schedule_end", "schedule_exponent", "schedule_frequency")
+_BITS = (
+    "weight_bits", "activation_bits", "first_last_bits", "granularity", "bucket_size",
+    "activation_range",
+)  # fmt: skip
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "channels": ("criterion", *_GRID),
+    "group-lasso": _GRID,
+    "remastered": _GRID,
+    "discrimination": (*_GRID, "discrimination_stages", "block_steps"),
+    "sparse": ("pattern", "protocol", "min_density", "schedule", *_SCHEDULE),
+    "uniform": (*_BITS, "weight_range", "affine_weights", "learned_steps"),
+    "codebook": (*_BITS, "codebook_mode", "codebook_init"),
+}
+
+
+def options_of(learner: str, quantizer: str) -> set[str]:
+    """Returns the options that not all learners read, and this one does."""
+    if learner != "joint":
+        return set(_OPTIONS[learner])
+    return {"quantizer", *_OPTIONS["channels"], *_OPTIONS[quantizer]}
+
+
+def check_options(config: RunConfig) -> None:
+    """Refuses options that would have no effect, for they were given in vain.
+
+    Raises:
+        ValueError: With the learners that do read them, or the option that they depend on.
+    """
+    readers = {kind: set().union(*(options_of(kind, q) for q in QUANTIZERS)) for kind in LEARNERS}
+    own = options_of(config.learner, config.quantizer)
+    for name in sorted(set().union(*readers.values()) - own):
+        if not _is_given(config, name):
+            continue
+        others = [k for k, names in readers.items() if name in names and k != config.learner]
+        which = f" with --quantizer {config.quantizer}" if config.learner == "joint" else ""
+        raise ValueError(
+            f"{option(name)} has no effect on --learner {config.learner}{which}; it is an option "
+            f"of --learner {' and '.join(others)}."
+        )
+    _check_dependent(config)
+    if not (config.prunes or config.sparsifies) and config.proxy == "reconstruction":
+        raise ValueError(
+            "--proxy reconstruction repairs cut layers, and --learner "
+            f"{config.learner} cuts none; choose recalibration or none."
+        )
+
+
+def _is_given(config: RunConfig, name: str) -> bool:
+    """Whether an option has another value than where nothing is said."""
+    return bool(getattr(config, name) != getattr(RunConfig(), name))
+
+
+def _check_dependent(config: RunConfig) -> None:
+    """Refuses options that another option makes void."""
+    for name, other, needed in (
+        ("bucket_size", "granularity", "split"),
+        *((name, "schedule", "gradual") for name in _SCHEDULE),
+    ):
+        found = getattr(config, other)
+        if found != needed and _is_given(config, name):
+            raise ValueError(
+                f"{option(name)} has no effect with {option(other)} {found}; it is an option of "
+                f"{option(other)} {needed}."
+            )
+    bounds = Budget.parse(config.budget).bounds
+    if config.protocol != "searched" and list(bounds) != ["density"]:
+        raise ValueError(
+            f"--protocol {config.protocol} distributes one density over the layers; expected "
+            f"--budget density=0.25 or the like, got {config.budget}. An agent meets other "
+            f"budgets: --protocol searched."
+        )

@@ -1,0 +1,90 @@
+"""Options of pruning: what they mean, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.command_line import WEIGHTS
+
+from experiments.config_values import CHANNEL_LEARNERS, of_how_many
+from experiments.configs import RunConfig
+
+
+def test_patterns_are_read() -> None:
+    assert of_how_many("2:4") == (2, 4)
+    assert of_how_many("4:8") == (4, 8)
+    assert of_how_many("unstructured") is of_how_many("block4") is None
+
+
+@pytest.mark.parametrize("pattern", ["", "4:2", "0:4", "2:2", "block", "block0", "2x4", "dense"])
+def test_other_patterns_are_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="--pattern as unstructured, block4"):
+        RunConfig(learner="sparse", pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ({"learner": "group-lasso"}, "macs=0.5"),
+        ({"learner": "sparse"}, "density=0.25"),
+        ({"learner": "sparse", "pattern": "2:4"}, "density=0.5"),
+        ({"learner": "sparse", "pattern": "1:8"}, "density=0.25"),
+        ({"learner": "sparse", "min_density": 0.4}, "density=0.4"),
+    ],
+)
+def test_budget_is_one_that_the_learner_can_meet(options: dict[str, object], budget: str) -> None:
+    assert RunConfig(**options).budget == budget  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("learner", [*CHANNEL_LEARNERS, "sparse"])
+def test_what_a_learner_does_follows_from_its_name(learner: str) -> None:
+    config = RunConfig(learner=learner)
+    assert config.prunes is (learner != "sparse")
+    assert config.sparsifies is config.packs is (learner == "sparse")
+    assert not config.quantizes
+    assert config.decides
+    assert (config.learning_rate, config.weight_decay) == (0.02, 5e-4)
+    assert RunConfig(learner="sparse", protocol="uniform").decides is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learner", "group-lasso", "--criterion", "l2"], "--criterion has no effect"),
+        (["--learner", "remastered", "--criterion", "l2"], "option of --learner channels and joint"),
+        (["--learner", "remastered", "--block-steps", "9"], "option of --learner discrimination"),
+        (["--discrimination-stages", "1"], "--discrimination-stages has no effect"),
+        (["--learner", "discrimination", "--block-steps", "0"], "--block-steps >= 1"),
+        (["--learner", "discrimination", "--discrimination-stages", "-1"], "stages >= 0"),
+        (["--learner", "group-lasso", "--weight-bits", "4"], "uniform and codebook and joint"),
+        (["--learner", "group-lasso", "--budget", "macs=0.001"], "reachable"),
+        (["--learner", "sparse", "--round-to", "4"], "--round-to has no effect"),
+        (["--learner", "sparse", "--criterion", "l2"], "--criterion has no effect"),
+        (["--pattern", "2:4"], "option of --learner sparse"),
+        (["--protocol", "global"], "option of --learner sparse"),
+        (["--min-density", "0.1"], "option of --learner sparse"),
+        (["--schedule", "one-shot"], "option of --learner sparse"),
+        (["--schedule-begin", "0.1"], "option of --learner sparse"),
+        (["--learner", "sparse", "--protocol", "magic"], "--protocol"),
+        (["--learner", "sparse", "--pattern", "4:4"], "--pattern"),
+        (["--learner", "sparse", "--min-density", "0"], "--min-density in (0, 1]"),
+        (["--learner", "sparse", "--schedule", "steep"], "--schedule"),
+        (["--learner", "sparse", "--schedule-begin", "0.5"], "before --schedule-end"),
+        (["--learner", "sparse", "--schedule-end", "1.5"], "--schedule-end in [0, 1]"),
+        (["--learner", "sparse", "--schedule-exponent", "0.5"], "--schedule-exponent >= 1"),
+        (["--learner", "sparse", "--schedule-frequency", "0"], "--schedule-frequency >= 1"),
+        (["--learner", "sparse", "--schedule", "one-shot", "--schedule-end", "0.7"],
+         "option of --schedule gradual"),
+        (["--learner", "sparse", "--protocol", "uniform", "--budget", "bytes=0.3"],
+         "--protocol uniform distributes one density"),
+    ],
+)  # fmt: skip
+def test_mistake_gives_one_sentence_and_leaves_no_folder(
+    tmp_path: Path, fails: Callable[..., str], options: list[str], message: str
+) -> None:
+    out = tmp_path / "run"
+    sentence = fails("compress", "--weights", WEIGHTS, *options, "--out", str(out), "-q")
+    assert message in sentence
+    assert not out.exists()
