@@ -102,6 +102,11 @@ def sparse_layer(layer: nn.Conv2d | nn.Linear, mask: Tensor) -> SparseLayer:
     return twin
 
 
+def mask_of(layer: nn.Module) -> Tensor | None:
+    """Returns the mask of a layer's weights, ``None`` if all of them count."""
+    return layer.weight_mask if isinstance(layer, Masked) else None
+
+
 def masked_layers(network: nn.Module) -> dict[str, Masked]:
     """Returns the layers that have a mask by qualified name, in network order.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_env.errors import InputDataError
+from learners.masking import mask_of
 from learners.precision import autocast
 from learners.proxy import batch_norms, recalibrate
 from learners.quantization.modules import QuantizedLayer, quantized_layers
@@ -44,6 +45,21 @@ class Observation:
     inputs: Mapping[str, LayerInputs]
     outputs: Mapping[str, LayerOutputs]
     calls: Mapping[str, int]
+
+
+def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """Returns the weights of a layer, and which of them count (``None`` if all do)."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.detach(), mask_of(layer)
+
+
+def same_weights(network: nn.Module, other: nn.Module, name: str) -> bool:
+    """Whether a layer has the same weights in two networks, and the same of them count."""
+    (weight, mask), (expected, kept) = layer_weights(network, name), layer_weights(other, name)
+    if mask is None or kept is None:
+        return mask is kept and torch.equal(weight, expected)
+    return torch.equal(mask, kept) and torch.equal(weight, expected)
 
 
 def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc_env.storage import StorageFormat
 from learners.base import Batches
 from learners.quantization.calibration import Observation
 from learners.quantization.codebook_init import INITS
@@ -71,7 +72,9 @@ class CodebookQuantization(QuantizationLearner):
         )
         self.proxy = replace(self.proxy, learning_rate=LEARNING_RATES[mode])
 
-    def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
+    def _make_weight_quantizer(
+        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+    ) -> Quantizer:
         return CodebookQuantizer.fit(
             weight,
             bits,
@@ -79,13 +82,13 @@ class CodebookQuantization(QuantizationLearner):
             bucket_size=self.bucket_size,
             init=self.init,
             channel_scales=self.channel_scales,
+            mask=mask,
         )
 
-    def _bucket_storage(self) -> tuple[float, bool]:
-        return 0.0, True
-
-    def _channel_storage(self) -> float:
-        return 4.0 if self.channel_scales else 0.0
+    def _stored_form(self) -> StorageFormat:
+        per_channel = 4.0 if self.channel_scales else 0.0
+        form = replace(super()._stored_form(), bytes_per_bucket=0.0, codebook=True)
+        return replace(form, bytes_per_channel=per_channel)
 
     def _training_defaults(self) -> TrainingConfig:
         rate = LEARNING_RATES[self.mode]

@@ -6,6 +6,7 @@ and the gradient of a centroid is the sum of the gradients of its weights (Eq. 3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +89,7 @@ class CodebookQuantizer(Quantizer):
         bucket_size: int = 256,
         init: str = "kmeans",
         channel_scales: bool = False,
+        mask: Tensor | None = None,
     ) -> CodebookQuantizer:
         """Builds the quantizer of a weight tensor.
 
@@ -99,6 +101,8 @@ class CodebookQuantizer(Quantizer):
             init: ``"kmeans"``, ``"quantile"`` or ``"uniform"``, see ``initial_codebook``.
             channel_scales: With ``"tensor"``: whether every channel is divided by its root mean
                 square before it shares the codebook.
+            mask: Which weights count, bool, the shape of ``weight``. The others are zeros that
+                need no centroid: nothing is fitted to them. All count if ``None``.
 
         Raises:
             InputDataError: If weights are NaN or infinite, or there are none.
@@ -110,20 +114,18 @@ class CodebookQuantizer(Quantizer):
         n = 2 ** int(bits)
         weight = weight.detach().float()
         if granularity == "tensor" and channel_scales and weight.dim() > 1:
-            rows = weight.flatten(1)
-            scale = rows.square().mean(1).sqrt()
-            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-            codebook = initial_codebook((rows / scale.view(-1, 1)).view(1, -1), n, init)
-            return cls(codebook, scale=scale)
-        if granularity != "split":
-            rows = weight.reshape(1, -1) if granularity == "tensor" else weight.flatten(1)
-            codebook = initial_codebook(rows, n, init)
-        else:  # the shorter last bucket on its own, so that its filling does not weigh
+            scale = _channel_sizes(weight, mask)
+            rows = weight.flatten(1) / scale.view(-1, 1)
+            found = _codebooks([rows.view(1, -1)], _flat([rows.view(1, -1)], mask), n, init)
+            return cls(found, scale=scale)
+        if granularity == "split":  # the shorter last bucket on its own: its filling weighs nothing
             flat = weight.reshape(-1)
             whole = flat.numel() // bucket_size * bucket_size
             parts = [flat[:whole].view(-1, bucket_size), flat[whole:].view(1, -1)]
-            found = [initial_codebook(part, n, init) for part in parts if part.numel()]
-            codebook = torch.cat(found) if found else initial_codebook(flat.view(1, -1), n, init)
+            parts = [part for part in parts if part.numel()] or [flat.view(1, -1)]
+        else:
+            parts = [weight.reshape(1, -1) if granularity == "tensor" else weight.flatten(1)]
+        codebook = _codebooks(parts, _flat(parts, mask), n, init)
         return cls(codebook, granularity=granularity, bucket_size=bucket_size)
 
     @classmethod
@@ -226,6 +228,39 @@ class CodebookQuantizer(Quantizer):
 
 
 _SIZES = tuple(2**bits for bits in range(MIN_BITS, MAX_BITS + 1))
+
+
+def _channel_sizes(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the root mean square of every channel's weights that count, 1 where that is 0."""
+    rows = weight.flatten(1)
+    if mask is None:
+        scale = rows.square().mean(1).sqrt()
+    else:
+        kept = mask.flatten(1)
+        scale = ((rows.square() * kept).sum(1) / kept.sum(1).clamp(min=1)).sqrt()
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _flat(parts: Sequence[Tensor], mask: Tensor | None) -> list[Tensor] | None:
+    """Returns the mask cut like the buckets, or ``None`` if all weights count."""
+    if mask is None or bool(mask.all()):
+        return None
+    pieces = torch.split(mask.reshape(-1), [part.numel() for part in parts])
+    return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
+
+
+def _codebooks(parts: Sequence[Tensor], kept: list[Tensor] | None, n: int, init: str) -> Tensor:
+    """Returns the centroids of all buckets, zeros where no weight counts."""
+    if kept is None:
+        return torch.cat([initial_codebook(part, n, init) for part in parts])
+    found = []
+    for part, counts in zip(parts, kept, strict=True):
+        # One by one: buckets keep different numbers of weights.
+        for row, counted in zip(part, counts, strict=True):
+            numbers = row[counted].view(1, -1)
+            some = numbers.numel() > 0
+            found.append(initial_codebook(numbers, n, init) if some else row.new_zeros(1, n))
+    return torch.cat(found)
 
 
 def _boundaries(ordered: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from amc_env.plan import Decision, DecisionKind
+from learners.masking import mask_of
 from learners.quantization.quantizer import Quantizer
 
 _IMAGES = 32
@@ -70,11 +71,16 @@ def _curve(
         if quantizer is None:
             continue
         if kind is DecisionKind.WEIGHT_BITS:
-            found = _apply(layer, x, quantizer(layer.weight))
+            found = _apply(layer, x, _masked(layer, quantizer(layer.weight)))
         else:
-            found = _apply(layer, quantizer(x), layer.weight)
+            found = _apply(layer, quantizer(x), _masked(layer, layer.weight))
         curve[index] = _energy(found - outputs, layer) / energy
     return curve
+
+
+def _masked(layer: nn.Module, weight: Tensor) -> Tensor:
+    mask = mask_of(layer)
+    return weight if mask is None else weight * mask
 
 
 def _apply(layer: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:

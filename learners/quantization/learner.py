@@ -21,7 +21,13 @@ from learners.candidates import channels_last, limited_threads
 from learners.intake import check_weights
 from learners.precision import working_dtype
 from learners.proxy import finetune_briefly
-from learners.quantization.calibration import Observation, match_outputs, observe
+from learners.quantization.calibration import (
+    Observation,
+    layer_weights,
+    match_outputs,
+    observe,
+    same_weights,
+)
 from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
 from learners.quantization.errors import layer_errors
 from learners.quantization.inputs import input_quantizer
@@ -178,21 +184,25 @@ class QuantizationLearner(Learner):
 
     def _choose(self, weight_bits: Bits, activation_bits: Bits, first_last: int | None) -> None:
         """Says what is decided."""
-        sizes = {n: self._weight(self._float, n).numel() for n in self.layers}
+        sizes = {n: layer_weights(self._float, n)[0].numel() for n in self.layers}
         self._choice = bit_choice(sizes, weight_bits, activation_bits, first_last)
         self.decisions = self._choice.decisions
 
-    def _bucket_storage(self) -> tuple[float, bool]:
-        """Returns the bytes beside the codes per bucket, and whether a codebook is stored."""
-        return 4.0, False
-
-    def _channel_storage(self) -> float:
-        """Returns the bytes beside codes and buckets per output channel of a quantized layer."""
-        return 0.0
+    def _stored_form(self) -> StorageFormat:
+        """Returns how layers are stored, without the file's header: a scale for every bucket."""
+        return StorageFormat(
+            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
+            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            folded=self._folded,
+        )
 
     @abstractmethod
-    def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
-        """Returns the quantizer of a layer's weights, fitted to them."""
+    def _make_weight_quantizer(
+        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+    ) -> Quantizer:
+        """Returns the quantizer of a layer's weights, fitted to those that count."""
 
     def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
         return input_quantizer(seen.inputs[name], bits, self.activation_range, name)
@@ -202,10 +212,10 @@ class QuantizationLearner(Learner):
         self._weight_quantizers: dict[tuple[str, int], Quantizer] = {}
         self._input_quantizers: dict[tuple[str, int], Quantizer] = {}
         for name in self.layers:
-            weight = self._weight(self._float, name)
+            weight, mask = layer_weights(self._float, name)
             weight_bits, input_bits = self._choice.used(name)
             for bits in sorted(weight_bits - {OFF_BITS}):
-                made = self._make_weight_quantizer(name, weight, bits)
+                made = self._make_weight_quantizer(name, weight, bits, mask)
                 self._weight_quantizers[name, bits] = made
             for bits in sorted(input_bits - {OFF_BITS}):
                 made = self._make_input_quantizer(name, bits, self._observation)
@@ -213,17 +223,7 @@ class QuantizationLearner(Learner):
 
     def _price(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
-        scale_bytes, codebook = self._bucket_storage()
-        form = StorageFormat(
-            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
-            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
-            bytes_per_bucket=scale_bytes,
-            codebook=codebook,
-            bytes_per_channel=self._channel_storage(),
-            folded=self._folded,
-        )
+        form = self._stored_form()
         # Not on what is "off": costs may count more for it than a file holds.
         plan = self.most_bits()
         network = self._build(self._float, self._choice.read(plan), self._observation)
@@ -233,12 +233,6 @@ class QuantizationLearner(Learner):
         self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
-
-    @staticmethod
-    def _weight(network: nn.Module, name: str) -> Tensor:
-        weight = network.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
 
     def _prepare_judge(self, images: Tensor, labels: Tensor, n_validation: int | None) -> None:
         """Preloads the validation images and measures the original network."""
@@ -343,13 +337,13 @@ class QuantizationLearner(Learner):
         """Returns a quantized copy of a folded network."""
         chosen: dict[str, tuple[Quantizer | None, Quantizer | None]] = {}
         for name, layer in bits.items():
-            weight = self._weight(folded, name)
             weights = inputs = None
             if layer.weights != OFF_BITS:
-                if torch.equal(weight, self._weight(self._float, name)):
+                if same_weights(folded, self._float, name):
                     weights = copy.deepcopy(self._weight_quantizers[name, layer.weights])
                 else:
-                    weights = self._make_weight_quantizer(name, weight, layer.weights)
+                    weight, mask = layer_weights(folded, name)
+                    weights = self._make_weight_quantizer(name, weight, layer.weights, mask)
             if layer.inputs != OFF_BITS:
                 if seen is self._observation:
                     inputs = copy.deepcopy(self._input_quantizers[name, layer.inputs])

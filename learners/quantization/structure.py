@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
 from learners.fusion import following_norms
+from learners.masking import SparseConv2d, SparseLinear
 from learners.quantization.modules import (
     QuantizedConv2d,
     QuantizedLayer,
@@ -22,6 +23,12 @@ from learners.quantization.modules import (
 from learners.quantization.quantizer import Quantizer
 
 DESCRIPTION_VERSION = 1
+
+_QUANTIZABLE = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
+_FOLDABLE = (
+    *((kind, nn.BatchNorm2d) for kind in (nn.Conv2d, SparseConv2d)),
+    *((kind, nn.BatchNorm1d) for kind in (nn.Linear, SparseLinear)),
+)
 
 
 def foldable_norms(network: nn.Module) -> dict[str, str]:
@@ -33,7 +40,7 @@ def foldable_norms(network: nn.Module) -> dict[str, str]:
     found = {}
     for layer, norm in following_norms(network).items():
         pair = (type(modules[layer]), type(modules[norm]))
-        if pair in ((nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d)):
+        if pair in _FOLDABLE:
             found[norm] = layer
     return found
 
@@ -115,8 +122,7 @@ def quantizable_layers(
     return tuple(
         x
         for x in layers
-        if type(modules.get(x)) in (nn.Conv2d, nn.Linear)
-        and not any(within(x, name) for name in ignore)
+        if type(modules.get(x)) in _QUANTIZABLE and not any(within(x, name) for name in ignore)
     )
 
 
@@ -164,7 +170,7 @@ def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[s
     """
     modules = dict(network.named_modules())
     for name in layers:
-        if type(modules.get(name)) not in (nn.Conv2d, nn.Linear):
+        if type(modules.get(name)) not in _QUANTIZABLE:
             raise PlanMismatchError(
                 f"Expected a float convolution or linear layer {name!r} as in the original "
                 f"network, got {type(modules.get(name)).__name__}."

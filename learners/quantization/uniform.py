@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amc_env.storage import StorageFormat
 from learners.base import Batches
 from learners.quantization.calibration import Observation
 from learners.quantization.inputs import input_quantizer
@@ -60,7 +62,9 @@ class UniformQuantization(QuantizationLearner):
         self.learned_steps = learned_steps
         super().__init__(model, example_input, calibration, validation, **options)
 
-    def _make_weight_quantizer(self, name: str, weight: Tensor, bits: int) -> Quantizer:
+    def _make_weight_quantizer(
+        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+    ) -> Quantizer:
         scale, zero = weight_scales(
             weight,
             bits,
@@ -69,7 +73,10 @@ class UniformQuantization(QuantizationLearner):
             granularity=self.granularity,
             bucket_size=self.bucket_size,
             name=f"the weights of layer {name!r}",
+            mask=mask,
         )
+        # LSQ divides by the root of the numbers that share a scale; masked ones have no part in it.
+        numbers = None if mask is None else max(1, int(mask.sum()) // scale.numel())
         return UniformQuantizer(
             bits,
             scale,
@@ -78,6 +85,7 @@ class UniformQuantization(QuantizationLearner):
             granularity=self.granularity,
             bucket_size=self.bucket_size,
             learned=self.learned_steps,
+            numbers=numbers,
         )
 
     def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
@@ -85,9 +93,9 @@ class UniformQuantization(QuantizationLearner):
             seen.inputs[name], bits, self.activation_range, name, learned=self.learned_steps
         )
 
-    def _bucket_storage(self) -> tuple[float, bool]:
+    def _stored_form(self) -> StorageFormat:
         # A file stores zero points as one byte: they are at most 255.
-        return (4.0 if self.symmetric else 5.0), False
+        return replace(super()._stored_form(), bytes_per_bucket=4.0 if self.symmetric else 5.0)
 
 
 def weight_scales(
@@ -99,6 +107,7 @@ def weight_scales(
     granularity: str,
     bucket_size: int,
     name: str = "the weights",
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns scale and zero point of every bucket of a layer's weights.
 
@@ -110,18 +119,47 @@ def weight_scales(
         granularity: What shares a scale.
         bucket_size: Weights per bucket of ``"split"``.
         name: What to call the weights in messages.
+        mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
+            if ``None``.
 
     Raises:
         InputDataError: If a weight is NaN or infinite.
     """
-    if granularity == "split":
-        rows = split_buckets(weight, bucket_size)
-    else:
-        rows = weight.reshape(weight.shape[0] if granularity == "channel" else 1, -1)
+    rows = _rows(weight, granularity, bucket_size)
+    kept = None if mask is None else _rows(mask.to(rows), granularity, bucket_size)
+    if kept is not None:
+        # Every range holds 0 exactly, so zeros change no extreme and no error.
+        rows = rows * kept
     if rule == "lsq":
         steps = integer_range(bits, symmetric)[1]
-        scale = 2 * rows.abs().mean(1) / torch.tensor(float(steps)).sqrt()
+        count = rows.shape[1] if kept is None else kept.sum(1).clamp(min=1)
+        scale = 2 * rows.abs().sum(1) / count / torch.tensor(float(steps)).sqrt()
         high = scale * steps / (1 if symmetric else 2)
         return affine_parameters(-high, high, bits, symmetric)
-    low, high = clipping_ranges(rows, [bits], rule, symmetric=symmetric, name=name)
-    return affine_parameters(low[0], high[0], bits, symmetric)
+    if rule == "percentile" and kept is not None:
+        low, high = _percentiles_of_kept(rows, kept > 0, bits, symmetric, name)
+    else:
+        found = clipping_ranges(rows, [bits], rule, symmetric=symmetric, name=name)
+        low, high = (ends[0] for ends in found)
+    return affine_parameters(low, high, bits, symmetric)
+
+
+def _rows(weight: Tensor, granularity: str, bucket_size: int) -> Tensor:
+    if granularity == "split":
+        return split_buckets(weight, bucket_size)
+    return weight.reshape(weight.shape[0] if granularity == "channel" else 1, -1)
+
+
+def _percentiles_of_kept(
+    rows: Tensor, kept: Tensor, bits: int, symmetric: bool, name: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the ends of the ranges; zeros would move a percentile, so they are left out."""
+    ends = rows.new_zeros(2, rows.shape[0])
+    for index, (row, counted) in enumerate(zip(rows, kept, strict=True)):
+        if bool(counted.any()):
+            numbers = row[counted][None]
+            low, high = clipping_ranges(
+                numbers, [bits], "percentile", symmetric=symmetric, name=name
+            )
+            ends[:, index] = torch.stack([low[0, 0], high[0, 0]])
+    return ends[0], ends[1]
