@@ -35,6 +35,7 @@ from learners.quantization.judge import QuantizedJudge
 from learners.quantization.preparation import (
     check_bit_options,
     check_counts,
+    check_dense,
     check_judging,
     header_bytes,
     quantized_proxy,
@@ -101,7 +102,7 @@ class QuantizationLearner(Learner):
     Raises:
         InputDataError: If images, labels or weights are not what is expected.
         UntraceableModelError: If no layer of the network can be quantized.
-        ValueError: If an option has no such value.
+        ValueError: If an option has no such value, or the network has masks.
     """
 
     cost_models: Mapping[str, CostModel]
@@ -137,6 +138,7 @@ class QuantizationLearner(Learner):
         check_rule(activation_range)
         check_judging(proxy, finetune_steps, train, precision)
         check_counts(n_validation, n_calibration, n_recalibration)
+        check_dense(model)
         self.proxy = quantized_proxy(proxy, finetune_steps)
         self.granularity = granularity
         self.bucket_size = bucket_size
@@ -313,7 +315,8 @@ class QuantizationLearner(Learner):
         """Quantizes a network with the original's module names, a sliced one for example.
 
         Args:
-            network: The network, in float, its norms not yet folded; it is copied.
+            network: The network, in float, its norms not yet folded; it is copied. Masks stay,
+                and only the weights that count are fitted.
             plan: Bits for the learner's decisions.
             recalibrate: Whether to match the outputs of every layer to those of ``network``.
 

@@ -15,6 +15,7 @@ from amc_env.plan import CompressionPlan
 from learners.base import Batches
 from learners.candidates import channels_last
 from learners.intake import check_labels, collect, count_outputs
+from learners.masking import masked_layers
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
 from learners.quantization.decisions import Bits, check_bits
@@ -98,6 +99,20 @@ def read_images(
     check_labels(classes, n_outputs, "validation")
     check_not_constant(images)
     return (images, labels), (held_out, classes), n_outputs
+
+
+def check_dense(network: nn.Module) -> None:
+    """Refuses networks with masks: their costs are not those of the network that is traced.
+
+    Raises:
+        ValueError: If a layer has a mask.
+    """
+    if masked := list(masked_layers(network)):
+        raise ValueError(
+            f"Expected a network without masks to prepare a quantizer for, got masked layers "
+            f"{masked[:3]}; prepare it for the dense network and give the sparse one to "
+            f"quantize(network, plan), or decide densities and bits with deep_compression."
+        )
 
 
 def check_not_constant(images: Tensor) -> None:
