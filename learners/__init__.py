@@ -2,15 +2,21 @@
 
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning
+from learners.channel_pruning.discrimination import DiscriminationAwarePruning
+from learners.feature_matching import FeatureMatching
+from learners.group_finetuning import GroupFinetuned, group_finetune
 from learners.joint import JointCompression, joint_compression
 from learners.quantization import UniformQuantization
 from learners.quantization.codebook import CodebookQuantization
+from learners.regularisers import GroupLassoPenalty, GrowingRegularisation
+from learners.sparse_training import cut_after, sparse_training
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig, TrainingResult, evaluate, train
 
 __all__ = [
     "Learner",
     "ChannelPruning",
+    "DiscriminationAwarePruning",
     "UniformQuantization",
     "CodebookQuantization",
     "JointCompression",
@@ -21,4 +27,11 @@ __all__ = [
     "TrainingResult",
     "evaluate",
     "train",
+    "FeatureMatching",
+    "GroupLassoPenalty",
+    "GrowingRegularisation",
+    "sparse_training",
+    "cut_after",
+    "GroupFinetuned",
+    "group_finetune",
 ]

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -57,8 +57,12 @@ class Stepper:
         self.step_count = 0
         self.learning_rate = config.learning_rate
         self.hooks = tuple(hooks)
-        for hook in self.hooks:
-            hook.start(self.model, self.teacher, config.epochs * batches)
+        try:
+            for hook in self.hooks:
+                hook.start(self.model, self.teacher, config.epochs * batches)
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def candidate(self) -> nn.Module:
@@ -117,8 +121,27 @@ class Stepper:
             group["lr"] = self.learning_rate
         for hook in self.hooks:
             hook.before_step(self.step_count)
+        loss, logits = self._loss(images, labels, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            if not math.isfinite(norm.item()):
+                self._raise_diverged("gradient", norm.item(), epoch)
+        self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self.step_count)
+        if self.average is not None:
+            self.average.update(self.model, self.step_count)
+        self.step_count += 1
+        return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+
+    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the whole loss, which is finite, and the logits."""
+        config, answers = self.config, None
         with autocast(self.dtype, self.device):
-            answers = None if self.teacher is None else self.teacher(images)
+            if self.teacher is not None:
+                answers = forward(self.teacher, images, labels, "teacher")
             logits = forward(self.model, images, labels)
         loss = combined_loss(
             logits,
@@ -133,22 +156,15 @@ class Stepper:
                 loss = loss + more
         value = loss.item()
         if not math.isfinite(value):
+            if answers is not None and not bool(answers.isfinite().all()):
+                raise InputDataError(
+                    "Expected a teacher with finite answers, got NaN or infinite ones: give "
+                    "another teacher."
+                )
             self._raise_diverged("loss", value, epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            if not math.isfinite(norm.item()):
-                self._raise_diverged("gradient", norm.item(), epoch)
-        self.optimizer.step()
-        for hook in self.hooks:
-            hook.after_step(self.step_count)
-        if self.average is not None:
-            self.average.update(self.model, self.step_count)
-        self.step_count += 1
-        return value, int((logits.detach().argmax(1) == labels).sum())
+        return loss, logits
 
-    def _raise_diverged(self, what: str, value: float, epoch: int) -> None:
+    def _raise_diverged(self, what: str, value: float, epoch: int) -> NoReturn:
         raise TrainingDivergedError(
             f"The {what} became {value} in epoch {epoch + 1}, step {self.step_count + 1}: lower "
             f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the "
@@ -252,8 +268,14 @@ def check_batch(
     return images, labels.to(device, torch.int64, non_blocking=True)
 
 
-def forward(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "network") -> Tensor:
     """Return the logits (N, classes); refuse images and labels that do not fit the network.
+
+    Args:
+        model: The network.
+        images: Of the batch.
+        labels: Of the batch.
+        who: What errors call the network.
 
     Raises:
         InputDataError: The network cannot take images of this shape, or a label is not a class.
@@ -264,19 +286,19 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
             raise
         raise InputDataError(
-            f"The network cannot take images of shape {list(images.shape[1:])} "
+            f"The {who} cannot take images of shape {list(images.shape[1:])} "
             f"({str(error).splitlines()[0][:150]}): use the size and channels it was made for."
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputDataError(
-            f"Expected the network to answer {len(labels)} images with logits of shape "
+            f"Expected the {who} to answer {len(labels)} images with logits of shape "
             f"[{len(labels)}, classes], got {got}."
         )
     low, high = labels.aminmax()
     if int(low) < 0 or int(high) >= logits.shape[1]:
         raise InputDataError(
-            f"Labels must lie in 0..{logits.shape[1] - 1}, the classes of the network, got "
+            f"Labels must lie in 0..{logits.shape[1] - 1}, the classes of the {who}, got "
             f"{int(low) if int(low) < 0 else int(high)}: correct the labels or the number of "
             "classes."
         )

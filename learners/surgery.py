@@ -58,22 +58,43 @@ class Surgeon:
             alive[start + units] = True
         return alive
 
-    def slice(self, kept: Mapping[str, Tensor]) -> nn.Module:
-        """Returns a smaller copy; module names and state-dict keys stay."""
+    def slice(self, kept: Mapping[str, Tensor], network: nn.Module | None = None) -> nn.Module:
+        """Returns a smaller copy of the model, or of another network of its shapes.
+
+        Module names and state-dict keys stay.
+
+        Raises:
+            ValueError: If the other network has not the model's names and shapes.
+        """
         alive = self.alive(kept)
+        source = self.model if network is None else network
+        if source is not self.model:
+            self._check_shapes(source)
         memo: dict[int, object] = {}
         with torch.no_grad():
-            for name, tensor in _tensors(self.model):
+            for name, tensor in _tensors(source):
                 memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
-        model = copy.deepcopy(self.model, memo)
+        model = copy.deepcopy(source, memo)
         for name in self._patched:
-            _patch(self.model.get_submodule(name), model.get_submodule(name))
+            _patch(source.get_submodule(name), model.get_submodule(name))
         for name, units in self.grouping.norms.items():
             _patch_norm(model.get_submodule(name), len(units), int(alive[units].sum()))
-        device = next((p.device for p in self.model.parameters()), alive.device)
+        device = next((p.device for p in source.parameters()), alive.device)
         for rewrite in self.rewrites:
             rewrite.apply(model.get_submodule(rewrite.name), alive, device)
         return model
+
+    def _check_shapes(self, network: nn.Module) -> None:
+        shapes = {name: tensor.shape for name, tensor in _tensors(self.model)}
+        others = {name: tensor.shape for name, tensor in _tensors(network)}
+        for name in sorted(shapes.keys() | others.keys()):
+            expected, got = shapes.get(name), others.get(name)
+            if expected != got:
+                raise ValueError(
+                    f"Expected a network with the shapes of the traced one, but its {name} has "
+                    f"{'none' if got is None else list(got)} instead of "
+                    f"{'none' if expected is None else list(expected)}: pass an uncut copy."
+                )
 
     def _cut(self, tensor: Tensor, name: str, alive: Tensor) -> Tensor:
         result = tensor.detach()

@@ -45,21 +45,24 @@ class TracedModel:
         """Layers, groups in network order, and what is frozen for which reason."""
         return self._grouping.graph
 
-    def slice(self, kept: Mapping[str, Tensor]) -> nn.Module:
+    def slice(self, kept: Mapping[str, Tensor], network: nn.Module | None = None) -> nn.Module:
         """Returns a really smaller copy of the network.
 
         Args:
             kept: Group name -> sorted int64 indices of the units that stay; groups that are
                 missing stay whole.
+            network: Another network of the same names and shapes to cut in its place, for example
+                a copy that was trained on.
 
         Returns:
             A copy in the original's mode, with its current weights and the same module names
             and state-dict keys.
 
         Raises:
-            ValueError: If a group is unknown or its indices are out of order or range.
+            ValueError: If a group is unknown, its indices are out of order or range, or the other
+                network has other names or shapes.
         """
-        return self._surgeon.slice(kept)
+        return self._surgeon.slice(kept, network)
 
     def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """Returns a copy of the original's shapes in which nothing reads the cut units."""

@@ -214,19 +214,25 @@ def train(
     """
     if not isinstance(train_loader, Sized) or len(train_loader) == 0:
         raise InputDataError("The training loader must have a length of at least one batch.")
+    _check_folder(checkpoint_dir, resume)
+    names = [hook.name for hook in hooks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected hooks of different names, got {', '.join(names)}.")
     run = _Run(
         model, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
     )
-    if resume and checkpoint_dir is None:
-        raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
     if resume:
         run.restore()
-    elif checkpoint_dir is not None and (checkpoint_dir / LAST).exists():
-        raise RunFolderError(
-            f"The folder {checkpoint_dir} already holds a checkpoint: resume it, or choose another "
-            "folder."
-        )
     return run.to_the_end(writer, progress)
+
+
+def _check_folder(folder: Path | None, resume: bool) -> None:
+    if resume and folder is None:
+        raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
+    if not resume and folder is not None and (folder / LAST).exists():
+        raise RunFolderError(
+            f"The folder {folder} already holds a checkpoint: resume it, or choose another folder."
+        )
 
 
 @dataclass
@@ -262,6 +268,7 @@ class _Run:
             **asdict(self.config),
             "batches per epoch": len(self.train_loader),
             "teacher": self.teacher is not None,
+            "teacher network": None if self.teacher is None else _digest(self.teacher),
             "network": _fingerprint(self.model),
             "hooks": {hook.name: dict(hook.identity()) for hook in self.hooks},
         }
@@ -269,13 +276,18 @@ class _Run:
     def restore(self) -> None:
         """Continue from the checkpoint in the folder, if there is one."""
         assert self.folder is not None
-        state = load_last(self.folder, self.identity)
-        if state is None:
-            return
+        try:
+            state = load_last(self.folder, self.identity)
+            if state is None:
+                return
+            best_state = load_best(self.folder)
+            self.stepper.load_state_dict(state["stepper"])
+        except BaseException:
+            self.stepper.release()
+            raise
         self.history = [EpochRecord(**record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
-        self.best_state = load_best(self.folder)
-        self.stepper.load_state_dict(state["stepper"])
+        self.best_state = best_state
 
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
         """Run the epochs that are left."""
@@ -348,6 +360,17 @@ def _fingerprint(model: nn.Module) -> str:
     shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
     digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:8]
     return f"{sum(p.numel() for p in model.parameters())} parameters ({digest})"
+
+
+def _digest(model: nn.Module) -> str:
+    """Describe the values; equal for networks that give the same answers."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(key.encode())
+        if isinstance(value, Tensor):  # a module may keep anything as its extra state
+            numbers = value.detach().cpu().contiguous().view(-1)
+            digest.update(numbers.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _copy_of(model: nn.Module) -> dict[str, Tensor]:
