@@ -3,6 +3,7 @@
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning
 from learners.channel_pruning.discrimination import DiscriminationAwarePruning
+from learners.channel_pruning.discrimination import DiscriminationAwarePruning
 from learners.feature_matching import FeatureMatching
 from learners.group_finetuning import GroupFinetuned, group_finetune
 from learners.joint import JointCompression, joint_compression
@@ -16,6 +17,7 @@ from learners.training import TrainingConfig, TrainingResult, evaluate, train
 __all__ = [
     "Learner",
     "ChannelPruning",
+    "DiscriminationAwarePruning",
     "DiscriminationAwarePruning",
     "UniformQuantization",
     "CodebookQuantization",
