@@ -132,11 +132,11 @@ def measure(
     plan, search_seconds = choose(row, learner, rows)
     env = CompressionEnv(learner, Budget(macs=1.0))
     network = learner.compress(plan)
-    before = evaluate(network, splits.validation, precision="fp32")
+    before = evaluate(network, splits.validation)
     config = TrainingConfig(epochs=row.epochs, learning_rate=row.learning_rate, seed=row.seed)
     started = time.process_time()
     teacher = original if row.teacher == "original" else None
-    learner.finetune(network, splits.train, config=config, teacher=teacher)
+    result = learner.finetune(network, splits.train, config=config, teacher=teacher)
     seconds = time.process_time() - started
     weights = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     hidden = sum(
@@ -152,7 +152,7 @@ def measure(
         "weights": (weights - hidden) / sum(p.numel() for p in original.parameters() if p.ndim > 1),
         "bytes": size,
         "before": before,
-        "validation": evaluate(network, splits.validation, precision="fp32"),
+        "validation": result.best_accuracy,
         "test": evaluate(network, splits.test, precision="fp32"),
         "search_cpu_seconds": round(search_seconds, 1),
         "finetune_cpu_seconds": round(seconds, 1),
