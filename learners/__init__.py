@@ -1,7 +1,7 @@
 """Learners: how a plan becomes a smaller network, and how networks are trained."""
 
 from learners.base import Learner
-from learners.channel_pruning import ChannelPruning
+from learners.channel_pruning import ChannelPruning, GroupLassoPruning, RemasteredPruning
 from learners.channel_pruning.discrimination import DiscriminationAwarePruning
 from learners.channel_pruning.discrimination import DiscriminationAwarePruning
 from learners.feature_matching import FeatureMatching
@@ -17,6 +17,8 @@ from learners.training import TrainingConfig, TrainingResult, evaluate, train
 __all__ = [
     "Learner",
     "ChannelPruning",
+    "GroupLassoPruning",
+    "RemasteredPruning",
     "DiscriminationAwarePruning",
     "DiscriminationAwarePruning",
     "UniformQuantization",

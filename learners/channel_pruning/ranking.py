@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,7 +40,7 @@ def group_contexts(
             slots=tuple(_view(model, s, group.size) for s in traced.unit_slots(group.name)),
             seed=seed * 1_000_003 + index,
             gate_gradients=lambda name=group.name: gradients.of(name),  # type: ignore[misc]
-            contributions=lambda name=group.name: _contributions(  # type: ignore[misc]
+            contributions=lambda name=group.name: contributions(  # type: ignore[misc]
                 traced, layers, name
             ),
         )
@@ -68,7 +69,29 @@ def _view(model: nn.Module, slot: UnitSlot, size: int) -> SlotView:
     return SlotView(slot.role, slot.module, slot.tensor, kind, values)
 
 
-def _contributions(
+def consumers(
+    traced: TracedModel, layers: Mapping[str, LayerReconstruction], group: str
+) -> list[tuple[LayerReconstruction, Tensor]]:
+    """Returns the layers that read a group and whose inputs were seen.
+
+    Returns:
+        Each with the patch columns of every unit, shape (size, columns per unit), on the device
+        of its Gram matrices; empty if no such layer has an output other than zero.
+    """
+    found = []
+    for slot in traced.unit_slots(group):
+        layer = layers.get(slot.module)
+        if slot.role != "consumer" or slot.axis != 1 or layer is None:
+            continue
+        if not 0.0 < layer.energy < math.inf:
+            continue
+        offsets = torch.arange(layer.kernel_size)
+        columns = (slot.coordinates.unsqueeze(-1) * layer.kernel_size + offsets).flatten(1)
+        found.append((layer, columns.to(layer.gram.device)))
+    return found
+
+
+def contributions(
     traced: TracedModel, layers: Mapping[str, LayerReconstruction], group: str
 ) -> Tensor | None:
     """Sums He et al.'s quadratic form over the consumers of a group, each scaled to its output.
@@ -76,14 +99,9 @@ def _contributions(
     Without the scaling the consumer with the largest activations would decide alone.
     """
     total: Tensor | None = None
-    for slot in traced.unit_slots(group):
-        layer = layers.get(slot.module)
-        if slot.role != "consumer" or slot.axis != 1 or layer is None or layer.energy <= 0.0:
-            continue
-        offsets = torch.arange(layer.kernel_size)
-        columns = (slot.coordinates.unsqueeze(-1) * layer.kernel_size + offsets).flatten(1)
-        form = contribution_matrix(layer.weight, layer.gram, columns.to(layer.gram.device))
-        total = form / layer.energy if total is None else total + form / layer.energy
+    for layer, columns in consumers(traced, layers, group):
+        form = contribution_matrix(layer.weight, layer.gram, columns) / layer.energy
+        total = form if total is None else total + form
     return total
 
 

@@ -1,0 +1,164 @@
+"""Channel selection by group lasso: proximal gradient on the consumers' reconstruction.
+
+The units of a channel group are read by the layers ``k = 1 .. K``. With the original inputs
+``X_k`` and weights ``W0_k`` of layer ``k``, its Gram matrix ``G_k = X_k^T X_k`` and the energy
+``E_k = ||X_k W0_k^T||^2`` of its output, the weights to find minimise
+
+    f(W) = sum_k ||X_k (W0_k - W_k)^T||^2 / (2 E_k),     df/dW_k = (W_k - W0_k) G_k / E_k,    (1)
+
+with as few units as wanted, where a unit is all weights of all consumers that read it. One step,
+PocketFlow's, is a gradient step and a shrinkage of every unit ``j``:
+
+    V = W - df/dW / L,    n_j = ||V_j||,    W_j <- V_j max(0, 1 - tau / n_j),                  (2)
+
+with ``tau`` the percentile of ``n`` that rises from 0 to the share of units to cut. As many units
+as wanted survive the last step. ``L_k = lambda_max(G_k) / E_k`` differs between consumers, so all
+of this happens in ``sqrt(L_k) W_k``: there (1) has the same curvature for each, the step is 1,
+and a consumer with large inputs and small weights counts as much as one the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.base import Batches
+from learners.channel_pruning.ranking import consumers
+from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.channel_pruning.selection import SolvedSelection
+
+_POWER_STEPS = 60
+
+
+@dataclass
+class _Consumer:
+    """One layer that reads the units, in coordinates in which its curvature is at most 1.
+
+    Args:
+        gram: ``G / lambda_max``, shape (conv groups, n, n), columns of one unit side by side.
+        original: ``sqrt(L) W0``, shape (conv groups, outputs per group, n).
+        weight: ``sqrt(L) W``, likewise.
+        per_unit: Columns of one unit.
+    """
+
+    gram: Tensor
+    original: Tensor
+    weight: Tensor
+    per_unit: int
+
+    def step(self) -> Tensor:
+        """Takes a gradient step; returns the squared norm of every unit's weights."""
+        self.weight = self.weight - (self.weight - self.original) @ self.gram
+        return self.weight.square().sum((0, 1)).reshape(-1, self.per_unit).sum(1)
+
+    def shrink(self, factors: Tensor) -> None:
+        """Scales the weights of every unit."""
+        self.weight = self.weight * factors.to(self.weight.device).repeat_interleave(self.per_unit)
+
+
+def group_shrinkage(
+    layers: Sequence[tuple[LayerReconstruction, Tensor]], count: int, iterations: int
+) -> Tensor | None:
+    """Returns the units that survive, sorted, exactly ``count`` of them.
+
+    Of units with equal norms at the last step those with the lower index stay.
+
+    Args:
+        layers: The layers that read the units, each with the patch columns of every unit,
+            shape (size, columns per unit).
+        count: How many units stay.
+        iterations: Proximal steps.
+
+    Returns:
+        ``None`` if no layer reads anything but zeros.
+    """
+    problems = [p for p in (_prepare(*given) for given in layers) if p is not None]
+    if not problems:
+        return None
+    size = len(layers[0][1])
+    norms = torch.zeros(size, dtype=torch.float64)
+    for iteration in range(iterations):
+        norms = sum((p.step().double().cpu() for p in problems), torch.zeros_like(norms)).sqrt()
+        share = (iteration + 1) / iterations * (size - count) / size
+        factors = (1.0 - torch.quantile(norms, share) / norms.clamp(min=1e-300)).clamp(min=0.0)
+        for problem in problems:
+            problem.shrink(factors)
+    # The last threshold lies between the norms of the units that go and of those that stay:
+    # survivors are the largest norms before it, and ties and underflow are settled here.
+    return torch.sort(norms, descending=True, stable=True).indices[:count].sort().values
+
+
+def _prepare(layer: LayerReconstruction, columns: Tensor) -> _Consumer | None:
+    """Gathers what a layer reads of the units; the rest of its inputs keep their weights."""
+    flat = columns.reshape(-1)
+    gram = layer.gram.index_select(1, flat).index_select(2, flat)
+    weight = layer.weight.index_select(2, flat)
+    largest = largest_eigenvalue(gram)
+    if largest <= 0.0:
+        return None
+    original = weight * (largest / layer.energy) ** 0.5
+    return _Consumer(gram / largest, original, original, columns.shape[1])
+
+
+def largest_eigenvalue(gram: Tensor) -> float:
+    """Returns the largest eigenvalue of all matrices, by power iteration.
+
+    It approaches from below. That is good enough: proximal steps converge up to twice the step
+    length that the true value allows.
+
+    Args:
+        gram: Symmetric, without negative eigenvalues, shape (matrices, n, n).
+    """
+    # The column of the largest diagonal entry has a share of the leading vector.
+    start = gram.diagonal(dim1=1, dim2=2).argmax(1)
+    vector = gram[torch.arange(len(gram), device=gram.device), start].unsqueeze(2)
+    value = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(_POWER_STEPS):
+        vector = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        vector = gram @ vector
+        value = vector.norm(dim=1).flatten()
+    return float(value.max())
+
+
+class GroupLassoPruning(SolvedSelection):
+    """Channel pruning that selects by group lasso (PocketFlow's ``chn-pruned-gpu``).
+
+    Yuan & Lin 2006 for the penalty; the ramped threshold is PocketFlow's. The layers behind the
+    units that stay are repaired by least squares, like those of any channel pruning.
+
+    Args:
+        model: See :class:`learners.ChannelPruning`, as the next three and all ``options``.
+        example_input: One batch as the network takes it.
+        calibration: Batches for input statistics.
+        validation: Batches to judge candidates on.
+        iterations: Proximal steps per selection.
+        **options: Everything else; ``criterion`` ranks groups without input statistics.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If no channel of the network can be cut safely.
+        ValueError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        iterations: int = 100,
+        **options: Any,
+    ) -> None:
+        if iterations < 1:
+            raise ValueError(f"Expected iterations >= 1, got {iterations}.")
+        self.iterations = iterations
+        super().__init__(model, example_input, calibration, validation, **options)
+
+    def _solve(self, group: str, count: int) -> Tensor | None:
+        layers = consumers(self.traced, self._layers, group)
+        return group_shrinkage(layers, count, self.iterations)

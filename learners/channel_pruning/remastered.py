@@ -1,0 +1,228 @@
+"""Channel selection by LASSO with the penalty found by bisection (He et al. 2017, equation 2).
+
+With ``Z_c`` what unit ``c`` contributes to the outputs of the layers that read it, each layer
+scaled to an output of norm 1, and ``Y = sum_c Z_c``, a penalty ``gamma`` gives
+
+    beta(gamma) = argmin ||Y - sum_c beta_c Z_c||^2 / 2 + gamma ||beta||_1.                    (1)
+
+All it needs of the data is ``A_cd = <Z_c, Z_d>`` and ``b = A 1`` (see ``lasso.py``). The units
+that stay are those with ``beta_c != 0``, for the penalty that leaves as many as asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.base import Batches
+from learners.channel_pruning.ranking import contributions
+from learners.channel_pruning.selection import SolvedSelection
+
+_CHECK_EVERY = 25
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class LassoChoice:
+    """What the bisection ended with.
+
+    Args:
+        units: The units that stay, sorted.
+        penalty: The ``gamma`` of ``coefficients``.
+        coefficients: ``beta(gamma)``, shape (size,).
+        exact: Whether exactly the units of ``units`` have a coefficient other than zero. If not,
+            no penalty does so, and ``coefficients`` are those just before too many enter.
+    """
+
+    units: Tensor
+    penalty: float
+    coefficients: Tensor
+    exact: bool
+
+
+class LassoSolver:
+    """Minimises ``beta^T A beta / 2 - b^T beta + gamma ||beta||_1``, ``b = A 1``.
+
+    By FISTA (Beck & Teboulle 2009, equations 4.1 to 4.3): ISTA, as PocketFlow has it, with
+    momentum. Where the support and the signs have settled the optimum is known in closed form,
+    ``A_SS beta_S = b_S - gamma sign(beta_S)``; it is taken once it meets the optimality
+    conditions, so that it is exact to rounding.
+
+    Args:
+        form: ``A``, symmetric without negative eigenvalues, shape (size, size), float64.
+        tolerance: Duality gap, relative to ``||Y||^2``, at which to stop where there is no
+            closed form (units that are copies of each other).
+        max_iterations: Steps after which the last point is taken as it is.
+
+    Raises:
+        ValueError: If ``form`` is not a finite square matrix.
+    """
+
+    def __init__(
+        self, form: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 20_000
+    ) -> None:
+        if form.dim() != 2 or form.shape[0] != form.shape[1] or not bool(form.isfinite().all()):
+            raise ValueError(f"Expected a finite square matrix, got shape {tuple(form.shape)}.")
+        self.form = form.detach().double().cpu()
+        self.target = self.form.sum(1)
+        self.energy = float(self.target.sum())
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self._curvature = float(torch.linalg.eigvalsh(self.form)[-1]) if len(form) else 0.0
+
+    @property
+    def largest_penalty(self) -> float:
+        """The smallest penalty at which every coefficient is zero."""
+        return float(self.target.abs().max())
+
+    def solve(self, penalty: float, start: Tensor | None = None) -> Tensor:
+        """Returns the coefficients at a penalty > 0, shape (size,).
+
+        Args:
+            penalty: ``gamma``.
+            start: Where to start; at zero if not given.
+        """
+        beta = torch.zeros_like(self.target) if start is None else start.clone()
+        if self._curvature <= 0.0:
+            return torch.zeros_like(self.target)
+        ahead, momentum = beta, 1.0
+        for iteration in range(self.max_iterations):
+            if iteration % _CHECK_EVERY == 0:
+                exact = self._closed_form(beta, penalty)
+                if exact is not None:
+                    return exact
+                if self.duality_gap(beta, penalty) <= self.tolerance * self.energy:
+                    return beta
+            moved = ahead - (self.form @ ahead - self.target) / self._curvature
+            shrunk = moved.abs() - penalty / self._curvature
+            new = moved.sign() * shrunk.clamp(min=0.0)
+            if float((ahead - new) @ (new - beta)) > 0.0:
+                momentum = 1.0  # uphill: start the momentum anew (O'Donoghue & Candes 2015)
+            next_momentum = (1.0 + (1.0 + 4.0 * momentum**2) ** 0.5) / 2.0
+            ahead = new + (momentum - 1.0) / next_momentum * (new - beta)
+            beta, momentum = new, next_momentum
+        return beta
+
+    def objective(self, beta: Tensor, penalty: float) -> float:
+        """Returns the value of (1), ``||Y||^2 / 2`` included."""
+        fit = 0.5 * (beta @ (self.form @ beta)) - self.target @ beta + 0.5 * self.energy
+        return float(fit + penalty * beta.abs().sum())
+
+    def duality_gap(self, beta: Tensor, penalty: float) -> float:
+        """Returns by how much the objective at ``beta`` can at most be above the optimum."""
+        correlation = self.target - self.form @ beta  # Z^T (Y - Z beta)
+        largest = float(correlation.abs().max())
+        scale = 1.0 if largest <= penalty else penalty / largest
+        residual = float(self.energy - beta @ (self.target + correlation))
+        along = float(self.energy - self.target @ beta)
+        # D(theta) = (||Y||^2 - ||Y - theta||^2) / 2 at theta = scale x residual.
+        dual = scale * along - 0.5 * scale**2 * residual
+        return self.objective(beta, penalty) - dual
+
+    def _closed_form(self, beta: Tensor, penalty: float) -> Tensor | None:
+        """Returns the optimum if it has the support and signs of ``beta``."""
+        support = beta.nonzero()[:, 0]
+        exact = torch.zeros_like(beta)
+        if len(support):
+            sub = self.form.index_select(0, support).index_select(1, support)
+            factor, info = torch.linalg.cholesky_ex(sub)
+            if info.item():
+                return None
+            signs = beta[support].sign()
+            right = (self.target[support] - penalty * signs).unsqueeze(1)
+            solved = torch.cholesky_solve(right, factor)[:, 0]
+            if bool((solved * signs <= 0.0).any()):
+                return None
+            exact[support] = solved
+        correlation = self.target - self.form @ exact
+        slack = 1e-9 * self.largest_penalty
+        correlation[support] = (correlation[support] - penalty * exact[support].sign()).abs() * 1e3
+        within = correlation.abs() <= penalty + slack
+        within[support] = correlation[support] <= slack * 1e3
+        return exact if bool(within.all()) else None
+
+
+def choose_units(form: Tensor, count: int) -> LassoChoice:
+    """Finds the penalty that leaves exactly ``count`` coefficients, by bisection.
+
+    Units enter (and sometimes leave) one by one as the penalty falls, so there is an interval of
+    such penalties for every count, unless units enter together or never: copies of each other,
+    or units that contribute nothing. Then the bisection ends between a penalty with too few and
+    one with too many. Those of the first stay; they are filled up with the largest coefficients
+    of the second, then with the units that contribute most, and of equal ones with the lower
+    index.
+
+    Args:
+        form: The quadratic form ``A`` of the contributions, shape (size, size).
+        count: How many units stay, from 1 to the size.
+    """
+    solver = LassoSolver(form)
+    high, few = solver.largest_penalty, torch.zeros_like(solver.target)
+    low, many = high, few
+    for _ in range(_HALVINGS):
+        low = high / 2.0
+        many = solver.solve(low, few)
+        if int((many != 0).sum()) >= count:
+            break
+        high, few = low, many
+    for _ in range(_HALVINGS):
+        if int((many != 0).sum()) <= count or high - low <= 1e-12 * solver.largest_penalty:
+            break
+        middle = (low + high) / 2.0
+        found = solver.solve(middle, few)
+        if int((found != 0).sum()) < count:
+            high, few = middle, found
+        else:
+            low, many = middle, found
+    if int((many != 0).sum()) == count:
+        return LassoChoice(many.nonzero()[:, 0], low, many, True)
+    order = torch.arange(len(form))
+    for key in (solver.form.diagonal(), many.abs(), (few != 0).double()):  # last key first
+        order = order[torch.sort(key[order], descending=True, stable=True).indices]
+    return LassoChoice(order[:count].sort().values, high, few, False)
+
+
+class RemasteredPruning(SolvedSelection):
+    """Channel pruning by LASSO, solved for the count wanted (PocketFlow: ``chn-pruned-rmt``).
+
+    He et al. 2017. The layers behind the units that stay are repaired by least squares, like
+    those of any channel pruning. Unlike ``ChannelPruning(criterion="lasso")``, which orders the
+    units by when they enter the path, a unit that leaves again at a smaller penalty is gone.
+
+    Args:
+        model: See :class:`learners.ChannelPruning`, as the next three and all ``options``.
+        example_input: One batch as the network takes it.
+        calibration: Batches for input statistics.
+        validation: Batches to judge candidates on.
+        **options: Everything else; ``criterion`` ranks groups without input statistics.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If no channel of the network can be cut safely.
+        ValueError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        **options: Any,
+    ) -> None:
+        self._forms: dict[str, Tensor | None] = {}
+        super().__init__(model, example_input, calibration, validation, **options)
+
+    def lasso(self, group: str, count: int) -> LassoChoice | None:
+        """Returns penalty and coefficients behind a selection; ``None`` without statistics."""
+        if group not in self._forms:
+            self._forms[group] = contributions(self.traced, self._layers, group)
+        form = self._forms[group]
+        return None if form is None else choose_units(form, count)
+
+    def _solve(self, group: str, count: int) -> Tensor | None:
+        choice = self.lasso(group, count)
+        return None if choice is None else choice.units

@@ -1,0 +1,65 @@
+"""Channel selections that are solved anew for every number of channels that stays."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learners.base import Batches
+from learners.candidates import limited_threads
+from learners.channel_pruning.learner import ChannelPruning
+
+
+class SolvedSelection(ChannelPruning):
+    """Channel pruning whose choice of ``k`` units need not contain that of ``k - 1``.
+
+    A selection is solved when it is first asked for, and then kept. Groups of which no consumer
+    has input statistics are ranked by the ``criterion`` instead.
+
+    Args:
+        model: See :class:`ChannelPruning`, as the next three and all ``options``.
+        example_input: One batch as the network takes it.
+        calibration: Batches for input statistics.
+        validation: Batches to judge candidates on.
+        **options: Everything else.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        **options: Any,
+    ) -> None:
+        self._selected: dict[tuple[str, int], Tensor] = {}
+        super().__init__(model, example_input, calibration, validation, **options)
+
+    def select(self, group: str, count: int) -> Tensor:
+        """Returns the ``count`` units of a channel group that stay, sorted.
+
+        A function of the prepared network alone: not of the plan, nor of what was asked before.
+
+        Raises:
+            ValueError: If the group has no so many units, or there is no such group.
+        """
+        if group not in self.ranking:
+            raise ValueError(f"No channel group named {group!r}; groups: {sorted(self.ranking)}.")
+        size = len(self.ranking[group])
+        if not 1 <= count <= size:
+            raise ValueError(f"Expected 1 to {size} units of group {group!r} to stay, got {count}.")
+        if count == size:
+            return torch.arange(size)
+        if (group, count) not in self._selected:
+            with limited_threads(self.threads):  # as while judging: sums depend on the threads
+                solved = self._solve(group, count)
+            units = super().select(group, count) if solved is None else solved
+            self._selected[group, count] = units
+        return self._selected[group, count].clone()
+
+    @abstractmethod
+    def _solve(self, group: str, count: int) -> Tensor | None:
+        """Returns the sorted units that stay, ``count`` of them; ``None`` without statistics."""
