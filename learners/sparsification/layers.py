@@ -1,0 +1,96 @@
+"""Which layers can be sparse, and why the others are left dense."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from amc_env.errors import UntraceableModelError
+from amc_env.graph import LayerGraph
+from amc_env.plan import Decision, DecisionKind
+from learners.quantization.structure import quantizable_layers
+from learners.sparsification.patterns import Pattern
+
+
+@dataclass(frozen=True)
+class SparseChoice:
+    """What is decided.
+
+    Attributes:
+        decisions: One density per layer, in network order.
+        left_dense: Layers with weights that no decision is about -> the reason.
+    """
+
+    decisions: tuple[Decision, ...]
+    left_dense: dict[str, str]
+
+
+def sparse_choice(
+    network: nn.Module,
+    graph: LayerGraph,
+    pattern: Pattern,
+    min_density: float,
+    ignore: Sequence[str],
+) -> SparseChoice:
+    """Returns the density decisions of a network.
+
+    Args:
+        network: The original.
+        graph: Facts about it.
+        pattern: Of the zeros.
+        min_density: Smallest share of weights on offer.
+        ignore: Layers (or modules that hold them) that stay dense.
+
+    Raises:
+        UntraceableModelError: If no layer can be sparse; the message says why.
+        ValueError: If a name to ignore is that of no layer.
+    """
+    candidates = quantizable_layers(network, graph, ())
+    wanted = quantizable_layers(network, graph, ignore)
+    modules = dict(network.named_modules())
+    # Two masks on one weight would contradict each other.
+    owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    decisions, left_dense = [], {}
+    for layer in graph.layers:
+        if layer.kind == "matmul":
+            continue
+        if reason := _reason(layer.name, candidates, wanted, modules, owners, pattern):
+            left_dense[layer.name] = reason
+            continue
+        size = _weight(modules[layer.name]).numel()
+        choices = tuple(k / size for k in pattern.counts(size, min_density))
+        decisions.append(Decision(layer.name, DecisionKind.DENSITY, choices, size))
+    if not decisions:
+        raise UntraceableModelError(
+            f"Expected an nn.Conv2d or nn.Linear that can be sparse ({pattern.name}), but all "
+            f"layers stay dense: {left_dense}."
+        )
+    return SparseChoice(tuple(decisions), left_dense)
+
+
+def _reason(
+    name: str,
+    candidates: Sequence[str],
+    wanted: Sequence[str],
+    modules: dict[str, nn.Module],
+    owners: Counter[int],
+    pattern: Pattern,
+) -> str | None:
+    """Why a layer is left dense, ``None`` if it is not."""
+    if name not in candidates:
+        return "it is no plain nn.Conv2d or nn.Linear"
+    if name not in wanted:
+        return "it is to be ignored"
+    weight = _weight(modules[name])
+    if owners[id(weight)] > 1:
+        return "it shares its weight with another layer"
+    return pattern.refusal(weight.shape)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight

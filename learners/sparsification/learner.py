@@ -1,0 +1,428 @@
+"""Weight sparsification: zeros by magnitude, least-squares re-fit, recalibrate, judge."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.errors import PlanMismatchError
+from amc_env.plan import CompressionPlan
+from learners.base import Batches, Learner
+from learners.candidates import channels_last, limited_threads
+from learners.channel_pruning.preparation import preload
+from learners.channel_pruning.reconstruction import (
+    LayerReconstruction,
+    prepare_reconstruction,
+    write_layer,
+)
+from learners.channel_pruning.statistics import collect_statistics
+from learners.fusion import following_norms
+from learners.hooks import TrainingHook
+from learners.intake import check_weights
+from learners.masking import masked_layers, sparse_layer
+from learners.precision import resolve_precision, working_dtype
+from learners.proxy import Proxy, finetune_briefly, recalibrate
+from learners.quantization.judge import QuantizedJudge
+from learners.quantization.preparation import check_counts, check_training, read_images
+from learners.quantization.structure import replace_module
+from learners.sparsification.curves import error_curve
+from learners.sparsification.finalise import finalise
+from learners.sparsification.fitted import FittedWeights
+from learners.sparsification.layers import sparse_choice
+from learners.sparsification.patterns import Pattern
+from learners.sparsification.protocols import check_density, plan_for, scores_of
+from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+from learners.timing import EpisodeSeconds
+from learners.tracing import TracedModel, trace
+from learners.training import TrainingConfig
+
+SCHEDULES = ("gradual", "one-shot")
+_STATISTICS_BATCH = 64
+
+
+class WeightSparsification(Learner):
+    """Sets weights of a trained network to zero; a plan holds one density per layer.
+
+    Args:
+        model: Any trained network; it is copied and never changed.
+        example_input: One batch as the network takes it; only its shape matters.
+        calibration: ``(images, labels)`` batches for statistics, from the training data, in
+            random order. The first ``n_calibration`` images are used.
+        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        pattern: ``"unstructured"``, blocks like ``"block4"``, or N:M like ``"2:4"``.
+        min_density: Smallest density on offer for a layer; N:M offers N/M and 1 only.
+        schedule: What :meth:`finetune` does: ``"gradual"`` starts from the dense original and
+            raises the sparsity while it trains, ``"one-shot"`` trains behind fixed masks.
+        schedule_begin: Share of the training after which sparsity begins to rise.
+        schedule_end: Share of the training at which it is reached.
+        schedule_exponent: 3 is the cubic schedule of Zhu & Gupta (2017), equation 1.
+        schedule_frequency: Steps between two sets of masks.
+        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is judged.
+        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        ignore: Layers (or modules that hold them) that must stay dense.
+        train: Batches for ``finetune_steps``; the first ones are preloaded.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        device: Where to work.
+        seed: Seed of every random choice.
+        progress: Whether to show a progress bar while preparing.
+        n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
+        n_calibration: Images for the input statistics.
+        n_recalibration: Images for batch-norm statistics, the first of the calibration images.
+        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+
+    Attributes:
+        name: ``"density"``, the part of a joint plan that this is.
+        original: The uncompressed network, in ``eval`` mode; not to be changed.
+        left_dense: Layers with weights that no decision is about -> the reason.
+        pattern: As a ``Pattern``.
+        schedule: ``"gradual"`` or ``"one-shot"``.
+        cost_models: Costs of the plans.
+        seconds: What candidates have cost so far.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If no layer of the network can be sparse.
+        ValueError: If an option has no such value.
+    """
+
+    name = "density"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        pattern: str = "unstructured",
+        min_density: float = 0.02,
+        schedule: str = "gradual",
+        schedule_begin: float = 0.0,
+        schedule_end: float = 0.5,
+        schedule_exponent: float = 3.0,
+        schedule_frequency: int = 100,
+        proxy: str = "reconstruction+recalibration",
+        finetune_steps: int = 0,
+        ignore: Sequence[str] = (),
+        train: Batches | None = None,
+        precision: str = "auto",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        progress: bool = False,
+        n_validation: int | None = 3000,
+        n_calibration: int = 512,
+        n_recalibration: int = 192,
+        threads: int | None = 1,
+    ) -> None:
+        self.pattern = Pattern.parse(pattern)
+        check_density("min_density", min_density)
+        if schedule not in SCHEDULES:
+            raise ValueError(f"Unknown schedule {schedule!r}; expected one of {list(SCHEDULES)}.")
+        self.schedule = schedule
+        self._ramp = SparsitySchedule(
+            schedule_begin, schedule_end, schedule_exponent, schedule_frequency
+        )
+        self.proxy = Proxy.parse(proxy, finetune_steps)
+        check_training(finetune_steps, train)
+        check_counts(n_validation, n_calibration, n_recalibration)
+        self._dtype = resolve_precision(precision, device)
+        self.device = torch.device(device)
+        self.seed = seed
+        self.threads = threads
+        self.seconds = EpisodeSeconds()
+        self.original = copy.deepcopy(model).to(self.device).eval()
+        check_weights(self.original)
+        needed = max(n_calibration, n_recalibration)
+        given = read_images(self.original, calibration, validation, needed, example_input)
+        (images, _), held_out, n_outputs = given
+        traced: TracedModel = trace(self.original, example_input.to(self.device))
+        self.graph = traced.graph
+        choice = sparse_choice(self.original, self.graph, self.pattern, min_density, ignore)
+        self.decisions = choice.decisions
+        self.left_dense = choice.left_dense
+        self.cost_models: dict[str, CostModel] = {
+            name: make_cost(name, self.graph, self.decisions) for name in COSTS
+        }
+        self._training_dtype = working_dtype(self.original, precision, self.device)
+        self._data = preload(
+            images[:n_recalibration], train, finetune_steps, example_input, n_outputs, self.device
+        )
+        with limited_threads(threads):
+            # Candidates are plain networks with zeros: what runs of them is what runs of this one.
+            self._judge = QuantizedJudge(
+                *(self.original,) * 3,
+                *held_out,
+                n_validation=n_validation,
+                precision=precision,
+                device=self.device,
+                seed=seed,
+            )
+            self._norms = following_norms(self.original)
+            self._layers = self._statistics(images[:n_calibration], progress)
+        self.validation = self._judge.validation
+        self.original_accuracy = self._judge.original_accuracy
+        self._fitted = FittedWeights(
+            self.original, self._layers, self.pattern, self.proxy.reconstruct
+        )
+
+    def _statistics(self, images: Tensor, progress: bool) -> dict[str, LayerReconstruction]:
+        """Runs the original network once over the calibration images."""
+        report: Callable[[int], object] | None = None
+        if progress:
+            from tqdm import tqdm
+
+            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
+            report = bar.update
+        batches = [channels_last(p.to(self.device)) for p in torch.split(images, _STATISTICS_BATCH)]
+        names = [d.target for d in self.decisions]
+        moments = collect_statistics(self.original, batches, names, seed=self.seed, report=report)
+        if progress:
+            bar.close()
+        return prepare_reconstruction(self.original, moments, self._norms)
+
+    def plan_for(self, protocol: str, density: float) -> CompressionPlan:
+        """Returns the plan of a hand-made rule.
+
+        Args:
+            protocol: Name in ``learners.sparsification.protocols.PROTOCOLS``.
+            density: Share of all weights of convolutions and linear layers that may stay, those
+                of layers left dense included: what ``Budget(density=...)`` bounds.
+
+        Raises:
+            InfeasibleBudgetError: If the density cannot be reached.
+            ValueError: If there is no such protocol.
+        """
+        weights = [self._weight(self.original, d.target) for d in self.decisions]
+        full = self.graph.full()
+        every = sum(layer.weights(full) for layer in self.graph.layers)
+        dense = every - sum(d.size for d in self.decisions)
+        return plan_for(
+            protocol,
+            density,
+            self.decisions,
+            dense,
+            lambda: scores_of(weights, self.pattern.scores),
+        )
+
+    def kept_weights(self, plan: CompressionPlan) -> dict[str, int]:
+        """Returns layer -> number of weights that stay, for every layer that loses some.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        values = plan.values_for(self.decisions)
+        counts = {d.target: d.units(v) for d, v in zip(self.decisions, values, strict=True)}
+        return {d.target: counts[d.target] for d in self.decisions if counts[d.target] < d.size}
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+
+        A plan that keeps everything has the original accuracy: nothing needs repair.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        kept = self.kept_weights(plan)
+        if not kept and not self.proxy.finetune_steps:
+            return self.original_accuracy
+        with limited_threads(self.threads):
+            network = self._candidate(kept, self._dtype, self.proxy, self.seconds)
+            start = time.process_time()
+            accuracy = self._judge.accuracy(network)
+        self.seconds.evaluation += time.process_time() - start
+        self.seconds.episodes += 1
+        return accuracy
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        kept = self.kept_weights(plan)
+        with limited_threads(self.threads):
+            network = self.original
+            if kept or self.proxy.finetune_steps:
+                network = self._candidate(kept, self._dtype, self.proxy)
+            return self._judge.accuracy(network, full=True)
+
+    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
+        """Judges any network of these classes (``learners.parts.Judge``).
+
+        Args:
+            network: In ``eval`` mode, with masks or without.
+            full: On all validation images instead of ``n_validation``.
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+        with limited_threads(self.threads):
+            plain = finalise(network) if masked_layers(network) else network
+            return self._judge.accuracy(plain, full=full)
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan: masked, repaired as the proxy says, not fine-tuned.
+
+        Always from the original weights, always in float32; equal plans give equal networks.
+        Behind the masks stay the original weights. ``sparsification.finalise`` makes plain layers.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        return self.apply(self.original, plan)
+
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Makes a network sparse as one part of a joint plan (``learners.parts.PlanPart``).
+
+        Args:
+            network: :attr:`original`, or what earlier parts made of it. In the latter masks are
+                chosen by the magnitudes that are there, and the re-fit is to the outputs of the
+                layers as they are, with moments of the recalibration images.
+            plan: The densities.
+            exact: In float32 and without SGD steps; otherwise as :meth:`evaluate` does it.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network, or a layer is missing.
+        """
+        proxy = replace(self.proxy, finetune_steps=0) if exact else self.proxy
+        dtype = torch.float32 if exact else self._dtype
+        with limited_threads(self.threads):
+            if network is self.original:
+                kept, fitted = self.kept_weights(plan), self._fitted
+            else:
+                kept, fitted = self._fit_again(network, plan)
+            return self._finish(_masked(network, kept, fitted, self._norms), kept, dtype, proxy)
+
+    def _fit_again(
+        self, network: nn.Module, plan: CompressionPlan
+    ) -> tuple[dict[str, int], FittedWeights]:
+        """Returns what stays of a network that is not the original, and its re-fit."""
+        kept = {}
+        for d, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
+            size = self._weight(network, d.target).numel()
+            if (count := round(value * size)) < size:
+                kept[d.target] = count
+        layers: dict[str, LayerReconstruction] = {}
+        if self.proxy.reconstruct and kept:
+            moments = collect_statistics(
+                network.eval(), self._data.recalibration, list(kept), seed=self.seed
+            )
+            layers = prepare_reconstruction(network, moments, self._norms)
+        return kept, FittedWeights(network, layers, self.pattern, self.proxy.reconstruct)
+
+    @staticmethod
+    def _weight(network: nn.Module, name: str) -> Tensor:
+        module = dict(network.named_modules()).get(name)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            raise PlanMismatchError(
+                f"Expected a convolution or linear layer {name!r} as in the original network, got "
+                f"{type(module).__name__}."
+            )
+        return module.weight.detach()
+
+    def _candidate(
+        self,
+        kept: Mapping[str, int],
+        dtype: torch.dtype,
+        proxy: Proxy,
+        seconds: EpisodeSeconds | None = None,
+    ) -> nn.Module:
+        """Returns a plain network with zeros to judge; adds what it took to ``seconds``."""
+        clock = [time.process_time()]
+        for name, count in kept.items():
+            self._fitted.solve(name, count)
+        clock.append(time.process_time())
+        if proxy.finetune_steps:
+            network = _masked(self.original, kept, self._fitted, self._norms)
+            network = finalise(self._finish(network, kept, dtype, proxy))
+            clock += [time.process_time()] * 2
+        else:
+            network = _with_zeros(self.original, kept, self._fitted, self._norms)
+            clock.append(time.process_time())
+            self._finish(network, kept, dtype, proxy)
+            clock.append(time.process_time())
+        if seconds is not None:
+            seconds.reconstruction += clock[1] - clock[0]
+            seconds.finetuning += (clock[2] - clock[1]) if proxy.finetune_steps else 0.0
+            seconds.slicing += 0.0 if proxy.finetune_steps else clock[2] - clock[1]
+            seconds.recalibration += clock[3] - clock[2]
+        return network
+
+    def _finish(
+        self, network: nn.Module, kept: Mapping[str, int], dtype: torch.dtype, proxy: Proxy
+    ) -> nn.Module:
+        """Trains briefly and recalibrates, in place."""
+        if proxy.recalibrate and kept:
+            recalibrate(network, self._data.recalibration, dtype)
+        if proxy.finetune_steps:
+            finetune_briefly(network, self._data.training, proxy, self._training_dtype, self.seed)
+            if proxy.recalibrate:
+                recalibrate(network, self._data.recalibration, dtype)
+        return network
+
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns the share of its layer's output that each choice of each decision loses.
+
+        Per decision key an array over its choices: squared error over squared output, the layer
+        re-fitted while all else is whole; at ten densities, and interpolated between them. The
+        last entry, nothing zero, is 0. Layers without statistics count the squared weights lost.
+        """
+        with limited_threads(self.threads):
+            return {
+                d.key: error_curve(
+                    d, self._weight(self.original, d.target), self._layers.get(d.target),
+                    self._fitted,
+                )
+                for d in self.decisions
+            }  # fmt: skip
+
+    def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
+        if self.schedule == "one-shot" or not masked_layers(model):
+            return ()
+        return (GradualSparsity(self.original.state_dict(), self.pattern, self._ramp),)
+
+    def _training_defaults(self) -> TrainingConfig:
+        return TrainingConfig(seed=self.seed)
+
+
+def _with_zeros(
+    network: nn.Module,
+    kept: Mapping[str, int],
+    fitted: FittedWeights,
+    norms: Mapping[str, str],
+) -> nn.Module:
+    """Returns a copy in plain layers, zeros in their weights."""
+    copied = copy.deepcopy(network).eval()
+    modules = dict(copied.named_modules())
+    for name, count in kept.items():
+        weight, bias = fitted.solve(name, count)
+        write_layer(modules[name], weight, bias, modules.get(norms.get(name, "?")))
+    return copied
+
+
+def _masked(
+    network: nn.Module,
+    kept: Mapping[str, int],
+    fitted: FittedWeights,
+    norms: Mapping[str, str],
+) -> nn.Module:
+    """Returns a copy in masked layers, the old weights behind the masks."""
+    copied = copy.deepcopy(network).eval()
+    modules = dict(copied.named_modules())
+    for name, count in kept.items():
+        layer, mask = modules[name], fitted.mask(name, count)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight, bias = fitted.solve(name, count)
+        weight = torch.where(mask, weight, layer.weight.detach())
+        write_layer(layer, weight, bias, modules.get(norms.get(name, "?")))
+        replace_module(copied, name, sparse_layer(layer, mask))
+    return copied

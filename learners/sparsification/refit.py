@@ -1,0 +1,89 @@
+"""Least-squares re-fit of the weights that stay, every output on its own support.
+
+With ``Y = X W^T`` of the original layer and the support ``m`` of one output row ``w``,
+
+    min_w' ||X_m w' - y||^2 + lambda ||w' - w_m||^2
+    (G_mm + lambda I) w' = (G w)_m + lambda w_m,        G = X^T X,  lambda = ridge tr(G)/n
+
+(He et al. 2017, equation 5, for single weights instead of channels). No two rows have the same
+``G_mm``, so that there is no factor to share; instead all rows are solved at once by conjugate
+gradients on ``p -> mask * (p G) + lambda p``, one matrix product per iteration, preconditioned with
+the diagonal. The error of the outputs falls with every iteration, so stopping early is safe.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learners.channel_pruning.reconstruction import LayerReconstruction
+
+MAX_ITERATIONS = 50
+TOLERANCE = 1e-4
+"""Stop when an iteration gains less than this share of all that was gained."""
+
+
+def refit(
+    layer: LayerReconstruction,
+    mask: Tensor,
+    *,
+    iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the re-fitted ``(weight, bias)`` of a masked layer.
+
+    Args:
+        layer: The original weights and the moments of the layer's inputs.
+        mask: Which weights stay, bool, shape (outputs, inputs per conv group, *kernel).
+        iterations: Of conjugate gradients, at most.
+        tolerance: See :data:`TOLERANCE`.
+
+    Returns:
+        The weight, zero where the mask is false, and the bias that goes with it (for a layer
+        without one what the following batch norm takes, see ``write_layer``; else ``None``).
+    """
+    original = layer.weight
+    stays = mask.to(original.device).reshape(original.shape).to(original.dtype)
+    damping = (layer.ridge * layer.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)
+    damping = damping.view(-1, 1, 1)
+    weight = original * stays
+    # The damping pulls towards the original, where the search starts: no term of it yet.
+    residual = (layer.target.transpose(1, 2) - weight @ layer.gram) * stays
+    scale = (layer.gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + damping).reciprocal()
+    step = z = residual * scale
+    power = (residual * z).sum(2, keepdim=True)
+    gained = 0.0
+    for _ in range(iterations):
+        product = (step @ layer.gram) * stays + damping * step
+        curvature = (step * product).sum(2, keepdim=True)
+        # Not above 0: the row is solved, or rounding of the Gram matrix shows.
+        length = torch.where(curvature > 0.0, power / curvature, 0.0)
+        weight = weight + length * step
+        residual = residual - length * product
+        gain = (length * power).sum().item()
+        gained += gain
+        if gain <= tolerance * gained:
+            break
+        z = residual * scale
+        before, power = power, (residual * z).sum(2, keepdim=True)
+        step = z + torch.where(before > 0.0, power / before, 0.0) * step
+    bias = None
+    if layer.bias is not None and layer.mean is not None:
+        shift = ((original - weight) * layer.mean.unsqueeze(1)).sum(2)  # (groups, outputs)
+        bias = (layer.bias + shift.flatten()).float()
+    return weight.reshape(layer.shape).float(), bias
+
+
+def relative_error(layer: LayerReconstruction, weight: Tensor) -> float:
+    """Returns ``||Y - X W'^T||^2 / ||Y||^2`` on the sampled rows, at least 0.
+
+    Layers with an intercept count the variation of ``Y`` around its mean only.
+
+    Args:
+        layer: The original weights and moments.
+        weight: The new weight, shape (outputs, inputs per conv group, *kernel).
+    """
+    if layer.energy <= 0.0:
+        return 0.0
+    lost = layer.weight - weight.to(layer.weight).reshape(layer.weight.shape)
+    return max(0.0, ((lost @ layer.gram) * lost).sum().item() / layer.energy)
