@@ -27,7 +27,7 @@ Units = Mapping[str, Tensor]
 DEFAULT_WEIGHT = 2e-3
 """Of the group lasso."""
 DEFAULT_CEILING = 1.0
-"""Of the growing factor; Wang et al. 2021, table 6."""
+"""Of the growing factor, as in the code of Wang et al."""
 
 # Below this norm a unit has gone; the gradient of its norm would be a division by nothing.
 _SMALLEST_NORM = 1e-12
@@ -168,7 +168,7 @@ class GroupLassoPenalty(TrainingHook):
     """Adds ``weight * sum over units of sqrt(size) * ||all weights of the unit||_2`` to the loss.
 
     Yuan & Lin 2006, eq. 2.1 (the factor ``sqrt(size)`` makes units of few and of many weights
-    alike); on the channels of a network Wen et al. 2016, eq. 4; on units of dependent layers
+    alike); on the channels of a network Wen et al. 2016, eq. 2; on units of dependent layers
     Fang et al. 2023, eq. 4. Every weight of a unit shrinks by the same share, whatever its scale,
     so batch norms' scales and shifts are included as they are; without them a smaller filter
     would change nothing.
@@ -225,7 +225,7 @@ class GroupLassoPenalty(TrainingHook):
 class GrowingRegularisation(TrainingHook):
     """Adds ``factor(step) / 2 * ||weights of the doomed units||^2`` to the loss, ever more of it.
 
-    GReg-1 of Wang et al. 2021 (arXiv:2012.09243, section 3.2, algorithm 1): the L2 factor of what
+    GReg-1 of Wang et al. 2021 (arXiv:2012.09243, algorithm 1): the L2 factor of what
     will be cut grows by ``delta`` every ``interval`` steps up to ``ceiling`` and stays there; all
     other weights keep the ordinary weight decay of the training. Beyond the paper, which penalises
     filters alone, the penalty includes the scale and shift of the batch norm and the weights that
