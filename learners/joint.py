@@ -1,10 +1,10 @@
-"""Prepares channel pruning and quantization of one network as one learner."""
+"""Prepares several kinds of compression of one network as one learner."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,14 @@ from learners.base import Batches
 from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
 from learners.intake import check_weights
-from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
-from learners.parts import PlanPart, interleaved, plan_of
+from learners.joint_learner import (
+    BriefTraining,
+    JointCompression,
+    QuantizationPart,
+    apply_parts,
+    kept_units,
+)
+from learners.parts import PlanPart, interleaved
 from learners.precision import working_dtype
 from learners.proxy import Proxy
 from learners.quantization.codebook import CodebookQuantization
@@ -33,8 +39,16 @@ from learners.quantization.preparation import (
     training_batches,
 )
 from learners.quantization.uniform import UniformQuantization
+from learners.sparsification import WeightSparsification
 
-__all__ = ["QUANTIZERS", "JointCompression", "joint_compression", "quantizer_named"]
+__all__ = [
+    "QUANTIZERS",
+    "JointCompression",
+    "JointOptions",
+    "joint_compression",
+    "prepare_joint",
+    "quantizer_named",
+]
 
 QUANTIZERS: dict[str, type[QuantizationLearner]] = {
     "uniform": UniformQuantization,
@@ -44,6 +58,9 @@ QUANTIZERS: dict[str, type[QuantizationLearner]] = {
 
 # The parts judge nothing themselves; what they are given only has to show that images fit.
 _PART_IMAGES = 64
+
+# Of the network on which the header of the packed file is measured.
+_TYPICAL_DENSITY = 0.25
 
 
 def quantizer_named(name: str) -> type[QuantizationLearner]:
@@ -57,6 +74,63 @@ def quantizer_named(name: str) -> type[QuantizationLearner]:
     return QUANTIZERS[name]
 
 
+@dataclass(frozen=True)
+class JointOptions:
+    """What all parts of a joint compression share; the same options as of every learner.
+
+    Attributes:
+        proxy: Name in ``learners.proxy.PROXIES``.
+        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        ignore: Layers (or modules that hold them) that stay whole, dense and in float.
+        train: Batches for ``finetune_steps``.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging.
+        device: Where to work.
+        seed: Seed of every random choice.
+        progress: Whether to show progress bars while preparing.
+        n_validation: Images that judge an episode; all if ``None``.
+        n_calibration: Images for statistics and ranges.
+        n_recalibration: Images for batch norms and moments of outputs.
+        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+    """
+
+    proxy: str = "reconstruction+recalibration"
+    finetune_steps: int = 0
+    ignore: Sequence[str] = ()
+    train: Batches | None = None
+    precision: str = "auto"
+    device: str | torch.device = "cpu"
+    seed: int = 0
+    progress: bool = False
+    n_validation: int | None = 3000
+    n_calibration: int = 512
+    n_recalibration: int = 192
+    threads: int | None = 1
+
+    def check(self) -> None:
+        """Refuses values that no part would take.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        Proxy.parse(self.proxy, self.finetune_steps)
+        check_counts(self.n_validation, self.n_calibration, self.n_recalibration)
+        check_training(self.finetune_steps, self.train)
+
+    def of_parts(self) -> dict[str, Any]:
+        """Returns what every part is given; parts judge and train nothing themselves."""
+        return {
+            "ignore": tuple(self.ignore),
+            "precision": self.precision,
+            "device": self.device,
+            "seed": self.seed,
+            "progress": self.progress,
+            "threads": self.threads,
+            "n_calibration": self.n_calibration,
+            "n_recalibration": self.n_recalibration,
+            "proxy": self.proxy,
+        }
+
+
 def joint_compression(
     model: nn.Module,
     example_input: Tensor,
@@ -64,81 +138,118 @@ def joint_compression(
     validation: Batches,
     *,
     quantizer: str = "uniform",
-    proxy: str = "reconstruction+recalibration",
-    finetune_steps: int = 0,
-    ignore: Sequence[str] = (),
-    train: Batches | None = None,
-    precision: str = "auto",
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    progress: bool = False,
-    n_validation: int | None = 3000,
-    n_calibration: int = 512,
-    n_recalibration: int = 192,
-    threads: int | None = 1,
     pruning: Mapping[str, Any] | None = None,
     quantization: Mapping[str, Any] | None = None,
+    sparsification: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> JointCompression:
-    """Prepares channel pruning and quantization of one network as one learner.
+    """Prepares channel pruning, quantization, and if wanted densities, as one learner.
 
-    Options mean what they mean to ``QuantizationLearner``, and hold for both parts; the layers to
-    ``ignore`` are left whole, and in float. ``quantizer`` is a name in :data:`QUANTIZERS`,
-    ``proxy`` one in ``learners.proxy.PROXIES``: recalibration is that of the batch norms of the
-    cut network and that of the quantized one. ``pruning`` holds further options of
-    ``ChannelPruning``, e.g. ``{"round_to": 4}``, and ``quantization`` such of the quantizer, e.g.
-    ``{"activation_bits": 16}``.
+    Args:
+        model: Any trained network; it is copied and never changed.
+        example_input: One batch as the network takes it.
+        calibration: Batches for statistics and ranges.
+        validation: Batches to judge candidates on.
+        quantizer: Name in :data:`QUANTIZERS`.
+        pruning: Further options of ``ChannelPruning``, e.g. ``{"round_to": 4}``.
+        quantization: Such of the quantizer, e.g. ``{"activation_bits": 16}``.
+        sparsification: Such of ``WeightSparsification``, e.g. ``{"pattern": "2:4"}``; ``{}``
+            decides densities with its defaults, ``None`` decides none.
+        **options: Those of :class:`JointOptions`, for all parts. Recalibration is that of the
+            batch norms of the cut and sparse network, and of the quantized layers' outputs.
 
     Raises:
         InputDataError: If images, labels or weights are not what is expected.
         UntraceableModelError: If no channel of the network can be cut safely.
         ValueError: If an option has no such value.
     """
-    Proxy.parse(proxy, finetune_steps)
-    check_counts(n_validation, n_calibration, n_recalibration)
-    check_training(finetune_steps, train)
-    quantize, count = quantizer_named(quantizer), max(n_calibration, n_recalibration)
-    reference = copy.deepcopy(model).to(device).eval()
+    return prepare_joint(
+        model,
+        example_input,
+        calibration,
+        validation,
+        quantizer=quantizer,
+        pruning=pruning or {},
+        sparsification=sparsification,
+        quantization=quantization or {},
+        options=JointOptions(**options),
+    )
+
+
+def prepare_joint(
+    model: nn.Module,
+    example_input: Tensor,
+    calibration: Batches,
+    validation: Batches,
+    *,
+    quantizer: str,
+    pruning: Mapping[str, Any] | None,
+    sparsification: Mapping[str, Any] | None,
+    quantization: Mapping[str, Any],
+    options: JointOptions,
+) -> JointCompression:
+    """Prepares those kinds of compression for which options are given; bits always are.
+
+    Channels are cut first, then weights of the cut network set to zero, then what is left is
+    quantized. See :func:`joint_compression`.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If a part finds nothing to decide.
+        ValueError: If an option has no such value.
+    """
+    options.check()
+    quantize, count = (
+        quantizer_named(quantizer),
+        max(options.n_calibration, options.n_recalibration),
+    )
+    reference = copy.deepcopy(model).to(options.device).eval()
     check_weights(reference)
     seen, held_out, n_outputs = read_images(
         reference, calibration, validation, count, example_input
     )
-    place, dtype = torch.device(device), working_dtype(reference, precision, device)
-    batches = training_batches(train, finetune_steps, example_input, n_outputs, place)
-    shared: dict[str, Any] = {"ignore": tuple(ignore), "precision": precision, "device": device}
-    shared |= {"seed": seed, "progress": progress, "threads": threads}
-    counts = {"n_calibration": n_calibration, "n_recalibration": n_recalibration}
-    matching = "recalibration" if "recalibration" in proxy else "none"
+    dtype = working_dtype(reference, options.precision, options.device)
+    batches = training_batches(
+        options.train,
+        options.finetune_steps,
+        example_input,
+        n_outputs,
+        torch.device(options.device),
+    )
     few = [(held_out[0][:_PART_IMAGES], held_out[1][:_PART_IMAGES])]
-    given = (reference, example_input, [seen], few)
-    bits = quantize(*given, **{"proxy": matching, **counts, **shared, **(quantization or {})})
-    channels = ChannelPruning(*given, **{"proxy": proxy, **counts, **shared, **(pruning or {})})
-    training = BriefTraining(batches, finetune_steps, dtype, seed)
-    return _joined(channels, bits, held_out, example_input, n_validation, training, shared)
+    given, shared = (reference, example_input, [seen], few), options.of_parts()
+    matching = "recalibration" if "recalibration" in options.proxy else "none"
+    bits = quantize(*given, **{**shared, "proxy": matching, **quantization})
+    parts: list[PlanPart] = [QuantizationPart(bits)]
+    if sparsification is not None:
+        parts.insert(0, WeightSparsification(*given, **{**shared, **sparsification}))
+    if pruning is not None:
+        parts.insert(0, ChannelPruning(*given, **{**shared, **pruning}))
+    training = BriefTraining(batches, options.finetune_steps, dtype, options.seed)
+    return _joined(parts, bits, held_out, example_input, training, options)
 
 
 def _joined(
-    channels: ChannelPruning,
+    parts: Sequence[PlanPart],
     bits: QuantizationLearner,
     held_out: tuple[Tensor, Tensor],
     example: Tensor,
-    n_validation: int | None,
     training: BriefTraining,
-    shared: Mapping[str, Any],
+    options: JointOptions,
 ) -> JointCompression:
-    """Joins the two parts and gives them a judge."""
-    parts: tuple[PlanPart, ...] = (channels, QuantizationPart(bits))
-    with limited_threads(shared["threads"]):
-        storage = _storage(channels, bits, parts, example)
-        narrow = _with_keep_ratios(parts, 0.0)
+    """Joins the parts and gives them a judge."""
+    with limited_threads(options.threads):
+        storage = _storage(parts, bits, example)
+        network = apply_parts(parts, _plan_at(parts, 0.0), exact=True)
         judge = QuantizedJudge(
-            channels.original,
-            network := apply_parts(parts, narrow, exact=True),
+            parts[0].original,
+            network,
             _with_float_inputs(network),
             *held_out,
-            n_validation=n_validation,
-            precision=shared["precision"],
-            device=torch.device(shared["device"]),
-            seed=shared["seed"],
+            n_validation=options.n_validation,
+            precision=options.precision,
+            device=torch.device(options.device),
+            seed=options.seed,
         )
     return JointCompression(
         parts,
@@ -147,19 +258,17 @@ def _joined(
         validation=judge.validation,
         training=training,
         settings=bits._training_defaults(),  # its steps are the more delicate ones
-        device=shared["device"],
-        threads=shared["threads"],
+        device=options.device,
+        threads=options.threads,
     )
 
 
-def _with_keep_ratios(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
-    """Returns the plan with all keep ratios near ``ratio`` and everything else at its most."""
+def _plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
+    """Returns the plan of keep ratios near ``ratio``, typical densities, and all else at most."""
+    wished = {DecisionKind.KEEP_RATIO: ratio, DecisionKind.DENSITY: _TYPICAL_DENSITY}
     decisions = [d for part in parts for d in part.decisions]
     return CompressionPlan(
-        {
-            d.key: d.nearest(ratio) if d.kind is DecisionKind.KEEP_RATIO else d.choices[-1]
-            for d in decisions
-        }
+        {d.key: d.nearest(wished[d.kind]) if d.kind in wished else d.choices[-1] for d in decisions}
     )
 
 
@@ -172,25 +281,23 @@ def _with_float_inputs(network: nn.Module) -> nn.Module:
 
 
 def _storage(
-    channels: ChannelPruning,
-    bits: QuantizationLearner,
-    parts: Sequence[PlanPart],
-    example: Tensor,
+    parts: Sequence[PlanPart], bits: QuantizationLearner, example: Tensor
 ) -> StorageFormat:
     """Returns how joint networks are stored; the header of the packed file is measured.
 
-    On a network with half of the channels and the most bits: a file holds the plan, and which
-    channels stayed, and neither depends much on what they are.
+    On a network with half of the channels, a quarter of their weights and the most bits: a file
+    holds the plan, and which channels stayed, and neither depends much on what they are.
     """
+    graph = parts[0].graph
     form = replace(bits.storage, fixed_bytes=0.0)
-    decisions = interleaved(channels.graph, [part.decisions for part in parts])
-    plan = CompressionPlan({**_with_keep_ratios(parts, 0.5), **bits.most_bits()})
-    tensors = BytesCost(channels.graph, decisions, form)(plan.values_for(decisions))
+    decisions = interleaved(graph, [part.decisions for part in parts])
+    plan = CompressionPlan({**_plan_at(parts, 0.5), **bits.most_bits()})
+    tensors = BytesCost(graph, decisions, form)(plan.values_for(decisions))
     header = header_bytes(
         apply_parts(parts, plan, exact=True),
         plan,
         tensors,
-        kept=channels.kept_units(plan_of(channels, plan)),
+        kept=kept_units(parts, plan),
         example_input=example,
     )
     return replace(form, fixed_bytes=header)

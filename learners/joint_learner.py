@@ -1,4 +1,4 @@
-"""Several kinds of compression decided in one episode: channels and bits, later densities too."""
+"""Several kinds of compression decided in one episode: channels, densities, bits."""
 
 from __future__ import annotations
 
@@ -205,11 +205,7 @@ class JointCompression(Learner):
             PlanMismatchError: If the plan does not fit this network.
         """
         plan.values_for(self.decisions)
-        kept: dict[str, Tensor] = {}
-        for part in self.parts:
-            if isinstance(part, ChannelPruning):
-                kept |= part.kept_units(plan_of(part, plan))
-        return kept
+        return kept_units(self.parts, plan)
 
     def layer_errors(self) -> dict[str, npt.NDArray[np.float64]]:
         """Returns the error curves of all parts: decision key -> error of every choice."""
@@ -231,6 +227,19 @@ class JointCompression(Learner):
 
     def _training_defaults(self) -> TrainingConfig:
         return self._settings
+
+
+def kept_units(parts: Sequence[PlanPart], plan: CompressionPlan) -> dict[str, Tensor]:
+    """Returns the units that stay, sorted, for every group that loses some.
+
+    Raises:
+        PlanMismatchError: If the plan lacks a decision, or has a value off the grid.
+    """
+    kept: dict[str, Tensor] = {}
+    for part in parts:
+        if isinstance(part, ChannelPruning):
+            kept |= part.kept_units(plan_of(part, plan))
+    return kept
 
 
 def apply_parts(

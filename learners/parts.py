@@ -1,10 +1,10 @@
 """What a kind of compression offers to be one part of a joint plan, beside others.
 
-A joint plan holds the decisions of several parts: keep ratios of channel groups, bits of layers,
-later densities. Each part decides about the same network in its own way, and they are applied one
+A joint plan holds the decisions of several parts: keep ratios of channel groups, densities and
+bits of layers. Each part decides about the same network in its own way, and they are applied one
 after the other, each to the network that the one before it has left::
 
-    original --channels--> sliced, repaired --bits--> folded, quantized
+    original --channels--> sliced, repaired --density--> masked, refitted --bits--> quantized
 
 Nothing here knows which kinds there are. Modules keep their names from part to part; shapes need
 not stay.
