@@ -95,14 +95,11 @@ class LayerDensities:
                     f"Expected densities above 0 and up to 1 for {decisions[i].key}, got the "
                     f"choices {decisions[i].choices}."
                 )
+        self.is_dense = not (decided or fixed)
+        """Whether no layer is, or may be, sparse."""
         self._densities: Array = np.array([float(fixed.get(x.name, 1.0)) for x in layers])
         self._rows = np.array([i for i, x in enumerate(layers) if x.name in decided], dtype=np.intp)
         self._columns = np.array([decided[layers[i].name] for i in self._rows], dtype=np.intp)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether no plan makes any layer sparse."""
-        return not self._rows.size and bool((self._densities == 1.0).all())
 
     def at(self, values: Array) -> Array:
         """Returns the densities, shape ``(n_layers,)``."""

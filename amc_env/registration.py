@@ -14,6 +14,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/synthetic-v0": ("amc_env.synthetic:make_synthetic", {}),
     "amc/synthetic-bits-v0": ("amc_env.synthetic:make_synthetic_bits", {}),
     "amc/synthetic-joint-v0": ("amc_env.synthetic:make_synthetic_joint", {}),
+    "amc/synthetic-density-v0": ("amc_env.synthetic:make_synthetic_density", {}),
     "amc/digits-channels-v0": ("experiments.tasks:make_digits_channels", {}),
     "amc/digits-bits-v0": ("experiments.tasks:make_digits_bits", {}),
     "amc/digits-joint-v0": ("experiments.tasks:make_digits_joint", {}),

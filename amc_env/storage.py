@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FLOAT_BITS = 32
@@ -16,6 +17,9 @@ LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
 """What weights or inputs of a layer may have; the last one leaves them in float32."""
 
 GRANULARITIES = ("tensor", "channel", "split")
+
+ValueBits = Sequence[tuple[float, float]]
+"""Points ``(density, bits)``: what one non-zero weight takes on disk, by the layer's density."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,13 @@ class StorageFormat:
         folded: Norm (a name in ``graph.channel_parameters``) -> layer that it is folded into. Its
             parameters and buffers vanish; the layer has one float32 bias per output channel.
         densities: Layer -> share of its weights that are not zero where no decision says so
-            (missing: all).
+            (missing: all). Where densities are decided or given here, the weights of all layers
+            are entropy-coded.
+        pattern: Of the zeros, as far as it makes them cheaper to tell: ``"unstructured"`` or
+            ``"N:M"`` (M up to 8). Blocks of zeros take at most what unstructured ones do.
+        value_bits: Layer -> bits (32 for float32) -> what a non-zero weight of so many bits
+            really takes in a sparse network, once it is entropy-coded. Missing ones count with
+            their full bits, float32 with what is usual.
 
     Raises:
         ValueError: If a number is out of range or the granularity is unknown.
@@ -56,6 +66,8 @@ class StorageFormat:
     fixed_bytes: float = 0.0
     folded: Mapping[str, str] = field(default_factory=dict)
     densities: Mapping[str, float] = field(default_factory=dict)
+    pattern: str = "unstructured"
+    value_bits: Mapping[str, Mapping[int, ValueBits]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -75,8 +87,29 @@ class StorageFormat:
                         f"Expected 1 to {FLOAT_BITS} {name} for {layer!r}, got {bits}; "
                         f"{OFF_BITS} and more mean float32."
                     )
+        self._check_sparsity()
+
+    def _check_sparsity(self) -> None:
         for layer, density in self.densities.items():
             if not 0.0 < density <= 1.0:
                 raise ValueError(
                     f"Expected a density above 0 and up to 1 for {layer!r}, got {density}."
                 )
+        regular = re.fullmatch(r"([1-9]\d?):([1-8])", self.pattern)
+        if self.pattern != "unstructured" and not (
+            regular is not None and int(regular[1]) < int(regular[2])
+        ):
+            raise ValueError(
+                f"Expected the pattern 'unstructured' or 'N:M' with N < M <= 8, as in '2:4', got "
+                f"{self.pattern!r}."
+            )
+        for layer, widths in self.value_bits.items():
+            for width, points in widths.items():
+                if not points or any(
+                    not (0.0 <= density <= 1.0 and 0.0 <= bits <= 2 * FLOAT_BITS)
+                    for density, bits in points
+                ):
+                    raise ValueError(
+                        f"Expected value_bits as pairs of a density in [0, 1] and bits in "
+                        f"[0, {2 * FLOAT_BITS}] for {layer!r} and {width} bits, got {points}."
+                    )

@@ -4,7 +4,8 @@ For trying agents: no network, no data. Widths form a plain chain of convolution
 bilinear in neighbouring decisions as in a real network; the accuracy is concave in each keep
 ratio, with random sensitivities, and loses a little where neighbouring ratios differ. With bits,
 every layer adds the noise power of its quantized weights and inputs, which falls by four with each
-bit. All of it is a sum along the chain, so dynamic programming finds the optimum.
+bit; with densities, every layer adds what the zeros among its weights lose. All of it is a sum
+along the chain, so dynamic programming finds the optimum.
 """
 
 from __future__ import annotations
@@ -148,6 +149,45 @@ class SyntheticBitsLearner(SyntheticLearner):
         }
 
 
+class SyntheticDensityLearner(SyntheticLearner):
+    """The same chain, whole, with a density per layer.
+
+    ``accuracy = a0 * exp(-sum_i t_i (1 - d_i)^4)`` with log-normal ``t_i``: the first half of the
+    weights is nearly free, the last tenth is not. The classifier is dense.
+
+    Args:
+        n_layers: Number of decisions.
+        seed: Draws widths and sensitivities; the widths of :class:`SyntheticLearner` are the same.
+        step: Densities come in multiples of this.
+    """
+
+    def __init__(self, n_layers: int = 12, seed: int = 0, step: float = 0.02) -> None:
+        if not 0.0 < step <= 1.0:
+            raise ValueError(f"Expected a step above 0 and up to 1, got {step}.")
+        super().__init__(n_layers, seed)
+        rng = np.random.default_rng((seed, 2))
+        n_choices = round(1.0 / step)
+        choices = tuple((k + 1) / n_choices for k in range(n_choices))
+        full = self.graph.full()
+        self.decisions = tuple(
+            Decision(layer.name, DecisionKind.DENSITY, choices, round(layer.weights(full)))
+            for layer in self.graph.layers[:-1]
+        )
+        self._loss = 0.15 * np.exp(0.9 * rng.standard_normal(n_layers))
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the accuracy of a complete plan by the class's formula."""
+        zeros = 1.0 - np.array(plan.values_for(self.decisions))
+        return _ORIGINAL_ACCURACY * float(np.exp(-self._loss @ zeros**4))
+
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns decision key -> what each choice adds to the exponent."""
+        return {
+            d.key: loss * (1.0 - np.array(d.choices)) ** 4
+            for d, loss in zip(self.decisions, self._loss, strict=True)
+        }
+
+
 def _chain(widths: list[int]) -> LayerGraph:
     """conv0 -> conv1 -> ... -> classifier, one channel group per convolution."""
     names = [f"conv{i}" for i in range(len(widths))]
@@ -216,6 +256,24 @@ def make_synthetic_joint(
     """Builds the environment behind ``amc/synthetic-joint-v0``."""
     return CompressionEnv(
         SyntheticBitsLearner(n_layers, seed, channels=True),
+        budget,
+        action=action,
+        reward=reward,
+        render_mode=render_mode,
+    )
+
+
+def make_synthetic_density(
+    n_layers: int = 12,
+    seed: int = 0,
+    budget: str = "density=0.1",
+    action: str = "centred",
+    reward: str = "accuracy",
+    render_mode: str | None = None,
+) -> CompressionEnv:
+    """Builds the environment behind ``amc/synthetic-density-v0``."""
+    return CompressionEnv(
+        SyntheticDensityLearner(n_layers, seed),
         budget,
         action=action,
         reward=reward,
