@@ -97,6 +97,7 @@ def _watched_run(
     known = set(layers)
     depths: dict[str, int] = {}
     candidates: list[tuple[Place, _Node]] = []
+    made: set[_Node] = set()
     done = 0
 
     def leave(name: str, output: object) -> None:
@@ -106,10 +107,13 @@ def _watched_run(
             depths[name] = done
         if not name or not isinstance(output, Tensor) or output.dim() < 2:
             return
-        if output.grad_fn is None or output.shape[0] != image.shape[0]:
+        node = output.grad_fn
+        # A tensor counts where it was made: an identity hands on what earlier layers did.
+        if node is None or node in made or output.shape[0] != image.shape[0]:
             return
+        made.add(node)
         axis = axis_of_three if output.dim() == 3 else 1
-        candidates.append((Place(name, done, output.shape[axis], axis), output.grad_fn))
+        candidates.append((Place(name, done, output.shape[axis], axis), node))
 
     handles = [
         module.register_forward_hook(lambda _m, _i, output, name=name: leave(name, output))
