@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,9 +34,16 @@ from agents import make_agent
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
-from learners import ChannelPruning, Learner
+from learners import (
+    ChannelPruning,
+    DiscriminationAwarePruning,
+    GroupLassoPruning,
+    Learner,
+    RemasteredPruning,
+)
 from learners.masking import masked_layers
 from learners.quantization.packing import save_packed
+from learners.sparsification import WeightSparsification
 from learners.training import TrainingConfig, evaluate
 
 N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
@@ -70,18 +78,19 @@ class Row:
     episodes: int = 0
 
 
-def _channels(criterion: str) -> Callable[..., Learner]:
-    def make(*data: Any, **options: Any) -> Learner:
-        return ChannelPruning(*data, criterion=criterion, **options)
-
-    return make
-
-
 LEARNERS: dict[str, Callable[..., Learner]] = {
-    "channels l1": _channels("l1"),
-    "channels lasso": _channels("lasso"),
+    "channels l1": partial(ChannelPruning, criterion="l1"),
+    "channels lasso": partial(ChannelPruning, criterion="lasso"),
+    "group-lasso": GroupLassoPruning,
+    "remastered": RemasteredPruning,
+    "discrimination": DiscriminationAwarePruning,
+    # Masks are renewed often, so that a training of one epoch has a ramp.
+    "sparse gradual": partial(WeightSparsification, schedule_frequency=20),
+    "sparse one-shot": partial(WeightSparsification, schedule="one-shot"),
+    "sparse 2:4": partial(WeightSparsification, schedule="one-shot", pattern="2:4"),
+    "sparse block4": partial(WeightSparsification, schedule="one-shot", pattern="block4"),
 }
-"""Name -> maker, called like ``ChannelPruning``."""
+"""Name -> maker; those of sparsification begin with ``sparse``."""
 
 
 def make_learner(
@@ -113,7 +122,9 @@ def choose(
     started = time.process_time()
     sparse = row.learner.startswith("sparse")
     if row.way in ("heuristic", "global"):
-        plan: CompressionPlan = learner.plan_for(row.way, row.left)  # type: ignore[attr-defined]
+        if not isinstance(learner, WeightSparsification):
+            raise typer.BadParameter(f"--way {row.way} is for sparse learners, not {row.learner}.")
+        plan = learner.plan_for(row.way, row.left)
     else:
         env = CompressionEnv(learner, Budget(**{"density" if sparse else "macs": row.left}))
         agent = make_agent(row.agent if row.way == "searched" else "uniform")
