@@ -3,7 +3,6 @@
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning, GroupLassoPruning, RemasteredPruning
 from learners.channel_pruning.discrimination import DiscriminationAwarePruning
-from learners.channel_pruning.discrimination import DiscriminationAwarePruning
 from learners.feature_matching import FeatureMatching
 from learners.group_finetuning import GroupFinetuned, group_finetune
 from learners.joint import JointCompression, joint_compression
@@ -11,6 +10,7 @@ from learners.quantization import UniformQuantization
 from learners.quantization.codebook import CodebookQuantization
 from learners.regularisers import GroupLassoPenalty, GrowingRegularisation
 from learners.sparse_training import cut_after, sparse_training
+from learners.sparsification import WeightSparsification
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig, TrainingResult, evaluate, train
 
@@ -20,7 +20,7 @@ __all__ = [
     "GroupLassoPruning",
     "RemasteredPruning",
     "DiscriminationAwarePruning",
-    "DiscriminationAwarePruning",
+    "WeightSparsification",
     "UniformQuantization",
     "CodebookQuantization",
     "JointCompression",
