@@ -22,7 +22,7 @@ from experiments.export import require_onnx
 from experiments.finetune import run_finetune, training_config
 from experiments.runs import RunFolder
 from experiments.search import run_search
-from experiments.summary import cost_text, fixed_bits
+from experiments.summary import cost_text, fixed_choice
 from experiments.train import run_train
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ def describe(stage: str, task: Task) -> str:
         else f"taking the weights of {config.model} from {config.weights}",
         "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}"
         if config.decides
-        else f"nothing to choose: {fixed_bits(config)} everywhere",
+        else f"nothing to choose: {fixed_choice(config)}",
         "finetune": f"{config.epochs} epochs, teacher: {config.teacher}",
         "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
         f"timed on one thread",

@@ -24,10 +24,11 @@ def default_budget(config: RunConfig) -> str:
     if not (config.quantizes or config.sparsifies):
         return "macs=0.5"
     if not config.quantizes:
-        n_of_m = of_how_many(config.pattern)
-        # Of a pattern N:M no layer keeps less; the first and the last may have to keep all.
-        least = config.min_density if n_of_m is None else n_of_m[0] / n_of_m[1]
-        return f"density={max(0.25, least):.4g}"
+        if (n_of_m := of_how_many(config.pattern)) is None:
+            return f"density={max(0.25, config.min_density):.4g}"
+        # No layer keeps less than that, and those whose inputs are no multiple of M keep all.
+        least = n_of_m[0] / n_of_m[1]
+        return f"density={max(0.25, 0.9 * least + 0.1):.4g}"
     return _bit_budget(config)
 
 

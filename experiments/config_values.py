@@ -13,7 +13,7 @@ CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 
 LEARNERS = (*CHANNEL_LEARNERS, "sparse", "uniform", "codebook", "joint")
 QUANTIZERS = ("uniform", "codebook")
-PROTOCOLS = ("searched", "uniform", "heuristic", "global")
+PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """Who distributes the density of a sparse network over its layers: an agent, or a rule."""
 
 CHOICES = {
@@ -34,9 +34,11 @@ CHOICES = {
 _LEAST: dict[str, float] = {
     "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
     "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
-    "discrimination_stages": 0, "block_steps": 1, "schedule_exponent": 1, "schedule_frequency": 1,
+    "discrimination_stages": 0, "block_steps": 1, "schedule_frequency": 1,
 }  # fmt: skip
-_POSITIVE = ("learning_rate", "train_learning_rate", "distillation_temperature")
+_POSITIVE = (
+    "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
+)  # fmt: skip
 _SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
 _PATTERN = re.compile(r"unstructured|block[1-9]\d?|([1-9]\d?):([1-9]\d?)")
 
@@ -93,8 +95,8 @@ def check_numbers(config: RunConfig) -> None:
             raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
     if not 0.0 < config.min_density <= 1.0:
         raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
-    if config.schedule_begin >= config.schedule_end:
+    if config.schedule_begin > config.schedule_end:
         raise ValueError(
-            f"Expected --schedule-begin before --schedule-end, got {config.schedule_begin:g} and "
-            f"{config.schedule_end:g}; both are shares of the fine-tuning."
+            f"Expected --schedule-begin no later than --schedule-end, got "
+            f"{config.schedule_begin:g} and {config.schedule_end:g}; shares of the training."
         )

@@ -18,7 +18,9 @@ from experiments.files import write_json
 from experiments.networks import example_input, load_smaller
 from experiments.problem import Problem
 from experiments.runs import PACKED, RunFolder
+from learners.masking import masked_layers
 from learners.quantization.modules import quantized_layers
+from learners.sparsification.finalise import finalise
 from learners.training import evaluate
 
 # Images of the validation split on which ONNX Runtime must agree with torch.
@@ -47,8 +49,9 @@ def run_export(task: Task) -> None:
     if quantized_layers(small):
         results = _export_quantized(task, small, images)
     else:
+        # Runtimes know no masks: the zeros are written into the weights.
         checked = export_onnx(
-            small, example_input(folder.facts), folder / "model.onnx", images=images
+            finalise(small), example_input(folder.facts), folder / "model.onnx", images=images
         )
         results = {
             "max_difference": checked.max_difference,
@@ -121,6 +124,7 @@ def run_evaluate(task: Task) -> None:
             },
             group_sizes={group.name: group.size for group in problem.graph.groups},
             bits=layer_bits(small),
+            densities=layer_densities(small),
             n_images=task.data.test.n_images,
         )
     write_json(folder / "summary.json", summarise(folder))
@@ -154,13 +158,22 @@ def layer_bits(network: nn.Module) -> dict[str, dict[str, int | None]]:
     }
 
 
+def layer_densities(network: nn.Module) -> dict[str, list[int]]:
+    """Returns left and original weights of every layer with a mask."""
+    return {
+        name: [int(layer.masked_weight().count_nonzero()), layer.weight.numel()]
+        for name, layer in masked_layers(network).items()
+    }
+
+
 def summarise(folder: RunFolder) -> dict[str, Any]:
     """Returns the content of ``summary.json``.
 
-    ``bytes`` is the size of each network's file: safetensors, and for a quantized network the
-    packed file. ``latency_ms`` is null for a run without export, and where no runtime executes
-    the network. A run that quantizes has ``bops`` and ``mean_bits`` as well; a run with cost
-    tables has what they predict: the sum of the measured values, which a budget may count higher.
+    ``bytes`` is the size of each network's file: safetensors, and for a quantized or sparse
+    network the packed file. ``latency_ms`` is null for a run without export, and where no runtime
+    executes the network. A run that quantizes has ``bops`` and ``mean_bits`` as well, one with
+    zeros in its weights ``density``; a run with cost tables has what they predict: the sum of the
+    measured values, which a budget may count higher.
     """
     config = folder.config
     search, finetune = folder.results("search"), folder.results("finetune")
@@ -169,12 +182,14 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     latency = export["latency_ms"] if export else None
     files = {
         "original": "original.safetensors",
-        "compressed": PACKED if config.quantizes else "model.safetensors",
+        "compressed": PACKED if config.packs else "model.safetensors",
     }
     networks = {
         name: {
             "accuracy": measured["accuracy"][name],
-            **shown_costs(measured["costs"][name], quantized=config.quantizes),
+            **shown_costs(
+                measured["costs"][name], quantized=config.quantizes, sparse=config.sparsifies
+            ),
             "bytes": (folder / file).stat().st_size,
             "latency_ms": latency[name] if latency else None,
         }
@@ -187,6 +202,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "bits": measured["bits"],
             "export_refused": export.get("refused") if export else None,
         }
+    elif config.learner != "channels":
+        more = {"learner": config.learner}
+    if config.sparsifies:
+        more["densities"] = measured["densities"]
     return {
         **networks,
         "cost_ratio": search["best"]["cost_ratio"],
@@ -204,11 +223,15 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def shown_costs(costs: Mapping[str, float], *, quantized: bool) -> dict[str, Any]:
+def shown_costs(
+    costs: Mapping[str, float], *, quantized: bool, sparse: bool = False
+) -> dict[str, Any]:
     """Returns the costs that are reported as numbers of their own; bytes are those of a file."""
     shown: dict[str, Any] = {name: round(costs[name]) for name in ("macs", "params")}
     if quantized:
         shown |= {"bops": round(costs["bops"]), "mean_bits": round(costs["mean_bits"], 4)}
+    if sparse:
+        shown["density"] = round(costs["density"], 4)
     if predicted := {name: value for name, value in costs.items() if name not in COSTS}:
         shown["predicted"] = predicted
     return shown
@@ -230,6 +253,8 @@ def measure(
     return {
         "accuracy": accuracy,
         "n_images": loader.n_images,
-        **shown_costs(costs, quantized=bool(quantized_layers(model))),
+        **shown_costs(
+            costs, quantized=bool(quantized_layers(model)), sparse=bool(masked_layers(model))
+        ),
         "bytes": round(costs["bytes"]) if n_bytes is None else n_bytes,
     }

@@ -11,10 +11,10 @@ from amc_env import CompressionPlan
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.events import open_writer
+from experiments.learners_registry import training_hooks
 from experiments.networks import example_input, load_smaller, read_shape, save_network
 from experiments.runs import PACKED
 from learners.quantization.codebook import set_mode
-from learners.quantization.modules import quantized_layers
 from learners.quantization.packing import save_packed
 from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
 from learners.training import TrainingConfig, evaluate, train
@@ -37,7 +37,8 @@ def training_config(config: RunConfig) -> TrainingConfig:
 def run_finetune(task: Task) -> None:
     """Writes ``model.safetensors``; with ``epochs`` 0 the smaller network as it is.
 
-    A quantized network is written packed as well: that file's size is what it takes to store.
+    A quantized or sparse network is written packed as well: that file's size is what it takes
+    to store.
     """
     folder, config = task.folder, task.config
     if folder.is_done("finetune"):
@@ -64,6 +65,7 @@ def run_finetune(task: Task) -> None:
                 task.data.validation,
                 settings,
                 teacher=task.original if config.teacher == "original" else None,
+                hooks=training_hooks(config, task.original, model),
                 checkpoint_dir=checkpoints,
                 resume=True,
                 writer=writer,
@@ -71,12 +73,12 @@ def run_finetune(task: Task) -> None:
                 device=config.device,
             )
         seconds, after = result.seconds, result.best_accuracy
-        if config.quantizes:
+        if config.packs:
             after = _no_worse_than(start, before, model, task)
     kept = read_shape(folder / "pruned.safetensors").kept
     model.cpu()
     save_network(model, folder / "model.safetensors", plan=plan, kept=kept)
-    if quantized_layers(model):
+    if config.packs:
         example = example_input(folder.facts)
         save_packed(model, folder / PACKED, kept=kept, plan=plan, example_input=example)
     folder.finish(
@@ -94,7 +96,8 @@ def _no_worse_than(
 ) -> float:
     """Goes back to the start if no epoch was better; returns the validation accuracy.
 
-    A quantized network is good from the start, and a few epochs may do no more than shake it.
+    A quantized or sparse network is good from the start, and a few epochs may do no more than
+    shake it.
     """
     validation, device = task.data.validation, task.config.device
     after = evaluate(model, validation, precision="fp32", device=device)

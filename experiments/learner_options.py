@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from amc_env import Budget
-from experiments.config_values import LEARNERS, QUANTIZERS, option
+from experiments.config_values import LEARNERS, QUANTIZERS, of_how_many, option
 from experiments.configs import RunConfig
 
 _GRID = ("round_to", "min_ratio")
@@ -75,6 +75,11 @@ def _check_dependent(config: RunConfig) -> None:
                 f"{option(name)} has no effect with {option(other)} {found}; it is an option of "
                 f"{option(other)} {needed}."
             )
+    if of_how_many(config.pattern) is not None and _is_given(config, "min_density"):
+        raise ValueError(
+            f"--min-density has no effect with --pattern {config.pattern}, of which a layer keeps "
+            f"that share or all."
+        )
     bounds = Budget.parse(config.budget).bounds
     if config.protocol != "searched" and list(bounds) != ["density"]:
         raise ValueError(

@@ -18,9 +18,13 @@ from experiments.data import DataSplits
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning
 from learners.channel_pruning.decisions import keep_ratio_decisions
+from learners.hooks import TrainingHook
+from learners.masking import masked_layers
 from learners.parts import interleaved
 from learners.quantization.decisions import bit_choice
 from learners.quantization.structure import foldable_norms, quantizable_layers
+from learners.sparsification.layers import sparse_choice
+from learners.sparsification.patterns import Pattern
 from learners.tracing import TracedModel
 
 
@@ -53,6 +57,18 @@ def make_learner(
             data.validation,
             proxy=config.proxy,
             **pruning_options(config),
+            **shared,
+        )
+    if config.learner == "sparse":
+        from learners.sparsification import WeightSparsification
+
+        return WeightSparsification(
+            model,
+            example,
+            data.calibration,
+            data.validation,
+            proxy=config.proxy,
+            **sparse_options(config),
             **shared,
         )
     if config.learner == "joint":
@@ -116,6 +132,45 @@ def pruning_options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
+def sparse_options(config: RunConfig) -> dict[str, Any]:
+    """Returns the options of weight sparsification."""
+    return {
+        "pattern": config.pattern,
+        "min_density": config.min_density,
+        "schedule": config.schedule,
+        "schedule_begin": config.schedule_begin,
+        "schedule_end": config.schedule_end,
+        "schedule_exponent": config.schedule_exponent,
+        "schedule_frequency": config.schedule_frequency,
+        "ignore": config.ignore,
+    }
+
+
+def training_hooks(
+    config: RunConfig, original: nn.Module, model: nn.Module
+) -> tuple[TrainingHook, ...]:
+    """Returns what a fine-tuning needs beside the loss, as the run's learner has it.
+
+    Without the learner, whose preparation takes longer than an epoch on a small network.
+
+    Args:
+        config: The options.
+        original: The uncompressed network.
+        model: The network to be trained.
+    """
+    if config.learner != "sparse" or config.schedule != "gradual" or not masked_layers(model):
+        return ()
+    from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+
+    schedule = SparsitySchedule(
+        config.schedule_begin,
+        config.schedule_end,
+        config.schedule_exponent,
+        config.schedule_frequency,
+    )
+    return (GradualSparsity(original.state_dict(), Pattern.parse(config.pattern), schedule),)
+
+
 def bit_options(config: RunConfig) -> dict[str, Any]:
     """Returns the options of the run's kind of quantization."""
     options: dict[str, Any] = {
@@ -153,12 +208,22 @@ def plan_facts(
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
     channels: tuple[Decision, ...] = ()
+    if config.learner == "sparse":
+        return _sparse_decisions(config, traced), None
     if config.prunes:
         channels = keep_ratio_decisions(traced.graph, config.round_to, config.min_ratio)
     if not config.quantizes:
         return channels, None
     bits, storage = _bit_facts(config, traced)
     return interleaved(traced.graph, (channels, bits)), storage
+
+
+def _sparse_decisions(config: RunConfig, traced: TracedModel) -> tuple[Decision, ...]:
+    """As ``WeightSparsification`` finds them."""
+    pattern = Pattern.parse(config.pattern)
+    return sparse_choice(
+        traced.model, traced.graph, pattern, config.min_density, config.ignore
+    ).decisions
 
 
 def _bit_facts(

@@ -42,8 +42,8 @@ def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
 
 
 def _file_size(folder: RunFolder, name: str) -> int | None:
-    """Bytes of what is stored; None for a quantized network that is not packed yet."""
-    if not folder.config.quantizes:
+    """Bytes of what is stored; None for a network that will be packed and is not yet."""
+    if not folder.config.packs:
         return (folder / name).stat().st_size
     return (folder / PACKED).stat().st_size if folder.is_done("finetune") else None
 

@@ -108,17 +108,24 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
     resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
 
 
-def check_the_only_plan(budget: Budget, problem: Problem) -> None:
-    """Refuses a budget that fixed bits break.
+def check_the_only_plan(
+    budget: Budget, problem: Problem, plan: CompressionPlan | None = None
+) -> None:
+    """Refuses a budget that fixed bits, or the plan of a rule, break.
 
     Raises:
         InfeasibleBudgetError: If they do.
     """
     original = problem.original()
-    cost = problem.cost(CompressionPlan({}))
+    cost = problem.cost(plan or CompressionPlan({}))
     ratio = {name: value / original[name] for name, value in cost.items()}
     if not budget.is_met(ratio):
         found = ", ".join(f"{name} {ratio[name]:.4f}" for name in budget.bounds)
+        if plan:
+            raise InfeasibleBudgetError(
+                f"The rule comes to {found}, and that breaks {budget!r}; let an agent meet the "
+                f"budget: --protocol searched."
+            )
         raise InfeasibleBudgetError(
             f"All bits are fixed, and with them the costs: {found}; that breaks {budget!r}. Leave "
             f"the budget out, or let bits be decided, e.g. --weight-bits 2-8."

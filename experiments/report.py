@@ -16,7 +16,7 @@ from experiments.configs import RunConfig
 from experiments.files import write_atomic
 from experiments.report_plan import plan_parts
 from experiments.runs import RunFolder
-from experiments.summary import fixed_bits, read_summary, rows
+from experiments.summary import fixed_choice, read_summary, rows
 from experiments.trials import RecordedTrial, read_trials
 
 _STAGE_COLOURS = {
@@ -106,7 +106,7 @@ def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
     who = (
         f"agent {escape(config.agent)} · {summary['episodes']} episodes"
         if config.decides
-        else fixed_bits(config)
+        else fixed_choice(config)
     )
     return {
         "kicker": f"{_METHODS[config.learner]} of {escape(config.model)} on "

@@ -9,18 +9,20 @@ from typing import Any
 
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
 from amc_env.reward import Result, resolve_reward
+from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.networks import save_network
 from experiments.problem import check_the_only_plan
 from experiments.trials import TrialRecorder
 from learners.base import Learner
+from learners.sparsification import WeightSparsification
 
 
 def run_search(task: Task) -> None:
     """Writes ``plan.json``, ``trials.jsonl`` and ``pruned.safetensors``.
 
     A search that was interrupted is replayed with its recorded judgements, to the same result.
-    Where nothing is to be decided, the one plan there is is judged.
+    Where no agent decides, the one plan there is is judged: that of fixed bits, or of a rule.
     """
     folder, config = task.folder, task.config
     if folder.is_done("search"):
@@ -29,7 +31,8 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    found = (_search if learner.decisions else _judge_the_only_plan)(task, learner, wall, cpu)
+    searches = config.decides and learner.decisions
+    found = (_search if searches else _judge_the_only_plan)(task, learner, wall, cpu)
     keep: Any = getattr(learner, "kept_units", lambda plan: {})
     save_network(
         learner.compress(found.plan),
@@ -112,12 +115,13 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
 def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     from agents.base import Trial
 
-    config, plan = task.config, CompressionPlan({})
+    config = task.config
     # The learner's own costs, where it has some, count the header of the packed file as well.
     costs = {**task.problem.costs, **getattr(learner, "cost_models", {})}
     problem = replace(task.problem, costs=costs)
     budget = Budget.parse(config.budget)
-    check_the_only_plan(budget, problem)
+    plan = _plan_of_rule(config, learner, budget)
+    check_the_only_plan(budget, problem, plan)
     recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     recorder.restart_clock()
@@ -142,6 +146,13 @@ def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) 
         seconds=prepare_wall + trial.seconds,
         cpu_seconds=prepare_cpu + trial.cpu_seconds,
     )
+
+
+def _plan_of_rule(config: RunConfig, learner: Learner, budget: Budget) -> CompressionPlan:
+    """The plan of ``--protocol``; an empty one for fixed bits."""
+    if not isinstance(learner, WeightSparsification):
+        return CompressionPlan({})
+    return learner.plan_for(config.protocol, budget.bounds["density"][1])
 
 
 def cost_of(env: CompressionEnv, plan: CompressionPlan) -> dict[str, float]:

@@ -51,6 +51,9 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             ("bits per weight", f"{before['mean_bits']:.3g}", f"{after['mean_bits']:.3g}",
              f"{after['mean_bits'] / before['mean_bits']:.1%}"),
         ]  # fmt: skip
+    if "density" in before:
+        old, new = before["density"], after["density"]
+        table.append(("weights that are not zero", f"{old:.1%}", f"{new:.1%}", f"{new / old:.1%}"))
     table.append(("file size", *_sizes(before["bytes"], after["bytes"])))
     for name, old in before.get("predicted", {}).items():
         new = after["predicted"][name]
@@ -76,11 +79,15 @@ def cost_text(name: str, ratio: float) -> str:
     """Returns ``"49.9% of the macs"``, or ``"4 bits per weight"``."""
     if name == "mean_bits":
         return f"{FLOAT_BITS * ratio:.3g} bits per weight"
+    if name == "density":
+        return f"{ratio:.1%} of the weights"
     return f"{ratio:.1%} of the {name}"
 
 
-def fixed_bits(config: RunConfig) -> str:
-    """Returns ``"4-bit weights, 8-bit activations"`` of a run that leaves nothing to choose."""
+def fixed_choice(config: RunConfig) -> str:
+    """Returns ``"4-bit weights, 8-bit activations"`` of a run that leaves an agent no choice."""
+    if config.learner == "sparse":
+        return f"density by rule: {config.protocol}"
 
     def text(bits: str, what: str) -> str:
         return f"float {what}" if int(bits) == OFF_BITS else f"{bits}-bit {what}"

@@ -67,8 +67,9 @@ class PruningOptions:
         str,
         typer.Option(
             help="Who spreads the density over the layers: searched (--agent), or a rule: uniform "
-            "(the same for all), heuristic (large layers lose more) or global (the smallest "
-            "weights of all layers go). A rule takes no episodes.",
+            "(the same for all), heuristic (large layers lose more), global (the smallest "
+            "weights of all layers go) or normalised (the same, relative to the layer's root mean "
+            "square). A rule takes no episodes.",
             rich_help_panel=_SPARSE,
         ),
     ] = _DEFAULT.protocol
