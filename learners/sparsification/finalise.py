@@ -24,7 +24,7 @@ def finalise(network: nn.Module) -> nn.Module:
         return _plain(copied)
     plain: dict[SparseLayer, nn.Module] = {}  # a module that stands in two places stays one
     for module in list(copied.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # named_children tells a module once
             if isinstance(child, SparseConv2d | SparseLinear):
                 if child not in plain:
                     plain[child] = _plain(child)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -76,14 +77,15 @@ class Pattern:
 
         Args:
             size: Number of weights of the layer.
-            min_density: Smallest share on offer; ignored for N:M.
+            min_density: Smallest share on offer, up to rounding; ignored for N:M.
         """
         if self.m:
             return (size * self.n // self.m, size)
         unit = self.block * self.block
-        steps = [round(GRID_STEP * j * size / unit) * unit for j in range(round(1 / GRID_STEP))]
-        least = max(1.0, min_density * size - _ROUNDING)
-        return tuple(sorted({k for k in steps if least <= k < size} | {size}))
+        first = math.ceil(min_density / GRID_STEP - _ROUNDING)
+        shares = [GRID_STEP * j for j in range(first, round(1 / GRID_STEP))]
+        steps = {round(share * size / unit) * unit for share in shares}
+        return tuple(sorted({k for k in steps if 0 < k < size} | {size}))
 
     def scores(self, weight: Tensor) -> Tensor:
         """Returns what weights are ranked by between layers, the shape of ``weight``.

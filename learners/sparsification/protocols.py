@@ -9,8 +9,8 @@
 ===================  ==============================================================================
 
 Each finds its one number by bisection, so that what some layer cannot take is spread over the
-others, and the grid is met from below: the kept weights never exceed the target, and fall short of
-it by less than the smallest step that is left.
+others. Then every layer moves to its grid, two steps at most, so that the kept weights do not
+exceed the target, and fall short of it by less than one step of the largest layer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Array = npt.NDArray[np.float64]
 
 _BISECTIONS = 100
 _TINY = 1e-9
+_STEPS_UP = 2
+"""From the grid point below: more would bend the rule of small layers to use up a few weights."""
 
 
 def _uniform(sizes: Array, least: Array, total: float, _: Callable[[], list[Tensor]]) -> Array:
@@ -109,8 +111,8 @@ def plan_for(
     sizes = np.array([d.size for d in decisions], dtype=np.float64)
     least = np.array([d.units(d.choices[0]) for d in decisions], dtype=np.float64)
     every = sizes.sum() + dense
-    total = math.floor(density * every + _TINY) - dense
-    if not density <= 1.0 or total < least.sum():  # not: NaN is refused too
+    total = math.floor(density * every + _TINY) - dense if 0.0 < density <= 1.0 else -1.0
+    if total < least.sum():
         raise InfeasibleBudgetError(
             f"Expected an overall density from {(least.sum() + dense) / every:.4f} (all layers at "
             f"their smallest, {dense:.0f} weights of layers that stay dense) to 1, got {density}."
@@ -120,22 +122,31 @@ def plan_for(
 
 def _on_grid(decisions: Sequence[Decision], wished: Array, total: float) -> CompressionPlan:
     """Rounds down to the grid, then spends what is left where most is missing."""
-    counts = [np.array([d.units(c) for c in d.choices]) for d in decisions]
-    place = [
+    counts = [np.array([d.units(c) for c in d.choices], dtype=np.float64) for d in decisions]
+    below = [
         max(int(np.searchsorted(grid, wish + _TINY, side="right")) - 1, 0)
         for grid, wish in zip(counts, wished, strict=True)
     ]
+    place = list(below)
     left = total - sum(grid[i] for grid, i in zip(counts, place, strict=True))
 
     def step(k: int) -> float:
         return float(counts[k][place[k] + 1] - counts[k][place[k]])
 
+    def urge(k: int) -> tuple[float, float]:
+        # First those below their wish, the most by their own step; then the largest that fits.
+        missing = wished[k] - counts[k][place[k]]
+        return (missing / step(k) if missing > 0.0 else 0.0, step(k))
+
     while True:
-        open_ = [k for k, grid in enumerate(counts) if place[k] + 1 < len(grid) and step(k) <= left]
+        open_ = [
+            k
+            for k, grid in enumerate(counts)
+            if place[k] + 1 < len(grid) and place[k] < below[k] + _STEPS_UP and step(k) <= left
+        ]
         if not open_:
             break
-        # Relative to the step: the layer that is nearest to deserving its next one.
-        best = max(open_, key=lambda k: (wished[k] - counts[k][place[k]]) / step(k))
+        best = max(open_, key=urge)
         left -= step(best)
         place[best] += 1
     values: Mapping[str, float] = {

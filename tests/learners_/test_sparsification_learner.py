@@ -1,0 +1,249 @@
+"""Weight sparsification beyond the contract: what it builds, leaves out, and trains."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from contracts.learner_contract import CLASSES, EXAMPLE, accuracy_of, make_data, make_model
+from torch import nn
+
+from amc_env import Budget, CompressionEnv
+from amc_env.errors import InfeasibleBudgetError, PlanMismatchError, UntraceableModelError
+from amc_env.plan import CompressionPlan
+from learners import ChannelPruning, WeightSparsification
+from learners.masking import SparseConv2d, SparseLinear, masked_layers
+from learners.parts import Judge, PlanPart
+from learners.sparsification import finalise
+from learners.sparsification.refit import relative_error
+from learners.training import TrainingConfig
+
+IMAGES = make_data(64, 4)[0][0]
+
+
+def make(model: nn.Module, **options) -> WeightSparsification:
+    return WeightSparsification(model, EXAMPLE, make_data(96, 2), make_data(200, 3), **options)
+
+
+@pytest.fixture(scope="module")
+def learner() -> WeightSparsification:
+    return make(make_model("residual"))
+
+
+def test_it_is_a_part_of_joint_plans_and_a_judge(learner):
+    assert isinstance(learner, PlanPart)
+    judge: Judge = learner
+    assert judge.accuracy(learner.original) == learner.original_accuracy
+    assert learner.name == "density"
+
+
+def test_every_layer_is_decided_the_first_and_the_last_too(learner):
+    assert [d.target for d in learner.decisions] == ["stem", "conv1", "conv2", "conv3", "head"]
+    assert not learner.left_dense
+
+
+def test_masks_are_the_largest_magnitudes_and_behind_them_stays_the_original(learner):
+    plan = learner.plan_for("uniform", 0.3)
+    layers = masked_layers(learner.compress(plan))
+    for d, value in zip(learner.decisions, plan.values_for(learner.decisions), strict=True):
+        layer, original = layers[d.target], learner.original.get_submodule(d.target).weight
+        mask = layer.weight_mask
+        assert int(mask.sum()) == d.units(value)
+        assert original.abs()[mask].min() >= original.abs()[~mask].max()
+        assert torch.equal(layer.weight[~mask], original[~mask])
+        assert not torch.equal(layer.weight[mask], original[mask])  # re-fitted
+
+
+def test_a_refit_layer_is_nearer_to_what_it_was(learner):
+    for d in learner.decisions:
+        keep = d.units(d.choices[len(d.choices) // 4])
+        mask = learner._fitted.mask(d.target, keep)
+        weight = learner.original.get_submodule(d.target).weight.detach()
+        layer = learner._layers[d.target]
+        refitted = relative_error(layer, learner._fitted.solve(d.target, keep)[0])
+        assert refitted < relative_error(layer, weight * mask)
+
+
+def test_the_refit_saves_accuracy():
+    found = {}
+    for proxy in ("none", "reconstruction+recalibration"):
+        learner = make(make_model("plain"), proxy=proxy)
+        found[proxy] = learner.evaluate(learner.plan_for("uniform", 0.1))
+    assert found["none"] + 0.05 < found["reconstruction+recalibration"]
+
+
+def test_finalised_networks_are_plain_and_say_the_same(learner):
+    network = learner.compress(learner.plan_for("global", 0.2))
+    plain = finalise(network)
+    assert {type(m) for m in network.modules()} >= {SparseConv2d, SparseLinear}
+    assert not {type(m) for m in plain.modules()} & {SparseConv2d, SparseLinear}
+    assert plain.state_dict().keys() == learner.original.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(plain(IMAGES), network(IMAGES))
+    assert (plain.conv3.weight == 0).sum() == (~network.conv3.weight_mask).sum()
+    assert type(finalise(network.head)) is nn.Linear
+
+
+def test_a_module_that_stands_twice_is_finalised_once(learner):
+    layer = learner.compress(learner.plan_for("uniform", 0.5)).conv1
+    plain = finalise(nn.Sequential(layer, nn.ReLU(), layer))
+    assert plain[0] is plain[2]
+    assert type(plain[0]) is nn.Conv2d
+
+
+def test_layers_that_cannot_be_sparse_are_left_dense_by_name():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3, padding=1)
+            self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.two.weight = self.one.weight
+            self.flat = nn.Conv1d(8, 8, 1)
+            self.other = nn.Conv2d(8, 8, 1)
+            self.head = nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            x = torch.relu(self.two(torch.relu(self.one(torch.relu(self.first(x))))))
+            return self.head(
+                self.other(torch.relu(self.flat(x.flatten(2))[..., None])).mean((2, 3))
+            )
+
+    learner = make(Tied(), pattern="2:4", ignore=("other",))
+    assert learner.left_dense == {
+        "first": "its 3 inputs are not a multiple of 4",
+        "one": "it shares its weight with another layer",
+        "flat": "it is no plain nn.Conv2d or nn.Linear",
+        "other": "it is to be ignored",
+    }
+    assert [d.target for d in learner.decisions] == ["head"]
+    with pytest.raises(InfeasibleBudgetError, match="layers that stay dense"):
+        learner.plan_for("uniform", 0.5)
+
+
+def test_a_network_without_such_layers_is_refused_with_the_reasons():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    with pytest.raises(UntraceableModelError, match="6 inputs are not a multiple of 4"):
+        make(model, pattern="2:4", ignore=("1",))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block2", "2:4"])
+def test_plans_by_rule_meet_the_budget_of_the_environment(pattern):
+    learner = make(make_model("residual"), pattern=pattern)
+    for protocol in ("uniform", "heuristic", "global", "normalised"):
+        plan = learner.plan_for(protocol, 0.6)
+        env = CompressionEnv(learner, Budget(density=0.6))
+        assert 0.5 < env.cost_ratio(plan)["density"] <= 0.6
+
+
+def test_error_curves_fall_to_zero_and_are_exact_where_they_were_solved(learner):
+    for key, curve in learner.layer_errors().items():
+        decision = next(d for d in learner.decisions if d.key == key)
+        assert curve.shape == (len(decision.choices),)
+        assert (np.diff(curve) <= 0).all()
+        assert curve[-1] == 0.0
+        assert 0.0 < curve[0] <= 1.0
+        solved = learner._fitted.solve(decision.target, decision.units(decision.choices[0]))[0]
+        assert curve[0] == pytest.approx(relative_error(learner._layers[decision.target], solved))
+
+
+def test_a_cut_network_is_made_sparse_by_what_is_there():
+    model = make_model("residual")
+    channels = ChannelPruning(model, EXAMPLE, make_data(96, 2), make_data(64, 3))
+    cut = channels.compress(CompressionPlan({d.key: d.choices[0] for d in channels.decisions}))
+    learner = make(model)
+    before = copy.deepcopy(cut.state_dict())
+    plan = learner.plan_for("uniform", 0.5)
+    found = masked_layers(learner.apply(cut, plan))
+    for d, value in zip(learner.decisions, plan.values_for(learner.decisions), strict=True):
+        weight, layer = cut.get_submodule(d.target).weight, found[d.target]
+        assert layer.weight.shape == weight.shape
+        assert int(layer.weight_mask.sum()) == round(value * weight.numel())
+        assert weight.abs()[layer.weight_mask].min() >= weight.abs()[~layer.weight_mask].max()
+    for key, tensor in cut.state_dict().items():
+        assert torch.equal(tensor, before[key])
+
+
+def test_a_network_that_lacks_a_layer_is_refused(learner):
+    other = copy.deepcopy(learner.original)
+    other.conv2 = nn.Identity()
+    with pytest.raises(PlanMismatchError, match="'conv2'"):
+        learner.apply(other, learner.plan_for("uniform", 0.5))
+
+
+def config(**options) -> TrainingConfig:
+    return TrainingConfig(epochs=2, learning_rate=0.02, precision="fp32", **options)
+
+
+def test_gradual_training_starts_dense_and_ends_at_the_plan():
+    learner = make(make_model("residual"), schedule_frequency=2)
+    plan = learner.plan_for("uniform", 0.15)
+    network, one_shot = learner.compress(plan), learner.compress(plan)
+    result = learner.finetune(network, make_data(256, 1), config=config())
+    assert [record.is_ready for record in result.history] == [False, True]
+    moved = 0
+    for name, layer in masked_layers(network).items():
+        mask = one_shot.get_submodule(name).weight_mask
+        assert int(layer.weight_mask.sum()) == int(mask.sum())
+        moved += int((layer.weight_mask != mask).sum())
+    assert moved > 0  # other weights than those that were largest before the training
+    assert accuracy_of(network, make_data(200, 3)) == pytest.approx(result.best_accuracy)
+
+
+def test_one_shot_training_keeps_its_masks():
+    learner = make(make_model("residual"), schedule="one-shot")
+    network = learner.compress(learner.plan_for("global", 0.3))
+    masks = {n: x.weight_mask.clone() for n, x in masked_layers(network).items()}
+    weight = network.conv1.weight.detach().clone()
+    learner.finetune(network, make_data(256, 1), config=config())
+    for name, layer in masked_layers(network).items():
+        assert torch.equal(layer.weight_mask, masks[name])
+    assert not torch.equal(network.conv1.masked_weight(), weight * masks["conv1"])
+
+
+def test_a_network_from_disk_trains_like_the_one_that_was_saved():
+    """What lay behind the masks may be gone: the dense weights are the learner's."""
+    learner = make(make_model("residual"), schedule_frequency=2)
+    plan = learner.plan_for("uniform", 0.2)
+    saved = learner.compress(plan)
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    loaded = learner.compress(learner.plan_for("uniform", 0.8))
+    loaded.load_state_dict(torch.load(file))
+    with torch.no_grad():
+        for layer in masked_layers(loaded).values():
+            layer.weight.mul_(layer.weight_mask)
+    for network in (saved, loaded):
+        learner.finetune(network, make_data(128, 1), config=config())
+    for key, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_a_plan_that_keeps_everything_trains_without_a_schedule(learner):
+    network = learner.compress(CompressionPlan.full(learner.decisions))
+    assert not masked_layers(network)
+    assert learner._training_hooks(network) == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "diagonal"},
+        {"schedule": "sudden"},
+        {"min_density": 0.0},
+        {"min_density": 1.5},
+        {"schedule_begin": 0.9},
+        {"schedule_frequency": 0},
+        {"proxy": "magic"},
+        {"finetune_steps": 3},
+        {"n_calibration": 0},
+        {"precision": "fp8"},
+        {"ignore": ("nowhere",)},
+    ],
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=r"Expected|Unknown|must"):
+        make(make_model("plain"), **options)
