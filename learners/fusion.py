@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
 from learners.fused_conv import FusedConv
+from learners.masking import Masked
 
 _ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELUS: set[Any] = {torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_"}
@@ -45,13 +46,20 @@ def fuse(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return fx.GraphModule(attributes, graph)
 
 
+class _Tracer(fx.Tracer):
+    """Sees masked and quantized layers as layers, not as what they compute."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Masked) or super().is_leaf_module(m, module_qualified_name)
+
+
 def following_norms(network: nn.Module) -> dict[str, str]:
     """Returns convolution -> batch norm for all that read nothing but each other.
 
     Networks that cannot be traced have none.
     """
     try:
-        graph = fx.Tracer().trace(network)
+        graph = _Tracer().trace(network)
     except Exception:
         # As in ``fusion_works``: whatever a forward does that tracing does not take.
         return {}

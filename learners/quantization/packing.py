@@ -1,4 +1,4 @@
-"""Packed files: quantized networks on disk at the size their bits promise, and back again."""
+"""Packed files: quantized and sparse networks on disk at the size promised, and back again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.checkpoints import write_atomically
+from learners.masking import MASK, mask_of, masked_layers
 from learners.quantization.modules import quantized_layers
 from learners.quantization.packing_format import (
-    Array,
     Entry,
+    Stored,
     build_file,
     codes,
     pack_bits,
     raw,
     read_file,
+    sparse,
     unpack_bits,
 )
 from learners.quantization.structure import describe, rebuild
 from learners.tracing import trace
 
-_CODES = ".weight"
+Array = npt.NDArray[Any]
+
 _FIXED = ".weight_quantizer.assignments"  # the codes themselves hold them
 
 
@@ -42,10 +46,13 @@ def save_packed(
     """Writes a quantized network to one file, atomically.
 
     Weights of quantized layers are stored as codes of their bits, everything else as it is: the
-    network that :func:`load_packed` returns computes the same outputs, bit for bit.
+    network that :func:`load_packed` returns computes the same outputs, bit for bit. If a layer has
+    a mask, the weights of all convolutions and linear layers are entropy-coded, and of masked ones
+    only those stored that count; what is kept behind a mask is not.
 
     Args:
-        network: Of any learner; without quantized layers everything is stored in float32.
+        network: Of any learner; without quantized and masked layers everything is stored in
+            float32, zeros as well.
         path: Where to write; conventionally ``*.packed``.
         kept: Channel group -> units that stay, if the network was sliced before.
         plan: The plan that made it, for the record.
@@ -83,26 +90,54 @@ def packed_bytes(
 
 
 def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
-    encoded = {
-        f"{name}{_CODES}".lstrip("."): layer
-        for name, layer in quantized_layers(network).items()
-        if layer.weight_quantizer is not None
+    weights = {
+        _key(name, "weight"): layer
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if isinstance(layer, nn.Conv2d | nn.Linear)
     }
+    is_sparse = bool(masked_layers(network))
     arrays = []
     for key, tensor in network.state_dict().items():
-        if f".{key}".endswith(_FIXED):
+        if f".{key}".endswith((_FIXED, f".{MASK}")):
             continue
+        layer = weights.get(key)
+        if layer is not None and (mask := mask_of(layer)) is not None:
+            tensor = tensor * mask
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputDataError(
                 f"Expected finite weights to store, got NaN or infinite numbers in {key!r}."
             )
-        if key in encoded and (quantizer := encoded[key].weight_quantizer) is not None:
-            numbers = quantizer.encode(encoded[key].weight.detach()).cpu().numpy()
-            arrays.append(codes(key, numbers, quantizer.bits))
+        if layer is None:
+            arrays.append(raw(key, _numbers(tensor)))
         else:
-            tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            arrays.append(raw(key, tensor.detach().cpu().numpy()))
+            arrays.append(_weights(key, layer, tensor, is_sparse))
     return arrays
+
+
+def _weights(key: str, layer: nn.Module, weight: Tensor, is_sparse: bool) -> tuple[Entry, bytes]:
+    """Returns entry and bytes of a layer's weights: as they are, as codes, or entropy-coded."""
+    mask = mask_of(layer)
+    places = None if mask is None else mask.cpu().numpy()
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if quantizer is not None:
+        numbers = quantizer.encode(layer.weight.detach()).cpu().numpy()  # type: ignore[operator]
+        if is_sparse:
+            return sparse(key, numbers, places, quantizer.bits)
+        return codes(key, numbers, quantizer.bits)
+    if is_sparse and weight.is_floating_point():
+        return sparse(key, _numbers(weight), places)
+    return raw(key, _numbers(weight))
+
+
+def _numbers(tensor: Tensor) -> Array:
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    numbers: Array = tensor.detach().cpu().numpy()
+    return numbers
+
+
+def _key(name: str, tensor: str) -> str:
+    """Returns the key in the state dict."""
+    return f"{name}.{tensor}".lstrip(".")
 
 
 def load_packed(
@@ -189,28 +224,54 @@ def _sliced(
         raise _other_network(path, error) from error
 
 
-def _fill(network: nn.Module, arrays: Mapping[str, tuple[Entry, Array]], path: str | Path) -> None:
+def _fill(network: nn.Module, arrays: Mapping[str, Stored], path: str | Path) -> None:
     """Copies the arrays into the rebuilt network, the tables first, then what they decode."""
-    state = network.state_dict()
+    masks = {
+        _key(name, MASK): _key(name, "weight")
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if mask_of(layer) is not None
+    }
+    state = {k: v for k, v in network.state_dict().items() if k not in masks}
     if missing := sorted(state.keys() - arrays.keys()):
         raise _other_network(path, f"it lacks {missing[:3]}")
     if unknown := sorted(arrays.keys() - state.keys()):
         raise _other_network(path, f"it holds {unknown[:3]}")
-    for key, (entry, _) in arrays.items():
-        if tuple(state[key].shape) != entry.shape:
+    for key, stored in arrays.items():
+        if tuple(state[key].shape) != stored.entry.shape:
             raise _other_network(
-                path, f"{key} has shape {entry.shape} there and {tuple(state[key].shape)} here"
+                path,
+                f"{key} has shape {stored.entry.shape} there and {tuple(state[key].shape)} here",
             )
-    tensors = {key: torch.from_numpy(array.copy()) for key, (_, array) in arrays.items()}
+    tensors = {key: torch.from_numpy(stored.array.copy()) for key, stored in arrays.items()}
+    tensors |= _stored_masks(masks, arrays, path)
     network.load_state_dict(tensors)
     for name, layer in quantized_layers(network).items():
         if layer.weight_quantizer is not None:
-            entry, numbers = arrays[f"{name}{_CODES}".lstrip(".")]
-            if entry.kind != layer.weight_quantizer.bits:
-                raise _other_network(path, f"{name} is stored as {entry.kind!r}")
-            values = torch.from_numpy(numbers).to(layer.weight.device)
+            stored = arrays[_key(name, "weight")]
+            if stored.entry.bits != layer.weight_quantizer.bits:
+                raise _other_network(path, f"{name} is stored as {stored.entry.kind!r}")
+            values = torch.from_numpy(stored.array).to(layer.weight.device)
             with torch.no_grad():
                 layer.weight.copy_(layer.weight_quantizer.decode(values))
+                if layer.weight_mask is not None:
+                    layer.weight.masked_fill_(~layer.weight_mask, 0.0)
+
+
+def _stored_masks(
+    masks: Mapping[str, str], arrays: Mapping[str, Stored], path: str | Path
+) -> dict[str, Tensor]:
+    """Returns the masks, which the weights hold."""
+    found = {}
+    weights = set(masks.values())
+    for key, stored in arrays.items():
+        if key not in weights and stored.mask is not None and not stored.mask.all():
+            raise _other_network(path, f"{key} has a mask there and none here")
+    for key, weight in masks.items():
+        mask = arrays[weight].mask
+        if mask is None:
+            raise _other_network(path, f"{weight} has no mask there")
+        found[key] = torch.from_numpy(mask.copy())
+    return found
 
 
 def _other_network(path: str | Path, reason: object) -> InputDataError:

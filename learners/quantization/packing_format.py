@@ -17,14 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.errors import InputDataError
+from learners.quantization import packing_sparse
 
 MAGIC = b"AMCPACK\n"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)  # version 1 has no sparse arrays, and is else the same
 PREFIX = struct.Struct("<8sIIQI")  # magic, version, header bytes, payload bytes, CRC-32 of both
 ZEROS = 0
 """Kind of an array of zeros, which takes no bytes."""
 
+SPARSE = "s"
+"""Kinds of entropy-coded arrays begin with it: ``"s3"``: codes of 3 bits, ``"sf4"``: floats."""
+
 _KINDS = ("f2", "f4", "f8", "i1", "u1", "i2", "i4", "i8", "?")
+_SPARSE_KINDS = tuple(f"{SPARSE}{number}" for number in (*range(1, 9), "f2", "f4", "f8"))
 _CHUNK = 1 << 20  # codes unpacked at once; a multiple of 8, so that chunks end at bytes
 
 Array = npt.NDArray[Any]
@@ -103,13 +109,35 @@ class Entry:
 
     Args:
         name: Key in the state dict.
-        kind: Bits of a packed code (1 to 8), 0 for zeros, or a numpy type of ``_KINDS``.
+        kind: Bits of a packed code (1 to 8), 0 for zeros, a numpy type of ``_KINDS``, or
+            ``SPARSE`` and one of the former two.
         shape: Shape of the array.
+        coded_size: Bytes of an entropy-coded array.
+
+    Raises:
+        ValueError: If there is no such kind.
     """
 
     name: str
     kind: int | str
     shape: tuple[int, ...]
+    coded_size: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = (*_KINDS, *_SPARSE_KINDS)
+        if not (self.kind in kinds or (isinstance(self.kind, int) and 0 <= self.kind <= 8)):
+            raise ValueError(f"unknown kind {self.kind!r}")
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it is entropy-coded, places and values."""
+        return self.kind in _SPARSE_KINDS
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code, ``None`` for other numbers."""
+        kind = str(self.kind).removeprefix(SPARSE)
+        return int(kind) if kind.isdigit() and kind != "0" else None
 
     @property
     def count(self) -> int:
@@ -119,17 +147,25 @@ class Entry:
     @property
     def size(self) -> int:
         """How many bytes they take."""
+        if self.is_sparse:
+            return self.coded_size
         if isinstance(self.kind, int):
             return packed_size(self.count, self.kind)
         return self.count * np.dtype(self.kind).itemsize
 
     def read(self, data: bytes) -> Array:
-        """Returns the array; packed codes as uint8."""
+        """Returns an array that is not entropy-coded; codes as uint8."""
         if self.kind == ZEROS:
             return np.zeros(self.shape, dtype=np.float32)
         if isinstance(self.kind, int):
             return unpack_bits(data, self.kind, self.count).reshape(self.shape)
         return np.frombuffer(data, np.dtype(self.kind).newbyteorder("<")).reshape(self.shape)
+
+    def read_sparse(self, data: bytes) -> tuple[Array, Array]:
+        """Returns an entropy-coded array and its mask."""
+        number = str(self.kind).removeprefix(SPARSE)
+        values, mask = packing_sparse.decode(data, self.count, number, self.bits)
+        return values.reshape(self.shape), mask.reshape(self.shape)
 
 
 def raw(name: str, array: Array) -> tuple[Entry, bytes]:
@@ -162,6 +198,22 @@ def codes(name: str, array: Codes, bits: int) -> tuple[Entry, bytes]:
     return Entry(name, int(bits), array.shape), pack_bits(array, bits)
 
 
+def sparse(
+    name: str, array: Array, mask: Array | None, bits: int | None = None
+) -> tuple[Entry, bytes]:
+    """Returns entry and bytes of an entropy-coded array.
+
+    Args:
+        name: Key in the state dict.
+        array: Floats, or codes.
+        mask: Where numbers count, bool, the same shape; ``None`` if everywhere.
+        bits: Of the codes, ``None`` for floats.
+    """
+    data = packing_sparse.encode(array, mask, bits)
+    number = f"f{array.dtype.itemsize}" if bits is None else str(bits)
+    return Entry(name, f"{SPARSE}{number}", array.shape, len(data)), data
+
+
 # ---------------------------------------------------------------------- file
 
 
@@ -170,7 +222,8 @@ def build_header(document: Mapping[str, Any], entries: list[Entry]) -> bytes:
     rows: dict[str, list[Any]] = {}
     for entry in entries:
         owner, _, name = entry.name.rpartition(".")
-        rows.setdefault(owner, []).append([name, entry.kind, list(entry.shape)])
+        size = [entry.coded_size] if entry.is_sparse else []
+        rows.setdefault(owner, []).append([name, entry.kind, list(entry.shape), *size])
     text = json.dumps({**document, "tensors": rows}, separators=(",", ":"), allow_nan=False)
     return zlib.compress(text.encode(), 9)
 
@@ -188,7 +241,22 @@ def build_file(document: Mapping[str, Any], arrays: list[tuple[Entry, bytes]]) -
     return PREFIX.pack(MAGIC, VERSION, len(header), len(payload), check) + header + payload
 
 
-def read_file(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, tuple[Entry, Array]]]:
+@dataclass(frozen=True)
+class Stored:
+    """An array as it was read.
+
+    Args:
+        entry: What the header says about it.
+        array: The numbers; codes as uint8.
+        mask: Where numbers were stored, bool, the same shape, of an entropy-coded array.
+    """
+
+    entry: Entry
+    array: Array
+    mask: Array | None = None
+
+
+def read_file(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Stored]]:
     """Returns what the header says, and the arrays by name.
 
     Args:
@@ -204,10 +272,10 @@ def read_file(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, tuple[E
             f"files are written by save_packed."
         )
     _, version, n_header, n_payload, check = PREFIX.unpack_from(data)
-    if version != VERSION:
+    if version not in _READABLE:
         raise InputDataError(
-            f"Expected a packed network of version {VERSION}, but {name} has version {version}; "
-            f"read it with the release that wrote it."
+            f"Expected a packed network of version 1 or {VERSION}, but {name} has version "
+            f"{version}; read it with the release that wrote it."
         )
     if len(data) != PREFIX.size + n_header + n_payload:
         raise InputDataError(
@@ -228,17 +296,17 @@ def read_file(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, tuple[E
         ) from (error)
 
 
-def _read_arrays(
-    rows: Mapping[str, list[list[Any]]], data: bytes, at: int
-) -> dict[str, tuple[Entry, Array]]:
+def _read_arrays(rows: Mapping[str, list[list[Any]]], data: bytes, at: int) -> dict[str, Stored]:
     arrays = {}
     for owner, entries in rows.items():
-        for name, kind, shape in entries:
-            if not (kind in _KINDS or (isinstance(kind, int) and 0 <= kind <= 8)):
-                raise ValueError(f"unknown kind {kind!r}")
+        for name, kind, shape, *size in entries:
             key = f"{owner}.{name}" if owner else name
-            entry = Entry(key, kind, tuple(int(n) for n in shape))
-            arrays[key] = entry, entry.read(data[at : at + entry.size])
+            entry = Entry(key, kind, tuple(int(n) for n in shape), *(int(n) for n in size))
+            content = data[at : at + entry.size]
+            if entry.is_sparse:
+                arrays[key] = Stored(entry, *entry.read_sparse(content))
+            else:
+                arrays[key] = Stored(entry, entry.read(content))
             at += entry.size
     if at != len(data):
         raise ValueError(f"arrays end at byte {at} of {len(data)}")

@@ -1,4 +1,4 @@
-"""Builds quantized networks: folds norms, describes and rebuilds them, bakes the weights in."""
+"""Builds compressed networks: folds norms, describes and rebuilds them, bakes the weights in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
 from learners.fusion import following_norms
-from learners.masking import SparseConv2d, SparseLinear
+from learners.masking import MASK, Masked, SparseConv2d, SparseLinear, mask_of, sparse_layer
 from learners.quantization.modules import (
     QuantizedConv2d,
     QuantizedLayer,
@@ -199,15 +199,22 @@ def describe(network: nn.Module) -> dict[str, Any]:
             "bias": layer.bias is not None,
         }
     identities = [name for name, m in network.named_modules() if type(m) is nn.Identity]
-    return {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
+    described = {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
+    # Under all its names, where one layer is used in several places.
+    modules = network.named_modules(remove_duplicate=False)
+    if masked := [name for name, m in modules if mask_of(m) is not None]:
+        described["masked"] = masked
+    return described
 
 
 def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     """Builds the modules that :func:`describe` saw; values come by ``load_state_dict``.
 
+    Masks are values too: until they come, all weights count.
+
     Args:
-        float_network: The network before folding and quantizing, sliced already if the described
-            one was; it is copied.
+        float_network: The network before masking, folding and quantizing, sliced already if the
+            described one was; it is copied.
         description: What :func:`describe` returned.
 
     Raises:
@@ -219,45 +226,64 @@ def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Modu
             f"{description.get('version')!r}; write it again with this release."
         )
     network = copy.deepcopy(float_network).eval()
+    masked: dict[nn.Module, nn.Module] = {}
+    for name in description.get("masked", ()):
+        layer = _described_layer(network, name)
+        if layer not in masked:
+            masked[layer] = sparse_layer(layer, torch.ones_like(layer.weight, dtype=torch.bool))
+        network = _with_module(network, name, masked[layer])
     modules = dict(network.named_modules())
     for name, entry in description["layers"].items():
-        layer = modules.get(name)
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            raise InputDataError(
-                f"Expected a convolution or linear layer {name!r} as described, got "
-                f"{type(layer).__name__}; rebuild from the network that was quantized."
-            )
+        layer = _described_layer(network, name)
         if entry["bias"] and layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
         weights, inputs = (
             None if part is None else Quantizer.from_description(part)
             for part in (entry["weight"], entry["input"])
         )
-        replace_module(network, name, quantize_layer(layer, weights, inputs))
+        network = _with_module(network, name, quantize_layer(layer, weights, inputs))
     for name in description["identities"]:
         if isinstance(modules.get(name), _BatchNorm):
             replace_module(network, name, nn.Identity())
     return network
 
 
+def _described_layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    layer = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise InputDataError(
+            f"Expected a convolution or linear layer {name!r} as described, got "
+            f"{type(layer).__name__}; rebuild from the network that was compressed."
+        )
+    return layer
+
+
+def _with_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Puts a module in the place of one in the network, or of the network itself."""
+    if name == "":
+        return module
+    replace_module(network, name, module)
+    return network
+
+
 @torch.no_grad()
 def bake(network: nn.Module) -> nn.Module:
-    """Returns a copy with plain layers that hold their quantized weights, in ``eval`` mode.
+    """Returns a copy with plain layers that hold their weights as used, in ``eval`` mode.
 
-    A layer with a quantized input becomes ``nn.Sequential(quantizer, layer)``. Outputs equal those
-    of ``network`` in ``eval`` mode exactly.
+    Quantized weights are the numbers that they stand for, masked ones are zeros. A layer with a
+    quantized input becomes ``nn.Sequential(quantizer, layer)``. Outputs equal those of ``network``
+    in ``eval`` mode exactly.
     """
     baked = copy.deepcopy(network).eval()
-    for name, layer in quantized_layers(baked).items():
-        plain = _bake_layer(layer)
-        if name == "":
-            return plain
-        replace_module(baked, name, plain)
+    layers = {n: m for n, m in baked.named_modules(remove_duplicate=False) if isinstance(m, Masked)}
+    plain = {layer: _bake_layer(layer) for layer in layers.values()}  # one that is used twice: once
+    for name, layer in layers.items():
+        baked = _with_module(baked, name, plain[layer])
     return baked
 
 
-def _bake_layer(layer: QuantizedLayer) -> nn.Module:
-    kind = nn.Conv2d if isinstance(layer, QuantizedConv2d) else nn.Linear
+def _bake_layer(layer: Masked) -> nn.Module:
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     plain = kind.__new__(kind)
     plain.__dict__.update(
         {
@@ -265,13 +291,16 @@ def _bake_layer(layer: QuantizedLayer) -> nn.Module:
             for key, value in layer.__dict__.items()
         }
     )
-    weight = layer.quantized_weight().detach().clone()
-    quantizer = layer.input_quantizer
+    quantizer = None
+    weight = layer.masked_weight()
+    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        weight, quantizer = layer.quantized_weight(), layer.input_quantizer
     for unused in ("weight_quantizer", "input_quantizer"):
         if unused in plain._modules:
             del plain._modules[unused]
         plain.__dict__.pop(unused, None)
-    plain.weight = nn.Parameter(weight, requires_grad=False)
+    del plain._buffers[MASK]
+    plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
 
 

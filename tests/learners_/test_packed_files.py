@@ -211,11 +211,11 @@ def test_the_reader_in_the_docs_reads_every_kind(name, tmp_path):
     network = quantized(original(name), KINDS)
     save_packed(network, tmp_path / "net")
     scope = reader()
-    header, arrays = scope["read"](tmp_path / "net")
+    header, arrays, masks = scope["read"](tmp_path / "net")
     for key, tensor in network.state_dict().items():
         layer = quantized_layers(network).get(key.removesuffix(".weight"))
         if layer is not None and layer.weight_quantizer is not None:
-            values = scope["weights"](header, arrays, key.removesuffix(".weight"))
+            values = scope["weights"](header, arrays, masks, key.removesuffix(".weight"))
             assert np.array_equal(values, layer.quantized_weight().detach().numpy()), key
         else:
             assert np.array_equal(arrays[key], tensor.numpy()), key
@@ -238,7 +238,7 @@ def test_damaged_files_are_told_apart(tmp_path):
     for end in (10, 27, 40, len(data) // 2, len(data) - 1):
         refused(data[:end], "cut short")
     refused(data + b"\0", "appended")
-    refused(data[:8] + struct.pack("<I", 2) + data[12:], "version 2")
+    refused(data[:8] + struct.pack("<I", 3) + data[12:], "version 3")
     for at in (30, len(data) // 2, len(data) - 1):
         refused(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], "damaged")
     for text in (b"{}", b"[]", b'{"tensors":{"0":[["weight","O",[1]]]}}', b"\xff"):
