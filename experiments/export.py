@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from amc_env import CompressionError, MissingDependencyError
 from experiments.files import replace
+from learners.masking import masked_layers
+from learners.quantization.structure import bake
 
 BATCH_SIZES = (1, 64)
 
@@ -86,7 +88,8 @@ def export_onnx(
     """Writes a network as ONNX with a dynamic batch axis, and proves the file.
 
     Args:
-        model: The network; exported in eval mode, in fp32, from the CPU.
+        model: The network; exported in eval mode, in fp32, from the CPU. Masked layers are written
+            as plain ones with zeros in their weights.
         example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
         path: The file to write, atomically.
         images: Real inputs, shape (N, C, H, W), on which both must agree; ``example_input``
@@ -103,7 +106,8 @@ def export_onnx(
     was_training = model.training
     model.eval()
     try:
-        write_unchecked(model, example_input, temporary)
+        plain = bake(model) if masked_layers(model) else model
+        write_unchecked(plain, example_input, temporary)
         result = _compare(model, example_input if images is None else images, temporary, tolerance)
         replace(temporary, path)
     finally:

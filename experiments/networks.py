@@ -17,6 +17,7 @@ from amc_env import CompressionPlan, RunFolderError
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.runs import RunFolder, TaskFacts
+from learners.masking import masked_layers
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import describe, rebuild
 from learners.tracing import TracedModel, trace
@@ -55,7 +56,8 @@ def save_network(
         plan: The plan that the network follows, for the file's metadata.
         kept: Channel group -> indices of the units that stay, for the file's metadata. With it
             the network's shape can be rebuilt from the original one without any data; which
-            layers are quantized, and how, is noted too.
+            layers are quantized, and how, and which have masks is noted too. What a mask hides is
+            kept: in further training it can come back.
     """
     # Clones, because safetensors refuses tensors that share memory (tied weights).
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
@@ -64,7 +66,7 @@ def save_network(
         metadata["plan"] = json.dumps(dict(plan))
     if kept is not None:
         metadata["kept"] = json.dumps({group: index.tolist() for group, index in kept.items()})
-    if quantized_layers(model):
+    if quantized_layers(model) or masked_layers(model):
         metadata["structure"] = json.dumps(describe(model))
     write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
 
@@ -89,7 +91,8 @@ class Shape:
     Args:
         kept: Channel group -> sorted indices of the units that stay; groups that lose none are
             missing.
-        structure: Which layers are quantized, and how; None if none is.
+        structure: Which layers are quantized, and how, and which have masks; None if none is or
+            has.
     """
 
     kept: dict[str, Tensor]
@@ -142,7 +145,7 @@ def load_original(folder: RunFolder) -> nn.Module:
 
 
 def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None) -> nn.Module:
-    """Returns a compressed network of a run: the original, cut and quantized, with its tensors.
+    """Returns a compressed network of a run: the original, cut, masked, quantized, and its tensors.
 
     Args:
         folder: The run.

@@ -57,6 +57,8 @@ def weight_integers(layer: QuantizedLayer) -> tuple[np.ndarray, np.ndarray]:
         raise TypeError(f"Expected uniform weights, got {type(quantizer).__name__}.")
     zero = quantizer.zero_point.view(-1, *(1,) * (weight.dim() - 1)).to(torch.int32)
     integers = quantizer.encode(weight).to(torch.int32) + quantizer.quant_min - zero
+    if layer.weight_mask is not None:
+        integers = integers * layer.weight_mask
     return integers.cpu().numpy(), _scales(quantizer, len(weight))
 
 

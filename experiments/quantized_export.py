@@ -229,7 +229,7 @@ def onnx_accuracy(path: str | Path, loader: Any) -> float:
 
 
 def _plain(network: nn.Module) -> nn.Module:
-    """Returns a copy with plain layers that hold their quantized weights; inputs stay float."""
+    """Returns a copy with plain layers that hold their weights as used; inputs stay float."""
     network = copy.deepcopy(network).cpu()
     for layer in quantized_layers(network).values():
         layer.input_quantizer = None
