@@ -1,6 +1,6 @@
 """Discrimination-aware losses: a small classifier on the features half-way through a network.
 
-Zhuang et al. 2018, section 3.2, equations 3 and 4:
+Zhuang et al. 2018 (arXiv 1810.11809):
 
     F^p = avgpool(ReLU(BN(O^p))),     L_S^p = cross entropy(theta^p F^p, labels)
 """

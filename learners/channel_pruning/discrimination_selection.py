@@ -1,8 +1,8 @@
 """Greedy channel selection (Zhuang et al. 2018, algorithm 2), run to the end: an order of units.
 
     A = {};  repeat:  G = dL/dW at W_A,   k = argmax_{j not in A} ||G_j||_F,   A = A + {k},
-                      W_A = argmin L(W_A)                                (equations 8 and 9)
-    L(W) = L_M(W) + lambda L_S^p(W),   L_M = ||O - O^b||^2 / ||O^b||^2   (equations 2 and 5)
+                      W_A = argmin L(W_A)
+    L(W) = L_M(W) + lambda L_S^p(W),   L_M = ||O - O^b||^2 / ||O^b||^2
 
 The leaf of the gradient is the weight with zeros for all channels that are not in ``A``; its
 gradient is defined there too, and says how much a channel would help if it came back. Where a
@@ -226,7 +226,10 @@ def minimise(weights: GatedWeights, problem: GroupLoss, steps: int, turn: Iterat
     if not steps:
         return
     groups = [
-        {"params": [leaf], "lr": RELATIVE_RATE * weights.pretrained[name].square().mean().sqrt()}
+        {
+            "params": [leaf],
+            "lr": RELATIVE_RATE * weights.pretrained[name].square().mean().sqrt().item(),
+        }
         for name, leaf in weights.leaves.items()
     ]
     optimizer = torch.optim.Adam(groups)
