@@ -23,6 +23,7 @@ from experiments.finetune import run_finetune, training_config
 from experiments.runs import RunFolder
 from experiments.search import run_search
 from experiments.summary import cost_text, fixed_choice
+from experiments.teachers import load_teacher
 from experiments.train import run_train
 
 Say = Callable[[str], None]
@@ -54,13 +55,15 @@ def open_task(
     check_device(config)
     if "search" in stages:
         check_search_options(config)
-    if "finetune" in stages and config.epochs:
+    if "finetune" in stages:
         training_config(config)
     if "export" in stages:
         require_onnx()
     data = load_splits(config)
     facts = facts_of(data)
     check_network(config, facts, with_budget="search" in stages)
+    if "finetune" in stages:
+        load_teacher(config, facts)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
     return Task(folder, data, progress=_bars(quiet))
 
@@ -116,13 +119,22 @@ def describe(stage: str, task: Task) -> str:
         "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}"
         if config.decides
         else f"nothing to choose: {fixed_choice(config)}",
-        "finetune": f"{config.epochs} epochs, teacher: {config.teacher}",
+        "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: "
+        f"{config.teacher}",
         "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
         f"timed on one thread",
         "evaluate": f"both networks on {task.data.test.n_images} test images",
         "report": str(folder / "report.html"),
     }
     return texts[stage]
+
+
+def _before_finetuning(config: RunConfig) -> str:
+    if config.sparse_training != "none":
+        return f"{config.sparse_epochs} epochs until the channels have faded, then "
+    if config.finetune_groups > 1:
+        return f"{config.finetune_groups} groups, {config.group_epochs} epochs in between, then "
+    return ""
 
 
 def outcome(stage: str, task: Task) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,16 @@ QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """Who distributes the density of a sparse network over its layers: an agent, or a rule."""
 
+OWN_TEACHERS = ("original", "none")
+"""What ``--teacher`` may be beside the name of a network."""
+
 CHOICES = {
-    "teacher": ("original", "none"),
     "validation_split": ("random", "tail"),
     "precision": ("auto", "fp32", "bf16"),
     "learner": LEARNERS,
     "protocol": PROTOCOLS,
     "schedule": ("gradual", "one-shot"),
+    "sparse_training": ("none", "growing", "group-lasso"),
     "granularity": ("tensor", "channel", "split"),
     "weight_range": ("minmax", "percentile", "mse", "kl", "lsq"),
     "activation_range": ("minmax", "percentile", "mse", "kl"),
@@ -35,12 +39,14 @@ _LEAST: dict[str, float] = {
     "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
     "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
     "discrimination_stages": 0, "block_steps": 1, "schedule_frequency": 1,
+    "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
+    "progressive": 1, "stage_epochs": 0,
 }  # fmt: skip
 _POSITIVE = (
     "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
 )  # fmt: skip
 _SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
-_PATTERN = re.compile(r"unstructured|block[1-9]\d?|([1-9]\d?):([1-9]\d?)")
+_PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
 
 
 def option(name: str) -> str:
@@ -95,6 +101,12 @@ def check_numbers(config: RunConfig) -> None:
             raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
     if not 0.0 < config.min_density <= 1.0:
         raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
+    stages = (1.0, *config.stages, 0.0)
+    if not all(later < sooner for sooner, later in itertools.pairwise(stages)):
+        raise ValueError(
+            f"Expected --stages as falling shares between 1 and 0, e.g. 0.75,0.5, got "
+            f"{','.join(f'{share:g}' for share in config.stages)}."
+        )
     if config.schedule_begin > config.schedule_end:
         raise ValueError(
             f"Expected --schedule-begin no later than --schedule-end, got "

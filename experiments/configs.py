@@ -99,12 +99,22 @@ class RunConfig:
     protocol: str = _option("searched", "search")
     min_density: float = _option(0.02, "search")
 
+    progressive: int = _option(1, "search")
+    stages: tuple[float, ...] = _option((), "search")
+    stage_epochs: int = _option(3, "search")
+
     epochs: int = _option(30, "finetune")
     learning_rate: float = _option(None, "finetune")
     weight_decay: float = _option(None, "finetune")
     teacher: str = _option("original", "finetune")
     distillation_temperature: float = _option(4.0, "finetune")
     distillation_weight: float = _option(0.7, "finetune")
+    teacher_weights: str | None = _option(None, "finetune")
+    feature_matching: float = _option(0.0, "finetune")
+    sparse_training: str = _option("none", "finetune")
+    sparse_epochs: int = _option(10, "finetune")
+    finetune_groups: int = _option(1, "finetune")
+    group_epochs: int = _option(3, "finetune")
     schedule: str = _option("gradual", "finetune")
     schedule_begin: float = _option(0.0, "finetune")
     schedule_end: float = _option(0.5, "finetune")
@@ -175,6 +185,11 @@ class RunConfig:
             return self.protocol == "searched"
         bits = (self.weight_bits, self.activation_bits)
         return self.prunes or any(len(parse_bits("bits", text)) > 1 for text in bits)
+
+    @property
+    def is_progressive(self) -> bool:
+        """Whether the budget is reached in more than one stage."""
+        return self.progressive > 1 or bool(self.stages)
 
     @property
     def shown_costs(self) -> tuple[str, ...]:

@@ -11,9 +11,13 @@ from amc_env import CompressionPlan
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.events import open_writer
+from experiments.finetune_start import starting_network
 from experiments.learners_registry import training_hooks
-from experiments.networks import example_input, load_smaller, read_shape, save_network
+from experiments.networks import example_input, save_network
 from experiments.runs import PACKED
+from experiments.teachers import load_teacher
+from learners.feature_matching import FeatureMatching
+from learners.hooks import TrainingHook
 from learners.quantization.codebook import set_mode
 from learners.quantization.packing import save_packed
 from learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
@@ -21,9 +25,9 @@ from learners.training import TrainingConfig, evaluate, train
 
 
 def training_config(config: RunConfig) -> TrainingConfig:
-    """Returns the settings of the fine-tuning."""
+    """Returns the settings of the fine-tuning, and of the trainings that lead to it."""
     return TrainingConfig(
-        epochs=config.epochs,
+        epochs=max(config.epochs, 1),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         gradient_clip=QUANTIZED_GRADIENT_CLIP if config.quantizes else None,
@@ -32,6 +36,13 @@ def training_config(config: RunConfig) -> TrainingConfig:
         distillation_weight=config.distillation_weight,
         seed=config.seed,
     )
+
+
+def lessons(config: RunConfig) -> tuple[TrainingHook, ...]:
+    """Returns what a fine-tuning teaches beside answers."""
+    if not config.feature_matching:
+        return ()
+    return (FeatureMatching(weight=config.feature_matching),)
 
 
 def run_finetune(task: Task) -> None:
@@ -45,42 +56,44 @@ def run_finetune(task: Task) -> None:
         return
     folder.results("search")
     plan: CompressionPlan = folder.read_plan()
-    settings = training_config(config) if config.epochs else None
+    settings = training_config(config)
     checkpoints = folder / "checkpoints" / "finetune"
     if not folder.has_begun("finetune"):  # what lies there is of an earlier fine-tuning
         shutil.rmtree(checkpoints, ignore_errors=True)
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
-    model = load_smaller(folder, "pruned.safetensors")
+    teacher = load_teacher(config, folder.facts)
+    teacher = task.original if config.teacher == "original" else teacher
+    start = starting_network(task, settings, teacher, checkpoints)
+    model, seconds = start.network, start.seconds
     if config.quantization == "codebook":
         set_mode(model, config.codebook_mode)
     before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
-    seconds, after = 0.0, before
-    start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    if settings is not None:
+    after = before
+    state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    if config.epochs:
         with open_writer(folder / "tensorboard" / "finetune") as writer:
             result = train(
                 model,
                 task.data.train,
                 task.data.validation,
                 settings,
-                teacher=task.original if config.teacher == "original" else None,
-                hooks=training_hooks(config, task.original, model),
+                teacher=teacher,
+                hooks=(*training_hooks(config, task.original, model), *lessons(config)),
                 checkpoint_dir=checkpoints,
                 resume=True,
                 writer=writer,
                 progress=task.progress,
                 device=config.device,
             )
-        seconds, after = result.seconds, result.best_accuracy
+        seconds, after = seconds + result.seconds, result.best_accuracy
         if config.packs:
-            after = _no_worse_than(start, before, model, task)
-    kept = read_shape(folder / "pruned.safetensors").kept
+            after = _no_worse_than(state, before, model, task)
     model.cpu()
-    save_network(model, folder / "model.safetensors", plan=plan, kept=kept)
+    save_network(model, folder / "model.safetensors", plan=plan, kept=start.kept)
     if config.packs:
         example = example_input(folder.facts)
-        save_packed(model, folder / PACKED, kept=kept, plan=plan, example_input=example)
+        save_packed(model, folder / PACKED, kept=start.kept, plan=plan, example_input=example)
     folder.finish(
         "finetune",
         seconds=round(seconds, 3),

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from amc_env import Budget
-from experiments.config_values import LEARNERS, QUANTIZERS, of_how_many, option
+from experiments.config_values import LEARNERS, OWN_TEACHERS, QUANTIZERS, of_how_many, option
 from experiments.configs import RunConfig
 
 _GRID = ("round_to", "min_ratio")
+_STAGED = (
+    "progressive", "stages", "stage_epochs", "sparse_training", "sparse_epochs", "finetune_groups",
+    "group_epochs",
+)  # fmt: skip
 _SCHEDULE = ("schedule_begin", "schedule_end", "schedule_exponent", "schedule_frequency")
 _BITS = (
     "weight_bits", "activation_bits", "first_last_bits", "granularity", "bucket_size",
@@ -16,10 +20,10 @@ _BITS = (
 )  # fmt: skip
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "channels": ("criterion", *_GRID),
-    "group-lasso": _GRID,
-    "remastered": _GRID,
-    "discrimination": (*_GRID, "discrimination_stages", "block_steps"),
+    "channels": ("criterion", *_GRID, *_STAGED),
+    "group-lasso": (*_GRID, *_STAGED),
+    "remastered": (*_GRID, *_STAGED),
+    "discrimination": (*_GRID, *_STAGED, "discrimination_stages", "block_steps"),
     "sparse": ("pattern", "protocol", "min_density", "schedule", *_SCHEDULE),
     "uniform": (*_BITS, "weight_range", "affine_weights", "learned_steps"),
     "codebook": (*_BITS, "codebook_mode", "codebook_init"),
@@ -30,7 +34,7 @@ def options_of(learner: str, quantizer: str) -> set[str]:
     """Returns the options that not all learners read, and this one does."""
     if learner != "joint":
         return set(_OPTIONS[learner])
-    return {"quantizer", *_OPTIONS["channels"], *_OPTIONS[quantizer]}
+    return {"quantizer", "criterion", *_GRID, *_OPTIONS[quantizer]}
 
 
 def check_options(config: RunConfig) -> None:
@@ -51,6 +55,8 @@ def check_options(config: RunConfig) -> None:
             f"of --learner {' and '.join(others)}."
         )
     _check_dependent(config)
+    _check_stages(config)
+    check_teacher(config)
     if not (config.prunes or config.sparsifies) and config.proxy == "reconstruction":
         raise ValueError(
             "--proxy reconstruction repairs cut layers, and --learner "
@@ -86,4 +92,51 @@ def _check_dependent(config: RunConfig) -> None:
             f"--protocol {config.protocol} distributes one density over the layers; expected "
             f"--budget density=0.25 or the like, got {config.budget}. An agent meets other "
             f"budgets: --protocol searched."
+        )
+
+
+def _check_stages(config: RunConfig) -> None:
+    """Refuses ways to cut that exclude each other, and epochs of what is not asked for."""
+    ways = {
+        "sparse_epochs": (config.sparse_training != "none", "--sparse-training growing"),
+        "group_epochs": (config.finetune_groups > 1, "--finetune-groups 3"),
+        "stage_epochs": (config.is_progressive, "--progressive 3"),
+    }
+    for name, (asked, example) in ways.items():
+        if not asked and _is_given(config, name):
+            raise ValueError(f"{option(name)} has no effect without {example} or the like.")
+    used = [example.split()[0] for asked, example in ways.values() if asked]
+    if config.stages and config.progressive > 1:
+        used = ["--progressive", "--stages"]
+    if len(used) > 1:
+        raise ValueError(
+            f"{' and '.join(used)} exclude each other: each is a way of its own to cut; choose one."
+        )
+    if config.is_progressive and config.cost_table:
+        raise ValueError(
+            "--cost-table measures layers of the original network, and --progressive searches "
+            "smaller ones; give a budget in macs, params or bytes."
+        )
+
+
+def check_teacher(config: RunConfig) -> None:
+    """Refuses weights without their teacher, and a teacher without weights.
+
+    Raises:
+        ValueError: With what goes together.
+    """
+    own = config.teacher in OWN_TEACHERS
+    if own and config.teacher_weights is not None:
+        raise ValueError(
+            f"--teacher-weights has no effect with --teacher {config.teacher}; give the network "
+            f"they belong to, e.g. --teacher resnet56."
+        )
+    if not own and config.teacher_weights is None and ":" not in config.teacher:
+        raise ValueError(
+            f"Expected --teacher-weights FILE for --teacher {config.teacher}, which would teach "
+            f"untrained; only a factory of yours (package.module:factory) may bring its own."
+        )
+    if config.teacher == "none" and config.feature_matching:
+        raise ValueError(
+            "--feature-matching has no effect with --teacher none; it is a lesson of a teacher."
         )

@@ -39,26 +39,10 @@ def make_learner(
         model: The trained network; it is not changed.
         progress: Whether to show progress bars.
     """
-    example = data.calibration.images[:1]
-    shared: dict[str, Any] = {
-        "finetune_steps": config.finetune_steps,
-        "n_validation": config.n_validation,
-        "train": data.train,
-        "precision": config.precision,
-        "device": config.device,
-        "seed": config.seed,
-        "progress": progress,
-    }
     if config.learner in CHANNEL_LEARNERS:
-        return channel_learner(config.learner)(
-            model,
-            example,
-            data.calibration,
-            data.validation,
-            proxy=config.proxy,
-            **pruning_options(config),
-            **shared,
-        )
+        return make_channel_learner(config, data, model, progress=progress)
+    example = data.calibration.images[:1]
+    shared = _shared_options(config, data, progress)
     if config.learner == "sparse":
         from learners.sparsification import WeightSparsification
 
@@ -97,6 +81,34 @@ def make_learner(
         **bit_options(config),
         **shared,
     )
+
+
+def make_channel_learner(
+    config: RunConfig, data: DataSplits, model: nn.Module, *, progress: bool = False
+) -> ChannelPruning:
+    """As :func:`make_learner`, for learners that only cut channels."""
+    return channel_learner(config.learner)(
+        model,
+        data.calibration.images[:1],
+        data.calibration,
+        data.validation,
+        proxy=config.proxy,
+        **pruning_options(config),
+        **_shared_options(config, data, progress),
+    )
+
+
+def _shared_options(config: RunConfig, data: DataSplits, progress: bool) -> dict[str, Any]:
+    """Returns the options that all learners know."""
+    return {
+        "finetune_steps": config.finetune_steps,
+        "n_validation": config.n_validation,
+        "train": data.train,
+        "precision": config.precision,
+        "device": config.device,
+        "seed": config.seed,
+        "progress": progress,
+    }
 
 
 _CHANNEL_CLASSES: Mapping[str, tuple[str, str]] = {

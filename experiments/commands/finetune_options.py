@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from experiments.configs import RunConfig
 
 _FINETUNE = "Fine-tuning"
+_CUT = "Fine-tuning around the cut (learners that only cut channels)"
 _SCHEDULE = "Fine-tuning of sparse networks (--learner sparse)"
 
 _DEFAULT = RunConfig()  # where the defaults live
@@ -41,8 +43,9 @@ class FinetuneOptions:
     teacher: Annotated[
         str,
         typer.Option(
-            help="original: the uncompressed network teaches the small one (distillation); "
-            "or none.",
+            help="Who teaches the small network (distillation): original (the uncompressed one), "
+            "none, or any other network for these data: a name as for --model, or "
+            "package.module:factory.",
             rich_help_panel=_FINETUNE,
         ),
     ] = _DEFAULT.teacher
@@ -56,6 +59,46 @@ class FinetuneOptions:
             rich_help_panel=_FINETUNE,
         ),
     ] = _DEFAULT.distillation_weight
+
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trained weights of --teacher, where that is another network.",
+            show_default=False,
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = None
+    feature_matching: Annotated[
+        float,
+        typer.Option(
+            help="Weight of a further lesson: to look at the same places of an image as the "
+            "teacher (attention transfer); 1000 is usual, 0 is off.",
+            rich_help_panel=_FINETUNE,
+        ),
+    ] = _DEFAULT.feature_matching
+    sparse_training: Annotated[
+        str,
+        typer.Option(
+            help="Before the channels are cut, train the whole network with a penalty on those "
+            "that will go, until they have faded: growing (a factor that grows) or group-lasso; "
+            "or none.",
+            rich_help_panel=_CUT,
+        ),
+    ] = _DEFAULT.sparse_training
+    sparse_epochs: Annotated[
+        int, typer.Option(help="Epochs of --sparse-training.", rich_help_panel=_CUT)
+    ] = _DEFAULT.sparse_epochs
+    finetune_groups: Annotated[
+        int,
+        typer.Option(
+            help="Cut the layers in this many groups, one after the other, and fine-tune "
+            "--group-epochs in between; 1 cuts all at once.",
+            rich_help_panel=_CUT,
+        ),
+    ] = _DEFAULT.finetune_groups
+    group_epochs: Annotated[
+        int, typer.Option(help="Epochs from one group to the next.", rich_help_panel=_CUT)
+    ] = _DEFAULT.group_epochs
 
     schedule: Annotated[
         str,
@@ -96,6 +139,7 @@ class FinetuneOptions:
 
 FINETUNE = (
     "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
-    "distillation_weight", "schedule", "schedule_begin", "schedule_end", "schedule_exponent",
-    "schedule_frequency",
+    "distillation_weight", "teacher_weights", "feature_matching", "sparse_training",
+    "sparse_epochs", "finetune_groups", "group_epochs", "schedule", "schedule_begin",
+    "schedule_end", "schedule_exponent", "schedule_frequency",
 )  # fmt: skip

@@ -55,6 +55,30 @@ class PruningOptions:
         ),
     ] = _DEFAULT.block_steps
 
+    progressive: Annotated[
+        int,
+        typer.Option(
+            help="Reach the budget in this many stages, with a search and a short fine-tuning in "
+            "each; for high ratios. Not with --learner joint.",
+            rich_help_panel=_CHANNELS,
+        ),
+    ] = _DEFAULT.progressive
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="The same with bounds of your own for the first cost of the budget, e.g. 0.75,0.6 "
+            "on the way to macs=0.5; other costs fall in step.",
+            show_default=False,
+            rich_help_panel=_CHANNELS,
+        ),
+    ] = None
+    stage_epochs: Annotated[
+        int,
+        typer.Option(
+            help="Epochs of fine-tuning from one stage to the next.", rich_help_panel=_CHANNELS
+        ),
+    ] = _DEFAULT.stage_epochs
+
     pattern: Annotated[
         str,
         typer.Option(
@@ -80,6 +104,7 @@ class PruningOptions:
 
 
 PRUNING = (
-    "criterion", "round_to", "min_ratio", "discrimination_stages", "block_steps", "pattern",
+    "criterion", "round_to", "min_ratio", "discrimination_stages", "block_steps", "progressive",
+    "stages", "stage_epochs", "pattern",
     "protocol", "min_density",
 )  # fmt: skip

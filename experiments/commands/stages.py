@@ -33,13 +33,17 @@ def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> 
     """
     from experiments.compress import reopen_task, run_stages, say, silent
     from experiments.finetune import training_config
+    from experiments.learner_options import check_options
+    from experiments.teachers import load_teacher
 
     task = reopen_task(directory, quiet=quiet)
     with task.folder as folder:
         folder.results("search")
         # Built first, because a mistake in an option must not lose what is finished.
         config = config_from(given(ctx), folder.config)
+        check_options(config)
         training_config(config)
+        load_teacher(config, folder.facts)
         if not resume:
             folder.forget("finetune")
         folder.reconfigure(config)

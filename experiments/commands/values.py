@@ -26,7 +26,7 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) ->
     for name, value in parameters.items():
         if name not in known:
             continue
-        if name in ("data", "weights"):
+        if name in ("data", "weights", "teacher_weights"):
             values[name] = _absolute(None if value is None else str(value))
         elif name in _READERS:
             values[name] = _READERS[name](value)
@@ -61,7 +61,7 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(
-            f"Expected --{name} as numbers with commas, e.g. 0.5,0.5,0.5, got {text!r}."
+            f"Expected --{name} as numbers with commas, e.g. 0.75,0.5, got {text!r}."
         ) from error
 
 
@@ -89,6 +89,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "std": functools.partial(_numbers, "std"),
     "ignore": _names,
     "cost_table": _files,
+    "stages": lambda text: _numbers("stages", text) or (),
     "first_last_bits": _bits_or_none,
 }
 """How the text of an option becomes its value, where it is not the value itself."""

@@ -1,0 +1,35 @@
+"""The network that teaches a fine-tuning: the run's original, none, or any other one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from experiments.config_values import OWN_TEACHERS
+from experiments.configs import RunConfig
+from experiments.models import load_weights
+from experiments.networks import build_original
+from experiments.runs import TaskFacts
+
+
+def load_teacher(config: RunConfig, facts: TaskFacts) -> nn.Module | None:
+    """Returns the teacher that ``--teacher`` names, in eval mode.
+
+    Args:
+        config: The options.
+        facts: About the data, whose classes the teacher must know.
+
+    Returns:
+        None if the original network teaches, or nobody does.
+
+    Raises:
+        InputDataError: If there is no such network, or the weights do not fit it.
+    """
+    if config.teacher in OWN_TEACHERS:
+        return None
+    network = build_original(config.teacher, facts)
+    if config.teacher_weights is not None:
+        path = Path(config.teacher_weights)
+        load_weights(network, path, allow_pickle=config.allow_pickle)
+    return network.eval()
