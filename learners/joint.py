@@ -62,6 +62,12 @@ _PART_IMAGES = 64
 # Of the network on which the header of the packed file is measured.
 _TYPICAL_DENSITY = 0.25
 
+# At which entropy-coded sizes are measured.
+_DENSITIES = (0.02, 0.1, 0.35, 1.0)
+
+# The file counts regular zeros of larger groups as irregular ones.
+_LARGEST_GROUP = 8
+
 
 def quantizer_named(name: str) -> type[QuantizationLearner]:
     """Returns the learner that quantizes in that way.
@@ -280,16 +286,38 @@ def _with_float_inputs(network: nn.Module) -> nn.Module:
     return copied
 
 
+def _sparse_form(
+    form: StorageFormat, densities: WeightSparsification, bits: QuantizationLearner
+) -> StorageFormat:
+    """Adds what codes of sparse layers really take, measured at several densities."""
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    wished = [{d.target: d.nearest(density) for d in densities.decisions} for density in _DENSITIES]
+    for values in {tuple(chosen.values()): chosen for chosen in wished}.values():
+        plan = CompressionPlan({d.key: values[d.target] for d in densities.decisions})
+        network = densities.apply(densities.original, plan)
+        for name, found in bits.stored_bits(network).items():
+            for width, size in found.items():
+                row = points.setdefault(name, {}).setdefault(width, [])
+                row.append((values.get(name, 1.0), size))
+    regular = 0 < densities.pattern.m <= _LARGEST_GROUP
+    pattern = densities.pattern.name if regular else "unstructured"
+    return replace(form, value_bits=points, pattern=pattern)
+
+
 def _storage(
     parts: Sequence[PlanPart], bits: QuantizationLearner, example: Tensor
 ) -> StorageFormat:
     """Returns how joint networks are stored; the header of the packed file is measured.
 
     On a network with half of the channels, a quarter of their weights and the most bits: a file
-    holds the plan, and which channels stayed, and neither depends much on what they are.
+    holds the plan, and which channels stayed, and neither depends much on what they are. What the
+    codes of sparse layers take is measured on the original's.
     """
     graph = parts[0].graph
     form = replace(bits.storage, fixed_bytes=0.0)
+    for part in parts:
+        if isinstance(part, WeightSparsification):
+            form = _sparse_form(form, part, bits)
     decisions = interleaved(graph, [part.decisions for part in parts])
     plan = CompressionPlan({**_plan_at(parts, 0.5), **bits.most_bits()})
     tensors = BytesCost(graph, decisions, form)(plan.values_for(decisions))

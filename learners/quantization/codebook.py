@@ -73,7 +73,7 @@ class CodebookQuantization(QuantizationLearner):
         self.proxy = replace(self.proxy, learning_rate=LEARNING_RATES[mode])
 
     def _make_weight_quantizer(
-        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+        self, name: str, weight: Tensor, mask: Tensor | None, bits: int
     ) -> Quantizer:
         return CodebookQuantizer.fit(
             weight,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amc_env.cost import BytesCost, CostModel, make_cost
 from amc_env.errors import UntraceableModelError
-from amc_env.plan import CompressionPlan, DecisionKind
+from amc_env.plan import CompressionPlan
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import channels_last, limited_threads
@@ -29,13 +29,16 @@ from learners.quantization.calibration import (
     same_weights,
 )
 from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
+from learners.quantization.entropy import stored_bits
 from learners.quantization.errors import layer_errors
+from learners.quantization.fitted import FittedQuantizers
 from learners.quantization.inputs import input_quantizer
 from learners.quantization.judge import QuantizedJudge
 from learners.quantization.preparation import (
     check_bit_options,
     check_counts,
     check_dense,
+    check_fitting,
     check_judging,
     header_bytes,
     quantized_proxy,
@@ -44,7 +47,6 @@ from learners.quantization.preparation import (
     training_batches,
 )
 from learners.quantization.quantizer import Quantizer
-from learners.quantization.ranges import check_rule
 from learners.quantization.structure import (
     folded_copy,
     folded_like,
@@ -52,7 +54,6 @@ from learners.quantization.structure import (
     quantize_layers,
     same_state,
 )
-from learners.quantization.uniform_quantizer import check_granularity
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
@@ -134,8 +135,7 @@ class QuantizationLearner(Learner):
         threads: int | None = 1,
     ) -> None:
         check_bit_options(weight_bits, activation_bits, first_last_bits)
-        check_granularity(granularity, bucket_size)
-        check_rule(activation_range)
+        check_fitting(granularity, bucket_size, activation_range)
         check_judging(proxy, finetune_steps, train, precision)
         check_counts(n_validation, n_calibration, n_recalibration)
         check_dense(model)
@@ -202,7 +202,7 @@ class QuantizationLearner(Learner):
 
     @abstractmethod
     def _make_weight_quantizer(
-        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+        self, name: str, weight: Tensor, mask: Tensor | None, bits: int
     ) -> Quantizer:
         """Returns the quantizer of a layer's weights, fitted to those that count."""
 
@@ -210,18 +210,15 @@ class QuantizationLearner(Learner):
         return input_quantizer(seen.inputs[name], bits, self.activation_range, name)
 
     def _prepare_quantizers(self) -> None:
-        """Fits the quantizers of all layers and bits; candidates get copies."""
-        self._weight_quantizers: dict[tuple[str, int], Quantizer] = {}
-        self._input_quantizers: dict[tuple[str, int], Quantizer] = {}
-        for name in self.layers:
-            weight, mask = layer_weights(self._float, name)
-            weight_bits, input_bits = self._choice.used(name)
-            for bits in sorted(weight_bits - {OFF_BITS}):
-                made = self._make_weight_quantizer(name, weight, bits, mask)
-                self._weight_quantizers[name, bits] = made
-            for bits in sorted(input_bits - {OFF_BITS}):
-                made = self._make_input_quantizer(name, bits, self._observation)
-                self._input_quantizers[name, bits] = made
+        """Fits the quantizers of all layers and bits."""
+        self._fitted = FittedQuantizers(
+            self.layers,
+            self._choice,
+            lambda name, bits: self._make_weight_quantizer(
+                name, *layer_weights(self._float, name), bits
+            ),
+            lambda name, bits: self._make_input_quantizer(name, bits, self._observation),
+        )
 
     def _price(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
@@ -331,7 +328,7 @@ class QuantizationLearner(Learner):
                 seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
             quantized = self._build(folded, bits, seen)
             if recalibrate:
-                self._match(quantized, seen, torch.float32)
+                self._match(quantized, seen)
         return quantized
 
     def _build(
@@ -343,21 +340,28 @@ class QuantizationLearner(Learner):
             weights = inputs = None
             if layer.weights != OFF_BITS:
                 if same_weights(folded, self._float, name):
-                    weights = copy.deepcopy(self._weight_quantizers[name, layer.weights])
+                    weights = self._fitted.weights(name, layer.weights)
                 else:
-                    weight, mask = layer_weights(folded, name)
-                    weights = self._make_weight_quantizer(name, weight, layer.weights, mask)
+                    given = layer_weights(folded, name)
+                    weights = self._make_weight_quantizer(name, *given, layer.weights)
             if layer.inputs != OFF_BITS:
                 if seen is self._observation:
-                    inputs = copy.deepcopy(self._input_quantizers[name, layer.inputs])
+                    inputs = self._fitted.inputs(name, layer.inputs)
                 else:
                     inputs = self._make_input_quantizer(name, layer.inputs, seen)
             chosen[name] = (weights, inputs)
         return quantize_layers(copy.deepcopy(folded), chosen)
 
-    def _match(self, network: nn.Module, seen: Observation, dtype: torch.dtype) -> None:
+    def stored_bits(self, network: nn.Module) -> dict[str, dict[int, float]]:
+        """Returns layer -> bits -> what a weight that counts takes, see ``entropy.stored_bits``."""
+        folded = folded_like(network, self._folded, self.layers)
+        widths = {n: self._choice.used(n)[0] - {OFF_BITS} for n in self.layers}
+        return stored_bits(folded, widths, self._make_weight_quantizer)
+
+    def _match(self, network: nn.Module, seen: Observation) -> None:
         once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}
-        match_outputs(network, self._recalibration, once, list(self._folded.values()), dtype)
+        layers = list(self._folded.values())
+        match_outputs(network, self._recalibration, once, layers, torch.float32)
 
     def _candidate(
         self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None
@@ -367,7 +371,7 @@ class QuantizationLearner(Learner):
         network = self._build(self._float, bits, self._observation)
         clock.append(time.process_time())
         if self.proxy.recalibrate:
-            self._match(network, self._observation, torch.float32)
+            self._match(network, self._observation)
         clock.append(time.process_time())
         if self.proxy.finetune_steps:
             finetune_briefly(network, self._training, self.proxy, self._training_dtype, self.seed)
@@ -384,11 +388,7 @@ class QuantizationLearner(Learner):
         Per decision key an array over its choices: squared error over squared output (without its
         mean) on calibration images, while all else is float.
         """
-        quantizers = {}
-        for d in self.decisions:
-            of_weights = d.kind is DecisionKind.WEIGHT_BITS
-            kept = self._weight_quantizers if of_weights else self._input_quantizers
-            quantizers[d.key] = [kept.get((d.target, round(c))) for c in d.choices]
+        quantizers = self._fitted.of_choices(self.decisions)
         with limited_threads(self.threads):
             return layer_errors(self._float, self._recalibration, self.decisions, quantizers)
 

@@ -20,6 +20,8 @@ from learners.precision import resolve_precision
 from learners.proxy import Proxy
 from learners.quantization.decisions import Bits, check_bits
 from learners.quantization.packing import packed_bytes
+from learners.quantization.ranges import check_rule
+from learners.quantization.uniform_quantizer import check_granularity
 from learners.training import TrainingConfig
 
 PROXIES = ("none", "recalibration")
@@ -39,6 +41,16 @@ def check_bit_options(
     check_bits("activation_bits", activation_bits)
     if first_last_bits is not None:
         check_bits("first_last_bits", first_last_bits)
+
+
+def check_fitting(granularity: str, bucket_size: int, activation_range: str) -> None:
+    """Refuses ways to fit quantizers that there are not.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+    check_granularity(granularity, bucket_size)
+    check_rule(activation_range)
 
 
 def check_judging(proxy: str, finetune_steps: int, train: Batches | None, precision: str) -> None:

@@ -63,7 +63,7 @@ class UniformQuantization(QuantizationLearner):
         super().__init__(model, example_input, calibration, validation, **options)
 
     def _make_weight_quantizer(
-        self, name: str, weight: Tensor, bits: int, mask: Tensor | None
+        self, name: str, weight: Tensor, mask: Tensor | None, bits: int
     ) -> Quantizer:
         scale, zero = weight_scales(
             weight,

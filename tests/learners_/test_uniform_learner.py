@@ -181,7 +181,7 @@ def test_errors_fall_with_bits_and_are_those_of_a_single_quantized_layer():
     with torch.no_grad():
         learner._float(learner._recalibration[:32])
         handle.remove()
-        quantizer = learner._weight_quantizers["conv1", 4]
+        quantizer = learner._fitted.weights("conv1", 4)
         exact = layer(inputs[0])
         layer_copy = copy.deepcopy(layer)
         layer_copy.weight.copy_(quantizer(layer.weight))
