@@ -12,9 +12,11 @@ PocketFlow's, is a gradient step and a shrinkage of every unit ``j``:
     V = W - df/dW / L,    n_j = ||V_j||,    W_j <- V_j max(0, 1 - tau / n_j),                  (2)
 
 with ``tau`` the percentile of ``n`` that rises from 0 to the share of units to cut. As many units
-as wanted survive the last step. ``L_k = lambda_max(G_k) / E_k`` differs between consumers, so all
-of this happens in ``sqrt(L_k) W_k``: there (1) has the same curvature for each, the step is 1,
-and a consumer with large inputs and small weights counts as much as one the other way round.
+as wanted survive the last step; of equal norms those with the lower index.
+
+``L_k = lambda_max(G_k) / E_k`` differs between consumers, so all of this happens in
+``sqrt(L_k) W_k``: there (1) has the same curvature for each, the step is 1, and a consumer with
+large inputs and small weights counts as much as one the other way round.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.base import Batches
+from learners.channel_pruning.criteria import rank_units
 from learners.channel_pruning.ranking import consumers
 from learners.channel_pruning.reconstruction import LayerReconstruction
 from learners.channel_pruning.selection import SolvedSelection
@@ -60,17 +63,17 @@ class _Consumer:
         self.weight = self.weight * factors.to(self.weight.device).repeat_interleave(self.per_unit)
 
 
-def group_shrinkage(
+def shrunk_norms(
     layers: Sequence[tuple[LayerReconstruction, Tensor]], count: int, iterations: int
 ) -> Tensor | None:
-    """Returns the units that survive, sorted, exactly ``count`` of them.
+    """Returns ``n`` of (2) at the last step, shape (size,); the largest ``count`` survive it.
 
-    Of units with equal norms at the last step those with the lower index stay.
+    The last threshold lies between the norms of the units that go and of those that stay.
 
     Args:
         layers: The layers that read the units, each with the patch columns of every unit,
             shape (size, columns per unit).
-        count: How many units stay.
+        count: How many units are to stay.
         iterations: Proximal steps.
 
     Returns:
@@ -87,9 +90,7 @@ def group_shrinkage(
         factors = (1.0 - torch.quantile(norms, share) / norms.clamp(min=1e-300)).clamp(min=0.0)
         for problem in problems:
             problem.shrink(factors)
-    # The last threshold lies between the norms of the units that go and of those that stay:
-    # survivors are the largest norms before it, and ties and underflow are settled here.
-    return torch.sort(norms, descending=True, stable=True).indices[:count].sort().values
+    return norms
 
 
 def _prepare(layer: LayerReconstruction, columns: Tensor) -> _Consumer | None:
@@ -161,4 +162,6 @@ class GroupLassoPruning(SolvedSelection):
 
     def _solve(self, group: str, count: int) -> Tensor | None:
         layers = consumers(self.traced, self._layers, group)
-        return group_shrinkage(layers, count, self.iterations)
+        norms = shrunk_norms(layers, count, self.iterations)
+        # Ranked rather than taken from the last shrinkage: that leaves fewer where norms are equal.
+        return None if norms is None else rank_units(norms)[:count].sort().values

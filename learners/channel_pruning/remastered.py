@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from learners.base import Batches
+from learners.channel_pruning.criteria import rank_units
+from learners.channel_pruning.lasso import entry_order_scores
 from learners.channel_pruning.ranking import contributions
 from learners.channel_pruning.selection import SolvedSelection
 
 _CHECK_EVERY = 25
-_HALVINGS = 40
+_SMALLEST = 1e-9  # penalty, relative to the one that leaves nothing
+_NARROWEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class LassoChoice:
         penalty: The ``gamma`` of ``coefficients``.
         coefficients: ``beta(gamma)``, shape (size,).
         exact: Whether exactly the units of ``units`` have a coefficient other than zero. If not,
-            no penalty does so, and ``coefficients`` are those just before too many enter.
+            no penalty was found that does so, and ``coefficients`` has fewer.
     """
 
     units: Tensor
@@ -47,22 +50,23 @@ class LassoSolver:
     """Minimises ``beta^T A beta / 2 - b^T beta + gamma ||beta||_1``, ``b = A 1``.
 
     By FISTA (Beck & Teboulle 2009, equations 4.1 to 4.3): ISTA, as PocketFlow has it, with
-    momentum. Where the support and the signs have settled the optimum is known in closed form,
+    momentum, and with a step length per coefficient: units differ in size by orders of magnitude.
+    Where the support and the signs have settled the optimum is known in closed form,
     ``A_SS beta_S = b_S - gamma sign(beta_S)``; it is taken once it meets the optimality
     conditions, so that it is exact to rounding.
 
     Args:
         form: ``A``, symmetric without negative eigenvalues, shape (size, size), float64.
-        tolerance: Duality gap, relative to ``||Y||^2``, at which to stop where there is no
-            closed form (units that are copies of each other).
-        max_iterations: Steps after which the last point is taken as it is.
+        tolerance: Duality gap, relative to ``gamma ||beta||_1``, at which to stop where there is
+            no closed form (units that are copies of each other).
+        max_iterations: Steps after which to give up.
 
     Raises:
         ValueError: If ``form`` is not a finite square matrix.
     """
 
     def __init__(
-        self, form: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 20_000
+        self, form: Tensor, *, tolerance: float = 1e-9, max_iterations: int = 3000
     ) -> None:
         if form.dim() != 2 or form.shape[0] != form.shape[1] or not bool(form.isfinite().all()):
             raise ValueError(f"Expected a finite square matrix, got shape {tuple(form.shape)}.")
@@ -71,40 +75,46 @@ class LassoSolver:
         self.energy = float(self.target.sum())
         self.tolerance = tolerance
         self.max_iterations = max_iterations
-        self._curvature = float(torch.linalg.eigvalsh(self.form)[-1]) if len(form) else 0.0
+        # s diag(A) bounds A from above if s is the largest eigenvalue of A scaled to ones there.
+        diagonal = self.form.diagonal()
+        diagonal = diagonal.clamp(min=max(1e-14 * float(diagonal.max()), 1e-300))
+        scaled = self.form / torch.outer(diagonal.sqrt(), diagonal.sqrt())
+        self._curvature = diagonal * max(float(torch.linalg.eigvalsh(scaled)[-1]), 1e-14)
 
     @property
     def largest_penalty(self) -> float:
         """The smallest penalty at which every coefficient is zero."""
         return float(self.target.abs().max())
 
-    def solve(self, penalty: float, start: Tensor | None = None) -> Tensor:
+    def solve(self, penalty: float, start: Tensor | None = None) -> Tensor | None:
         """Returns the coefficients at a penalty > 0, shape (size,).
 
         Args:
             penalty: ``gamma``.
             start: Where to start; at zero if not given.
+
+        Returns:
+            ``None`` if the steps were not enough, as can be if units are next to dependent.
         """
         beta = torch.zeros_like(self.target) if start is None else start.clone()
-        if self._curvature <= 0.0:
-            return torch.zeros_like(self.target)
         ahead, momentum = beta, 1.0
-        for iteration in range(self.max_iterations):
+        for iteration in range(self.max_iterations + 1):
             if iteration % _CHECK_EVERY == 0:
                 exact = self._closed_form(beta, penalty)
                 if exact is not None:
                     return exact
-                if self.duality_gap(beta, penalty) <= self.tolerance * self.energy:
+                enough = self.tolerance * penalty * float(beta.abs().sum())
+                if self.duality_gap(beta, penalty) <= enough:
                     return beta
             moved = ahead - (self.form @ ahead - self.target) / self._curvature
             shrunk = moved.abs() - penalty / self._curvature
             new = moved.sign() * shrunk.clamp(min=0.0)
-            if float((ahead - new) @ (new - beta)) > 0.0:
+            if float((ahead - new) @ (self._curvature * (new - beta))) > 0.0:
                 momentum = 1.0  # uphill: start the momentum anew (O'Donoghue & Candes 2015)
             next_momentum = (1.0 + (1.0 + 4.0 * momentum**2) ** 0.5) / 2.0
             ahead = new + (momentum - 1.0) / next_momentum * (new - beta)
             beta, momentum = new, next_momentum
-        return beta
+        return None
 
     def objective(self, beta: Tensor, penalty: float) -> float:
         """Returns the value of (1), ``||Y||^2 / 2`` included."""
@@ -138,11 +148,10 @@ class LassoSolver:
                 return None
             exact[support] = solved
         correlation = self.target - self.form @ exact
-        slack = 1e-9 * self.largest_penalty
-        correlation[support] = (correlation[support] - penalty * exact[support].sign()).abs() * 1e3
-        within = correlation.abs() <= penalty + slack
-        within[support] = correlation[support] <= slack * 1e3
-        return exact if bool(within.all()) else None
+        excess = correlation.abs() - penalty
+        excess[support] = (correlation[support] - penalty * beta[support].sign()).abs()
+        slack = 1e-9 * penalty + 1e-14 * self.largest_penalty  # the second is rounding
+        return exact if float(excess.max()) <= slack else None
 
 
 def choose_units(form: Tensor, count: int) -> LassoChoice:
@@ -150,38 +159,32 @@ def choose_units(form: Tensor, count: int) -> LassoChoice:
 
     Units enter (and sometimes leave) one by one as the penalty falls, so there is an interval of
     such penalties for every count, unless units enter together or never: copies of each other,
-    or units that contribute nothing. Then the bisection ends between a penalty with too few and
-    one with too many. Those of the first stay; they are filled up with the largest coefficients
-    of the second, then with the units that contribute most, and of equal ones with the lower
-    index.
+    or units that contribute nothing. Then the bisection ends at a penalty with too few. Those
+    units stay, and are filled up in the order in which units enter the LASSO path
+    (``entry_order_scores``), of equal ones the larger contribution and then the lower index
+    first. So it does where the LASSO is too badly conditioned to be solved to the end.
 
     Args:
         form: The quadratic form ``A`` of the contributions, shape (size, size).
         count: How many units stay, from 1 to the size.
     """
     solver = LassoSolver(form)
-    high, few = solver.largest_penalty, torch.zeros_like(solver.target)
-    low, many = high, few
-    for _ in range(_HALVINGS):
-        low = high / 2.0
-        many = solver.solve(low, few)
-        if int((many != 0).sum()) >= count:
+    low, high, few = 0.0, solver.largest_penalty, torch.zeros_like(solver.target)
+    smallest = _SMALLEST * high
+    while high > smallest and high - low > _NARROWEST * high:
+        penalty = high / 2.0 if low == 0.0 else (low + high) / 2.0
+        found = solver.solve(penalty, few)
+        if found is None:
             break
-        high, few = low, many
-    for _ in range(_HALVINGS):
-        if int((many != 0).sum()) <= count or high - low <= 1e-12 * solver.largest_penalty:
-            break
-        middle = (low + high) / 2.0
-        found = solver.solve(middle, few)
-        if int((found != 0).sum()) < count:
-            high, few = middle, found
+        entered = int((found != 0).sum())
+        if entered == count:
+            return LassoChoice(found.nonzero()[:, 0], penalty, found, True)
+        if entered < count:
+            high, few = penalty, found
         else:
-            low, many = middle, found
-    if int((many != 0).sum()) == count:
-        return LassoChoice(many.nonzero()[:, 0], low, many, True)
-    order = torch.arange(len(form))
-    for key in (solver.form.diagonal(), many.abs(), (few != 0).double()):  # last key first
-        order = order[torch.sort(key[order], descending=True, stable=True).indices]
+            low = penalty
+    order = rank_units(entry_order_scores(solver.form))
+    order = order[torch.sort((few != 0)[order].int(), descending=True, stable=True).indices]
     return LassoChoice(order[:count].sort().values, high, few, False)
 
 
