@@ -320,7 +320,7 @@ def _storage(
             form = _sparse_form(form, part, bits)
     decisions = interleaved(graph, [part.decisions for part in parts])
     plan = CompressionPlan({**_plan_at(parts, 0.5), **bits.most_bits()})
-    tensors = BytesCost(graph, decisions, form)(plan.values_for(decisions))
+    tensors = BytesCost(graph, decisions, form).predict(plan.values_for(decisions))
     header = header_bytes(
         apply_parts(parts, plan, exact=True),
         plan,
