@@ -91,8 +91,9 @@ def check_numbers(config: RunConfig) -> None:
         ValueError: With the range.
     """
     for name, least in _LEAST.items():
-        if not getattr(config, name) >= least:
-            raise ValueError(f"Expected {option(name)} >= {least:g}, got {getattr(config, name)}.")
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"Expected {option(name)} >= {least:g}, got {value}.")
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise ValueError(f"Expected {option(name)} > 0, got {getattr(config, name)}.")

@@ -119,7 +119,7 @@ class RunConfig:
     schedule_begin: float = _option(0.0, "finetune")
     schedule_end: float = _option(0.5, "finetune")
     schedule_exponent: float = _option(3.0, "finetune")
-    schedule_frequency: int = _option(100, "finetune")
+    schedule_frequency: int | None = _option(None, "finetune")
 
     def __post_init__(self) -> None:
         if self.learner in LEARNERS and not self.granularity:

@@ -38,11 +38,13 @@ def training_config(config: RunConfig) -> TrainingConfig:
     )
 
 
-def lessons(config: RunConfig) -> tuple[TrainingHook, ...]:
-    """Returns what a fine-tuning teaches beside answers."""
-    if not config.feature_matching:
-        return ()
-    return (FeatureMatching(weight=config.feature_matching),)
+def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
+    """Returns what the fine-tuning needs and teaches beside answers."""
+    config, steps = task.config, task.config.epochs * len(task.data.train)
+    hooks = training_hooks(config, task.original, model, steps)
+    if config.feature_matching:
+        hooks += (FeatureMatching(weight=config.feature_matching),)
+    return hooks
 
 
 def run_finetune(task: Task) -> None:
@@ -79,7 +81,7 @@ def run_finetune(task: Task) -> None:
                 task.data.validation,
                 settings,
                 teacher=teacher,
-                hooks=(*training_hooks(config, task.original, model), *lessons(config)),
+                hooks=_hooks(task, model),
                 checkpoint_dir=checkpoints,
                 resume=True,
                 writer=writer,

@@ -27,6 +27,10 @@ from learners.sparsification.layers import sparse_choice
 from learners.sparsification.patterns import Pattern
 from learners.tracing import TracedModel
 
+# Steps from one set of masks to the next (Zhu & Gupta 2017 take 100 to 1000), and how many sets
+# there are at least: in a short training one hundred steps are all of it.
+_FREQUENCY, _LEAST_UPDATES = 100, 20
+
 
 def make_learner(
     config: RunConfig, data: DataSplits, model: nn.Module, *, progress: bool = False
@@ -145,21 +149,16 @@ def pruning_options(config: RunConfig) -> dict[str, Any]:
 
 
 def sparse_options(config: RunConfig) -> dict[str, Any]:
-    """Returns the options of weight sparsification."""
+    """Returns the options of weight sparsification; those of its training: training_hooks."""
     return {
         "pattern": config.pattern,
         "min_density": config.min_density,
-        "schedule": config.schedule,
-        "schedule_begin": config.schedule_begin,
-        "schedule_end": config.schedule_end,
-        "schedule_exponent": config.schedule_exponent,
-        "schedule_frequency": config.schedule_frequency,
         "ignore": config.ignore,
     }
 
 
 def training_hooks(
-    config: RunConfig, original: nn.Module, model: nn.Module
+    config: RunConfig, original: nn.Module, model: nn.Module, total_steps: int
 ) -> tuple[TrainingHook, ...]:
     """Returns what a fine-tuning needs beside the loss, as the run's learner has it.
 
@@ -169,16 +168,18 @@ def training_hooks(
         config: The options.
         original: The uncompressed network.
         model: The network to be trained.
+        total_steps: Of the training.
     """
     if config.learner != "sparse" or config.schedule != "gradual" or not masked_layers(model):
         return ()
     from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
 
+    steps = (config.schedule_end - config.schedule_begin) * total_steps
     schedule = SparsitySchedule(
         config.schedule_begin,
         config.schedule_end,
         config.schedule_exponent,
-        config.schedule_frequency,
+        config.schedule_frequency or min(_FREQUENCY, max(1, int(steps / _LEAST_UPDATES))),
     )
     return (GradualSparsity(original.state_dict(), Pattern.parse(config.pattern), schedule),)
 

@@ -130,11 +130,14 @@ class FinetuneOptions:
         ),
     ] = _DEFAULT.schedule_exponent
     schedule_frequency: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Training steps from one choice of zeros to the next.", rich_help_panel=_SCHEDULE
+            help="Training steps from one choice of zeros to the next. Not given: 100, or fewer "
+            "so that there are 20 choices.",
+            show_default=False,
+            rich_help_panel=_SCHEDULE,
         ),
-    ] = _DEFAULT.schedule_frequency
+    ] = None
 
 
 FINETUNE = (
