@@ -6,6 +6,7 @@ What it shares with RemasteredPruning is tested here for both.
 from __future__ import annotations
 
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -158,6 +159,7 @@ def grouped():
     )  # fmt: skip
 
 
+@cache
 def network(name):
     if name != "grouped":
         return make_model(name)
@@ -214,7 +216,7 @@ def test_groups_that_nobody_is_seen_to_read_are_ranked_by_l1(make):
 
 @BOTH
 def test_selections_do_not_depend_on_what_was_asked_before(make):
-    first, second = (prepared(make, make_model("residual"), round_to=4) for _ in range(2))
+    first, second = (prepared(make, network("residual"), round_to=4) for _ in range(2))
     asked = [(d.target, d.units(c)) for d in first.decisions for c in d.choices]
     forward = [first.select(*pair).tolist() for pair in asked]
     assert [second.select(*pair).tolist() for pair in reversed(asked)] == forward[::-1]
@@ -234,18 +236,18 @@ def test_selections_do_not_depend_on_what_was_asked_before(make):
     ],
 )
 def test_selections_that_cannot_be_are_refused(make, group, count, sentence):
-    learner = prepared(make, make_model("residual"))
+    learner = prepared(make, network("residual"))
     with pytest.raises(ValueError, match=sentence):
         learner.select(group, count)
 
 
 def test_no_iterations_are_refused():
     with pytest.raises(ValueError, match="iterations >= 1, got 0"):
-        prepared(GroupLassoPruning, make_model("plain"), iterations=0)
+        prepared(GroupLassoPruning, network("plain"), iterations=0)
 
 
 @BOTH
 def test_the_uncut_group_is_whole(make):
-    learner = prepared(make, make_model("plain"))
+    learner = prepared(make, network("plain"))
     assert learner.select("0", 16).tolist() == list(range(16))
     assert learner.kept_units(CompressionPlan.full(learner.decisions)) == {}
