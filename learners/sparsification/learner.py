@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,27 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import COSTS, CostModel, make_cost
-from amc_env.errors import PlanMismatchError
+from amc_env.cost import COSTS, BytesCost, CostModel, make_cost
 from amc_env.plan import CompressionPlan
+from amc_env.storage import StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import channels_last, limited_threads
 from learners.channel_pruning.preparation import preload
-from learners.channel_pruning.reconstruction import (
-    LayerReconstruction,
-    prepare_reconstruction,
-    write_layer,
-)
+from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
 from learners.hooks import TrainingHook
 from learners.intake import check_weights
-from learners.masking import masked_layers, sparse_layer
+from learners.masking import masked_layers
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.quantization.judge import QuantizedJudge
+from learners.quantization.packing import packed_bytes
 from learners.quantization.preparation import check_counts, check_training, read_images
-from learners.quantization.structure import replace_module
+from learners.sparsification.building import masked, weight_of, with_zeros
 from learners.sparsification.curves import error_curve
 from learners.sparsification.finalise import finalise
 from learners.sparsification.fitted import FittedWeights
@@ -39,12 +37,14 @@ from learners.sparsification.layers import sparse_choice
 from learners.sparsification.patterns import Pattern
 from learners.sparsification.protocols import check_density, plan_for, scores_of
 from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+from learners.sparsification.storage import sparse_storage
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
 SCHEDULES = ("gradual", "one-shot")
 _STATISTICS_BATCH = 64
+_TYPICAL_DENSITY = 0.25
 
 
 class WeightSparsification(Learner):
@@ -83,6 +83,7 @@ class WeightSparsification(Learner):
         left_dense: Layers with weights that no decision is about -> the reason.
         pattern: As a ``Pattern``.
         schedule: ``"gradual"`` or ``"one-shot"``.
+        storage: How sparse networks are stored, as costs count them.
         cost_models: Costs of the plans.
         seconds: What candidates have cost so far.
 
@@ -147,9 +148,6 @@ class WeightSparsification(Learner):
         choice = sparse_choice(self.original, self.graph, self.pattern, min_density, ignore)
         self.decisions = choice.decisions
         self.left_dense = choice.left_dense
-        self.cost_models: dict[str, CostModel] = {
-            name: make_cost(name, self.graph, self.decisions) for name in COSTS
-        }
         self._training_dtype = working_dtype(self.original, precision, self.device)
         self._data = preload(
             images[:n_recalibration], train, finetune_steps, example_input, n_outputs, self.device
@@ -171,6 +169,22 @@ class WeightSparsification(Learner):
         self._fitted = FittedWeights(
             self.original, self._layers, self.pattern, self.proxy.reconstruct
         )
+        self.storage = self._measured_storage()
+        self.cost_models: dict[str, CostModel] = {
+            name: make_cost(name, self.graph, self.decisions, self.storage) for name in COSTS
+        }
+
+    def _measured_storage(self) -> StorageFormat:
+        """Returns how sparse networks are stored; the header of the packed file is measured."""
+        form = sparse_storage(self._fitted, self.graph, self.decisions, self.pattern)
+        typical = CompressionPlan({d.key: d.nearest(_TYPICAL_DENSITY) for d in self.decisions})
+        tensors = BytesCost(self.graph, self.decisions, form)(typical.values_for(self.decisions))
+        kept = self.kept_weights(typical)
+        network = masked(self.original, kept, self._fitted, self._norms)
+        # Layers were measured, so that what is missing is the header; it may be less than the few
+        # bytes by which their sum is off.
+        missing = len(packed_bytes(network, plan=typical)) - tensors
+        return replace(form, fixed_bytes=max(missing, 0.0))
 
     def _statistics(self, images: Tensor, progress: bool) -> dict[str, LayerReconstruction]:
         """Runs the original network once over the calibration images."""
@@ -199,7 +213,7 @@ class WeightSparsification(Learner):
             InfeasibleBudgetError: If the density cannot be reached.
             ValueError: If there is no such protocol.
         """
-        weights = [self._weight(self.original, d.target) for d in self.decisions]
+        weights = [weight_of(self.original, d.target) for d in self.decisions]
         full = self.graph.full()
         every = sum(layer.weights(full) for layer in self.graph.layers)
         dense = every - sum(d.size for d in self.decisions)
@@ -300,7 +314,7 @@ class WeightSparsification(Learner):
                 kept, fitted = self.kept_weights(plan), self._fitted
             else:
                 kept, fitted = self._fit_again(network, plan)
-            return self._finish(_masked(network, kept, fitted, self._norms), kept, dtype, proxy)
+            return self._finish(masked(network, kept, fitted, self._norms), kept, dtype, proxy)
 
     def _fit_again(
         self, network: nn.Module, plan: CompressionPlan
@@ -308,8 +322,8 @@ class WeightSparsification(Learner):
         """Returns what stays of a network that is not the original, and its re-fit."""
         kept = {}
         for d, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
-            size = self._weight(network, d.target).numel()
-            if (count := round(value * size)) < size:
+            size = weight_of(network, d.target).numel()
+            if (count := math.floor(value * size + 1e-6)) < size:  # never more than is allowed
                 kept[d.target] = count
         layers: dict[str, LayerReconstruction] = {}
         if self.proxy.reconstruct and kept:
@@ -318,16 +332,6 @@ class WeightSparsification(Learner):
             )
             layers = prepare_reconstruction(network, moments, self._norms)
         return kept, FittedWeights(network, layers, self.pattern, self.proxy.reconstruct)
-
-    @staticmethod
-    def _weight(network: nn.Module, name: str) -> Tensor:
-        module = dict(network.named_modules()).get(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise PlanMismatchError(
-                f"Expected a convolution or linear layer {name!r} as in the original network, got "
-                f"{type(module).__name__}."
-            )
-        return module.weight.detach()
 
     def _candidate(
         self,
@@ -342,11 +346,11 @@ class WeightSparsification(Learner):
             self._fitted.solve(name, count)
         clock.append(time.process_time())
         if proxy.finetune_steps:
-            network = _masked(self.original, kept, self._fitted, self._norms)
+            network = masked(self.original, kept, self._fitted, self._norms)
             network = finalise(self._finish(network, kept, dtype, proxy))
             clock += [time.process_time()] * 2
         else:
-            network = _with_zeros(self.original, kept, self._fitted, self._norms)
+            network = with_zeros(self.original, kept, self._fitted, self._norms)
             clock.append(time.process_time())
             self._finish(network, kept, dtype, proxy)
             clock.append(time.process_time())
@@ -379,7 +383,7 @@ class WeightSparsification(Learner):
         with limited_threads(self.threads):
             return {
                 d.key: error_curve(
-                    d, self._weight(self.original, d.target), self._layers.get(d.target),
+                    d, weight_of(self.original, d.target), self._layers.get(d.target),
                     self._fitted,
                 )
                 for d in self.decisions
@@ -392,37 +396,3 @@ class WeightSparsification(Learner):
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(seed=self.seed)
-
-
-def _with_zeros(
-    network: nn.Module,
-    kept: Mapping[str, int],
-    fitted: FittedWeights,
-    norms: Mapping[str, str],
-) -> nn.Module:
-    """Returns a copy in plain layers, zeros in their weights."""
-    copied = copy.deepcopy(network).eval()
-    modules = dict(copied.named_modules())
-    for name, count in kept.items():
-        weight, bias = fitted.solve(name, count)
-        write_layer(modules[name], weight, bias, modules.get(norms.get(name, "?")))
-    return copied
-
-
-def _masked(
-    network: nn.Module,
-    kept: Mapping[str, int],
-    fitted: FittedWeights,
-    norms: Mapping[str, str],
-) -> nn.Module:
-    """Returns a copy in masked layers, the old weights behind the masks."""
-    copied = copy.deepcopy(network).eval()
-    modules = dict(copied.named_modules())
-    for name, count in kept.items():
-        layer, mask = modules[name], fitted.mask(name, count)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight, bias = fitted.solve(name, count)
-        weight = torch.where(mask, weight, layer.weight.detach())
-        write_layer(layer, weight, bias, modules.get(norms.get(name, "?")))
-        replace_module(copied, name, sparse_layer(layer, mask))
-    return copied

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import LearnerContract, count_macs, make_data
+from contracts.learner_contract import LearnerContract, count_macs
 from torch import nn
 
 from amc_env import Budget
@@ -35,24 +35,11 @@ class SparsificationContract(LearnerContract):
 
 
 class TestUnstructured(SparsificationContract):
-    options = {}  # noqa: RUF012
+    options = {"schedule_frequency": 1}  # noqa: RUF012
 
 
-class TestBlocksInOneShot(SparsificationContract):
-    options = {"pattern": "block4", "schedule": "one-shot"}  # noqa: RUF012
-
-
-class TestTwoOfFour(SparsificationContract):
-    """The first layers, whose inputs are no multiple of four, and the depthwise ones stay dense."""
+class TestTwoOfFourInOneShot(SparsificationContract):
+    """First layers, whose inputs are no multiple of four, and the depthwise ones stay dense."""
 
     budget = Budget(density=0.75)
-    options = {"pattern": "2:4", "schedule_frequency": 1}  # noqa: RUF012
-
-
-class TestThatTrainsBriefly(SparsificationContract):
-    proxy_is_compress = False
-    uncut_loss = 0.1
-
-    @property
-    def options(self):
-        return {"finetune_steps": 2, "train": make_data(96, 1)}
+    options = {"pattern": "2:4", "schedule": "one-shot"}  # noqa: RUF012

@@ -17,6 +17,7 @@ from amc_env.plan import CompressionPlan
 from learners import ChannelPruning, WeightSparsification
 from learners.masking import SparseConv2d, SparseLinear, masked_layers
 from learners.parts import Judge, PlanPart
+from learners.quantization.packing import packed_bytes
 from learners.sparsification import finalise
 from learners.sparsification.refit import relative_error
 from learners.training import TrainingConfig
@@ -226,6 +227,47 @@ def test_a_plan_that_keeps_everything_trains_without_a_schedule(learner):
     network = learner.compress(CompressionPlan.full(learner.decisions))
     assert not masked_layers(network)
     assert learner._training_hooks(network) == ()
+
+
+def test_candidates_may_train_briefly_behind_their_masks():
+    model = make_model("depthwise")
+    options = {"pattern": "block4", "train": make_data(96, 1)}
+    learner = make(model, finetune_steps=3, **options)
+    plan = learner.plan_for("uniform", 0.2)
+    assert learner.evaluate(plan) == learner.evaluate(plan) == learner.evaluate_full(plan)
+    candidate = learner._candidate(learner.kept_weights(plan), torch.float32, learner.proxy)
+    non_zero = sum(
+        int((candidate.get_submodule(d.target).weight != 0).sum()) for d in learner.decisions
+    )
+    assert non_zero == sum(learner.kept_weights(plan).values())
+    assert learner.seconds.mean()["finetuning"] > 0
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block4", "2:4"])
+def test_the_packed_file_has_the_size_that_the_budget_counts(pattern):
+    """Wide enough for the weights to matter beside the header."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, CLASSES),
+        )
+        for layer in (model[0], model[3], model[8]):
+            nn.init.normal_(layer.weight, std=0.1)  # as after training, unlike uniform ones
+    learner = make(model, pattern=pattern)
+    for density in (0.9, 0.6) if pattern == "2:4" else (0.9, 0.5, 0.2, 0.1):
+        plan = learner.plan_for("global", density)
+        size = len(packed_bytes(learner.compress(plan), plan=plan))
+        counted = learner.cost_models["bytes"](plan.values_for(learner.decisions))
+        assert counted == pytest.approx(size, rel=0.03)
+        assert size < 4.2 * density * sum(p.numel() for p in model.parameters()) + 5000
 
 
 @pytest.mark.parametrize(

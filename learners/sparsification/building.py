@@ -1,0 +1,78 @@
+"""Puts networks with zeros together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import PlanMismatchError
+from learners.channel_pruning.reconstruction import write_layer
+from learners.masking import sparse_layer
+from learners.quantization.structure import replace_module
+from learners.sparsification.fitted import FittedWeights
+
+
+def weight_of(network: nn.Module, name: str) -> Tensor:
+    """Returns the weight of a layer, without its mask if it has one.
+
+    Raises:
+        PlanMismatchError: If there is no such convolution or linear layer.
+    """
+    module = dict(network.named_modules()).get(name)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise PlanMismatchError(
+            f"Expected a convolution or linear layer {name!r} as in the original network, got "
+            f"{type(module).__name__}."
+        )
+    return module.weight.detach()
+
+
+def with_zeros(
+    network: nn.Module,
+    kept: Mapping[str, int],
+    fitted: FittedWeights,
+    norms: Mapping[str, str],
+) -> nn.Module:
+    """Returns a copy in plain layers, zeros in their weights.
+
+    Args:
+        network: The network, not changed.
+        kept: Layer -> number of weights that stay.
+        fitted: The weights of its layers.
+        norms: Layer -> batch norm right behind it, which takes the intercept of a fit.
+    """
+    copied = copy.deepcopy(network).eval()
+    modules = dict(copied.named_modules())
+    for name, count in kept.items():
+        weight, bias = fitted.solve(name, count)
+        write_layer(modules[name], weight, bias, modules.get(norms.get(name, "?")))
+    return copied
+
+
+def masked(
+    network: nn.Module,
+    kept: Mapping[str, int],
+    fitted: FittedWeights,
+    norms: Mapping[str, str],
+) -> nn.Module:
+    """Returns a copy in masked layers, the old weights behind the masks.
+
+    Args:
+        network: The network, not changed.
+        kept: Layer -> number of weights that stay.
+        fitted: The weights of its layers.
+        norms: Layer -> batch norm right behind it, which takes the intercept of a fit.
+    """
+    copied = copy.deepcopy(network).eval()
+    modules = dict(copied.named_modules())
+    for name, count in kept.items():
+        layer, mask = modules[name], fitted.mask(name, count)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight, bias = fitted.solve(name, count)
+        weight = torch.where(mask, weight, layer.weight.detach())
+        write_layer(layer, weight, bias, modules.get(norms.get(name, "?")))
+        replace_module(copied, name, sparse_layer(layer, mask))
+    return copied
