@@ -154,8 +154,8 @@ class BytesCost(CostModel):
     def predict(self, values: Sequence[float] | Array) -> float:
         """Returns the bytes themselves, which may fall when a value grows.
 
-        Of sparse networks of 2 and 3 bits with more than half of their weights they are fewer
-        than what budgets count (see :class:`~amc_env.sparse_form.SparseForm`); else the same.
+        They do in sparse networks of few bits with most of their weights, where budgets count
+        more (see :class:`~amc_env.sparse_form.SparseForm`); else both are the same.
         """
         return self._bytes(values, exact=True)
 

@@ -8,7 +8,7 @@ packed file really takes (``learners/quantization/packing_sparse.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +60,38 @@ def place_bits(density: Array, pattern: str) -> Array:
     return bits * factor
 
 
+def measured_value_bits(
+    size: float, weights: int, density: float, pattern: str = "unstructured"
+) -> float:
+    """Returns the bits per non-zero weight with which :class:`SparseForm` counts a measured size.
+
+    For ``StorageFormat.value_bits``: what a layer's weights take, places and all, is then
+    predicted exactly where it was measured, whatever order is in the places. Less than 0 if that
+    order is worth more than the values.
+
+    Args:
+        size: Bytes of the layer's weights in a packed file.
+        weights: Their number, zeros included.
+        density: Share that is not zero.
+        pattern: That of the storage.
+    """
+    of_places, of_table = _places(np.array([float(weights)]), np.array([density]), pattern)
+    return float(8.0 * (size - of_places[0] - of_table[0]) / (density * weights))
+
+
+def _places(weights: Array, densities: Array, pattern: str) -> tuple[Array, Array]:
+    """Returns the bytes of the places, and of the coder's table for them."""
+    places = weights * place_bits(densities, pattern) / 8
+    return _INDEX_EXCESS * places, _INDEX_TABLE * places / (places + _INDEX_HALF_TABLE)
+
+
 class SparseForm:
     """Bytes of the weights of all layers of a sparse network.
 
-    Called for budgets, a layer's bytes never fall when its density or its bits grow. Exactly that
-    can happen: half of the weights of 2 bits, and where they are, take as much as 3/4 of them
-    without saying so. There the fewer weights' bytes hold for both; from 4 bits on the difference
-    is below 3 % (it is at most ``log2(1 + 2 ** -bits)`` bits per weight).
+    For budgets a layer's bytes never fall when its density or its bits grow. In the file they can:
+    half of the weights in 2 bits, and where they are, take more than all of them without saying so.
+    There the fewer weights' bytes hold for both. How much that adds falls with the bits: it is at
+    most ``log2(1 + 2 ** -bits)`` bits per weight for codes that take all their bits.
 
     Args:
         layers: The layers.
@@ -75,19 +100,9 @@ class SparseForm:
 
     def __init__(self, layers: Sequence[LayerSpec], storage: StorageFormat) -> None:
         self._places = place_bits(_GRID, storage.pattern)
-        excess = _INDEX_EXCESS * self._places
-        plain: list[ValueBits] = [((1.0, float(width)),) for width in _WIDTHS]
-        usual = dict(zip(_LEVELS, (*plain, _FLOAT_BITS), strict=True))
         measured = [storage.value_bits.get(x.name, {}) for x in layers]
-        shape = (len(layers), len(_LEVELS))
-        # The table of the values is part of what was measured.
-        tables = _VALUE_TABLE * np.array(
-            [[width not in known for width in _LEVELS] for known in measured]
-        ).reshape(shape)
-        values = np.array(
-            [[_value_bits(known.get(w, usual[w])) for w in _LEVELS] for known in measured]
-        ).reshape(*shape, len(_GRID))
-        stored = values + excess
+        values, tables = _values(measured), _value_tables(measured)
+        stored = values + _INDEX_EXCESS * self._places
         growing = np.maximum.accumulate(np.maximum.accumulate(stored, axis=2), axis=1)
         # Bytes per weight, one table for budgets and one for what is stored.
         self._per_weight: Array = np.stack([growing, stored]).reshape(2, -1) / 8
@@ -119,6 +134,7 @@ class SparseForm:
             result: Array = weights * (low + share * (high - low)) + tables[self._rows, width]
             return result
 
+        # As in ``_places``, from the grid.
         once = self._places_once[int(exact)]
         places = weights * (once[right - 1] + share * (once[right] - once[right - 1]))
         table = _INDEX_TABLE * places / (places + _INDEX_HALF_TABLE)
@@ -133,7 +149,34 @@ class SparseForm:
         return codes, floats
 
 
-def _value_bits(points: ValueBits) -> Array:
-    """Returns the bits of the values per weight of the layer, on the grid of densities."""
-    known = np.array(sorted(points), dtype=np.float64)
-    return _GRID * np.interp(_GRID, known[:, 0], known[:, 1])
+Measured = Sequence[Mapping[int, ValueBits]]
+
+
+def _values(measured: Measured) -> Array:
+    """Bits of the values per weight, by layer, bits and density."""
+    plain: list[ValueBits] = [((1.0, float(width)),) for width in _WIDTHS]
+    usual = dict(zip(_LEVELS, (*plain, _FLOAT_BITS), strict=True))
+    values = np.empty((len(measured), len(_LEVELS), len(_GRID)))
+    for row, known in enumerate(measured):
+        for level, width in enumerate(_LEVELS):
+            points = np.array(sorted(known.get(width, usual[width])), dtype=np.float64)
+            values[row, level] = _GRID * np.interp(_GRID, points[:, 0], points[:, 1])
+    return _not_above_the_next(values, measured)
+
+
+def _value_tables(measured: Measured) -> Array:
+    """Bytes of the coder's table for the values, by layer and bits; 0 where it was measured too."""
+    missing = [[width not in known for width in _LEVELS] for known in measured]
+    tables = _VALUE_TABLE * np.array(missing, dtype=np.float64).reshape(-1, len(_LEVELS))
+    return _not_above_the_next(tables, measured)
+
+
+def _not_above_the_next(numbers: Array, measured: Measured) -> Array:
+    """What nobody measured for few bits must not count more than what was for more."""
+    for row, known in enumerate(measured):
+        for level in reversed(range(len(_WIDTHS) - 1)):
+            if _WIDTHS[level] not in known:
+                np.minimum(
+                    numbers[row, level], numbers[row, level + 1], out=numbers[row, level, ...]
+                )
+    return numbers

@@ -48,8 +48,9 @@ class StorageFormat:
         pattern: Of the zeros, as far as it makes them cheaper to tell: ``"unstructured"`` or
             ``"N:M"`` (M up to 8). Blocks of zeros take at most what unstructured ones do.
         value_bits: Layer -> bits (32 for float32) -> what a non-zero weight of so many bits
-            really takes in a sparse network, once it is entropy-coded. Missing ones count with
-            their full bits, float32 with what is usual.
+            really takes in a sparse network, once it is entropy-coded, see
+            :func:`amc_env.sparse_form.measured_value_bits`. Missing ones count with their full
+            bits, float32 with what is usual.
 
     Raises:
         ValueError: If a number is out of range or the granularity is unknown.
@@ -106,10 +107,9 @@ class StorageFormat:
         for layer, widths in self.value_bits.items():
             for width, points in widths.items():
                 if not points or any(
-                    not (0.0 <= density <= 1.0 and 0.0 <= bits <= 2 * FLOAT_BITS)
-                    for density, bits in points
+                    not (0.0 <= density <= 1.0 and math.isfinite(bits)) for density, bits in points
                 ):
                     raise ValueError(
-                        f"Expected value_bits as pairs of a density in [0, 1] and bits in "
-                        f"[0, {2 * FLOAT_BITS}] for {layer!r} and {width} bits, got {points}."
+                        f"Expected value_bits as pairs of a density in [0, 1] and finite bits for "
+                        f"{layer!r} and {width} bits, got {points}."
                     )
