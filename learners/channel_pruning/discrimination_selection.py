@@ -6,7 +6,8 @@
 
 The leaf of the gradient is the weight with zeros for all channels that are not in ``A``; its
 gradient is defined there too, and says how much a channel would help if it came back. Where a
-group has several consumers all of them lack the same units; their losses add up.
+group has several consumers all of them lack the same units; their losses add up, and so do the
+squares of their gradients relative to their weights.
 """
 
 from __future__ import annotations
@@ -82,9 +83,18 @@ class GatedWeights:
             self.present[name].index_fill_(axis, where, 1.0)
 
     def squared_norms(self, gradients: dict[str, Tensor]) -> Tensor:
-        """Returns ``||G_k||_F^2`` per unit, summed over the slots."""
-        rows = (per_unit(gradients[_name(s)], s).double().square().sum(1) for s in self.slots)
-        return torch.stack([row.cpu() for row in rows]).sum(0)
+        """Returns ``||G_k||_F^2`` per unit, in units of its layer's weights, summed over the slots.
+
+        The gradient of a layer in front of a batch norm is inverse to the size of its weights,
+        which means nothing there: without the factor small weights would decide for all readers.
+        """
+        total: Tensor | None = None
+        for slot in self.slots:
+            norms = per_unit(gradients[_name(slot)], slot).double().square().sum(1).cpu()
+            norms *= self.pretrained[_name(slot)].double().square().mean().item()
+            total = norms if total is None else total + norms
+        assert total is not None
+        return total
 
 
 class GroupLoss:

@@ -95,7 +95,9 @@ def test_gradient_norms_equal_autograd_and_finite_differences_of_the_loss_writte
     args = (found.heads[0], images, labels)
     loss = by_hand(model, *args, leaf, 0.7)
     loss.backward()
-    torch.testing.assert_close(norms, leaf.grad.square().sum((0, 2, 3)), rtol=1e-3, atol=1e-10)
+    scale = model[3].weight.square().mean()
+    expected = scale * leaf.grad.square().sum((0, 2, 3))
+    torch.testing.assert_close(norms, expected, rtol=1e-3, atol=1e-12)
     for index in ((0, 0, 1, 1), (5, 3, 0, 2), (20, 12, 2, 1)):
         up, down = start.clone(), start.clone()
         up[index] += 1e-5
@@ -117,13 +119,37 @@ def test_several_consumers_add_up_and_lack_the_same_units():
     assert set(weights.leaves) == {"conv1.weight", "conv3.weight"}
     leaves = {n: w.clone().requires_grad_() for n, w in weights.leaves.items()}
     problem.loss(leaves, 0).backward()
-    expected = sum(leaf.grad.double().square().sum((0, 2, 3)) for leaf in leaves.values())
+    expected = sum(
+        leaf.grad.double().square().sum((0, 2, 3))
+        * model.get_parameter(name).double().square().mean()
+        for name, leaf in leaves.items()
+    )
     norms = weights.squared_norms(problem.gradients(weights.leaves, 0))
     torch.testing.assert_close(norms, expected)
     # With every unit there nothing is lost, and only the auxiliary losses remain.
     weights.add(torch.arange(8, 16))
     whole = sum(found.losses(images, labels, stages).values())
     assert problem.loss(weights.leaves, 0).item() == pytest.approx(whole.item(), abs=1e-6)
+
+
+def test_weights_in_front_of_a_batch_norm_may_have_any_scale():
+    """The network is the same function, and so is what its readers want of a group."""
+    images, labels = make_data(32, 2)[0]
+    found = []
+    for factor in (1.0, 4.0):
+        model = model_of("residual")
+        with torch.no_grad():
+            model.conv3.weight.mul_(factor)
+            model.bn3.running_mean.mul_(factor)
+            model.bn3.running_var.add_(1e-5).mul_(factor**2).sub_(1e-5)  # epsilon included
+        slots = [s for s in trace(model, EXAMPLE).unit_slots("stem") if s.role == "consumer"]
+        network, places = discriminator_of(model, images[:2], count=1)
+        stages = {places.stage_of(s.module) for s in slots} - {0}
+        problem = GroupLoss(network, model, slots, stages, [(images, labels)], weight=1.0)
+        weights = GatedWeights(model, slots)
+        weights.add(torch.arange(4))
+        found.append(weights.squared_norms(problem.gradients(weights.leaves, 0)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-9)
 
 
 class Informative(nn.Module):
