@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc_env import Budget
 from experiments.configs import RunConfig
 from experiments.context import (
     Task,
@@ -20,6 +21,7 @@ from experiments.context import (
 from experiments.evaluate import run_evaluate, run_export
 from experiments.export import require_onnx
 from experiments.finetune import run_finetune, training_config
+from experiments.progressive import stage_budgets
 from experiments.runs import RunFolder
 from experiments.search import run_search
 from experiments.summary import cost_text, fixed_choice
@@ -116,7 +118,8 @@ def describe(stage: str, task: Task) -> str:
         "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
-        "search": f"{config.agent}, {config.episodes} episodes, budget {config.budget}"
+        "search": f"{_stages_text(config)}{config.agent}, {config.episodes} episodes, budget "
+        f"{config.budget}"
         if config.decides
         else f"nothing to choose: {fixed_choice(config)}",
         "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: "
@@ -127,6 +130,13 @@ def describe(stage: str, task: Task) -> str:
         "report": str(folder / "report.html"),
     }
     return texts[stage]
+
+
+def _stages_text(config: RunConfig) -> str:
+    if not config.is_progressive:
+        return ""
+    budgets = stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
+    return f"{len(budgets)} stages ({'; '.join(map(str, budgets))}), each: "
 
 
 def _before_finetuning(config: RunConfig) -> str:

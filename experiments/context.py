@@ -19,11 +19,13 @@ from amc_env.reward import REWARDS
 from experiments.configs import RunConfig
 from experiments.data import DataSplits, load_data
 from experiments.learner_options import check_options
-from experiments.learners_registry import make_learner
+from experiments.learners_registry import make_channel_learner, make_learner
 from experiments.models import load_weights
 from experiments.networks import build_original, example_input, load_original, trace_original
 from experiments.problem import Problem, check_feasible, make_problem
 from experiments.runs import RunFolder, TaskFacts
+from experiments.teachers import load_teacher
+from learners.channel_pruning import ChannelPruning
 from learners.tracing import trace
 
 if TYPE_CHECKING:
@@ -74,6 +76,22 @@ class Task:
         """The prepared learner of the search."""
         return make_learner(self.config, self.data, self.original, progress=self.progress)
 
+    def channel_learner(self, network: nn.Module) -> ChannelPruning:
+        """Prepares the run's learner on a network; the one of the search where it is the original.
+
+        Only for learners that do nothing but cut channels.
+        """
+        if network is self.original and isinstance(self.learner, ChannelPruning):
+            return self.learner
+        return make_channel_learner(self.config, self.data, network, progress=self.progress)
+
+    @cached_property
+    def teacher(self) -> nn.Module | None:
+        """The network that teaches the smaller one, in eval mode; None if nobody does."""
+        if self.config.teacher == "original":
+            return self.original
+        return load_teacher(self.config, self.folder.facts)
+
     @cached_property
     def problem(self) -> Problem:
         """What the search decides, and what its plans cost."""
@@ -88,11 +106,14 @@ def check_search_options(config: RunConfig) -> None:
             option has no effect on the learner.
     """
     from agents import AGENTS
+    from experiments.progressive import stage_budgets
     from learners.channel_pruning.criteria import make_criterion
     from learners.proxy import Proxy
 
     check_options(config)
     make_criterion(config.criterion)
+    if config.is_progressive:
+        stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
     Proxy.parse(config.proxy, config.finetune_steps)
     for option, value, known in (
         ("--agent", config.agent, AGENTS),

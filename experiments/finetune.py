@@ -15,7 +15,6 @@ from experiments.finetune_start import starting_network
 from experiments.learners_registry import training_hooks
 from experiments.networks import example_input, save_network
 from experiments.runs import PACKED
-from experiments.teachers import load_teacher
 from learners.feature_matching import FeatureMatching
 from learners.hooks import TrainingHook
 from learners.quantization.codebook import set_mode
@@ -64,9 +63,7 @@ def run_finetune(task: Task) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
-    teacher = load_teacher(config, folder.facts)
-    teacher = task.original if config.teacher == "original" else teacher
-    start = starting_network(task, settings, teacher, checkpoints)
+    start = starting_network(task, settings, checkpoints)
     model, seconds = start.network, start.seconds
     if config.quantization == "codebook":
         set_mode(model, config.codebook_mode)
@@ -80,7 +77,7 @@ def run_finetune(task: Task) -> None:
                 task.data.train,
                 task.data.validation,
                 settings,
-                teacher=teacher,
+                teacher=task.teacher,
                 hooks=_hooks(task, model),
                 checkpoint_dir=checkpoints,
                 resume=True,

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from experiments.context import Task
 from experiments.events import open_writer
 from experiments.files import write_json
-from experiments.learners_registry import make_channel_learner
 from experiments.networks import load_smaller, read_shape, save_network
-from learners.channel_pruning import ChannelPruning
 from learners.group_finetuning import group_finetune
 from learners.sparse_training import cut_after, sparse_training
 from learners.training import TrainingConfig
@@ -38,15 +36,12 @@ class Start:
     seconds: float = 0.0
 
 
-def starting_network(
-    task: Task, settings: TrainingConfig, teacher: nn.Module | None, checkpoints: Path
-) -> Start:
+def starting_network(task: Task, settings: TrainingConfig, checkpoints: Path) -> Start:
     """Returns the network of the plan: from the search, or cut in stages, or after fading.
 
     Args:
         task: The run, searched.
         settings: Of its trainings, whatever the number of epochs.
-        teacher: Teaches these trainings too.
         checkpoints: Folder that an interrupted one is continued from.
     """
     folder, config = task.folder, task.config
@@ -57,7 +52,7 @@ def starting_network(
     if not path.exists():
         started = time.perf_counter()
         cut = _after_fading if config.sparse_training != "none" else _in_groups
-        network, kept = cut(task, settings, teacher, checkpoints)
+        network, kept = cut(task, settings, checkpoints)
         network.cpu()
         write_json(checkpoints / _SECONDS, {"seconds": time.perf_counter() - started})
         save_network(network, path, plan=folder.read_plan(), kept=kept)
@@ -68,11 +63,11 @@ def starting_network(
 
 
 def _after_fading(
-    task: Task, settings: TrainingConfig, teacher: nn.Module | None, checkpoints: Path
+    task: Task, settings: TrainingConfig, checkpoints: Path
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Trains the original until what the plan cuts has faded, and cuts it."""
     config, plan = task.config, task.folder.read_plan()
-    learner = _channel_learner(task, task.original)
+    learner = task.channel_learner(task.original)
     with open_writer(task.folder / "tensorboard" / "sparse_training") as writer:
         trained = sparse_training(
             learner,
@@ -81,7 +76,7 @@ def _after_fading(
             regulariser=config.sparse_training,
             epochs=config.sparse_epochs,
             config=settings,
-            teacher=teacher,
+            teacher=task.teacher,
             checkpoint_dir=checkpoints / "sparse_training",
             resume=True,
             writer=writer,
@@ -91,30 +86,23 @@ def _after_fading(
 
 
 def _in_groups(
-    task: Task, settings: TrainingConfig, teacher: nn.Module | None, checkpoints: Path
+    task: Task, settings: TrainingConfig, checkpoints: Path
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Cuts some layers, fine-tunes, cuts the next ones."""
     config = task.config
     with open_writer(task.folder / "tensorboard" / "groups") as writer:
         result = group_finetune(
-            lambda network: _channel_learner(task, network),
+            task.channel_learner,
             task.original,
             task.folder.read_plan(),
             task.data.train,
             groups=config.finetune_groups,
             epochs_between=config.group_epochs,
             config=settings,
-            teacher=teacher,
+            teacher=task.teacher,
             checkpoint_dir=checkpoints / "groups",
             resume=True,
             writer=writer,
             progress=task.progress,
         )
     return result.network, result.kept
-
-
-def _channel_learner(task: Task, network: nn.Module) -> ChannelPruning:
-    """Prepares the run's learner on a network; the one of the search where it is the original."""
-    if network is task.original and isinstance(task.learner, ChannelPruning):
-        return task.learner
-    return make_channel_learner(task.config, task.data, network, progress=task.progress)

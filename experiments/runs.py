@@ -5,6 +5,7 @@
 ``state.json``            which stages have started and finished, with their results and seconds
 ``original.safetensors``  the uncompressed network's tensors
 ``plan.json``             the plan that the search chose
+``stages/``               of a progressive run: trials and network of every stage
 ``trials.jsonl``          one line per episode
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units
@@ -182,6 +183,8 @@ class RunFolder:
             RunFolderError: If an option that has already taken effect differs.
         """
         begun = {"task", *self._stages}
+        if self.config.is_progressive and not self.is_done("search"):
+            begun.add("finetune")  # its options hold for the fine-tuning between stages too
         if differences := self.config.differences(config, begun):
             raise RunFolderError(
                 f"The run in {self.path} was started with other options: "

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from torch import Tensor, nn
 
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
 from amc_env.reward import Result, resolve_reward
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
+from experiments.files import write_atomic
+from experiments.finetune import training_config
 from experiments.networks import save_network
 from experiments.problem import check_the_only_plan
 from experiments.trials import TrialRecorder
@@ -22,6 +27,7 @@ def run_search(task: Task) -> None:
     """Writes ``plan.json``, ``trials.jsonl`` and ``pruned.safetensors``.
 
     A search that was interrupted is replayed with its recorded judgements, to the same result.
+    ``--progressive`` searches stage after stage, each in a folder of its own below ``stages``.
     Where no agent decides, the one plan there is is judged: that of fixed bits, or of a rule.
     """
     folder, config = task.folder, task.config
@@ -31,15 +37,9 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    searches = config.decides and learner.decisions
-    found = (_search if searches else _judge_the_only_plan)(task, learner, wall, cpu)
-    keep: Any = getattr(learner, "kept_units", lambda plan: {})
-    save_network(
-        learner.compress(found.plan),
-        folder / "pruned.safetensors",
-        plan=found.plan,
-        kept=keep(found.plan),
-    )
+    found = _way_of(config, learner)(task, learner, wall, cpu)
+    network, kept = found.cut or _cut(learner, found.plan)
+    save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
     folder.write_plan(found.plan)
     folder.finish(
         "search",
@@ -51,12 +51,29 @@ def run_search(task: Task) -> None:
         best=_facts(found.best),
         uniform=_facts(found.uniform),
         reward=found.reward,
+        **found.more,
     )
+
+
+def _way_of(config: RunConfig, learner: Learner) -> Callable[[Task, Learner, float, float], _Found]:
+    """Returns the way to the plan."""
+    if config.is_progressive:
+        return _search_in_stages
+    return _search if config.decides and learner.decisions else _judge_the_only_plan
+
+
+def _cut(learner: Learner, plan: CompressionPlan) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    keep: Any = getattr(learner, "kept_units", lambda plan: {})
+    return learner.compress(plan), keep(plan)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a search ends with; seconds are those of all processes that it took."""
+    """What a search ends with; seconds are those of all processes that it took.
+
+    ``cut`` are the network of the plan and the units that stay, where the learner does not make it
+    from the original network; ``more`` are further results of the stage.
+    """
 
     plan: CompressionPlan
     reward: float
@@ -66,6 +83,8 @@ class _Found:
     prepare_seconds: float
     seconds: float
     cpu_seconds: float
+    cut: tuple[nn.Module, Mapping[str, Tensor]] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
@@ -109,6 +128,50 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         prepare_seconds=prepare_wall,
         seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
         cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
+    )
+
+
+def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from experiments.progressive import TRIALS, progressive_compression
+
+    folder, config = task.folder, task.config
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    stages = folder / "stages"
+    result = progressive_compression(
+        task.channel_learner,
+        task.original,
+        task.data.train,
+        config.budget,
+        stages=config.stages or config.progressive,
+        agent=config.agent,
+        episodes=config.episodes,
+        seed=config.seed,
+        action=config.reading,
+        reward=config.reward,
+        epochs_between=config.stage_epochs,
+        config=training_config(config),
+        teacher=task.teacher,
+        folder=stages,
+        progress=task.progress,
+    )
+    last = stages / str(len(result.stages))
+    write_atomic(folder / "trials.jsonl", (last / TRIALS).read_bytes())
+    for place in stages.iterdir():
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    facts = result.stages
+    return _Found(
+        plan=result.plan,
+        reward=result.best.reward,
+        best=result.best,
+        uniform=result.uniform,
+        n_trials=facts[-1].n_trials,
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + sum(stage.seconds for stage in facts),
+        # Per episode of all stages, although the trials on record are those of the last one.
+        cpu_seconds=(prepare_cpu + sum(stage.cpu_seconds for stage in facts))
+        * (facts[-1].n_trials / sum(stage.n_trials for stage in facts)),
+        cut=(result.network, result.kept),
+        more={"stages": [asdict(stage) for stage in facts]},
     )
 
 

@@ -1,0 +1,312 @@
+"""Progressive compression: the budget in stages, each searched from the network of the last.
+
+At high ratios the network that the plans of a single search are judged by is broken, and the
+statistics that repair it are those of a network twice its size. Here every stage takes away a
+little, fine-tunes, and searches again from what that came to, as the authors of AMC advise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from agents import make_agent
+from agents.base import Trial
+from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env.env import DEFAULT_READING
+from experiments.composition import Composition
+from experiments.files import write_json
+from experiments.models import load_weights
+from experiments.networks import read_shape, save_network
+from experiments.trials import TrialRecorder, read_trials
+from learners.base import Batches
+from learners.channel_pruning import ChannelPruning
+from learners.training import TrainingConfig
+
+TRIALS = "trials.jsonl"
+_NETWORK = "network.safetensors"
+_FACTS = "stage.json"
+
+MakeLearner = Callable[[nn.Module], ChannelPruning]
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What one stage has come to; costs are shares of the original's.
+
+    Args:
+        budget: The bounds it had.
+        n_trials: Plans judged.
+        accuracy: Proxy accuracy of the best one, in [0, 1].
+        cost_ratio: Its costs.
+        finetuned_accuracy: Validation accuracy after the fine-tuning; None for the last stage,
+            and without epochs.
+        seconds: Search and fine-tuning.
+        cpu_seconds: Of the search.
+    """
+
+    budget: str
+    n_trials: int
+    accuracy: float
+    cost_ratio: dict[str, float]
+    finetuned_accuracy: float | None
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class ProgressiveResult:
+    """What :func:`progressive_compression` returns; plans and costs are those of the original.
+
+    Args:
+        network: Within the budget, in ``eval`` mode; not fine-tuned since its last cut.
+        plan: Keep ratios of the original.
+        kept: Channel group -> sorted units of the original that stay; the original's slice by
+            them takes the weights of ``network``.
+        best: The plan of the last stage, judged.
+        uniform: The uniform plan of the last stage, judged.
+        stages: What every stage has come to.
+        learner: Of the last stage, to fine-tune with.
+    """
+
+    network: nn.Module
+    plan: CompressionPlan
+    kept: dict[str, Tensor]
+    best: Outcome
+    uniform: Outcome
+    stages: tuple[StageFacts, ...]
+    learner: ChannelPruning
+
+
+def stage_budgets(budget: Budget, stages: int | Sequence[float]) -> list[Budget]:
+    """Returns the budgets of the stages; the last one is the budget itself.
+
+    Args:
+        budget: Of the finished network.
+        stages: How many: upper bounds then fall from 1 in equal ratios. Or the upper bounds of
+            the first cost, falling; those of the other costs fall in step. Lower bounds are those
+            of the budget in every stage, so that none takes away too much.
+
+    Raises:
+        ValueError: If the bounds do not fall from 1 to the budget.
+    """
+    name, (_, upper) = next(iter(budget.bounds.items()))
+    if isinstance(stages, int):
+        if stages < 1:
+            raise ValueError(f"Expected at least 1 stage, got {stages}.")
+        parts = [(k + 1) / stages for k in range(stages - 1)]
+    else:
+        shares = [share for share in stages if not math.isclose(share, upper)]
+        if not all(a > b for a, b in zip([1.0, *shares], [*shares, upper], strict=True)):
+            raise ValueError(
+                f"Expected stages that fall from 1 to {name}={upper:g}, got "
+                f"{','.join(f'{share:g}' for share in stages)}."
+            )
+        parts = [math.log(share) / math.log(upper) for share in shares]
+    on_the_way = [
+        Budget(**{n: (low, round(high**part, 4)) for n, (low, high) in budget.bounds.items()})
+        for part in parts
+    ]
+    return [*on_the_way, budget]
+
+
+def progressive_compression(
+    make_learner: MakeLearner,
+    model: nn.Module,
+    train_loader: Batches,
+    budget: Budget | str,
+    *,
+    stages: int | Sequence[float] = 3,
+    agent: str = "ddpg",
+    episodes: int = 100,
+    seed: int = 0,
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    epochs_between: int = 3,
+    config: TrainingConfig | None = None,
+    teacher: nn.Module | None = None,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> ProgressiveResult:
+    """Reaches a budget in stages: search, cut, fine-tune; search the next one from there.
+
+    Args:
+        make_learner: Prepares a learner on a network; deterministic, if the run is to be resumed.
+        model: The original network, not changed.
+        train_loader: Training batches.
+        budget: Bounds as shares of the original's costs, of the finished network.
+        stages: See :func:`stage_budgets`.
+        agent: Name of the agent that searches every stage.
+        episodes: Plans it judges in every stage.
+        seed: Of the searches.
+        action: Reading of the action, see ``CompressionEnv``.
+        reward: Name from ``amc_env.REWARDS``; costs in it are shares of the stage's network.
+        epochs_between: Of the fine-tuning after every stage but the last, which is left to the
+            caller; 0 for none.
+        config: All its other settings.
+        teacher: Network to distil from, usually the original one.
+        folder: Where stages are kept: killed at any moment and called again with equal arguments,
+            the result is the same.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget.
+        PlanMismatchError: If the groups of a network that has been cut cannot be found again.
+        ValueError: If an option has no such value.
+    """
+    wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
+    *on_the_way, last = stage_budgets(wanted, stages)
+    run = _Run(
+        make_learner, model, make_learner(model), agent, episodes, seed, action, reward,
+        train_loader, epochs_between, config, teacher, progress,
+    )  # fmt: skip
+    network, before, facts = model, Composition(run.original, {}), list[StageFacts]()
+    for index, bounds in enumerate(on_the_way):
+        place = None if folder is None else folder / str(index + 1)
+        network, kept, done = run.stage(network, before, bounds, place)
+        facts.append(done)
+        before = Composition(run.original, kept)
+    learner = run.learner(network, before)
+    place = None if folder is None else folder / str(len(on_the_way) + 1)
+    found = run.search(learner, before, last, place)
+    return ProgressiveResult(
+        network=learner.compress(found.stage_plan),
+        plan=found.best.plan,
+        kept=before.with_kept(learner.kept_units(found.stage_plan)),
+        best=found.best,
+        uniform=found.uniform,
+        stages=(*facts, found.facts),
+        learner=learner,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The result of one search; ``stage_plan`` is that of the stage's own network."""
+
+    stage_plan: CompressionPlan
+    best: Outcome
+    uniform: Outcome
+    facts: StageFacts
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages have in common; see :func:`progressive_compression`."""
+
+    make_learner: MakeLearner
+    model: nn.Module
+    original: ChannelPruning
+    agent: str
+    episodes: int
+    seed: int
+    action: str
+    reward: str
+    train_loader: Batches
+    epochs: int
+    config: TrainingConfig | None
+    teacher: nn.Module | None
+    progress: bool
+
+    def learner(self, network: nn.Module, before: Composition) -> ChannelPruning:
+        """Prepares the learner on the network of the last stage; at first it is the original."""
+        if network is self.model:
+            return self.original
+        learner = self.make_learner(network)
+        learner.decisions = before.next_decisions(learner.decisions)
+        return learner
+
+    def stage(
+        self, network: nn.Module, before: Composition, budget: Budget, place: Path | None
+    ) -> tuple[nn.Module, dict[str, Tensor], StageFacts]:
+        """Searches, cuts and fine-tunes; a stage that is complete is read."""
+        if place is None or not (place / _NETWORK).exists():
+            learner = self.learner(network, before)
+            found = self.search(learner, before, budget, place)
+            network, facts = self.finetune(learner, found, place)
+            kept = before.with_kept(learner.kept_units(found.stage_plan))
+            if place is None:
+                return network, kept, facts
+            write_json(place / _FACTS, asdict(facts))
+            # Last, because it is what shows that the stage is complete.
+            save_network(network, place / _NETWORK, plan=found.best.plan, kept=kept)
+        # From the file in any case, so that a resumed run goes on with the same.
+        kept = read_shape(place / _NETWORK).kept
+        network = self.original.traced.slice(kept).cpu().eval()
+        load_weights(network, place / _NETWORK)
+        return network, kept, StageFacts(**json.loads((place / _FACTS).read_text()))
+
+    def search(
+        self, learner: ChannelPruning, before: Composition, budget: Budget, place: Path | None
+    ) -> _Found:
+        """Searches one stage; a search that was interrupted is replayed."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
+        result = make_agent(self.agent).search(
+            env,
+            self.episodes,
+            self.seed,
+            on_trial=None if place is None else _recorder(env, before, place),
+            progress=self.progress,
+        )
+        best = before.outcome(env.evaluate(result.plan), env.decisions)
+        uniform = before.outcome(env.evaluate(env.uniform_plan()), env.decisions)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        if place is not None:  # seconds of a resumed search are those of its trials
+            trials = read_trials(place / TRIALS)
+            wall, cpu = sum(t.seconds for t in trials), sum(t.cpu_seconds for t in trials)
+        facts = StageFacts(
+            budget=str(budget),
+            n_trials=len(result.trials),
+            accuracy=best.accuracy,
+            cost_ratio=best.cost_ratio,
+            finetuned_accuracy=None,
+            seconds=round(wall, 3),
+            cpu_seconds=round(cpu, 3),
+        )
+        return _Found(result.plan, best, uniform, facts)
+
+    def finetune(
+        self, learner: ChannelPruning, found: _Found, place: Path | None
+    ) -> tuple[nn.Module, StageFacts]:
+        """Cuts the network of a stage and lets it recover a little."""
+        network = learner.compress(found.stage_plan)
+        if not self.epochs:
+            return network.cpu(), found.facts
+        result = learner.finetune(
+            network,
+            self.train_loader,
+            epochs=self.epochs,
+            config=self.config,
+            teacher=self.teacher,
+            progress=self.progress,
+            checkpoint_dir=None if place is None else place / "checkpoints",
+            resume=place is not None,
+        )
+        facts = replace(
+            found.facts,
+            finetuned_accuracy=result.best_accuracy,
+            seconds=round(found.facts.seconds + result.seconds, 3),
+        )
+        return network.cpu(), facts
+
+
+def _recorder(env: CompressionEnv, before: Composition, place: Path) -> Callable[[Trial], None]:
+    """Returns what writes the trials of a stage; the environment knows those written before."""
+    place.mkdir(parents=True, exist_ok=True)
+    recorder = TrialRecorder(place / TRIALS, before.cost)
+    for trial in recorder.recorded:
+        plan = before.in_smaller(CompressionPlan(trial.plan), env.decisions)
+        env.remember(plan, trial.accuracy)
+
+    def record(trial: Trial) -> None:
+        plan = before.in_original(trial.plan, env.decisions)
+        recorder(replace(trial, plan=plan, cost_ratio=before.ratio(plan)))
+
+    return record
