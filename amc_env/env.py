@@ -77,7 +77,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
     **Action.** ``Box(0, 1, (1,))``, float32. Its meaning is the *reading*:
 
     ========== ==================================================================================
-    absolute   the value itself (the keep ratio; from the fewest to the most bits), projected onto
+    absolute   the value itself (the ratio; from the fewest to the most bits), projected onto
                the feasible choices
     interval   the position inside the feasible interval
     centred    0.5 is the ratio that, given to every remaining decision, spends exactly what is
@@ -87,9 +87,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
     Whatever is asked, the executed value is a grid point from which every bound of the budget can
     still be met, above and below; ``info["executed_action"]`` is the action that means it.
 
-    **Observation.** ``Box(0, 1, (22,))``, float32, 27 entries if bits are decided; see
-    ``amc_env.observation.features_for`` for name and meaning of each. All zeros after the last
-    decision.
+    **Observation.** ``Box(0, 1, (22,))``, float32, 27 entries if bits are decided, 28 if densities
+    are beside something else; see ``amc_env.observation.features_for`` for name and meaning of
+    each. All zeros after the last decision.
 
     **Reward.** 0 until the last step, then the reward function of the judged plan (by default its
     proxy accuracy).

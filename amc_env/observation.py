@@ -45,7 +45,12 @@ BIT_FEATURES: tuple[tuple[str, str], ...] = (
     ("weight_bits", "weight bits decided for the layer on their scale, 1 if they are not decided"),
     ("room", "slack / undecided: the part of what can still move that the budget pays for"),
 )
-"""Further entries where bits are decided, so that the kinds of decisions interleave."""
+"""Further entries where bits are decided, or densities beside others: the kinds interleave."""
+
+DENSITY_FEATURES: tuple[tuple[str, str], ...] = (
+    ("density", "density decided for the layer, 1 if it is not decided"),
+)
+"""Further entries where densities are decided beside other kinds."""
 
 _N_STATIC = 14
 _BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
@@ -55,13 +60,19 @@ Observation = npt.NDArray[np.float32]
 
 def features_for(decisions: Sequence[Decision]) -> tuple[tuple[str, str], ...]:
     """Returns name and meaning of every entry of the observation of a task."""
-    return FEATURES + (BIT_FEATURES if any(d.kind in _BITS for d in decisions) else ())
+    kinds = {d.kind for d in decisions}
+    beside_others = DecisionKind.DENSITY in kinds and len(kinds) > 1
+    features = FEATURES
+    if beside_others or kinds.intersection(_BITS):
+        features += BIT_FEATURES
+    return features + DENSITY_FEATURES if beside_others else features
 
 
 def _touched_layers(graph: LayerGraph, decision: Decision) -> list[LayerSpec]:
     """Layers whose cost the decision moves, producers first."""
     for group in graph.groups:
-        if group.name == decision.target:
+        # A group may have the name of a layer, and all that its width touches is not made sparse.
+        if group.name == decision.target and decision.kind is not DecisionKind.DENSITY:
             names = dict.fromkeys([*group.producers, *group.consumers])
             by_name = {layer.name: layer for layer in graph.layers}
             return [by_name[name] for name in names if name in by_name]
@@ -146,6 +157,8 @@ class ObservationEncoder:
         row = [*self._static[step], *dynamic]
         if self._n_features > len(row):
             row += [*self._layer_so_far(values), (upper - low) / max(high - low, 1e-12)]
+        if self._n_features > len(row):
+            row.append(self._decided(values, DecisionKind.DENSITY))
         clipped: Observation = np.clip(np.array(row), 0.0, 1.0).astype(np.float32)
         return clipped
 
@@ -160,11 +173,6 @@ class ObservationEncoder:
         step = len(values)
         decision, made = self._decisions[step], self._decisions[:step]
         alike = [i for i, d in enumerate(made) if d.kind is decision.kind]
-        bits = [
-            i
-            for i, d in enumerate(made)
-            if d.kind is DecisionKind.WEIGHT_BITS and d.target == decision.target
-        ]
         inputs = outputs = 1.0
         for layer in self._layers[step]:
             kept = self._full | {
@@ -178,8 +186,15 @@ class ObservationEncoder:
             self._scaled_value(values, alike[-1] if alike else None),
             inputs,
             outputs,
-            self._scaled_value(values, bits[-1] if bits else None),
+            self._decided(values, DecisionKind.WEIGHT_BITS),
         )
+
+    def _decided(self, values: Sequence[float], kind: DecisionKind) -> float:
+        """What is decided about the next decision's layer, on its scale; 1 if it is not."""
+        target = self._decisions[len(values)].target
+        made = self._decisions[: len(values)]
+        found = [i for i, d in enumerate(made) if d.kind is kind and d.target == target]
+        return self._scaled_value(values, found[-1] if found else None)
 
     def terminal(self) -> Observation:
         """Returns the observation after the last decision: all zeros."""
