@@ -22,7 +22,7 @@ from learners.hooks import TrainingHook
 from learners.joint import JointOptions, prepare_joint
 from learners.joint_learner import JointCompression, apply_parts
 from learners.parts import plan_of
-from learners.quantization.codebook import set_mode
+from learners.quantization.codebook import MODES, set_mode
 from learners.quantization.decisions import Bits
 from learners.quantization.packing import packed_bytes
 from learners.sparsification import GradualSparsity, WeightSparsification, finalise
@@ -133,6 +133,8 @@ def compress_deeply(
     plan: CompressionPlan,
     train_loader: Batches,
     *,
+    retrain: bool = True,
+    finetune: bool = True,
     retraining: TrainingConfig | None = None,
     finetuning: TrainingConfig | None = None,
     mode: str = "clusters",
@@ -150,9 +152,10 @@ def compress_deeply(
         learner: What :func:`deep_compression` (or ``joint_compression`` with densities) returned.
         plan: Its decisions, complete.
         train_loader: Training batches.
-        retraining: Of the sparse network in float, with 0 epochs for none; by default what
-            ``WeightSparsification`` does.
-        finetuning: Of the quantized network, likewise; by default the learner's own.
+        retrain: Whether to train the sparse network, in float.
+        finetune: Whether to train the quantized network.
+        retraining: Settings of the former; by default what ``WeightSparsification`` does.
+        finetuning: Settings of the latter; by default the learner's own.
         mode: What the latter trains: ``"clusters"`` is the paper's, see ``set_mode``.
         teacher: Network to distil from in both.
         folder: Where both trainings keep their checkpoints, and the packed file goes.
@@ -165,14 +168,16 @@ def compress_deeply(
         TrainingDivergedError: If a loss is not finite.
         ValueError: If the learner decides no densities, or there is no such mode.
     """
+    if mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
     part = _densities(learner)
     plan.values_for(learner.decisions)
     stages = _Stages(learner, plan)
     network = _before_bits(learner, plan)
     stages.add("pruned", network)
     trained: dict[str, Any] = {"teacher": teacher, "resume": resume, "progress": progress}
-    config = part._training_defaults() if retraining is None else retraining
-    if config.epochs:
+    if retrain:
+        config = part._training_defaults() if retraining is None else retraining
         hooks = _sparsity_hooks(part, learner, plan, network)
         place = None if folder is None else folder / "retraining"
         learner.finetune(
@@ -182,8 +187,8 @@ def compress_deeply(
     with limited_threads(learner.threads):
         network = learner.parts[-1].apply(network, plan_of(learner.parts[-1], plan))
     stages.add("quantized", network)
-    config = learner._training_defaults() if finetuning is None else finetuning
-    if config.epochs:
+    if finetune:
+        config = learner._training_defaults() if finetuning is None else finetuning
         set_mode(network, mode)
         place = None if folder is None else folder / "finetuning"
         learner.finetune(network, train_loader, config=config, checkpoint_dir=place, **trained)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import BytesCost
-from amc_env.plan import CompressionPlan, DecisionKind
-from amc_env.storage import StorageFormat
 from learners.base import Batches
 from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
 from learners.intake import check_weights
-from learners.joint_learner import (
-    BriefTraining,
-    JointCompression,
-    QuantizationPart,
-    apply_parts,
-    kept_units,
-)
-from learners.parts import PlanPart, interleaved
+from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
+from learners.joint_storage import joint_storage, plan_at
+from learners.parts import PlanPart
 from learners.precision import working_dtype
 from learners.proxy import Proxy
 from learners.quantization.codebook import CodebookQuantization
@@ -34,7 +26,6 @@ from learners.quantization.modules import quantized_layers
 from learners.quantization.preparation import (
     check_counts,
     check_training,
-    header_bytes,
     read_images,
     training_batches,
 )
@@ -58,15 +49,6 @@ QUANTIZERS: dict[str, type[QuantizationLearner]] = {
 
 # The parts judge nothing themselves; what they are given only has to show that images fit.
 _PART_IMAGES = 64
-
-# Of the network on which the header of the packed file is measured.
-_TYPICAL_DENSITY = 0.25
-
-# At which entropy-coded sizes are measured.
-_DENSITIES = (0.02, 0.1, 0.35, 1.0)
-
-# The file counts regular zeros of larger groups as irregular ones.
-_LARGEST_GROUP = 8
 
 
 def quantizer_named(name: str) -> type[QuantizationLearner]:
@@ -245,8 +227,8 @@ def _joined(
 ) -> JointCompression:
     """Joins the parts and gives them a judge."""
     with limited_threads(options.threads):
-        storage = _storage(parts, bits, example)
-        network = apply_parts(parts, _plan_at(parts, 0.0), exact=True)
+        storage = joint_storage(parts, bits, example)
+        network = apply_parts(parts, plan_at(parts, 0.0), exact=True)
         judge = QuantizedJudge(
             parts[0].original,
             network,
@@ -269,63 +251,9 @@ def _joined(
     )
 
 
-def _plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
-    """Returns the plan of keep ratios near ``ratio``, typical densities, and all else at most."""
-    wished = {DecisionKind.KEEP_RATIO: ratio, DecisionKind.DENSITY: _TYPICAL_DENSITY}
-    decisions = [d for part in parts for d in part.decisions]
-    return CompressionPlan(
-        {d.key: d.nearest(wished[d.kind]) if d.kind in wished else d.choices[-1] for d in decisions}
-    )
-
-
 def _with_float_inputs(network: nn.Module) -> nn.Module:
     """Returns a copy whose layers do not quantize their inputs."""
     copied = copy.deepcopy(network)
     for layer in quantized_layers(copied).values():
         layer.input_quantizer = None
     return copied
-
-
-def _sparse_form(
-    form: StorageFormat, densities: WeightSparsification, bits: QuantizationLearner
-) -> StorageFormat:
-    """Adds what codes of sparse layers really take, measured at several densities."""
-    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    wished = [{d.target: d.nearest(density) for d in densities.decisions} for density in _DENSITIES]
-    for values in {tuple(chosen.values()): chosen for chosen in wished}.values():
-        plan = CompressionPlan({d.key: values[d.target] for d in densities.decisions})
-        network = densities.apply(densities.original, plan)
-        for name, found in bits.stored_bits(network).items():
-            for width, size in found.items():
-                row = points.setdefault(name, {}).setdefault(width, [])
-                row.append((values.get(name, 1.0), size))
-    regular = 0 < densities.pattern.m <= _LARGEST_GROUP
-    pattern = densities.pattern.name if regular else "unstructured"
-    return replace(form, value_bits=points, pattern=pattern)
-
-
-def _storage(
-    parts: Sequence[PlanPart], bits: QuantizationLearner, example: Tensor
-) -> StorageFormat:
-    """Returns how joint networks are stored; the header of the packed file is measured.
-
-    On a network with half of the channels, a quarter of their weights and the most bits: a file
-    holds the plan, and which channels stayed, and neither depends much on what they are. What the
-    codes of sparse layers take is measured on the original's.
-    """
-    graph = parts[0].graph
-    form = replace(bits.storage, fixed_bytes=0.0)
-    for part in parts:
-        if isinstance(part, WeightSparsification):
-            form = _sparse_form(form, part, bits)
-    decisions = interleaved(graph, [part.decisions for part in parts])
-    plan = CompressionPlan({**_plan_at(parts, 0.5), **bits.most_bits()})
-    tensors = BytesCost(graph, decisions, form).predict(plan.values_for(decisions))
-    header = header_bytes(
-        apply_parts(parts, plan, exact=True),
-        plan,
-        tensors,
-        kept=kept_units(parts, plan),
-        example_input=example,
-    )
-    return replace(form, fixed_bytes=header)

@@ -1,4 +1,4 @@
-"""What codes really take on disk once they are entropy-coded: measured, not estimated."""
+"""What sparse layers of codes really take on disk: measured, not estimated."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ Fit = Callable[[str, Tensor, Tensor | None, int], Quantizer]
 """``(layer, weights, mask, bits) -> quantizer`` fitted to the weights that count."""
 
 
-def stored_bits(
+def stored_bytes(
     folded: nn.Module, widths: Mapping[str, Iterable[int]], fit: Fit
-) -> dict[str, dict[int, float]]:
-    """Returns layer -> bits of a code -> bits that a weight which counts takes on disk.
+) -> dict[str, dict[int, int]]:
+    """Returns layer -> bits of a code -> bytes of its weights in a packed file.
 
     Centroids are not used equally often, so that k-bit codes take less than k bits (Han et al.
-    2016, Sec. 4); the coder's tables are counted in.
+    2016, Sec. 4). Places of the weights that count and tables of the coder are counted in.
 
     Args:
         folded: The network as it is quantized.
         widths: Layer -> bits of codes to measure.
         fit: Makes a quantizer.
     """
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, int]] = {}
     for name, numbers in widths.items():
         weight, mask = layer_weights(folded, name)
-        count = weight.numel() if mask is None else int(mask.sum())
+        places = None if mask is None else mask.cpu().numpy()
         found[name] = {}
-        for bits in sorted(numbers) if count else ():
+        for bits in sorted(numbers):
             codes = fit(name, weight, mask, bits).encode(weight)
-            kept = codes if mask is None else codes[mask]
-            size = len(encode(kept.reshape(-1).cpu().numpy(), None, bits)) - 1  # without the places
-            found[name][bits] = 8 * size / count
+            found[name][bits] = len(encode(codes.cpu().numpy(), places, bits))
     return found

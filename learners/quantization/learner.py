@@ -29,7 +29,7 @@ from learners.quantization.calibration import (
     same_weights,
 )
 from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
-from learners.quantization.entropy import stored_bits
+from learners.quantization.entropy import stored_bytes
 from learners.quantization.errors import layer_errors
 from learners.quantization.fitted import FittedQuantizers
 from learners.quantization.inputs import input_quantizer
@@ -352,11 +352,11 @@ class QuantizationLearner(Learner):
             chosen[name] = (weights, inputs)
         return quantize_layers(copy.deepcopy(folded), chosen)
 
-    def stored_bits(self, network: nn.Module) -> dict[str, dict[int, float]]:
-        """Returns layer -> bits -> what a weight that counts takes, see ``entropy.stored_bits``."""
+    def stored_bytes(self, network: nn.Module) -> dict[str, dict[int, int]]:
+        """Returns layer -> bits -> bytes of its weights on disk, see ``entropy.stored_bytes``."""
         folded = folded_like(network, self._folded, self.layers)
         widths = {n: self._choice.used(n)[0] - {OFF_BITS} for n in self.layers}
-        return stored_bits(folded, widths, self._make_weight_quantizer)
+        return stored_bytes(folded, widths, self._make_weight_quantizer)
 
     def _match(self, network: nn.Module, seen: Observation) -> None:
         once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}

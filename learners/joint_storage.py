@@ -1,0 +1,97 @@
+"""How the networks of a joint plan are stored, as costs count them: measured on the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from amc_env.cost import BytesCost
+from amc_env.plan import CompressionPlan, DecisionKind
+from amc_env.sparse_form import measured_value_bits
+from amc_env.storage import StorageFormat
+from learners.joint_learner import apply_parts, kept_units
+from learners.parts import PlanPart, interleaved
+from learners.quantization.learner import QuantizationLearner
+from learners.quantization.preparation import header_bytes
+from learners.sparsification import WeightSparsification
+
+# Of the network on which the header of the packed file is measured.
+_TYPICAL_DENSITY = 0.25
+
+# At which the sizes of codes are measured.
+_DENSITIES = (0.02, 0.1, 0.35, 1.0)
+
+
+def plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
+    """Returns the plan of keep ratios near ``ratio``, typical densities, and all else at most."""
+    wished = {DecisionKind.KEEP_RATIO: ratio, DecisionKind.DENSITY: _TYPICAL_DENSITY}
+    decisions = [d for part in parts for d in part.decisions]
+    return CompressionPlan(
+        {d.key: d.nearest(wished[d.kind]) if d.kind in wished else d.choices[-1] for d in decisions}
+    )
+
+
+def joint_storage(
+    parts: Sequence[PlanPart], bits: QuantizationLearner, example: Tensor
+) -> StorageFormat:
+    """Returns how joint networks are stored; the header of the packed file is measured.
+
+    On a network with half of the channels, a quarter of their weights and the most bits: a file
+    holds the plan, and which channels stayed, and neither depends much on what they are.
+
+    Args:
+        parts: All of them.
+        bits: The learner of the last.
+        example: One batch as the network takes it.
+    """
+    graph = parts[0].graph
+    form = replace(bits.storage, fixed_bytes=0.0)
+    for part in parts:
+        if isinstance(part, WeightSparsification):
+            form = _sparse_form(form, part, bits)
+    decisions = interleaved(graph, [part.decisions for part in parts])
+    plan = CompressionPlan({**plan_at(parts, 0.5), **bits.most_bits()})
+    tensors = BytesCost(graph, decisions, form).predict(plan.values_for(decisions))
+    header = header_bytes(
+        apply_parts(parts, plan, exact=True),
+        plan,
+        tensors,
+        kept=kept_units(parts, plan),
+        example_input=example,
+    )
+    return replace(form, fixed_bytes=header)
+
+
+def _sparse_form(
+    form: StorageFormat, densities: WeightSparsification, bits: QuantizationLearner
+) -> StorageFormat:
+    """Adds what sparse layers really take, measured on the original at several densities."""
+    pattern = densities.storage.pattern
+    floats = densities.storage.value_bits  # for bits that are "off"
+    full = densities.graph.full()
+    points: dict[str, dict[int, dict[float, float]]] = {}
+    for values in _wished(densities):
+        plan = CompressionPlan({d.key: values[d.target] for d in densities.decisions})
+        network = densities.apply(densities.original, plan)
+        for name, found in bits.stored_bytes(network).items():
+            density = values.get(name, 1.0)
+            weights = round(densities.graph.layer(name).weights(full))
+            for width, size in found.items():
+                rows = points.setdefault(name, {}).setdefault(width, {})
+                rows[density] = measured_value_bits(size, weights, density, pattern)
+    measured = {
+        name: {
+            **floats.get(name, {}),
+            **{width: tuple(rows.items()) for width, rows in widths.items()},
+        }
+        for name, widths in points.items()
+    }
+    return replace(form, value_bits={**floats, **measured}, pattern=pattern)
+
+
+def _wished(densities: WeightSparsification) -> list[Mapping[str, float]]:
+    """Returns layer -> density of the networks to measure; N:M has two choices, not four."""
+    plans = [{d.target: d.nearest(wish) for d in densities.decisions} for wish in _DENSITIES]
+    return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]

@@ -1,0 +1,112 @@
+"""Codebooks in joint plans, densities beside bits, and all three kinds keep the contract."""
+
+from __future__ import annotations
+
+import pickle
+from typing import ClassVar
+
+import pytest
+from contracts.learner_contract import LearnerContract
+from contracts.quantized import measured_costs
+
+from amc_env import Budget, CompressionEnv
+from learners.deep_compression import deep_compression
+from learners.joint import joint_compression
+from learners.masking import masked_layers
+
+
+class PreparedOnce(LearnerContract):
+    """Preparing takes most of the time: tests get copies of what was prepared once.
+
+    Model and learner are copied together, so that what they share stays shared.
+    """
+
+    uncut_loss = 0.05
+    _prepared: ClassVar[dict[tuple[str, str], bytes]] = {}
+
+    def prepared(self, name, **options):
+        if options:
+            return super().prepared(name, **options)
+        key = (type(self).__name__, name)
+        if key not in self._prepared:
+            self._prepared[key] = pickle.dumps(super().prepared(name))
+        return pickle.loads(self._prepared[key])
+
+
+class TestJointCodebook(PreparedOnce):
+    budget = Budget(macs=0.7, mean_bits=6 / 32)
+
+    def make(self, model, example, calibration, validation, **options):
+        return joint_compression(
+            model,
+            example,
+            calibration,
+            validation,
+            quantizer="codebook",
+            quantization={"weight_bits": (2, 4, 8), "init": "quantile"},
+            **options,
+        )
+
+    def measured(self, learner, network, original):
+        return measured_costs(network, original, learner.storage.fixed_bytes)
+
+
+class SparseContract(PreparedOnce):
+    """Densities are decided; bytes are promised within 3 %, which other tests look at."""
+
+    def measured(self, learner, network, original):
+        costs = measured_costs(network, original, learner.storage.fixed_bytes)
+        del costs["bytes"]
+        zeros = sum(int((~x.weight_mask).sum()) for x in masked_layers(network).values())
+        costs["params"] -= zeros / sum(p.numel() for p in original.parameters())
+        names = [layer.name for layer in learner.graph.layers]
+        before, after = (
+            sum(net.get_submodule(name).weight.numel() for name in names)
+            for net in (original, network)
+        )
+        costs["density"] = (after - zeros) / before
+        return costs
+
+
+class TestDeepCompression(SparseContract):
+    budget = Budget(density=0.3, mean_bits=6 / 32)
+
+    def make(self, model, example, calibration, validation, **options):
+        return deep_compression(
+            model, example, calibration, validation, weight_bits=(2, 4), **options
+        )
+
+
+class TestJointOfThreeKinds(SparseContract):
+    """Of a cut layer's weights a density may ask for parts: whole ones are delivered, not more."""
+
+    budget = Budget(macs=0.7, density=0.3, bops=0.2)
+
+    def make(self, model, example, calibration, validation, **options):
+        return joint_compression(
+            model,
+            example,
+            calibration,
+            validation,
+            sparsification={},
+            quantization={"weight_bits": (2, 4, 8), "weight_range": "minmax"},
+            **options,
+        )
+
+    def test_costs_promised_are_costs_delivered(self, name):
+        model, learner = self.prepared(name)
+        env = CompressionEnv(learner, self.budget)
+        sizes = {
+            "density": sum(
+                model.get_submodule(x.name).weight.numel() for x in learner.graph.layers
+            ),
+            "params": sum(p.numel() for p in model.parameters()),
+        }
+        for seed in range(3):
+            plan = self.random_plan(learner, seed)
+            promised = env.cost_ratio(plan)
+            for cost, ratio in self.measured(learner, learner.compress(plan), model).items():
+                lost = (promised[cost] - ratio) * sizes.get(cost, 0.0)
+                assert -1e-6 < lost < len(learner.graph.layers), cost
+                if cost not in sizes:
+                    assert promised[cost] == pytest.approx(ratio, rel=1e-9), cost
