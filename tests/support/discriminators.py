@@ -1,0 +1,35 @@
+"""A trained network with auxiliary heads, for the tests of discrimination-aware pruning."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from contracts.learner_contract import make_model
+from torch import nn
+
+from learners.channel_pruning.discrimination_heads import Discriminator
+from learners.channel_pruning.discrimination_places import find_places
+
+
+@functools.cache
+def trained(name):
+    return make_model(name)
+
+
+def model_of(name):
+    return copy.deepcopy(trained(name))
+
+
+def discriminator_of(model, image, count=2, classes=4):
+    """A discriminator whose heads have learned something, by random numbers."""
+    network = model.eval().requires_grad_(False)
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    places = find_places(network, image, names, count)
+    found = Discriminator(network, places.places, classes, torch.float32).eval()
+    generator = torch.Generator().manual_seed(7)
+    for head in found.heads:
+        for tensor in (head.linear.weight, head.norm.running_mean):
+            tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
+    return found.requires_grad_(False), places
