@@ -140,6 +140,8 @@ def _stages_text(config: RunConfig) -> str:
 
 
 def _before_finetuning(config: RunConfig) -> str:
+    if config.learner == "deep":
+        return f"{config.retraining_epochs} epochs in float, then quantized, then "
     if config.sparse_training != "none":
         return f"{config.sparse_epochs} epochs until the channels have faded, then "
     if config.finetune_groups > 1:

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amc_env.storage import OFF_BITS
 from experiments.bit_widths import counted_bits, parse_bits
-from experiments.config_values import of_how_many
+from experiments.config_values import LEARNERS, of_how_many
 
 if TYPE_CHECKING:
     from experiments.configs import RunConfig
 
 # Those of quantized networks are the learners' own, see ``training_defaults``.
-_LEARNING_RATE, _WEIGHT_DECAY = 0.02, 5e-4
+FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
+
+NOT_GIVEN = 0
+"""Bits that nobody can ask for, where None has a meaning of its own."""
+
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
+
+
+def own_defaults(config: RunConfig) -> dict[str, Any]:
+    """Returns the values that depend on the learner, for options that are not given.
+
+    Deep Compression quantizes weights only, trains what they share, and its first and last layer
+    are too small to pay for codebooks of 256 entries.
+    """
+    deep = config.learner == "deep"
+    known = config.learner in LEARNERS
+    return {
+        "granularity": "tensor" if known and config.quantization == "codebook" else "channel",
+        "activation_bits": str(OFF_BITS) if deep else "8",
+        "first_last_bits": None if deep else 8,
+        "codebook_mode": "clusters" if deep else "both",
+    }
 
 
 def default_budget(config: RunConfig) -> str:
     """Returns half of the MACs, a quarter of the weights, or the middle of what the bits offer."""
     if not (config.quantizes or config.sparsifies):
         return "macs=0.5"
+    if config.learner == "deep":
+        return "bytes=0.1"
     if not config.quantizes:
         if (n_of_m := of_how_many(config.pattern)) is None:
             return f"density={max(0.25, config.min_density):.4g}"
@@ -64,7 +86,7 @@ def _middle(bits: Sequence[int], ends: float | None) -> float:
 def training_defaults(config: RunConfig) -> dict[str, float]:
     """Returns what the fine-tuning takes if nothing is said: as the learners' own ``finetune``."""
     if not config.quantizes:
-        return {"learning_rate": _LEARNING_RATE, "weight_decay": _WEIGHT_DECAY}
+        return {"learning_rate": FLOAT_LEARNING_RATE, "weight_decay": FLOAT_WEIGHT_DECAY}
     # Not above: torch takes a second to import, and `--help` needs none of it.
     from learners.quantization.codebook import LEARNING_RATES
     from learners.quantization.preparation import quantized_training

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 """Learners that cut channels, each with a way of its own to select them."""
 
-LEARNERS = (*CHANNEL_LEARNERS, "sparse", "uniform", "codebook", "joint")
+LEARNERS = (*CHANNEL_LEARNERS, "sparse", "deep", "uniform", "codebook", "joint")
 QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """Who distributes the density of a sparse network over its layers: an agent, or a rule."""
@@ -40,7 +40,7 @@ _LEAST: dict[str, float] = {
     "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
     "discrimination_stages": 0, "block_steps": 1, "schedule_frequency": 1,
     "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
-    "progressive": 1, "stage_epochs": 0,
+    "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
 }  # fmt: skip
 _POSITIVE = (
     "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
@@ -67,6 +67,17 @@ def check_choices(config: RunConfig) -> None:
                 f"Expected {option(name)} to be one of {', '.join(choices)}, got {value!r}."
             )
     of_how_many(config.pattern)
+    _check_teacher(config)
+
+
+def _check_teacher(config: RunConfig) -> None:
+    if config.teacher in OWN_TEACHERS or config.teacher_weights or ":" in config.teacher:
+        return
+    raise ValueError(
+        f"Expected --teacher as original, none or another network, which needs --teacher-weights "
+        f"FILE to know anything; got {config.teacher!r} without. Only a factory of yours "
+        f"(package.module:factory) may bring its own."
+    )
 
 
 def of_how_many(pattern: str) -> tuple[int, int] | None:

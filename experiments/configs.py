@@ -11,10 +11,14 @@ from typing import Any
 from amc_env import Budget, RunFolderError
 from amc_env.storage import OFF_BITS
 from experiments.bit_widths import bits_text, parse_bits
-from experiments.config_defaults import default_budget, training_defaults
+from experiments.config_defaults import (
+    NOT_GIVEN,
+    default_budget,
+    own_defaults,
+    training_defaults,
+)
 from experiments.config_values import (
     CHANNEL_LEARNERS,
-    LEARNERS,
     check_choices,
     check_numbers,
     option,
@@ -80,15 +84,15 @@ class RunConfig:
     cost_table: tuple[str, ...] = _option((), "search")
 
     weight_bits: str = _option("2-8", "search")
-    activation_bits: str = _option("8", "search")
-    first_last_bits: int | None = _option(8, "search")
+    activation_bits: str = _option("", "search")
+    first_last_bits: int | None = _option(NOT_GIVEN, "search")
     granularity: str = _option("", "search")
     bucket_size: int = _option(256, "search")
     weight_range: str = _option("mse", "search")
     activation_range: str = _option("mse", "search")
     affine_weights: bool = _option(False, "search")
     learned_steps: bool = _option(False, "search")
-    codebook_mode: str = _option("both", "search")
+    codebook_mode: str = _option("", "search")
     codebook_init: str = _option("kmeans", "search")
     quantizer: str = _option("uniform", "search")
 
@@ -98,6 +102,7 @@ class RunConfig:
     pattern: str = _option("unstructured", "search")
     protocol: str = _option("searched", "search")
     min_density: float = _option(0.02, "search")
+    density: bool = _option(False, "search")
 
     progressive: int = _option(1, "search")
     stages: tuple[float, ...] = _option((), "search")
@@ -115,6 +120,7 @@ class RunConfig:
     sparse_epochs: int = _option(10, "finetune")
     finetune_groups: int = _option(1, "finetune")
     group_epochs: int = _option(3, "finetune")
+    retraining_epochs: int = _option(30, "finetune")
     schedule: str = _option("gradual", "finetune")
     schedule_begin: float = _option(0.0, "finetune")
     schedule_end: float = _option(0.5, "finetune")
@@ -122,9 +128,9 @@ class RunConfig:
     schedule_frequency: int | None = _option(None, "finetune")
 
     def __post_init__(self) -> None:
-        if self.learner in LEARNERS and not self.granularity:
-            own = "tensor" if self.quantization == "codebook" else "channel"
-            object.__setattr__(self, "granularity", own)
+        for name, value in own_defaults(self).items():
+            if getattr(self, name) in ("", NOT_GIVEN):
+                object.__setattr__(self, name, value)
         check_choices(self)
         # Canonical texts, so that "macs=.5" and "macs=0.5" are the same on resume.
         for name in ("weight_bits", "activation_bits"):
@@ -159,7 +165,7 @@ class RunConfig:
     @property
     def sparsifies(self) -> bool:
         """Whether single weights are pruned."""
-        return self.learner == "sparse"
+        return self.learner in ("sparse", "deep") or (self.learner == "joint" and self.density)
 
     @property
     def quantizes(self) -> bool:
@@ -171,6 +177,8 @@ class RunConfig:
         """How layers are quantized: ``"uniform"``, ``"codebook"``, or ``"none"``."""
         if self.learner in (*CHANNEL_LEARNERS, "sparse"):
             return "none"
+        if self.learner == "deep":
+            return "codebook"
         return self.quantizer if self.learner == "joint" else self.learner
 
     @property
@@ -184,7 +192,11 @@ class RunConfig:
         if self.learner == "sparse":
             return self.protocol == "searched"
         bits = (self.weight_bits, self.activation_bits)
-        return self.prunes or any(len(parse_bits("bits", text)) > 1 for text in bits)
+        return (
+            self.prunes
+            or self.sparsifies
+            or any(len(parse_bits("bits", text)) > 1 for text in bits)
+        )
 
     @property
     def is_progressive(self) -> bool:
@@ -197,6 +209,7 @@ class RunConfig:
         own: tuple[str, ...]
         if self.quantizes:
             own = ("bytes", "bops", "mean_bits")
+            own = ("density", *own) if self.sparsifies else own
             own = ("macs", *own) if self.prunes else own
         else:
             own = ("macs" if self.prunes else "density", "params", "bytes")

@@ -204,6 +204,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         }
     elif config.learner != "channels":
         more = {"learner": config.learner}
+    if "steps" in finetune:
+        more["steps"] = finetune["steps"]
     if "stages" in search:
         more["stages"] = search["stages"]
     if config.sparsifies:

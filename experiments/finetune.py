@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from amc_env import CompressionPlan
 from experiments.configs import RunConfig
 from experiments.context import Task, use_threads
 from experiments.events import open_writer
+from experiments.finetune_deep import finetune_deeply
 from experiments.finetune_start import starting_network
 from experiments.learners_registry import training_hooks
 from experiments.networks import example_input, save_network
@@ -63,6 +67,43 @@ def run_finetune(task: Task) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
+    more: dict[str, Any] = {}
+    if config.learner == "deep":
+        deep = finetune_deeply(task, settings, checkpoints)
+        done = _Done(deep.network, {}, deep.seconds, deep.before, deep.after)
+        more = {"steps": deep.stages}
+    else:
+        done = _finetune(task, settings, checkpoints)
+    done.network.cpu()
+    save_network(done.network, folder / "model.safetensors", plan=plan, kept=done.kept)
+    if config.packs:
+        example = example_input(folder.facts)
+        save_packed(done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example)
+    folder.finish(
+        "finetune",
+        seconds=round(done.seconds, 3),
+        epochs=config.epochs,
+        validation_accuracy_before=done.before,
+        validation_accuracy=done.after,
+        **more,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A fine-tuned network, the units that stay, and validation accuracies."""
+
+    network: nn.Module
+    kept: Mapping[str, Tensor]
+    seconds: float
+    before: float
+    after: float
+
+
+def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
+    """Trains the network that the search has made, or one that was cut with more care."""
+    folder, config = task.folder, task.config
     start = starting_network(task, settings, checkpoints)
     model, seconds = start.network, start.seconds
     if config.quantization == "codebook":
@@ -88,19 +129,7 @@ def run_finetune(task: Task) -> None:
         seconds, after = seconds + result.seconds, result.best_accuracy
         if config.packs:
             after = _no_worse_than(state, before, model, task)
-    model.cpu()
-    save_network(model, folder / "model.safetensors", plan=plan, kept=start.kept)
-    if config.packs:
-        example = example_input(folder.facts)
-        save_packed(model, folder / PACKED, kept=start.kept, plan=plan, example_input=example)
-    folder.finish(
-        "finetune",
-        seconds=round(seconds, 3),
-        epochs=config.epochs,
-        validation_accuracy_before=before,
-        validation_accuracy=after,
-    )
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    return _Done(model, start.kept, seconds, before, after)
 
 
 def _no_worse_than(

@@ -25,16 +25,21 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "remastered": (*_GRID, *_STAGED),
     "discrimination": (*_GRID, *_STAGED, "discrimination_stages", "block_steps"),
     "sparse": ("pattern", "protocol", "min_density", "schedule", *_SCHEDULE),
+    "deep": (
+        *_BITS, "codebook_mode", "codebook_init", "pattern", "min_density", "schedule", *_SCHEDULE,
+        "retraining_epochs",
+    ),
     "uniform": (*_BITS, "weight_range", "affine_weights", "learned_steps"),
     "codebook": (*_BITS, "codebook_mode", "codebook_init"),
-}
+}  # fmt: skip
 
 
 def options_of(learner: str, quantizer: str) -> set[str]:
     """Returns the options that not all learners read, and this one does."""
     if learner != "joint":
         return set(_OPTIONS[learner])
-    return {"quantizer", "criterion", *_GRID, *_OPTIONS[quantizer]}
+    own = {"quantizer", "criterion", "density", "pattern", "min_density", *_GRID}
+    return own | set(_OPTIONS[quantizer])
 
 
 def check_options(config: RunConfig) -> None:
@@ -56,7 +61,7 @@ def check_options(config: RunConfig) -> None:
         )
     _check_dependent(config)
     _check_stages(config)
-    check_teacher(config)
+    _check_teacher(config)
     if not (config.prunes or config.sparsifies) and config.proxy == "reconstruction":
         raise ValueError(
             "--proxy reconstruction repairs cut layers, and --learner "
@@ -81,6 +86,18 @@ def _check_dependent(config: RunConfig) -> None:
                 f"{option(name)} has no effect with {option(other)} {found}; it is an option of "
                 f"{option(other)} {needed}."
             )
+    if config.learner == "joint" and not config.density:
+        for name in ("pattern", "min_density"):
+            if _is_given(config, name):
+                raise ValueError(
+                    f"{option(name)} has no effect with --learner joint without --density, which "
+                    f"decides densities as well."
+                )
+    if config.learner == "deep" and not config.epochs:
+        raise ValueError(
+            "Expected --epochs >= 1 with --learner deep, whose codebooks are made to be trained; "
+            "--learner joint --density makes both at once."
+        )
     if of_how_many(config.pattern) is not None and _is_given(config, "min_density"):
         raise ValueError(
             f"--min-density has no effect with --pattern {config.pattern}, of which a layer keeps "
@@ -119,22 +136,13 @@ def _check_stages(config: RunConfig) -> None:
         )
 
 
-def check_teacher(config: RunConfig) -> None:
-    """Refuses weights without their teacher, and a teacher without weights.
-
-    Raises:
-        ValueError: With what goes together.
-    """
+def _check_teacher(config: RunConfig) -> None:
+    """Refuses weights without their teacher, and lessons without any."""
     own = config.teacher in OWN_TEACHERS
     if own and config.teacher_weights is not None:
         raise ValueError(
             f"--teacher-weights has no effect with --teacher {config.teacher}; give the network "
             f"they belong to, e.g. --teacher resnet56."
-        )
-    if not own and config.teacher_weights is None and ":" not in config.teacher:
-        raise ValueError(
-            f"Expected --teacher-weights FILE for --teacher {config.teacher}, which would teach "
-            f"untrained; only a factory of yours (package.module:factory) may bring its own."
         )
     if config.teacher == "none" and config.feature_matching:
         raise ValueError(

@@ -56,7 +56,8 @@ def make_learner(
             data.calibration,
             data.validation,
             proxy=config.proxy,
-            **sparse_options(config),
+            **density_options(config),
+            **schedule_options(config, max(config.epochs, 1) * len(data.train)),
             **shared,
         )
     if config.learner == "joint":
@@ -71,6 +72,22 @@ def make_learner(
             proxy=config.proxy,
             pruning=pruning_options(config),
             quantization=bit_options(config),
+            sparsification=density_options(config) if config.density else None,
+            **shared,
+        )
+    if config.learner == "deep":
+        from learners.deep_compression import deep_compression
+
+        quantization = bit_options(config)
+        return deep_compression(
+            model,
+            example,
+            data.calibration,
+            data.validation,
+            proxy=config.proxy,
+            sparsification=density_options(config)
+            | schedule_options(config, config.retraining_epochs * len(data.train)),
+            quantization=quantization,
             **shared,
         )
     from learners.joint import quantizer_named
@@ -148,12 +165,25 @@ def pruning_options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
-def sparse_options(config: RunConfig) -> dict[str, Any]:
-    """Returns the options of weight sparsification; those of its training: training_hooks."""
+def density_options(config: RunConfig) -> dict[str, Any]:
+    """Returns which densities are on offer."""
     return {
         "pattern": config.pattern,
         "min_density": config.min_density,
         "ignore": config.ignore,
+    }
+
+
+def schedule_options(config: RunConfig, total_steps: int) -> dict[str, Any]:
+    """Returns how zeros grow in a training of so many steps."""
+    steps = (config.schedule_end - config.schedule_begin) * total_steps
+    return {
+        "schedule": config.schedule,
+        "schedule_begin": config.schedule_begin,
+        "schedule_end": config.schedule_end,
+        "schedule_exponent": config.schedule_exponent,
+        "schedule_frequency": config.schedule_frequency
+        or min(_FREQUENCY, max(1, int(steps / _LEAST_UPDATES))),
     }
 
 
@@ -174,12 +204,12 @@ def training_hooks(
         return ()
     from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
 
-    steps = (config.schedule_end - config.schedule_begin) * total_steps
+    options = schedule_options(config, total_steps)
     schedule = SparsitySchedule(
-        config.schedule_begin,
-        config.schedule_end,
-        config.schedule_exponent,
-        config.schedule_frequency or min(_FREQUENCY, max(1, int(steps / _LEAST_UPDATES))),
+        options["schedule_begin"],
+        options["schedule_end"],
+        options["schedule_exponent"],
+        options["schedule_frequency"],
     )
     return (GradualSparsity(original.state_dict(), Pattern.parse(config.pattern), schedule),)
 
@@ -221,14 +251,17 @@ def plan_facts(
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
     channels: tuple[Decision, ...] = ()
-    if config.learner == "sparse":
-        return _sparse_decisions(config, traced), None
+    densities: tuple[Decision, ...] = ()
+    if config.sparsifies:
+        densities = _sparse_decisions(config, traced)
     if config.prunes:
         channels = keep_ratio_decisions(traced.graph, config.round_to, config.min_ratio)
     if not config.quantizes:
-        return channels, None
+        return channels + densities, None
     bits, storage = _bit_facts(config, traced)
-    return interleaved(traced.graph, (channels, bits)), storage
+    return interleaved(
+        traced.graph, [part for part in (channels, densities, bits) if part]
+    ), storage
 
 
 def _sparse_decisions(config: RunConfig, traced: TracedModel) -> tuple[Decision, ...]:

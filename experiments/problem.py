@@ -75,7 +75,7 @@ def make_problem(
     """
     decisions, storage = plan_facts(config, traced)
     if storage is not None and example is not None:
-        storage = replace(storage, fixed_bytes=header_bytes(config, traced.model, example))
+        storage = replace(storage, fixed_bytes=header_bytes(_like(config), traced.model, example))
     graph = traced.graph
     costs: dict[str, CostModel] = {
         name: make_cost(name, graph, decisions, storage) for name in COSTS
@@ -83,6 +83,11 @@ def make_problem(
     if tables:
         costs |= read_tables(config, graph, decisions, storage)
     return Problem(graph, decisions, costs)
+
+
+def _like(config: RunConfig) -> RunConfig:
+    """The options whose packed files have such headers."""
+    return replace(config, learner="codebook") if config.learner == "deep" else config
 
 
 def check_feasible(config: RunConfig, problem: Problem) -> None:

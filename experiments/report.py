@@ -74,6 +74,7 @@ _METHODS = {
     "remastered": "Channel pruning by lasso",
     "discrimination": "Discrimination-aware channel pruning",
     "sparse": "Weight pruning",
+    "deep": "Deep compression",
     "uniform": "Uniform quantization",
     "codebook": "Codebook quantization",
     "joint": "Channel pruning and quantization",

@@ -8,7 +8,7 @@ import typer
 
 from experiments.configs import RunConfig
 
-_BITS = "Bits (--learner uniform, codebook, joint)"
+_BITS = "Bits (--learner uniform, codebook, deep, joint)"
 
 _DEFAULT = RunConfig()  # where the defaults live
 
@@ -28,18 +28,20 @@ class BitOptions:
         str,
         typer.Option(
             help="Bits of what a layer reads, written as --weight-bits. 16 is off. Ranges are "
-            "calibrated once and then static.",
+            "calibrated once and then static. Not given: 8; with --learner deep 16.",
+            show_default=False,
             rich_help_panel=_BITS,
         ),
-    ] = _DEFAULT.activation_bits
+    ] = ""
     first_last_bits: Annotated[
         str,
         typer.Option(
             help="Fixed bits of the first and the last layer, the most sensitive ones; none "
-            "treats them like the others.",
+            "treats them like the others. Not given: 8; with --learner deep none.",
+            show_default=False,
             rich_help_panel=_BITS,
         ),
-    ] = str(_DEFAULT.first_last_bits)
+    ] = ""
     granularity: Annotated[
         str,
         typer.Option(
@@ -90,10 +92,12 @@ class BitOptions:
     codebook_mode: Annotated[
         str,
         typer.Option(
-            help="What the fine-tuning of a codebook moves: weights, clusters (its entries), both.",
+            help="What the fine-tuning of a codebook moves: weights, clusters (its entries), both. "
+            "Not given: both; with --learner deep clusters.",
+            show_default=False,
             rich_help_panel=_BITS,
         ),
-    ] = _DEFAULT.codebook_mode
+    ] = ""
     codebook_init: Annotated[
         str,
         typer.Option(

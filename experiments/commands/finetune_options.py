@@ -11,7 +11,7 @@ from experiments.configs import RunConfig
 
 _FINETUNE = "Fine-tuning"
 _CUT = "Fine-tuning around the cut (learners that only cut channels)"
-_SCHEDULE = "Fine-tuning of sparse networks (--learner sparse)"
+_SCHEDULE = "Fine-tuning of sparse networks (--learner sparse, deep)"
 
 _DEFAULT = RunConfig()  # where the defaults live
 
@@ -138,11 +138,19 @@ class FinetuneOptions:
             rich_help_panel=_SCHEDULE,
         ),
     ] = None
+    retraining_epochs: Annotated[
+        int,
+        typer.Option(
+            help="With --learner deep: epochs of the sparse network in float, before it is "
+            "quantized; the codebooks have --epochs.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = _DEFAULT.retraining_epochs
 
 
 FINETUNE = (
     "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
     "distillation_weight", "teacher_weights", "feature_matching", "sparse_training",
     "sparse_epochs", "finetune_groups", "group_epochs", "schedule", "schedule_begin",
-    "schedule_end", "schedule_exponent", "schedule_frequency",
+    "schedule_end", "schedule_exponent", "schedule_frequency", "retraining_epochs",
 )  # fmt: skip

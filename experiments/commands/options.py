@@ -111,7 +111,8 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
             help="What is done to the network: channels (cuts them; so do group-lasso, remastered "
             "and discrimination, which choose the channels in other ways), sparse (sets single "
             "weights to zero), uniform (rounds weights and activations to integers), codebook "
-            "(weights share a few learned values), joint (cuts and quantizes).",
+            "(weights share a few learned values), deep (sparse, then codebooks: the smallest "
+            "file), joint (cuts and quantizes, with --density zeros too).",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.learner

@@ -9,7 +9,7 @@ import typer
 from experiments.configs import RunConfig
 
 _CHANNELS = "Channels (--learner channels, group-lasso, remastered, discrimination, joint)"
-_SPARSE = "Single weights (--learner sparse)"
+_SPARSE = "Single weights (--learner sparse, deep, joint --density)"
 
 _DEFAULT = RunConfig()  # where the defaults live
 
@@ -90,10 +90,10 @@ class PruningOptions:
     protocol: Annotated[
         str,
         typer.Option(
-            help="Who spreads the density over the layers: searched (--agent), or a rule: uniform "
-            "(the same for all), heuristic (large layers lose more), global (the smallest "
-            "weights of all layers go) or normalised (the same, relative to the layer's root mean "
-            "square). A rule takes no episodes.",
+            help="With --learner sparse: who spreads the density over the layers: searched "
+            "(--agent), or a rule: uniform (the same for all), heuristic (large layers "
+            "lose more), global (the smallest weights of all layers go) or normalised (the same, "
+            "relative to the root mean square of each layer). A rule takes no episodes.",
             rich_help_panel=_SPARSE,
         ),
     ] = _DEFAULT.protocol
@@ -101,10 +101,19 @@ class PruningOptions:
         float,
         typer.Option(help="Smallest share of weights a layer may keep.", rich_help_panel=_SPARSE),
     ] = _DEFAULT.min_density
+    density: Annotated[
+        bool,
+        typer.Option(
+            "--density",
+            help="With --learner joint: decide the density of every layer too, beside channels and "
+            "bits.",
+            rich_help_panel=_SPARSE,
+        ),
+    ] = False
 
 
 PRUNING = (
     "criterion", "round_to", "min_ratio", "discrimination_stages", "block_steps", "progressive",
     "stages", "stage_epochs", "pattern",
-    "protocol", "min_density",
+    "protocol", "min_density", "density",
 )  # fmt: skip

@@ -40,7 +40,10 @@ def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> 
     with task.folder as folder:
         folder.results("search")
         # Built first, because a mistake in an option must not lose what is finished.
-        config = config_from(given(ctx), folder.config)
+        options = given(ctx)
+        if "teacher" in options:  # the weights of another teacher are none of this one's
+            options.setdefault("teacher_weights", None)
+        config = config_from(options, folder.config)
         check_options(config)
         training_config(config)
         load_teacher(config, folder.facts)

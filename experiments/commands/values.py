@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from experiments.bit_widths import parse_bits
+from experiments.config_defaults import NOT_GIVEN
 from experiments.configs import RunConfig
 
 
@@ -76,6 +77,8 @@ def _files(given: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _bits_or_none(text: str) -> int | None:
+    if not text:
+        return NOT_GIVEN
     if text.strip().lower() == "none":
         return None
     bits = parse_bits("--first-last-bits", text)

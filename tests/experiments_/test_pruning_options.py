@@ -85,7 +85,7 @@ def test_what_a_learner_does_follows_from_its_name(learner: str) -> None:
         (["--learner", "sparse", "--protocol", "uniform", "--budget", "bytes=0.3"],
          "--protocol uniform distributes one density"),
         # Fine-tuning: who teaches, and how channels are cut.
-        (["--teacher", "resnet21"], "--teacher-weights FILE for --teacher resnet21"),
+        (["--teacher", "resnet21"], "FILE to know anything; got 'resnet21'"),
         (["--teacher", "resnet21", "--teacher-weights", WEIGHTS], "Unknown model 'resnet21'"),
         (["--teacher", "lenet", "--teacher-weights", WEIGHTS], "do not fit this network"),
         (["--teacher", "digitsnet", "--teacher-weights", "missing.pt"], "missing.pt"),
