@@ -202,7 +202,8 @@ def describe(network: nn.Module) -> dict[str, Any]:
     described = {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
     # Under all its names, where one layer is used in several places.
     modules = network.named_modules(remove_duplicate=False)
-    if masked := [name for name, m in modules if mask_of(m) is not None]:
+    masked = {n: _has_bias(m) for n, m in modules if mask_of(m) is not None}
+    if masked:
         described["masked"] = masked
     return described
 
@@ -227,16 +228,14 @@ def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Modu
         )
     network = copy.deepcopy(float_network).eval()
     masked: dict[nn.Module, nn.Module] = {}
-    for name in description.get("masked", ()):
-        layer = _described_layer(network, name)
+    for name, has_bias in description.get("masked", {}).items():
+        layer = _described_layer(network, name, has_bias)
         if layer not in masked:
             masked[layer] = sparse_layer(layer, torch.ones_like(layer.weight, dtype=torch.bool))
         network = _with_module(network, name, masked[layer])
     modules = dict(network.named_modules())
     for name, entry in description["layers"].items():
-        layer = _described_layer(network, name)
-        if entry["bias"] and layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
+        layer = _described_layer(network, name, entry["bias"])
         weights, inputs = (
             None if part is None else Quantizer.from_description(part)
             for part in (entry["weight"], entry["input"])
@@ -248,13 +247,20 @@ def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Modu
     return network
 
 
-def _described_layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+def _has_bias(layer: nn.Module) -> bool:
+    return isinstance(layer.bias, Tensor)
+
+
+def _described_layer(network: nn.Module, name: str, has_bias: bool) -> nn.Conv2d | nn.Linear:
+    """Returns a layer of the float network, with the bias that it got from a folded norm."""
     layer = dict(network.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise InputDataError(
             f"Expected a convolution or linear layer {name!r} as described, got "
             f"{type(layer).__name__}; rebuild from the network that was compressed."
         )
+    if has_bias and layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
     return layer
 
 

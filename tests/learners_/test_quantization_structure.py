@@ -6,18 +6,24 @@ import json
 
 import pytest
 import torch
-from contracts.learner_contract import NETWORKS, make_data, make_model
+from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
+from support.sparse_networks import sparsified
 from torch import nn
 
 from amc_env.errors import InputDataError
+from learners.masking import SparseConv2d, masked_layers, sparse_layer
 from learners.quantization import describe, fold_norms, quantized_layers, rebuild
 from learners.quantization.modules import QuantizedConv2d
 from learners.quantization.structure import (
+    bake,
+    foldable_norms,
     folded_copy,
+    quantizable_layers,
     quantize_layers,
     without_identities,
 )
 from learners.quantization.uniform_quantizer import UniformQuantizer
+from learners.tracing import trace
 
 IMAGES = make_data(16, 4)[0][0]
 
@@ -119,3 +125,86 @@ def test_descriptions_of_something_else_are_refused():
         rebuild(nn.Sequential(nn.ReLU()), description)
     with pytest.raises(InputDataError, match="version 1, got 9"):
         rebuild(network, {**description, "version": 9})
+
+
+# ---------------------------------------------------------------------- masks
+
+
+def masked_and_quantized(network: nn.Module) -> nn.Module:
+    """Folded, every second layer quantized, every one with its mask."""
+    fold_norms(network)
+    made = {}
+    for index, (name, layer) in enumerate(masked_layers(network).items()):
+        scale = layer.weight.detach().abs().flatten(1).amax(1) / 7
+        weights = UniformQuantizer(4, scale, granularity="channel")
+        inputs = UniformQuantizer(8, torch.tensor([0.02]), torch.tensor([90]), symmetric=False)
+        if index % 2:
+            made[name] = (weights, inputs if index % 3 else None)
+    return quantize_layers(network, made)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_folding_keeps_masks(name):
+    plain = make_model(name).eval()
+    model = sparsified(plain, 0.3)
+    masks = {n: m.weight_mask.clone() for n, m in masked_layers(model).items()}
+    with torch.no_grad():
+        expected = model(IMAGES)
+        folded = fold_norms(model)
+        torch.testing.assert_close(model(IMAGES), expected, atol=1e-5, rtol=1e-4)
+    assert folded == foldable_norms(plain)
+    for layer, mask in masks.items():
+        module = model.get_submodule(layer)
+        assert torch.equal(module.weight_mask, mask)
+        assert isinstance(module, SparseConv2d | nn.Linear)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_networks_are_rebuilt_from_their_description(name):
+    for change in (lambda network: network, masked_and_quantized):
+        network = change(sparsified(make_model(name), 0.3)).eval()
+        description = json.loads(json.dumps(describe(network)))
+        again = rebuild(make_model(name), description)
+        assert all(m.weight_mask.all() for m in masked_layers(again).values())
+        again.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            assert torch.equal(again(IMAGES), network(IMAGES))
+        assert list(masked_layers(again)) == list(masked_layers(network))
+    assert "masked" not in describe(make_model(name))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_baked_networks_have_zeros_and_no_masks(name):
+    for change in (lambda network: network, masked_and_quantized):
+        network = change(sparsified(make_model(name), 0.3)).eval()
+        masks = {n: m.weight_mask for n, m in masked_layers(network).items()}
+        baked = bake(network)
+        assert not masked_layers(baked)
+        assert not any("mask" in key for key in baked.state_dict())
+        with torch.no_grad():
+            assert torch.equal(baked(IMAGES), network(IMAGES))
+        for layer, mask in masks.items():
+            module = baked.get_submodule(layer)
+            plain = module[1] if isinstance(module, nn.Sequential) else module
+            assert type(plain) in (nn.Conv2d, nn.Linear)
+            assert not plain.weight[~mask].any()
+        assert masked_layers(network).keys() == masks.keys()
+
+
+def test_a_layer_used_twice_is_baked_once():
+    layer = sparse_layer(nn.Conv2d(3, 3, 1), torch.rand(3, 3, 1, 1) < 0.5)
+    baked = bake(nn.Sequential(layer, nn.ReLU(), layer))
+    assert type(baked[0]) is nn.Conv2d
+    assert baked[0] is baked[2]
+
+
+def test_masked_layers_may_be_quantized():
+    model = sparsified(make_model("plain"), 0.3)
+    graph = trace(make_model("plain"), EXAMPLE).graph
+    assert quantizable_layers(model, graph, ()) == tuple(masked_layers(model))
+
+
+def test_masks_of_something_else_are_refused():
+    description = describe(sparsified(nn.Sequential(nn.Conv2d(3, 4, 1)), 0.5))
+    with pytest.raises(InputDataError, match="layer '0' as described, got ReLU"):
+        rebuild(nn.Sequential(nn.ReLU()), description)
