@@ -215,7 +215,13 @@ def test_the_size_of_a_resnet_is_promised_too(shared_data, tmp_path):
     )
     plans = [
         plan_of(learner, density, bits, keep)
-        for density, bits, keep in ((0.3, 2, 1.0), (0.1, 4, 1.0), (0.05, 5, 1.0), (0.3, 4, 0.5))
+        for density, bits, keep in (
+            (0.35, 2, 1.0),
+            (0.1, 4, 1.0),
+            (0.05, 5, 1.0),
+            (0.3, 4, 0.5),
+            (0.1, 5, 0.5),
+        )
     ]
     check_sizes(learner, model, example, plans, tmp_path / "x.packed")
 
@@ -256,7 +262,7 @@ def test_the_papers_order_and_what_every_stage_is_worth(tmp_path):
 
 def test_training_of_centroids_moves_no_weight_to_another_one():
     _, learner = prepared("plain", schedule="one-shot")
-    plan = plan_of(learner, 0.3, 2)
+    plan = plan_of(learner, 0.05, 2)
     data = make_data(256, 1)
     before = compress_deeply(learner, plan, data, retrain=False, finetune=False)
     assert [stage.name for stage in before.stages] == ["original", "pruned", "quantized"]
