@@ -164,8 +164,7 @@ class Entry:
     def read_sparse(self, data: bytes) -> tuple[Array, Array]:
         """Returns an entropy-coded array and its mask."""
         number = str(self.kind).removeprefix(SPARSE)
-        values, mask = packing_sparse.decode(data, self.count, number, self.bits)
-        return values.reshape(self.shape), mask.reshape(self.shape)
+        return packing_sparse.decode(data, self.shape, number, self.bits)
 
 
 def raw(name: str, array: Array) -> tuple[Entry, bytes]:

@@ -8,7 +8,9 @@ repetitions (blocks of zeros) are found as well, where that is smaller.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-EVERYWHERE, BIT_MASK, GAPS, GAPS_BETWEEN_ZEROS = range(4)
+EVERYWHERE, BIT_MASK, GAPS, GAPS_BETWEEN_ZEROS, INPUTS_LAST = range(5)
 """How the places of the non-zeros are stored: the first byte of the data."""
 
 _LONG_GAP = 255
@@ -37,17 +39,16 @@ def encode(values: Array, mask: Mask | None, bits: int | None) -> bytes:
     flat = np.ascontiguousarray(values).reshape(-1)
     places = bytes([EVERYWHERE])
     if mask is not None and not mask.all():
-        kept = mask.reshape(-1)
-        places, flat = _encode_places(kept), flat[kept]
+        places, flat = _encode_places(mask), flat[mask.reshape(-1)]
     return places + (_encode_floats(flat) if bits is None else _encode_codes(flat, bits))
 
 
-def decode(data: bytes, count: int, kind: str, bits: int | None) -> tuple[Array, Mask]:
-    """Returns the numbers, 0 where there is none, and the mask; shape ``(count,)`` each.
+def decode(data: bytes, shape: Sequence[int], kind: str, bits: int | None) -> tuple[Array, Mask]:
+    """Returns the numbers, 0 where there is none, and the mask; of the given shape each.
 
     Args:
         data: What :func:`encode` returned.
-        count: How many numbers there are, zeros included.
+        shape: Of the array.
         kind: Numpy type of the numbers.
         bits: As for :func:`encode`.
 
@@ -55,14 +56,14 @@ def decode(data: bytes, count: int, kind: str, bits: int | None) -> tuple[Array,
         ValueError: If the data are something else.
     """
     streams = _Streams(data)
-    mask = _decode_places(streams, count)
+    mask = _decode_places(streams, shape)
     n_kept = int(mask.sum())
     if bits is None:
         kept = _decode_floats(streams, n_kept, np.dtype(kind))
     else:
         kept = _decode_codes(streams, n_kept, bits)
     streams.check_end()
-    values = np.zeros(count, dtype=kept.dtype)
+    values = np.zeros(mask.shape, dtype=kept.dtype)
     values[mask] = kept
     return values, mask
 
@@ -110,23 +111,29 @@ def _deflate_by(data: bytes, strategy: int) -> bytes:
 
 
 def _encode_places(mask: Mask) -> bytes:
-    ways = {
-        BIT_MASK: np.packbits(mask, bitorder="little").tobytes(),
-        GAPS: _gaps(mask),
-        GAPS_BETWEEN_ZEROS: _gaps(~mask),
-    }
+    flat = mask.reshape(-1)
+    ways = {BIT_MASK: _bits(flat), GAPS: _gaps(flat), GAPS_BETWEEN_ZEROS: _gaps(~flat)}
+    if mask.ndim > 2:
+        ways[INPUTS_LAST] = _bits(np.moveaxis(mask, 1, -1))
     return min((bytes([way]) + _deflate(data) for way, data in ways.items()), key=len)
 
 
-def _decode_places(streams: _Streams, count: int) -> Mask:
-    way = streams.byte()
+def _bits(mask: Mask) -> bytes:
+    return np.packbits(mask, bitorder="little").tobytes()
+
+
+def _decode_places(streams: _Streams, shape: Sequence[int]) -> Mask:
+    way, count = streams.byte(), math.prod(shape)
     if way == EVERYWHERE:
-        return np.ones(count, dtype=np.bool_)
-    if way == BIT_MASK:
+        return np.ones(shape, dtype=np.bool_)
+    if way in (BIT_MASK, INPUTS_LAST):
         data = streams.bytes(-(-count // 8))
         if len(data) != -(-count // 8):
             raise ValueError(f"a mask of {count} weights has {len(data)} bytes")
-        return np.unpackbits(data, count=count, bitorder="little").astype(np.bool_)
+        bits = np.unpackbits(data, count=count, bitorder="little").astype(np.bool_)
+        if way == BIT_MASK or len(shape) < 3:
+            return bits.reshape(shape)
+        return np.moveaxis(bits.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
     if way not in (GAPS, GAPS_BETWEEN_ZEROS):
         raise ValueError(f"unknown way {way} to store the places of non-zeros")
     places = _places(streams.bytes(count))
@@ -134,7 +141,7 @@ def _decode_places(streams: _Streams, count: int) -> Mask:
         raise ValueError(f"a non-zero is at {places[-1]} of {count} weights")
     mask = np.full(count, way == GAPS_BETWEEN_ZEROS, dtype=np.bool_)
     mask[places] = way == GAPS
-    return mask
+    return mask.reshape(shape)
 
 
 def _gaps(mask: Mask) -> bytes:

@@ -84,16 +84,20 @@ def reader() -> dict:
 
 @st.composite
 def arrays(draw):
-    count = draw(st.sampled_from([0, 1, 7, 8, 9, 700, 3000]))
+    shape = draw(st.sampled_from([(0,), (1,), (7,), (8,), (9, 1), (70, 10), (20, 8, 3, 3)]))
+    count = math.prod(shape)
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     density = draw(st.sampled_from([0.0, 0.001, 0.02, 0.3, 0.5, 0.97, 0.999, 1.0]))
-    mask = rng.random(count) < density
+    mask = rng.random(shape) < density
+    if draw(st.booleans()) and len(shape) == 4:  # 2:4 along the inputs
+        mask = rng.random((20, 3, 3, 2, 4)).argsort(axis=-1) < 2
+        mask = np.moveaxis(mask.reshape(20, 3, 3, 8), -1, 1)
     bits = draw(st.sampled_from([None, *range(1, 9)]))
     if bits is not None:
-        return rng.integers(0, 2**bits, count).astype(np.uint8), mask, bits, str(bits)
+        return rng.integers(0, 2**bits, shape).astype(np.uint8), mask, bits, str(bits)
     kind = draw(st.sampled_from(["f2", "f4", "f8"]))
     values = rng.standard_normal(count) * 10.0 ** rng.integers(-3, 3, count)
-    return values.astype(kind), mask, None, kind
+    return values.astype(kind).reshape(shape), mask, None, kind
 
 
 @settings(max_examples=150, deadline=None)
@@ -103,8 +107,8 @@ def test_numbers_and_places_survive_in_both_readers(problem):
     data = encode(values, mask, bits)
     expected = np.where(mask, values, 0)
     for found, places in (
-        decode(data, len(values), kind, bits),
-        reader()["decode"](data, kind, len(values)),
+        decode(data, values.shape, kind, bits),
+        reader()["decode"](data, kind, values.shape),
     ):
         assert np.array_equal(places, mask)
         assert np.array_equal(found, expected)
@@ -132,6 +136,9 @@ def test_regular_zeros_are_stored_in_fewer_bits_than_irregular_ones():
     blocks = np.repeat(np.repeat(rng.random((50, 50)) < 0.5, 4, axis=0), 4, axis=1).reshape(-1)
     sizes = [len(encode(values[: m.size], m, 1)) for m in (irregular, regular, blocks)]
     assert sizes[1] < 0.68 * sizes[0]  # log2(6) / 4 bits per weight in place of 1
+    conv = np.moveaxis(regular[:36_864].reshape(64, 3, 3, 64), -1, 1)
+    of_conv = len(encode(values[: conv.size].reshape(conv.shape), conv, 1))
+    assert of_conv < 0.68 * sizes[0] * conv.size / n
     assert sizes[2] < 0.3 * sizes[0]
 
 
@@ -329,7 +336,7 @@ def test_files_that_other_programs_got_wrong_are_refused(tmp_path):
         header["tensors"]["0"][0][1] = "s9"
         return header, payload
 
-    refused(first_bytes(b"\4"), "unknown way 4")
+    refused(first_bytes(b"\5"), "unknown way 5")
     refused(first_bytes(b"\1"), "mask of 600|not Deflate|cut short")
     refused(first_bytes(b"\2\xff\xff"), "not Deflate")
     refused(resized([1, 2]), "longer than 2 bytes")
