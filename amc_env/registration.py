@@ -17,9 +17,11 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/synthetic-density-v0": ("amc_env.synthetic:make_synthetic_density", {}),
     "amc/digits-channels-v0": ("experiments.tasks:make_digits_channels", {}),
     "amc/digits-bits-v0": ("experiments.tasks:make_digits_bits", {}),
+    "amc/digits-density-v0": ("experiments.tasks:make_digits_density", {}),
     "amc/digits-joint-v0": ("experiments.tasks:make_digits_joint", {}),
     "amc/resnet20-channels-v0": ("experiments.tasks:make_resnet20_channels", {}),
     "amc/resnet20-bits-v0": ("experiments.tasks:make_resnet20_bits", {}),
+    "amc/resnet20-density-v0": ("experiments.tasks:make_resnet20_density", {}),
     "amc/resnet20-joint-v0": ("experiments.tasks:make_resnet20_joint", {}),
     "amc/channels-v0": ("experiments.tasks:make_channels", {}),
 }

@@ -16,6 +16,7 @@ from experiments.data import DataSplits, load_data
 from experiments.models import load_weights, make_model
 from learners import ChannelPruning, joint_compression
 from learners.joint import quantizer_named
+from learners.sparsification import WeightSparsification
 
 SplitKind = Literal["random", "tail"]
 
@@ -165,6 +166,52 @@ def make_bits(
     return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
 
 
+def make_density(
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: str | None = None,
+    budget: str = "density=0.25",
+    pattern: str = "unstructured",
+    min_density: float = 0.02,
+    action: str = DEFAULT_READING,
+    reward: str = "accuracy",
+    proxy: str = "reconstruction+recalibration",
+    finetune_steps: int = 0,
+    n_validation: int = 3000,
+    validation_split: SplitKind = "random",
+    precision: str = "auto",
+    seed: int = 0,
+    render_mode: str | None = None,
+) -> CompressionEnv:
+    """Builds a task that decides how many weights of every layer stay.
+
+    Options that :func:`make_channels` has too mean the same here; the budget may be
+    ``"density=0.25"`` (a share of all weights), ``"bytes=0.2"``, or both. ``pattern`` is
+    ``"unstructured"``, ``"block4"``, ``"2:4"`` or the like, and ``min_density`` the smallest share
+    of its weights that a layer may keep.
+
+    Raises:
+        ValueError: If no weights are given for a network that none are shipped for, or there is
+            no such pattern.
+    """
+    splits = load_data(data, seed=seed, validation_split=validation_split)
+    learner = WeightSparsification(
+        trained_network(model, data, weights, splits),
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        pattern=pattern,
+        min_density=min_density,
+        proxy=proxy,
+        finetune_steps=finetune_steps,
+        n_validation=n_validation,
+        precision=precision,
+        train=splits.train,
+        seed=seed,
+    )
+    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+
+
 def make_joint(
     model: str = "digitsnet",
     data: str = "digits",
@@ -227,6 +274,15 @@ def make_digits_bits(**options: Any) -> CompressionEnv:
     return make_bits(**{"precision": "fp32"} | options)
 
 
+def make_digits_density(**options: Any) -> CompressionEnv:
+    """Builds ``amc/digits-density-v0``: the same network, a quarter of its weights.
+
+    Args:
+        options: Any option of :func:`make_density`.
+    """
+    return make_density(**{"precision": "fp32"} | options)
+
+
 def make_digits_joint(round_to: int = 2, **options: Any) -> CompressionEnv:
     """Builds ``amc/digits-joint-v0``.
 
@@ -265,6 +321,21 @@ def make_resnet20_joint(
         options: Any other option of :func:`make_joint`.
     """
     return make_joint(model="resnet20", data=data, weights=weights, **options)
+
+
+def make_resnet20_density(
+    data: str = "data/cifar10",
+    weights: str = "checkpoints/resnet20_cifar10.safetensors",
+    **options: Any,
+) -> CompressionEnv:
+    """Builds ``amc/resnet20-density-v0``.
+
+    Args:
+        data: Folder with CIFAR-10 as parquet files.
+        weights: Weights of a ResNet-20 trained on it.
+        options: Any other option of :func:`make_density`.
+    """
+    return make_density(model="resnet20", data=data, weights=weights, **options)
 
 
 def trained_network(model: str, data: str, weights: str | None, splits: DataSplits) -> nn.Module:

@@ -17,6 +17,7 @@ ID = "amc_env:amc/digits-channels-v0"
 BOUNDS = {
     ID: {"macs": 0.3},
     "amc_env:amc/digits-bits-v0": {"mean_bits": 4 / 32},
+    "amc_env:amc/digits-density-v0": {"density": 0.25},
     "amc_env:amc/digits-joint-v0": {"macs": 0.5, "bytes": 0.15},
 }
 
