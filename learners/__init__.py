@@ -3,6 +3,7 @@
 from learners.base import Learner
 from learners.channel_pruning import ChannelPruning, GroupLassoPruning, RemasteredPruning
 from learners.channel_pruning.discrimination import DiscriminationAwarePruning
+from learners.deep_compression import compress_deeply, deep_compression
 from learners.feature_matching import FeatureMatching
 from learners.group_finetuning import GroupFinetuned, group_finetune
 from learners.joint import JointCompression, joint_compression
@@ -25,6 +26,8 @@ __all__ = [
     "CodebookQuantization",
     "JointCompression",
     "joint_compression",
+    "deep_compression",
+    "compress_deeply",
     "TracedModel",
     "trace",
     "TrainingConfig",

@@ -33,6 +33,7 @@ class PreparedOnce(LearnerContract):
         return pickle.loads(self._prepared[key])
 
 
+@pytest.mark.slow
 class TestJointCodebook(PreparedOnce):
     budget = Budget(macs=0.7, mean_bits=6 / 32)
 
