@@ -168,7 +168,7 @@ class Bar:
     size: int
 
 
-def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0) -> str:
+def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0, unit: str = "channels") -> str:
     """Draws kept against original units: one horizontal bar per layer, lengths in units.
 
     Horizontal, because layer names are long and networks are deep: the picture grows downwards,
@@ -176,7 +176,8 @@ def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0) -> str:
     """
     row, top = 24.0, 4.0
     name_width = min(220.0, 10.0 + 7.2 * max(len(bar.name) for bar in bars))
-    count_width = 106.0
+    digits = len(str(max(bar.size for bar in bars)))
+    count_width = max(106.0, 50.0 + 14.0 * digits)
     largest = max(bar.size for bar in bars)
     scale = (width - name_width - count_width) / largest
     parts = []
@@ -190,7 +191,7 @@ def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0) -> str:
             f'width="{bar.size * scale:.1f}" height="15"/>'
             f'<rect class="kept" x="{name_width:.1f}" y="{y + 4}" rx="2" '
             f'width="{bar.kept * scale:.1f}" height="15"><title>{escape(bar.name)}: {bar.kept} of '
-            f"{bar.size} channels stay</title></rect>"
+            f"{bar.size} {unit} stay</title></rect>"
             f'<text class="tick" x="{name_width + bar.size * scale + 6:.1f}" y="{y + 15}">'
             f"{bar.kept} / {bar.size} · {share}</text>"
         )

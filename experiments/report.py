@@ -95,9 +95,14 @@ def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
     if config.prunes:
         with_what.append(f"{macs:.0%} of the multiply-adds")
         tiles.append((f"{macs:.1%}", f"of the multiply-adds (budget {escape(config.budget)})"))
+    if config.sparsifies:
+        with_what.append(f"{after['density']:.0%} of the weights")
+        note = "" if config.prunes else f" (budget {escape(config.budget)})"
+        tiles.append((f"{after['density']:.1%}", f"of the weights are not zero{note}"))
     if config.quantizes:
         with_what.append(f"{after['mean_bits']:.3g} bits per weight")
-        note = "" if config.prunes or not config.decides else f" (budget {escape(config.budget)})"
+        known = config.prunes or config.sparsifies or not config.decides
+        note = "" if known else f" (budget {escape(config.budget)})"
         tiles.append((f"{after['mean_bits']:.3g}", f"bits per weight, of 32{note}"))
     with_what.append(f"{size:.0%} of the bytes")
     tiles.append((f"{size:.1%}", "of the bytes"))
@@ -147,6 +152,12 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
         note += (
             "Bit operations are MACs times bits per weight times bits per activation. The size is "
             "that of the packed file, model.packed; the original's is safetensors."
+        )
+    elif config.sparsifies:
+        note += (
+            "The size is that of the packed file, model.packed, which leaves the zeros out; the "
+            "original's is safetensors. Runtimes compute with zeros as with other numbers: the "
+            "file is smaller, the network no faster."
         )
     else:
         note += "The size is that of the safetensors file."

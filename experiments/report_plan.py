@@ -1,4 +1,4 @@
-"""The report's pictures of a plan: channels that stay, and bits of every layer."""
+"""The report's pictures of a plan: channels and weights that stay, and bits of every layer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def plan_parts(folder: RunFolder) -> dict[str, str]:
             "Channels that stay (blue) of those that were there (grey). One row is one group of "
             "layers whose channels can only be cut together, named after its first layer."
         )
+    if bars := weight_bars(folder):
+        pictures.append(plan_bars(bars, "weights kept per layer", unit="weights"))
+        notes.append("Weights that are not zero (blue) of those that there are places for (grey).")
     if rows := bit_rows(folder):
         pictures.append(bit_bars(rows, "bits of weights and activations per layer"))
         notes.append(_bit_note(folder))
@@ -33,6 +36,12 @@ def channel_bars(folder: RunFolder) -> list[Bar]:
         if kind == DecisionKind.KEEP_RATIO:
             bars.append(Bar(target, round(value * sizes[target]), sizes[target]))
     return bars
+
+
+def weight_bars(folder: RunFolder) -> list[Bar]:
+    """Returns kept and original weights of every sparse layer; empty where none is."""
+    layers: dict[str, list[int]] = folder.results("evaluate").get("densities", {})
+    return [Bar(name, left, size) for name, (left, size) in layers.items()]
 
 
 def bit_rows(folder: RunFolder) -> list[BitRow]:
