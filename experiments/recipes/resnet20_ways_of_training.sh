@@ -26,4 +26,6 @@ way groups --finetune-groups 2 --group-epochs 1 --epochs 1
 way stages --progressive 2 --group-epochs 1 --epochs 1
 way growing --sparse-training growing --sparse-epochs 1 --epochs 1
 way group-lasso --sparse-training group-lasso --sparse-epochs 1 --epochs 1
-python -m experiments.benchmarks.compare_runs "$out"/*
+for run in "$out"/*; do
+    python -c 'import json, sys; print(sys.argv[1], json.load(open(sys.argv[1] + "/summary.json"))["compressed"]["accuracy"])' "$run"
+done
