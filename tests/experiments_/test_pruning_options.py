@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.command_line import WEIGHTS
 
+from experiments.commands.values import config_from
 from experiments.config_values import CHANNEL_LEARNERS, of_how_many
 from experiments.configs import RunConfig
 
@@ -47,6 +48,21 @@ def test_what_a_learner_does_follows_from_its_name(learner: str) -> None:
     assert config.decides
     assert (config.learning_rate, config.weight_decay) == (0.02, 5e-4)
     assert RunConfig(learner="sparse", protocol="uniform").decides is False
+
+
+def test_deep_compression_has_the_defaults_of_its_paper() -> None:
+    deep = RunConfig(learner="deep")
+    assert (deep.activation_bits, deep.first_last_bits) == ("16", None)
+    assert (deep.codebook_mode, deep.granularity) == ("clusters", "tensor")
+    assert (deep.budget, deep.learning_rate, deep.weight_decay) == ("bytes=0.1", 0.001, 0.0)
+    assert deep == RunConfig.from_dict(deep.to_dict())  # none is a value, not what is not given
+    given = config_from({"learner": "deep", "activation_bits": "8", "first_last_bits": "8"})
+    assert (given.activation_bits, given.first_last_bits) == ("8", 8)
+    assert RunConfig(learner="joint", density=True).sparsifies
+    assert deep.sparsifies
+    assert deep.quantizes
+    assert deep.decides
+    assert not deep.prunes
 
 
 @pytest.mark.parametrize(
@@ -108,6 +124,17 @@ def test_what_a_learner_does_follows_from_its_name(learner: str) -> None:
         (["--progressive", "2", "--stages", "0.75"], "exclude each other"),
         (["--stages", "0.5,0.75"], "falling shares"),
         (["--stages", "half"], "as numbers with commas"),
+        # Densities beside bits.
+        (["--learner", "deep", "--epochs", "0"], "--epochs >= 1 with --learner deep"),
+        (["--learner", "deep", "--retraining-epochs", "0"], "--retraining-epochs >= 1"),
+        (["--learner", "deep", "--protocol", "global"], "--protocol has no effect"),
+        (["--learner", "deep", "--budget", "bytes=0.001"], "reachable"),
+        (["--learner", "sparse", "--retraining-epochs", "3"], "option of --learner deep"),
+        (["--learner", "deep", "--density"], "option of --learner joint"),
+        (["--density"], "--density has no effect on --learner channels"),
+        (["--learner", "joint", "--pattern", "2:4"], "without --density"),
+        (["--learner", "joint", "--min-density", "0.1"], "without --density"),
+        (["--learner", "joint", "--density", "--schedule", "one-shot"], "--schedule has no effect"),
         (["--progressive", "2", "--cost-table", "table.json"], "--cost-table measures layers of"),
     ],
 )  # fmt: skip
