@@ -144,6 +144,11 @@ def _check_teacher(config: RunConfig) -> None:
             f"--teacher-weights has no effect with --teacher {config.teacher}; give the network "
             f"they belong to, e.g. --teacher resnet56."
         )
+    if config.learner == "deep" and config.feature_matching:
+        raise ValueError(
+            "--feature-matching has no effect on --learner deep, whose two trainings learn answers "
+            "only."
+        )
     if config.teacher == "none" and config.feature_matching:
         raise ValueError(
             "--feature-matching has no effect with --teacher none; it is a lesson of a teacher."

@@ -127,6 +127,7 @@ def test_deep_compression_has_the_defaults_of_its_paper() -> None:
         # Densities beside bits.
         (["--learner", "deep", "--epochs", "0"], "--epochs >= 1 with --learner deep"),
         (["--learner", "deep", "--retraining-epochs", "0"], "--retraining-epochs >= 1"),
+        (["--learner", "deep", "--feature-matching", "9"], "has no effect on --learner deep"),
         (["--learner", "deep", "--protocol", "global"], "--protocol has no effect"),
         (["--learner", "deep", "--budget", "bytes=0.001"], "reachable"),
         (["--learner", "sparse", "--retraining-epochs", "3"], "option of --learner deep"),
