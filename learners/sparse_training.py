@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from learners.regularisers import (
     DEFAULT_WEIGHT,
     GroupLassoPenalty,
     GrowingRegularisation,
+    unit_norms,
 )
 from learners.training import TrainingConfig
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 REGULARISERS = ("growing", "group-lasso")
+HARDLY_FADED = 0.4
+"""Share of the norm from which on :func:`sparse_training` warns."""
 
 
 def doomed_units(learner: ChannelPruning, plan: CompressionPlan) -> dict[str, Tensor]:
@@ -62,7 +66,11 @@ def sparse_training(
     progress: bool = False,
     writer: SummaryWriter | None = None,
 ) -> nn.Module:
-    """Trains a copy of the original network until the units that a plan cuts have faded.
+    """Trains a copy of the original network while the units that a plan cuts fade.
+
+    Epochs before the end of the fading cannot win as the best one: with ``"growing"`` those before
+    the factor is at its ceiling, with ``"group-lasso"`` all but the last. How small the units are
+    by then depends on rate, strength and steps; what is guaranteed is a warning if they are not.
 
     Args:
         learner: Knows the network, and which units go.
@@ -86,7 +94,12 @@ def sparse_training(
 
     Raises:
         PlanMismatchError: If the plan does not fit the network or cuts nothing.
-        ValueError: If there is no such regulariser.
+        ValueError: If there is no such regulariser, or the training is too short for it.
+
+    Warns:
+        UserWarning: If the units of a channel group have kept more than ``HARDLY_FADED`` of their
+            norm: cutting them takes away what the network still uses. Not an error, as the
+            training is done and fine-tuning may bring back what is lost.
     """
     if regulariser not in REGULARISERS:
         raise ValueError(f"Unknown regulariser {regulariser!r}; choose one of {REGULARISERS}.")
@@ -113,7 +126,38 @@ def sparse_training(
         progress=progress,
         writer=writer,
     )
+    _warn_if_hardly_faded(learner, network, doomed)
     return network
+
+
+def faded(learner: ChannelPruning, network: nn.Module, units: Mapping[str, Tensor]) -> float:
+    """Returns the share of their norm that units have kept, of the group that kept most.
+
+    Args:
+        learner: Knows the original network.
+        network: One of the same shapes.
+        units: Channel group -> units of it.
+    """
+    shares = [0.0]
+    for group, chosen in units.items():
+        before, after = (
+            unit_norms(learner.traced, n, group).cpu()[chosen].norm().item()
+            for n in (learner.original, network)
+        )
+        shares.append(after / before if before > 0.0 else 0.0)
+    return max(shares)
+
+
+def _warn_if_hardly_faded(
+    learner: ChannelPruning, network: nn.Module, doomed: Mapping[str, Tensor]
+) -> None:
+    if (share := faded(learner, network, doomed)) > HARDLY_FADED:
+        warnings.warn(
+            f"Expected the channels that are to be cut to have faded, but those of one group have "
+            f"{share:.0%} of their norm left, and the network still uses them: train longer, with "
+            f"a higher learning rate or a larger strength, or compress without sparse training.",
+            stacklevel=3,
+        )
 
 
 def cut_after(learner: ChannelPruning, network: nn.Module, plan: CompressionPlan) -> nn.Module:

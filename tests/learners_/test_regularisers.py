@@ -79,6 +79,12 @@ def test_group_lasso_is_the_sum_over_units() -> None:
     assert hook.loss().item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_group_lasso_is_ready_at_the_end_alone() -> None:
+    hook = GroupLassoPenalty(traced(network()), weight=0.01)
+    hook.start(network(), None, 10)
+    assert [hook.is_ready(step) for step in range(11)] == [False] * 10 + [True]
+
+
 def test_group_lasso_of_some_units_leaves_the_others_alone() -> None:
     net = network()
     hook = GroupLassoPenalty(traced(net), {"0": torch.tensor([3, 1])}, weight=0.5)

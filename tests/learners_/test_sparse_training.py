@@ -16,7 +16,7 @@ from amc_env.errors import PlanMismatchError
 from learners import ChannelPruning, cut_after, sparse_training
 from learners.hooks import TrainingHook
 from learners.regularisers import unit_norms
-from learners.sparse_training import doomed_units
+from learners.sparse_training import doomed_units, faded
 from learners.training import TrainingConfig, train
 
 CONFIG = TrainingConfig(learning_rate=0.02, precision="fp32")
@@ -97,6 +97,44 @@ def test_the_group_lasso_fades_the_same_units() -> None:
         assert after[stays].mean() > 0.5 * before[stays].mean()
 
 
+def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the uncut network: at this rate every epoch costs accuracy, and fades some more."""
+    learner, plan = prepared("residual")
+    doomed, data = doomed_units(learner, plan), make_data(256, 1)
+    config = TrainingConfig(learning_rate=0.02, schedule="constant", precision="fp32")
+    falling = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr("learners.training._accuracy", lambda *_: next(falling))
+    watch = Watch(learner, plan, len(data))
+    with pytest.warns(UserWarning, match=r"one group have \d+% of their norm left"):
+        network = sparse_training(
+            learner, plan, data, regulariser="group-lasso", epochs=3, config=config, hooks=[watch]
+        )
+    norms = [float(unit_norms(learner.traced, network, g)[u].mean()) for g, u in doomed.items()]
+    assert norms == pytest.approx(watch.rows[-1])
+    assert all(a < b for a, b in zip(norms, watch.rows[1], strict=True))
+
+
+def test_the_share_left_is_that_of_the_group_that_kept_most() -> None:
+    learner, plan = prepared("plain")
+    doomed = doomed_units(learner, plan)
+    network = copy.deepcopy(learner.original)
+    assert faded(learner, network, doomed) == pytest.approx(1.0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.mul_(0.25)
+        network[0].weight[learner.kept_units(plan)["0"]] = 9.0  # of no interest
+        assert faded(learner, network, {"0": doomed["0"]}) == pytest.approx(0.25)
+        network[3].weight[doomed["3"]] *= 3.0
+    own = [
+        float(n.norm())
+        for n in (
+            unit_norms(learner.traced, net, "3")[doomed["3"]] for net in (network, learner.original)
+        )
+    ]
+    assert own[0] / own[1] > 0.3
+    assert faded(learner, network, doomed) == pytest.approx(own[0] / own[1])
+
+
 def test_the_cut_takes_the_trained_weights_of_the_units_that_stay() -> None:
     learner, plan = prepared("plain")
     network = copy.deepcopy(learner.original)
@@ -112,6 +150,7 @@ def test_the_cut_takes_the_trained_weights_of_the_units_that_stay() -> None:
     assert torch.equal(learner.traced.slice(kept)[3].weight, own)
 
 
+@pytest.mark.filterwarnings("ignore:Expected the channels")  # three epochs are too few
 def test_a_resumed_sparse_training_has_the_same_bits(tmp_path: Path) -> None:
     learner, plan = prepared("plain")
     options: dict[str, Any] = {"epochs": 3, "config": CONFIG, "teacher": learner.original}
