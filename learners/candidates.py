@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from amc_env.errors import TrainingDivergedError
 from learners.fusion import fuse
+from learners.layout import laid_out, set_layout
 from learners.precision import autocast
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
@@ -38,9 +39,7 @@ def limited_threads(threads: int | None) -> Iterator[None]:
 
 def channels_last(images: Tensor) -> Tensor:
     """Returns images of any dimension, 4-d ones in channels-last layout."""
-    if images.dim() == 4:
-        return images.contiguous(memory_format=torch.channels_last)
-    return images.contiguous()
+    return laid_out(images)
 
 
 class Evaluator:
@@ -53,6 +52,7 @@ class Evaluator:
         device: Where to compute.
         batch_size: Images per forward pass.
         fused: Whether to fuse candidates; see :func:`fusion_works`.
+        layout: Of images and weights; see ``learners.layout``.
     """
 
     def __init__(
@@ -64,20 +64,26 @@ class Evaluator:
         device: torch.device,
         batch_size: int = EVALUATION_BATCH,
         fused: bool = True,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.dtype = dtype
+        self.layout = layout
         self.device = device
         self.fused = fused
         self.n_images = images.shape[0]
         self._labels = labels.to(device)
         self._images = [
-            channels_last(part.to(device, dtype)) for part in torch.split(images, batch_size)
+            laid_out(part.to(device, dtype), layout) for part in torch.split(images, batch_size)
         ]
 
     def logits(self, network: nn.Module) -> Tensor:
         """Returns the outputs for all images as float32, shape (n, classes)."""
         with torch.inference_mode():
-            function = compiled(network, self.dtype) if self.fused else eager(network)
+            function = (
+                compiled(network, self.dtype, self.layout)
+                if self.fused
+                else eager(network, self.layout)
+            )
             with autocast(self.dtype, self.device):
                 return torch.cat([function(images).float() for images in self._images])
 
@@ -96,7 +102,9 @@ class Evaluator:
         return int((outputs.argmax(1) == self._labels).sum().item()) / self.n_images
 
 
-def compiled(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def compiled(
+    network: nn.Module, dtype: torch.dtype, layout: torch.memory_format = torch.channels_last
+) -> Callable[[Tensor], Tensor]:
     """Fuses a network in ``eval`` mode for inference, or returns it where that fails."""
     network.eval()
     try:
@@ -104,7 +112,7 @@ def compiled(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tenso
     except Exception:
         # The original and its smallest slice could be fused; should some slice in between be
         # different, its accuracy is worth more than the milliseconds.
-        return eager(network)
+        return eager(network, layout)
 
 
 def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
@@ -135,6 +143,9 @@ def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
     return bool(close and rounded.isfinite().all())
 
 
-def eager(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Returns the network itself, laid out channels-last."""
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def eager(
+    network: nn.Module, layout: torch.memory_format = torch.channels_last
+) -> Callable[[Tensor], Tensor]:
+    """Returns the network itself, in ``eval`` mode and the given layout."""
+    set_layout(network, layout)
+    return network.eval()

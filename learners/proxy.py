@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import TrainingDivergedError
-from learners.candidates import channels_last
+from learners.layout import laid_out
 from learners.precision import autocast
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
@@ -155,7 +155,12 @@ def _sgd_step(
     optimizer.step()
 
 
-def image_batches(images: Tensor, size: int, device: torch.device) -> list[Tensor]:
-    """Splits images into channels-last batches on the device, none smaller than half a batch."""
+def image_batches(
+    images: Tensor,
+    size: int,
+    device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
+) -> list[Tensor]:
+    """Splits images into batches on the device, none smaller than half a batch."""
     count = max(1, round(images.shape[0] / size))
-    return [channels_last(part.to(device)) for part in images.tensor_split(count)]
+    return [laid_out(part.to(device), layout) for part in images.tensor_split(count)]

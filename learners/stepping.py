@@ -16,6 +16,7 @@ from tqdm import tqdm
 from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.distillation import combined_loss
 from learners.hooks import TrainingHook
+from learners.layout import laid_out, set_layout, usable_layout
 from learners.precision import autocast
 from learners.schedules import learning_rate_factor
 
@@ -43,7 +44,7 @@ class Stepper:
         hooks: Sequence[TrainingHook] = (),
     ) -> None:
         self.model = model.to(device)
-        _set_memory_format(model, torch.channels_last)
+        set_layout(model, torch.channels_last)
         self.config = config
         self.batches = batches
         self.dtype = dtype
@@ -53,7 +54,8 @@ class Stepper:
         self.teacher = None
         if teacher is not None:
             self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-            _set_memory_format(self.teacher, torch.channels_last)
+            set_layout(self.teacher, torch.channels_last)
+        self.layout: torch.memory_format | None = None  # settled by the first batch
         self.step_count = 0
         self.learning_rate = config.learning_rate
         self.hooks = tuple(hooks)
@@ -78,7 +80,7 @@ class Stepper:
         """Give the model back in the usual memory layout, which files expect."""
         for hook in self.hooks:
             hook.finish()
-        _set_memory_format(self.model, torch.contiguous_format)
+        set_layout(self.model, torch.contiguous_format)
         self.optimizer.zero_grad(set_to_none=True)
 
     def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float]:
@@ -97,6 +99,7 @@ class Stepper:
             )
             for images, labels in bar:
                 images, labels = check_batch(images, labels, self.device)
+                images = self._laid_out(images)
                 loss, right = self.step(images, labels, epoch)
                 loss_sum += loss * len(labels)
                 correct += right
@@ -106,6 +109,17 @@ class Stepper:
         if seen == 0:
             raise InputDataError("Expected at least one training image, got none.")
         return loss_sum / seen, correct / seen
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Return images in the layout that model and teacher can take, found with the first."""
+        if self.layout is None:
+            self.layout = torch.channels_last
+            networks = [n for n in (self.model, self.teacher) if n is not None]
+            if any(usable_layout(n, images[:1]) != torch.channels_last for n in networks):
+                self.layout = torch.contiguous_format
+                for network in (*networks, self.candidate):
+                    set_layout(network, self.layout)
+        return laid_out(images, self.layout)
 
     def step(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[float, int]:
         """Take one optimiser step; return the loss and how many images were right."""
@@ -251,7 +265,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 def check_batch(
     images: Tensor, labels: Tensor, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Move a batch to the device, channels last; refuse what cannot be images and labels."""
+    """Move a batch to the device; refuse what cannot be images and labels."""
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise InputDataError(
             f"Expected batches of (images, labels) tensors, got {type(images).__name__} and "
@@ -262,10 +276,7 @@ def check_batch(
             f"Expected one integer label per image, got images {list(images.shape)} with labels "
             f"{list(labels.shape)} of {labels.dtype}."
         )
-    images = images.to(device, non_blocking=True)
-    if images.ndim == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, labels.to(device, torch.int64, non_blocking=True)
+    return images.to(device, non_blocking=True), labels.to(device, torch.int64, non_blocking=True)
 
 
 def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "network") -> Tensor:
@@ -317,11 +328,6 @@ def seed_loader(loader: Batches, seed: int, epoch: int) -> int:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(value)
     return value
-
-
-def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
-    # Module.to(memory_format=...) would refuse nothing but changes 4-D parameters only, as wanted.
-    model.to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def _cuda_devices(device: str | torch.device) -> list[torch.device]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
 from learners.checkpoints import LAST, load_best, load_last, save_best, save_last
 from learners.hooks import TrainingHook
+from learners.layout import laid_out, usable_layout
 from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
 from learners.schedules import SCHEDULES
 from learners.stepping import Stepper, check_batch, forward
@@ -158,10 +159,13 @@ def _accuracy(
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     total = 0
+    layout: torch.memory_format | None = None
     try:
         with torch.no_grad():
             for images, labels in loader:
                 images, labels = check_batch(images, labels, device)
+                layout = layout or usable_layout(model, images[:1])
+                images = laid_out(images, layout)
                 with autocast(dtype, device):
                     logits = forward(model, images, labels)
                 correct += (logits.argmax(1) == labels).sum()

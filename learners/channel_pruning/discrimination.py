@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from learners.base import Batches
-from learners.candidates import channels_last
 from learners.channel_pruning.criteria import Criterion
 from learners.channel_pruning.discrimination_heads import Discriminator
 from learners.channel_pruning.discrimination_places import Places, find_places
@@ -23,6 +22,7 @@ from learners.channel_pruning.discrimination_selection import (
 from learners.channel_pruning.discrimination_training import endless_batches, train_stage
 from learners.channel_pruning.learner import ChannelPruning
 from learners.intake import count_outputs
+from learners.layout import laid_out
 from learners.slots import UnitSlot
 
 _BATCH = 128
@@ -128,9 +128,11 @@ class DiscriminationAwarePruning(ChannelPruning):
         n_outputs: int,
     ) -> dict[str, Tensor]:
         parts = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
-        data = [(channels_last(x.to(self.device)), y.to(self.device)) for x, y in parts]
+        data = [(laid_out(x.to(self.device), self._layout), y.to(self.device)) for x, y in parts]
         assert self._loader is not None
-        batches = endless_batches(self._loader, self._example, n_outputs, self.device, self.seed)
+        batches = endless_batches(
+            self._loader, self._example, n_outputs, self.device, self.seed, self._layout
+        )
         slots = {g.name: self._slots(g.name) for g in self.graph.groups}
         n_stages = len(self.places.places) + 1
         greedy = {g.name: self._greedy(g.size) for g in self.graph.groups}

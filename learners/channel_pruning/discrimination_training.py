@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.base import Batches
-from learners.candidates import channels_last
 from learners.channel_pruning.discrimination_heads import Discriminator
 from learners.intake import check_labels, collect
+from learners.layout import laid_out
 from learners.stepping import seed_loader
 
 LEARNING_RATE = 0.01
@@ -23,7 +23,12 @@ _WEIGHT_DECAY = 1e-4
 
 
 def endless_batches(
-    loader: Batches, example: Tensor, n_outputs: int, device: torch.device, seed: int
+    loader: Batches,
+    example: Tensor,
+    n_outputs: int,
+    device: torch.device,
+    seed: int,
+    layout: torch.memory_format = torch.channels_last,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields checked training batches for ever, epoch after epoch.
 
@@ -33,6 +38,7 @@ def endless_batches(
         n_outputs: Classes of the network.
         device: Where to put the batches.
         seed: Decides the order, for loaders that can be told.
+        layout: Of images; see ``learners.layout``.
 
     Raises:
         InputDataError: If a pass yields nothing to train on, or a batch does not fit the network.
@@ -46,7 +52,7 @@ def endless_batches(
             if len(y) < 2:
                 continue  # batch norm cannot train on a single 1 x 1 feature map
             empty = False
-            yield channels_last(x.to(device)), y.to(device)
+            yield laid_out(x.to(device), layout), y.to(device)
         if empty:
             raise InputDataError(
                 "Expected training batches of two images or more, as often as they are read, got "

@@ -15,7 +15,6 @@ from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
 from learners.candidates import (
     Evaluator,
-    channels_last,
     fusion_works,
     limited_threads,
 )
@@ -32,6 +31,7 @@ from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
 from learners.intake import check_labels, check_weights, collect, count_outputs
+from learners.layout import laid_out, set_layout, usable_layout
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.timing import EpisodeSeconds
@@ -122,6 +122,7 @@ class ChannelPruning(Learner):
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
+        self._layout = _layout_of(reference, images[:1].to(self.device))
 
         self.traced: TracedModel = trace(
             reference, example_input.to(self.device), ignore=tuple(ignore)
@@ -136,13 +137,14 @@ class ChannelPruning(Learner):
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
             self._data = preload(
                 images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
-                self.device,
+                self.device, self._layout,
             )  # fmt: skip
             self._prepare_statistics(reference, images, progress)
             self.ranking = self._rank(reference, images, labels, scorer)
 
     def _split(self, images: Tensor) -> list[Tensor]:
-        return [channels_last(p.to(self.device)) for p in torch.split(images, _STATISTICS_BATCH)]
+        parts = torch.split(images, _STATISTICS_BATCH)
+        return [laid_out(part.to(self.device), self._layout) for part in parts]
 
     def _prepare_evaluators(
         self,
@@ -164,7 +166,9 @@ class ChannelPruning(Learner):
         n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
 
         def evaluator(x: Tensor, y: Tensor) -> Evaluator:
-            return Evaluator(x, y, dtype=self._dtype, device=self.device, fused=fused)
+            return Evaluator(
+                x, y, dtype=self._dtype, device=self.device, fused=fused, layout=self._layout
+            )
 
         self._evaluator = evaluator(images[:n], labels[:n])
         self._rest = evaluator(images[n:], labels[n:]) if n < images.shape[0] else None
@@ -360,3 +364,10 @@ class ChannelPruning(Learner):
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(seed=self.seed)
+
+
+def _layout_of(reference: nn.Module, images: Tensor) -> torch.memory_format:
+    """Tries channels last, weights included, on a copy."""
+    network = copy.deepcopy(reference)
+    set_layout(network, torch.channels_last)
+    return usable_layout(network, images)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from amc_env.errors import InputDataError
 from learners.base import Batches
-from learners.candidates import channels_last
 from learners.intake import check_labels, collect
+from learners.layout import laid_out
 from learners.proxy import RECALIBRATION_BATCH, image_batches
 
 
 @dataclass
 class Preloaded:
-    """Batches on the device, channels last.
+    """Batches on the device.
 
     Args:
         recalibration: Images for batch-norm statistics.
@@ -35,6 +35,7 @@ def preload(
     example: Tensor,
     n_outputs: int,
     device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
 ) -> Preloaded:
     """Loads what candidates are recalibrated and trained on.
 
@@ -45,17 +46,18 @@ def preload(
         example: One batch as the network takes it.
         n_outputs: Classes of the network.
         device: Where to keep them.
+        layout: Of images; see ``learners.layout``.
 
     Raises:
         InputDataError: If there is no training batch, or one does not fit the network.
     """
-    data = Preloaded(image_batches(images, RECALIBRATION_BATCH, device))
+    data = Preloaded(image_batches(images, RECALIBRATION_BATCH, device, layout))
     if not steps or train_batches is None:
         return data
     for batch in islice(train_batches, steps):
         x, y = collect([batch], None, "training", example)
         check_labels(y, n_outputs, "training")
-        data.training.append((channels_last(x.to(device)), y.to(device)))
+        data.training.append((laid_out(x.to(device), layout), y.to(device)))
     if not data.training:
         raise InputDataError("Expected at least one batch of training images, got none.")
     return data

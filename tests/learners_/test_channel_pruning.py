@@ -53,6 +53,52 @@ def prepared(name="residual", **options):
     return model, ChannelPruning(model, EXAMPLE, make_data(96, 2), make_data(200, 3), **options)
 
 
+class Viewing(nn.Module):
+    """LeNet's way: ``view`` of a map larger than 1 x 1, which channels-last outputs refuse."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Linear(16 * 16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv2(torch.max_pool2d(torch.relu(self.conv1(x)), 2)))
+        return self.head(self.flat(x))
+
+    def flat(self, x):
+        return x.view(len(x), -1)
+
+
+class Flattening(Viewing):
+    def flat(self, x):
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_views_its_maps_is_pruned_like_one_that_flattens_them(precision):
+    learners = []
+    for kind in (Viewing, Flattening):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind()
+        learners.append(
+            ChannelPruning(
+                model, EXAMPLE, make_data(96, 2), make_data(200, 3), precision=precision,
+                round_to=4, finetune_steps=1, train=make_data(64, 1),
+            )
+        )  # fmt: skip
+    viewing, flattening = learners
+    plan = half(viewing)
+    assert viewing.kept_units(plan).keys() == {"conv1", "conv2"}
+    assert viewing.evaluate(plan) == pytest.approx(flattening.evaluate(plan), abs=0.05)
+    images = make_data(64, 4)[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            viewing.compress(plan)(images), flattening.compress(plan)(images), rtol=1e-3, atol=1e-4
+        )
+
+
 def half(learner):
     return CompressionPlan({d.key: d.nearest(0.5) for d in learner.decisions})
 

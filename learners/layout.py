@@ -1,0 +1,44 @@
+"""The memory layout of images and weights: channels last, where the network can take it.
+
+Convolutions are faster in it, but their outputs are then no longer laid out in the order of their
+axes, and ``x.view(len(x), -1)`` on a map larger than 1 x 1 raises.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """Returns images of any dimension, 4-d ones in ``layout``."""
+    return images.contiguous(memory_format=layout) if images.dim() == 4 else images.contiguous()
+
+
+def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
+    """Lays out the 4-d weights of a network, in place."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
+    """Returns channels last, or the contiguous layout for a network that it makes raise.
+
+    Tried on the network with the weights as they are; in ``eval`` mode and without gradient, so
+    that neither statistics nor random numbers move.
+
+    Args:
+        network: On the device of the images.
+        images: One is enough, shape (n, ...).
+    """
+    training = network.training
+    devices = [images.device] if images.is_cuda else []
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            network(laid_out(images))
+    except Exception:
+        # A network that refuses these images in any layout says so better where it is used.
+        return torch.contiguous_format
+    finally:
+        network.train(training)
+    return torch.channels_last

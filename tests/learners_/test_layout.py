@@ -1,0 +1,57 @@
+"""Channels last where a network takes it, contiguous where it does not."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from contracts.learner_contract import make_data
+from torch import Tensor, nn
+
+from learners.layout import usable_layout
+from learners.training import TrainingConfig, evaluate, train
+
+
+class LeNet(nn.Module):
+    """``view`` of a map larger than 1 x 1, which channels-last outputs refuse."""
+
+    def __init__(self, flatten: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6 * 16, 4)
+        self.flatten = flatten
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        return self.head(x.flatten(1) if self.flatten else x.view(len(x), -1))
+
+
+def lenet(flatten: bool = False) -> LeNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LeNet(flatten)
+
+
+def test_a_network_that_views_its_maps_is_trained_and_judged_as_one_that_flattens_them() -> None:
+    data = make_data(64, 1)
+    config = TrainingConfig(epochs=2, learning_rate=0.02, ema_decay=0.9, precision="fp32")
+    trained = []
+    for flatten in (False, True):
+        model, teacher = lenet(flatten), lenet(flatten)
+        result = train(model, data, data, config, teacher=teacher)
+        assert evaluate(model, data, precision="fp32") == result.best_accuracy
+        trained.append(model.state_dict())
+    for key, value in trained[0].items():  # the layout decides the order of sums
+        torch.testing.assert_close(value, trained[1][key], rtol=1e-3, atol=1e-5)
+
+
+def test_trying_the_layout_leaves_modes_statistics_and_random_numbers_alone() -> None:
+    model = lenet().train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert usable_layout(model, make_data(32, 1)[0][0]) == torch.contiguous_format
+    assert usable_layout(lenet(flatten=True), make_data(32, 1)[0][0]) == torch.channels_last
+    assert model.training
+    assert model.norm.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
