@@ -301,13 +301,19 @@ class GrowingRegularisation(TrainingHook):
             ValueError: If the training ends before the factor is at its ceiling.
         """
         raises = (total_steps - 1) // self.interval
+        if raises < 1:
+            raise ValueError(
+                f"Expected a training in which the penalty reaches its ceiling {self.ceiling:g}, "
+                f"but {total_steps} steps end before it is raised the first time, after "
+                f"{self.interval}: train longer, or with a smaller interval."
+            )
         if self.delta is None:
             self._growth = self.ceiling / max(1, math.floor(self.rise * raises))
         elif self.delta * raises < self.ceiling * (1 - 1e-9):
             raise ValueError(
                 f"Expected a training in which the penalty reaches its ceiling {self.ceiling:g}, "
                 f"but {total_steps} steps with delta={self.delta:g} every {self.interval} end at "
-                f"{self.delta * raises:g}: raise delta to {self.ceiling / max(1, raises):.3g}, or "
+                f"{self.delta * raises:g}: raise delta to {self.ceiling / raises:.3g}, or "
                 f"train longer."
             )
         else:

@@ -242,6 +242,10 @@ def test_what_cannot_be_penalised_is_refused() -> None:
     late = GrowingRegularisation(known, {"0": torch.tensor([0])}, delta=1e-4)
     with pytest.raises(ValueError, match=r"20 steps with delta=0\.0001 every 5 end at 0\.0003"):
         late.start(network(), None, 20)
+    for steps, interval in [(5, 5), (1, 1), (3, 5)]:
+        short = GrowingRegularisation(known, {"0": torch.tensor([0])}, interval=interval)
+        with pytest.raises(ValueError, match=rf"{steps} steps end before .* after {interval}:"):
+            short.start(network(), None, steps)
     cut = known.slice({"0": torch.tensor([0, 1])})
     with pytest.raises(InputDataError, match=r"0\.weight of shape \[4, 3, 3, 3\], got .*\[2, 3"):
         GroupLassoPenalty(known).start(cut, None, 20)

@@ -191,14 +191,35 @@ def test_what_cannot_be_done_is_refused() -> None:
         learner.traced.slice({}, nn.Linear(2, 2))
 
 
-def test_training_a_whole_network_is_the_same_as_training_it_alone() -> None:
-    """The penalty aside, sparse training is the one training loop."""
+@pytest.mark.filterwarnings("ignore:Expected the channels")  # six steps are too few
+def test_without_its_penalty_it_is_the_one_training_loop() -> None:
     learner, plan = prepared("plain")
-    data = make_data(96, 1)
+    data = make_data(192, 1)
     config = TrainingConfig(epochs=1, learning_rate=0.02, precision="fp32")
-    alone = copy.deepcopy(learner.original)
-    train(alone, data, learner.validation, config)
-    # Growth begins after the interval of 5 steps, so these 3 steps see no penalty.
-    network = sparse_training(learner, plan, data, epochs=1, config=config)
-    for a, b in zip(alone.parameters(), network.parameters(), strict=True):
+
+    class Compare(TrainingHook):
+        """Notes the weights after the 5 steps before the first raise, and after all 6."""
+
+        name = "compare"
+
+        def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
+            self.model, self.seen = model, dict[int, list[torch.Tensor]]()
+
+        def after_step(self, step: int) -> None:
+            self.seen[step] = [p.detach().clone() for p in self.model.parameters()]
+
+    alone, penalised = Compare(), Compare()
+    train(copy.deepcopy(learner.original), data, learner.validation, config, hooks=[alone])
+    sparse_training(learner, plan, data, epochs=1, config=config, hooks=[penalised])
+    for a, b in zip(alone.seen[4], penalised.seen[4], strict=True):
         assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.seen[5], penalised.seen[5], strict=True))
+
+
+def test_a_training_that_ends_before_the_penalty_begins_is_refused(tmp_path: Path) -> None:
+    learner, plan = prepared("plain")
+    with pytest.raises(ValueError, match="3 steps end before it is raised the first time"):
+        sparse_training(
+            learner, plan, make_data(96, 1), epochs=1, config=CONFIG, checkpoint_dir=tmp_path
+        )
+    assert not list(tmp_path.iterdir())
