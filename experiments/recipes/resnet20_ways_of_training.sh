@@ -23,7 +23,7 @@ way no-teacher --epochs 2 --teacher none
 way features --epochs 2 --feature-matching 1000
 [ -z "$resnet56" ] || way resnet56 --epochs 2 --teacher resnet56 --teacher-weights "$resnet56"
 way groups --finetune-groups 2 --group-epochs 1 --epochs 1
-way stages --progressive 2 --group-epochs 1 --epochs 1
+way stages --progressive 2 --stage-epochs 1 --epochs 1
 way growing --sparse-training growing --sparse-epochs 1 --epochs 1
 way group-lasso --sparse-training group-lasso --sparse-epochs 1 --epochs 1
 for run in "$out"/*; do
