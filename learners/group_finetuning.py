@@ -21,7 +21,7 @@ from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
 from learners.checkpoints import write_atomically
-from learners.training import TrainingConfig
+from learners.training import TrainingConfig, digest_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -109,7 +109,7 @@ def group_finetune(
         kept |= learner.kept_units(part)
         folder = None if checkpoint_dir is None else checkpoint_dir / f"stage-{index + 1}"
         if folder is not None:
-            _note_kept(folder, kept, resume)
+            _note_kept(folder, kept, digest_of(network), resume)
         if epochs_between and index < len(stages) - 1:
             learner.finetune(
                 network,
@@ -160,12 +160,14 @@ def _check_groups(
             )
 
 
-def _note_kept(folder: Path, kept: Mapping[str, Tensor], resume: bool) -> None:
-    """Writes which units stay so far, or compares with what the first run wrote.
+def _note_kept(folder: Path, kept: Mapping[str, Tensor], digest: str, resume: bool) -> None:
+    """Writes which units stay so far and what was cut, or compares with what the first run wrote.
 
-    The weights of a finished fine-tuning fit any network of the same shapes, of other units too.
+    The weights of a finished fine-tuning fit any network of the same shapes: of other units, and
+    of the same units of another network or repaired on other images.
     """
     rows = {name: index.tolist() for name, index in kept.items()}
+    note = {"kept": rows, "network": digest}
     path = folder / KEPT_FILE
     if path.is_file():
         if not resume:
@@ -174,16 +176,23 @@ def _note_kept(folder: Path, kept: Mapping[str, Tensor], resume: bool) -> None:
             )
         try:
             stored = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            before, network = dict(stored["kept"]), str(stored["network"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"Cannot read {path} ({error}): delete the folder and start again."
             ) from error
-        if stored != rows:
-            names = sorted(n for n in stored.keys() | rows.keys() if stored.get(n) != rows.get(n))
+        if before != rows:
+            names = sorted(n for n in before.keys() | rows.keys() if before.get(n) != rows.get(n))
             raise RunFolderError(
                 f"The folder {folder} belongs to another run, which kept other units of "
                 f"{', '.join(names)}: resume with the same plan, learner and data, or choose "
                 f"another folder."
             )
+        if network != digest:
+            raise RunFolderError(
+                f"The folder {folder} belongs to another run, whose network had other weights when "
+                f"it was cut: resume with the same network, learner and data, or choose another "
+                f"folder."
+            )
         return
-    write_atomically(path, json.dumps(rows).encode())
+    write_atomically(path, json.dumps(note).encode())

@@ -272,7 +272,7 @@ class _Run:
             **asdict(self.config),
             "batches per epoch": len(self.train_loader),
             "teacher": self.teacher is not None,
-            "teacher network": None if self.teacher is None else _digest(self.teacher),
+            "teacher network": None if self.teacher is None else digest_of(self.teacher),
             "network": _fingerprint(self.model),
             "hooks": {hook.name: dict(hook.identity()) for hook in self.hooks},
         }
@@ -366,7 +366,7 @@ def _fingerprint(model: nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters())} parameters ({digest})"
 
 
-def _digest(model: nn.Module) -> str:
+def digest_of(model: nn.Module) -> str:
     """Describe the values; equal for networks that give the same answers."""
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():

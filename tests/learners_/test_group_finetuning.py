@@ -152,7 +152,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     model = make_model("plain").eval()
     _, plan = planned(model)
     staged(model, plan, checkpoint_dir=tmp_path)
-    assert json.loads((tmp_path / "stage-1" / "kept.json").read_text()).keys() == {"0", "3"}
+    note = json.loads((tmp_path / "stage-1" / "kept.json").read_text())
+    assert note["kept"].keys() == {"0", "3"}
     with pytest.raises(RunFolderError, match="already holds a stage"):
         staged(model, plan, checkpoint_dir=tmp_path)
     with pytest.raises(RunFolderError, match="kept other units of 0, 3"):
@@ -162,6 +163,29 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         staged(model, plan, checkpoint_dir=tmp_path, resume=True)
     with pytest.raises(RunFolderError, match="needs the checkpoint_dir"):
         staged(model, plan, resume=True)
+
+
+def test_the_same_units_of_another_network_are_refused(tmp_path: Path) -> None:
+    """Magnitudes rank alike; the repair and the weights are others."""
+    model = make_model("plain").eval()
+    _, plan = planned(model)
+    staged(model, plan, checkpoint_dir=tmp_path)
+
+    def elsewhere(network: nn.Module) -> ChannelPruning:
+        return ChannelPruning(
+            network, EXAMPLE, make_data(64, 77), make_data(64, 3), precision="fp32", round_to=4
+        )
+
+    kept = [make(model).kept_units(plan) for make in (maker(), elsewhere)]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    with pytest.raises(RunFolderError, match="other weights when it was cut"):
+        staged(model, plan, checkpoint_dir=tmp_path, resume=True, make=elsewhere)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[8].bias.add_(1.0)
+    with pytest.raises(RunFolderError, match="other weights when it was cut"):
+        staged(other, plan, checkpoint_dir=tmp_path, resume=True)
+    staged(model, plan, checkpoint_dir=tmp_path, resume=True)
 
 
 def test_bad_options_and_plans_are_refused() -> None:
