@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_env.errors import InputDataError
+from learners.stepping import seeded
 
 
 def collect(
@@ -15,14 +16,18 @@ def collect(
     limit: int | None,
     name: str,
     example: Tensor,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Reads ``(images, labels)`` batches into two tensors, at most ``limit`` images.
+
+    The global random numbers of PyTorch are left alone.
 
     Args:
         batches: The loader.
         limit: Stop after that many images; ``None`` reads all.
         name: What to call the data in messages.
         example: Example input of the network; images must have its shape.
+        seed: Decides the order of loaders that shuffle.
 
     Raises:
         InputDataError: If there is nothing, or it is not what the network expects.
@@ -30,18 +35,20 @@ def collect(
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
-    for batch in batches:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InputDataError(
-                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
-            )
-        x, y = batch
-        _check_batch(x, y, name, example)
-        images.append(x.detach().cpu().float())
-        labels.append(y.detach().cpu().long())
-        count += x.shape[0]
-        if limit is not None and count >= limit:
-            break
+    with seeded(batches, seed):
+        for batch in batches:
+            if not isinstance(batch, list | tuple) or len(batch) != 2:
+                raise InputDataError(
+                    f"Expected (images, labels) batches in the {name} data, got "
+                    f"{type(batch).__name__}."
+                )
+            x, y = batch
+            _check_batch(x, y, name, example)
+            images.append(x.detach().cpu().float())
+            labels.append(y.detach().cpu().long())
+            count += x.shape[0]
+            if limit is not None and count >= limit:
+                break
     if count == 0:
         raise InputDataError(f"Expected at least one batch of {name} images, got none.")
     return torch.cat(images)[:limit], torch.cat(labels)[:limit]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -314,6 +315,15 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "networ
             "classes."
         )
     return logits
+
+
+@contextmanager
+def seeded(loader: Batches, seed: int, epoch: int = 0) -> Iterator[None]:
+    """Read a loader in the block: the seed decides its order, and the caller's numbers stay."""
+    # Also a DataLoader that shuffles nothing draws from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_loader(loader, seed, epoch))
+        yield
 
 
 def seed_loader(loader: Batches, seed: int, epoch: int) -> int:

@@ -161,7 +161,9 @@ def _accuracy(
     total = 0
     layout: torch.memory_format | None = None
     try:
-        with torch.no_grad():
+        # Loaders draw random numbers even where they shuffle nothing; the caller's stay.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             for images, labels in loader:
                 images, labels = check_batch(images, labels, device)
                 layout = layout or usable_layout(model, images[:1])

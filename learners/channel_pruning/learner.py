@@ -117,8 +117,8 @@ class ChannelPruning(Learner):
         self.seconds = EpisodeSeconds()
         reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
-        images, labels = collect(calibration, n_calibration, "calibration", example_input)
-        held_out, classes = collect(validation, None, "validation", example_input)
+        images, labels = collect(calibration, n_calibration, "calibration", example_input, seed)
+        held_out, classes = collect(validation, None, "validation", example_input, seed)
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
@@ -137,7 +137,7 @@ class ChannelPruning(Learner):
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
             self._data = preload(
                 images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
-                self.device, self._layout,
+                self.device, self._layout, seed,
             )  # fmt: skip
             self._prepare_statistics(reference, images, progress)
             self.ranking = self._rank(reference, images, labels, scorer)

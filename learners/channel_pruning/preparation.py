@@ -13,6 +13,7 @@ from learners.base import Batches
 from learners.intake import check_labels, collect
 from learners.layout import laid_out
 from learners.proxy import RECALIBRATION_BATCH, image_batches
+from learners.stepping import seeded
 
 
 @dataclass
@@ -36,6 +37,7 @@ def preload(
     n_outputs: int,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
+    seed: int = 0,
 ) -> Preloaded:
     """Loads what candidates are recalibrated and trained on.
 
@@ -47,6 +49,7 @@ def preload(
         n_outputs: Classes of the network.
         device: Where to keep them.
         layout: Of images; see ``learners.layout``.
+        seed: Decides the order of ``train_batches``, for loaders that shuffle.
 
     Raises:
         InputDataError: If there is no training batch, or one does not fit the network.
@@ -54,10 +57,11 @@ def preload(
     data = Preloaded(image_batches(images, RECALIBRATION_BATCH, device, layout))
     if not steps or train_batches is None:
         return data
-    for batch in islice(train_batches, steps):
-        x, y = collect([batch], None, "training", example)
-        check_labels(y, n_outputs, "training")
-        data.training.append((laid_out(x.to(device), layout), y.to(device)))
+    with seeded(train_batches, seed):
+        for batch in islice(train_batches, steps):
+            x, y = collect([batch], None, "training", example)
+            check_labels(y, n_outputs, "training")
+            data.training.append((laid_out(x.to(device), layout), y.to(device)))
     if not data.training:
         raise InputDataError("Expected at least one batch of training images, got none.")
     return data

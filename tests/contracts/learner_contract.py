@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.errors import PlanMismatchError
@@ -288,6 +289,24 @@ class LearnerContract:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         for key, value in model.state_dict().items():
             assert torch.equal(value, before[key])
+
+    def test_the_seed_decides_the_order_of_a_loader_that_shuffles(self, name):
+        model = make_model(name)
+        data = [torch.cat(part) for part in zip(*make_data(96, 2), strict=True)]
+        loader = DataLoader(TensorDataset(*data), 32, shuffle=True)
+        learners = []
+        for start in (1, 2):
+            with torch.random.fork_rng():
+                torch.manual_seed(start)
+                state = torch.get_rng_state()
+                learners.append(self.make(model, EXAMPLE, loader, loader, seed=5))
+                assert torch.equal(torch.get_rng_state(), state)
+        first, second = learners
+        plan = self.random_plan(first)
+        assert first.evaluate(plan) == second.evaluate(plan)
+        images = make_data(32, 4)[0][0]
+        with torch.no_grad():
+            assert torch.equal(first.compress(plan)(images), second.compress(plan)(images))
 
     def test_later_changes_of_the_users_network_do_not_matter(self, name):
         model, learner = self.prepared(name)

@@ -13,6 +13,7 @@ from contracts.learner_contract import (
     make_model,
 )
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, TrainingDivergedError, UntraceableModelError
@@ -97,6 +98,32 @@ def test_a_network_that_views_its_maps_is_pruned_like_one_that_flattens_them(pre
         torch.testing.assert_close(
             viewing.compress(plan)(images), flattening.compress(plan)(images), rtol=1e-3, atol=1e-4
         )
+
+
+def test_the_seed_decides_what_shuffling_loaders_give():
+    """Subsets of images, not only their order."""
+    data = [torch.cat(part) for part in zip(*make_data(256, 2), strict=True)]
+    model = make_model("plain")
+
+    def made(seed, start, generator=None):
+        loader = DataLoader(TensorDataset(*data), 32, shuffle=True, generator=generator)
+        with torch.random.fork_rng():
+            torch.manual_seed(start)
+            state = torch.get_rng_state()
+            learner = ChannelPruning(
+                model, EXAMPLE, loader, loader, train=loader, finetune_steps=2, seed=seed,
+                n_calibration=32, n_validation=32, precision="fp32",
+            )  # fmt: skip
+            assert torch.equal(torch.get_rng_state(), state)
+        parts = learner._data.recalibration, learner._data.training[1], learner._evaluator._images
+        return [part[0] for part in parts]
+
+    own = torch.Generator().manual_seed(3)
+    first = made(5, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, made(5, 2), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, made(6, 1), strict=True))
+    again = made(5, 1, own), made(5, 2, own)  # a generator of its own is seeded too
+    assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
 
 
 def half(learner):

@@ -7,6 +7,7 @@ import copy
 import torch
 from contracts.learner_contract import make_data
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from learners.layout import usable_layout
 from learners.training import TrainingConfig, evaluate, train
@@ -44,6 +45,15 @@ def test_a_network_that_views_its_maps_is_trained_and_judged_as_one_that_flatten
         trained.append(model.state_dict())
     for key, value in trained[0].items():  # the layout decides the order of sums
         torch.testing.assert_close(value, trained[1][key], rtol=1e-3, atol=1e-5)
+
+
+def test_a_loader_of_validation_images_leaves_the_global_generator_alone() -> None:
+    images, labels = (torch.cat(part) for part in zip(*make_data(64, 1), strict=True))
+    loader = DataLoader(TensorDataset(images, labels), 32, shuffle=True)
+    state = torch.get_rng_state()
+    evaluate(lenet(), loader, precision="fp32")
+    train(lenet(), make_data(64, 1), loader, TrainingConfig(epochs=1, precision="fp32"))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_trying_the_layout_leaves_modes_statistics_and_random_numbers_alone() -> None:
