@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amc_env.errors import RunFolderError
+from amc_env.errors import InputDataError, RunFolderError
 
 CHECKPOINT_VERSION = 1
 LAST = "last.pt"
@@ -45,9 +45,38 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def save_best(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the best weights so far."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+def extra_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what modules keep beside tensors (``nn.Module.get_extra_state``)."""
+    return {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+
+
+def check_extra_state(state: Mapping[str, Any]) -> None:
+    """Refuse extra state that a checkpoint would hold but not give back.
+
+    Raises:
+        InputDataError: It is no tensor, number or string, nor made of them.
+    """
+    for key, value in extra_state(state).items():
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            raise InputDataError(
+                f"Expected extra state of tensors, numbers and strings in {key!r}, got "
+                f"{type(value).__name__}, which a checkpoint cannot hold: train without a "
+                "checkpoint_dir, or keep it elsewhere."
+            ) from error
+
+
+def save_best(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the best weights so far; extra state that is no tensor belongs in the other file."""
+    tensors = {
+        key: value.detach().cpu().contiguous()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
     write_atomically(folder / BEST, safetensors.torch.save(_untied(tensors)))
 
 

@@ -21,7 +21,8 @@ from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
 from learners.checkpoints import write_atomically
-from learners.training import TrainingConfig, digest_of
+from learners.identity import digest_of
+from learners.training import TrainingConfig
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -88,7 +88,9 @@ def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
 def check_weights(model: nn.Module) -> None:
     """Refuses networks with NaN or infinite weights, by name."""
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
+        # A module may keep anything as its extra state.
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        if is_float and not value.isfinite().all():
             raise InputDataError(
                 f"Expected finite weights, got NaN or infinite numbers in {name!r}; "
                 f"load another checkpoint."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence, Sized
@@ -16,8 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
-from learners.checkpoints import LAST, load_best, load_last, save_best, save_last
+from learners.checkpoints import (
+    LAST,
+    check_extra_state,
+    extra_state,
+    load_best,
+    load_last,
+    save_best,
+    save_last,
+)
 from learners.hooks import TrainingHook
+from learners.identity import copy_of, digest_of, fingerprint, plain
 from learners.layout import laid_out, usable_layout
 from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
 from learners.schedules import SCHEDULES
@@ -79,6 +86,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            # NumPy's numbers would be written to checkpoints, which cannot be read with them.
+            object.__setattr__(self, name, plain(value, name))
         _check_name("optimizer", self.optimizer, OPTIMIZERS)
         _check_name("schedule", self.schedule, tuple(SCHEDULES))
         _check_name("precision", self.precision, PRECISIONS)
@@ -268,15 +278,27 @@ class _Run:
             self.device,
             self.hooks,
         )
-        # Until an epoch has been judged, the weights it started from are the best there are.
-        self.best_state = _copy_of(self.model)
-        self.identity: dict[str, Any] = {
+        try:
+            # Until an epoch has been judged, the weights it started from are the best there are.
+            self.best_state = copy_of(self.model)
+            if self.folder is not None:
+                check_extra_state(self.best_state)
+            self.identity = self._identity(len(self.train_loader))
+        except BaseException:
+            self.stepper.release()
+            raise
+
+    def _identity(self, batches: int) -> dict[str, Any]:
+        return {
             **asdict(self.config),
-            "batches per epoch": len(self.train_loader),
+            "batches per epoch": batches,
             "teacher": self.teacher is not None,
             "teacher network": None if self.teacher is None else digest_of(self.teacher),
-            "network": _fingerprint(self.model),
-            "hooks": {hook.name: dict(hook.identity()) for hook in self.hooks},
+            "network": fingerprint(self.model),
+            "hooks": {
+                hook.name: plain(dict(hook.identity()), f"the identity of the hook {hook.name!r}")
+                for hook in self.hooks
+            },
         }
 
     def restore(self) -> None:
@@ -286,7 +308,7 @@ class _Run:
             state = load_last(self.folder, self.identity)
             if state is None:
                 return
-            best_state = load_best(self.folder)
+            best_state = {**load_best(self.folder), **state["best extra state"]}
             self.stepper.load_state_dict(state["stepper"])
         except BaseException:
             self.stepper.release()
@@ -343,7 +365,7 @@ class _Run:
         self.history.append(record)
         if (record.is_ready, validation) >= (best.is_ready, best.validation_accuracy):
             self.best_epoch = epoch
-            self.best_state = _copy_of(candidate)
+            self.best_state = copy_of(candidate)
             # Before last.pt: killed between the two, the resumed run repeats the epoch and writes
             # the same weights again. The other order would lose them.
             if self.folder is not None:
@@ -357,30 +379,9 @@ class _Run:
             "identity": self.identity,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
+            "best extra state": extra_state(self.best_state),
             "stepper": self.stepper.state_dict(),
         }
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Describe names and shapes; equal for networks whose checkpoints fit each other."""
-    shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
-    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:8]
-    return f"{sum(p.numel() for p in model.parameters())} parameters ({digest})"
-
-
-def digest_of(model: nn.Module) -> str:
-    """Describe the values; equal for networks that give the same answers."""
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(key.encode())
-        if isinstance(value, Tensor):  # a module may keep anything as its extra state
-            numbers = value.detach().cpu().contiguous().view(-1)
-            digest.update(numbers.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
-
-
-def _copy_of(model: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
 
 
 def _log(writer: SummaryWriter, record: EpochRecord) -> None:

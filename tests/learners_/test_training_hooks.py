@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,30 @@ def test_resuming_with_other_hooks_is_refused(tmp_path: Path, hooks: list[Traini
         train(network(), Data(), Data(), CONFIG, hooks=hooks, checkpoint_dir=tmp_path, resume=True)
 
 
+def test_numbers_of_numpy_make_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    rates = np.linspace(0.0, 0.02, 3)
+    config = replace(CONFIG, learning_rate=rates[1], seed=np.int64(3), nesterov=np.bool_(True))
+    assert type(config.learning_rate) is float
+    straight = network()
+    train(straight, Data(), Data(), config, hooks=[Drift(np.float32(0.5))])
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            network(), Data(1), Data(), config,
+            hooks=[Drift(np.float32(0.5))], checkpoint_dir=tmp_path,
+        )  # fmt: skip
+    resumed = network()
+    config = replace(CONFIG, learning_rate=0.01, seed=3)
+    train(resumed, Data(), Data(), config, hooks=[Drift()], checkpoint_dir=tmp_path, resume=True)
+    assert same(straight, resumed)
+
+
+def test_an_identity_that_no_checkpoint_holds_is_refused_before_the_first_step() -> None:
+    spy = Spy()
+    with pytest.raises(ValueError, match="identity of the hook 'drift', got Tensor"):
+        train(network(), Data(), Data(), CONFIG, hooks=[spy, Drift(torch.ones(1))])
+    assert spy.calls == [("start", False, 4 * STEPS), "finish"]
+
+
 def test_two_hooks_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="different names, got drift, spy, drift"):
         train(network(), Data(), Data(), CONFIG, hooks=[Drift(), Spy(), Drift()])
@@ -220,6 +245,36 @@ class Broken(TrainingHook):
 
     def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
         raise InputDataError("no such layer")
+
+
+class Remembering(nn.Sequential):
+    """Has extra state that is no tensor."""
+
+    extra: Any = "first"
+
+    def get_extra_state(self) -> Any:
+        return {"text": self.extra}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state["text"]
+
+
+def test_extra_state_of_any_kind_is_kept_and_resumed(tmp_path: Path) -> None:
+    straight, resumed = Remembering(*network()), Remembering(*network())
+    train(straight, Data(), Data(), CONFIG)
+    stopped = Remembering(*network())
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, Data(2), Data(), CONFIG, checkpoint_dir=tmp_path)
+    resumed.extra = "other"
+    train(resumed, Data(), Data(), CONFIG, checkpoint_dir=tmp_path, resume=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True)
+    )
+    assert resumed.extra == "first"
+    stopped.extra = CONFIG  # no checkpoint can be read that has this in it
+    with pytest.raises(InputDataError, match=r"'_extra_state', got dict, .* without a checkpoint"):
+        train(stopped, Data(), Data(), CONFIG, checkpoint_dir=tmp_path / "other")
+    train(stopped, Data(), Data(), CONFIG)
 
 
 def test_hooks_finish_whatever_ended_the_training(tmp_path: Path) -> None:
