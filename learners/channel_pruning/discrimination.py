@@ -27,7 +27,7 @@ from learners.slots import UnitSlot
 
 _BATCH = 128
 _ADDITIONS = 16
-"""Of a group where ``channels_per_step`` is not given: sixteen, however wide it is."""
+"""Of a group where ``channels_per_step`` is not given: at most sixteen, however wide it is."""
 
 
 class DiscriminationAwarePruning(ChannelPruning):
@@ -50,7 +50,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         block_steps: SGD steps of each of the P + 1 stages.
         layer_steps: Optimiser steps on the channels present after each addition.
         weight: Of the auxiliary loss against the relative reconstruction error, their lambda.
-        channels_per_step: Channels added at a time; a sixteenth of the group if ``None``.
+        channels_per_step: Channels added at a time; a sixteenth of the group, rounded up, if ``None``.
         **options: As :class:`ChannelPruning` takes them, except ``criterion``.
 
     Attributes:
@@ -165,7 +165,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         return slots
 
     def _greedy(self, size: int) -> GreedyOptions:
-        per_step = self.channels_per_step or max(1, size // _ADDITIONS)
+        per_step = self.channels_per_step or -(-size // _ADDITIONS)
         return GreedyOptions(self.weight, self.layer_steps, per_step)
 
     def _progress_bar(self, total: int) -> tuple[Callable[[], object], Callable[[], object]]:

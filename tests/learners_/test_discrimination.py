@@ -227,6 +227,16 @@ def test_numbers_that_overflow_are_an_error(shift, sentence):
         make(model, train=train, precision="fp32", block_steps=5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 24, 31, 32, 33, 120, 1000])
+def test_sixteen_additions_are_enough_for_every_width(size):
+    learner = make(model_of("plain"))
+    per_step = learner._greedy(size).per_step
+    assert -(-size // per_step) == learner._greedy(size).additions(size) <= 16
+    assert per_step == 1 or -(-size // (per_step - 1)) > 16
+    learner.channels_per_step = 3
+    assert learner._greedy(size).per_step == 3
+
+
 def test_stages_of_layers_follow_their_depth():
     from learners.channel_pruning.discrimination_places import Places
 
