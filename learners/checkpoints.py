@@ -132,9 +132,9 @@ def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
         raise _damaged(path, error) from error
     if version != CHECKPOINT_VERSION:
         raise RunFolderError(
-            f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}: finish the "
-            f"training with the release that began it, or start again in another folder; its best "
-            f"weights so far are in {BEST}, which every version can load."
+            f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}: finish "
+            f"the training with the release that began it, or start again in another folder; "
+            f"its best weights so far are in {BEST}, which every version can load."
         )
     for key, expected in identity.items():
         if stored.get(key) != expected:

@@ -50,7 +50,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         block_steps: SGD steps of each of the P + 1 stages.
         layer_steps: Optimiser steps on the channels present after each addition.
         weight: Of the auxiliary loss against the relative reconstruction error, their lambda.
-        channels_per_step: Channels added at a time; a sixteenth of the group, rounded up, if ``None``.
+        channels_per_step: Channels added at a time; a sixteenth of the group, or more, if ``None``.
         **options: As :class:`ChannelPruning` takes them, except ``criterion``.
 
     Attributes:
