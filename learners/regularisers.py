@@ -31,6 +31,7 @@ DEFAULT_CEILING = 1.0
 
 # Below this norm a unit has gone; the gradient of its norm would be a division by nothing.
 _SMALLEST_NORM = 1e-12
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FROZEN = "Expected channels with weights that are trained, but all of theirs are frozen."
 
 
@@ -143,7 +144,13 @@ def _checked(traced: TracedModel, units: Units) -> dict[str, Tensor]:
     for name, chosen in units.items():
         if name not in sizes:
             raise ValueError(f"No channel group named {name!r}; groups: {sorted(sizes)}.")
-        index = torch.as_tensor(chosen, dtype=torch.int64, device="cpu").sort().values
+        given = torch.as_tensor(chosen)
+        if given.dtype not in _INTEGERS and given.numel():  # a mask would be read as units 0 and 1
+            raise ValueError(
+                f"Expected units of the group {name!r} as integers, got {given.dtype}: give a mask "
+                f"as mask.nonzero()[:, 0]."
+            )
+        index = given.to("cpu", torch.int64).sort().values
         inside = index.dim() == 1 and bool(((index >= 0) & (index < sizes[name])).all())
         if not inside or bool((index[1:] == index[:-1]).any()):
             raise ValueError(

@@ -233,6 +233,9 @@ def test_what_cannot_be_penalised_is_refused() -> None:
     for units in ([4], [1, 1], [-1]):
         with pytest.raises(ValueError, match="distinct units below 4 of the group '0'"):
             GrowingRegularisation(known, {"0": torch.tensor(units)})
+    for units in ([True, False, False, True], [0.7, 2.0]):
+        with pytest.raises(ValueError, match=r"group '0' as integers, got torch\.(bool|float32)"):
+            GroupLassoPenalty(known, {"0": torch.tensor(units)})
     with pytest.raises(ValueError, match="at least one unit"):
         GrowingRegularisation(known, {"0": torch.tensor([], dtype=torch.int64)})
     with pytest.raises(ValueError, match="ceiling above 0"):
