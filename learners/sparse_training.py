@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
-from learners.candidates import limited_threads
 from learners.channel_pruning.learner import ChannelPruning
 from learners.hooks import TrainingHook
-from learners.proxy import recalibrate
 from learners.regularisers import (
     DEFAULT_CEILING,
     DEFAULT_WEIGHT,
@@ -178,6 +176,5 @@ def cut_after(learner: ChannelPruning, network: nn.Module, plan: CompressionPlan
         ValueError: If the network has not the original's shapes.
     """
     cut = learner.traced.slice(learner.kept_units(plan), network).eval()
-    with limited_threads(learner.threads):
-        recalibrate(cut, learner._data.recalibration, torch.float32)
+    learner.recalibrate(cut)
     return cut

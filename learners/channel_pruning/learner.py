@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -220,8 +221,19 @@ class ChannelPruning(Learner):
         """Returns the ``count`` units of a channel group that stay, sorted.
 
         A function of the prepared network alone: not of the plan, nor of what was asked before.
+
+        Raises:
+            ValueError: If the group has no so many units, or there is no such group.
         """
+        self._check_selection(group, count)
         return self.ranking[group][:count].sort().values
+
+    def _check_selection(self, group: str, count: int) -> None:
+        if group not in self.ranking:
+            raise ValueError(f"No channel group named {group!r}; groups: {sorted(self.ranking)}.")
+        size = len(self.ranking[group])
+        if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= size:
+            raise ValueError(f"Expected 1 to {size} units of group {group!r} to stay, got {count}.")
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
@@ -285,6 +297,15 @@ class ChannelPruning(Learner):
             PlanMismatchError: If the plan does not fit this network.
         """
         return self.apply(self.original, plan)
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Measures batch-norm statistics again, in place, on the recalibration images.
+
+        Args:
+            network: Any network that takes the learner's images.
+        """
+        with limited_threads(self.threads):
+            recalibrate(network, self._data.recalibration, torch.float32)
 
     @property
     def original(self) -> nn.Module:

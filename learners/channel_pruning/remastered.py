@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.base import Batches
+from learners.candidates import limited_threads
 from learners.channel_pruning.criteria import rank_units
 from learners.channel_pruning.lasso import entry_order_scores
 from learners.channel_pruning.ranking import contributions
@@ -154,7 +155,7 @@ class LassoSolver:
         return exact if float(excess.max()) <= slack else None
 
 
-def choose_units(form: Tensor, count: int) -> LassoChoice:
+def choose_units(form: Tensor, count: int, *, max_iterations: int = 3000) -> LassoChoice:
     """Finds the penalty that leaves exactly ``count`` coefficients, by bisection.
 
     Units enter (and sometimes leave) one by one as the penalty falls, so there is an interval of
@@ -167,8 +168,9 @@ def choose_units(form: Tensor, count: int) -> LassoChoice:
     Args:
         form: The quadratic form ``A`` of the contributions, shape (size, size).
         count: How many units stay, from 1 to the size.
+        max_iterations: Steps per penalty after which to give up.
     """
-    solver = LassoSolver(form)
+    solver = LassoSolver(form, max_iterations=max_iterations)
     low, high, few = 0.0, solver.largest_penalty, torch.zeros_like(solver.target)
     smallest = _SMALLEST * high
     while high > smallest and high - low > _NARROWEST * high:
@@ -220,11 +222,17 @@ class RemasteredPruning(SolvedSelection):
         super().__init__(model, example_input, calibration, validation, **options)
 
     def lasso(self, group: str, count: int) -> LassoChoice | None:
-        """Returns penalty and coefficients behind a selection; ``None`` without statistics."""
-        if group not in self._forms:
-            self._forms[group] = contributions(self.traced, self._layers, group)
-        form = self._forms[group]
-        return None if form is None else choose_units(form, count)
+        """Returns penalty and coefficients behind a selection; ``None`` without statistics.
+
+        Raises:
+            ValueError: If the group has no so many units, or there is no such group.
+        """
+        self._check_selection(group, count)
+        with limited_threads(self.threads):  # as for the selection itself
+            if group not in self._forms:
+                self._forms[group] = contributions(self.traced, self._layers, group)
+            form = self._forms[group]
+            return None if form is None else choose_units(form, count)
 
     def _solve(self, group: str, count: int) -> Tensor | None:
         choice = self.lasso(group, count)

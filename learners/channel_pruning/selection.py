@@ -46,11 +46,8 @@ class SolvedSelection(ChannelPruning):
         Raises:
             ValueError: If the group has no so many units, or there is no such group.
         """
-        if group not in self.ranking:
-            raise ValueError(f"No channel group named {group!r}; groups: {sorted(self.ranking)}.")
+        self._check_selection(group, count)
         size = len(self.ranking[group])
-        if not 1 <= count <= size:
-            raise ValueError(f"Expected 1 to {size} units of group {group!r} to stay, got {count}.")
         if count == size:
             return torch.arange(size)
         if (group, count) not in self._selected:

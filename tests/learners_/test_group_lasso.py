@@ -226,10 +226,12 @@ def test_selections_do_not_depend_on_what_was_asked_before(make):
     assert first.select(*asked[0]).tolist() == forward[0]
 
 
-@BOTH
+@pytest.mark.parametrize("make", [GroupLassoPruning, RemasteredPruning, ChannelPruning])
 @pytest.mark.parametrize(
     ("group", "count", "sentence"),
     [
+        ("conv1", -1, "1 to 16 units"),
+        ("conv1", 2.5, r"1 to 16 units .* got 2\.5"),
         ("conv1", 0, "1 to 16 units"),
         ("conv1", 17, "1 to 16 units"),
         ("conv9", 4, "No channel group named 'conv9'"),
@@ -237,8 +239,9 @@ def test_selections_do_not_depend_on_what_was_asked_before(make):
 )
 def test_selections_that_cannot_be_are_refused(make, group, count, sentence):
     learner = prepared(make, network("residual"))
-    with pytest.raises(ValueError, match=sentence):
-        learner.select(group, count)
+    for choose in (learner.select, getattr(learner, "lasso", learner.select)):
+        with pytest.raises(ValueError, match=sentence):
+            choose(group, count)
 
 
 def test_no_iterations_are_refused():

@@ -9,7 +9,7 @@ from contracts.learner_contract import EXAMPLE, LearnerContract, make_data, make
 from sklearn.linear_model import Lasso
 
 from learners import RemasteredPruning
-from learners.channel_pruning.lasso import contribution_matrix
+from learners.channel_pruning.lasso import contribution_matrix, entry_order_scores
 from learners.channel_pruning.remastered import LassoSolver, choose_units
 
 
@@ -152,6 +152,17 @@ def test_what_steps_do_not_settle_is_not_called_exact():
     z = design(12, seed=0)
     solver = LassoSolver(torch.from_numpy(z.T @ z), max_iterations=1)
     assert solver.solve(0.05 * solver.largest_penalty) is None
+    for count in range(1, 12):
+        choice = choose_units(solver.form, count, max_iterations=1)
+        found = choice.coefficients.nonzero()[:, 0].tolist()
+        assert not choice.exact
+        assert len(found) < len(choice.units) == count
+        assert set(found) <= set(choice.units.tolist())
+        # The first penalty tried is given up, so all are filled up in the order of the path.
+        order = entry_order_scores(solver.form).sort(descending=True, stable=True).indices
+        rest = [unit for unit in order.tolist() if unit not in found][: count - len(found)]
+        assert choice.units.tolist() == sorted(found + rest)
+        assert choose_units(solver.form, count).exact
 
 
 @pytest.mark.parametrize("form", [torch.zeros(2, 3), torch.full((2, 2), float("nan"))])
