@@ -22,6 +22,7 @@ from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
 from learners.checkpoints import write_atomically
 from learners.identity import digest_of
+from learners.intake import check_whole
 from learners.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -90,10 +91,8 @@ def group_finetune(
         RunFolderError: If the folder belongs to another run.
         ValueError: If an option is out of range.
     """
-    if groups < 1 or epochs_between < 0:
-        raise ValueError(
-            f"Expected groups >= 1 and epochs_between >= 0, got {groups} and {epochs_between}."
-        )
+    check_whole("groups", groups, 1)
+    check_whole("epochs_between", epochs_between, 0)
     if resume and checkpoint_dir is None:
         raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
     learner = make_learner(model)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
 
 
 class TrainingHook:
@@ -60,3 +62,20 @@ class TrainingHook:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Brings back what :meth:`state_dict` returned."""
+
+
+def check_hooks(hooks: Sequence[TrainingHook]) -> None:
+    """Refuses what a training could not call, or tell apart.
+
+    Raises:
+        InputDataError: If one is no :class:`TrainingHook`.
+        ValueError: If two have the same name.
+    """
+    for hook in hooks:
+        if not isinstance(hook, TrainingHook):
+            raise InputDataError(
+                f"Expected hooks of learners.hooks.TrainingHook, got {type(hook).__name__}."
+            )
+    names = [hook.name for hook in hooks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected hooks of different names, got {', '.join(names)}.")

@@ -23,7 +23,7 @@ from learners.checkpoints import (
     save_best,
     save_last,
 )
-from learners.hooks import TrainingHook
+from learners.hooks import TrainingHook, check_hooks
 from learners.identity import copy_of, digest_of, fingerprint, plain
 from learners.layout import laid_out, usable_layout
 from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
@@ -231,9 +231,11 @@ def train(
     if not isinstance(train_loader, Sized) or len(train_loader) == 0:
         raise InputDataError("The training loader must have a length of at least one batch.")
     _check_folder(checkpoint_dir, resume)
-    names = [hook.name for hook in hooks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Expected hooks of different names, got {', '.join(names)}.")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise InputDataError(
+            f"Expected a teacher network or None, got {type(teacher).__name__}: load it first."
+        )
+    check_hooks(hooks)
     run = _Run(
         model, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
     )

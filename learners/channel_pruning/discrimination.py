@@ -21,7 +21,7 @@ from learners.channel_pruning.discrimination_selection import (
 )
 from learners.channel_pruning.discrimination_training import endless_batches, train_stage
 from learners.channel_pruning.learner import ChannelPruning
-from learners.intake import count_outputs
+from learners.intake import check_whole, count_outputs
 from learners.layout import laid_out
 from learners.slots import UnitSlot
 
@@ -181,17 +181,10 @@ class DiscriminationAwarePruning(ChannelPruning):
 def _check_options(
     stages: int, block_steps: int, layer_steps: int, weight: float, channels_per_step: int | None
 ) -> None:
-    if stages < 1:
-        raise ValueError(
-            f"Expected stages >= 1, got {stages}; without an auxiliary loss use ChannelPruning."
-        )
-    if block_steps < 1:
-        raise ValueError(f"Expected block_steps >= 1, got {block_steps}; the heads have to learn.")
-    if layer_steps < 0:
-        raise ValueError(f"Expected layer_steps >= 0, got {layer_steps}.")
+    check_whole("stages", stages, 1)  # without an auxiliary loss there is ChannelPruning
+    check_whole("block_steps", block_steps, 1)  # the heads have to learn
+    check_whole("layer_steps", layer_steps, 0)
+    if channels_per_step is not None:
+        check_whole("channels_per_step", channels_per_step, 1)
     if not 0.0 <= weight < float("inf"):
         raise ValueError(f"Expected a finite weight >= 0 of the auxiliary loss, got {weight}.")
-    if channels_per_step is not None and channels_per_step < 1:
-        raise ValueError(
-            f"Expected channels_per_step >= 1, got {channels_per_step}; None adapts to the group."
-        )

@@ -33,6 +33,7 @@ from learners.channel_pruning.criteria import rank_units
 from learners.channel_pruning.ranking import consumers
 from learners.channel_pruning.reconstruction import LayerReconstruction
 from learners.channel_pruning.selection import SolvedSelection
+from learners.intake import check_whole
 
 _POWER_STEPS = 60
 
@@ -155,8 +156,7 @@ class GroupLassoPruning(SolvedSelection):
         iterations: int = 100,
         **options: Any,
     ) -> None:
-        if iterations < 1:
-            raise ValueError(f"Expected iterations >= 1, got {iterations}.")
+        check_whole("iterations", iterations, 1)
         self.iterations = iterations
         super().__init__(model, example_input, calibration, validation, **options)
 

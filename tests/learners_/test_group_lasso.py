@@ -245,8 +245,9 @@ def test_selections_that_cannot_be_are_refused(make, group, count, sentence):
 
 
 def test_no_iterations_are_refused():
-    with pytest.raises(ValueError, match="iterations >= 1, got 0"):
-        prepared(GroupLassoPruning, network("plain"), iterations=0)
+    for iterations in (0, 2.5):
+        with pytest.raises(ValueError, match=f"iterations >= 1, a whole number, got {iterations}"):
+            prepared(GroupLassoPruning, network("plain"), iterations=iterations)
 
 
 @BOTH

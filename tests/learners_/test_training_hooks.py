@@ -208,6 +208,15 @@ def test_an_identity_that_no_checkpoint_holds_is_refused_before_the_first_step()
     assert spy.calls == [("start", False, 4 * STEPS), "finish"]
 
 
+def test_what_is_no_hook_and_no_teacher_is_refused() -> None:
+    model = network()
+    with pytest.raises(InputDataError, match=r"TrainingHook, got int\."):
+        train(model, Data(), Data(), CONFIG, hooks=[1])
+    with pytest.raises(InputDataError, match="a teacher network or None, got str: load it"):
+        train(model, Data(), Data(), CONFIG, teacher="resnet20.safetensors")
+    assert model[0].weight.is_contiguous()
+
+
 def test_two_hooks_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="different names, got drift, spy, drift"):
         train(network(), Data(), Data(), CONFIG, hooks=[Drift(), Spy(), Drift()])
