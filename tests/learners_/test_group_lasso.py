@@ -105,12 +105,18 @@ def test_iteration_equals_the_one_on_explicit_inputs(name, monkeypatch):
         assert set(found.topk(count).indices.tolist()) == set(alive.tolist())
 
 
-def test_power_iteration_finds_the_largest_eigenvalue_from_below():
+@pytest.mark.parametrize("exact_size", [0, 1024])
+def test_the_largest_eigenvalue_is_found_or_approached_from_below(exact_size, monkeypatch):
+    monkeypatch.setattr("learners.channel_pruning.group_lasso._EXACT_SIZE", exact_size)
     for seed in range(5):
         layer = consumer(seed, 3, 2, 4, 9, 1.0)[0]
         exact = float(torch.linalg.eigvalsh(layer.gram).max())
         assert 0.97 * exact <= largest_eigenvalue(layer.gram) <= exact * (1 + 1e-9)
     assert largest_eigenvalue(torch.zeros(2, 4, 4)) == 0.0
+    # One input with the largest energy, alone; ten with less each, together.
+    blocks = torch.zeros(1, 11, 11, dtype=torch.float64)
+    blocks[0, 0, 0], blocks[0, 1:, 1:] = 1.1, 1.0
+    assert largest_eigenvalue(blocks) == pytest.approx(10.0, rel=1e-9)
 
 
 def test_consumers_count_alike_whatever_the_size_of_their_inputs():
