@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ import torch
 import typer
 from torch import nn
 
-from agents import make_agent
+from agents import AGENTS, make_agent
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
@@ -46,6 +46,10 @@ from learners.quantization.packing import save_packed
 from learners.sparsification import WeightSparsification
 from learners.training import TrainingConfig, evaluate
 
+WAYS = ("uniform", "searched")
+RULES = ("heuristic", "global")  # of sparse learners
+TEACHERS = ("none", "original")
+_TRAINING = ("teacher", "epochs", "learning_rate")
 N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
 
 
@@ -55,6 +59,9 @@ class Row:
 
     Args:
         model: The network.
+        data: Its images.
+        weights: The file of its trained weights.
+        round_to: Kept channels are multiples of this; 0 where none are cut.
         learner: Name in :data:`LEARNERS`.
         left: Share of the MACs (of the weights, for ``sparse``) that may stay.
         way: ``"uniform"``, ``"searched"``; for ``sparse`` also ``"heuristic"`` and ``"global"``.
@@ -67,6 +74,9 @@ class Row:
     """
 
     model: str
+    data: str
+    weights: str
+    round_to: int
     learner: str
     left: float
     way: str
@@ -116,14 +126,12 @@ def choose(
     row: Row, learner: Learner, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[CompressionPlan, float]:
     """Returns the plan of a row and the CPU-seconds that finding it took."""
-    for teacher in ("none", "original"):
-        if (found := find(replace(row, teacher=teacher), rows)) is not None:
-            return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
+    if (found := find(row, rows, but=_TRAINING)) is not None:
+        return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
     started = time.process_time()
     sparse = row.learner.startswith("sparse")
-    if row.way in ("heuristic", "global"):
-        if not isinstance(learner, WeightSparsification):
-            raise typer.BadParameter(f"--way {row.way} is for sparse learners, not {row.learner}.")
+    if row.way in RULES:
+        assert isinstance(learner, WeightSparsification)
         plan = learner.plan_for(row.way, row.left)
     else:
         env = CompressionEnv(learner, Budget(**{"density" if sparse else "macs": row.left}))
@@ -176,9 +184,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Returns the row as it was made, or None."""
-    wanted = asdict(row).items()
+def find(
+    row: Row, rows: Sequence[Mapping[str, Any]], but: Sequence[str] = ()
+) -> Mapping[str, Any] | None:
+    """Returns the row as it was made, or None; what it says about ``but`` does not matter."""
+    wanted = [(k, v) for k, v in asdict(row).items() if k not in but]
     return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
 
 
@@ -209,6 +219,26 @@ def _cell(numbers: list[float]) -> str:
     return f"{text} ± {spread:.2g}" if mean < 1000 else f"{text} ± {spread:,.0f}"
 
 
+def check(
+    learners: Sequence[str], ways: Sequence[str], teachers: Sequence[str], agent: str
+) -> None:
+    """Refuses names that are not known, before anything is prepared.
+
+    Raises:
+        BadParameter: With what is known.
+    """
+    only_sparse = all(name.startswith("sparse") for name in learners)
+    for option, given, known in (
+        ("--learner", learners, tuple(LEARNERS)),
+        ("--way", ways, (*WAYS, *RULES) if only_sparse else WAYS),
+        ("--teacher", teachers, TEACHERS),
+        ("--agent", [agent], tuple(AGENTS)),
+    ):
+        for name in given:
+            if name not in known:
+                raise typer.BadParameter(f"{option} {name}: expected one of {', '.join(known)}.")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
     model: str = "digitsnet",
@@ -230,11 +260,13 @@ def main(
     only_table: Annotated[bool, typer.Option("--table", help="Only print the rows.")] = False,
 ) -> None:
     """Prints a table of pruning learners."""
+    check(learner, way, teacher, agent)
     torch.set_num_threads(1)
     out.parent.mkdir(parents=True, exist_ok=True)
     for number in [] if only_table else seed:
         todo = [
-            Row(model, name, share, how, taught, number, epochs, learning_rate,
+            Row(model, data, str(weights or ""), 0 if name.startswith("sparse") else round_to,
+                name, share, how, taught, number, epochs, learning_rate,
                 *((agent, episodes) if how == "searched" else ()))
             for name in learner for share in left for how in way for taught in teacher
         ]  # fmt: skip
