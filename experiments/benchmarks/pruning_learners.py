@@ -130,8 +130,7 @@ def choose(
         return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
     started = time.process_time()
     sparse = row.learner.startswith("sparse")
-    if row.way in RULES:
-        assert isinstance(learner, WeightSparsification)
+    if row.way in RULES and isinstance(learner, WeightSparsification):
         plan = learner.plan_for(row.way, row.left)
     else:
         env = CompressionEnv(learner, Budget(**{"density" if sparse else "macs": row.left}))
