@@ -21,9 +21,9 @@ from learners.channel_pruning.discrimination_selection import (
 )
 from learners.channel_pruning.discrimination_training import endless_batches, train_stage
 from learners.channel_pruning.learner import ChannelPruning
+from learners.channel_pruning.ranking import read_or_made
 from learners.intake import check_whole, count_outputs
 from learners.layout import laid_out
-from learners.slots import UnitSlot
 
 _BATCH = 128
 _ADDITIONS = 16
@@ -133,7 +133,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         batches = endless_batches(
             self._loader, self._example, n_outputs, self.device, self.seed, self._layout
         )
-        slots = {g.name: self._slots(g.name) for g in self.graph.groups}
+        slots = {g.name: read_or_made(self.traced, g.name) for g in self.graph.groups}
         n_stages = len(self.places.places) + 1
         greedy = {g.name: self._greedy(g.size) for g in self.graph.groups}
         additions = sum(greedy[g.name].additions(g.size) for g in self.graph.groups)
@@ -156,17 +156,9 @@ class DiscriminationAwarePruning(ChannelPruning):
         close()
         return {group.name: ranking[group.name] for group in self.graph.groups}
 
-    def _slots(self, group: str) -> list[UnitSlot]:
-        """Returns where the units are read; where nothing with weights reads them, their makers."""
-        slots = self.traced.unit_slots(group)
-        for role in ("consumer", "producer"):
-            if found := [s for s in slots if s.role == role]:
-                return found
-        return slots
-
     def _greedy(self, size: int) -> GreedyOptions:
         per_step = self.channels_per_step or -(-size // _ADDITIONS)
-        return GreedyOptions(self.weight, self.layer_steps, per_step)
+        return GreedyOptions(self.layer_steps, per_step)
 
     def _progress_bar(self, total: int) -> tuple[Callable[[], object], Callable[[], object]]:
         """Returns what to call after a step, and at the end."""

@@ -41,12 +41,10 @@ class GreedyOptions:
     """How units are added.
 
     Args:
-        weight: ``lambda``, of the discrimination-aware loss.
         layer_steps: Optimiser steps on the present weights after each addition.
         per_step: Units added at a time.
     """
 
-    weight: float
     layer_steps: int
     per_step: int
 

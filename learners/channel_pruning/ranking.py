@@ -69,6 +69,15 @@ def _view(model: nn.Module, slot: UnitSlot, size: int) -> SlotView:
     return SlotView(slot.role, slot.module, slot.tensor, kind, values)
 
 
+def read_or_made(traced: TracedModel, group: str) -> list[UnitSlot]:
+    """Returns where the units are read; where nothing with weights reads them, their makers."""
+    slots = traced.unit_slots(group)
+    for role in ("consumer", "producer"):
+        if found := [s for s in slots if s.role == role]:
+            return found
+    return slots
+
+
 def consumers(
     traced: TracedModel, layers: Mapping[str, LayerReconstruction], group: str
 ) -> list[tuple[LayerReconstruction, Tensor]]:
@@ -129,7 +138,7 @@ class _GateGradients:
         model = copy.deepcopy(self._model).eval()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        slots = {g.name: self._slots(g.name) for g in self._traced.graph.groups}
+        slots = {g.name: read_or_made(self._traced, g.name) for g in self._traced.graph.groups}
         rows: dict[str, list[Tensor]] = {name: [] for name in slots}
         with torch.enable_grad():
             for images, labels in self._batches:
@@ -139,13 +148,6 @@ class _GateGradients:
                 for name, found in slots.items():
                     rows[name].append(self._gate(model, name, found))
         self._found = {name: torch.stack(batch) for name, batch in rows.items()}
-
-    def _slots(self, group: str) -> list[UnitSlot]:
-        slots = self._traced.unit_slots(group)
-        for role in ("consumer", "producer"):
-            if found := [s for s in slots if s.role == role]:
-                return found
-        return slots
 
     def _gate(self, model: nn.Module, group: str, slots: Sequence[UnitSlot]) -> Tensor:
         size = next(g.size for g in self._traced.graph.groups if g.name == group)

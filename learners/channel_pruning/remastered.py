@@ -12,14 +12,12 @@ that stay are those with ``beta_c != 0``, for the penalty that leaves as many as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learners.base import Batches
 from learners.candidates import limited_threads
-from learners.channel_pruning.criteria import rank_units
+from learners.channel_pruning.criteria import Criterion, rank_units
 from learners.channel_pruning.lasso import entry_order_scores
 from learners.channel_pruning.ranking import contributions
 from learners.channel_pruning.selection import SolvedSelection
@@ -210,16 +208,11 @@ class RemasteredPruning(SolvedSelection):
         ValueError: If an option has no such value.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        **options: Any,
-    ) -> None:
+    def _rank(
+        self, reference: nn.Module, images: Tensor, labels: Tensor, scorer: Criterion
+    ) -> dict[str, Tensor]:
         self._forms: dict[str, Tensor | None] = {}
-        super().__init__(model, example_input, calibration, validation, **options)
+        return super()._rank(reference, images, labels, scorer)
 
     def lasso(self, group: str, count: int) -> LassoChoice | None:
         """Returns penalty and coefficients behind a selection; ``None`` without statistics.

@@ -141,7 +141,7 @@ def order_of(model, images, labels, weight, per_step=1, layer_steps=2, stages=(1
     slots = [s for s in trace(model, images[:1]).unit_slots("first") if s.role == "consumer"]
     found, _ = discriminator_of(model, images[:2], count=1, classes=2)
     problem = GroupLoss(found, model, slots, stages, [(images, labels)], weight)
-    options = GreedyOptions(weight, layer_steps, per_step)
+    options = GreedyOptions(layer_steps, per_step)
     return greedy_order(GatedWeights(model, slots), problem, 8, options).tolist()
 
 
@@ -178,7 +178,7 @@ def test_a_copy_of_what_is_there_comes_last_once_the_weights_have_been_fitted():
 @pytest.mark.parametrize("per_step", [1, 3, 8, 20])
 def test_units_added_together_are_ordered_and_complete(per_step):
     images, labels = noisy()
-    assert GreedyOptions(1.0, 0, per_step).additions(8) == {1: 8, 3: 3, 8: 1, 20: 1}[per_step]
+    assert GreedyOptions(0, per_step).additions(8) == {1: 8, 3: 3, 8: 1, 20: 1}[per_step]
     order = order_of(Informative(), images, labels, 1.0, per_step=per_step)
     assert sorted(order) == list(range(8))
     assert order[0] == order_of(Informative(), images, labels, 1.0)[0]
