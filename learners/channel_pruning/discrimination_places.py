@@ -7,16 +7,24 @@ in a residual network the sums between blocks, not the convolutions inside a bra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from amc_env.errors import UntraceableModelError
 
 _Node = Any  # torch.autograd.graph.Node: what remembers how a tensor was computed
+
+# Steps behind which an axis is no longer where it was.
+_MOVING = frozenset(
+    ("Permute", "Transpose", "T", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze",
+     "Expand", "Mean", "Sum", "Amax", "Max", "Select", "Unbind", "Addmm", "Mm", "Bmm")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,13 @@ def _watched_run(
     network: nn.Module, image: Tensor, layers: Sequence[str]
 ) -> tuple[list[tuple[Place, _Node]], dict[str, int], _Node]:
     """Runs the network once, with a gradient to its input: what depends on what is in there."""
-    axis_of_three = 1 if any(isinstance(m, nn.Conv1d) for m in network.modules()) else -1
     known = set(layers)
     depths: dict[str, int] = {}
     candidates: list[tuple[Place, _Node]] = []
-    made: set[_Node] = set()
+    axes: dict[_Node, int | None] = {}
     done = 0
 
-    def leave(name: str, output: object) -> None:
+    def leave(name: str, module: nn.Module, output: object) -> None:
         nonlocal done
         if name in known:
             done += 1
@@ -109,14 +116,15 @@ def _watched_run(
             return
         node = output.grad_fn
         # A tensor counts where it was made: an identity hands on what earlier layers did.
-        if node is None or node in made or output.shape[0] != image.shape[0]:
+        if node is None or node in axes or output.shape[0] != image.shape[0]:
             return
-        made.add(node)
-        axis = axis_of_three if output.dim() == 3 else 1
-        candidates.append((Place(name, done, output.shape[axis], axis), node))
+        axis = 1 if output.dim() == 2 else _own_axis(module) or _inherited_axis(node, axes)
+        axes[node] = axis
+        if axis is not None:  # else nobody knows what to average over
+            candidates.append((Place(name, done, output.shape[axis], axis), node))
 
     handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: leave(name, output))
+        module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output))
         for name, module in network.named_modules()
     ]
     try:
@@ -128,6 +136,38 @@ def _watched_run(
     calls = [place.module for place, _ in candidates]
     once = [pair for pair in candidates if calls.count(pair[0].module) == 1]
     return once, depths, outputs.grad_fn
+
+
+def _own_axis(module: nn.Module) -> int | None:
+    """Returns where a module has its channels, 1 or -1; ``None`` if it takes them anywhere."""
+    if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm):
+        return 1
+    if isinstance(module, nn.LayerNorm):
+        return -1 if len(module.normalized_shape) == 1 else None
+    return -1 if isinstance(module, nn.Linear) else None
+
+
+def _inherited_axis(start: _Node, axes: Mapping[_Node, int | None]) -> int | None:
+    """Returns the channel axis of what a tensor was computed from, axes not being moved.
+
+    Returns:
+        ``None`` where that is unknown, or where it was computed from both kinds.
+    """
+    found: set[int | None] = set()
+    seen, stack = {start}, [start]
+    while stack:
+        node = stack.pop()
+        kind = node.name().split("Backward")[0]
+        if node in axes:
+            found.add(axes[node])
+        elif kind == "Convolution":
+            found.add(1)
+        elif kind not in _MOVING:
+            fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
+            seen.update(fresh)
+            stack.extend(fresh)
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
 
 
 def _reaches_input(start: _Node, around: _Node) -> bool:

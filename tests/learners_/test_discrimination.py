@@ -16,7 +16,7 @@ from torch import nn
 from amc_env.errors import InputDataError, TrainingDivergedError, UntraceableModelError
 from learners import DiscriminationAwarePruning
 from learners.channel_pruning.discrimination_heads import AuxiliaryHead
-from learners.channel_pruning.discrimination_places import Place, find_places
+from learners.channel_pruning.discrimination_places import Place, _watched_run, find_places
 
 QUICK = {"block_steps": 2, "layer_steps": 1, "channels_per_step": 8}
 
@@ -53,6 +53,58 @@ def test_places_are_never_inside_a_branch_and_fewer_where_there_are_fewer():
     names = ["stem", "conv1", "conv2", "conv3", "head"]
     found = find_places(model, EXAMPLE.repeat(2, 1, 1, 1), names, 3)
     assert [p.module for p in found.places] == ["stem", "conv3"]
+
+
+class Tokens(nn.Module):
+    """Linear layers on ``(N, H, W, C)``, behind a convolution of one dimension if wanted."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 6, 3, padding=1) if conv else None
+        self.first = nn.Linear(6 if conv else 3, 16)
+        self.middle = nn.Sequential(nn.ReLU(), nn.Linear(16, 24), nn.Identity())
+        self.act = nn.ReLU()
+        self.last = nn.Linear(24, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        if self.conv is not None:
+            x = self.conv(x.flatten(2)).unflatten(2, (8, 8))
+        x = self.act(self.middle(self.first(x.permute(0, 2, 3, 1))) + 0.0)
+        return self.head(self.last(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_channels_are_where_the_module_has_them(conv):
+    network = Tokens(conv).eval().requires_grad_(False)
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Conv1d | nn.Linear)]
+    found = find_places(network, torch.randn(2, 3, 8, 8), names, 9).places
+    expected = {"conv": (6, 1), "first": (16, -1), "middle.1": (24, -1), "last": (8, -1)}
+    assert {p.module: (p.channels, p.axis) for p in found} == {
+        name: where for name, where in expected.items() if conv or name != "conv"
+    }
+
+
+def test_what_an_activation_answers_has_the_axis_of_its_input():
+    class Late(nn.Module):
+        def __init__(self, moves):
+            super().__init__()
+            self.first, self.act = nn.Conv2d(3, 6, 1), nn.ReLU()
+            self.head, self.moves = nn.Conv2d(8 if moves else 6, 4, 1), moves
+
+        def forward(self, x):
+            x = self.first(x)
+            x = self.act(x.transpose(1, 2) if self.moves else x + x.flip(2))
+            return self.head(x).mean((2, 3))
+
+    def places(moves):
+        network = Late(moves).eval().requires_grad_(False)
+        return _watched_run(network, torch.randn(2, 3, 8, 8), ["first", "head"])[0]
+
+    assert [(p.module, p.axis) for p, _ in places(False)] == [
+        ("first", 1), ("act", 1), ("head", 1)
+    ]  # fmt: skip
+    assert [p.module for p, _ in places(True)] == ["first", "head"]
 
 
 class TwoWays(nn.Module):
