@@ -19,6 +19,13 @@ from learners.hooks import TrainingHook
 DEFAULT_WEIGHT = 1000.0
 Resolution = tuple[int, int]
 
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+
 
 def attention_map(activations: Tensor) -> Tensor:
     """Returns where a layer looks: ``Q / ||Q||_2`` with ``Q = vec(sum_c |A_c|^2)`` (section 3.1).
@@ -138,6 +145,11 @@ class FeatureMatching(TrainingHook):
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:
         ours, theirs = self._student.named.get(name), self._teacher.named.get(name)
+        if name in self._student.refused:
+            raise InputDataError(
+                f"Expected the layer {name!r} to answer with images (N, C, H, W), got channels on "
+                f"another axis than 1: name a convolution or a norm behind one."
+            )
         if ours is None or ours.dim() not in (2, 4):
             got = "no tensor" if ours is None else f"shape {list(ours.shape)}"
             raise InputDataError(
@@ -171,11 +183,16 @@ class _Recorder:
     Attributes:
         named: By name, for the modules asked for.
         last: By resolution, what the last module with images of it answered.
+        refused: Of the modules asked for, those that answered with channels elsewhere.
     """
 
     def __init__(self) -> None:
         self.named: dict[str, Tensor] = {}
         self.last: dict[Resolution, Tensor] = {}
+        self.refused: set[str] = set()
+        self._first: set[tuple[int, ...]] = set()  # shapes (C, H, W) answered by convolutions
+        self._grids: set[tuple[int, ...]] = set()  # their (H, W)
+        self._others: set[tuple[int, ...]] = set()  # shapes answered by other layers with weights
         self._handles: list[RemovableHandle] = []
         self._listening = False
 
@@ -185,13 +202,17 @@ class _Recorder:
             if name:  # the network's own answer is not a feature
                 key = name if name in names else None
 
-                def note(_: nn.Module, __: Any, output: Any, key: str | None = key) -> None:
-                    self._note(key, output)
+                def note(module: nn.Module, _: Any, output: Any, key: str | None = key) -> None:
+                    self._note(key, module, output)
 
                 self._handles.append(module.register_forward_hook(note))
 
-    def _note(self, name: str | None, output: Any) -> None:
+    def _note(self, name: str | None, module: nn.Module, output: Any) -> None:
         if not self._listening or not isinstance(output, Tensor):
+            return
+        if output.dim() == 4 and not self._has_channels_first(module, output):
+            if name is not None:
+                self.refused.add(name)
             return
         # The tensor itself, not its map: an activation that works in place comes after this.
         if name is not None:
@@ -199,12 +220,32 @@ class _Recorder:
         if output.dim() == 4:
             self.last[_resolution(output)] = output
 
+    def _has_channels_first(self, module: nn.Module, output: Tensor) -> bool:
+        """Whether an output of four axes is (N, C, H, W) and not (N, H, W, C).
+
+        Layers with weights decide by their kind; what else a network computes, by what these have
+        answered so far: the same shape, or the same resolution.
+        """
+        shape = tuple(output.shape[1:])
+        weights = list(module.parameters(recurse=False))
+        if isinstance(module, _CHANNELS_FIRST) or any(w.dim() == 4 for w in weights):
+            self._first.add(shape)
+            self._grids.add(shape[1:])
+            return True
+        normed = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+        if normed or isinstance(module, nn.Linear):
+            self._others.add(shape)
+            return False
+        return shape in self._first or (shape[1:] in self._grids and shape not in self._others)
+
     def open(self) -> None:
-        self.named, self.last, self._listening = {}, {}, True
+        self.close()
+        self._listening = True
 
     def close(self) -> None:
         """Forgets the activations, which would hold the memory of the step."""
         self.named, self.last, self._listening = {}, {}, False
+        self.refused, self._first, self._grids, self._others = set(), set(), set(), set()
 
     def detach(self) -> None:
         self.close()

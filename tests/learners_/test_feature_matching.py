@@ -272,3 +272,52 @@ def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
             Stages(), data, data, FAST,
             teacher=Stages(seed=2), checkpoint_dir=tmp_path, resume=True,
         )  # fmt: skip
+
+
+class Mixed(nn.Module):
+    """A block with its linear layers on (N, H, W, C), as ConvNeXt has it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(width)
+            self.stem = nn.Conv2d(3, width, 2, 2)
+            self.block = Block(width)
+            self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.wide = nn.Linear(width, 5)
+        self.act = nn.ReLU()
+        self.back = nn.Linear(5, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.wide(self.norm(self.conv(x).permute(0, 2, 3, 1))))
+        return x + self.back(y).permute(0, 3, 1, 2)
+
+
+def test_channels_on_another_axis_are_no_images() -> None:
+    student, teacher = Mixed(6), Mixed(10)
+    x = make_data(8, 1)[0][0]
+    with torch.no_grad():
+        ends = [net.block(net.stem(x)) for net in (student, teacher)]
+    found = matched(FeatureMatching(weight=2.0), student, teacher, x)
+    assert found.item() == pytest.approx(slow_distance(*ends), rel=1e-4)
+    for name in ("block.wide", "block.act", "block.norm"):
+        with pytest.raises(InputDataError, match=rf"layer '{name}' .* on another axis than 1"):
+            matched(FeatureMatching([name]), Mixed(6), Mixed(10), x)
+    alone = nn.Sequential(Moved(), nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+    with pytest.raises(InputDataError, match=r"resolution of the student's \(nothing\)"):
+        matched(FeatureMatching(), alone, copy.deepcopy(alone), x)
+
+
+class Moved(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
