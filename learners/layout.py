@@ -16,7 +16,9 @@ def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) 
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
-    """Lays out the 4-d weights of a network, in place."""
+    """Lays out the 4-d weights of a network, in place; one with 5-d weights stays as it is."""
+    if layout == torch.channels_last and any(p.dim() == 5 for p in network.parameters()):
+        return  # refused: that format is one of four axes
     network.to(memory_format=layout)  # type: ignore[call-overload]
 
 

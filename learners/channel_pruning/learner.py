@@ -158,7 +158,8 @@ class ChannelPruning(Learner):
         """Preloads the validation images and measures the original network."""
         probe = probe[:8].to(self.device)
         smallest = {d.target: torch.arange(d.units(d.choices[0])) for d in self.decisions}
-        fused = all(
+        # What is fused computes channels last.
+        fused = self._layout == torch.channels_last and all(
             fusion_works(network, probe, self._dtype)
             for network in (reference, self.traced.slice(smallest).eval())
         )

@@ -9,6 +9,8 @@ from contracts.learner_contract import make_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from amc_env import CompressionPlan
+from learners import ChannelPruning
 from learners.layout import usable_layout
 from learners.training import TrainingConfig, evaluate, train
 
@@ -54,6 +56,20 @@ def test_a_loader_of_validation_images_leaves_the_global_generator_alone() -> No
     evaluate(lenet(), loader, precision="fp32")
     train(lenet(), make_data(64, 1), loader, TrainingConfig(epochs=1, precision="fp32"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_of_three_dimensions_is_pruned_trained_and_judged() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 4),
+        )  # fmt: skip
+    data = [(x[..., None].repeat(1, 1, 1, 1, 3), y) for x, y in make_data(64, 1)]
+    learner = ChannelPruning(model, data[0][0][:1], data, data, precision="fp32", round_to=4)
+    cut = learner.compress(CompressionPlan({d.key: d.nearest(0.5) for d in learner.decisions}))
+    result = learner.finetune(cut, data, config=TrainingConfig(epochs=1, precision="fp32"))
+    assert evaluate(cut, data, precision="fp32") == result.best_accuracy
 
 
 def test_trying_the_layout_leaves_modes_statistics_and_random_numbers_alone() -> None:

@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_version_is_refused(
     monkeypatch.setattr(checkpoints, "CHECKPOINT_VERSION", 99)
     train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path)
     monkeypatch.undo()
-    with pytest.raises(RunFolderError, match="has version 99, expected 2: finish the training with"):
+    with pytest.raises(RunFolderError, match="has version 99, expected 2: finish the training"):
         train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path, resume=True)
 
 
