@@ -22,7 +22,8 @@ from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import describe, rebuild
 from learners.tracing import TracedModel, trace
 
-NETWORK_VERSION = "1"
+NETWORK_VERSION = 2
+_ENTRY = "amc-network"
 
 
 def example_input(facts: TaskFacts) -> Tensor:
@@ -61,13 +62,15 @@ def save_network(
     """
     # Clones, because safetensors refuses tensors that share memory (tied weights).
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
-    metadata = {"format": "amc-network", "version": NETWORK_VERSION}
+    facts: dict[str, Any] = {"version": NETWORK_VERSION}
     if plan is not None:
-        metadata["plan"] = json.dumps(dict(plan))
+        facts["plan"] = dict(plan)
     if kept is not None:
-        metadata["kept"] = json.dumps({group: index.tolist() for group, index in kept.items()})
+        facts["kept"] = {group: index.tolist() for group, index in kept.items()}
     if quantized_layers(model) or masked_layers(model):
-        metadata["structure"] = json.dumps(describe(model))
+        facts["structure"] = describe(model)
+    # One entry, because safetensors writes several in an order that differs from run to run.
+    metadata = {_ENTRY: json.dumps(facts)}
     write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
 
 
@@ -108,19 +111,20 @@ def read_shape(path: Path) -> Shape:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if metadata.get("version") != NETWORK_VERSION:
+        facts = json.loads(metadata[_ENTRY]) if _ENTRY in metadata else metadata
+        if (version := facts.get("version")) != NETWORK_VERSION:
             raise RunFolderError(
-                f"{path} has version {metadata.get('version')}, this release reads "
-                f"{NETWORK_VERSION}; use the release that wrote it."
+                f"{path} has version {version}, this release reads {NETWORK_VERSION}; use the "
+                f"release that wrote it."
             )
-        rows = json.loads(metadata["kept"])
+        rows = facts["kept"]
         kept = {group: torch.tensor(index, dtype=torch.int64) for group, index in rows.items()}
-        return Shape(kept, json.loads(metadata.get("structure", "null")))
+        return Shape(kept, facts.get("structure"))
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} is missing; continue the run with `amc compress ... --resume`."
         ) from error
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(
             f"{path} is damaged or holds no compressed network ({type(error).__name__}: {error}); "
             f"start the run again in a new folder."

@@ -301,7 +301,9 @@ def test_damaged_structure_is_named(
     content = path.read_bytes()
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    metadata["structure"] = metadata["structure"].replace('"version"', '"colour"')
+    facts = json.loads(metadata["amc-network"])
+    facts["structure"]["colour"] = facts["structure"].pop("version")
+    metadata["amc-network"] = json.dumps(facts)
     path.write_bytes(safetensors.torch.save(safetensors.torch.load(content), metadata=metadata))
     assert "version" in fails("evaluate", str(out))
 

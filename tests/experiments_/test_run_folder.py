@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from amc_env import CompressionPlan, RunFolderError
 from experiments.configs import RunConfig
 from experiments.files import is_disk_full, read_json, write_atomic
+from experiments.networks import read_shape, save_network
 from experiments.runs import RunFolder, TaskFacts, is_used
 from experiments.trials import TrialRecorder, read_trials
 
@@ -253,3 +255,14 @@ def test_damage_in_the_middle_names_the_line(tmp_path: Path) -> None:
 def test_bad_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig(**options)
+
+
+def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
+    network, kept = torch.nn.Linear(2, 2), {"a": torch.tensor([0, 2])}
+    files = [tmp_path / str(number) for number in range(8)]
+    for path in files:
+        save_network(network, path, plan=PLAN, kept=kept)
+    assert len({path.read_bytes() for path in files}) == 1
+    found = read_shape(files[0])
+    assert found.kept["a"].tolist() == [0, 2]
+    assert found.structure is None
