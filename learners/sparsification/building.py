@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ def masked(
     kept: Mapping[str, int],
     fitted: FittedWeights,
     norms: Mapping[str, str],
+    whole: Iterable[str] = (),
 ) -> nn.Module:
     """Returns a copy in masked layers, the old weights behind the masks.
 
@@ -65,6 +66,8 @@ def masked(
         kept: Layer -> number of weights that stay.
         fitted: The weights of its layers.
         norms: Layer -> batch norm right behind it, which takes the intercept of a fit.
+        whole: Layers that get a mask that keeps everything, and else stay as they are: files of
+            networks without any mask are not entropy-coded, which costs count on.
     """
     copied = copy.deepcopy(network).eval()
     modules = dict(copied.named_modules())
@@ -75,4 +78,9 @@ def masked(
         weight = torch.where(mask, weight, layer.weight.detach())
         write_layer(layer, weight, bias, modules.get(norms.get(name, "?")))
         replace_module(copied, name, sparse_layer(layer, mask))
+    for name in whole:
+        layer = modules[name]
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        every = torch.ones_like(layer.weight, dtype=torch.bool)
+        replace_module(copied, name, sparse_layer(layer, every))
     return copied

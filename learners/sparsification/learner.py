@@ -180,7 +180,7 @@ class WeightSparsification(Learner):
         typical = CompressionPlan({d.key: d.nearest(_TYPICAL_DENSITY) for d in self.decisions})
         tensors = BytesCost(self.graph, self.decisions, form)(typical.values_for(self.decisions))
         kept = self.kept_weights(typical)
-        network = masked(self.original, kept, self._fitted, self._norms)
+        network = self._masked(self.original, kept, self._fitted)
         # Layers were measured, so that what is missing is the header; it may be less than the few
         # bytes by which their sum is off.
         missing = len(packed_bytes(network, plan=typical)) - tensors
@@ -287,7 +287,8 @@ class WeightSparsification(Learner):
         """Builds the network of a plan: masked, repaired as the proxy says, not fine-tuned.
 
         Always from the original weights, always in float32; equal plans give equal networks.
-        Behind the masks stay the original weights. ``sparsification.finalise`` makes plain layers.
+        Every layer that is decided has a mask, also where it keeps everything; behind the masks
+        stay the original weights. ``sparsification.finalise`` makes plain layers.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
@@ -314,7 +315,14 @@ class WeightSparsification(Learner):
                 kept, fitted = self.kept_weights(plan), self._fitted
             else:
                 kept, fitted = self._fit_again(network, plan)
-            return self._finish(masked(network, kept, fitted, self._norms), kept, dtype, proxy)
+            return self._finish(self._masked(network, kept, fitted), kept, dtype, proxy)
+
+    def _masked(
+        self, network: nn.Module, kept: Mapping[str, int], fitted: FittedWeights
+    ) -> nn.Module:
+        """Returns a copy in which every layer that is decided has a mask."""
+        whole = [d.target for d in self.decisions if d.target not in kept]
+        return masked(network, kept, fitted, self._norms, whole)
 
     def _fit_again(
         self, network: nn.Module, plan: CompressionPlan
@@ -346,7 +354,7 @@ class WeightSparsification(Learner):
             self._fitted.solve(name, count)
         clock.append(time.process_time())
         if proxy.finetune_steps:
-            network = masked(self.original, kept, self._fitted, self._norms)
+            network = self._masked(self.original, kept, self._fitted)
             network = finalise(self._finish(network, kept, dtype, proxy))
             clock += [time.process_time()] * 2
         else:
@@ -390,7 +398,9 @@ class WeightSparsification(Learner):
             }  # fmt: skip
 
     def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
-        if self.schedule == "one-shot" or not masked_layers(model):
+        # Masks that keep everything need no schedule.
+        is_sparse = any(layer.density() < 1.0 for layer in masked_layers(model).values())
+        if self.schedule == "one-shot" or not is_sparse:
             return ()
         return (GradualSparsity(self.original.state_dict(), self.pattern, self._ramp),)
 

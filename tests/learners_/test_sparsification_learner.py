@@ -225,8 +225,27 @@ def test_a_network_from_disk_trains_like_the_one_that_was_saved():
 
 def test_a_plan_that_keeps_everything_trains_without_a_schedule(learner):
     network = learner.compress(CompressionPlan.full(learner.decisions))
-    assert not masked_layers(network)
+    assert all(layer.weight_mask.all() for layer in masked_layers(network).values())
     assert learner._training_hooks(network) == ()
+    with torch.no_grad():
+        assert torch.equal(network(IMAGES), learner.original(IMAGES))
+
+
+@pytest.mark.parametrize("whole", [(), ("conv2", "head"), ("all",)])
+def test_layers_that_keep_everything_are_stored_as_they_are_counted(learner, whole):
+    """Without any mask the file would not be entropy-coded."""
+    plan = CompressionPlan(
+        {
+            d.key: 1.0 if d.target in whole or "all" in whole else d.nearest(0.3)
+            for d in learner.decisions
+        }
+    )
+    network = learner.compress(plan)
+    assert set(masked_layers(network)) == {d.target for d in learner.decisions}
+    values = plan.values_for(learner.decisions)
+    size = len(packed_bytes(network, plan=plan))
+    assert learner.cost_models["bytes"].predict(values) == pytest.approx(size, rel=0.03)
+    assert size < 1.03 * learner.cost_models["bytes"](values)
 
 
 def test_candidates_may_train_briefly_behind_their_masks():
