@@ -12,13 +12,16 @@ from amc_env import Budget, CompressionPlan, InfeasibleBudgetError, make_cost
 from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS, CostModel
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision
+from amc_env.plan import Decision, DecisionKind
 from amc_env.reward import Result, resolve_reward
 from amc_env.storage import StorageFormat
 from experiments.configs import RunConfig
 from experiments.learners_registry import plan_facts
 from experiments.packed_header import header_bytes
 from learners.tracing import TracedModel
+
+_ROOM = 1.25
+"""How far the estimated bytes of sparse networks may be from the measured ones."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,27 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
                 f"or one from a table given by --cost-table (`amc latency-table` makes them)."
             )
     if problem.decisions:
-        FeasibleSet(budget, problem.costs, problem.decisions)
+        FeasibleSet(_as_far_as_known(budget, problem), problem.costs, problem.decisions)
     else:
         check_the_only_plan(budget, problem)
     ratios = dict.fromkeys(problem.costs, 1.0)
     targets = {name: upper for name, (_, upper) in budget.bounds.items()}
     resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
+
+
+def _as_far_as_known(budget: Budget, problem: Problem) -> Budget:
+    """The budget, with room for what only the prepared learner knows.
+
+    The bytes of sparse layers are estimates until entropy coding has been measured; what the
+    learner can meet must not be refused here, and what it cannot, it refuses itself.
+    """
+    if not any(d.kind is DecisionKind.DENSITY for d in problem.decisions):
+        return budget
+    bounds = dict(budget.bounds)
+    if "bytes" in bounds:
+        lower, upper = bounds["bytes"]
+        bounds["bytes"] = (lower / _ROOM, min(1.0, upper * _ROOM))
+    return Budget(**bounds)
 
 
 def check_the_only_plan(

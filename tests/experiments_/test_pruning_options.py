@@ -6,11 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.command_line import WEIGHTS
 
+from amc_env import CompressionPlan, InfeasibleBudgetError
 from experiments.commands.values import config_from
 from experiments.config_values import CHANNEL_LEARNERS, of_how_many
 from experiments.configs import RunConfig
+from experiments.models import make_model
+from experiments.problem import check_feasible, make_problem
+from learners.tracing import trace
 
 
 def test_patterns_are_read() -> None:
@@ -146,3 +151,14 @@ def test_mistake_gives_one_sentence_and_leaves_no_folder(
     sentence = fails("compress", "--weights", WEIGHTS, *options, "--out", str(out), "-q")
     assert message in sentence
     assert not out.exists()
+
+
+def test_estimated_bytes_of_sparse_networks_refuse_only_what_is_far_off() -> None:
+    network = make_model("digitsnet", n_classes=10, in_channels=1, image_size=8).eval()
+    traced = trace(network, torch.zeros(1, 1, 8, 8))
+    problem = make_problem(RunConfig(learner="sparse"), traced)
+    smallest = CompressionPlan({d.key: d.choices[0] for d in problem.decisions})
+    least = problem.cost(smallest)["bytes"] / problem.original()["bytes"]
+    check_feasible(RunConfig(learner="sparse", budget=f"bytes={0.9 * least:.5f}"), problem)
+    with pytest.raises(InfeasibleBudgetError, match="bytes"):
+        check_feasible(RunConfig(learner="sparse", budget=f"bytes={0.5 * least:.5f}"), problem)
