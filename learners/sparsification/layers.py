@@ -53,6 +53,13 @@ def sparse_choice(
     modules = dict(network.named_modules())
     # Two masks on one weight would contradict each other.
     owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    # A mask would be put in one of the places only.
+    owners += Counter(
+        id(p)
+        for name, m in network.named_modules(remove_duplicate=False)
+        for p in m.parameters(recurse=False)
+        if modules.get(name) is not m
+    )
     decisions, left_dense = [], {}
     for layer in graph.layers:
         if layer.kind == "matmul":
@@ -62,6 +69,12 @@ def sparse_choice(
             continue
         size = _weight(modules[layer.name]).numel()
         choices = tuple(k / size for k in pattern.counts(size, min_density))
+        if len(choices) == 1:
+            left_dense[layer.name] = (
+                f"its {size} weights leave no choice with the pattern {pattern.name} and "
+                f"densities from {min_density} on"
+            )
+            continue
         decisions.append(Decision(layer.name, DecisionKind.DENSITY, choices, size))
     if not decisions:
         raise UntraceableModelError(
@@ -86,7 +99,7 @@ def _reason(
         return "it is to be ignored"
     weight = _weight(modules[name])
     if owners[id(weight)] > 1:
-        return "it shares its weight with another layer"
+        return "it shares its weight with another layer, or stands under several names"
     return pattern.refusal(weight.shape)
 
 
