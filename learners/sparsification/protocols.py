@@ -10,7 +10,8 @@
 
 Each finds its one number by bisection, so that what some layer cannot take is spread over the
 others. Then every layer moves to its grid, two steps at most, so that the kept weights do not
-exceed the target, and fall short of it by less than one step of the largest layer.
+exceed the target, and fall short of it by less than the largest step of any layer: half a percent
+of its weights, rounded to whole blocks for blocks, and all but N/M of them for N:M.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +76,11 @@ PROTOCOLS: dict[str, Callable[[Array, Array, float, Callable[[], list[Tensor]]],
 
 
 def _solve(kept: Callable[[float], Array], low: float, high: float, total: float) -> Array:
-    """Returns ``kept(x)`` for the largest ``x`` whose sum is at most ``total``; it rises with x."""
+    """Returns ``kept(x)`` for the ``x`` at which its sum reaches ``total``; it rises with x.
+
+    Where it leaps over the total (of equal magnitudes all are above a threshold, or none), every
+    layer gets the same share of its leap.
+    """
     if kept(high).sum() <= total:
         return kept(high)
     for _ in range(_BISECTIONS):
@@ -83,7 +89,9 @@ def _solve(kept: Callable[[float], Array], low: float, high: float, total: float
             low = middle
         else:
             high = middle
-    return kept(low)
+    below, above = kept(low), kept(high)
+    share: float = (total - below.sum()) / (above.sum() - below.sum())
+    return below + share * (above - below)
 
 
 def plan_for(
@@ -159,9 +167,9 @@ def check_density(name: str, value: float) -> float:
     """Returns a density.
 
     Raises:
-        ValueError: If it is not above 0 and at most 1.
+        ValueError: If it is no number above 0 and at most 1.
     """
-    if not 0.0 < value <= 1.0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < value <= 1.0:
         raise ValueError(f"Expected {name} above 0 and at most 1, got {value}.")
     return value
 
