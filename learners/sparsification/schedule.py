@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learners.hooks import TrainingHook
+from learners.intake import check_whole
 from learners.masking import MASK, Masked, masked_layers
 from learners.sparsification.patterns import Pattern
 
@@ -40,16 +42,17 @@ class SparsitySchedule:
     frequency: int = 100
 
     def __post_init__(self) -> None:
+        check_whole("schedule_frequency", self.frequency, 1)
+        for name in ("begin", "end", "exponent"):
+            if not isinstance(number := getattr(self, name), Real):
+                raise ValueError(f"Expected a number as schedule_{name}, got {number!r}.")
         if not 0.0 <= self.begin <= self.end <= 1.0:
             raise ValueError(
                 f"Expected 0 <= schedule_begin <= schedule_end <= 1, got {self.begin} and "
                 f"{self.end}; they are shares of the training."
             )
-        if not (math.isfinite(self.exponent) and self.exponent > 0.0) or self.frequency < 1:
-            raise ValueError(
-                f"Expected schedule_exponent > 0 and schedule_frequency >= 1, got "
-                f"{self.exponent} and {self.frequency}."
-            )
+        if not (math.isfinite(self.exponent) and self.exponent > 0.0):
+            raise ValueError(f"Expected schedule_exponent > 0, got {self.exponent}.")
 
     def span(self, total_steps: int) -> tuple[int, int]:
         """Returns the steps of the first and of the last masks; the last step at the latest."""
