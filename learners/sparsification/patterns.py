@@ -48,6 +48,8 @@ class Pattern:
         Raises:
             ValueError: If the text is something else.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"Expected the name of a pattern, got {text!r}.")
         if text == "unstructured":
             return cls(text)
         if found := _BLOCK.fullmatch(text):
@@ -106,7 +108,7 @@ class Pattern:
         N:M groups run over the inputs of a linear layer and over the input channels of a
         convolution (at each kernel position), as sparse tensor cores read them. Of a group ``n'``
         stay with ``n' : M`` nearest to ``keep : size``, but at least N; an incomplete last group
-        of ``r`` keeps ``n' r // M``.
+        of ``r`` keeps ``n' r // M``, but one if there is no other group.
 
         Args:
             weight: Shape (outputs, inputs per convolution group, *kernel).
@@ -150,7 +152,7 @@ class Pattern:
         ranks = groups.argsort(stable=True, dim=-1, descending=True).argsort(-1)
         limit = torch.full((groups.shape[-2], 1), n, device=weight.device)
         if rest := inputs % self.m:
-            limit[-1] = n * rest // self.m
+            limit[-1] = max(n * rest // self.m, int(inputs < self.m))
         stays: Tensor = (ranks < limit).flatten(-2)[..., :inputs]
         return stays.movedim(-1, 1).reshape(weight.shape)
 
