@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
 from learners.fusion import following_norms
-from learners.masking import MASK, Masked, SparseConv2d, SparseLinear, mask_of, sparse_layer
+from learners.masking import (
+    Masked,
+    SparseConv2d,
+    SparseLinear,
+    mask_of,
+    sparse_layer,
+    twin_of,
+)
 from learners.quantization.modules import (
     QuantizedConv2d,
     QuantizedLayer,
@@ -289,23 +296,17 @@ def bake(network: nn.Module) -> nn.Module:
 
 
 def _bake_layer(layer: Masked) -> nn.Module:
-    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    plain = kind.__new__(kind)
-    plain.__dict__.update(
-        {
-            key: value.copy() if isinstance(value, dict) else value
-            for key, value in layer.__dict__.items()
-        }
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    kind: type[nn.Conv2d] | type[nn.Linear] = (
+        nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     )
+    plain = twin_of(kind, layer)
+    for unused in ("weight_quantizer", "input_quantizer"):  # there if they are None
+        plain.__dict__.pop(unused, None)
     quantizer = None
     weight = layer.masked_weight()
     if isinstance(layer, QuantizedConv2d | QuantizedLinear):
         weight, quantizer = layer.quantized_weight(), layer.input_quantizer
-    for unused in ("weight_quantizer", "input_quantizer"):
-        if unused in plain._modules:
-            del plain._modules[unused]
-        plain.__dict__.pop(unused, None)
-    del plain._buffers[MASK]
     plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
 
