@@ -124,7 +124,9 @@ class BytesCost(CostModel):
         self._bits = LayerBits(layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits)
         densities = LayerDensities(layers, graph, decisions, form.densities)
         self._densities = densities
-        self._sparse = None if densities.is_dense else SparseForm(layers, form)
+        decided = {d.target for d in decisions if d.kind is DecisionKind.DENSITY}
+        fixed = {x.name for x in layers} - decided
+        self._sparse = None if densities.is_dense else SparseForm(layers, form, fixed)
         self._is_float = storage is None and self._bits.is_float and self._sparse is None
         folded = checked_folding(graph, storage)
         extras = [x for x in graph.channel_parameters if x.name not in folded]

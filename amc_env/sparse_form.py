@@ -8,7 +8,7 @@ packed file really takes (``learners/quantization/packing_sparse.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -96,14 +96,20 @@ class SparseForm:
     Args:
         layers: The layers.
         storage: Measured bits of their values, and the pattern of the zeros.
+        fixed: Layers whose density never changes: their bytes need not grow with it.
     """
 
-    def __init__(self, layers: Sequence[LayerSpec], storage: StorageFormat) -> None:
+    def __init__(
+        self, layers: Sequence[LayerSpec], storage: StorageFormat, fixed: Container[str] = ()
+    ) -> None:
+        self._fixed = np.array([x.name in fixed for x in layers], dtype=np.bool_)
         self._places = place_bits(_GRID, storage.pattern)
         measured = [storage.value_bits.get(x.name, {}) for x in layers]
         values, tables = _values(measured), _value_tables(measured)
         stored = values + _INDEX_EXCESS * self._places
-        growing = np.maximum.accumulate(np.maximum.accumulate(stored, axis=2), axis=1)
+        denser = np.maximum.accumulate(stored, axis=2)
+        denser[self._fixed] = stored[self._fixed]
+        growing = np.maximum.accumulate(denser, axis=1)
         # Bytes per weight, one table for budgets and one for what is stored.
         self._per_weight: Array = np.stack([growing, stored]).reshape(2, -1) / 8
         # Of the table only: it must not fall either, above a density of a half.
@@ -135,8 +141,9 @@ class SparseForm:
             return result
 
         # As in ``_places``, from the grid.
-        once = self._places_once[int(exact)]
-        places = weights * (once[right - 1] + share * (once[right] - once[right - 1]))
+        low, high = self._places_once[:, right - 1], self._places_once[:, right]
+        once = low + share * (high - low)
+        places = weights * np.where(self._fixed, once[1], once[int(exact)])
         table = _INDEX_TABLE * places / (places + _INDEX_HALF_TABLE)
         codes = floats = np.zeros_like(weights)
         if bits.any():
@@ -174,7 +181,7 @@ def _value_tables(measured: Measured) -> Array:
 def _not_above_the_next(numbers: Array, measured: Measured) -> Array:
     """What nobody measured for few bits must not count more than what was for more."""
     for row, known in enumerate(measured):
-        for level in reversed(range(len(_WIDTHS) - 1)):
+        for level in reversed(range(len(_WIDTHS))):  # those of 8 bits: not above float32's
             if _WIDTHS[level] not in known:
                 np.minimum(
                     numbers[row, level], numbers[row, level + 1], out=numbers[row, level, ...]
