@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -78,13 +78,15 @@ def _sparse_form(
     points: dict[str, dict[int, dict[float, float]]] = {}
     for values in _wished(densities):
         plan = CompressionPlan({d.key: values[d.target] for d in densities.decisions})
-        network = densities.apply(densities.original, plan)
-        for name, found in bits.stored_bytes(network).items():
+        networks = [densities.apply(densities.original, plan)]
+        if densities.proxy.reconstruct and min(values.values()) < 1.0:
+            # Codes of weights that were trained are used more equally than those of re-fit ones.
+            networks.append(densities.unfitted(plan))
+        for name, width, size in _largest(bits.stored_bytes(network) for network in networks):
             density = values.get(name, 1.0)
             weights = round(densities.graph.layer(name).weights(full))
-            for width, size in found.items():
-                rows = points.setdefault(name, {}).setdefault(width, {})
-                rows[density] = measured_value_bits(size, weights, density, pattern)
+            rows = points.setdefault(name, {}).setdefault(width, {})
+            rows[density] = measured_value_bits(size, weights, density, pattern)
     measured = {
         name: {
             **floats.get(name, {}),
@@ -93,6 +95,16 @@ def _sparse_form(
         for name, widths in points.items()
     }
     return replace(form, value_bits={**floats, **measured}, pattern=pattern)
+
+
+def _largest(
+    measured: Iterable[Mapping[str, Mapping[int, int]]],
+) -> Iterator[tuple[str, int, int]]:
+    """Yields layer, bits and the most bytes that were found."""
+    first, *others = measured
+    for name, found in first.items():
+        for width, size in found.items():
+            yield name, width, max(size, *(other[name][width] for other in others), 0)
 
 
 def _wished(densities: WeightSparsification) -> list[Mapping[str, float]]:

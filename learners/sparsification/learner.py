@@ -169,6 +169,7 @@ class WeightSparsification(Learner):
         self._fitted = FittedWeights(
             self.original, self._layers, self.pattern, self.proxy.reconstruct
         )
+        self._unfitted = FittedWeights(self.original, {}, self.pattern, reconstruct=False)
         self.storage = self._measured_storage()
         self.cost_models: dict[str, CostModel] = {
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in COSTS
@@ -176,15 +177,23 @@ class WeightSparsification(Learner):
 
     def _measured_storage(self) -> StorageFormat:
         """Returns how sparse networks are stored; the header of the packed file is measured."""
-        form = sparse_storage(self._fitted, self.graph, self.decisions, self.pattern)
+        fits = [self._fitted]
+        if self.schedule == "gradual" and self.proxy.reconstruct:
+            # Half-way between a network as it is compressed and one that was trained.
+            fits.append(self._unfitted)
+        form = sparse_storage(self.original, fits, self.graph, self.decisions, self.pattern)
         typical = CompressionPlan({d.key: d.nearest(_TYPICAL_DENSITY) for d in self.decisions})
-        tensors = BytesCost(self.graph, self.decisions, form)(typical.values_for(self.decisions))
+        cost = BytesCost(self.graph, self.decisions, form)
+        tensors = cost.predict(typical.values_for(self.decisions))
         kept = self.kept_weights(typical)
         network = self._masked(self.original, kept, self._fitted)
+        sizes = [len(packed_bytes(network, plan=typical))]
+        if len(fits) > 1:
+            bare = masked(self.original, kept, self._unfitted, self._norms, self._whole(kept))
+            sizes.append(len(packed_bytes(bare, plan=typical)))
         # Layers were measured, so that what is missing is the header; it may be less than the few
         # bytes by which their sum is off.
-        missing = len(packed_bytes(network, plan=typical)) - tensors
-        return replace(form, fixed_bytes=max(missing, 0.0))
+        return replace(form, fixed_bytes=max(float(np.mean(sizes)) - tensors, 0.0))
 
     def _statistics(self, images: Tensor, progress: bool) -> dict[str, LayerReconstruction]:
         """Runs the original network once over the calibration images."""
@@ -321,8 +330,18 @@ class WeightSparsification(Learner):
         self, network: nn.Module, kept: Mapping[str, int], fitted: FittedWeights
     ) -> nn.Module:
         """Returns a copy in which every layer that is decided has a mask."""
-        whole = [d.target for d in self.decisions if d.target not in kept]
-        return masked(network, kept, fitted, self._norms, whole)
+        return masked(network, kept, fitted, self._norms, self._whole(kept))
+
+    def _whole(self, kept: Mapping[str, int]) -> list[str]:
+        return [d.target for d in self.decisions if d.target not in kept]
+
+    def unfitted(self, plan: CompressionPlan) -> nn.Module:
+        """Returns the original masked and not repaired: its values are nearer to trained ones.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        return self._masked(self.original, self.kept_weights(plan), self._unfitted)
 
     def _fit_again(
         self, network: nn.Module, plan: CompressionPlan
@@ -331,7 +350,8 @@ class WeightSparsification(Learner):
         kept = {}
         for d, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
             size = weight_of(network, d.target).numel()
-            if (count := math.floor(value * size + 1e-6)) < size:  # never more than is allowed
+            count = max(math.floor(value * size + 1e-6), 1)  # never more than is allowed, or none
+            if count < size:
                 kept[d.target] = count
         layers: dict[str, LayerReconstruction] = {}
         if self.proxy.reconstruct and kept:

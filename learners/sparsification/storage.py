@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor, nn
 
+from amc_env.cost_model import with_weights
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 from amc_env.sparse_form import SparseForm
@@ -20,15 +22,20 @@ _LARGEST_GROUP = 8  # N:M with more are stored as unstructured zeros are
 
 
 def sparse_storage(
-    fitted: FittedWeights, graph: LayerGraph, decisions: Sequence[Decision], pattern: Pattern
+    network: nn.Module,
+    fits: Sequence[FittedWeights],
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    pattern: Pattern,
 ) -> StorageFormat:
     """Returns how sparse networks are stored, without the header of the file.
 
     The exponents of floats compress, and so do the places of blocks; how well depends on the
-    layer, and a re-fit spreads the values.
+    layer. A re-fit spreads the values, and a training from the dense weights does not.
 
     Args:
-        fitted: The weights that layers get.
+        network: The original.
+        fits: Weights that its layers may get; what they take is averaged.
         graph: Facts about it.
         decisions: Densities of layers.
         pattern: Of the zeros.
@@ -48,8 +55,28 @@ def sparse_storage(
             if any(density == before for before, _ in points[d.target]):
                 continue
             keep = d.units(density)
-            values, mask = fitted.solve(d.target, keep)[0], fitted.mask(d.target, keep)
-            size = len(encode(values.cpu().numpy(), mask.cpu().numpy(), None))
-            bits = max(8.0 * (size - of_places) / keep, 0.0)
+            sizes_found = [_size(f.solve(d.target, keep)[0], f.mask(d.target, keep)) for f in fits]
+            bits = max(8.0 * (float(np.mean(sizes_found)) - of_places) / keep, 0.0)
             points[d.target].append((float(density), min(bits, 2.0 * FLOAT_BITS)))
+    points |= _left_dense(network, graph, points)
     return replace(form, value_bits={name: {FLOAT_BITS: row} for name, row in points.items()})
+
+
+def _left_dense(
+    network: nn.Module, graph: LayerGraph, decided: Container[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Measures the layers that no decision is about: the files code their weights as well."""
+    modules, points = dict(network.named_modules()), {}
+    for layer in with_weights(graph):
+        weight = getattr(modules.get(layer.name), "weight", None)
+        if layer.name in decided or not isinstance(weight, Tensor):
+            continue
+        coded = isinstance(modules[layer.name], nn.Conv2d | nn.Linear)
+        size = _size(weight, None) if coded else weight.numel() * FLOAT_BITS // 8
+        points[layer.name] = [(1.0, 8.0 * size / weight.numel())]
+    return points
+
+
+def _size(weight: Tensor, mask: Tensor | None) -> int:
+    places = None if mask is None else mask.cpu().numpy()
+    return len(encode(weight.detach().cpu().numpy(), places, None))

@@ -115,7 +115,7 @@ def test_layers_that_cannot_be_sparse_are_left_dense_by_name():
     learner = make(Tied(), pattern="2:4", ignore=("other",))
     assert learner.left_dense == {
         "first": "its 3 inputs are not a multiple of 4",
-        "one": "it shares its weight with another layer",
+        "one": "it shares its weight with another layer, or stands under several names",
         "flat": "it is no plain nn.Conv2d or nn.Linear",
         "other": "it is to be ignored",
     }
