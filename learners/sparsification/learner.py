@@ -179,7 +179,7 @@ class WeightSparsification(Learner):
         """Returns how sparse networks are stored; the header of the packed file is measured."""
         fits = [self._fitted]
         if self.schedule == "gradual" and self.proxy.reconstruct:
-            # Half-way between a network as it is compressed and one that was trained.
+            # Between a network as it is compressed and one that was trained.
             fits.append(self._unfitted)
         form = sparse_storage(self.original, fits, self.graph, self.decisions, self.pattern)
         typical = CompressionPlan({d.key: d.nearest(_TYPICAL_DENSITY) for d in self.decisions})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from importlib.resources import as_file, files
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from torch import nn
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InfeasibleBudgetError, PlanMismatchError, UntraceableModelError
 from amc_env.plan import CompressionPlan
+from experiments.data import load_data
+from experiments.models import load_weights
+from experiments.models import make_model as make_named
 from learners import ChannelPruning, WeightSparsification
 from learners.masking import SparseConv2d, SparseLinear, masked_layers
 from learners.parts import Judge, PlanPart
@@ -262,6 +266,58 @@ def test_candidates_may_train_briefly_behind_their_masks():
     assert learner.seconds.mean()["finetuning"] > 0
 
 
+def test_a_module_under_two_names_is_left_dense():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+            self.two, self.head = self.one, nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            x = torch.relu(self.two(torch.relu(self.one(torch.relu(self.first(x))))))
+            return self.head(x.mean((2, 3)))
+
+    learner = make(Twice())
+    assert set(learner.left_dense) == {"one"}
+    assert "several names" in learner.left_dense["one"]
+    network = learner.compress(learner.plan_for("uniform", 0.6))
+    assert network.one is network.two
+
+
+def test_layers_without_a_choice_are_no_silent_decisions():
+    learner = make(make_model("residual"), pattern="block16")
+    assert all(len(d.choices) > 1 for d in learner.decisions)
+    assert "no choice" in learner.left_dense["head"]
+
+
+def test_cut_layers_keep_a_weight():
+    model = make_model("residual")
+    learner = make(model)
+    cut = copy.deepcopy(learner.original)
+    cut.conv2 = nn.Conv2d(1, 1, 3, padding=1)
+    plan = CompressionPlan({d.key: d.choices[0] for d in learner.decisions})
+    fitted = make(model, proxy="none")._fit_again(cut, plan)[0]
+    assert fitted["conv2"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
+def test_trained_networks_have_the_size_that_was_counted(schedule):
+    splits, model = load_data("digits"), make_named("digitsnet", in_channels=1)
+    with as_file(files("experiments") / "weights/digitsnet.safetensors") as path:
+        load_weights(model, path)
+    data = (splits.calibration.images[:1], splits.calibration, splits.validation)
+    learner = WeightSparsification(model, *data, schedule=schedule, schedule_frequency=5)
+    for protocol, density in (("uniform", 1.0), ("global", 0.2), ("uniform", 0.1)):
+        plan = learner.plan_for(protocol, density)
+        counted = learner.cost_models["bytes"](plan.values_for(learner.decisions))
+        network = learner.compress(plan)
+        assert len(packed_bytes(network, plan=plan)) == pytest.approx(counted, rel=0.03)
+        settings = TrainingConfig(epochs=4, learning_rate=0.02, precision="fp32")
+        learner.finetune(network, splits.train, config=settings)
+        assert len(packed_bytes(network, plan=plan)) == pytest.approx(counted, rel=0.03)
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "block4", "2:4"])
 def test_the_packed_file_has_the_size_that_the_budget_counts(pattern):
     """Wide enough for the weights to matter beside the header."""
@@ -298,6 +354,10 @@ def test_the_packed_file_has_the_size_that_the_budget_counts(pattern):
         {"min_density": 1.5},
         {"schedule_begin": 0.9},
         {"schedule_frequency": 0},
+        {"schedule_frequency": 1.5},
+        {"schedule_end": "late"},
+        {"min_density": "a"},
+        {"pattern": None},
         {"proxy": "magic"},
         {"finetune_steps": 3},
         {"n_calibration": 0},

@@ -110,3 +110,7 @@ def test_the_grid_of_single_weights_has_steps_of_half_a_percent():
 def test_other_patterns_are_refused(text):
     with pytest.raises(ValueError, match="Unknown pattern"):
         Pattern.parse(text)
+
+
+def test_a_group_that_is_the_only_one_keeps_a_weight():
+    assert int(Pattern.parse("2:4").mask(torch.rand(5, 1), 1).sum()) == 5

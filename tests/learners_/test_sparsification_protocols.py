@@ -115,3 +115,14 @@ def test_what_cannot_be_reached_is_refused_with_the_range(density):
 def test_unknown_protocols_are_refused():
     with pytest.raises(ValueError, match="uniform"):
         plan_for("optimal", 0.5, decisions(), 0, scores)
+
+
+def test_equal_magnitudes_are_split_between_layers():
+    """Half of the weights are zero already: a threshold would keep all of these, or none."""
+    weights = [torch.cat([torch.zeros(500), torch.rand(500) + 0.1]) for _ in range(2)]
+    grid = tuple((k + 1) / 200 for k in range(200))
+    decisions = [Decision(f"l{i}", DecisionKind.DENSITY, grid, 1000) for i in range(2)]
+    for density in (0.4, 0.8):
+        plan = plan_for("global", density, decisions, 0, lambda: weights)
+        assert list(dict(plan).values()) == pytest.approx([density] * 2, abs=0.03)
+        assert sum(dict(plan).values()) / 2 == pytest.approx(density, abs=0.005)
