@@ -6,6 +6,8 @@ axes, and ``x.view(len(x), -1)`` on a map larger than 1 x 1 raises.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +46,15 @@ def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
     finally:
         network.train(training)
     return torch.channels_last
+
+
+def layout_of(network: nn.Module, images: Tensor) -> torch.memory_format:
+    """Returns the usable layout of images and weights alike, tried on a copy.
+
+    Args:
+        network: On the device of the images; not changed.
+        images: One is enough, shape (n, ...).
+    """
+    tried = copy.deepcopy(network)
+    set_layout(tried, torch.channels_last)
+    return usable_layout(tried, images)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from learners.candidates import Evaluator, channels_last, fusion_works
 from learners.fusion import fuse
+from learners.layout import layout_of
 from learners.precision import resolve_precision
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import bake, without_identities
@@ -29,6 +30,7 @@ class QuantizedJudge:
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         device: Where to work.
         seed: Draws the subset.
+        layout: Of images and weights, see ``learners.layout``; tried on ``reference`` if ``None``.
 
     Attributes:
         original_accuracy: Of the original on the images of an episode.
@@ -47,6 +49,7 @@ class QuantizedJudge:
         precision: str,
         device: torch.device,
         seed: int,
+        layout: torch.memory_format | None = None,
     ) -> None:
         self._device = device
         self._dtype = resolve_precision(precision, device)
@@ -58,10 +61,12 @@ class QuantizedJudge:
         pairs = zip(torch.split(self._images, 250), torch.split(self._labels, 250), strict=True)
         self.validation: list[tuple[Tensor, Tensor]] = list(pairs)
         probe = self._images[:8].to(device)
+        self._layout = layout or layout_of(reference, probe[:1])
         # The structure is compared with float activations: a rounding difference that moves an
-        # activation to its next value is not an error.
+        # activation to its next value is not an error. What is fused computes channels last.
         self._fused = (
-            fusion_works(reference, probe, self._dtype)
+            self._layout == torch.channels_last
+            and fusion_works(reference, probe, self._dtype)
             and fusion_works(without_identities(bake(of_weights)), probe, self._dtype)
             and _runs_fused(without_identities(bake(candidate)), probe)
         )
@@ -99,6 +104,7 @@ class QuantizedJudge:
                 dtype=dtype,
                 device=self._device,
                 fused=self._fused,
+                layout=self._layout,
             )
         return self._evaluators[dtype, rest]
 

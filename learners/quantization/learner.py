@@ -17,8 +17,9 @@ from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
-from learners.candidates import channels_last, limited_threads
+from learners.candidates import limited_threads
 from learners.intake import check_weights
+from learners.layout import laid_out, layout_of
 from learners.precision import working_dtype
 from learners.proxy import finetune_briefly
 from learners.quantization.calibration import (
@@ -152,11 +153,12 @@ class QuantizationLearner(Learner):
         check_weights(reference)
         given = read_images(reference, calibration, validation, n_calibration, example_input)
         (images, _), held_out, n_outputs = given
+        images = images.to(self.device)
+        self._layout = layout_of(reference, images[:1])
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
-            probe = channels_last(images[:8].to(self.device))
-            self._float, self._folded = folded_copy(reference, probe)
+            self._float, self._folded = folded_copy(reference, laid_out(images[:8], self._layout))
             self._observe(images, n_recalibration, ignore, progress)
             self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
@@ -164,16 +166,17 @@ class QuantizationLearner(Learner):
             self._prepare_judge(*held_out, n_validation)
         self._training_dtype = working_dtype(self._float, precision, self.device)
         self._training = training_batches(
-            train, finetune_steps, example_input, n_outputs, self.device
-        )
+            train, finetune_steps, example_input, n_outputs, self.device,
+            layout=self._layout, seed=seed,
+        )  # fmt: skip
 
     def _observe(
         self, images: Tensor, n_recalibration: int, ignore: Sequence[str], progress: bool
     ) -> None:
         """Runs the float network over the calibration images; finds what can be quantized."""
         names = quantizable_layers(self._float, self.graph, ignore)
-        self._recalibration = channels_last(images[:n_recalibration].to(self.device))
-        batches = list(map(channels_last, torch.split(images.to(self.device), _CALIBRATION_BATCH)))
+        self._recalibration = laid_out(images[:n_recalibration], self._layout)
+        batches = [laid_out(x, self._layout) for x in torch.split(images, _CALIBRATION_BATCH)]
         seen = observe(self._float, batches, names, seed=self.seed, progress=progress)
         there = observe(self._float, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
@@ -247,6 +250,7 @@ class QuantizationLearner(Learner):
             precision=self._precision,
             device=self.device,
             seed=self.seed,
+            layout=self._layout,
         )
         self.validation = self._judge.validation
         self.original_accuracy = self._judge.original_accuracy
@@ -360,8 +364,7 @@ class QuantizationLearner(Learner):
 
     def _match(self, network: nn.Module, seen: Observation) -> None:
         once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}
-        layers = list(self._folded.values())
-        match_outputs(network, self._recalibration, once, layers, torch.float32)
+        match_outputs(network, self._recalibration, once, [*self._folded.values()], torch.float32)
 
     def _candidate(
         self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None

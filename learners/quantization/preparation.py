@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
-from learners.candidates import channels_last
 from learners.intake import check_labels, collect, count_outputs
+from learners.layout import laid_out
 from learners.masking import masked_layers
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
@@ -22,6 +22,7 @@ from learners.quantization.decisions import Bits, check_bits
 from learners.quantization.packing import packed_bytes
 from learners.quantization.ranges import check_rule
 from learners.quantization.uniform_quantizer import check_granularity
+from learners.stepping import seeded
 from learners.training import TrainingConfig
 
 PROXIES = ("none", "recalibration")
@@ -141,9 +142,25 @@ def check_not_constant(images: Tensor) -> None:
 
 
 def training_batches(
-    batches: Batches | None, steps: int, example: Tensor, n_outputs: int, device: torch.device
+    batches: Batches | None,
+    steps: int,
+    example: Tensor,
+    n_outputs: int,
+    device: torch.device,
+    *,
+    layout: torch.memory_format = torch.channels_last,
+    seed: int = 0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Preloads the batches that every candidate is trained on before it is judged.
+
+    Args:
+        batches: ``(images, labels)``; so many as there are steps are loaded at most.
+        steps: SGD steps of a candidate.
+        example: One batch as the network takes it.
+        n_outputs: Classes of the network.
+        device: Where to keep them.
+        layout: Of images; see ``learners.layout``.
+        seed: Decides the order of ``batches``, for loaders that shuffle.
 
     Raises:
         InputDataError: If there is none, or it does not fit the network.
@@ -151,10 +168,11 @@ def training_batches(
     if not steps or batches is None:
         return []
     loaded = []
-    for batch in islice(batches, steps):
-        x, y = collect([batch], None, "training", example)
-        check_labels(y, n_outputs, "training")
-        loaded.append((channels_last(x.to(device)), y.to(device)))
+    with seeded(batches, seed):
+        for batch in islice(batches, steps):
+            x, y = collect([batch], None, "training", example)
+            check_labels(y, n_outputs, "training")
+            loaded.append((laid_out(x.to(device), layout), y.to(device)))
     if not loaded:
         raise InputDataError("Expected at least one batch of training images, got none.")
     return loaded

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import pytest
 import torch
 from contracts.learner_contract import make_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from amc_env import CompressionPlan
-from learners import ChannelPruning
+from learners import ChannelPruning, CodebookQuantization, UniformQuantization
 from learners.layout import usable_layout
+from learners.quantization.preparation import training_batches
 from learners.training import TrainingConfig, evaluate, train
 
 
@@ -27,7 +30,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
-        return self.head(x.flatten(1) if self.flatten else x.view(len(x), -1))
+        return self.head(x.flatten(1) if self.flatten else x.view(x.shape[0], -1))
 
 
 def lenet(flatten: bool = False) -> LeNet:
@@ -81,3 +84,37 @@ def test_trying_the_layout_leaves_modes_statistics_and_random_numbers_alone() ->
     assert model.norm.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("learner", [UniformQuantization, CodebookQuantization])
+def test_a_network_that_views_its_maps_is_quantized_as_one_that_flattens_them(
+    learner: Any,
+) -> None:
+    data, config = make_data(64, 1), TrainingConfig(epochs=1, precision="fp32")
+    options: dict[str, Any] = {"train": data, "precision": "fp32", "first_last_bits": None}
+    found = []
+    for flatten in (False, True):
+        given = learner(lenet(flatten), data[0][0][:1], data, data, finetune_steps=2, **options)
+        plan = given.fixed_plan(4)
+        network = given.compress(plan)
+        outputs = torch.cat([network(x) for x, _ in data]).detach()
+        found.append((outputs, given.original_accuracy, given.evaluate(plan)))
+        result = given.finetune(network, data, config=config)
+        assert evaluate(network, data, precision="fp32") == result.best_accuracy
+    # A number between two values may be rounded either way, which can turn an image or two.
+    (outputs, *accuracies), (expected, *others) = found
+    assert (outputs - expected).norm() < 0.02 * expected.norm()
+    assert accuracies == pytest.approx(others, abs=2 / 64 + 1e-9)
+
+
+def test_the_seed_decides_which_training_batches_a_quantizer_sees() -> None:
+    images, labels = (torch.cat(part) for part in zip(*make_data(64, 1), strict=True))
+    loader = DataLoader(TensorDataset(images, labels), 32, shuffle=True)
+    state = torch.get_rng_state()
+    example, device = images[:1], torch.device("cpu")
+    first, again, other = (
+        training_batches(loader, 1, example, 4, device, seed=seed)[0][0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
