@@ -7,6 +7,7 @@ code by entropy. :func:`deep_compression` decides densities and bits in one sear
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from learners.sparsification import GradualSparsity, WeightSparsification, final
 from learners.training import TrainingConfig
 
 PACKED = "network.packed"
+TOLERANCE = 0.03
+"""Share by which a file may exceed what budgets count: sizes are measured before any training."""
 
 
 def deep_compression(
@@ -193,6 +196,7 @@ def compress_deeply(
         place = None if folder is None else folder / "finetuning"
         learner.finetune(network, train_loader, config=config, checkpoint_dir=place, **trained)
         stages.add("finetuned", network)
+    stages.warn_if_large()
     if folder is not None:
         write_atomically(folder / PACKED, stages.packed)
     return DeeplyCompressed(network, tuple(stages.done), stages.packed)
@@ -221,6 +225,18 @@ class _Stages:
             network, kept=self._kept, plan=self._plan, example_input=self._example
         )
         self.done.append(DeepStage(name, self._accuracy(network), len(self.packed)))
+
+    def warn_if_large(self) -> None:
+        """Says so where the file is larger than what budgets have counted, and the tolerance."""
+        learner = self._learner
+        counted = learner.cost_models["bytes"](self._plan.values_for(learner.decisions))
+        size = len(self.packed)
+        if size > (1.0 + TOLERANCE) * counted:
+            warnings.warn(
+                f"The packed file has {size} bytes, {size / counted - 1:.1%} more than the "
+                f"{counted:.0f} that budgets have counted for the plan.",
+                stacklevel=3,
+            )
 
 
 def _densities(learner: JointCompression) -> WeightSparsification:

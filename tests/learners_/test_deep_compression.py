@@ -17,7 +17,7 @@ from experiments.data import load_data
 from experiments.models import load_weights
 from experiments.models import make_model as make_named
 from learners import CodebookQuantization
-from learners.deep_compression import PACKED, compress_deeply, deep_compression
+from learners.deep_compression import PACKED, TOLERANCE, compress_deeply, deep_compression
 from learners.joint import joint_compression
 from learners.masking import mask_of, masked_layers
 from learners.quantization import load_packed, quantized_layers, save_packed
@@ -231,6 +231,42 @@ def brief(learner, epochs=1):
         "retraining": TrainingConfig(epochs=epochs, learning_rate=0.02, precision="fp32"),
         "finetuning": replace(learner._training_defaults(), epochs=epochs, precision="fp32"),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("density", "bits"), [(1.0, 4), (0.5, 4), (0.2, 3), (0.05, 2)])
+def test_trained_networks_have_the_size_that_was_counted(digits, density, bits):
+    """A tolerance beyond what budgets count is all that training may add."""
+    _, splits, learner = digits
+    plan = plan_of(learner, density, bits)
+    config = TrainingConfig(epochs=3, learning_rate=0.02, precision="fp32")
+    result = compress_deeply(
+        learner, plan, splits.train, retraining=config, finetuning=replace(config, epochs=1)
+    )
+    values = plan.values_for(learner.decisions)
+    cost = learner.cost_models["bytes"]
+    for stage in result.stages:
+        if stage.name in ("quantized", "finetuned"):
+            assert cost.predict(values) == pytest.approx(stage.bytes, rel=TOLERANCE)
+            assert stage.bytes < (1.0 + TOLERANCE) * cost(values)
+    assert len(packed_bytes(learner.compress(plan), plan=plan)) < (1.0 + TOLERANCE) * cost(values)
+
+
+def test_files_larger_than_counted_are_told(monkeypatch):
+    _, learner = prepared()
+    monkeypatch.setitem(learner.cost_models, "bytes", _Less(learner.cost_models["bytes"]))
+    with pytest.warns(UserWarning, match="more than the"):
+        compress_deeply(learner, plan_of(learner), (), retrain=False, finetune=False)
+
+
+class _Less:
+    """Counts half of what there is."""
+
+    def __init__(self, cost):
+        self.original, self._cost = cost.original, cost
+
+    def __call__(self, values):
+        return self._cost(values) / 2
 
 
 def test_the_papers_order_and_what_every_stage_is_worth(tmp_path):
