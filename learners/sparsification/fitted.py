@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.candidates import channels_last
+from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
+from learners.channel_pruning.statistics import collect_statistics
 from learners.sparsification.patterns import Pattern
 from learners.sparsification.refit import refit
 
 _REMEMBERED_BYTES = 256 * 2**20
+_STATISTICS_BATCH = 64
+
+
+def moments_of_layers(
+    network: nn.Module,
+    images: Tensor,
+    names: Sequence[str],
+    norms: Mapping[str, str],
+    *,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+) -> dict[str, LayerReconstruction]:
+    """Runs the original network once over the calibration images.
+
+    Args:
+        network: The original.
+        images: Shape (N, ...).
+        names: Layers to watch.
+        norms: Layer -> batch norm right behind it.
+        device: Where the network is.
+        seed: Of the rows that are sampled.
+        progress: Whether to show a progress bar.
+    """
+    report: Callable[[int], object] | None = None
+    if progress:
+        from tqdm import tqdm
+
+        bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
+        report = bar.update
+    batches = [channels_last(p.to(device)) for p in torch.split(images, _STATISTICS_BATCH)]
+    moments = collect_statistics(network, batches, names, seed=seed, report=report)
+    if progress:
+        bar.close()
+    return prepare_reconstruction(network, moments, norms)
 
 
 class FittedWeights:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import COSTS, BytesCost, CostModel, make_cost
+from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.plan import CompressionPlan
 from amc_env.storage import StorageFormat
 from learners.base import Batches, Learner
-from learners.candidates import channels_last, limited_threads
+from learners.candidates import limited_threads
 from learners.channel_pruning.preparation import preload
 from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
 from learners.channel_pruning.statistics import collect_statistics
@@ -27,23 +27,21 @@ from learners.masking import masked_layers
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.quantization.judge import QuantizedJudge
-from learners.quantization.packing import packed_bytes
 from learners.quantization.preparation import check_counts, check_training, read_images
 from learners.sparsification.building import masked, weight_of, with_zeros
 from learners.sparsification.curves import error_curve
 from learners.sparsification.finalise import finalise
-from learners.sparsification.fitted import FittedWeights
+from learners.sparsification.fitted import FittedWeights, moments_of_layers
 from learners.sparsification.layers import sparse_choice
 from learners.sparsification.patterns import Pattern
 from learners.sparsification.protocols import check_density, plan_for, scores_of
 from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
-from learners.sparsification.storage import sparse_storage
+from learners.sparsification.storage import sparse_storage, with_header
 from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
 SCHEDULES = ("gradual", "one-shot")
-_STATISTICS_BATCH = 64
 _TYPICAL_DENSITY = 0.25
 
 
@@ -163,7 +161,11 @@ class WeightSparsification(Learner):
                 seed=seed,
             )
             self._norms = following_norms(self.original)
-            self._layers = self._statistics(images[:n_calibration], progress)
+            names = [d.target for d in self.decisions]
+            self._layers = moments_of_layers(
+                self.original, images[:n_calibration], names, self._norms,
+                device=self.device, seed=seed, progress=progress,
+            )  # fmt: skip
         self.validation = self._judge.validation
         self.original_accuracy = self._judge.original_accuracy
         self._fitted = FittedWeights(
@@ -183,32 +185,9 @@ class WeightSparsification(Learner):
             fits.append(self._unfitted)
         form = sparse_storage(self.original, fits, self.graph, self.decisions, self.pattern)
         typical = CompressionPlan({d.key: d.nearest(_TYPICAL_DENSITY) for d in self.decisions})
-        cost = BytesCost(self.graph, self.decisions, form)
-        tensors = cost.predict(typical.values_for(self.decisions))
         kept = self.kept_weights(typical)
-        network = self._masked(self.original, kept, self._fitted)
-        sizes = [len(packed_bytes(network, plan=typical))]
-        if len(fits) > 1:
-            bare = masked(self.original, kept, self._unfitted, self._norms, self._whole(kept))
-            sizes.append(len(packed_bytes(bare, plan=typical)))
-        # Layers were measured, so that what is missing is the header; it may be less than the few
-        # bytes by which their sum is off.
-        return replace(form, fixed_bytes=max(float(np.mean(sizes)) - tensors, 0.0))
-
-    def _statistics(self, images: Tensor, progress: bool) -> dict[str, LayerReconstruction]:
-        """Runs the original network once over the calibration images."""
-        report: Callable[[int], object] | None = None
-        if progress:
-            from tqdm import tqdm
-
-            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
-            report = bar.update
-        batches = [channels_last(p.to(self.device)) for p in torch.split(images, _STATISTICS_BATCH)]
-        names = [d.target for d in self.decisions]
-        moments = collect_statistics(self.original, batches, names, seed=self.seed, report=report)
-        if progress:
-            bar.close()
-        return prepare_reconstruction(self.original, moments, self._norms)
+        networks = [self._masked(self.original, kept, fitted) for fitted in fits]
+        return with_header(form, self.graph, self.decisions, typical, networks)
 
     def plan_for(self, protocol: str, density: float) -> CompressionPlan:
         """Returns the plan of a hand-made rule.
@@ -330,10 +309,8 @@ class WeightSparsification(Learner):
         self, network: nn.Module, kept: Mapping[str, int], fitted: FittedWeights
     ) -> nn.Module:
         """Returns a copy in which every layer that is decided has a mask."""
-        return masked(network, kept, fitted, self._norms, self._whole(kept))
-
-    def _whole(self, kept: Mapping[str, int]) -> list[str]:
-        return [d.target for d in self.decisions if d.target not in kept]
+        whole = [d.target for d in self.decisions if d.target not in kept]
+        return masked(network, kept, fitted, self._norms, whole)
 
     def unfitted(self, plan: CompressionPlan) -> nn.Module:
         """Returns the original masked and not repaired: its values are nearer to trained ones.

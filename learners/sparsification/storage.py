@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
+from amc_env.cost import BytesCost
 from amc_env.cost_model import with_weights
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision
+from amc_env.plan import CompressionPlan, Decision
 from amc_env.sparse_form import SparseForm
 from amc_env.storage import FLOAT_BITS, StorageFormat
+from learners.quantization.packing import packed_bytes
 from learners.quantization.packing_sparse import encode
 from learners.sparsification.fitted import FittedWeights
 from learners.sparsification.patterns import Pattern
@@ -60,6 +62,21 @@ def sparse_storage(
             points[d.target].append((float(density), min(bits, 2.0 * FLOAT_BITS)))
     points |= _left_dense(network, graph, points)
     return replace(form, value_bits={name: {FLOAT_BITS: row} for name, row in points.items()})
+
+
+def with_header(
+    form: StorageFormat,
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    plan: CompressionPlan,
+    networks: Sequence[nn.Module],
+) -> StorageFormat:
+    """Adds the header of the packed file, measured on the networks of a plan."""
+    tensors = BytesCost(graph, decisions, form).predict(plan.values_for(decisions))
+    sizes = [len(packed_bytes(network, plan=plan)) for network in networks]
+    # Layers were measured, so that what is missing is the header; it may be less than the few
+    # bytes by which their sum is off.
+    return replace(form, fixed_bytes=max(float(np.mean(sizes)) - tensors, 0.0))
 
 
 def _left_dense(
