@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -205,13 +206,8 @@ class WeightSparsification(Learner):
         full = self.graph.full()
         every = sum(layer.weights(full) for layer in self.graph.layers)
         dense = every - sum(d.size for d in self.decisions)
-        return plan_for(
-            protocol,
-            density,
-            self.decisions,
-            dense,
-            lambda: scores_of(weights, self.pattern.scores),
-        )
+        scores = partial(scores_of, weights, self.pattern.scores)
+        return plan_for(protocol, density, self.decisions, dense, scores)
 
     def kept_weights(self, plan: CompressionPlan) -> dict[str, int]:
         """Returns layer -> number of weights that stay, for every layer that loses some.
@@ -386,13 +382,11 @@ class WeightSparsification(Learner):
         last entry, nothing zero, is 0. Layers without statistics count the squared weights lost.
         """
         with limited_threads(self.threads):
+            weights = [(d, weight_of(self.original, d.target)) for d in self.decisions]
             return {
-                d.key: error_curve(
-                    d, weight_of(self.original, d.target), self._layers.get(d.target),
-                    self._fitted,
-                )
-                for d in self.decisions
-            }  # fmt: skip
+                d.key: error_curve(d, weight, self._layers.get(d.target), self._fitted)
+                for d, weight in weights
+            }
 
     def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         # Masks that keep everything need no schedule.
