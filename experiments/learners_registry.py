@@ -200,7 +200,9 @@ def training_hooks(
         model: The network to be trained.
         total_steps: Of the training.
     """
-    if config.learner != "sparse" or config.schedule != "gradual" or not masked_layers(model):
+    if config.learner != "sparse" or config.schedule != "gradual":
+        return ()
+    if all(layer.density() == 1.0 for layer in masked_layers(model).values()):
         return ()
     from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
 

@@ -16,6 +16,7 @@ from learners.channel_pruning import ChannelPruning
 from learners.intake import check_weights
 from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
 from learners.joint_storage import joint_storage, plan_at
+from learners.layout import layout_of
 from learners.parts import PlanPart
 from learners.precision import working_dtype
 from learners.proxy import Proxy
@@ -197,12 +198,15 @@ def prepare_joint(
         reference, calibration, validation, count, example_input
     )
     dtype = working_dtype(reference, options.precision, options.device)
+    device = torch.device(options.device)
     batches = training_batches(
         options.train,
         options.finetune_steps,
         example_input,
         n_outputs,
-        torch.device(options.device),
+        device,
+        layout=layout_of(reference, seen[0][:1].to(device)),
+        seed=options.seed,
     )
     few = [(held_out[0][:_PART_IMAGES], held_out[1][:_PART_IMAGES])]
     given, shared = (reference, example_input, [seen], few), options.of_parts()

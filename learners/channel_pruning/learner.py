@@ -32,7 +32,7 @@ from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
 from learners.intake import check_labels, check_weights, collect, count_outputs
-from learners.layout import laid_out, set_layout, usable_layout
+from learners.layout import laid_out, layout_of
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.timing import EpisodeSeconds
@@ -123,7 +123,7 @@ class ChannelPruning(Learner):
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
         check_labels(classes, n_outputs, "validation")
-        self._layout = _layout_of(reference, images[:1].to(self.device))
+        self._layout = layout_of(reference, images[:1].to(self.device))
 
         self.traced: TracedModel = trace(
             reference, example_input.to(self.device), ignore=tuple(ignore)
@@ -386,10 +386,3 @@ class ChannelPruning(Learner):
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(seed=self.seed)
-
-
-def _layout_of(reference: nn.Module, images: Tensor) -> torch.memory_format:
-    """Tries channels last, weights included, on a copy."""
-    network = copy.deepcopy(reference)
-    set_layout(network, torch.channels_last)
-    return usable_layout(network, images)

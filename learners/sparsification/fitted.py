@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.candidates import channels_last
 from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
 from learners.channel_pruning.statistics import collect_statistics
+from learners.layout import laid_out
 from learners.sparsification.patterns import Pattern
 from learners.sparsification.refit import refit
 
@@ -28,6 +28,7 @@ def moments_of_layers(
     device: torch.device,
     seed: int,
     progress: bool,
+    layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, LayerReconstruction]:
     """Runs the original network once over the calibration images.
 
@@ -39,6 +40,7 @@ def moments_of_layers(
         device: Where the network is.
         seed: Of the rows that are sampled.
         progress: Whether to show a progress bar.
+        layout: Of images; see ``learners.layout``.
     """
     report: Callable[[int], object] | None = None
     if progress:
@@ -46,7 +48,7 @@ def moments_of_layers(
 
         bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
         report = bar.update
-    batches = [channels_last(p.to(device)) for p in torch.split(images, _STATISTICS_BATCH)]
+    batches = [laid_out(p.to(device), layout) for p in torch.split(images, _STATISTICS_BATCH)]
     moments = collect_statistics(network, batches, names, seed=seed, report=report)
     if progress:
         bar.close()

@@ -24,6 +24,7 @@ from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
 from learners.hooks import TrainingHook
 from learners.intake import check_weights
+from learners.layout import layout_of
 from learners.masking import masked_layers
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
@@ -148,24 +149,22 @@ class WeightSparsification(Learner):
         self.decisions = choice.decisions
         self.left_dense = choice.left_dense
         self._training_dtype = working_dtype(self.original, precision, self.device)
+        layout = layout_of(self.original, images[:1].to(self.device))
         self._data = preload(
-            images[:n_recalibration], train, finetune_steps, example_input, n_outputs, self.device
-        )
+            images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
+            self.device, layout, seed,
+        )  # fmt: skip
         with limited_threads(threads):
             # Candidates are plain networks with zeros: what runs of them is what runs of this one.
             self._judge = QuantizedJudge(
-                *(self.original,) * 3,
-                *held_out,
-                n_validation=n_validation,
-                precision=precision,
-                device=self.device,
-                seed=seed,
-            )
+                *(self.original,) * 3, *held_out, n_validation=n_validation,
+                precision=precision, device=self.device, seed=seed, layout=layout,
+            )  # fmt: skip
             self._norms = following_norms(self.original)
             names = [d.target for d in self.decisions]
             self._layers = moments_of_layers(
                 self.original, images[:n_calibration], names, self._norms,
-                device=self.device, seed=seed, progress=progress,
+                device=self.device, seed=seed, progress=progress, layout=layout,
             )  # fmt: skip
         self.validation = self._judge.validation
         self.original_accuracy = self._judge.original_accuracy

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from amc_env import CompressionPlan
-from learners import ChannelPruning, CodebookQuantization, UniformQuantization
+from learners import (
+    ChannelPruning,
+    CodebookQuantization,
+    UniformQuantization,
+    WeightSparsification,
+)
+from learners.deep_compression import deep_compression
 from learners.layout import usable_layout
 from learners.quantization.preparation import training_batches
 from learners.training import TrainingConfig, evaluate, train
@@ -105,6 +111,18 @@ def test_a_network_that_views_its_maps_is_quantized_as_one_that_flattens_them(
     (outputs, *accuracies), (expected, *others) = found
     assert (outputs - expected).norm() < 0.02 * expected.norm()
     assert accuracies == pytest.approx(others, abs=2 / 64 + 1e-9)
+
+
+def test_a_network_that_views_its_maps_is_sparsified_alone_and_with_bits() -> None:
+    data, config = make_data(64, 1), TrainingConfig(epochs=1, precision="fp32")
+    options: dict[str, Any] = {"train": data, "finetune_steps": 2, "precision": "fp32"}
+    given = lenet(False), data[0][0][:1], data, data
+    for learner in (WeightSparsification(*given, **options), deep_compression(*given, **options)):
+        smallest = CompressionPlan({d.key: d.choices[0] for d in learner.decisions})
+        assert 0.0 <= learner.evaluate(smallest) <= 1.0
+        network = learner.compress(smallest)
+        assert network(data[0][0]).isfinite().all()
+        assert len(learner.finetune(network, data, config=config).history) == 1
 
 
 def test_the_seed_decides_which_training_batches_a_quantizer_sees() -> None:
