@@ -162,7 +162,7 @@ def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path]) -> None:
 
 
 def test_fine_tuning_anew_without_the_teacher_of_before(run_of: Callable[[str], Path]) -> None:
-    out = run_of("sparse")
+    out = run_of("group-lasso")
     other = ["--teacher", "digitsnet", "--teacher-weights", WEIGHTS, "--feature-matching", "10"]
     assert run(["finetune", str(out), *other, "--quiet"]) == 0
     with_teacher = (out / "model.safetensors").read_bytes()
@@ -171,7 +171,7 @@ def test_fine_tuning_anew_without_the_teacher_of_before(run_of: Callable[[str], 
     assert RunFolder.open(out).config.teacher_weights is None
     assert (out / "model.safetensors").read_bytes() != with_teacher
     assert run(["finetune", str(out), "--teacher", "original", "--quiet"]) == 0
-    assert run(["compress", *SMALL, *LEARNERS["sparse"], "--out", str(out), "--resume"]) == 0
+    assert run(["compress", *SMALL, *LEARNERS["group-lasso"], "--out", str(out), "--resume"]) == 0
 
 
 def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
