@@ -274,4 +274,6 @@ def test_killed_run_ends_with_the_same_plan_and_metrics(
     summaries = [summary_of(out) for out in (killed, whole)]
     for summary in summaries:
         del summary["seconds"], summary["cpu_seconds_per_episode"]
+        for network in ("original", "compressed"):  # timed where a test has exported the whole run
+            summary[network].pop("latency_ms", None)
     assert summaries[0] == summaries[1]
