@@ -177,7 +177,7 @@ def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0, unit: str =
     row, top = 24.0, 4.0
     name_width = min(220.0, 10.0 + 7.2 * max(len(bar.name) for bar in bars))
     digits = len(str(max(bar.size for bar in bars)))
-    count_width = max(106.0, 50.0 + 14.0 * digits)
+    count_width = max(106.0, 24.0 + 28.0 * digits)
     largest = max(bar.size for bar in bars)
     scale = (width - name_width - count_width) / largest
     parts = []
