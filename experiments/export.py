@@ -10,8 +10,9 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,17 +257,19 @@ def time_onnx(
     generator = torch.Generator().manual_seed(0)
     for size in batch_sizes:
         images = torch.randn(size, *image_shape, generator=generator).numpy()
-        calls = {n: (s, {s.get_inputs()[0].name: images}) for n, s in sessions.items()}
-        times = _interleaved(calls, seconds)
-        for name, samples in times.items():
-            results[name][str(size)] = round(1000 * statistics.median(samples), 4)
+        calls = {
+            n: partial(s.run, None, {s.get_inputs()[0].name: images}) for n, s in sessions.items()
+        }
+        for name, milliseconds in interleaved(calls, seconds).items():
+            results[name][str(size)] = round(milliseconds, 4)
     return results
 
 
-def _interleaved(calls: Mapping[str, tuple[Any, Any]], seconds: float) -> dict[str, list[float]]:
-    for session, feed in calls.values():
+def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Returns the median milliseconds of each call; they take turns for so many seconds."""
+    for call in calls.values():
         for _ in range(_WARM_UP):
-            session.run(None, feed)
+            call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     for round_index in range(_ROUNDS):
@@ -275,8 +278,8 @@ def _interleaved(calls: Mapping[str, tuple[Any, Any]], seconds: float) -> dict[s
         # Whoever runs first changes from round to round: what a time slice ends with is not
         # always the same network.
         order = list(calls.items())
-        for name, (session, feed) in order if round_index % 2 else reversed(order):
+        for name, call in order if round_index % 2 else reversed(order):
             start = time.perf_counter()
-            session.run(None, feed)
-            times[name].append(time.perf_counter() - start)
-    return times
+            call()
+            times[name].append(1000.0 * (time.perf_counter() - start))
+    return {name: statistics.median(samples) for name, samples in times.items()}

@@ -17,9 +17,7 @@ above 1 the zeros pay, below 1 they cost.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 import typer
 from torch import Tensor, nn
 
-from experiments.export import BATCH_SIZES, export_onnx, time_onnx
+from experiments.export import BATCH_SIZES, export_onnx, interleaved, time_onnx
 from experiments.models import load_weights, make_model
 from learners.masking import sparse_layer
 from learners.quantization.structure import bake, replace_module
@@ -51,8 +49,6 @@ ZEROS: tuple[tuple[str, str, float], ...] = (
 _WIDTH = 1024
 _GPU_WIDTHS = (1024, 4096)
 _GPU_BATCH = 2048
-_ROUNDS = 200
-_LEAST_ROUNDS = 11
 
 
 @dataclass(frozen=True)
@@ -124,24 +120,6 @@ def onnx_rows(
         Row(name, "ONNX Runtime, CPU", zeros, found, by_size[DENSE])
         for zeros, found in by_size.items()
     ]
-
-
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Returns the median milliseconds of each call; they take turns for so many seconds."""
-    for call in calls.values():
-        for _ in range(3):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    for index in range(_ROUNDS):
-        if index >= _LEAST_ROUNDS and time.perf_counter() > end:
-            break
-        order = list(calls.items())
-        for name, call in order if index % 2 else reversed(order):
-            start = time.perf_counter()
-            call()
-            times[name].append(1000.0 * (time.perf_counter() - start))
-    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 @torch.no_grad()
