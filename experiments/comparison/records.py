@@ -1,0 +1,253 @@
+"""The results file of a comparison: one JSON line per search, below a line that says what it is.
+
+The first line is ``{"format": "amc-comparison", "version": 1, "tasks": {...}}`` with the facts of
+each task (its decisions' keys and choices, the original accuracy, the budget); every further line
+is one :class:`SearchRecord`. Lines are appended as searches end, so a comparison that was killed
+keeps what it has; a last line that was cut short is left out and its search is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from amc_env import RunFolderError
+from experiments.files import write_atomic
+
+FORMAT = "amc-comparison"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a reader of the results needs to know of a task.
+
+    Args:
+        name: Its name, e.g. ``"resnet20-channels-50"``.
+        decisions: Keys of the decisions, in order.
+        choices: The legal values of each decision, ascending.
+        budget: The budget in its text form.
+        original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
+        uniform_reward: Reward of the uniform plan: score 0.
+        recorded: Whether plans are judged by a fitted surrogate instead of a network.
+    """
+
+    name: str
+    decisions: tuple[str, ...]
+    choices: tuple[tuple[float, ...], ...]
+    budget: str
+    original_accuracy: float
+    uniform_reward: float
+    recorded: bool = False
+
+
+@dataclass(frozen=True)
+class JudgedPlan:
+    """One trial of a search.
+
+    Args:
+        evaluation: How many judgements the search had spent when this one came, itself included;
+            counted from 1. Judgements of plans outside the budget (the curves of ``sensitivity``)
+            count and are no trials, so the first trial may have a large number.
+        plan: Index of each decision's choice, in the order of ``TaskFacts.decisions``.
+        accuracy: Proxy accuracy, in [0, 1].
+        reward: What the task's reward made of it.
+        cost_ratio: Cost name -> cost / original cost, of the bounded costs.
+        agent_seconds: Processor seconds of the agent since the trial before, judging left out.
+        judge_seconds: Processor seconds that judging it (and what was judged off the budget
+            since the trial before) took when it was first judged, in whatever search that was.
+        source: Who proposed it, e.g. ``"uniform"``, ``"policy"``.
+    """
+
+    evaluation: int
+    plan: tuple[int, ...]
+    accuracy: float
+    reward: float
+    cost_ratio: Mapping[str, float]
+    agent_seconds: float
+    judge_seconds: float
+    source: str
+
+
+@dataclass(frozen=True)
+class FinalJudgement:
+    """What the winner of a search is worth.
+
+    Args:
+        plan: Its choices, as in :class:`JudgedPlan`.
+        validation: Its proxy accuracy on the whole validation split, in [0, 1].
+        finetuned_validation: The same after fine-tuning; None if it was not fine-tuned.
+        test: Accuracy on the test set after fine-tuning, touched once; None if not.
+        finetune_seconds: Processor seconds of the fine-tuning.
+    """
+
+    plan: tuple[int, ...]
+    validation: float
+    finetuned_validation: float | None = None
+    test: float | None = None
+    finetune_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One search: a task, an agent, a seed.
+
+    Args:
+        task: Name of the task.
+        agent: Label of the agent: its name, or ``name:option=value,...``.
+        seed: Seed of the search.
+        evaluations: How many judgements it was given.
+        trials: What it judged within the budget, in order; empty if it failed before the first.
+        final: Its winner; None if it failed.
+        prepare_seconds: Processor seconds until the task was ready to be searched.
+        error: Why it failed, one sentence; None if it did not.
+    """
+
+    task: str
+    agent: str
+    seed: int
+    evaluations: int
+    trials: tuple[JudgedPlan, ...] = ()
+    final: FinalJudgement | None = None
+    prepare_seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What makes it the same search."""
+        return (self.task, self.agent, self.seed, self.evaluations)
+
+    def best_at(self, evaluations: int) -> float:
+        """Returns the best reward within so many judgements, minus infinity if there is none."""
+        found = [t.reward for t in self.trials if t.evaluation <= evaluations]
+        return max(found, default=-math.inf)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results file in memory.
+
+    Args:
+        tasks: Task name -> its facts.
+        searches: Every search, in the order of the file.
+    """
+
+    tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
+    searches: Sequence[SearchRecord] = ()
+
+
+def read_results(path: Path) -> Results:
+    """Reads a results file; a missing one is empty.
+
+    Raises:
+        RunFolderError: If it is something else, of another version, or damaged before its end.
+    """
+    if not path.exists():
+        return Results()
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        head = json.loads(lines[0])
+        is_ours = head["format"] == FORMAT
+        version = head["version"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise RunFolderError(
+            f"Expected the results of a comparison in {path}, got something else; choose another "
+            f"--out."
+        )
+    if version != VERSION:
+        raise RunFolderError(
+            f"Expected results of version {VERSION} in {path}, got version {version}; read them "
+            f"with the release that wrote them, or compare again in a new folder."
+        )
+    searches: dict[tuple[str, str, int, int], SearchRecord] = {}
+    # Every complete line ends in a newline, so what follows the last one was cut short.
+    for number, line in enumerate(lines[1:-1], start=2):
+        try:
+            record = _search_from(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunFolderError(
+                f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
+                f"line, and its search is done again."
+            ) from error
+        searches[record.key] = record  # a later line about the same search takes its place
+    try:
+        tasks = {name: _facts_from(facts) for name, facts in head["tasks"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
+    return Results(tasks, tuple(searches.values()))
+
+
+class ResultsFile:
+    """Appends searches to a results file, each as soon as it has ended.
+
+    Args:
+        path: The file; what it holds already is kept.
+
+    Raises:
+        RunFolderError: As :func:`read_results`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results = read_results(path)
+        if path.exists():  # drop a line that was cut short before anything is appended to it
+            self._write()
+
+    def add_task(self, facts: TaskFacts) -> None:
+        """Notes a task.
+
+        Raises:
+            RunFolderError: If a task of that name was compared before and is another one.
+        """
+        known = self.results.tasks.get(facts.name)
+        if known == facts:
+            return
+        if known is not None:
+            changed = [k for k, v in asdict(known).items() if v != asdict(facts)[k]]
+            raise RunFolderError(
+                f"The task {facts.name!r} is not what it was when {self.path} was begun: other "
+                f"{', '.join(changed)}. Compare with the data, weights and options of then, or in "
+                f"a new folder."
+            )
+        self.results = replace(self.results, tasks={**self.results.tasks, facts.name: facts})
+        self._write()
+
+    def add(self, record: SearchRecord) -> None:
+        """Appends a search; one with the same key takes the place of an earlier one."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        others = [s for s in self.results.searches if s.key != record.key]
+        self.results = replace(self.results, searches=(*others, record))
+
+    def find(self, key: tuple[str, str, int, int]) -> SearchRecord | None:
+        """Returns the search of that key, or None."""
+        return next((s for s in self.results.searches if s.key == key), None)
+
+    def _write(self) -> None:
+        tasks = {name: asdict(facts) for name, facts in self.results.tasks.items()}
+        head = {"format": FORMAT, "version": VERSION, "tasks": tasks}
+        lines = [json.dumps(head), *(json.dumps(asdict(s)) for s in self.results.searches)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, "".join(line + "\n" for line in lines))
+
+
+def _facts_from(row: Mapping[str, Any]) -> TaskFacts:
+    choices = tuple(tuple(values) for values in row["choices"])
+    return TaskFacts(**{**row, "decisions": tuple(row["decisions"]), "choices": choices})
+
+
+def _search_from(row: Mapping[str, Any]) -> SearchRecord:
+    trials = tuple(JudgedPlan(**{**t, "plan": tuple(t["plan"])}) for t in row["trials"])
+    final = row["final"]
+    if final is not None:
+        final = FinalJudgement(**{**final, "plan": tuple(final["plan"])})
+    return SearchRecord(**{**row, "trials": trials, "final": final})
