@@ -1,1 +1,1 @@
-"""The AutoML frameworks of Balaji & Allen 2018, each in an environment of its own, under one protocol."""
+"""The AutoML frameworks of Balaji & Allen 2018, each in its own environment, on equal terms."""
