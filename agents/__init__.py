@@ -8,15 +8,16 @@
 5
 """
 
+from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ
 from agents.base import Agent, AgentError, SearchResult, Trial
 from agents.exploration import Exploration
 from agents.handcrafted import Uniform
 from agents.local_search import LocalSearch
 from agents.logging import EpisodeLogger
 from agents.random_search import RandomSearch
+from agents.recipe import Recipe
 from agents.registry import AGENTS, make_agent
 from agents.rollout import Search
-from agents.sb3 import DDPG, Recipe
 
 __all__ = [
     "Agent",
@@ -25,6 +26,10 @@ __all__ = [
     "SearchResult",
     "Trial",
     "DDPG",
+    "TD3",
+    "SAC",
+    "TQC",
+    "CrossQ",
     "Recipe",
     "Exploration",
     "LocalSearch",

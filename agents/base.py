@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -35,6 +35,8 @@ class Trial:
         cost_ratio: Cost name -> cost / original cost.
         seconds: Wall time since the previous trial (the agent's own work included).
         source: Who proposed it, e.g. ``"uniform"``, ``"warm-up"``, ``"policy"``, ``"elite"``.
+        within_budget: Whether it may win. Some agents judge plans outside the budget to learn what
+            single decisions cost; these count like all others, and never win.
     """
 
     episode: int
@@ -44,6 +46,7 @@ class Trial:
     cost_ratio: dict[str, float]
     seconds: float
     source: str
+    within_budget: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Agent(ABC):
             of noisy judgements is optimistic. 0 trusts the proxy.
     """
 
-    name: ClassVar[str]
+    name: str
 
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE) -> None:
         if rejudge < 0:
@@ -121,6 +124,7 @@ class Agent(ABC):
         episodes: int,
         seed: int,
         *,
+        warm_start: Sequence[Trial] = (),
         on_trial: OnTrial | None = None,
         logger: EpisodeLogger | None = None,
         progress: bool = False,
@@ -131,6 +135,10 @@ class Agent(ABC):
             env: A ``CompressionEnv``, bare or as ``gymnasium.make`` wraps it.
             episodes: Upper bound on the number of judged plans.
             seed: The same seed gives the same trials, bit for bit.
+            warm_start: Trials of another search on the same task, the ``trials`` of its result for
+                example. They are known from the start (a replay buffer holds them, a sampler has
+                seen them, a climb begins at the best one) and cost no judgement. A plan that the
+                budget of this environment forbids is passed over.
             on_trial: Called with every trial as soon as it is judged.
             logger: Writes every trial to TensorBoard.
             progress: Whether to show a progress bar on stderr.
@@ -141,6 +149,7 @@ class Agent(ABC):
         Raises:
             ValueError: If ``episodes`` is not positive.
             TypeError: If ``env`` is no compression environment.
+            PlanMismatchError: If a plan of ``warm_start`` is one of another network.
             AgentError: If the agent or the judge answers something unusable, e.g. NaN.
         """
         from agents.rollout import Search
@@ -151,10 +160,11 @@ class Agent(ABC):
         started, cpu_started = time.perf_counter(), time.process_time()
         if logger is not None:
             logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})
-        with Search(bare, episodes, seed, on_trial, logger, progress) as search:
+        prior = _usable(bare, warm_start)
+        with Search(bare, episodes, seed, on_trial, logger, progress, prior) as search:
             self.run(search)
-        if not search.trials:
-            raise AgentError(f"The agent {self.name!r} proposed no plan at all.")
+        if search.best is None:
+            raise AgentError(f"The agent {self.name!r} proposed no plan within the budget.")
         rejudged, best = _final_judgement(bare, search.trials, self.rejudge)
         if logger is not None:
             logger.finish(best)
@@ -187,12 +197,30 @@ def _unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
     return bare
 
 
-def best_distinct(trials: list[Trial], count: int) -> list[Trial]:
-    """Returns the best ``count`` trials with different plans, the earlier first among equals."""
+def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials that the budget allows, with the reward of this environment."""
+    usable = []
+    for trial in trials:
+        env.remember(trial.plan, trial.accuracy)
+        outcome = env.evaluate(trial.plan)
+        if outcome.feasible:
+            usable.append(
+                replace(trial, reward=outcome.reward, cost_ratio=dict(outcome.cost_ratio))
+            )
+    return tuple(usable)
+
+
+def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """Returns the best ``count`` trials within the budget with different plans.
+
+    Of equally good ones the earlier comes first.
+    """
     first: dict[CompressionPlan, Trial] = {}
     for trial in trials:
-        first.setdefault(trial.plan, trial)
-    return sorted(first.values(), key=lambda trial: (-trial.reward, trial.episode))[:count]
+        if trial.within_budget:
+            first.setdefault(trial.plan, trial)
+    # A stable sort: trials come in the order in which they were judged.
+    return sorted(first.values(), key=lambda trial: -trial.reward)[:count]
 
 
 def _final_judgement(

@@ -1,32 +1,29 @@
-"""Who acts in which episode, and with how much noise.
+"""Who proposes the plan of the next episode, and with how much noise the policy acts.
 
-Exploration lives in an environment wrapper, not in SB3's ``action_noise``: SB3 adds that noise to
-its warm-up actions too, clips instead of truncating, measures it on [-1, 1] and counts resets that
-are no episodes. Off-policy learning does not mind who acted, because the replay buffer stores the
-executed action.
+Exploration is not SB3's ``action_noise``: SB3 adds that noise to its warm-up actions too, clips
+instead of truncating, measures it on [-1, 1] and counts resets that are no episodes. Off-policy
+learning does not mind who acted, because the replay buffer stores the executed action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import ndtr, ndtri
 
-from agents.base import best_distinct
-from agents.determinism import isolated_randomness, torch_threads
+from agents.base import Trial, best_distinct
 from agents.local_search import neighbour
-from agents.rollout import Search, checked_action
+from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.one_shot import rescale
 
-Action = npt.NDArray[np.float32]
-Observation = npt.NDArray[np.float32]
-Scalars = Callable[[], dict[str, float]]
+Score = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
+"""Plans -> what the critics think of them, shape ``(n_critics, n_plans)``."""
+
+_MAX_TRIES = 20
 
 
 def truncated_normal(mean: float, sigma: float, rng: np.random.Generator) -> float:
@@ -45,7 +42,8 @@ class Exploration:
     Sigmas are on the action scale [0, 1].
 
     Args:
-        warmup_episodes: Episodes before the policy acts (the uniform plan is the first of them).
+        warmup_episodes: How many plans must be known before the policy acts, the uniform plan and
+            those of a warm start among them.
         warmup: ``"perturb"`` draws around the uniform plan's actions; ``"random"`` draws
             from U(0, 1) as AMC does.
         warmup_sigma: Spread of ``"perturb"``.
@@ -56,6 +54,10 @@ class Exploration:
             of the policy.
         elite_count: How many best plans count as elite.
         elite_step: Reach of an elite's change, as a share of a decision's grid.
+        screen: How many changed elites the critic chooses from (Dulac-Arnold et al. 2015 let it
+            choose among the actions nearest to the actor's); 1 takes the first.
+        optimism: What the critics' disagreement is worth in that choice: their standard deviation
+            times this is added to their mean.
     """
 
     warmup_episodes: int = 10
@@ -66,35 +68,137 @@ class Exploration:
     elite_share: float = 0.4
     elite_count: int = 3
     elite_step: float = 0.35
+    screen: int = 1
+    optimism: float = 0.0
 
     def __post_init__(self) -> None:
         if self.warmup not in ("perturb", "random"):
             raise ValueError(f"Expected warmup 'perturb' or 'random', got {self.warmup!r}.")
-        if self.warmup_episodes < 1 or self.elite_count < 1:
-            raise ValueError("Expected warmup_episodes >= 1 and elite_count >= 1.")
+        if self.warmup_episodes < 1 or self.elite_count < 1 or self.screen < 1:
+            raise ValueError("Expected warmup_episodes, elite_count and screen >= 1.")
         if not 0.0 <= self.elite_share <= 1.0 or not 0.0 < self.elite_step <= 1.0:
             raise ValueError("Expected elite_share in [0, 1] and elite_step in (0, 1].")
         if min(self.warmup_sigma, self.sigma, self.final_sigma) < 0.0:
             raise ValueError("Expected sigmas >= 0.")
 
-    def sigma_at(self, episode: int, episodes: int) -> float:
+    def sigma_at(self, episode: int, first: int, episodes: int) -> float:
         """Returns the noise on the policy's actions in an episode of a search.
 
         Args:
             episode: Counted from 0.
+            first: The first episode in which the policy acts.
             episodes: Length of the whole search.
         """
-        if episode < self.warmup_episodes or episode >= episodes - 1:
+        if episode < first or episode >= episodes - 1:
             return 0.0
         if self.sigma == 0.0 or self.final_sigma == 0.0:
             return self.sigma
-        span = max(1, episodes - 2 - self.warmup_episodes)
-        progress = (episode - self.warmup_episodes) / span
-        return float(self.sigma * (self.final_sigma / self.sigma) ** progress)
+        span = max(1, episodes - 2 - first)
+        return float(self.sigma * (self.final_sigma / self.sigma) ** ((episode - first) / span))
 
 
-def _uniform_actions(env: CompressionEnv) -> Action:
-    """The actions of the uniform plan: 0.5 in the centred reading, encoded in the others.
+@dataclass(frozen=True)
+class Proposal:
+    """Who acts in an episode.
+
+    Args:
+        plan: What is played; None where the policy acts.
+        source: Who proposes it.
+        sigma: Noise on the policy's actions.
+        known: The trial that is played again only to be learned from; None for a new episode.
+        greedy: Whether the policy acts without noise of its own.
+    """
+
+    plan: CompressionPlan | None
+    source: str
+    sigma: float = 0.0
+    known: Trial | None = None
+    greedy: bool = False
+
+
+class Proposals:
+    """Episode after episode: what is known already, a warm-up, then the policy or changed elites.
+
+    Everything that is known when the search begins is played first, at no judgement. The last
+    episode is the bare policy.
+
+    Args:
+        search: The search; the uniform plan must be known.
+        exploration: The schedule.
+        one_shot: Whether the warm-up draws whole plans that are rescaled instead of actions.
+
+    Attributes:
+        score: What the critics think of plans, for screening; None until there are critics.
+        n_known: How many episodes are played again.
+        n_warmup: How many new episodes are warm-up.
+    """
+
+    def __init__(self, search: Search, exploration: Exploration, one_shot: bool) -> None:
+        self._search = search
+        self._exploration = exploration
+        self._one_shot = one_shot
+        self._known = search.known
+        self._started = len(search.trials)
+        self._centre = uniform_actions(search.env)
+        self._played = 0
+        self.score: Score | None = None
+        self.n_known = len(self._known)
+        wanted = max(0, exploration.warmup_episodes - self.n_known)
+        self.n_warmup = min(wanted, search.remaining)
+
+    def next(self) -> Proposal:
+        """Returns who acts in the episode that begins."""
+        if self._played < self.n_known:
+            trial = self._known[self._played]
+            self._played += 1
+            return Proposal(trial.plan, trial.source, known=trial)
+        search, rng, settings = self._search, self._search.rng, self._exploration
+        episode, last = len(search.trials), search.episodes - 1
+        first = self._started + self.n_warmup
+        sigma = settings.sigma_at(episode, first, search.episodes)
+        if episode < first:
+            return Proposal(self._warmup(), "warm-up")
+        if episode < last and rng.random() < settings.elite_share:
+            return Proposal(self._changed_elite(), "elite", sigma)
+        return Proposal(None, "policy", sigma, greedy=episode >= last)
+
+    def _warmup(self) -> CompressionPlan:
+        settings, rng, env = self._exploration, self._search.rng, self._search.env
+        if settings.warmup == "random":
+            drawn = rng.random(env.n_decisions, dtype=np.float32)
+        else:
+            centre = np.full(env.n_decisions, 0.5) if self._one_shot else self._centre
+            noisy = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in centre]
+            drawn = np.array(noisy, dtype=np.float32)
+        return rescale(env, drawn) if self._one_shot else env.decode(drawn)
+
+    def _changed_elite(self) -> CompressionPlan:
+        search, rng, settings = self._search, self._search.rng, self._exploration
+        elites = best_distinct(search.known, settings.elite_count)
+
+        def changed() -> CompressionPlan:
+            start = elites[int(rng.integers(len(elites)))].plan
+            return neighbour(search.env, start, rng, settings.elite_step)
+
+        if settings.screen == 1 or self.score is None:
+            return changed()
+        judged = {trial.plan for trial in search.known}
+        candidates: dict[CompressionPlan, None] = {}
+        for _ in range(_MAX_TRIES * settings.screen):
+            if (plan := changed()) not in judged:
+                candidates.setdefault(plan)
+            if len(candidates) == settings.screen:
+                break
+        if not candidates:
+            return changed()
+        plans = [*candidates]
+        values = self.score(plans)
+        merit = values.mean(0) + settings.optimism * values.std(0)
+        return plans[int(np.argmax(merit))]
+
+
+def uniform_actions(env: CompressionEnv) -> npt.NDArray[np.float32]:
+    """Returns the actions of the uniform plan: 0.5 in the centred reading, encoded in the others.
 
     In the centred reading 0.5 means "balanced with what is left" wherever the episode has gone,
     which a fixed list of encoded actions would not.
@@ -102,87 +206,3 @@ def _uniform_actions(env: CompressionEnv) -> Action:
     centre = np.full(env.n_decisions, 0.5, dtype=np.float32)
     plan = env.uniform_plan()
     return centre if env.decode([float(c) for c in centre]) == plan else env.encode(plan)
-
-
-class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Turns what the policy asks into what is done, centres the reward, records every trial.
-
-    Episode 0 plays the uniform plan, then the plans of ``openings``, then warm-up, then the
-    policy with decaying noise or a changed elite plan; the last episode is the bare policy.
-    The reward is the trial's reward minus that of the uniform plan.
-
-    Args:
-        search: Judges and records.
-        exploration: The schedule.
-        openings: Plans worth trying first.
-        scalars: Further numbers for the log, asked after every episode.
-    """
-
-    def __init__(
-        self,
-        search: Search,
-        exploration: Exploration,
-        openings: tuple[tuple[CompressionPlan, str], ...] = (),
-        scalars: Scalars = dict,
-    ) -> None:
-        super().__init__(search.env)
-        self._search = search
-        self._exploration = exploration
-        self._openings = ((search.env.uniform_plan(), "uniform"), *openings)
-        self._centre = _uniform_actions(search.env)
-        self.scalars = scalars
-        self._script: Action | None = None
-        self._step = 0
-        self._outer_threads = torch.get_num_threads()
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode and decides who acts in it."""
-        episode, episodes = len(self._search.trials), self._search.episodes
-        self._sigma = self._exploration.sigma_at(episode, episodes)
-        self._step = 0
-        self._script, self._source = self._choose(episode, episodes)
-        return super().reset(seed=seed, options=options)
-
-    def _choose(self, episode: int, episodes: int) -> tuple[Action | None, str]:
-        """The whole episode's actions and their source; no actions where the policy acts."""
-        search, rng, settings = self._search, self._search.rng, self._exploration
-        if episode < len(self._openings):
-            plan, source = self._openings[episode]
-            return search.env.encode(plan), source
-        if episode < settings.warmup_episodes:
-            return self._warmup_actions(), "warm-up"
-        if episode < episodes - 1 and rng.random() < settings.elite_share:
-            elites = best_distinct(search.trials, settings.elite_count)
-            start = elites[int(rng.integers(len(elites)))].plan
-            plan = neighbour(search.env, start, rng, settings.elite_step)
-            return search.env.encode(plan), "elite"
-        return None, "policy"
-
-    def _warmup_actions(self) -> Action:
-        settings, rng = self._exploration, self._search.rng
-        if settings.warmup == "random":
-            return rng.random(self._search.env.n_decisions, dtype=np.float32)
-        drawn = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in self._centre]
-        return np.array(drawn, dtype=np.float32)
-
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Executes the scripted action, or the policy's with noise."""
-        if self._script is not None:
-            asked = self._script[self._step : self._step + 1]
-        else:
-            mean = float(checked_action(action)[0])
-            asked = np.array(
-                [truncated_normal(mean, self._sigma, self._search.rng)], dtype=np.float32
-            )
-        self._step += 1
-        with isolated_randomness(), torch_threads(self._outer_threads):
-            observation, _, terminated, truncated, info = super().step(asked)
-        if not terminated:
-            return observation, 0.0, terminated, truncated, info
-        outcome = self._search.env.evaluate(CompressionPlan(info["plan"]))
-        scalars = {"exploration/sigma": self._sigma, **self.scalars()}
-        trial = self._search.record(outcome, self._source, scalars)
-        centred = trial.reward - self._search.trials[0].reward
-        return observation, centred, terminated, truncated, info

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from agents.base import DEFAULT_REJUDGE, Agent
@@ -14,7 +12,7 @@ _MAX_TRIES = 50
 
 
 class LocalSearch(Agent):
-    """(1+1) hill climbing from the uniform plan.
+    """(1+1) hill climbing from the best plan known, the uniform one without a warm start.
 
     Each episode changes one or two decisions of the best plan by a few grid steps, repairs the
     budget with other decisions (see :func:`neighbour`) and keeps the result if it is better or
@@ -26,7 +24,7 @@ class LocalSearch(Agent):
         rejudge: See :class:`Agent`.
     """
 
-    name: ClassVar[str] = "local"
+    name = "local"
 
     def __init__(self, *, max_step: float = 0.35, rejudge: int = DEFAULT_REJUDGE) -> None:
         super().__init__(rejudge=rejudge)
@@ -36,8 +34,9 @@ class LocalSearch(Agent):
 
     def run(self, search: Search) -> None:  # noqa: D102
         env = search.env
-        current = search.judge(env.uniform_plan(), "uniform")
-        seen = {current.plan}
+        search.uniform()
+        current = max(search.known, key=lambda trial: trial.reward)
+        seen = {trial.plan for trial in search.known}
         while search.remaining:
             for _ in range(_MAX_TRIES):
                 plan = neighbour(env, current.plan, search.rng, self.max_step)

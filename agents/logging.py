@@ -60,12 +60,12 @@ class EpisodeLogger:
         self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
         self._writer.add_custom_scalars(_layout(env))
 
-    def log(self, trial: Trial, best: Trial, scalars: Mapping[str, float]) -> None:
+    def log(self, trial: Trial, best: Trial | None, scalars: Mapping[str, float]) -> None:
         """Writes one trial.
 
         Args:
             trial: What was just judged.
-            best: The best trial so far.
+            best: The best trial within the budget so far, None if there is none yet.
             scalars: Further numbers by tag (exploration, losses).
         """
         assert self._env is not None, "start() comes first"
@@ -73,7 +73,7 @@ class EpisodeLogger:
         values = trial.plan.values_for(env.decisions)
         numbers = {
             "reward/last": trial.reward,
-            "reward/best": best.reward,
+            **({} if best is None else {"reward/best": best.reward}),
             "info/accuracy": trial.accuracy,
             "info/compress_ratio": trial.cost_ratio[_main_cost(env)],
             "time/seconds_per_episode": trial.seconds,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from agents.base import Agent
@@ -17,7 +15,7 @@ class RandomSearch(Agent):
     keep more than the balanced ratio and half less.
     """
 
-    name: ClassVar[str] = "random"
+    name = "random"
 
     def run(self, search: Search) -> None:  # noqa: D102
         while search.remaining:

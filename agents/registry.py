@@ -6,17 +6,35 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ
 from agents.base import Agent
-from agents.handcrafted import Uniform
+from agents.evolution import Evolution
+from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
+from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
 from agents.random_search import RandomSearch
-from agents.sb3 import DDPG
+from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
 
 AGENTS: dict[str, Callable[..., Agent]] = {
     "ddpg": DDPG,
-    "uniform": Uniform,
-    "random": RandomSearch,
+    "td3": TD3,
+    "sac": SAC,
+    "tqc": TQC,
+    "crossq": CrossQ,
+    "tpe": TPE,
+    "gp": GaussianProcess,
+    "cmaes": CMAES,
+    "nsga2": NSGA2,
+    "evolution": Evolution,
     "local": LocalSearch,
+    "sensitivity": Sensitivity,
+    "sensitivity-threshold": SensitivityThreshold,
+    "gradient": GradientScores,
+    "layer-errors": LayerErrors,
+    "random": RandomSearch,
+    "uniform": Uniform,
+    "deep-heavy": DeepHeavy,
+    "shallow-heavy": ShallowHeavy,
 }
 """Name -> factory taking the agent's options."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,11 +32,13 @@ class Search:
         on_trial: Called with every trial.
         logger: Writes every trial to TensorBoard.
         progress: Whether to show a progress bar.
+        prior: Trials within the budget that another search judged.
 
     Attributes:
         rng: The one generator of the agent's own randomness.
         trials: Everything judged so far.
-        best: The best trial so far (the earlier one among equals), None before the first.
+        best: The best trial within the budget so far (the earlier one among equals), None before
+            the first.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Search:
         on_trial: OnTrial | None = None,
         logger: EpisodeLogger | None = None,
         progress: bool = False,
+        prior: Sequence[Trial] = (),
     ) -> None:
         self.env = env
+        self.prior = tuple(prior)
         self.episodes = episodes
         self.seed = seed
         self.rng = np.random.default_rng(seed)
@@ -80,6 +84,39 @@ class Search:
     def remaining(self) -> int:
         """How many judgements are left."""
         return self.episodes - len(self.trials)
+
+    @property
+    def known(self) -> list[Trial]:
+        """Trials within the budget: those of earlier searches, then those of this one."""
+        return [*self.prior, *(trial for trial in self.trials if trial.within_budget)]
+
+    def find(self, plan: CompressionPlan) -> Trial | None:
+        """Returns what is known about a plan, None if nothing is."""
+        return next((trial for trial in self.known if trial.plan == plan), None)
+
+    def uniform(self) -> Trial:
+        """Returns the judgement of the uniform plan, which is spent only where it is not known.
+
+        Raises:
+            AgentError: If no judgement is left for it.
+        """
+        plan = self.env.uniform_plan()
+        return self.find(plan) or self.judge(plan, "uniform")
+
+    def probe(self, plan: CompressionPlan, source: str = "probe") -> Trial:
+        """Judges a plan that need not meet the budget; it counts like any other.
+
+        Args:
+            plan: Complete.
+            source: Who asks.
+
+        Raises:
+            AgentError: If no judgement is left.
+            PlanMismatchError: If the plan does not fit the network.
+        """
+        with isolated_randomness():
+            outcome = self.env.evaluate(plan)
+        return self.record(outcome, source)
 
     def judge(
         self, plan: CompressionPlan, source: str, scalars: Mapping[str, float] | None = None
@@ -147,37 +184,38 @@ class Search:
             cost_ratio=dict(outcome.cost_ratio),
             seconds=now - self._clock,
             source=source,
+            within_budget=outcome.feasible,
         )
         self._clock = now
         self.trials.append(trial)
-        if self.best is None or trial.reward > self.best.reward:
+        if trial.within_budget and (self.best is None or trial.reward > self.best.reward):
             self.best = trial
         self._report(trial, scalars or {})
         return trial
 
     def _report(self, trial: Trial, scalars: Mapping[str, float]) -> None:
-        assert self.best is not None
         if self._on_trial is not None:
             self._on_trial(trial)
         if self._logger is not None:
             self._logger.log(trial, self.best, scalars)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"best {self.best.reward:.4f} last {trial.reward:.4f}")
+            best = "-" if self.best is None else f"{self.best.reward:.4f}"
+            self._bar.set_postfix_str(f"best {best} last {trial.reward:.4f}")
             self._bar.update()
 
 
-def checked_action(action: Any) -> npt.NDArray[np.float32]:
+def checked_action(action: Any, size: int = 1) -> npt.NDArray[np.float32]:
     """Returns the action as the environment wants it.
 
     Raises:
-        AgentError: If it is not one number in [0, 1], shape ``(1,)``.
+        AgentError: If it is not ``size`` numbers in [0, 1], shape ``(size,)``; NaN is none.
     """
     try:
         array = np.asarray(action, dtype=np.float32)
     except (TypeError, ValueError):
         array = np.empty(0, dtype=np.float32)
-    if array.shape != (1,) or not 0.0 <= float(array[0]) <= 1.0:
+    if array.shape != (size,) or not bool(((array >= 0.0) & (array <= 1.0)).all()):
         raise AgentError(
-            f"Expected an action of shape (1,) in [0, 1] from the agent, got {action!r}."
+            f"Expected an action of shape ({size},) in [0, 1] from the agent, got {action!r}."
         )
     return array

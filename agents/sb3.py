@@ -1,4 +1,4 @@
-"""DDPG on Stable-Baselines3, adapted to what compression episodes are.
+"""Off-policy actor-critics of Stable-Baselines3, adapted to what compression episodes are.
 
 Lillicrap et al. 2016 (DDPG) as used by He et al. 2018 (AMC, section 3.3). ``docs/agents/ddpg.md``
 lists every deviation from SB3's defaults with its reason and measured effect.
@@ -6,11 +6,12 @@ lists every deviation from SB3's defaults with its reason and measured effect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from stable_baselines3 import DDPG as SB3DDPG
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -19,60 +20,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.base import DEFAULT_REJUDGE, Agent
 from agents.buffers import BroadcastBuffer, ExecutedActionBuffer, MonteCarloBuffer
 from agents.determinism import isolated_randomness, torch_threads
-from agents.exploration import Exploration, ExploringEnv
+from agents.exploration import Proposals
+from agents.exploring_env import ExploringEnv
 from agents.openings import plan_from_layer_errors
+from agents.recipe import make_recipe
 from agents.rollout import Search
-from amc_env import CompressionPlan
+from amc_env import CompressionPlan, OneShotEnv
+from amc_env.one_shot import positions
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that may be tuned; shared by all SB3 agents.
-
-    Args:
-        credit: ``"monte_carlo"``: every step's target is the final reward (n-step returns over
-            the whole episode, gamma = 1). ``"broadcast"``: AMC's copied reward, moving baseline
-            and one-step bootstrap.
-        actor_learning_rate: Adam step of the actor.
-        critic_learning_rate: Adam step of the critic.
-        hidden: Width of the two hidden layers of actor and critic.
-        batch_size: Transitions per update.
-        tau: Rate of the target networks.
-        buffer_episodes: Capacity of the replay buffer.
-        updates_per_step: Gradient steps per decision, done at the end of an episode.
-        pretrain: Further gradient steps per warm-up decision, done once after the warm-up.
-        scale_rewards: Whether centred rewards are divided by their spread in the warm-up.
-        layer_errors: Whether episode 1 tries the plan that the learner's ``layer_errors()``
-            suggest, where it has them.
-        exploration: Warm-up, noise and elites.
-    """
-
-    credit: str = "monte_carlo"
-    actor_learning_rate: float = 1e-4
-    critic_learning_rate: float = 1e-3
-    hidden: int = 300
-    batch_size: int = 64
-    tau: float = 0.01
-    buffer_episodes: int = 1000
-    updates_per_step: int = 2
-    pretrain: int = 0
-    scale_rewards: bool = True
-    layer_errors: bool = False
-    exploration: Exploration = field(default_factory=Exploration)
-
-    def __post_init__(self) -> None:
-        if self.credit not in ("monte_carlo", "broadcast"):
-            raise ValueError(f"Expected credit 'monte_carlo' or 'broadcast', got {self.credit!r}.")
-        if min(self.actor_learning_rate, self.critic_learning_rate) <= 0.0:
-            raise ValueError("Expected learning rates > 0.")
-        if not 0.0 < self.tau <= 1.0:
-            raise ValueError(f"Expected 0 < tau <= 1, got {self.tau}.")
-        counts = (self.hidden, self.batch_size, self.buffer_episodes, self.updates_per_step)
-        if min(counts) < 1 or self.pretrain < 0:
-            raise ValueError(
-                "Expected hidden, batch_size, buffer_episodes and updates_per_step >= 1 and "
-                "pretrain >= 0."
-            )
+_NEVER = 1 << 30
 
 
 class TwoLearningRates(OffPolicyAlgorithm):
@@ -90,10 +46,6 @@ class TwoLearningRates(OffPolicyAlgorithm):
         policy: Any = self.policy
         for group in policy.actor.optimizer.param_groups:
             group["lr"] = self.actor_learning_rate
-
-
-class _DDPG(TwoLearningRates, SB3DDPG):
-    """SB3's DDPG with two learning rates."""
 
 
 class _AfterWarmup(BaseCallback):
@@ -124,20 +76,6 @@ class _AfterWarmup(BaseCallback):
         return True
 
 
-def make_recipe(options: dict[str, Any]) -> Recipe:
-    """Builds a recipe from flat options; exploration's options stand beside the others.
-
-    Raises:
-        TypeError: If an option is unknown.
-    """
-    inner = {f.name for f in fields(Exploration)}
-    outer = {f.name for f in fields(Recipe)} - {"exploration"}
-    if unknown := sorted(options.keys() - inner - outer):
-        raise TypeError(f"Unknown option {unknown}; expected some of {sorted(inner | outer)}.")
-    exploration = Exploration(**{k: v for k, v in options.items() if k in inner})
-    return Recipe(exploration=exploration, **{k: v for k, v in options.items() if k in outer})
-
-
 class SB3Agent(Agent):
     """An off-policy actor-critic of SB3 that plays compression episodes.
 
@@ -148,12 +86,26 @@ class SB3Agent(Agent):
         **options: Fields of :class:`Recipe` and of :class:`Exploration`.
     """
 
-    algorithm: ClassVar[type[TwoLearningRates]]
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Options that suit the algorithm better than those of the recipe."""
 
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
         super().__init__(rejudge=rejudge)
-        self.recipe = make_recipe(options)
+        self.recipe = make_recipe({**self.defaults, **options})
+        self.check()
         self._model: TwoLearningRates | None = None
+
+    def algorithm(self) -> type[TwoLearningRates]:
+        """Returns the SB3 class."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuses what this machine lacks for the algorithm, before any work is done.
+
+        Raises:
+            MissingDependencyError: If an optional package is missing.
+        """
+        self.algorithm()
 
     @property
     def model(self) -> TwoLearningRates:
@@ -167,68 +119,117 @@ class SB3Agent(Agent):
         return self._model
 
     def run(self, search: Search) -> None:  # noqa: D102
+        recipe = self.recipe
+        uniform = search.uniform()
+        self._judge_openings(search)
+        if not search.remaining:
+            return
         with isolated_randomness():
-            env = ExploringEnv(search, self.recipe.exploration, self._openings(search))
+            proposals = Proposals(search, recipe.exploration, recipe.one_shot)
+            baseline = uniform.reward if recipe.centre_rewards else 0.0
+            env = ExploringEnv(search, proposals, baseline, recipe.one_shot)
             with torch_threads(1):
-                self._model = model = self._make_model(search, env)
+                self._model = model = self._make_model(search, env, proposals)
+                proposals.score = lambda plans: self._score(search, plans)
                 env.scalars = lambda: _losses(model.logger)
-                length = search.env.n_decisions
-                warmup = min(self.recipe.exploration.warmup_episodes, search.episodes)
-                model.learn(
-                    search.episodes * length,
-                    callback=_AfterWarmup(
-                        warmup * length,
-                        self.recipe.pretrain * warmup * length,
-                        self.recipe.scale_rewards,
-                    ),
-                    log_interval=1 << 30,
-                )
+                env.greedy = lambda seen: np.asarray(model.predict(seen, deterministic=True)[0])
+                self._learn(search, env, proposals, model)
 
-    def _openings(self, search: Search) -> tuple[tuple[CompressionPlan, str], ...]:
-        plan = plan_from_layer_errors(search.env) if self.recipe.layer_errors else None
-        return () if plan is None else ((plan, "layer-errors"),)
+    def _learn(
+        self, search: Search, env: ExploringEnv, proposals: Proposals, model: TwoLearningRates
+    ) -> None:
+        first = proposals.n_known + proposals.n_warmup
+        updates = round(self.recipe.pretrain * first * search.env.n_decisions)
+        model.learn(
+            (proposals.n_known + search.remaining) * env.episode_length,
+            callback=_AfterWarmup(
+                first * env.episode_length, updates, scale_rewards=self.recipe.scale_rewards
+            ),
+            log_interval=_NEVER,
+        )
 
-    def _make_model(self, search: Search, env: ExploringEnv) -> TwoLearningRates:
-        recipe, length = self.recipe, search.env.n_decisions
-        monte_carlo = recipe.credit == "monte_carlo"
-        model = self.algorithm(
+    def _judge_openings(self, search: Search) -> None:
+        if not (self.recipe.layer_errors and search.remaining):
+            return
+        plan = plan_from_layer_errors(search.env)
+        if plan is not None and search.find(plan) is None:
+            search.judge(plan, "layer-errors")
+
+    def _make_model(
+        self, search: Search, env: ExploringEnv, proposals: Proposals
+    ) -> TwoLearningRates:
+        recipe, length = self.recipe, env.episode_length
+        buffers: dict[str, tuple[type[ExecutedActionBuffer], dict[str, Any]]] = {
+            "monte_carlo": (MonteCarloBuffer, {"n_steps": length, "gamma": 1.0}),
+            "broadcast": (BroadcastBuffer, {}),
+            "one_step": (ExecutedActionBuffer, {}),
+        }
+        buffer, buffer_options = buffers[recipe.credit]
+        updates = max(1, round(recipe.updates_per_episode * search.env.n_decisions))
+        model = self.algorithm()(
             "MlpPolicy",
             DummyVecEnv([lambda: env]),
             learning_rate=recipe.critic_learning_rate,
-            buffer_size=recipe.buffer_episodes * length,
-            learning_starts=recipe.exploration.warmup_episodes * length - 1,
+            buffer_size=max(recipe.buffer_episodes, proposals.n_known) * length,
+            learning_starts=(proposals.n_known + proposals.n_warmup) * length - 1,
             batch_size=recipe.batch_size,
-            tau=recipe.tau,
             gamma=1.0,
             train_freq=(length, "step"),
-            gradient_steps=recipe.updates_per_step * length,
-            replay_buffer_class=MonteCarloBuffer if monte_carlo else BroadcastBuffer,
-            replay_buffer_kwargs={"n_steps": length, "gamma": 1.0} if monte_carlo else {},
+            gradient_steps=updates,
+            replay_buffer_class=buffer,
+            replay_buffer_kwargs=buffer_options,
             policy_kwargs={
                 "net_arch": [recipe.hidden, recipe.hidden],
                 "optimizer_kwargs": {"fused": True},
+                **({"n_critics": recipe.n_critics} if recipe.n_critics else {}),
             },
             seed=search.seed,
             device="cpu",
+            **self._more_options(),
         )
         model.actor_learning_rate = recipe.actor_learning_rate
         model.set_logger(Logger(folder=None, output_formats=[]))
         return model
 
+    def _more_options(self) -> dict[str, Any]:
+        """Returns options that not every algorithm has."""
+        return {"tau": self.recipe.tau}
+
+    def _score(self, search: Search, plans: Sequence[CompressionPlan]) -> npt.NDArray[np.float64]:
+        """Returns what each critic thinks of each plan, shape ``(n_critics, n_plans)``.
+
+        Where an episode has several steps, it is the mean over them.
+        """
+        if self.recipe.one_shot:
+            actions = np.stack([positions(search.env, plan) for plan in plans])
+            seen = np.repeat(OneShotEnv(search.env).bounds()[None], len(plans), axis=0)
+            return self.values(seen, actions)
+        played = [search.env.trajectory(plan) for plan in plans]
+        seen = np.concatenate([observations for observations, _ in played])
+        acted = np.concatenate([actions for _, actions in played])[:, None]
+        shape = (-1, len(plans), search.env.n_decisions)
+        values: npt.NDArray[np.float64] = self.values(seen, acted).reshape(shape).mean(2)
+        return values
+
+    def values(
+        self, observations: npt.NDArray[np.float32], actions: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        """Returns what each critic of :attr:`model` says, shape ``(n_critics, n)``.
+
+        Args:
+            observations: Shape ``(n, n_features)``.
+            actions: In [0, 1], shape ``(n, action size)``.
+        """
+        policy: Any = self.model.policy
+        with torch.no_grad(), torch_threads(1):
+            policy.set_training_mode(False)
+            found = policy.critic(torch.as_tensor(observations), torch.as_tensor(2 * actions - 1))
+        # A tensor (n, 1) per critic, or quantiles of shape (n, n_critics, n_quantiles).
+        means = torch.cat(found, dim=1) if isinstance(found, tuple) else found.mean(2)
+        values: npt.NDArray[np.float64] = np.asarray(means, dtype=np.float64).T
+        return values
+
 
 def _losses(logger: Logger) -> dict[str, float]:
     tags = ("train/critic_loss", "train/actor_loss")
     return {tag: float(logger.name_to_value[tag]) for tag in tags if tag in logger.name_to_value}
-
-
-class DDPG(SB3Agent):
-    """Deep deterministic policy gradient with Monte-Carlo credit and silent warm-up.
-
-    Example:
-        >>> import gymnasium
-        >>> env = gymnasium.make("amc_env:amc/synthetic-v0", n_layers=4)
-        >>> result = DDPG(warmup_episodes=5).search(env, episodes=10, seed=0)
-    """
-
-    name: ClassVar[str] = "ddpg"
-    algorithm: ClassVar[type[TwoLearningRates]] = _DDPG

@@ -18,6 +18,7 @@ from amc_env.errors import (
     UntraceableModelError,
 )
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.one_shot import OneShotEnv
 from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
 from amc_env.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
@@ -32,6 +33,7 @@ __all__ = [
     "Compressible",
     "Decision",
     "DecisionKind",
+    "OneShotEnv",
     "Outcome",
     "keep_ratio_decision",
     "COSTS",

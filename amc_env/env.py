@@ -293,6 +293,27 @@ class CompressionEnv(gym.Env[Observation, Action]):
         ]
         return np.array(actions, dtype=np.float32)
 
+    def trajectory(self, plan: CompressionPlan) -> tuple[Observation, npt.NDArray[np.float32]]:
+        """Returns what an agent sees and does in the episode that ends with a feasible plan.
+
+        Arithmetic only: nothing is judged, and an episode under way is not disturbed.
+
+        Args:
+            plan: Complete and within the budget.
+
+        Returns:
+            Observations before each decision, shape ``(n_decisions, n_features)``, and the
+            executed actions, shape ``(n_decisions,)``, both float32.
+        """
+        values = plan.values_for(self.decisions)
+        observations, actions = [], []
+        for i, value in enumerate(values):
+            context = self._make_context(values[:i])
+            balanced = scaled(context.balanced, context.span)
+            observations.append(self._encoder.encode(values[:i], context.interval, balanced))
+            actions.append(self._reading.encode(value, context))
+        return np.stack(observations), np.array(actions, dtype=np.float32)
+
     def project(self, values: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
         """Returns the feasible plan nearest to the wished values, decision by decision.
 

@@ -49,12 +49,13 @@ def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[Recorded
     """Returns the page."""
     template = Template((files("experiments") / "report_template.html").read_text("utf-8"))
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
+    within = [trial for trial in trials if trial.within_budget]
     parts = {
         "title": escape(f"{folder.config.model} on {_data_name(folder)}: compressed"),
         **_head(folder, summary),
         **_table(folder.config, summary),
-        **_curve(folder, trials),
-        **_cloud(folder, trials, cost),
+        **_curve(folder, within),
+        **_cloud(folder, within, cost),
         **plan_parts(folder),
         "search_style": "" if folder.config.decides else 'style="display:none"',
         **_time(folder, summary),
@@ -186,7 +187,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     axis = Axis.around([*visible, *best, uniform], "reward")
     percent = folder.config.reward == "accuracy"
     chart = Chart(
-        Axis(-0.5, max(len(trials) - 0.5, 1), "episode"),
+        Axis(-0.5, max(trials[-1].episode + 0.5, 1), "episode"),
         Axis(axis.low, axis.high, "reward", percent),
         f"reward of each of {len(trials)} episodes, and the best so far",
     )
@@ -194,9 +195,11 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     policy = [t.source not in ("warm-up", "uniform", "random") for t in trials]
     for css, wanted in (("dot first", False), ("dot", True)):
         chosen = [i for i in range(len(trials)) if policy[i] is wanted]
-        chart.dots([(i, visible[i]) for i in chosen], css, [hints[i] for i in chosen])
+        places = [(trials[i].episode, visible[i]) for i in chosen]
+        chart.dots(places, css, [hints[i] for i in chosen])
     chart.horizontal(uniform, "reference")
-    chart.steps([*enumerate(best), (len(best) - 0.5, best[-1])], "best")
+    steps = [(t.episode, reward) for t, reward in zip(trials, best, strict=True)]
+    chart.steps([*steps, (trials[-1].episode + 0.5, best[-1])], "best")
     clipped = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
     what = "proxy accuracy" if percent else f"reward ({escape(folder.config.reward)})"
     legend = [

@@ -39,6 +39,8 @@ class RecordedTrial:
         seconds: Wall time since the previous trial, the agent's updates included.
         cpu_seconds: The same in processor time.
         source: Where the plan came from, e.g. ``"warm-up"``.
+        within_budget: Whether the plan may win; what an agent judged to learn about single
+            decisions need not meet the budget.
     """
 
     episode: int
@@ -50,6 +52,7 @@ class RecordedTrial:
     seconds: float
     cpu_seconds: float
     source: str
+    within_budget: bool = True
 
 
 def read_trials(path: Path) -> list[RecordedTrial]:
@@ -143,6 +146,7 @@ class TrialRecorder:
             seconds=round(seconds, 4),
             cpu_seconds=round(cpu_seconds, 4),
             source=trial.source,
+            within_budget=trial.within_budget,
         )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(row))

@@ -1,0 +1,50 @@
+"""One agent after the other in the same search: the second one knows what the first one found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.base import DEFAULT_REJUDGE, Agent
+from agents.rollout import Search
+
+
+class Seeded(Agent):
+    """Lets one agent begin and another one go on with what is left of the judgements.
+
+    All that the first one judged within the budget is known to the second: a replay buffer holds
+    it, a sampler has been told, a climb begins at the best of it.
+
+    Args:
+        first: Begins; it should leave judgements over.
+        then: Goes on.
+        name: What the two together are called.
+        rejudge: See :class:`Agent`.
+    """
+
+    name = "seeded"
+
+    def __init__(
+        self, first: Agent, then: Agent, name: str = "", *, rejudge: int = DEFAULT_REJUDGE
+    ) -> None:
+        super().__init__(rejudge=rejudge)
+        self._agents = (first, then)
+        self.first = first.name
+        self.then = then.name
+        # The name of an instance: each pair is an agent of its own.
+        self.name = name or f"{first.name}+{then.name}"
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Returns the settings of both, those of the second without a prefix."""
+        first, then = self._agents
+        return {
+            **{f"first_{k}": v for k, v in first.hyperparameters().items()},
+            **then.hyperparameters(),
+            "first": self.first,
+            "then": self.then,
+        }
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        first, then = self._agents
+        first.run(search)
+        if search.remaining:
+            then.run(search)

@@ -1,0 +1,226 @@
+"""An Optuna study, alone in memory or shared by several processes through a storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from agents.base import AgentError, Trial
+from agents.rollout import Search
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import optuna
+
+_TASK = "task"
+_JOURNAL = "journal:"
+
+
+def require_optuna(sampler: str) -> None:
+    """Refuses what this machine lacks for a sampler.
+
+    Raises:
+        MissingDependencyError: With the line that installs it.
+    """
+    try:
+        import optuna
+
+        if sampler == "cmaes":
+            import cmaes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'The sampler {sampler!r} needs Optuna: pip install "amc-compress[optuna]"'
+        ) from error
+    assert optuna is not None
+
+
+class SharedStudy:
+    """A study and this process's place in it.
+
+    Args:
+        sampler: Chooses parameters.
+        env: The decision problem; a study holds judgements of one problem only.
+        n_objectives: The reward, and further costs.
+        storage: ``"journal:FILE"``, the URL of a database, or empty.
+        name: Name of the study in the storage.
+        worker: Name of this process in the study.
+
+    Raises:
+        AgentError: If the storage cannot be used, or its study is one of another problem.
+    """
+
+    def __init__(
+        self,
+        sampler: optuna.samplers.BaseSampler,
+        env: CompressionEnv,
+        *,
+        n_objectives: int,
+        storage: str,
+        name: str,
+        worker: str,
+    ) -> None:
+        import optuna
+
+        self._storage = storage
+        self._worker = worker
+        maximize = optuna.study.StudyDirection.MAXIMIZE
+        minimize = optuna.study.StudyDirection.MINIMIZE
+        with self._reachable():
+            self._study = optuna.create_study(
+                storage=_open_storage(storage),
+                sampler=sampler,
+                study_name=name if storage else None,
+                directions=[maximize, *[minimize] * (n_objectives - 1)],
+                load_if_exists=True,
+            )
+            if storage:
+                self._check_task(env, name, n_objectives)
+
+    def _check_task(self, env: CompressionEnv, name: str, n_objectives: int) -> None:
+        task = json.dumps(
+            {
+                "decisions": {d.key: d.choices for d in env.decisions},
+                "budget": str(env.budget),
+                "original_accuracy": env.learner.original_accuracy,
+            }
+        )
+        known = self._study.user_attrs.get(_TASK)
+        if known is None:
+            self._study.set_user_attr(_TASK, task)
+        if known not in (None, task) or len(self._study.directions) != n_objectives:
+            raise AgentError(
+                f"The study {name!r} in {self._storage} is one of another network, budget, "
+                f"validation split or other objectives; choose another study name."
+            )
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """Turns whatever a storage fails with into one sentence."""
+        try:
+            yield
+        except (AgentError, KeyboardInterrupt, MissingDependencyError):
+            raise
+        except Exception as error:
+            if not self._storage:
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise AgentError(
+                f"The storage {self._storage!r} of the study cannot be used (any more): {reason}. "
+                f"Its judgements are kept; start this worker again when the storage is back."
+            ) from error
+
+    def ask(self, names: Sequence[str]) -> optuna.Trial:
+        """Returns a new trial with its parameters."""
+        import optuna
+
+        space: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in names
+        }
+        with self._reachable():
+            trial = self._study.ask(space)
+            if self._storage:
+                trial.set_user_attr("worker", self._worker)
+        return trial
+
+    def tell(self, asked: optuna.Trial, trial: Trial, goals: Sequence[float]) -> None:
+        """Tells what a trial has come to."""
+        with self._reachable():
+            if self._storage:  # before the trial is complete, so that no reader misses them
+                for key, value in self._facts(trial).items():
+                    asked.set_user_attr(key, value)
+            self._study.tell(asked, list(goals))
+
+    def add(
+        self, parameters: Mapping[str, float], trial: Trial, goals: Sequence[float], *, own: bool
+    ) -> None:
+        """Tells of a plan that nobody asked for.
+
+        Args:
+            parameters: What means it.
+            trial: Its judgement.
+            goals: Reward and costs.
+            own: Whether this process spent a judgement on it.
+        """
+        import optuna
+
+        space: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in parameters
+        }
+        facts = self._facts(trial) if own else {**self._facts(trial), "worker": ""}
+        with self._reachable():
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(parameters),
+                    distributions=space,
+                    values=list(goals),
+                    user_attrs=facts if self._storage else {},
+                )
+            )
+
+    def enqueue(self, parameters: Mapping[str, float]) -> None:
+        """Puts parameters in the queue of what is asked next."""
+        with self._reachable():
+            self._study.enqueue_trial(dict(parameters))
+
+    def _facts(self, trial: Trial) -> dict[str, Any]:
+        return {
+            "worker": self._worker,
+            "plan": dict(trial.plan),
+            "accuracy": trial.accuracy,
+            "source": trial.source,
+        }
+
+    def replay(self, search: Search, source: str) -> int:
+        """Judges again, from the record, what this worker judged before; returns how many.
+
+        A trial that it was busy with when it was killed is given up.
+        """
+        import optuna
+
+        if not self._storage:
+            return 0
+        with self._reachable():
+            mine = [t for t in self._trials() if t.user_attrs.get("worker") == self._worker]
+            for trial in mine:
+                if trial.state == optuna.trial.TrialState.RUNNING:
+                    self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        count = 0
+        for trial in mine:
+            if trial.state != optuna.trial.TrialState.COMPLETE or not search.remaining:
+                continue
+            plan = CompressionPlan(trial.user_attrs["plan"])
+            search.env.remember(plan, trial.user_attrs["accuracy"])
+            if search.find(plan) is None:
+                search.judge(plan, trial.user_attrs.get("source", source))
+                count += 1
+        return count
+
+    def best_of_others(self, search: Search) -> CompressionPlan | None:
+        """Returns the best plan of all other workers if it beats this one's; None otherwise."""
+        if not self._storage:
+            return None
+        with self._reachable():
+            complete = [t for t in self._trials() if "plan" in t.user_attrs and t.values]
+        best = max(complete, key=lambda t: t.values[0], default=None)
+        if best is None or (search.best is not None and best.values[0] <= search.best.reward):
+            return None
+        plan = CompressionPlan(best.user_attrs["plan"])
+        search.env.remember(plan, best.user_attrs["accuracy"])
+        return plan
+
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+
+def _open_storage(text: str) -> Any:
+    if not text:
+        return None
+    if not text.startswith(_JOURNAL):
+        return text
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(text.removeprefix(_JOURNAL)))

@@ -1,0 +1,174 @@
+"""The same problem in one step: an action is a whole plan, rescaled until it meets the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction, ResetNeeded
+
+from amc_env.budget import value_span
+from amc_env.env import Action, CompressionEnv
+from amc_env.observation import Observation, scaled
+from amc_env.plan import CompressionPlan
+
+_BISECTIONS = 40
+
+
+class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
+    """A compression environment whose episodes have one step.
+
+    **Action.** ``Box(0, 1, (n_decisions,))``, float32: how much each decision should keep, relative
+    to the others. All wishes are multiplied by one number, found by bisection, so that the budget
+    is spent (see :func:`rescale`); only their proportions matter.
+
+    **Observation.** ``Box(0, 1, (n_bounds,))``, float32: the upper bounds of the budget, in the
+    order of ``budget.bounds``. All zeros afterwards.
+
+    **Info.** Of the step: what the last step of an episode of ``CompressionEnv`` has;
+    ``executed_action`` is the whole plan as positions of its values on their scales.
+
+    Args:
+        env: A ``CompressionEnv``, bare or as ``gymnasium.make`` wraps it.
+
+    Attributes:
+        problem: That environment, bare.
+
+    Raises:
+        TypeError: If it is no compression environment.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        bare = env.unwrapped
+        if not isinstance(bare, CompressionEnv):
+            raise TypeError(f"Expected a CompressionEnv, got {type(bare).__name__}.")
+        super().__init__(env)
+        self.problem: CompressionEnv = bare
+        n_bounds = len(bare.budget.bounds)
+        self.action_space = gym.spaces.Box(0.0, 1.0, (bare.n_decisions,), np.float32)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (n_bounds,), np.float32)
+        self._ready = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode; ``options`` are those of ``CompressionEnv.reset``."""
+        n_bounds = len(self.problem.budget.bounds)
+        super().reset(seed=seed, options=options)
+        if len(self.problem.budget.bounds) != n_bounds:
+            raise ValueError(
+                f"Expected a budget of {n_bounds} costs, as the observation has, got "
+                f"{self.problem.budget}."
+            )
+        self._ready = True
+        return self.bounds(), {}
+
+    def bounds(self) -> Observation:
+        """Returns the observation: the upper bounds, shape ``(n_bounds,)``."""
+        return np.array([upper for _, upper in self.problem.budget.bounds.values()], np.float32)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Judges the plan that an action means.
+
+        Raises:
+            InvalidAction: If the action is not in the action space (NaN included).
+            ResetNeeded: If ``reset`` has not been called.
+        """
+        wish = np.asarray(action, dtype=np.float64)
+        n = self.problem.n_decisions
+        if wish.shape != (n,) or not bool(((wish >= 0.0) & (wish <= 1.0)).all()):
+            raise InvalidAction(f"Expected {n} numbers in [0, 1], shape ({n},), got {action!r}.")
+        if not self._ready:
+            raise ResetNeeded("No episode is under way; call reset() first.")
+        self._ready = False
+        plan = rescale(self.problem, wish)
+        outcome = self.problem.evaluate(plan)
+        info: dict[str, Any] = {
+            "executed_action": positions(self.problem, plan),
+            "accuracy": outcome.accuracy,
+            "cost": dict(outcome.cost),
+            "cost_ratio": dict(outcome.cost_ratio),
+            "plan": dict(outcome.plan),
+        }
+        return np.zeros_like(self.bounds()), outcome.reward, True, False, info
+
+
+def positions(env: CompressionEnv, plan: CompressionPlan) -> npt.NDArray[np.float32]:
+    """Returns where each value of a plan lies on its scale, in [0, 1], shape ``(n_decisions,)``."""
+    values = plan.values_for(env.decisions)
+    found = [scaled(v, value_span(d)) for d, v in zip(env.decisions, values, strict=True)]
+    return np.array(found, dtype=np.float32)
+
+
+def rescale(env: CompressionEnv, wishes: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
+    """Returns the plan that spends the budget in the proportions of the wishes.
+
+    A wish is a position on the scale of its decision, in [0, 1]. The largest ``m`` is found for
+    which no upper bound is broken when decision ``i`` takes the position ``m * wishes[i]``, off
+    the grid but within its smallest and largest choice; values are rounded down to the grid, and
+    what that leaves is spent step by step, on the decision that lies farthest below what it was
+    to get. The feasible plan nearest to the result meets the lower bounds too.
+
+    Args:
+        env: The decision problem.
+        wishes: Shape ``(n_decisions,)``.
+
+    Raises:
+        ValueError: If there are more or fewer wishes than decisions.
+    """
+    if len(wishes) != env.n_decisions:
+        raise ValueError(f"Expected {env.n_decisions} wishes, got {len(wishes)}.")
+    asked = np.asarray(wishes, dtype=np.float64)
+    spans = np.array([value_span(d) for d in env.decisions])
+    lowest = np.array([d.choices[0] for d in env.decisions])
+    highest = np.array([d.choices[-1] for d in env.decisions])
+
+    def values_at(share: float) -> npt.NDArray[np.float64]:
+        factor = share / (1.0 - share) if share < 1.0 else np.inf
+        place = np.where(asked > 0.0, np.minimum(1.0, factor * np.maximum(asked, 1e-12)), 0.0)
+        wished = spans[:, 0] + place * (spans[:, 1] - spans[:, 0])
+        inside: npt.NDArray[np.float64] = np.clip(wished, lowest, highest)
+        return inside
+
+    low, high = 0.0, 1.0  # shares m / (1 + m), so that any m is in reach
+    if fits(env, values_at(high)):
+        low = high
+    else:
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(env, values_at(middle)) else (low, middle)
+    return env.project(_spend(env, values_at(low)))
+
+
+def fits(env: CompressionEnv, values: npt.NDArray[np.float64]) -> bool:
+    """Whether values, on the grid or not, break no upper bound; lower bounds are not asked."""
+    return all(
+        env.costs[name](values) <= upper * env.original_cost[name]
+        for name, (_, upper) in env.budget.bounds.items()
+    )
+
+
+def _spend(env: CompressionEnv, wished: npt.NDArray[np.float64]) -> list[float]:
+    """Rounds down to the grid, then spends what is left of the budget."""
+    grids = [np.array(d.choices) for d in env.decisions]
+    index = [
+        max(0, int(np.searchsorted(grid, value + 1e-9, side="right")) - 1)
+        for grid, value in zip(grids, wished, strict=True)
+    ]
+    values = np.array([grid[i] for grid, i in zip(grids, index, strict=True)])
+    widths = np.array([grid[-1] - grid[0] or 1.0 for grid in grids])
+    open_ = [i for i, grid in enumerate(grids) if index[i] + 1 < len(grid)]
+    while open_:
+        i = max(open_, key=lambda k: ((wished[k] - values[k]) / widths[k], -k))
+        values[i] = grids[i][index[i] + 1]
+        if fits(env, values):
+            index[i] += 1
+            if index[i] + 1 == len(grids[i]):
+                open_.remove(i)
+        else:  # costs are monotone: what does not fit now never will
+            values[i] = grids[i][index[i]]
+            open_.remove(i)
+    return [float(v) for v in values]
