@@ -16,7 +16,7 @@ from agents.local_search import LocalSearch
 from agents.logging import EpisodeLogger
 from agents.random_search import RandomSearch
 from agents.recipe import Recipe
-from agents.registry import AGENTS, make_agent
+from agents.registry import AGENTS, agent_from_label, make_agent
 from agents.rollout import Search
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "Uniform",
     "AGENTS",
     "make_agent",
+    "agent_from_label",
     "EpisodeLogger",
 ]

@@ -154,7 +154,7 @@ class Agent(ABC):
         """
         from agents.rollout import Search
 
-        bare = _unwrap(env)
+        bare = unwrap(env)
         if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
             raise ValueError(f"Expected episodes to be a positive whole number, got {episodes!r}.")
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -188,7 +188,12 @@ def _flat(key: str, value: object) -> dict[str, Any]:
     return {key: value}
 
 
-def _unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
+def unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
+    """Returns the environment inside what ``gymnasium.make`` made.
+
+    Raises:
+        TypeError: If it is no compression environment.
+    """
     bare = getattr(env, "unwrapped", env)
     if not isinstance(bare, CompressionEnv):
         raise TypeError(

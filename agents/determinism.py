@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @contextmanager
@@ -26,6 +27,16 @@ def isolated_randomness() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the block on one thread of torch and of every linear-algebra library that is loaded.
+
+    Threads that wait for each other over matrices of a hundred rows are slower than one.
+    """
+    with torch_threads(1), threadpool_limits(1):
+        yield
 
 
 @contextmanager

@@ -120,12 +120,13 @@ class Proposals:
     """Episode after episode: what is known already, a warm-up, then the policy or changed elites.
 
     Everything that is known when the search begins is played first, at no judgement. The last
-    episode is the bare policy.
+    episode is the bare policy, and so is the first one where the policy has learned before.
 
     Args:
         search: The search; the uniform plan must be known.
         exploration: The schedule.
         one_shot: Whether the warm-up draws whole plans that are rescaled instead of actions.
+        has_learned: Whether the policy comes from an earlier search: no warm-up then.
 
     Attributes:
         score: What the critics think of plans, for screening; None until there are critics.
@@ -133,8 +134,16 @@ class Proposals:
         n_warmup: How many new episodes are warm-up.
     """
 
-    def __init__(self, search: Search, exploration: Exploration, one_shot: bool) -> None:
+    def __init__(
+        self,
+        search: Search,
+        exploration: Exploration,
+        one_shot: bool,
+        *,
+        has_learned: bool = False,
+    ) -> None:
         self._search = search
+        self._has_learned = has_learned
         self._exploration = exploration
         self._one_shot = one_shot
         self._known = search.known
@@ -143,7 +152,7 @@ class Proposals:
         self._played = 0
         self.score: Score | None = None
         self.n_known = len(self._known)
-        wanted = max(0, exploration.warmup_episodes - self.n_known)
+        wanted = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
         self.n_warmup = min(wanted, search.remaining)
 
     def next(self) -> Proposal:
@@ -158,9 +167,16 @@ class Proposals:
         sigma = settings.sigma_at(episode, first, search.episodes)
         if episode < first:
             return Proposal(self._warmup(), "warm-up")
+        if self._has_learned and episode == self._started:
+            return Proposal(None, "policy", greedy=True)
         if episode < last and rng.random() < settings.elite_share:
             return Proposal(self._changed_elite(), "elite", sigma)
         return Proposal(None, "policy", sigma, greedy=episode >= last)
+
+    def elites(self) -> list[CompressionPlan]:
+        """Returns the best plans known, the best one first."""
+        best = best_distinct(self._search.known, self._exploration.elite_count)
+        return [trial.plan for trial in best]
 
     def _warmup(self) -> CompressionPlan:
         settings, rng, env = self._exploration, self._search.rng, self._search.env
@@ -174,10 +190,10 @@ class Proposals:
 
     def _changed_elite(self) -> CompressionPlan:
         search, rng, settings = self._search, self._search.rng, self._exploration
-        elites = best_distinct(search.known, settings.elite_count)
+        elites = self.elites()
 
         def changed() -> CompressionPlan:
-            start = elites[int(rng.integers(len(elites)))].plan
+            start = elites[int(rng.integers(len(elites)))]
             return neighbour(search.env, start, rng, settings.elite_step)
 
         if settings.screen == 1 or self.score is None:

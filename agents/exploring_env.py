@@ -29,8 +29,9 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     Args:
         search: Judges and records.
         proposals: Decide who acts.
-        baseline: Reward that becomes 0.
+        baseline: Returns the reward that becomes 0, asked at the end of every episode.
         one_shot: Whether an action is a whole plan.
+        options: Returns the options of the reset that begins an episode.
 
     Attributes:
         scalars: Returns further numbers for the log, asked after every episode.
@@ -39,12 +40,18 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     """
 
     def __init__(
-        self, search: Search, proposals: Proposals, baseline: float, one_shot: bool
+        self,
+        search: Search,
+        proposals: Proposals,
+        baseline: Callable[[], float],
+        one_shot: bool,
+        options: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         super().__init__(OneShotEnv(search.env) if one_shot else search.env)
         self._search = search
         self._proposals = proposals
         self._baseline = baseline
+        self._options = options
         self._one_shot = one_shot
         self._proposal: Proposal | None = None
         self._script: Action | None = None
@@ -60,7 +67,7 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode."""
         self._proposal, self._step = None, 0
-        self._observation, info = super().reset(seed=seed, options=options)
+        self._observation, info = super().reset(seed=seed, options=options or self._options())
         return self._observation, info
 
     def actions_of(self, plan: CompressionPlan) -> Action:
@@ -99,8 +106,8 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         """Records the trial, unless it is an old one; returns the centred reward."""
         assert self._proposal is not None
         if self._proposal.known is not None:
-            return self._proposal.known.reward - self._baseline
+            return self._proposal.known.reward - self._baseline()
         outcome = self._search.env.evaluate(CompressionPlan(info["plan"]))
         scalars = {"exploration/sigma": self._proposal.sigma, **self.scalars()}
         trial = self._search.record(outcome, self._proposal.source, scalars)
-        return trial.reward - self._baseline
+        return trial.reward - self._baseline()

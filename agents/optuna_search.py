@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.base import DEFAULT_REJUDGE, Agent, AgentError, Trial, best_distinct
-from agents.determinism import isolated_randomness, torch_threads
+from agents.determinism import isolated_randomness, one_thread
 from agents.rollout import Search
 from agents.shared_study import SharedStudy, require_optuna
 from amc_env import CompressionEnv, CompressionPlan
@@ -120,7 +120,7 @@ class OptunaSearch(Agent):
 
     def run(self, search: Search) -> None:  # noqa: D102
         costs = self._costs(search.env)
-        with _quiet(), isolated_randomness(), torch_threads(1):
+        with _quiet(), isolated_randomness():
             study = SharedStudy(
                 self._make_sampler(search),
                 search.env,
@@ -147,7 +147,8 @@ class OptunaSearch(Agent):
             if search.remaining == 1 and (best := study.best_of_others(search)) is not None:
                 search.judge(best, "another worker")
                 return
-            asked = study.ask(space.names)
+            with one_thread():
+                asked = study.ask(space.names)
             plan = space.plan([asked.params[name] for name in space.names])
             trial = search.find(plan)
             if trial is None or repeats >= _MAX_REPEATS:

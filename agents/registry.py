@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -57,3 +58,39 @@ def make_agent(name: str, **options: Any) -> Agent:
         return AGENTS[name](**options)
     except TypeError as error:
         raise ValueError(f"The agent {name!r} does not take these options: {error}") from error
+
+
+def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any]]:
+    """Builds an agent from ``"name"`` or ``"name:option=value,option=value"``.
+
+    Args:
+        label: Values are numbers, ``true``, ``false`` or words.
+        prefix: Options that begin with it are somebody else's; they are returned without it.
+
+    Returns:
+        The agent, and the options that begin with the prefix.
+
+    Raises:
+        ValueError: If the label has another form, or the agent does not take an option.
+    """
+    name, _, rest = label.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(
+                f"Expected an agent like 'ddpg' or 'ddpg:elite_share=0.2,warmup=random', got "
+                f"{label!r}."
+            )
+        options[key.strip()] = _value(value.strip())
+    others = {k for k in options if prefix and k.startswith(prefix)}
+    own = {k: v for k, v in options.items() if k not in others}
+    return make_agent(name.strip(), **own), {k.removeprefix(prefix): options[k] for k in others}
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -7,6 +7,7 @@ lists every deviation from SB3's defaults with its reason and measured effect.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from agents.determinism import isolated_randomness, torch_threads
 from agents.exploration import Proposals
 from agents.exploring_env import ExploringEnv
 from agents.openings import plan_from_layer_errors
+from agents.policies import read_policy, write_policy
 from agents.recipe import make_recipe
 from agents.rollout import Search
 from amc_env import CompressionPlan, OneShotEnv
@@ -82,30 +84,33 @@ class SB3Agent(Agent):
     A subclass names the algorithm; schedule, credit, exploration and storage are the same for all.
 
     Args:
+        policy: File of a policy to begin with, from :meth:`save_policy`; it may stem from another
+            network. There is no warm-up then, and the first episode is the bare policy.
         rejudge: See :class:`Agent`.
         **options: Fields of :class:`Recipe` and of :class:`Exploration`.
+
+    Raises:
+        InputDataError: If the file of the policy is missing or damaged.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Options that suit the algorithm better than those of the recipe."""
 
-    def __init__(self, *, rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
+    def __init__(self, *, policy: str = "", rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
         super().__init__(rejudge=rejudge)
         self.recipe = make_recipe({**self.defaults, **options})
-        self.check()
+        self.policy = policy
+        self._saved = read_policy(Path(policy)) if policy else None
+        self.algorithm()  # refuses here and now if its package is missing
         self._model: TwoLearningRates | None = None
 
     def algorithm(self) -> type[TwoLearningRates]:
-        """Returns the SB3 class."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Refuses what this machine lacks for the algorithm, before any work is done.
+        """Returns the SB3 class.
 
         Raises:
             MissingDependencyError: If an optional package is missing.
         """
-        self.algorithm()
+        raise NotImplementedError
 
     @property
     def model(self) -> TwoLearningRates:
@@ -118,22 +123,47 @@ class SB3Agent(Agent):
             raise ValueError("There is no model before the first search.")
         return self._model
 
+    def save_policy(self, path: Path | str) -> None:
+        """Writes actor and critics of the last search to a file, for ``policy=``.
+
+        Raises:
+            ValueError: Before the first search.
+        """
+        buffer = self.model.replay_buffer
+        assert isinstance(buffer, ExecutedActionBuffer)
+        write_policy(Path(path), self.model, self.name, buffer.reward_scale)
+
     def run(self, search: Search) -> None:  # noqa: D102
         recipe = self.recipe
         uniform = search.uniform()
         self._judge_openings(search)
         if not search.remaining:
             return
-        with isolated_randomness():
-            proposals = Proposals(search, recipe.exploration, recipe.one_shot)
-            baseline = uniform.reward if recipe.centre_rewards else 0.0
-            env = ExploringEnv(search, proposals, baseline, recipe.one_shot)
-            with torch_threads(1):
-                self._model = model = self._make_model(search, env, proposals)
-                proposals.score = lambda plans: self._score(search, plans)
-                env.scalars = lambda: _losses(model.logger)
-                env.greedy = lambda seen: np.asarray(model.predict(seen, deterministic=True)[0])
-                self._learn(search, env, proposals, model)
+        proposals = Proposals(
+            search, recipe.exploration, recipe.one_shot, has_learned=self._saved is not None
+        )
+        baseline = uniform.reward if recipe.centre_rewards else 0.0
+        self.play(search, proposals, ExploringEnv(
+            search, proposals, lambda: baseline, recipe.one_shot
+        ))  # fmt: skip
+
+    def play(self, search: Search, proposals: Proposals, env: ExploringEnv) -> None:
+        """Plays what is left of a search and learns from it.
+
+        Args:
+            search: The search.
+            proposals: Decide who acts.
+            env: Carries it out.
+
+        Raises:
+            AgentError: If the policy to begin with is one for other observations or networks.
+        """
+        with isolated_randomness(), torch_threads(1):
+            self._model = model = self._make_model(search, env, proposals)
+            proposals.score = lambda plans: self._score(search, plans)
+            env.scalars = lambda: _losses(model.logger)
+            env.greedy = lambda seen: np.asarray(model.predict(seen, deterministic=True)[0])
+            self._learn(search, env, proposals, model)
 
     def _learn(
         self, search: Search, env: ExploringEnv, proposals: Proposals, model: TwoLearningRates
@@ -143,7 +173,10 @@ class SB3Agent(Agent):
         model.learn(
             (proposals.n_known + search.remaining) * env.episode_length,
             callback=_AfterWarmup(
-                first * env.episode_length, updates, scale_rewards=self.recipe.scale_rewards
+                first * env.episode_length,
+                updates,
+                # A policy that has learned before knows rewards on the scale of then.
+                scale_rewards=self.recipe.scale_rewards and self._saved is None,
             ),
             log_interval=_NEVER,
         )
@@ -171,7 +204,7 @@ class SB3Agent(Agent):
             DummyVecEnv([lambda: env]),
             learning_rate=recipe.critic_learning_rate,
             buffer_size=max(recipe.buffer_episodes, proposals.n_known) * length,
-            learning_starts=(proposals.n_known + proposals.n_warmup) * length - 1,
+            learning_starts=max(0, (proposals.n_known + proposals.n_warmup) * length - 1),
             batch_size=recipe.batch_size,
             gamma=1.0,
             train_freq=(length, "step"),
@@ -188,6 +221,10 @@ class SB3Agent(Agent):
             **self._more_options(),
         )
         model.actor_learning_rate = recipe.actor_learning_rate
+        if self._saved is not None:
+            scale = self._saved.give_to(model)
+            assert isinstance(model.replay_buffer, ExecutedActionBuffer)
+            model.replay_buffer.reward_scale = scale
         model.set_logger(Logger(folder=None, output_formats=[]))
         return model
 
