@@ -10,14 +10,20 @@
 
 from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ
 from agents.base import Agent, AgentError, SearchResult, Trial
+from agents.evolution import Evolution
 from agents.exploration import Exploration
-from agents.handcrafted import Uniform
+from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
 from agents.logging import EpisodeLogger
+from agents.one_policy import Front, OnePolicy
+from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess, OptunaSearch
+from agents.pareto import pareto_front
 from agents.random_search import RandomSearch
 from agents.recipe import Recipe
 from agents.registry import AGENTS, agent_from_label, make_agent
 from agents.rollout import Search
+from agents.seeded import Seeded
+from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
 
 __all__ = [
     "Agent",
@@ -32,9 +38,25 @@ __all__ = [
     "CrossQ",
     "Recipe",
     "Exploration",
+    "OnePolicy",
+    "Front",
+    "OptunaSearch",
+    "TPE",
+    "GaussianProcess",
+    "CMAES",
+    "NSGA2",
+    "pareto_front",
     "LocalSearch",
+    "Evolution",
+    "Sensitivity",
+    "SensitivityThreshold",
+    "GradientScores",
+    "LayerErrors",
     "RandomSearch",
     "Uniform",
+    "DeepHeavy",
+    "ShallowHeavy",
+    "Seeded",
     "AGENTS",
     "make_agent",
     "agent_from_label",

@@ -131,7 +131,7 @@ class Proposals:
     Attributes:
         score: What the critics think of plans, for screening; None until there are critics.
         n_known: How many episodes are played again.
-        n_warmup: How many new episodes are warm-up.
+        n_warmup: How many new episodes are warm-up, if the search is long enough.
     """
 
     def __init__(
@@ -152,8 +152,7 @@ class Proposals:
         self._played = 0
         self.score: Score | None = None
         self.n_known = len(self._known)
-        wanted = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
-        self.n_warmup = min(wanted, search.remaining)
+        self.n_warmup = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
 
     def next(self) -> Proposal:
         """Returns who acts in the episode that begins."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -14,10 +14,10 @@ from agents.determinism import isolated_randomness, torch_threads
 from agents.exploration import Proposal, Proposals, truncated_normal
 from agents.rollout import Search, checked_action
 from amc_env import CompressionPlan, OneShotEnv
-from amc_env.one_shot import positions
 
 Action = npt.NDArray[np.float32]
 Observation = npt.NDArray[np.float32]
+Step = tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]
 
 
 class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
@@ -47,12 +47,12 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         one_shot: bool,
         options: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
-        super().__init__(OneShotEnv(search.env) if one_shot else search.env)
+        self._shots = OneShotEnv(search.env) if one_shot else None
+        super().__init__(search.env if self._shots is None else self._shots)
         self._search = search
         self._proposals = proposals
         self._baseline = baseline
         self._options = options
-        self._one_shot = one_shot
         self._proposal: Proposal | None = None
         self._script: Action | None = None
         self._step = 0
@@ -70,26 +70,27 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         self._observation, info = super().reset(seed=seed, options=options or self._options())
         return self._observation, info
 
-    def actions_of(self, plan: CompressionPlan) -> Action:
-        """Returns the actions that lead to a plan, shape ``(episode_length, action size)``."""
-        if self._one_shot:
-            return positions(self._search.env, plan)[None, :]
-        return self._search.env.encode(plan)[:, None]
-
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> Step:
         """Executes the proposal's action, or the policy's with noise."""
         if self._proposal is None:
             self._proposal = self._proposals.next()
             plan = self._proposal.plan
-            self._script = None if plan is None else self.actions_of(plan)
-        asked = self._policy(action) if self._script is None else self._script[self._step]
-        self._step += 1
+            self._script = None if plan is None else self._search.env.encode(plan)[:, None]
         with isolated_randomness(), torch_threads(self._outer_threads):
-            observation, _, terminated, truncated, info = super().step(asked)
+            observation, _, terminated, truncated, info = self._execute(self._proposal, action)
+        self._step += 1
         self._observation = observation
         if not terminated:
             return observation, 0.0, terminated, truncated, info
         return observation, self._finish(info), terminated, truncated, info
+
+    def _execute(self, proposal: Proposal, action: Action) -> Step:
+        if proposal.plan is None:
+            return super().step(self._policy(action))
+        if self._shots is not None:
+            return self._shots.play(proposal.plan)
+        assert self._script is not None
+        return super().step(self._script[self._step])
 
     def _policy(self, action: Action) -> Action:
         """The policy's action, with the noise of this episode."""

@@ -81,10 +81,18 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         n = self.problem.n_decisions
         if wish.shape != (n,) or not bool(((wish >= 0.0) & (wish <= 1.0)).all()):
             raise InvalidAction(f"Expected {n} numbers in [0, 1], shape ({n},), got {action!r}.")
+        return self.play(rescale(self.problem, wish))
+
+    def play(self, plan: CompressionPlan) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Ends the episode with a plan of one's own instead of a rescaled action.
+
+        Raises:
+            ResetNeeded: If ``reset`` has not been called.
+            PlanMismatchError: If the plan does not fit the network.
+        """
         if not self._ready:
             raise ResetNeeded("No episode is under way; call reset() first.")
         self._ready = False
-        plan = rescale(self.problem, wish)
         outcome = self.problem.evaluate(plan)
         info: dict[str, Any] = {
             "executed_action": positions(self.problem, plan),

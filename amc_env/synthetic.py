@@ -58,6 +58,17 @@ class SyntheticLearner:
         damage = self._damage_of_cutting(np.array(plan.values_for(self.decisions)))
         return _ORIGINAL_ACCURACY * float(np.exp(-damage))
 
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns decision key -> what each choice adds to the exponent, couplings aside."""
+        return {
+            d.key: s * (1.0 - np.array(d.choices)) ** 1.5
+            for d, s in zip(self.decisions, self._sensitivity, strict=True)
+        }
+
+    def gradient_scores(self) -> dict[str, np.ndarray]:
+        """Returns what :meth:`layer_errors` does: a formula's estimates are exact."""
+        return self.layer_errors()
+
     def _damage_of_cutting(self, ratio: np.ndarray) -> float:
         damage = float(self._sensitivity @ (1.0 - ratio) ** 1.5)
         return damage + self._coupling * float(np.sum(np.diff(ratio) ** 2))

@@ -8,7 +8,7 @@ from agents.exploration import truncated_normal
 from amc_env import CompressionEnv
 from amc_env.synthetic import SyntheticLearner, make_synthetic
 
-QUICK = {"warmup_episodes": 4, "hidden": 32, "updates_per_step": 1}
+QUICK = {"warmup_episodes": 4, "hidden": 32, "updates_per_episode": 1}
 
 
 def searched(n_layers: int = 5, episodes: int = 12, seed: int = 0, **options):
@@ -97,7 +97,7 @@ class TestExploration:
 
     def test_sigma_is_silent_in_warmup_decays_geometrically_and_ends_silent(self):
         schedule = Exploration(warmup_episodes=5, sigma=0.4, final_sigma=0.1)
-        sigmas = [schedule.sigma_at(e, 16) for e in range(16)]
+        sigmas = [schedule.sigma_at(e, 5, 16) for e in range(16)]
         assert sigmas[:5] == [0.0] * 5
         assert sigmas[5] == pytest.approx(0.4)
         assert sigmas[14] == pytest.approx(0.1)
@@ -153,7 +153,7 @@ class TestLearning:
         assert agent.model.critic.optimizer.param_groups[0]["lr"] == 3e-3
 
     def test_updates_happen_at_episode_ends_only_and_as_many_as_asked(self):
-        agent, env, _ = searched(episodes=12, updates_per_step=3)
+        agent, env, _ = searched(episodes=12, updates_per_episode=3)
         # after each of the episodes 3 (the last of the warm-up) to 11
         assert agent.model._n_updates == 3 * env.n_decisions * 9
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Agent, AgentError, Trial
-from amc_env import CompressionEnv, CompressionPlan
+from agents import Agent, AgentError, LocalSearch, Trial
+from amc_env import CompressionEnv, CompressionPlan, PlanMismatchError
 from amc_env.synthetic import SyntheticLearner
 
 EPISODES = 7
@@ -59,7 +59,9 @@ class AgentContract:
     def test_every_plan_meets_the_budget_above_and_below(self):
         env = make_env(6, "macs=0.4:0.5,params=0.6")
         result = self.make().search(env, EPISODES, seed=0)
-        assert all(env.budget.is_met(env.cost_ratio(trial.plan)) for trial in result.trials)
+        for trial in result.trials:
+            assert trial.within_budget == env.budget.is_met(env.cost_ratio(trial.plan))
+        assert env.budget.is_met(env.cost_ratio(result.plan))
 
     def test_spends_no_more_than_its_episodes_and_reports_each_once_in_order(self):
         reported = []
@@ -70,7 +72,7 @@ class AgentContract:
 
     def test_returns_the_best_of_its_trials(self):
         result = self.make().search(make_env(), EPISODES, seed=0)
-        assert result.reward == max(trial.reward for trial in result.trials)
+        assert result.reward == max(t.reward for t in result.trials if t.within_budget)
         assert result.best_trial.reward == result.reward
         assert result.plan == result.best_trial.plan
 
@@ -101,6 +103,21 @@ class AgentContract:
         remembered = {trial.plan for trial in whole.trials[:4]}
         assert env.learner.calls == len(distinct - remembered)
 
+    def test_a_warm_start_costs_no_judgement_and_changes_no_repeatability(self):
+        prior = LocalSearch().search(make_env(6), 5, seed=9).trials
+        runs = []
+        for _ in range(2):
+            env = make_env(6)
+            runs.append(self.make().search(env, EPISODES, seed=1, warm_start=prior))
+            mine = {trial.plan for trial in runs[-1].trials}
+            assert env.learner.calls == len(mine - {trial.plan for trial in prior})
+        assert facts(runs[0].trials) == facts(runs[1].trials)
+
+    def test_a_warm_start_of_another_network_is_refused(self):
+        prior = LocalSearch().search(make_env(3), 2, seed=0).trials
+        with pytest.raises(PlanMismatchError):
+            self.make().search(make_env(4), EPISODES, seed=0, warm_start=prior)
+
     def test_leaves_the_global_generators_and_the_thread_count_alone(self):
         threads = torch.get_num_threads()
         random.seed(1)
@@ -125,7 +142,8 @@ class AgentContract:
     def test_another_reward_is_what_counts(self):
         env = make_env(reward=lambda result: -100.0 * result.cost_ratio["params"])
         result = self.make().search(env, EPISODES, seed=0)
-        expected = max(-100.0 * trial.cost_ratio["params"] for trial in result.trials)
+        within = [trial for trial in result.trials if trial.within_budget]
+        expected = max(-100.0 * trial.cost_ratio["params"] for trial in within)
         assert result.reward == pytest.approx(expected)
 
     def test_takes_the_environment_as_gymnasium_makes_it(self):
