@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_writer(directory: Path) -> Iterator[SummaryWriter]:
-    """Opens event files in a folder and closes them whatever happens."""
+def open_writer(directory: Path, *, suffix: str = "") -> Iterator[SummaryWriter]:
+    """Opens event files in a folder and closes them whatever happens.
+
+    Args:
+        directory: The folder; made if it is missing.
+        suffix: Ends the name of the file.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own use of deprecated protobuf calls
         from torch.utils.tensorboard import SummaryWriter
-    writer = SummaryWriter(str(directory))
+    writer = SummaryWriter(str(directory), filename_suffix=suffix)
     try:
         yield writer
     finally:
