@@ -87,7 +87,7 @@ class Overall:
         agents: Highest interquartile mean first.
         aggregates: Agent -> aggregate -> value.
         curves: Agent -> interquartile mean against judgements.
-        at_marks: Number of judgements -> agent -> interquartile mean.
+        at_marks: Number of judgements -> agent -> interquartile mean; before the end of any search.
         improvements: (X, Y) -> probability that X beats Y.
         profiles: Agent -> share of its searches above each score.
         mean_ranks: Agent -> mean over tasks of the rank of its mean reward.
@@ -198,15 +198,15 @@ def _analyse_all(
     scores = matrices.scores
     shared = [tasks[name] for name in matrices.tasks]
     found = aggregates(scores, seed=seed, resamples=resamples)
-    least = min(task.evaluations for task in shared)
+    ends = {task.evaluations for task in shared}
+    before = [mark for mark in marks(min(ends)) if {mark} != ends]
     return Overall(
         matrices=matrices,
         agents=tuple(sorted(scores, key=lambda agent: -found[agent]["iqm"].estimate)),
         aggregates=found,
         curves=iqm_curves(comparison, matrices),
         at_marks={
-            mark: _interquartile_means(score_matrices(comparison, mark).scores)
-            for mark in marks(least)
+            mark: _interquartile_means(score_matrices(comparison, mark).scores) for mark in before
         },
         improvements=improvements(scores, seed=seed, resamples=resamples),
         profiles=performance_profiles(scores, _thresholds(scores), seed=seed, resamples=resamples),

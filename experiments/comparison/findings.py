@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from experiments.comparison.analysis import Analysis, Overall, TaskAnalysis
 from experiments.comparison.differences import Difference
+from experiments.comparison.naming import counted
 from experiments.comparison.tables import interval, reward
 
 _SAME = 1e-12
@@ -61,9 +62,10 @@ def failures(analysis: Analysis) -> list[str]:
     failed = analysis.failures
     total = sum(len(group) for group in analysis.comparison.searches.values())
     if not failed:
-        return [f"None of {total} searches failed."]
+        return ["No search failed."]
     return [
-        f"{len(failed)} of {total} searches failed and count as the uniform plan:",
+        f"Failed, and counted as the uniform plan: {len(failed)} of "
+        f"{counted(total, 'search', 'searches')}.",
         *(f"{s.agent} on {s.task}, seed {s.seed}: {s.error}" for s in failed),
     ]
 
@@ -125,7 +127,10 @@ def _pairs(task: TaskAnalysis) -> list[str]:
         return []
     real = sum(d.is_real for d in known)
     held = sum(d.holds_among_all for d in known)
-    return [f"Of {len(known)} pairs of agents {real} really differ, {held} with Holm's correction."]
+    return [
+        f"Of {counted(len(known), 'pair')} of agents {real} really differ, {held} with Holm's "
+        f"correction."
+    ]
 
 
 def _others(pairs: Sequence[Difference], agent: str) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env import CompressionError
+from experiments.comparison.naming import counted
 from experiments.comparison.records import Results, SearchRecord, TaskFacts
 
 FloatArray = npt.NDArray[np.float64]
@@ -220,8 +221,9 @@ def score_matrices(comparison: Comparison, evaluations: int | None = None) -> Sc
         spare = sum(max(0, len(c.rewards) - rows[agent]) for c in cells)
         if spare:
             notes.append(
-                f"{spare} searches of {agent} are left out of the scores over all tasks: on "
-                f"another task it has only {rows[agent]}."
+                f"Left out of the scores over all tasks: "
+                f"{counted(spare, 'search', 'searches')} of {agent}, which has only "
+                f"{rows[agent]} on another task."
             )
         n = most if rows[agent] == 1 else rows[agent]
         columns = [
@@ -260,8 +262,8 @@ def _left_out(searches: Sequence[SearchRecord], evaluations: Mapping[str, int]) 
         (s.task, s.agent, s.evaluations) for s in searches if s.evaluations != evaluations[s.task]
     )
     return tuple(
-        f"{number} searches of {agent} on {task} are left out: they were given {given} "
-        f"evaluations, most others {evaluations[task]}."
+        f"Left out on {task}: {counted(number, 'search', 'searches')} of {agent}, given "
+        f"{counted(given, 'judgement')} where most agents were given {evaluations[task]}."
         for (task, agent, given), number in others.items()
     )
 

@@ -100,7 +100,7 @@ def aggregates(
 def improvement(x: FloatArray, y: FloatArray) -> float:
     """Returns the probability that a search of X beats one of Y, on a task drawn at random.
 
-    Mann and Whitney's U / (n m) per task, ties counting half; Eq. 3 of Agarwal et al. 2021.
+    Mann and Whitney's U / (n m) per task, ties counting half (Agarwal et al. 2021, sec. 4.3).
 
     Args:
         x: Scores, shape (n, tasks).

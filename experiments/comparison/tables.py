@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.comparison.analysis import Analysis, Overall, TaskAnalysis
 from experiments.comparison.differences import Difference
+from experiments.comparison.naming import counted
 from experiments.comparison.records import FinalJudgement, SearchRecord
 from experiments.comparison.scores import Sample
 from experiments.comparison.statistics import Interval
@@ -106,7 +107,7 @@ def task_table(analysis: Analysis, name: str) -> Table:
 
 def scores_table(overall: Overall) -> Table:
     """Returns the scores over all tasks."""
-    marks = list(overall.at_marks)[:-1]
+    marks = list(overall.at_marks)
     rows = []
     for agent in overall.agents:
         values = overall.aggregates[agent]
@@ -224,7 +225,7 @@ def differences_table(task: TaskAnalysis, pairs: Sequence[Difference], title: st
     )
     return Table(
         title,
-        f"Corrected for {len(task.differences)} pairs.",
+        f"Corrected for {counted(len(task.differences), 'pair')}.",
         ("better", "worse", "difference", "95 % interval", "real", "p", "p (Holm)", "holds"),
         rows,
     )
@@ -262,7 +263,7 @@ def _task_note(task: TaskAnalysis) -> str:
     judge = "a fitted surrogate" if task.facts.recorded else "the compressed network"
     return (
         f"Judged by {judge}; budget {task.facts.budget}; uniform plan "
-        f"{reward(task.facts.uniform_reward)}; {task.evaluations} judgements per search."
+        f"{reward(task.facts.uniform_reward)}; {counted(task.evaluations, 'judgement')} per search."
     )
 
 

@@ -122,14 +122,15 @@ def test_real_means_that_the_interval_excludes_zero():
     assert not near.is_real
 
 
-@pytest.mark.parametrize(("n", "most"), [(5, 0.09), (10, 0.09)])
+@pytest.mark.parametrize(("n", "most"), [(3, 0.15), (5, 0.09), (10, 0.09)])
 def test_equal_agents_are_rarely_called_different(n, most):
     rng = np.random.default_rng(2)
     alarms = sum(
         differences({"a": sample(*rng.normal(size=n)), "b": sample(*rng.normal(size=n))})[0].is_real
         for _ in range(400)
     )
-    # 5 % are expected; three standard errors are 3 %. Plain percentiles give 12 % at n = 5.
+    # 5 % are expected (10 % at n = 3, where there are ten resamples); three standard errors are
+    # 3 to 4 %. Plain percentiles give 20 % at n = 3 and 12 % at n = 5.
     assert 0.01 < alarms / 400 < most
 
 

@@ -49,7 +49,7 @@ def test_report_names_every_agent_task_and_failure(folder):
     page = (folder / "report.html").read_text()
     for name in (*AGENTS, *TASKS[:2]):
         assert name in page
-    assert "1 of 28 searches failed" in page
+    assert "Failed, and counted as the uniform plan: 1 of 28 searches." in page
     assert "InputDataError: the kernel matrix is &lt;singular&gt; &amp; useless." in page
     assert "<singular>" not in page
     assert "Run once and taken as deterministic: uniform, sensitivity." in page
@@ -128,6 +128,16 @@ def test_table_holds_means_marks_imputed_counts_seconds_and_final_judgements():
             "76.00 ± 1.41 %", "85.00 ± 0.00 %", "84.00 ± 0.00 %",
         ),
     )  # fmt: skip
+
+
+def test_score_table_has_the_marks_before_the_end_of_any_search():
+    def found(long: int) -> Results:
+        searches = [search("t", a, 0, [0.7] * 60) for a in "ab"]
+        searches += [search("u", a, 0, [0.7] * long) for a in "ab"]
+        return Results({"t": facts("t"), "u": facts("u")}, tuple(searches))
+
+    assert list(analyse(found(60), resamples=QUICK).overall.at_marks) == [25, 50]
+    assert list(analyse(found(80), resamples=QUICK).overall.at_marks) == [25, 50, 60]
 
 
 def test_columns_without_any_judgement_are_left_out():
@@ -219,7 +229,7 @@ def test_failures_are_counted_and_quoted():
         (search("t", "a", 0, [0.7]), search("t", "a", 1, [], evaluations=1, error=ERROR)),
     )
     assert failures(analyse(found, resamples=QUICK)) == [
-        "1 of 2 searches failed and count as the uniform plan:",
+        "Failed, and counted as the uniform plan: 1 of 2 searches.",
         f"a on t, seed 1: {ERROR}",
     ]
 

@@ -34,7 +34,7 @@ def test_scale_knows_every_trial_of_the_file_even_of_searches_that_are_left_out(
     assert comparison.best_rewards["t"] == 1.0
     assert comparison.evaluations["t"] == 2
     assert comparison.notes == (
-        "1 searches of a on t are left out: they were given 1 evaluations, most others 2.",
+        "Left out on t: 1 search of a, given 1 judgement where most agents were given 2.",
     )
 
 
@@ -127,7 +127,9 @@ def test_fewer_seeds_on_one_task_shorten_an_agents_matrix_and_it_is_said():
     matrices = score_matrices(select(found))
     assert matrices.scores["a"].shape == (2, 2)
     assert matrices.scores["b"].shape == (3, 2)
-    assert matrices.notes[0].startswith("1 searches of a are left out")
+    assert matrices.notes == (
+        "Left out of the scores over all tasks: 1 search of a, which has only 2 on another task.",
+    )
 
 
 def test_order_of_the_file_and_names_of_the_seeds_change_no_score():
