@@ -122,16 +122,30 @@ def test_real_means_that_the_interval_excludes_zero():
     assert not near.is_real
 
 
-@pytest.mark.parametrize(("n", "most"), [(3, 0.15), (5, 0.09), (10, 0.09)])
-def test_equal_agents_are_rarely_called_different(n, most):
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_equal_agents_are_rarely_called_different(n, is_fixed):
     rng = np.random.default_rng(2)
-    alarms = sum(
-        differences({"a": sample(*rng.normal(size=n)), "b": sample(*rng.normal(size=n))})[0].is_real
-        for _ in range(400)
-    )
-    # 5 % are expected (10 % at n = 3, where there are ten resamples); three standard errors are
-    # 3 to 4 %. Plain percentiles give 20 % at n = 3 and 12 % at n = 5.
-    assert 0.01 < alarms / 400 < most
+    alarms = 0
+    for _ in range(400):
+        other = sample(0.0, is_fixed=True) if is_fixed else sample(*rng.normal(size=n))
+        alarms += differences({"a": sample(*rng.normal(size=n)), "b": other})[0].is_real
+    # At most 5 % are expected, three standard errors are 3 %. Plain percentiles give 20 % at n = 3
+    # and 12 % at n = 5.
+    assert 0.01 < alarms / 400 < 0.08
+
+
+def test_interval_is_the_wider_one_of_welchs_and_the_bootstraps_at_each_end():
+    def against_zero(rewards: list[float]):
+        (found,) = differences({"a": sample(*rewards), "0": sample(0.0, is_fixed=True)})
+        return found, scipy.stats.ttest_1samp(rewards, 0.0).confidence_interval(0.95)
+
+    found, welch = against_zero([1.0, 1.1, 1.1, 1.2, 6.0])
+    assert found.low == pytest.approx(welch.low)
+    # A bootstrap of skewed rewards reaches further up than the symmetric interval.
+    found, welch = against_zero(np.exp(np.linspace(-3.0, 3.0, 40)).tolist())
+    assert found.low == pytest.approx(welch.low)
+    assert found.high > welch.high + 0.05
 
 
 def test_holm_is_statsmodels_holm():
