@@ -116,7 +116,7 @@ def polished(env: CompressionEnv, curves: Curves, index: Sequence[int]) -> list[
     grids = [np.array(d.choices) for d in env.decisions]
     best = _filled(env, curves, grids, index)
     damage = _damage(curves, best)
-    improved = _excess(env, grids, best) == 0.0
+    improved = _is_met(env, grids, best)
     while improved:
         improved = False
         for i in range(len(best)):
@@ -127,7 +127,8 @@ def polished(env: CompressionEnv, curves: Curves, index: Sequence[int]) -> list[
                 if candidate is None:
                     continue
                 candidate = _filled(env, curves, grids, candidate)
-                if _damage(curves, candidate) < damage - 1e-12:
+                less = _damage(curves, candidate) < damage - 1e-12
+                if less and _is_met(env, grids, candidate):
                     best, damage, improved = candidate, _damage(curves, candidate), True
                     break
     return best
@@ -178,6 +179,15 @@ def _excess(env: CompressionEnv, grids: Sequence[Array], index: Sequence[int]) -
             env.costs[name](values) / (upper * env.original_cost[name]) - 1.0
             for name, (_, upper) in env.budget.bounds.items()
         ),
+    )
+
+
+def _is_met(env: CompressionEnv, grids: Sequence[Array], index: Sequence[int]) -> bool:
+    """Whether lower bounds hold, too."""
+    values = np.array([grid[k] for grid, k in zip(grids, index, strict=True)])
+    return all(
+        lower <= env.costs[name](values) / env.original_cost[name] <= upper
+        for name, (lower, upper) in env.budget.bounds.items()
     )
 
 

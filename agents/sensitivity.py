@@ -97,7 +97,8 @@ def _damage(env: CompressionEnv, accuracy: float) -> float:
 
 def _spread(n: int, count: int) -> list[int]:
     """``count`` of the first ``n`` indices, evenly, the first one among them."""
-    return sorted({round(k * n / count) for k in range(min(count, n))}) if n else []
+    count = min(count, n)
+    return [k * n // count for k in range(count)]
 
 
 def interpolated(indices: list[int], damages: list[float], n: int) -> npt.NDArray[np.float64]:
