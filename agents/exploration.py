@@ -154,6 +154,14 @@ class Proposals:
         self.n_known = len(self._known)
         self.n_warmup = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
 
+    @property
+    def first_update(self) -> int:
+        """After how many episodes, those played again included, learning begins.
+
+        A policy that comes from an earlier search shows first what it has learned there.
+        """
+        return self.n_known + self.n_warmup + int(self._has_learned)
+
     def next(self) -> Proposal:
         """Returns who acts in the episode that begins."""
         if self._played < self.n_known:

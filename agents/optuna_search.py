@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from agents.base import DEFAULT_REJUDGE, Agent, AgentError, Trial, best_distinct
 from agents.determinism import isolated_randomness, one_thread
+from agents.local_search import neighbour
 from agents.rollout import Search
 from agents.shared_study import SharedStudy, require_optuna
 from amc_env import CompressionEnv, CompressionPlan
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 
-_MAX_REPEATS = 25
+_MAX_REPEATS = 10
+_REACH = 0.35
 _MIN_POPULATION = 4
 
 
@@ -68,10 +70,12 @@ class WishSpace:
 class OptunaSearch(Agent):
     """A sampler of Optuna, by ask and tell.
 
-    A plan that was judged before is told again and asked anew, so that no judgement is wasted. With
-    a ``storage``, processes (on one machine or several) that search with the same ``study`` see
-    each other's judgements; each spends its own episodes, the last one on the best plan of all, and
-    a process that was killed goes on where it was when it is started again with the same
+    A plan that was judged before is told again and asked anew; if it keeps coming back, a plan near
+    it is judged instead, so that no judgement is wasted.
+
+    With a ``storage``, processes (on one machine or several) that search with the same ``study``
+    see each other's judgements; each spends its own episodes, the last one on the best plan of all,
+    and a process that was killed goes on where it was when it is started again with the same
     ``worker``. The order in which others report is nobody's to decide, so such searches are not
     repeatable; without a storage the same seed gives the same trials.
 
@@ -150,12 +154,33 @@ class OptunaSearch(Agent):
             with one_thread():
                 asked = study.ask(space.names)
             plan = space.plan([asked.params[name] for name in space.names])
-            trial = search.find(plan)
-            if trial is None or repeats >= _MAX_REPEATS:
-                trial, repeats = search.judge(plan, self.sampler), 0
-            else:
-                repeats += 1
+            known = search.find(plan)
+            trial = known or search.judge(plan, self.sampler)
             study.tell(asked, trial, self._goals(trial, costs))
+            repeats = 0 if known is None else repeats + 1
+            if repeats > _MAX_REPEATS:
+                plan, repeats = self._unseen_near(search, plan), 0
+                trial = search.judge(plan, self.sampler)
+                self._add(study, space, trial, costs, own=True)
+
+    def _unseen_near(self, search: Search, plan: CompressionPlan) -> CompressionPlan:
+        for _ in range(_MAX_REPEATS):
+            near = neighbour(search.env, plan, search.rng, _REACH)
+            if search.find(near) is None:
+                break
+        return near
+
+    def _add(
+        self,
+        study: SharedStudy,
+        space: WishSpace,
+        trial: Trial,
+        costs: Sequence[str],
+        *,
+        own: bool,
+    ) -> None:
+        parameters = dict(zip(space.names, space.parameters(trial.plan), strict=True))
+        study.add(parameters, trial, self._goals(trial, costs), own=own)
 
     def _tell_what_is_known(
         self,
@@ -166,12 +191,8 @@ class OptunaSearch(Agent):
         uniform: Trial | None,
     ) -> None:
         for trial in search.known:
-            study.add(
-                dict(zip(space.names, space.parameters(trial.plan), strict=True)),
-                trial,
-                self._goals(trial, costs),
-                own=trial is uniform and trial in search.trials,
-            )
+            own = trial is uniform and trial in search.trials
+            self._add(study, space, trial, costs, own=own)
         if self.sampler == "nsga2":  # its first generation holds what is known to be good
             for trial in best_distinct(search.known, self._population(search) // 2):
                 study.enqueue(dict(zip(space.names, space.parameters(trial.plan), strict=True)))

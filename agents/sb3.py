@@ -168,7 +168,7 @@ class SB3Agent(Agent):
     def _learn(
         self, search: Search, env: ExploringEnv, proposals: Proposals, model: TwoLearningRates
     ) -> None:
-        first = proposals.n_known + proposals.n_warmup
+        first = proposals.first_update
         updates = round(self.recipe.pretrain * first * search.env.n_decisions)
         model.learn(
             (proposals.n_known + search.remaining) * env.episode_length,
@@ -204,7 +204,7 @@ class SB3Agent(Agent):
             DummyVecEnv([lambda: env]),
             learning_rate=recipe.critic_learning_rate,
             buffer_size=max(recipe.buffer_episodes, proposals.n_known) * length,
-            learning_starts=max(0, (proposals.n_known + proposals.n_warmup) * length - 1),
+            learning_starts=proposals.first_update * length - 1,
             batch_size=recipe.batch_size,
             gamma=1.0,
             train_freq=(length, "step"),
