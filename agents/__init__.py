@@ -8,7 +8,7 @@
 5
 """
 
-from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ
+from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ, OneShotDDPG, OneShotTD3
 from agents.base import Agent, AgentError, SearchResult, Trial
 from agents.evolution import Evolution
 from agents.exploration import Exploration
@@ -32,7 +32,9 @@ __all__ = [
     "SearchResult",
     "Trial",
     "DDPG",
+    "OneShotDDPG",
     "TD3",
+    "OneShotTD3",
     "SAC",
     "TQC",
     "CrossQ",

@@ -11,6 +11,15 @@ from stable_baselines3 import TD3 as SB3TD3
 from agents.sb3 import SB3Agent, TwoLearningRates
 from amc_env.errors import MissingDependencyError
 
+ONE_SHOT: dict[str, Any] = {
+    "one_shot": True,
+    "hidden": 64,
+    "n_critics": 3,
+    "screen": 16,
+    "elite_share": 0.7,
+}
+"""What suits agents whose action is a whole plan; ``docs/agents/ddpg.md`` says why."""
+
 
 class _DDPG(TwoLearningRates, SB3DDPG):
     """SB3's DDPG with two learning rates."""
@@ -46,6 +55,20 @@ class TD3(SB3Agent):
 
     def algorithm(self) -> type[TwoLearningRates]:  # noqa: D102
         return _TD3
+
+
+class OneShotDDPG(DDPG):
+    """DDPG whose action is the whole plan; its critics choose among changed elites."""
+
+    name = "ddpg-one-shot"
+    defaults: ClassVar[dict[str, Any]] = ONE_SHOT
+
+
+class OneShotTD3(TD3):
+    """TD3 whose action is the whole plan; its critics choose among changed elites."""
+
+    name = "td3-one-shot"
+    defaults: ClassVar[dict[str, Any]] = ONE_SHOT
 
 
 class SAC(SB3Agent):

@@ -133,12 +133,18 @@ class OptunaSearch(Agent):
                 name=self.study,
                 worker=self.worker or f"seed {search.seed}",
             )
-            replayed = study.replay(search, self.sampler)
-            uniform = search.uniform() if search.remaining else None
-            centre = max(search.known, key=lambda trial: trial.reward)
             # Whoever shares a study must mean the same by its parameters.
-            start = search.env.uniform_plan() if self.storage else centre.plan
-            space = WishSpace(search.env, start, spend=not costs)
+            space = WishSpace(search.env, search.env.uniform_plan(), spend=not costs)
+            replayed = study.replay(
+                search,
+                lambda asked: space.plan([asked[name] for name in space.names]),
+                lambda trial: self._goals(trial, costs),
+                self.sampler,
+            )
+            uniform = search.uniform() if search.remaining else None
+            if not self.storage:
+                best = max(search.known, key=lambda trial: trial.reward)
+                space = WishSpace(search.env, best.plan, spend=not costs)
             if not replayed:
                 self._tell_what_is_known(search, study, space, costs, uniform)
             self._search(search, study, space, costs)

@@ -7,18 +7,38 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ
-from agents.base import Agent
+from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ, OneShotDDPG, OneShotTD3
+from agents.base import DEFAULT_REJUDGE, Agent
 from agents.evolution import Evolution
 from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
 from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
 from agents.random_search import RandomSearch
+from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
+
+
+def ddpg_seeded_by_sensitivity(
+    *, points: int = 3, rejudge: int = DEFAULT_REJUDGE, **options: Any
+) -> Agent:
+    """Builds ``ddpg-sensitivity``: curves of the single decisions, then one-shot DDPG.
+
+    Args:
+        points: Judgements per decision for the curves.
+        rejudge: See :class:`Agent`.
+        **options: Those of :class:`OneShotDDPG`.
+    """
+    return Seeded(
+        Sensitivity(points=points), OneShotDDPG(**options), "ddpg-sensitivity", rejudge=rejudge
+    )
+
 
 AGENTS: dict[str, Callable[..., Agent]] = {
     "ddpg": DDPG,
+    "ddpg-one-shot": OneShotDDPG,
+    "ddpg-sensitivity": ddpg_seeded_by_sensitivity,
     "td3": TD3,
+    "td3-one-shot": OneShotTD3,
     "sac": SAC,
     "tqc": TQC,
     "crossq": CrossQ,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from amc_env.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import optuna
+
+PlanOf = Callable[[Mapping[str, float]], CompressionPlan]
+GoalsOf = Callable[[Trial], Sequence[float]]
 
 _TASK = "task"
 _JOURNAL = "journal:"
@@ -173,29 +176,36 @@ class SharedStudy:
             "source": trial.source,
         }
 
-    def replay(self, search: Search, source: str) -> int:
+    def replay(self, search: Search, plan_of: PlanOf, goals_of: GoalsOf, source: str) -> int:
         """Judges again, from the record, what this worker judged before; returns how many.
 
-        A trial that it was busy with when it was killed is given up.
-        """
-        import optuna
+        A plan that it was busy with when it was killed is judged now.
 
+        Args:
+            search: The search that goes on.
+            plan_of: Parameters -> the plan they mean.
+            goals_of: A trial -> reward and costs.
+            source: Who proposes what has no proposer on record.
+        """
         if not self._storage:
             return 0
         with self._reachable():
             mine = [t for t in self._trials() if t.user_attrs.get("worker") == self._worker]
-            for trial in mine:
-                if trial.state == optuna.trial.TrialState.RUNNING:
-                    self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         count = 0
         for trial in mine:
-            if trial.state != optuna.trial.TrialState.COMPLETE or not search.remaining:
+            if not search.remaining or not (trial.values or trial.params):
                 continue
-            plan = CompressionPlan(trial.user_attrs["plan"])
-            search.env.remember(plan, trial.user_attrs["accuracy"])
-            if search.find(plan) is None:
-                search.judge(plan, trial.user_attrs.get("source", source))
-                count += 1
+            if "plan" in trial.user_attrs:
+                plan = CompressionPlan(trial.user_attrs["plan"])
+                search.env.remember(plan, trial.user_attrs["accuracy"])
+            else:
+                plan = plan_of(trial.params)
+            known = search.find(plan)
+            judged = known or search.judge(plan, trial.user_attrs.get("source", source))
+            count += known is None
+            if not trial.state.is_finished():
+                with self._reachable():
+                    self._study.tell(trial.number, list(goals_of(judged)))
         return count
 
     def best_of_others(self, search: Search) -> CompressionPlan | None:

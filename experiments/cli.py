@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from amc_env.errors import CompressionError
-from experiments.commands import latency, runs, stages
+from experiments.commands import compare, latency, runs, stages
 from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -55,6 +55,7 @@ for command in (
     stages.export,
     stages.report,
     latency.latency_table,
+    compare.compare,
 ):
     app.command()(interruptible(command))
 
@@ -127,7 +128,7 @@ def _complain(message: str) -> None:
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
     verb = arguments[0] if arguments else ""
-    if verb == "latency-table":
+    if verb in ("latency-table", "compare"):
         return "Interrupted; nothing is lost. Repeat the command to go on."
     if verb not in ("compress", "search", "train", "finetune"):
         return "Interrupted."

@@ -105,18 +105,18 @@ def check_search_options(config: RunConfig) -> None:
         ValueError: If an agent, reading, reward, cost, criterion or proxy is unknown, or an
             option has no effect on the learner.
     """
-    from agents import AGENTS
+    from agents import agent_from_label
     from experiments.progressive import stage_budgets
     from learners.channel_pruning.criteria import make_criterion
     from learners.proxy import Proxy
 
     check_options(config)
+    agent_from_label(config.agent)
     make_criterion(config.criterion)
     if config.is_progressive:
         stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
     Proxy.parse(config.proxy, config.finetune_steps)
     for option, value, known in (
-        ("--agent", config.agent, AGENTS),
         ("--action", config.reading, READINGS),
         ("--reward", config.reward, REWARDS),
     ):

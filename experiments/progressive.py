@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from agents import make_agent
+from agents import agent_from_label
 from agents.base import Trial
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
 from amc_env.env import DEFAULT_READING
@@ -248,7 +248,7 @@ class _Run:
         """Searches one stage; a search that was interrupted is replayed."""
         wall, cpu = time.perf_counter(), time.process_time()
         env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
-        result = make_agent(self.agent).search(
+        result = agent_from_label(self.agent)[0].search(
             env,
             self.episodes,
             self.seed,

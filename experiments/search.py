@@ -88,7 +88,7 @@ class _Found:
 
 
 def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
-    from agents import make_agent
+    from agents import agent_from_label
     from agents.logging import EpisodeLogger
 
     folder, config = task.folder, task.config
@@ -108,7 +108,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
     recorder.restart_clock()
     with EpisodeLogger(events) as logger:
-        result = make_agent(config.agent).search(
+        result = agent_from_label(config.agent)[0].search(
             env,
             config.episodes,
             config.seed,

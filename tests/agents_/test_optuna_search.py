@@ -192,7 +192,7 @@ class TestSharedStudy:
         before = len(self.rewards(storage))
         env = make_synthetic(5, 3)
         result = TPE(storage=storage).search(env, 12, 0)
-        assert before == 6  # the trial that was under way is given up
+        assert before == 6  # the seventh was judged, and never told
         assert len(result.trials) == 12
         assert env.n_evaluations == 12
         fresh = {t.plan for t in result.trials[before:]}

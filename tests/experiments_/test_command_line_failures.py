@@ -28,7 +28,7 @@ from experiments.networks import load_compressed
         (["--model", "resnet21"], "Unknown model 'resnet21'"),
         (["--model", "no.such.module:net"], "cannot be imported"),
         (["--data", "no-such-data"], "no-such-data"),
-        (["--agent", "ddgp"], "Unknown --agent 'ddgp'"),
+        (["--agent", "ddgp"], "Unknown agent 'ddgp'"),
         (["--reward", "joy"], "Unknown --reward 'joy'"),
         (["--action", "left"], "Unknown --action 'left'"),
         (["--budget", "macs=0.01"], "reachable"),
