@@ -20,6 +20,7 @@ from amc_env.errors import (
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
 from amc_env.one_shot import OneShotEnv
 from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
+from amc_env.recorded import RecordedLearner
 from amc_env.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
 from amc_env.storage import StorageFormat
@@ -39,6 +40,7 @@ __all__ = [
     "COSTS",
     "CostModel",
     "make_cost",
+    "RecordedLearner",
     "StorageFormat",
     "REWARDS",
     "Result",

@@ -111,6 +111,25 @@ class CompressionPlan(Mapping[str, float]):
         """Returns the plan that changes nothing."""
         return cls({d.key: d.choices[-1] for d in decisions})
 
+    @classmethod
+    def from_choices(cls, decisions: Sequence[Decision], indices: Sequence[int]) -> CompressionPlan:
+        """Builds a complete plan from the index of each decision's choice.
+
+        Raises:
+            PlanMismatchError: If there are more or fewer indices than decisions, or a grid has no
+                choice of that index.
+        """
+        if len(indices) != len(decisions):
+            raise PlanMismatchError(
+                f"Expected {len(decisions)} indices of choices, got {len(indices)}."
+            )
+        for d, index in zip(decisions, indices, strict=True):
+            if not 0 <= index < len(d.choices):
+                raise PlanMismatchError(
+                    f"{d.key} has choices 0 to {len(d.choices) - 1}, got the index {index}."
+                )
+        return cls({d.key: d.choices[i] for d, i in zip(decisions, indices, strict=True)})
+
     def __getitem__(self, key: str) -> float:
         return self._values[key]
 
@@ -147,6 +166,15 @@ class CompressionPlan(Mapping[str, float]):
                 )
             snapped.append(nearest)
         return snapped
+
+    def choices_for(self, decisions: Sequence[Decision]) -> tuple[int, ...]:
+        """Returns the index of each decision's choice, in decision order.
+
+        Raises:
+            PlanMismatchError: As :meth:`values_for`.
+        """
+        values = self.values_for(decisions)
+        return tuple(d.choices.index(v) for d, v in zip(decisions, values, strict=True))
 
     def to_json(self) -> str:
         """Returns the plan as a versioned JSON document, decisions in insertion order."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import gymnasium as gym
 
+_RECORDED = "amc_env.recorded:make_recorded"
+
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/synthetic-v0": ("amc_env.synthetic:make_synthetic", {}),
     "amc/synthetic-bits-v0": ("amc_env.synthetic:make_synthetic_bits", {}),
@@ -24,6 +26,12 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/resnet20-density-v0": ("experiments.tasks:make_resnet20_density", {}),
     "amc/resnet20-joint-v0": ("experiments.tasks:make_resnet20_joint", {}),
     "amc/channels-v0": ("experiments.tasks:make_channels", {}),
+    "amc/digits-channels-recorded-v0": (_RECORDED, {"task": "digits-channels"}),
+    "amc/resnet20-channels-recorded-v0": (_RECORDED, {"task": "resnet20-channels"}),
+    "amc/resnet20-channels-30-recorded-v0": (_RECORDED, {"task": "resnet20-channels-30"}),
+    "amc/mobilenetv2-channels-recorded-v0": (_RECORDED, {"task": "mobilenetv2-channels"}),
+    "amc/resnet20-bits-recorded-v0": (_RECORDED, {"task": "resnet20-bits"}),
+    "amc/resnet20-joint-recorded-v0": (_RECORDED, {"task": "resnet20-joint"}),
 }
 """Id -> entry point and default keyword arguments."""
 
