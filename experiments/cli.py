@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from amc_env.errors import CompressionError
-from experiments.commands import compare, latency, runs, stages
+from experiments.commands import compare, latency, record, runs, stages
 from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -56,6 +56,7 @@ for command in (
     stages.report,
     latency.latency_table,
     compare.compare,
+    record.record,
 ):
     app.command()(interruptible(command))
 
@@ -128,7 +129,7 @@ def _complain(message: str) -> None:
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
     verb = arguments[0] if arguments else ""
-    if verb in ("latency-table", "compare"):
+    if verb in ("latency-table", "compare", "record"):
         return "Interrupted; nothing is lost. Repeat the command to go on."
     if verb not in ("compress", "search", "train", "finetune"):
         return "Interrupted."

@@ -1,0 +1,240 @@
+"""``amc compare``: agents on the same tasks with equal judgements, and what may be believed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.commands.options import takes
+
+if TYPE_CHECKING:
+    from experiments.comparison.records import SearchRecord
+    from experiments.comparison.running import Comparison
+    from experiments.comparison.tasks import Places
+
+DEFAULT_TASKS = ("digits-channels",)
+DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg")
+
+Out = Annotated[Path, typer.Option(help="Where results, judgements and the report are kept.")]
+Task = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Task; may be repeated, or several with commas. --list shows them.",
+        show_default=", ".join(DEFAULT_TASKS),
+    ),
+]
+AgentName = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Agent, as for `amc search`, with options if wanted: ddpg:elite_share=0. May be "
+        "repeated; several without options may be given with commas.",
+        show_default=", ".join(DEFAULT_AGENTS),
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Searches of every agent on every task.")]
+FirstSeed = Annotated[int, typer.Option(help="The seeds are this one and the following.")]
+Evaluations = Annotated[int, typer.Option(help="Plans that every search may judge.")]
+Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder with CIFAR-10 as parquet files.", show_default=False),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Trained weights, MODEL=FILE (resnet20=..., mobilenet_v2_fast=...); repeat for more.",
+        show_default=False,
+    ),
+]
+Epochs = Annotated[
+    int,
+    typer.Option(
+        help="Fine-tune the winners for so many epochs, and touch the test set once; 0: not.",
+    ),
+]
+Finetuned = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only winners of these agents are fine-tuned; may be repeated.", show_default=False
+    ),
+]
+FinetuneSeeds = Annotated[int, typer.Option(help="Only those of the first so many seeds; 0: all.")]
+Reference = Annotated[
+    str,
+    typer.Option(help="Agent that the report compares all others with.", show_default=False),
+]
+Listing = Annotated[bool, typer.Option("--list", help="Show tasks and agents, and stop.")]
+OnlyReport = Annotated[
+    bool, typer.Option("--report", help="Search nothing; write the report again.")
+]
+
+
+@takes("quiet", "debug")
+def compare(
+    quiet: bool,
+    out: Out = Path("runs/compare"),
+    task: Task = None,
+    agent: AgentName = None,
+    seeds: Seeds = 5,
+    first_seed: FirstSeed = 0,
+    evaluations: Evaluations = 100,
+    workers: Workers = 1,
+    data: Data = None,
+    weights: Weights = None,
+    finetune_epochs: Epochs = 0,
+    finetune_agent: Finetuned = None,
+    finetune_seeds: FinetuneSeeds = 0,
+    reference: Reference = "",
+    listing: Listing = False,
+    only_report: OnlyReport = False,
+) -> None:
+    """Compare agents on the same tasks: equal judgements, several seeds, honest statistics.
+
+    Every search is written to OUT/results.jsonl when it ends; the same command
+    goes on where it was interrupted, and more agents, tasks or seeds are added
+    by asking for them. Equal plans are judged once, whoever proposes them.
+    OUT/report.html says who won and which differences are real;
+    `tensorboard --logdir OUT/tensorboard` overlays all curves.
+
+    Examples:
+
+    \b
+      What there is:
+        amc compare --list
+    \b
+      On the embedded digits, with two processes:
+        amc compare --agent ddpg,local,random --seeds 3 --workers 2 --out runs/compare
+    \b
+      A new policy over 20 seeds, in minutes, without data:
+        amc compare --task resnet20-channels-recorded --agent ddpg,local,tpe \\
+            --seeds 20 --evaluations 200 --out runs/recorded
+    \b
+      For real, and fine-tuned at the end:
+        amc compare --task resnet20-channels --data data/cifar10 \\
+            --weights resnet20=resnet20.safetensors --finetune-epochs 1 --out runs/r20
+    """
+    if listing:
+        _show_list()
+        return
+    from experiments.comparison.finetuning import Finetuning, finetune_winners
+    from experiments.comparison.records import ResultsFile
+    from experiments.comparison.report import write_report
+    from experiments.comparison.running import RESULTS, Comparison, run_comparison
+    from experiments.comparison.statistics import require_rliable
+
+    require_rliable()
+    places = places_of(data, weights)
+    if only_report:
+        file = ResultsFile(out / RESULTS)
+    else:
+        comparison = Comparison(
+            tasks=tuple(_split(task) or DEFAULT_TASKS),
+            agents=tuple(_agents(agent) or DEFAULT_AGENTS),
+            seeds=tuple(range(first_seed, first_seed + seeds)),
+            evaluations=evaluations,
+            places=places,
+            folder=out,
+            workers=workers,
+        )
+        _check_finetuning(finetune_epochs, comparison)
+        file = run_comparison(comparison, _Teller(comparison, quiet))
+        if finetune_epochs:
+            chosen = tuple(range(first_seed, first_seed + finetune_seeds))
+            settings = Finetuning(finetune_epochs, tuple(finetune_agent or ()), chosen)
+            finetune_winners(file, places, settings, _tell_finetuned if not quiet else _silent)
+    print(write_report(out, file.results, reference=reference or None))
+
+
+def _split(values: Sequence[str] | None) -> list[str]:
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def _agents(values: Sequence[str] | None) -> list[str]:
+    """Labels; a comma separates agents unless the label has options, which have commas too."""
+    labels: list[str] = []
+    for value in values or ():
+        labels += [value.strip()] if ":" in value else _split([value])
+    return labels
+
+
+def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
+    """Reads ``--data`` and ``--weights``.
+
+    Raises:
+        ValueError: If a weights option has another form.
+    """
+    from experiments.comparison.tasks import Places
+
+    files = {}
+    for text in weights or ():
+        model, equals, path = text.partition("=")
+        if not equals or not model or not path:
+            raise ValueError(f"Expected --weights MODEL=FILE, got {text!r}.")
+        files[model] = str(Path(path).resolve())
+    return Places(None if data is None else str(data.resolve()), files)
+
+
+def _check_finetuning(epochs: int, comparison: Comparison) -> None:
+    from experiments.comparison.tasks import find_task
+
+    if epochs < 0:
+        raise ValueError(f"Expected --finetune-epochs >= 0, got {epochs}.")
+    if epochs and all(find_task(name).is_recorded for name in comparison.tasks):
+        raise ValueError(
+            "Nothing to fine-tune: recorded tasks have no network. Leave --finetune-epochs out, or "
+            "name the task without -recorded."
+        )
+
+
+class _Teller:
+    """Says, on stderr, what every search has come to."""
+
+    def __init__(self, comparison: Comparison, quiet: bool) -> None:
+        self._quiet = quiet
+        self._total = len(comparison.tasks) * len(comparison.agents) * len(comparison.seeds)
+        self._done = 0
+
+    def __call__(self, record: SearchRecord) -> None:
+        self._done += 1
+        head = f"{record.task}, {record.agent}, seed {record.seed}"
+        if record.error is not None:
+            print(f"{head}: failed: {record.error}", file=sys.stderr, flush=True)
+        elif not self._quiet:
+            best = max((t.reward for t in record.trials), default=float("nan"))
+            seconds = sum(t.agent_seconds for t in record.trials)
+            print(f"{head}: {best:.4f} (agent {seconds:.1f} s)", file=sys.stderr, flush=True)
+
+
+def _tell_finetuned(record: SearchRecord) -> None:
+    assert record.final is not None  # noqa: S101
+    print(
+        f"{record.task}, {record.agent}, seed {record.seed}: fine-tuned to "
+        f"{record.final.finetuned_validation:.4f}, test {record.final.test:.4f}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _silent(record: SearchRecord) -> None:
+    """Says nothing."""
+
+
+def _show_list() -> None:
+    from agents import AGENTS, make_agent
+    from amc_env.errors import MissingDependencyError
+    from experiments.comparison.tasks import TASKS
+
+    print("Tasks:")
+    for task in TASKS.values():
+        print(f"  {task.name:32} {task.title}")
+    print("Agents:")
+    for name in AGENTS:
+        try:
+            text = (type(make_agent(name)).__doc__ or "").strip().splitlines()[0]
+        except MissingDependencyError as error:
+            text = str(error)
+        print(f"  {name:32} {text}")

@@ -1,0 +1,86 @@
+"""``amc record``: a task becomes a small file that judges plans without network and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.commands.compare import Data, Weights, places_of
+from experiments.commands.options import takes
+
+TaskName = Annotated[str, typer.Option(help="Which one; `amc compare --list` shows them.")]
+Out = Annotated[Path, typer.Option(help="The file, TASK.npz.")]
+Folder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of a comparison: its judgements are used, its trials are recorded too, and "
+        "judgements made now are kept there.",
+    ),
+]
+Plans = Annotated[int, typer.Option(help="Plans of the Latin hypercube.")]
+Rounds = Annotated[int, typer.Option(help="Rounds of searches on the surrogate, judged for real.")]
+Seed = Annotated[int, typer.Option(help="Draws the plans.")]
+
+
+@takes("quiet", "debug")
+def record(
+    quiet: bool,
+    task: TaskName,
+    out: Out,
+    folder: Folder = Path("runs/compare"),
+    plans: Plans = 2000,
+    rounds: Rounds = 4,
+    seed: Seed = 0,
+    data: Data = None,
+    weights: Weights = None,
+) -> None:
+    """Record a task: judge thousands of plans once, and fit what answers for all others.
+
+    The file plays as an environment in which a judgement takes microseconds.
+    Every judgement is kept in FOLDER/judgements as it is made, so the same
+    command goes on where it was interrupted.
+
+    Examples:
+
+    \b
+      amc record --task digits-channels --out digits-channels.npz
+    \b
+      With the trials of a comparison, which the surrogate is measured on first:
+        amc record --task resnet20-channels --folder runs/r20 --data data/cifar10 \\
+            --weights resnet20=resnet20.safetensors --out resnet20-channels.npz
+    \b
+      In Python, afterwards:
+        gymnasium.make("amc_env:amc/digits-channels-recorded-v0", task="TASK.npz")
+    """
+    from amc_env.recorded_file import write_recorded
+    from experiments.comparison.judging import trials_of
+    from experiments.comparison.recording import RecordingOptions
+    from experiments.comparison.recording import record as record_task
+    from experiments.comparison.records import read_results
+    from experiments.comparison.refinement import Refinement
+    from experiments.comparison.running import RESULTS
+    from experiments.comparison.searching import open_store
+    from experiments.comparison.tasks import build_env, check_task, find_task
+    from experiments.files import write_atomic
+
+    chosen = find_task(task)
+    if chosen.is_recorded:
+        raise ValueError(f"{task} is recorded already; name the task it stems from.")
+    places = places_of(data, weights)
+    check_task(chosen, places)
+    results = read_results(folder / RESULTS)
+    env = build_env(chosen, places)
+    options = RecordingOptions(n_plans=plans, seed=seed, refinement=Refinement(rounds=rounds))
+    trials = trials_of(results, task, env) if task in results.tasks else None
+    recorded = record_task(
+        env,
+        open_store(chosen, places, folder, env),
+        name=task,
+        trials=trials,
+        options=options,
+        progress=not quiet,
+    )
+    write_atomic(out, write_recorded(recorded))
+    print(out)

@@ -1,0 +1,166 @@
+"""One search of a comparison: a task, an agent and a seed become a record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import Trial, agent_from_label
+from amc_env import CompressionEnv
+from amc_env.env import Compressible
+from experiments.comparison.judgements import JudgementStore, TaskFingerprint
+from experiments.comparison.records import FinalJudgement, JudgedPlan, SearchRecord, TaskFacts
+from experiments.comparison.stored_learner import StoredJudgements
+from experiments.comparison.tasks import ComparisonTask, Places, build_env, origin_of
+
+_ENV = "env."
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task that is ready to be searched.
+
+    Args:
+        task: Its name and options.
+        learner: What judges.
+        env: An environment of it; searches get fresh ones.
+        facts: For the results file.
+        prepare_seconds: Processor seconds that this took.
+    """
+
+    task: ComparisonTask
+    learner: Compressible
+    env: CompressionEnv
+    facts: TaskFacts
+    prepare_seconds: float
+
+    def fresh_env(self, options: Mapping[str, Any]) -> CompressionEnv:
+        """Returns an environment in which nothing was judged yet."""
+        budget = options.get("budget", self.env.budget)
+        more = {key: value for key, value in options.items() if key != "budget"}
+        return CompressionEnv(self.learner, budget, **more)
+
+
+def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
+    """Prepares a task; judgements are kept below ``folder``.
+
+    Raises:
+        InputDataError: If data or weights are missing or damaged.
+        RunFolderError: If the judgements in the folder are those of another task.
+    """
+    started = time.process_time()
+    env = build_env(task, places)
+    learner: Compressible = env.learner
+    if not task.is_recorded:
+        store = open_store(task, places, folder, env)
+        full = None
+        if hasattr(learner, "evaluate_full"):
+            full = open_store(task, places, folder, env, whole_split=True)
+        learner = StoredJudgements(learner, store, full)
+        env = CompressionEnv(learner, env.budget)
+    facts = TaskFacts(
+        name=task.name,
+        decisions=tuple(d.key for d in env.decisions),
+        choices=tuple(d.choices for d in env.decisions),
+        budget=str(env.budget),
+        original_accuracy=env.learner.original_accuracy,
+        uniform_reward=env.evaluate(env.uniform_plan()).reward,
+        recorded=task.is_recorded,
+    )
+    return OpenTask(task, learner, env, facts, time.process_time() - started)
+
+
+def open_store(
+    task: ComparisonTask,
+    places: Places,
+    folder: Path,
+    env: CompressionEnv,
+    *,
+    whole_split: bool = False,
+) -> JudgementStore:
+    """Opens the judgements of a task in the folder of a comparison.
+
+    Args:
+        task: The task.
+        places: Where its weights are.
+        folder: Of the comparison.
+        env: Its environment.
+        whole_split: Whether those on the whole validation split are meant.
+
+    Raises:
+        RunFolderError: If the judgements in the folder are those of another task.
+    """
+    origin = origin_of(task, places)
+    name = task.name
+    if whole_split:
+        origin, name = f"{origin}, whole validation split", f"{name}-whole-split"
+    path = folder / "judgements" / f"{name}.jsonl"
+    return JudgementStore(path, TaskFingerprint.of(env, origin))
+
+
+class TrialClock:
+    """Turns trials into rows, with the agent's seconds and the judge's apart."""
+
+    def __init__(self, env: CompressionEnv) -> None:
+        self._env = env
+        self._judge: StoredJudgements | None = (
+            env.learner if isinstance(env.learner, StoredJudgements) else None
+        )
+        self._cpu = time.process_time()
+        self._spent, self._counted = self._judging()
+        self.rows: list[JudgedPlan] = []
+
+    def _judging(self) -> tuple[float, float]:
+        return (0.0, 0.0) if self._judge is None else (self._judge.spent, self._judge.counted)
+
+    def __call__(self, trial: Trial) -> None:
+        """Notes a trial; seconds of plans outside the budget are those of the next one within."""
+        if not trial.within_budget:
+            return
+        cpu, (spent, counted) = time.process_time(), self._judging()
+        agent = (cpu - self._cpu) - (spent - self._spent)
+        ratio = {name: trial.cost_ratio[name] for name in self._env.budget.bounds}
+        row = JudgedPlan(
+            evaluation=trial.episode + 1,
+            plan=tuple(trial.plan.choices_for(self._env.decisions)),
+            accuracy=trial.accuracy,
+            reward=trial.reward,
+            cost_ratio=ratio,
+            agent_seconds=round(max(0.0, agent), 5),
+            judge_seconds=round(counted - self._counted, 5),
+            source=trial.source,
+        )
+        self.rows.append(row)
+        self._cpu, self._spent, self._counted = cpu, spent, counted
+
+
+def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> SearchRecord:
+    """Runs one search; whatever an agent does wrong becomes the record's error.
+
+    Args:
+        opened: The task.
+        label: ``"name"`` or ``"name:option=value,..."``; options that begin with ``env.`` are the
+            environment's, ``env.action=interval`` for one.
+        seed: Of the search.
+        evaluations: How many judgements it may spend.
+    """
+    record = SearchRecord(
+        opened.task.name, label, seed, evaluations, prepare_seconds=opened.prepare_seconds
+    )
+    clock: TrialClock | None = None
+    try:
+        agent, env_options = agent_from_label(label, _ENV)
+        env = opened.fresh_env(env_options)
+        clock = TrialClock(env)
+        result = agent.search(env, evaluations, seed, on_trial=clock)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        rows = tuple(clock.rows) if clock is not None else ()
+        return SearchRecord(**{**vars(record), "trials": rows, "error": text})
+    full = getattr(env.learner, "evaluate_full", None)
+    validation = full(result.plan) if full is not None else env.evaluate(result.plan).accuracy
+    final = FinalJudgement(tuple(result.plan.choices_for(env.decisions)), float(validation))
+    return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})
