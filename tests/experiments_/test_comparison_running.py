@@ -1,0 +1,238 @@
+"""Searches of a comparison: equal judgements, made once, and failures that stop nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents import AGENTS, Agent
+from amc_env import RunFolderError
+from experiments.cli import run
+from experiments.comparison.records import SearchRecord, read_results
+from experiments.comparison.running import RESULTS, Comparison, jobs_of, run_comparison
+from experiments.comparison.searching import open_task, run_search
+from experiments.comparison.tasks import TASKS, Places, find_task
+
+RECORDED = "digits-channels-recorded"
+
+
+def comparison(folder: Path, **changes) -> Comparison:
+    settings = {
+        "tasks": (RECORDED,),
+        "agents": ("uniform", "local"),
+        "seeds": (0, 1),
+        "evaluations": 8,
+        "places": Places(),
+        "folder": folder,
+    }
+    return Comparison(**{**settings, **changes})
+
+
+class NanAgent(Agent):
+    """Answers what is no action."""
+
+    name = "nan"
+
+    def run(self, search):
+        search.uniform()
+        search.play(lambda *_: float("nan"), "nan")
+
+
+class Crash(Agent):
+    """Has a bug."""
+
+    name = "crash"
+
+    def run(self, search):
+        raise RuntimeError("a bug\nof two lines")
+
+
+@pytest.fixture
+def bad_agents(monkeypatch):
+    monkeypatch.setitem(AGENTS, "nan", NanAgent)
+    monkeypatch.setitem(AGENTS, "crash", Crash)
+
+
+class TestSearches:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def opened(tmp_path_factory):
+        return open_task(find_task("digits-channels"), Places(), tmp_path_factory.mktemp("c"))
+
+    def test_trials_are_what_the_agent_judged_within_the_budget(self, opened):
+        record = run_search(opened, "sensitivity:points=1", 0, 12)
+        assert [t.source for t in record.trials] == ["uniform", "sensitivity"]
+        assert [t.evaluation for t in record.trials] == [1, 2 + 8]  # a probe per decision between
+        assert record.error is None
+
+    def test_every_agent_gets_the_same_judgements_and_the_winner_the_whole_split(self, opened):
+        record = run_search(opened, "local", 0, 10)
+        assert len(record.trials) == 10
+        assert all(t.cost_ratio["macs"] <= 0.3 for t in record.trials)
+        assert record.final is not None
+        assert 0.5 < record.final.validation <= 1.0
+        assert opened.facts.uniform_reward == record.trials[0].reward
+
+    def test_equal_plans_are_judged_once_and_their_seconds_counted_again(self, opened):
+        learner = opened.learner
+        run_search(opened, "local", 3, 10)
+        spent = learner.spent
+        again = run_search(opened, "local", 3, 10)
+        assert learner.spent == spent
+        assert sum(t.judge_seconds for t in again.trials) > 0.0
+        assert all(t.agent_seconds >= 0.0 for t in again.trials)
+
+    def test_the_same_seed_gives_the_same_record_from_stored_judgements(self, opened, tmp_path):
+        def facts(record: SearchRecord):
+            return [(t.evaluation, t.plan, t.reward, t.source) for t in record.trials]
+
+        fresh = open_task(find_task("digits-channels"), Places(), tmp_path)
+        one, two = (run_search(o, "evolution", 5, 8) for o in (opened, fresh))
+        assert facts(one) == facts(two)
+
+    def test_options_of_agent_and_environment_stand_in_the_label(self, opened):
+        record = run_search(opened, "random:rejudge=0,env.action=interval", 0, 4)
+        assert record.error is None
+        assert record.agent == "random:rejudge=0,env.action=interval"
+        narrow = run_search(opened, "random:env.budget=macs=0.2", 0, 4)
+        assert all(t.cost_ratio["macs"] <= 0.2 for t in narrow.trials)
+
+    @pytest.mark.usefixtures("bad_agents")
+    def test_what_an_agent_does_wrong_becomes_one_sentence(self, opened):
+        bad = run_search(opened, "nan", 0, 5)
+        assert bad.error is not None
+        assert "in [0, 1] from the agent" in bad.error
+        assert len(bad.trials) == 1
+        assert bad.final is None
+        assert run_search(opened, "crash", 0, 5).error == "a bug of two lines"
+
+
+class TestComparisons:
+    def test_all_searches_are_made_task_by_task_and_seed_by_seed(self, tmp_path):
+        jobs = jobs_of(comparison(tmp_path, tasks=(RECORDED, "digits-channels")))
+        keys = [(j.task, j.seed, j.agent) for j in jobs[:4]]
+        assert keys == [
+            (RECORDED, 0, "uniform"), (RECORDED, 0, "local"),
+            (RECORDED, 1, "uniform"), (RECORDED, 1, "local"),
+        ]  # fmt: skip
+        assert len(jobs) == 8
+
+    def test_what_is_done_is_not_done_again_and_what_is_new_is_added(self, tmp_path):
+        told: list[SearchRecord] = []
+        run_comparison(comparison(tmp_path), told.append)
+        assert len(told) == 4
+        before = (tmp_path / RESULTS).read_bytes()
+        run_comparison(comparison(tmp_path), told.append)
+        assert len(told) == 4
+        assert (tmp_path / RESULTS).read_bytes() == before
+        run_comparison(comparison(tmp_path, agents=("uniform", "random")), told.append)
+        assert [r.agent for r in told[4:]] == ["random", "random"]
+
+    def test_processes_give_the_results_of_one(self, tmp_path):
+        def found(folder: Path) -> dict:
+            searches = read_results(folder / RESULTS).searches
+            return {s.key: [(t.plan, t.reward) for t in s.trials] for s in searches}
+
+        run_comparison(comparison(tmp_path / "one"))
+        run_comparison(comparison(tmp_path / "two", workers=2))
+        assert found(tmp_path / "one") == found(tmp_path / "two")
+        assert len(found(tmp_path / "two")) == 4
+
+    def test_a_task_whose_data_is_missing_stops_no_other(self, tmp_path):
+        tasks = ("resnet20-channels", RECORDED)
+        file = run_comparison(comparison(tmp_path, tasks=tasks, seeds=(0,)))
+        failed = [s for s in file.results.searches if s.error is not None]
+        assert {s.task for s in failed} == {"resnet20-channels"}
+        assert all("give --data DIR" in (s.error or "") for s in failed)
+        assert sum(s.error is None for s in file.results.searches) == 2
+
+    @pytest.mark.usefixtures("bad_agents")
+    def test_a_failed_search_is_made_again_when_asked_for_again(self, tmp_path, monkeypatch):
+        run_comparison(comparison(tmp_path, agents=("crash", "local")))
+        assert sum(s.error is not None for s in read_results(tmp_path / RESULTS).searches) == 2
+        monkeypatch.setitem(AGENTS, "crash", AGENTS["local"])
+        run_comparison(comparison(tmp_path, agents=("crash", "local")))
+        assert all(s.error is None for s in read_results(tmp_path / RESULTS).searches)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"tasks": ("resnet20-chanels",)}, "did you mean 'resnet20-channels"),
+            ({"agents": ("locl",)}, "did you mean 'local'"),
+            ({"agents": ("local:speed=1",)}, "speed"),
+            ({"agents": ("local:speed",)}, "Expected an agent like"),
+            ({"agents": ("local", "local")}, "distinct agents"),
+            ({"seeds": ()}, "at least one"),
+            ({"evaluations": 0}, "evaluations and workers >= 1"),
+            ({"workers": 0}, "evaluations and workers >= 1"),
+        ],
+    )
+    def test_senseless_comparisons_are_refused_before_any_search(self, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message):
+            run_comparison(comparison(tmp_path, **changes))
+        assert not (tmp_path / RESULTS).exists()
+
+    def test_judgements_of_another_task_are_not_mixed(self, tmp_path):
+        open_task(find_task("digits-channels"), Places(), tmp_path)
+        store = tmp_path / "judgements" / "digits-channels.jsonl"
+        store.write_text(store.read_text().replace("round_to=2", "round_to=4"))
+        with pytest.raises(RunFolderError, match="another task: other origin"):
+            open_task(find_task("digits-channels"), Places(), tmp_path)
+
+    def test_every_task_says_what_it_is(self):
+        for name, task in TASKS.items():
+            assert task.name == name
+            assert task.title
+            assert task.is_recorded == name.endswith("-recorded")
+
+
+class TestCommand:
+    def test_compares_reports_and_goes_on(self, tmp_path, capsys):
+        out = str(tmp_path / "c")
+        arguments = ["compare", "--task", RECORDED, "--agent", "uniform,local"]
+        arguments += ["--agent", "random:rejudge=0", "--seeds", "2", "--evaluations", "6"]
+        arguments += ["--out", out]
+        assert run(arguments) == 0
+        printed = capsys.readouterr()
+        assert printed.out.strip().endswith("report.html")
+        assert printed.err.count("seed") == 6
+        report = (tmp_path / "c" / "report.html").read_text()
+        assert "random:rejudge=0" in report
+        assert (tmp_path / "c" / "tables.md").exists()
+        assert run([*arguments, "--quiet"]) == 0
+        assert capsys.readouterr().err == ""
+        assert run(["compare", "--report", "--out", out]) == 0
+
+    def test_lists_tasks_and_agents(self, capsys):
+        assert run(["compare", "--list"]) == 0
+        printed = capsys.readouterr().out
+        for name in (*TASKS, *AGENTS):
+            assert name in printed
+
+    def test_says_in_one_sentence_what_is_wrong(self, fails: Callable[..., str], tmp_path):
+        out = ["--out", str(tmp_path / "c")]
+        assert "did you mean 'ddpg'" in fails("compare", "--agent", "dpg", *out)
+        assert "MODEL=FILE" in fails("compare", "--weights", "resnet20", *out)
+        assert "Nothing to fine-tune" in fails(
+            "compare", "--task", RECORDED, "--finetune-epochs", "1", *out
+        )
+        other = tmp_path / "c" / RESULTS
+        other.parent.mkdir()
+        other.write_text("something else\n")
+        assert "results of a comparison" in fails("compare", "--agent", "uniform", *out)
+
+    def test_winners_are_finetuned_and_tested_once_and_equal_plans_share_it(self, tmp_path, capsys):
+        out = str(tmp_path / "c")
+        arguments = ["compare", "--agent", "uniform,local", "--seeds", "2", "--evaluations", "4"]
+        arguments += ["--finetune-epochs", "1", "--out", out]
+        assert run(arguments) == 0
+        finals = [s.final for s in read_results(tmp_path / "c" / RESULTS).searches]
+        assert all(f is not None and f.test is not None and f.test > 0.5 for f in finals)
+        uniform = [f for f in finals if f is not None and f.plan == finals[0].plan]
+        assert len({f.test for f in uniform}) == 1
+        capsys.readouterr()
+        assert run(arguments) == 0
+        assert "fine-tuned" not in capsys.readouterr().err
+        assert [s.final for s in read_results(tmp_path / "c" / RESULTS).searches] == finals
