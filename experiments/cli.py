@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from amc_env.errors import CompressionError
-from experiments.commands import compare, latency, record, runs, stages
+from experiments.commands import automl, compare, latency, record, runs, stages
 from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -36,15 +36,22 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-app = typer.Typer(
-    name="amc",
-    help="Make trained networks smaller and faster under a hard budget.\n\n"
+def _group(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group(
+    "amc",
+    "Make trained networks smaller and faster under a hard budget.\n\n"
     "Start with: amc compress --out runs/first",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     runs.compress,
@@ -59,6 +66,10 @@ for command in (
     record.record,
 ):
     app.command()(interruptible(command))
+automl_app = _group("automl", automl.HELP)
+for command in (automl.setup, automl.run, automl.table):
+    automl_app.command()(interruptible(command))
+app.add_typer(automl_app)
 
 
 def main() -> None:
@@ -129,7 +140,7 @@ def _complain(message: str) -> None:
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
     verb = arguments[0] if arguments else ""
-    if verb in ("latency-table", "compare", "record"):
+    if verb in ("latency-table", "compare", "record", "automl"):
         return "Interrupted; nothing is lost. Repeat the command to go on."
     if verb not in ("compress", "search", "train", "finetune"):
         return "Interrupted."

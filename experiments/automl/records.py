@@ -1,0 +1,194 @@
+"""The results file: one JSON line per trained framework, below a line that says what it is.
+
+The first line is ``{"format": "amc-automl", "version": 1, "protocol": {...}}``; every further line
+is a :class:`Row`. Rows are appended as they come, so that a comparison that was interrupted keeps
+what it has; a last line that was cut short is left out and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amc_env import RunFolderError
+from experiments.files import write_atomic
+
+FORMAT = "amc-automl"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is equal for all.
+
+    Args:
+        seconds: Wall time that each framework is told to take, per training.
+        hard_seconds: Wall time after which it is killed, start and prediction included.
+        evaluation_seconds: Wall time for one candidate, told to those that want to know.
+        n_jobs: Processor cores.
+        memory_mb: Memory, told to those that want to know.
+    """
+
+    seconds: float
+    hard_seconds: float
+    evaluation_seconds: float
+    n_jobs: int = 1
+    memory_mb: int = 3072
+
+
+@dataclass(frozen=True)
+class Row:
+    """One framework trained once on one split, or the constant prediction there.
+
+    Args:
+        framework: Its name, or ``"constant"``.
+        data: Name of the data set.
+        seed: Seed of the split and of the framework.
+        score: Weighted F1 in [0, 1], or mean squared error; None if it failed.
+        failure: What kind of failure: ``install``, ``timeout``, ``crash`` or ``answer``; None if
+            it did not fail.
+        reason: Why it failed, one sentence.
+        wall_seconds: From its start to its answer or end.
+        processor_seconds: Of all its processes; less than the wall time on a busy machine.
+        fit_seconds: Wall time of the training alone.
+        predict_seconds: Wall time of predicting the test rows.
+        tried: What the framework says it did.
+        versions: Package -> version.
+    """
+
+    framework: str
+    data: str
+    seed: int
+    score: float | None = None
+    failure: str | None = None
+    reason: str | None = None
+    wall_seconds: float | None = None
+    processor_seconds: float | None = None
+    fit_seconds: float | None = None
+    predict_seconds: float | None = None
+    tried: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What makes it the same training."""
+        return (self.framework, self.data, self.seed)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results file in memory.
+
+    Args:
+        protocol: What was equal for all.
+        rows: Every row by its key, in the order of the file.
+    """
+
+    protocol: Protocol
+    rows: Mapping[tuple[str, str, int], Row]
+
+
+def read_results(path: Path) -> Results:
+    """Reads a results file.
+
+    Raises:
+        RunFolderError: If it is missing, something else, of another version, or damaged before
+            its end.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"There is no {path}; make it with: amc automl run --out {path}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _something_else(path) from error
+    protocol = _protocol_from(lines[0], path)
+    rows: dict[tuple[str, str, int], Row] = {}
+    # Every complete line ends in a newline, so what follows the last one was cut short.
+    for number, line in enumerate(lines[1:-1], start=2):
+        try:
+            row = Row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
+                f"line, and its training is done again."
+            ) from error
+        rows.pop(row.key, None)  # a later line about the same training takes its place
+        rows[row.key] = row
+    return Results(protocol, rows)
+
+
+class ResultsFile:
+    """Appends rows to a results file, each as soon as it is there.
+
+    Args:
+        path: The file; what it holds already is kept.
+        protocol: What is equal for all; the file's, if it exists.
+
+    Raises:
+        RunFolderError: As :func:`read_results`, or if the file was begun under another protocol.
+    """
+
+    def __init__(self, path: Path, protocol: Protocol) -> None:
+        self.path = path
+        self._rows: dict[tuple[str, str, int], Row] = {}
+        if path.exists():
+            found = read_results(path)
+            if found.protocol != protocol:
+                raise RunFolderError(
+                    f"{path} was begun with {_told(found.protocol, protocol)}, now it is "
+                    f"{_told(protocol, found.protocol)}; give the same --seconds, or choose "
+                    f"another --out."
+                )
+            self._rows.update(found.rows)
+        head = {"format": FORMAT, "version": VERSION, "protocol": asdict(protocol)}
+        lines = [json.dumps(head), *(json.dumps(asdict(row)) for row in self._rows.values())]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(line + "\n" for line in lines))
+
+    def add(self, row: Row) -> None:
+        """Appends a row; one with the same key takes the place of an earlier one."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows[row.key] = row
+
+    def find(self, key: tuple[str, str, int]) -> Row | None:
+        """Returns the row of that key, or None."""
+        return self._rows.get(key)
+
+
+def _protocol_from(line: str, path: Path) -> Protocol:
+    try:
+        head = json.loads(line)
+        if head["format"] != FORMAT:
+            raise _something_else(path)
+        version = head["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _something_else(path) from error
+    if version != VERSION:
+        raise RunFolderError(
+            f"Expected results of version {VERSION} in {path}, got version {version}; read them "
+            f"with the release that wrote them, or run again with another --out."
+        )
+    try:
+        return Protocol(**head["protocol"])
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
+
+
+def _something_else(path: Path) -> RunFolderError:
+    return RunFolderError(
+        f"Expected results of amc automl in {path}, got something else; choose another --out."
+    )
+
+
+def _told(protocol: Protocol, other: Protocol) -> str:
+    theirs = asdict(other)
+    return ", ".join(f"{k} {v:g}" for k, v in asdict(protocol).items() if v != theirs[k])
