@@ -70,7 +70,7 @@ _ALL = (
         paper_version="0.9",
         engine="genetic programming on pipelines (NSGA-II)",
         stands_for="evolution, nsga2",
-        note="looks at the clock between pipelines only, so it ends late",
+        note="its time limit is told to the search alone; start and last fit come on top",
     ),
     Framework(
         name="h2o",
@@ -81,7 +81,8 @@ _ALL = (
         paper_version="3.20.0.2",
         engine="random search, then stacking",
         stands_for="random",
-        note="cannot optimise weighted F1: classifiers are chosen by mean error per class",
+        note="chooses classifiers by mean error per class, not weighted F1; the start of its "
+        "server comes on top of the time limit",
         needs_java=True,
     ),
     Framework(
@@ -100,7 +101,7 @@ _ALL = (
         adapter=ADAPTERS / "run_auto_ml.py",
         paper_version="2.7.0",
         engine="grid search over few model families",
-        stands_for="grid",
+        stands_for="uniform, deep-heavy, shallow-heavy (a few fixed plans)",
         note="takes no time limit: its adapter stops it",
     ),
 )

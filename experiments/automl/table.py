@@ -35,7 +35,7 @@ def make_table(results: Results) -> str:
         if data_sets:
             parts += [f"**{title}**", _scores(results, data_sets, task)]
             parts.append(_overall_table(results, data_sets, task))
-    parts += [_usage(results), *_failures(results)]
+    parts += [_usage(results), _engines(results), *_failures(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -108,6 +108,15 @@ def _usage(results: Results) -> str:
             )
         )
     return "\n".join(lines)
+
+
+def _engines(results: Results) -> str:
+    """How the frameworks search, and where they could not follow the protocol."""
+    lines = [_line("framework", "engine", "searches like our agents", "remark"), _rule(4)]
+    for name in names_of(results.rows, tuple(DATA_SETS)):
+        if framework := FRAMEWORKS.get(name):
+            lines.append(_line(name, framework.engine, framework.stands_for, framework.note))
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

@@ -130,7 +130,7 @@ def run(
     Examples:
 
     \b
-      Everything, three splits, a minute each (an hour and a quarter):
+      Everything, three splits, a minute each (an hour and a half):
         amc automl run --out automl.jsonl
     \b
       Two frameworks on one data set, five minutes each:

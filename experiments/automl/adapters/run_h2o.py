@@ -33,7 +33,7 @@ def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict
     is_classification = job["task"] == "classification"
     frame["y"] = target.asfactor() if is_classification else target
     model = automl.H2OAutoML(
-        max_runtime_secs=int(job["seconds"]),
+        max_runtime_secs=max(int(job["seconds"]), 1),  # 0 would be no limit
         seed=job["seed"],
         # It cannot choose by weighted F1.
         sort_metric="mean_per_class_error" if is_classification else "mse",

@@ -27,7 +27,7 @@ def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict
     judged = model.evaluated_individuals[model.objective_names[0]].notna()
     tried = {
         "pipelines": len(judged),
-        "failed": int((~judged).sum()),
+        "not judged": int((~judged).sum()),
         "winner": [step for step, _ in model.fitted_pipeline_.steps],
     }
     versions = {"tpot": tpot.__version__, "scikit-learn": sklearn.__version__}
