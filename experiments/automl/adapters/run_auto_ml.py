@@ -1,8 +1,11 @@
 """auto_ml 2.9.10: grid search, or an evolutionary one, over a few families of models.
 
 It takes no time limit. So it is trained three times, each time looking at more: its default, a
-comparison of its families, and the search for their hyper-parameters. The time limit interrupts,
-and the last training that was complete counts. The first one is never interrupted.
+comparison of its families, and the search for their hyper-parameters. The last training that ends
+within the time limit counts; the first one is waited for.
+
+The second and third happen in a process of their own, which can be killed. (An exception from a
+timer does not work: auto_ml, scikit-learn and C code swallow it.)
 """
 
 from __future__ import annotations
@@ -10,52 +13,41 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import random
-import signal
 import time
-from typing import Any
+from typing import Any, Callable  # noqa: UP035 - Python 3.7 cannot subscript that of collections.abc
 
-_ROUNDS: tuple[tuple[str, dict[str, bool]], ...] = (
-    ("default", {}),
+Predict = Callable[[Any], Any]
+
+_MORE = (
     ("families compared", {"compare_all_models": True}),
     ("families searched", {"compare_all_models": True, "optimize_final_model": True}),
 )
 
 
-class OutOfTime(BaseException):
-    """The time limit was reached; no Exception, because auto_ml swallows those."""
-
-
-def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict[str, str]]:
+def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Predict, Any, dict[str, str]]:
     """Trains as often as the time limit allows; the contract is in harness.py."""
-    multiprocessing.cpu_count = lambda: job["n_jobs"]  # auto_ml takes as many as there are
-    # By name: type checkers of the project cannot see packages of this interpreter.
-    np = importlib.import_module("numpy")
-    pandas = importlib.import_module("pandas")
-    random.seed(job["seed"])
-    np.random.seed(job["seed"])  # the only generator that auto_ml knows
-
-    def table(x: Any) -> Any:
-        return pandas.DataFrame(x, columns=[f"x{column}" for column in range(x.shape[1])])
-
     deadline = time.time() + job["seconds"]
-    model: Any = None
-    done = []
-    for name, options in _ROUNDS:
-        try:
-            if model is not None:
-                _interrupt_at(deadline)
-            candidate = _train(table(x_train), y_train, job["task"], options)
-        except OutOfTime:
+    multiprocessing.cpu_count = lambda: job["n_jobs"]  # auto_ml takes as many as there are
+    random.seed(job["seed"])
+    numpy = importlib.import_module("numpy")
+    numpy.random.seed(job["seed"])  # the only generator that auto_ml knows
+    predict = _train(x_train, y_train, job["task"], {})
+    rounds = {"default": "done"}
+    latest: _Training | None = None
+    for name, options in _MORE:
+        training = _Training(x_train, y_train, job["task"], options)
+        rounds[name] = training.wait_until(deadline)
+        superseded: _Training | None = training
+        if rounds[name] == "done":
+            superseded, latest = latest, training
+        if superseded is not None:
+            superseded.stop()
+        if rounds[name] == "out of time":
             break
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        model = candidate
-        done.append(name)
-    tried = {"rounds": done, "of": len(_ROUNDS)}
-    return lambda x: model.predict(table(x)), tried, _versions()
+    return (latest.predict if latest else predict), {"rounds": rounds}, _versions()
 
 
-def _train(table: Any, y_train: Any, task: str, options: dict[str, bool]) -> Any:
+def _train(x_train: Any, y_train: Any, task: str, options: dict[str, bool]) -> Predict:
     auto_ml = importlib.import_module("auto_ml")
     metrics = importlib.import_module("sklearn.metrics")
 
@@ -70,23 +62,52 @@ def _train(table: Any, y_train: Any, task: str, options: dict[str, bool]) -> Any
         column_descriptions={"y": "output"},
     )
     model.train(
-        table.assign(y=y_train),
+        _table(x_train).assign(y=y_train),
         scoring=missing_f1 if is_classification else metrics.mean_squared_error,
         verbose=False,
         ml_for_analytics=False,
         write_gs_param_results_to_file=False,
         **options,
     )
-    return model
+    return lambda x: model.predict(_table(x))
 
 
-def _interrupt_at(deadline: float) -> None:
-    def stop(*_: Any) -> None:
-        raise OutOfTime
+class _Training:
+    """Trains in a process that then waits for features, to predict from them once."""
 
-    signal.signal(signal.SIGALRM, stop)
-    # Again and again: auto_ml has bare excepts that would swallow a single one.
-    signal.setitimer(signal.ITIMER_REAL, max(deadline - time.time(), 0.01), 1.0)
+    def __init__(self, *arguments: Any) -> None:
+        self._pipe, there = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=_serve, args=(there, *arguments))
+        self._process.start()
+        there.close()  # so that the end of the process can be heard
+
+    def wait_until(self, deadline: float) -> str:
+        if not self._pipe.poll(max(deadline - time.time(), 0)):
+            return "out of time"
+        try:
+            self._pipe.recv()
+        except EOFError:  # its traceback stands in the log
+            return "crashed"
+        return "done"
+
+    def predict(self, x: Any) -> Any:
+        self._pipe.send(x)
+        return self._pipe.recv()
+
+    def stop(self) -> None:
+        self._process.kill()
+
+
+def _serve(connection: Any, *arguments: Any) -> None:
+    predict = _train(*arguments)
+    connection.send("ready")
+    connection.send(predict(connection.recv()))
+
+
+def _table(x: Any) -> Any:
+    # By name: type checkers of the project cannot see packages of this interpreter.
+    pandas = importlib.import_module("pandas")
+    return pandas.DataFrame(x, columns=[f"x{column}" for column in range(x.shape[1])])
 
 
 def _versions() -> dict[str, str]:
