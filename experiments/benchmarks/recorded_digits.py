@@ -65,15 +65,17 @@ def local_trials(env: CompressionEnv, store: JudgementStore) -> dict[Choices, fl
 
 
 def attack(task: RecordedTask, env: CompressionEnv, store: JudgementStore) -> None:
-    """Prints what the best plans of long searches on the record are predicted to be, and are."""
-    print("| search | plans | predicted | judged | largest excess | RMSE |")
+    """Prints what the best new plans of long searches are predicted to be, and what they are."""
+    recorded = {tuple(int(i) for i in plan) for plan in task.plans}
+    print("| search | new plans | predicted | judged | largest excess | RMSE |")
     print("|---|---|---|---|---|---|")
     for agent, episodes, seeds in ATTACKS:
         predicted: dict[Choices, float] = {}
         for seed in seeds:
             found = search_surrogate(task, BUDGET, agent, episodes, seed)
             pairs = zip(found.plans, found.predicted, strict=True)
-            predicted |= dict(list(pairs)[:ATTACK_PLANS])
+            new = [(plan, value) for plan, value in pairs if plan not in recorded]
+            predicted |= dict(new[:ATTACK_PLANS])
         judged = np.array(list(judge_plans(env, predicted, store).values()))
         error = np.array(list(predicted.values())) - judged
         print(
@@ -110,14 +112,16 @@ def show(quality: Mapping[str, Any]) -> None:
                 for part in ("all", "top")
             )
             print(f"| {name} | {row['all']['n']} | {every} | {top} |")
-    print("| round | new plans | winners | predicted | judged | best | RMSE |")
-    print("|---|---|---|---|---|---|---|")
-    rounds = [*quality["refinement"], {"new_plans": 0, **quality["winners"]}]
-    for number, row in enumerate(rounds, start=1):
-        print(
-            f"| {number} | {row['new_plans']} | {row['searches']} | {row['predicted']:.4f} "
-            f"| {row['judged']:.4f} | {row['best_judged']:.4f} | {row['rmse']:.4f} |"
-        )
+    print("| searches on the surrogate | winners | predicted | judged | best | RMSE |")
+    print("|---|---|---|---|---|---|")
+    rows = {f"round {i}": row for i, row in enumerate(quality["refinement"], start=1)}
+    rows |= {"fresh ones": quality["winners"], "not recorded": quality["winners"]["unseen"]}
+    for name, row in rows.items():
+        if row:
+            print(
+                f"| {name} | {row['searches']} | {row['predicted']:.4f} | {row['judged']:.4f} "
+                f"| {row['best_judged']:.4f} | {row['rmse']:.4f} |"
+            )
 
 
 def main(

@@ -213,12 +213,16 @@ class _Recorder:
             search_surrogate(task, str(self.env.budget), agent, episodes, seed)
             for seed in range(o.check_seeds)
         ]
-        judged = self._judged(list(dict.fromkeys(search.plans[0] for search in searches)))
-        winners = [(search.predicted[0], judged[search.plans[0]]) for search in searches]
-        if winners:
+        best = {search.plans[0]: search.predicted[0] for search in searches}
+        judged = self._judged(list(best))
+        unseen = [(best[p], judged[p]) for p in best if p not in self.pool.judged]
+        if best:
             self.quality["winners"] = {
-                "agent": agent, "episodes": episodes, **_of_winners(winners),
-            }  # fmt: skip
+                "agent": agent,
+                "episodes": episodes,
+                **_of_winners([(s.predicted[0], judged[s.plans[0]]) for s in searches]),
+                "unseen": _of_winners(unseen) if unseen else None,
+            }
         return replace(task, quality=self.quality)
 
     def _judged(self, plans: Sequence[Choices]) -> dict[Choices, float]:
