@@ -15,6 +15,8 @@ from amc_env.plan import CompressionPlan, Decision
 from learners.base import Learner
 from learners.training import TrainingConfig
 
+_CURVES = ("layer_errors", "gradient_scores")
+
 
 class FixedDecisions(Learner):
     """A view of a learner in which some decisions are fixed and the others are free.
@@ -101,14 +103,13 @@ class FixedDecisions(Learner):
         """Offers what not every learner does, where this one does, in terms of the free decisions.
 
         ``evaluate_full`` and ``kept_units`` take a plan of the free decisions, ``layer_errors``
-        returns their curves.
+        and ``gradient_scores`` return their curves.
         """
-        if name not in ("evaluate_full", "kept_units", "layer_errors") or "learner" not in vars(
-            self
-        ):
+        offered = ("evaluate_full", "kept_units", *_CURVES)
+        if name not in offered or "learner" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         method = getattr(self.learner, name)
-        if name == "layer_errors":
+        if name in _CURVES:
             free = {d.key for d in self.decisions}
             return lambda: {key: curve for key, curve in method().items() if key in free}
         return lambda plan: method(self.whole(plan))

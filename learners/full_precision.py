@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches, Learner
+from learners.gradient_scores import Scores
 from learners.tracing import trace
 from learners.training import TrainingConfig, evaluate
 
@@ -51,6 +52,10 @@ class FullPrecision(Learner):
         """Return a copy of the network."""
         _check_empty(plan)
         return copy.deepcopy(self.model).eval()
+
+    def gradient_scores(self) -> Scores:
+        """Return no curves: nothing is decided."""
+        return {}
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(precision=self.precision)

@@ -26,6 +26,7 @@ from learners.parts import (
     check_same_network,
     interleaved,
     plan_of,
+    scores_of,
 )
 from learners.proxy import Proxy, finetune_briefly
 from learners.quantization.learner import QuantizationLearner
@@ -74,6 +75,10 @@ class QuantizationPart:
     def layer_errors(self) -> ErrorCurves:
         """Returns the quantization error of every choice."""
         return self.learner.layer_errors()
+
+    def gradient_scores(self) -> ErrorCurves:
+        """Returns the estimated rise of the loss by every choice, in nats."""
+        return self.learner.gradient_scores()
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,20 @@ class JointCompression(Learner):
         curves: ErrorCurves = {}
         for part in self.parts:
             curves |= part.layer_errors()
+        return {d.key: curves[d.key] for d in self.decisions}
+
+    def gradient_scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        The curves of all parts, each while all else of the original is whole; on one scale, see
+        ``learners.gradient_scores``.
+
+        Raises:
+            CompressionError: If a part offers none.
+        """
+        curves: ErrorCurves = {}
+        for part in self.parts:
+            curves |= scores_of(part)
         return {d.key: curves[d.key] for d in self.decisions}
 
     def _candidate(self, plan: CompressionPlan, seconds: PartSeconds | None = None) -> nn.Module:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from amc_env.errors import PlanMismatchError
+from amc_env.errors import CompressionError, PlanMismatchError
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
 
@@ -71,6 +71,18 @@ class PlanPart(Protocol):
         """Returns decision key -> error of every choice, relative to the output; the last is least.
 
         Comparable between parts: squared error over squared output of the layers concerned.
+        """
+
+
+@runtime_checkable
+class ScoredPart(PlanPart, Protocol):
+    """A part that also estimates what its choices cost the loss."""
+
+    def gradient_scores(self) -> ErrorCurves:
+        """Returns decision key -> rise of the loss by every choice; the last is least.
+
+        Comparable between parts: in nats, while all else of the original is whole, see
+        ``learners.gradient_scores``.
         """
 
 
@@ -135,6 +147,20 @@ def plan_of(part: PlanPart, plan: CompressionPlan) -> CompressionPlan:
         return CompressionPlan({d.key: plan[d.key] for d in part.decisions})
     except KeyError as error:
         raise PlanMismatchError(f"The plan lacks decisions of this network: {error}.") from error
+
+
+def scores_of(part: PlanPart) -> ErrorCurves:
+    """Returns the gradient scores of a part.
+
+    Raises:
+        CompressionError: If it offers none.
+    """
+    if not isinstance(part, ScoredPart):
+        raise CompressionError(
+            f"Expected parts that offer gradient_scores(), got the part {part.name!r} without; "
+            f"add the method (see learners.parts.ScoredPart), or use layer_errors()."
+        )
+    return part.gradient_scores()
 
 
 def check_same_network(parts: Sequence[PlanPart]) -> None:

@@ -57,6 +57,14 @@ class Proxy:
             raise ValueError(f"Expected finetune_steps >= 0, got {finetune_steps}.")
         return cls("reconstruction" in name, "recalibration" in name, finetune_steps)
 
+    def restores_mean(self, has_norm: bool) -> bool:
+        """Whether repairs restore the mean of what a layer emits.
+
+        Args:
+            has_norm: Whether a batch norm is right behind it.
+        """
+        return self.reconstruct or (self.recalibrate and has_norm)
+
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     """Returns the batch norms that keep running statistics."""

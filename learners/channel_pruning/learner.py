@@ -14,11 +14,7 @@ from torch import Tensor, nn
 
 from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
-from learners.candidates import (
-    Evaluator,
-    fusion_works,
-    limited_threads,
-)
+from learners.candidates import Evaluator, fusion_works, limited_threads
 from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.channel_pruning.preparation import preload
@@ -28,6 +24,7 @@ from learners.channel_pruning.reconstruction import (
     prepare_reconstruction,
     write_layer,
 )
+from learners.channel_pruning.scores import Repair, gradient_scores
 from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
@@ -137,8 +134,8 @@ class ChannelPruning(Learner):
             self._training_dtype = working_dtype(reference, precision, self.device)
             self._prepare_evaluators(reference, held_out, classes, images, n_validation)
             self._data = preload(
-                images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
-                self.device, self._layout, seed,
+                images[:n_recalibration], labels[:n_recalibration], train, finetune_steps,
+                example_input, n_outputs, self.device, self._layout, seed,
             )  # fmt: skip
             self._prepare_statistics(reference, images, progress)
             self.ranking = self._rank(reference, images, labels, scorer)
@@ -383,6 +380,19 @@ class ChannelPruning(Learner):
         return {
             d.key: error_curve(d, self.traced, self._layers, self.select) for d in self.decisions
         }
+
+    def gradient_scores(self) -> dict[str, np.ndarray]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        Per decision key an array over its choices, from gradients on the recalibration images;
+        the layers that read the group are repaired, all else is whole, see
+        ``learners.gradient_scores``. It never rises; the last entry, nothing cut, is 0.
+        """
+        repair = Repair(self._layers, self.proxy, self._norms)
+        with limited_threads(self.threads):
+            return gradient_scores(
+                self.decisions, self.traced, repair, self.select, self._data.labelled()
+            )
 
     def _training_defaults(self) -> TrainingConfig:
         return TrainingConfig(seed=self.seed)

@@ -22,15 +22,22 @@ class Preloaded:
 
     Args:
         recalibration: Images for batch-norm statistics.
+        labels: Their classes, for gradients.
         training: ``(images, labels)`` of the SGD steps.
     """
 
     recalibration: list[Tensor]
+    labels: list[Tensor] = field(default_factory=list)
     training: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def labelled(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns the recalibration images with their classes."""
+        return list(zip(self.recalibration, self.labels, strict=True))
 
 
 def preload(
     images: Tensor,
+    labels: Tensor,
     train_batches: Batches | None,
     steps: int,
     example: Tensor,
@@ -43,6 +50,7 @@ def preload(
 
     Args:
         images: For the batch-norm statistics.
+        labels: Their classes.
         train_batches: For the SGD steps.
         steps: How many of these there are; so many batches are loaded at most.
         example: One batch as the network takes it.
@@ -54,7 +62,8 @@ def preload(
     Raises:
         InputDataError: If there is no training batch, or one does not fit the network.
     """
-    data = Preloaded(image_batches(images, RECALIBRATION_BATCH, device, layout))
+    parts = image_batches(images, RECALIBRATION_BATCH, device, layout)
+    data = Preloaded(parts, list(torch.split(labels, [len(part) for part in parts])))
     if not steps or train_batches is None:
         return data
     with seeded(train_batches, seed):

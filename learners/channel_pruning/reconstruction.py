@@ -46,6 +46,7 @@ class LayerReconstruction:
         self.conv_groups = statistics.gram.shape[0]
         self.ridge = ridge
         self.kernel_size = weight[0, 0].numel()
+        self.rows = statistics.rows
         self.mean: Tensor | None = None
         self.gram = statistics.gram
         if bias is not None:

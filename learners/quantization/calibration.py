@@ -46,6 +46,10 @@ class Observation:
     outputs: Mapping[str, LayerOutputs]
     calls: Mapping[str, int]
 
+    def once(self) -> dict[str, LayerOutputs]:
+        """Returns the outputs of the layers that run once, which can be matched."""
+        return {name: seen for name, seen in self.outputs.items() if self.calls[name] == 1}
+
 
 def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """Returns the weights of a layer, and which of them count (``None`` if all do)."""

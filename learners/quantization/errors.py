@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from learners.quantization.quantizer import Quantizer
 
 _IMAGES = 32
 
+See = Callable[[Decision, int, nn.Module, Tensor, Tensor], None]
+"""``(decision, index of the choice, layer, its output in float, change of the output)``."""
 
-@torch.no_grad()
+
 def layer_errors(
     network: nn.Module,
     images: Tensor,
@@ -35,47 +37,66 @@ def layer_errors(
     """
     curves = {d.key: np.zeros(len(d.choices)) for d in decisions}
 
-    def measure(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str) -> None:
+    def measure(
+        decision: Decision, index: int, layer: nn.Module, outputs: Tensor, change: Tensor
+    ) -> None:
+        energy = _energy(outputs, layer)
+        lost = _energy(change, layer) / energy if energy > 0.0 else 0.0
+        curves[decision.key][index] = lost
+
+    watch_changes(network, images[:_IMAGES], decisions, quantizers, measure)
+    return curves
+
+
+@torch.no_grad()
+def watch_changes(
+    network: nn.Module,
+    images: Tensor,
+    decisions: Sequence[Decision],
+    quantizers: Mapping[str, Sequence[Quantizer | None]],
+    see: See,
+) -> None:
+    """Shows what every choice changes of its layer's output, while the float network runs.
+
+    Args:
+        network: The folded float network in ``eval`` mode.
+        images: One batch.
+        decisions: What is decided.
+        quantizers: Decision key -> quantizer per choice; choices of ``None`` change nothing, and
+            are not shown.
+        see: Called for every choice at every call of its layer.
+    """
+
+    def show(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         for d in decisions:
-            if d.target == name:
-                curves[d.key] = _curve(layer, inputs[0], outputs, d.kind, quantizers[d.key])
+            if d.target != name:
+                continue
+            for index, quantizer in enumerate(quantizers[d.key]):
+                if quantizer is not None:
+                    found = _quantized(layer, inputs[0], d.kind, quantizer)
+                    see(d, index, layer, outputs, found - outputs)
 
     handles = []
     for name in dict.fromkeys(d.target for d in decisions):
         handles.append(
             network.get_submodule(name).register_forward_hook(
-                lambda layer, inputs, outputs, name=name: measure(layer, inputs, outputs, name)
+                lambda layer, inputs, outputs, name=name: show(layer, inputs, outputs, name)
             )
         )
     try:
-        network(images[:_IMAGES])
+        network(images)
     finally:
         for handle in handles:
             handle.remove()
-    return curves
 
 
-def _curve(
-    layer: nn.Module,
-    x: Tensor,
-    outputs: Tensor,
-    kind: DecisionKind,
-    quantizers: Sequence[Quantizer | None],
-) -> np.ndarray:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    energy = _energy(outputs, layer)
-    curve = np.zeros(len(quantizers))
-    if energy <= 0.0:
-        return curve
-    for index, quantizer in enumerate(quantizers):
-        if quantizer is None:
-            continue
-        if kind is DecisionKind.WEIGHT_BITS:
-            found = _apply(layer, x, _masked(layer, quantizer(layer.weight)))
-        else:
-            found = _apply(layer, quantizer(x), _masked(layer, layer.weight))
-        curve[index] = _energy(found - outputs, layer) / energy
-    return curve
+def _quantized(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, kind: DecisionKind, quantizer: Quantizer
+) -> Tensor:
+    if kind is DecisionKind.WEIGHT_BITS:
+        return _apply(layer, x, _masked(layer, quantizer(layer.weight)))
+    return _apply(layer, quantizer(x), _masked(layer, layer.weight))
 
 
 def _masked(layer: nn.Module, weight: Tensor) -> Tensor:

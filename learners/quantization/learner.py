@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_env.cost import BytesCost, CostModel, make_cost
-from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
@@ -42,16 +41,17 @@ from learners.quantization.preparation import (
     check_fitting,
     check_judging,
     header_bytes,
+    observe_layers,
     quantized_proxy,
     quantized_training,
     read_images,
     training_batches,
 )
 from learners.quantization.quantizer import Quantizer
+from learners.quantization.scores import gradient_scores
 from learners.quantization.structure import (
     folded_copy,
     folded_like,
-    quantizable_layers,
     quantize_layers,
     same_state,
 )
@@ -59,7 +59,6 @@ from learners.timing import EpisodeSeconds
 from learners.tracing import TracedModel, trace
 from learners.training import TrainingConfig
 
-_CALIBRATION_BATCH = 64
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 
 
@@ -152,14 +151,18 @@ class QuantizationLearner(Learner):
         reference = self._reference = copy.deepcopy(model).to(self.device).eval()
         check_weights(reference)
         given = read_images(reference, calibration, validation, n_calibration, example_input)
-        (images, _), held_out, n_outputs = given
+        (images, labels), held_out, n_outputs = given
+        self._labels = labels[:n_recalibration]
         images = images.to(self.device)
         self._layout = layout_of(reference, images[:1])
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
             self._float, self._folded = folded_copy(reference, laid_out(images[:8], self._layout))
-            self._observe(images, n_recalibration, ignore, progress)
+            self._recalibration, self._observation, self.layers = observe_layers(
+                self._float, self.graph, images, n_recalibration, ignore,
+                layout=self._layout, seed=seed, progress=progress,
+            )  # fmt: skip
             self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
             self._price()
@@ -169,23 +172,6 @@ class QuantizationLearner(Learner):
             train, finetune_steps, example_input, n_outputs, self.device,
             layout=self._layout, seed=seed,
         )  # fmt: skip
-
-    def _observe(
-        self, images: Tensor, n_recalibration: int, ignore: Sequence[str], progress: bool
-    ) -> None:
-        """Runs the float network over the calibration images; finds what can be quantized."""
-        names = quantizable_layers(self._float, self.graph, ignore)
-        self._recalibration = laid_out(images[:n_recalibration], self._layout)
-        batches = [laid_out(x, self._layout) for x in torch.split(images, _CALIBRATION_BATCH)]
-        seen = observe(self._float, batches, names, seed=self.seed, progress=progress)
-        there = observe(self._float, [self._recalibration], names, seed=self.seed)
-        self._observation = Observation(seen.inputs, there.outputs, there.calls)
-        self.layers: tuple[str, ...] = tuple(n for n in names if n in seen.inputs)
-        if not self.layers:
-            raise UntraceableModelError(
-                f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
-                f"{[x.name for x in self.graph.layers]} none is one (ignored: {list(ignore)})."
-            )
 
     def _choose(self, weight_bits: Bits, activation_bits: Bits, first_last: int | None) -> None:
         """Says what is decided."""
@@ -363,8 +349,8 @@ class QuantizationLearner(Learner):
         return stored_bytes(folded, widths, self._make_weight_quantizer)
 
     def _match(self, network: nn.Module, seen: Observation) -> None:
-        once = {n: o for n, o in seen.outputs.items() if seen.calls[n] == 1}
-        match_outputs(network, self._recalibration, once, [*self._folded.values()], torch.float32)
+        folded = [*self._folded.values()]
+        match_outputs(network, self._recalibration, seen.once(), folded, torch.float32)
 
     def _candidate(
         self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None
@@ -394,6 +380,19 @@ class QuantizationLearner(Learner):
         quantizers = self._fitted.of_choices(self.decisions)
         with limited_threads(self.threads):
             return layer_errors(self._float, self._recalibration, self.decisions, quantizers)
+
+    def gradient_scores(self) -> dict[str, np.ndarray]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        Per decision key an array over its choices, while all else is float; see
+        ``learners.gradient_scores``. It never rises, and is 0 for float.
+        """
+        images, quantizers = self._recalibration, self._fitted.of_choices(self.decisions)
+        matched = self._observation.once() if self.proxy.recalibrate else ()
+        with limited_threads(self.threads):
+            return gradient_scores(
+                self._float, images, self._labels, self.decisions, quantizers, matched
+            )
 
     def _training_defaults(self) -> TrainingConfig:
         return quantized_training(self.seed)

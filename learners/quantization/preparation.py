@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from amc_env.errors import InputDataError
+from amc_env.errors import InputDataError, UntraceableModelError
+from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
 from learners.intake import check_labels, collect, count_outputs
@@ -18,14 +19,17 @@ from learners.layout import laid_out
 from learners.masking import masked_layers
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
+from learners.quantization.calibration import Observation, observe
 from learners.quantization.decisions import Bits, check_bits
 from learners.quantization.packing import packed_bytes
 from learners.quantization.ranges import check_rule
+from learners.quantization.structure import quantizable_layers
 from learners.quantization.uniform_quantizer import check_granularity
 from learners.stepping import seeded
 from learners.training import TrainingConfig
 
 PROXIES = ("none", "recalibration")
+_CALIBRATION_BATCH = 64
 QUANTIZED_LEARNING_RATE = 0.01
 QUANTIZED_GRADIENT_CLIP = 1.0
 
@@ -139,6 +143,52 @@ def check_not_constant(images: Tensor) -> None:
             "Expected calibration images that differ, got the same constant everywhere: no "
             "range of activations can be found; pass real training images."
         )
+
+
+def observe_layers(
+    network: nn.Module,
+    graph: LayerGraph,
+    images: Tensor,
+    n_recalibration: int,
+    ignore: Sequence[str],
+    *,
+    layout: torch.memory_format,
+    seed: int,
+    progress: bool,
+) -> tuple[Tensor, Observation, tuple[str, ...]]:
+    """Runs the float network over the calibration images; finds what can be quantized.
+
+    Args:
+        network: The folded network.
+        graph: Facts about it.
+        images: Calibration images on its device.
+        n_recalibration: Images on which outputs are matched, the first ones.
+        ignore: Layers (or modules that hold them) that stay in float.
+        layout: Of images; see ``learners.layout``.
+        seed: Of the random sample of inputs.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The recalibration images, inputs of all layers on all images and outputs on these, and
+        the layers that ran, in network order.
+
+    Raises:
+        InputDataError: If an activation is NaN or infinite.
+        UntraceableModelError: If no layer of the network can be quantized.
+        ValueError: If a name to ignore is that of no layer.
+    """
+    names = quantizable_layers(network, graph, ignore)
+    recalibration = laid_out(images[:n_recalibration], layout)
+    batches = [laid_out(x, layout) for x in torch.split(images, _CALIBRATION_BATCH)]
+    seen = observe(network, batches, names, seed=seed, progress=progress)
+    there = observe(network, [recalibration], names, seed=seed)
+    layers = tuple(n for n in names if n in seen.inputs)
+    if not layers:
+        raise UntraceableModelError(
+            f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
+            f"{[x.name for x in graph.layers]} none is one (ignored: {list(ignore)})."
+        )
+    return recalibration, Observation(seen.inputs, there.outputs, there.calls), layers
 
 
 def training_batches(

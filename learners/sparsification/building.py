@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from amc_env.errors import PlanMismatchError
+from amc_env.plan import CompressionPlan, Decision
 from learners.channel_pruning.reconstruction import write_layer
 from learners.masking import sparse_layer
 from learners.quantization.structure import replace_module
@@ -28,6 +30,30 @@ def weight_of(network: nn.Module, name: str) -> Tensor:
             f"{type(module).__name__}."
         )
     return module.weight.detach()
+
+
+def counts_in(
+    network: nn.Module, decisions: Sequence[Decision], plan: CompressionPlan
+) -> dict[str, int]:
+    """Returns layer -> weights that stay in a network with other shapes than the original.
+
+    Layers that lose none are left out.
+
+    Args:
+        network: The network.
+        decisions: Of the original.
+        plan: The densities.
+
+    Raises:
+        PlanMismatchError: If the plan does not fit, or the network lacks a layer.
+    """
+    kept = {}
+    for d, value in zip(decisions, plan.values_for(decisions), strict=True):
+        size = weight_of(network, d.target).numel()
+        count = max(math.floor(value * size + 1e-6), 1)  # never more than is allowed, or none
+        if count < size:
+            kept[d.target] = count
+    return kept
 
 
 def with_zeros(

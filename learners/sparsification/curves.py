@@ -1,36 +1,104 @@
-"""What a density costs the layer's own output, from the Gram matrices alone."""
+"""What a density costs the layer's own output, and the loss, from the Gram matrices alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
+from torch import nn
 
 from amc_env.plan import Decision
 from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.gradient_scores import (
+    Batch,
+    Scores,
+    curvature_root,
+    falling,
+    rise_from_weights,
+    weight_fisher,
+)
+from learners.sparsification.building import weight_of
 from learners.sparsification.fitted import FittedWeights
 from learners.sparsification.refit import relative_error
 
 _POINTS = 10
 
 
-def error_curve(
-    decision: Decision,
-    weight: Tensor,
-    layer: LayerReconstruction | None,
+def layer_errors(
+    decisions: Sequence[Decision],
+    network: nn.Module,
+    layers: Mapping[str, LayerReconstruction],
     fitted: FittedWeights,
-) -> np.ndarray:
-    """Returns the share of its output energy that a layer loses at every choice.
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Returns decision key -> the share of its output energy that a layer loses at every choice.
+
+    Args:
+        decisions: Densities.
+        network: The original.
+        layers: Moments of the inputs; layers without lose their share of squared weights.
+        fitted: Solves.
+    """
+
+    def error(name: str, keep: int) -> float:
+        if name in layers:
+            return relative_error(layers[name], fitted.solve(name, keep)[0])
+        weight = weight_of(network, name)
+        lost = weight[~fitted.mask(name, keep)].double().square().sum()
+        return float(lost / weight.double().square().sum().clamp(min=1e-30))
+
+    return {d.key: _curve(d, partial(error, d.target)) for d in decisions}
+
+
+def gradient_scores(
+    decisions: Sequence[Decision],
+    network: nn.Module,
+    layers: Mapping[str, LayerReconstruction],
+    fitted: FittedWeights,
+    batches: Sequence[Batch],
+    restores_mean: Callable[[str], bool],
+) -> Scores:
+    """Returns decision key -> the estimated rise of the loss at every choice, in nats.
+
+    By equation (1) of ``learners.gradient_scores`` for the change of the weights, the re-fit
+    included; layers without moments or gradients by equation (2) for the weights set to zero.
+
+    Args:
+        decisions: Densities.
+        network: The original.
+        layers: Moments of the inputs.
+        fitted: Solves.
+        batches: Calibration images and their classes.
+        restores_mean: Whether the mean of a layer's outputs is restored.
+    """
+    roots = curvature_root(network, batches, [d.target for d in decisions if d.target in layers])
+    rest = [d.target for d in decisions if d.target not in roots]
+    fisher = weight_fisher(network, batches, [f"{name}.weight" for name in rest])
+    energies = {
+        name: 0.5 * fisher[f"{name}.weight"] * weight_of(network, name).double().square()
+        for name in rest
+    }
+
+    def rise(name: str, keep: int) -> float:
+        if name not in roots:
+            return float(energies[name][~fitted.mask(name, keep)].sum())
+        weight = fitted.solve(name, keep)[0]
+        return rise_from_weights(
+            roots[name], layers[name], weight, mean_restored=restores_mean(name)
+        )
+
+    return {d.key: _curve(d, partial(rise, d.target)) for d in decisions}
+
+
+def _curve(decision: Decision, error: Callable[[int], float]) -> npt.NDArray[np.float64]:
+    """Returns the errors at all choices; 0 where all weights stay.
 
     Solved at ten densities in equal ratios, interpolated between them; never rising.
 
     Args:
         decision: The layer's decision.
-        weight: Its original weight.
-        layer: Its moments; without them the share of squared weights lost is returned.
-        fitted: Solves.
-
-    Returns:
-        Shape (choices,).
+        error: Number of weights that stay -> error.
     """
     choices = np.array(decision.choices)
     wished = np.geomspace(choices[0], 1.0, min(_POINTS, len(choices)))
@@ -38,14 +106,8 @@ def error_curve(
     errors = np.zeros(len(places))
     for index, place in enumerate(places):
         keep = decision.units(choices[place])
-        if keep == decision.size:
-            continue
-        if layer is not None:
-            errors[index] = relative_error(layer, fitted.solve(decision.target, keep)[0])
-        else:
-            lost = weight[~fitted.mask(decision.target, keep)].double().square().sum()
-            errors[index] = float(lost / weight.double().square().sum().clamp(min=1e-30))
+        if keep < decision.size:
+            errors[index] = error(keep)
     # More weights by magnitude are a superset, so that only rounding could make an error rise.
-    falling = np.maximum.accumulate(errors[::-1])[::-1]
-    curve: np.ndarray = np.interp(choices, choices[places], falling)
+    curve: npt.NDArray[np.float64] = np.interp(choices, choices[places], falling(errors))
     return curve

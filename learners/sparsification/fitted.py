@@ -55,6 +55,18 @@ def moments_of_layers(
     return prepare_reconstruction(network, moments, norms)
 
 
+def moments_in(
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    names: Sequence[str],
+    norms: Mapping[str, str],
+    seed: int,
+) -> dict[str, LayerReconstruction]:
+    """Runs any network once over images that are laid out already; see the function above."""
+    moments = collect_statistics(network, batches, names, seed=seed)
+    return prepare_reconstruction(network, moments, norms)
+
+
 class FittedWeights:
     """Masks by magnitude and re-fitted weights, layer by layer.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,8 +18,7 @@ from amc_env.storage import StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import limited_threads
 from learners.channel_pruning.preparation import preload
-from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
-from learners.channel_pruning.statistics import collect_statistics
+from learners.channel_pruning.reconstruction import LayerReconstruction
 from learners.fusion import following_norms
 from learners.hooks import TrainingHook
 from learners.intake import check_weights
@@ -30,10 +28,10 @@ from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.quantization.judge import QuantizedJudge
 from learners.quantization.preparation import check_counts, check_training, read_images
-from learners.sparsification.building import masked, weight_of, with_zeros
-from learners.sparsification.curves import error_curve
+from learners.sparsification.building import counts_in, masked, weight_of, with_zeros
+from learners.sparsification.curves import gradient_scores, layer_errors
 from learners.sparsification.finalise import finalise
-from learners.sparsification.fitted import FittedWeights, moments_of_layers
+from learners.sparsification.fitted import FittedWeights, moments_in, moments_of_layers
 from learners.sparsification.layers import sparse_choice
 from learners.sparsification.patterns import Pattern
 from learners.sparsification.protocols import check_density, plan_for, scores_of
@@ -142,7 +140,7 @@ class WeightSparsification(Learner):
         check_weights(self.original)
         needed = max(n_calibration, n_recalibration)
         given = read_images(self.original, calibration, validation, needed, example_input)
-        (images, _), held_out, n_outputs = given
+        (images, labels), held_out, n_outputs = given
         traced: TracedModel = trace(self.original, example_input.to(self.device))
         self.graph = traced.graph
         choice = sparse_choice(self.original, self.graph, self.pattern, min_density, ignore)
@@ -151,8 +149,8 @@ class WeightSparsification(Learner):
         self._training_dtype = working_dtype(self.original, precision, self.device)
         layout = layout_of(self.original, images[:1].to(self.device))
         self._data = preload(
-            images[:n_recalibration], train, finetune_steps, example_input, n_outputs,
-            self.device, layout, seed,
+            images[:n_recalibration], labels[:n_recalibration], train, finetune_steps,
+            example_input, n_outputs, self.device, layout, seed,
         )  # fmt: skip
         with limited_threads(threads):
             # Candidates are plain networks with zeros: what runs of them is what runs of this one.
@@ -319,18 +317,11 @@ class WeightSparsification(Learner):
         self, network: nn.Module, plan: CompressionPlan
     ) -> tuple[dict[str, int], FittedWeights]:
         """Returns what stays of a network that is not the original, and its re-fit."""
-        kept = {}
-        for d, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
-            size = weight_of(network, d.target).numel()
-            count = max(math.floor(value * size + 1e-6), 1)  # never more than is allowed, or none
-            if count < size:
-                kept[d.target] = count
+        kept = counts_in(network, self.decisions, plan)
         layers: dict[str, LayerReconstruction] = {}
         if self.proxy.reconstruct and kept:
-            moments = collect_statistics(
-                network.eval(), self._data.recalibration, list(kept), seed=self.seed
-            )
-            layers = prepare_reconstruction(network, moments, self._norms)
+            batches = self._data.recalibration
+            layers = moments_in(network.eval(), batches, list(kept), self._norms, self.seed)
         return kept, FittedWeights(network, layers, self.pattern, self.proxy.reconstruct)
 
     def _candidate(
@@ -381,11 +372,19 @@ class WeightSparsification(Learner):
         last entry, nothing zero, is 0. Layers without statistics count the squared weights lost.
         """
         with limited_threads(self.threads):
-            weights = [(d, weight_of(self.original, d.target)) for d in self.decisions]
-            return {
-                d.key: error_curve(d, weight, self._layers.get(d.target), self._fitted)
-                for d, weight in weights
-            }
+            return layer_errors(self.decisions, self.original, self._layers, self._fitted)
+
+    def gradient_scores(self) -> dict[str, np.ndarray]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        Per decision key an array over its choices, the layer re-fitted while all else is whole;
+        see ``learners.gradient_scores``. It never rises; the last entry, nothing zero, is 0.
+        """
+        with limited_threads(self.threads):
+            return gradient_scores(
+                self.decisions, self.original, self._layers, self._fitted, self._data.labelled(),
+                lambda name: self.proxy.restores_mean(name in self._norms),
+            )  # fmt: skip
 
     def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         # Masks that keep everything need no schedule.

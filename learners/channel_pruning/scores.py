@@ -1,0 +1,128 @@
+"""What cutting one group costs the loss, estimated from gradients and the Gram matrices alone.
+
+Equation (1) of ``learners.gradient_scores``, summed over the layers that read the group; ``D`` is
+what the repair changes of their weights, the cut columns included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amc_env.plan import Decision
+from learners.channel_pruning.ranking import per_unit, read_or_made
+from learners.channel_pruning.reconstruction import LayerReconstruction
+from learners.gradient_scores import (
+    Batch,
+    Scores,
+    curvature_root,
+    falling,
+    rise_from_weights,
+    weight_fisher,
+)
+from learners.proxy import Proxy
+from learners.tracing import TracedModel, UnitSlot
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What happens to layers whose inputs are cut.
+
+    Args:
+        layers: Layers with input statistics.
+        proxy: Whether they are fitted, and batch norms measured again.
+        norms: Layers with a batch norm right behind them.
+    """
+
+    layers: Mapping[str, LayerReconstruction]
+    proxy: Proxy
+    norms: Collection[str]
+
+    def weight(self, name: str, inputs: Tensor) -> Tensor:
+        """Returns the weights of a layer that keeps some inputs, zeros for the others."""
+        layer = self.layers[name]
+        original = layer.weight.reshape(layer.shape)
+        kept = original.index_select(1, inputs.to(original.device))
+        if self.proxy.reconstruct:
+            kept = layer.solve(inputs)[0].to(original)
+        return torch.zeros_like(original).index_copy(1, inputs.to(original.device), kept)
+
+
+def gradient_scores(
+    decisions: Sequence[Decision],
+    traced: TracedModel,
+    repair: Repair,
+    select: Callable[[str, int], Tensor],
+    batches: Sequence[Batch],
+) -> Scores:
+    """Returns decision key -> the estimated rise of the loss for every choice, in nats.
+
+    Readers without moments or gradients, and groups that nothing with weights reads, count the
+    weights of the cut units by equation (2) of ``learners.gradient_scores``.
+
+    Args:
+        decisions: Keep ratios.
+        traced: The traced network.
+        repair: Of the layers that read a group.
+        select: Group and count -> the units that stay, sorted.
+        batches: Calibration images and their classes.
+    """
+    consumers = {group.name: group.consumers for group in traced.graph.groups}
+    names = dict.fromkeys(n for d in decisions for n in consumers[d.target] if n in repair.layers)
+    roots = curvature_root(traced.model, batches, names)
+    rest = {
+        d.target: [s for s in read_or_made(traced, d.target) if not _is_covered(s, roots)]
+        for d in decisions
+    }
+    units = _unit_scores(traced, rest, batches)
+    curves = {}
+    for d in decisions:
+        curve = np.zeros(len(d.choices))
+        for index, choice in enumerate(d.choices[:-1]):
+            kept = {d.target: select(d.target, d.units(choice))}
+            for name in consumers[d.target]:
+                if name in roots:
+                    curve[index] += rise_from_weights(
+                        roots[name],
+                        repair.layers[name],
+                        repair.weight(name, traced.kept_inputs(name, kept)),
+                        mean_restored=repair.proxy.restores_mean(name in repair.norms),
+                    )
+            if d.target in units:
+                whole = units[d.target]
+                curve[index] += float(whole.sum() - whole[kept[d.target]].sum())
+        curves[d.key] = falling(curve)
+    return curves
+
+
+def _is_covered(slot: UnitSlot, roots: Collection[str]) -> bool:
+    return slot.role == "consumer" and slot.module in roots
+
+
+def _unit_scores(
+    traced: TracedModel, slots: Mapping[str, Sequence[UnitSlot]], batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    """Returns equation (2) per unit, shape (size,), of the groups that have such slots."""
+    parameters = dict(traced.model.named_parameters())
+    found = {
+        group: [(_name(s), s) for s in entries if _name(s) in parameters]
+        for group, entries in slots.items()
+    }
+    found = {group: entries for group, entries in found.items() if entries}
+    wanted = dict.fromkeys(name for entries in found.values() for name, _ in entries)
+    fisher = weight_fisher(traced.model, batches, wanted)
+    scores: dict[str, Tensor] = {}
+    for group, entries in found.items():
+        for name, slot in entries:
+            energy = 0.5 * fisher[name] * parameters[name].detach().double().square()
+            of_slot = per_unit(energy, slot).sum(1).cpu()
+            scores[group] = scores[group] + of_slot if group in scores else of_slot
+    return scores
+
+
+def _name(slot: UnitSlot) -> str:
+    return f"{slot.module}.{slot.tensor}".lstrip(".")
