@@ -1,10 +1,10 @@
-"""Agents and DDPG's ingredients side by side on small compression problems.
+"""Agents and readings of the action side by side on small compression problems.
 
 A score of 0 is the uniform plan, 1 the best plan that any run here or a long local search found;
-negative is worse than uniform. Examples::
+negative is worse than uniform. What each part of DDPG's recipe is worth is measured by
+``experiments/recipes/ddpg_ablation.sh``. Examples::
 
     python -m experiments.benchmarks.agents_synthetic --table agents
-    python -m experiments.benchmarks.agents_synthetic --table ablation --instances 3 4 5
     python -m experiments.benchmarks.agents_synthetic --table readings --episodes 60
 """
 
@@ -30,22 +30,6 @@ from agents import AGENTS, Agent, Search, make_agent
 from amc_env import CompressionPlan
 
 _REFERENCE = "long local search"
-
-CENTRE: dict[str, Any] = {"elite_share": 0.25, "sigma": 0.25}
-"""What the ablation varies one thing of."""
-
-ABLATION: dict[str, dict[str, Any]] = {
-    "the defaults (elite_share=0.4, sigma=0.15)": {},
-    "elite_share=0.25, sigma=0.25; all rows below vary this": CENTRE,
-    "no elite episodes (pure DDPG)": CENTRE | {"elite_share": 0.0},
-    "an elite plan in every second episode": CENTRE | {"elite_share": 0.5},
-    "broadcast reward (AMC) instead of Monte-Carlo": CENTRE | {"credit": "broadcast"},
-    "warm-up U(0, 1) instead of around uniform": CENTRE | {"warmup": "random"},
-    "one learning rate, 1e-3": CENTRE | {"actor_learning_rate": 1e-3},
-    "rewards not scaled": CENTRE | {"scale_rewards": False},
-    "1 update per decision instead of 2": CENTRE | {"updates_per_step": 1},
-    "networks 128-128 instead of 300-300": CENTRE | {"hidden": 128},
-}
 
 
 class PlainSB3(Agent):
@@ -137,13 +121,12 @@ def execute(job: Job) -> Run:
 def rows_of(table: str) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     """Returns ``(label, agent, agent options, environment options)`` of a table."""
     if table == "agents":
-        return [(name, name, {}, {}) for name in ("uniform", "random", "local", "ddpg")]
-    if table == "ablation":
-        plain: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+        names = ("uniform", "random", "local", "ddpg", "ddpg-one-shot")
+        return [
+            *((name, name, {}, {}) for name in names),
             ("SB3's DDPG as it comes", "plain-sb3", {}, {}),
             ("SB3's DDPG with NormalActionNoise(0.1)", "plain-sb3", {"noise": 0.1}, {}),
         ]
-        return [*((label, "ddpg", o, {}) for label, o in ABLATION.items()), *plain]
     return [  # what "random" means depends on the reading, what "ddpg" starts from too
         (f"{agent}, {reading}", agent, {}, {"action": reading})
         for agent in ("random", "ddpg")
@@ -229,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--table", choices=["agents", "ablation", "readings"], default="agents")
+    parser.add_argument("--table", choices=["agents", "readings"], default="agents")
     parser.add_argument("--env", default="amc/synthetic-v0")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--layers", type=int, default=12)

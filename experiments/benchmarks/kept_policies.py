@@ -1,0 +1,220 @@
+r"""What a policy is worth that outlives its search.
+
+``--table budgets``: plans for several budgets, either from one search with the budget drawn anew
+each episode (``agents.OnePolicy``), or from a search per budget, at equally many episodes in all::
+
+    python -m experiments.benchmarks.kept_policies --table budgets --episodes 300 --seeds 5 \
+        --out runs/budgets.jsonl
+
+``--table transfer``: a policy is trained on one network and used on another, as it is (one episode)
+and with some episodes of learning, beside searches that begin there with nothing::
+
+    python -m experiments.benchmarks.kept_policies --table transfer --data DIR \
+        --weights resnet20=FILE --weights resnet56=FILE --episodes 20 --seeds 3 \
+        --out runs/transfer.jsonl
+
+Scores are 0 for the uniform plan of the same budget and 1 for the best plan that any row found
+there. Rows are appended to ``--out`` as they come, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from tqdm import tqdm
+
+from agents import DDPG, OnePolicy, make_agent
+from amc_env import Budget, CompressionEnv
+from experiments.tasks import make_channels
+
+BUDGETS = ("macs=0.2", "macs=0.3", "macs=0.4", "macs=0.5", "macs=0.6")
+
+FROM_NOTHING = ("ddpg", "ddpg-one-shot", "local", "random")
+"""Agents without a policy to begin with: once per budget, or on the second network."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way found for one budget.
+
+    Args:
+        way: What searched.
+        problem: Network and budget.
+        seed: Of the search.
+        episodes: Judgements spent, on all budgets together.
+        uniform: Reward of the uniform plan.
+        reward: Best reward within the budget.
+    """
+
+    way: str
+    problem: str
+    seed: int
+    episodes: int
+    uniform: float
+    reward: float
+
+
+class Rows:
+    """Rows, and the file that they are kept in; what is there is not searched again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.rows: list[Row] = []
+        if path is not None and path.exists():
+            self.rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+
+    def ask(self, way: str, seed: int, episodes: int, make: Callable[[], list[Row]]) -> None:
+        """Makes the rows of a way and a seed, if they are not there."""
+        if any((r.way, r.seed, r.episodes) == (way, seed, episodes) for r in self.rows):
+            return
+        new = make()
+        self.rows += new
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.writelines(json.dumps(asdict(row)) + "\n" for row in new)
+
+
+def one_policy(env: CompressionEnv, episodes: int, seed: int) -> list[Row]:
+    """Searches once for all budgets."""
+    front = OnePolicy().search(env, BUDGETS, episodes, seed)
+    found = []
+    for budget, best in front.best.items():
+        uniform = front.uniform[budget].reward
+        last = front.policy[budget].reward
+        found.append(Row("one policy", str(budget), seed, episodes, uniform, best.reward))
+        found.append(Row("one policy, last word", str(budget), seed, episodes, uniform, last))
+    return found
+
+
+def separate(env: CompressionEnv, name: str, episodes: int, seed: int) -> list[Row]:
+    """Searches once for each budget, with an equal share of the episodes."""
+    found = []
+    for text in BUDGETS:
+        env.set_budget(Budget.parse(text))
+        uniform = env.evaluate(env.uniform_plan()).reward
+        agent = make_agent(name, rejudge=0)
+        best = agent.search(env, episodes // len(BUDGETS), seed).reward
+        found.append(Row(name, text, seed, episodes, uniform, best))
+    return found
+
+
+def carried_over(
+    source: CompressionEnv, target: CompressionEnv, problem: str, training: int, episodes: int,
+    seed: int,
+) -> list[Row]:  # fmt: skip
+    """Trains a policy on one network, and begins a search on another with it."""
+    uniform = target.evaluate(target.uniform_plan()).reward
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "policy.safetensors"
+        agent = DDPG(rejudge=0)
+        agent.search(source, training, seed)
+        agent.save_policy(file)
+        trials = DDPG(rejudge=0, policy=str(file)).search(target, episodes, seed).trials
+    bare = trials[1].reward  # behind the uniform plan, before anything is learned
+    best = max(trial.reward for trial in trials)
+    return [
+        Row("carried over", problem, seed, episodes, uniform, best),
+        Row("carried over, as it is", problem, seed, episodes, uniform, bare),
+    ]
+
+
+def from_nothing(
+    target: CompressionEnv, name: str, problem: str, episodes: int, seed: int
+) -> list[Row]:
+    """Searches on the second network without a policy."""
+    uniform = target.evaluate(target.uniform_plan()).reward
+    best = make_agent(name, rejudge=0).search(target, episodes, seed).reward
+    return [Row(name, problem, seed, episodes, uniform, best)]
+
+
+def table(rows: list[Row]) -> str:
+    """Returns a Markdown table: mean score and reward over seeds, per way and problem."""
+    problems = list(dict.fromkeys(row.problem for row in rows))
+    best = {p: max(r.reward for r in rows if r.problem == p) for p in problems}
+
+    def score(row: Row) -> float:
+        room = best[row.problem] - row.uniform
+        return (row.reward - row.uniform) / room if room > 0 else 0.0
+
+    def cell(values: list[float], digits: int) -> str:
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    lines = [
+        f"| way | {' | '.join(problems)} | score | seeds |",
+        "|---" * (len(problems) + 3) + "|",
+    ]
+    for way in dict.fromkeys(row.way for row in rows):
+        mine = [row for row in rows if row.way == way]
+        seeds = sorted({row.seed for row in mine})
+        cells = [cell([r.reward for r in mine if r.problem == p], 4) for p in problems]
+        scores = [float(np.mean([score(r) for r in mine if r.seed == s])) for s in seeds]
+        lines.append(f"| {way} | {' | '.join(cells)} | {cell(scores, 2)} | {len(seeds)} |")
+    uniform = [cell([next(r.uniform for r in rows if r.problem == p)], 4) for p in problems]
+    lines.append(f"| uniform | {' | '.join(uniform)} | 0.00 | |")
+    return "\n".join(lines)
+
+
+def _environment(
+    model: str, data: str, weights: dict[str, str], budget: str, images: int
+) -> CompressionEnv:
+    if data == "digits":
+        return make_channels(model=model, data=data, budget=budget, round_to=2, precision="fp32")
+    if model not in weights:
+        raise typer.BadParameter(f"expected --weights {model}=FILE for --data {data}")
+    return make_channels(
+        model=model, data=data, weights=weights[model], budget=budget, round_to=4,
+        criterion="lasso", n_validation=images, validation_split="tail",
+    )  # fmt: skip
+
+
+def main(
+    table_name: Annotated[str, typer.Option("--table", help="budgets or transfer")] = "budgets",
+    data: Annotated[str, typer.Option(help="digits, or a folder with CIFAR-10")] = "digits",
+    weights: Annotated[list[str] | None, typer.Option(help="MODEL=FILE; repeats")] = None,
+    model: Annotated[str, typer.Option(help="budgets: the network")] = "digitsnet",
+    source: Annotated[str, typer.Option(help="transfer: trained here")] = "resnet20",
+    target: Annotated[str, typer.Option(help="transfer: used there")] = "resnet56",
+    budget: Annotated[str, typer.Option(help="transfer: of both networks")] = "macs=0.5",
+    training: Annotated[int, typer.Option(help="transfer: episodes on the first")] = 100,
+    episodes: Annotated[int, typer.Option(help="judgements, all budgets together")] = 300,
+    seeds: Annotated[int, typer.Option()] = 3,
+    images: Annotated[int, typer.Option(help="validation images per judgement")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="rows are kept here")] = None,
+) -> None:
+    """Searches what is missing, and prints the table."""
+    torch.set_num_threads(1)
+    files = dict(pair.split("=", 1) for pair in weights or [])
+    rows = Rows(out)
+    if table_name == "budgets":
+        env = _environment(model, data, files, BUDGETS[0], images)
+        for seed in tqdm(range(seeds), desc="seeds"):
+            rows.ask("one policy", seed, episodes, partial(one_policy, env, episodes, seed))
+            for name in FROM_NOTHING:
+                rows.ask(name, seed, episodes, partial(separate, env, name, episodes, seed))
+    elif table_name == "transfer":
+        first, second = (_environment(m, data, files, budget, images) for m in (source, target))
+        problem = f"{target}, {budget}"
+        for seed in tqdm(range(seeds), desc="seeds"):
+            carried = partial(carried_over, first, second, problem, training, episodes, seed)
+            rows.ask("carried over", seed, episodes, carried)
+            for name in FROM_NOTHING:
+                fresh = partial(from_nothing, second, name, problem, episodes, seed)
+                rows.ask(name, seed, episodes, fresh)
+    else:
+        raise typer.BadParameter(f"expected --table budgets or transfer, got {table_name!r}")
+    print(table([row for row in rows.rows if row.episodes == episodes]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
