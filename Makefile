@@ -1,6 +1,7 @@
-# make demo   compress a network on embedded 8x8 images, from training to report
-# make test   format check, lint, types, tests
-# make format rewrite the files as the format check wants them
+# make demo       compress a network on embedded 8x8 images, from training to report
+# make test       format check, lint, types, tests but the slow ones and those that need CIFAR-10
+# make test-all   all tests
+# make format     rewrite the files as the format check wants them
 #
 # Everything happens in .venv, made on first use and again when pyproject.toml changes.
 
@@ -14,7 +15,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test test-all lint format install clean
 
 install: $(STAMP)
 
@@ -38,10 +39,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# One thread per worker: two test processes with a thread pool each would fight over the cores.
-test: export OMP_NUM_THREADS = 1
+# One thread per worker: two test processes with a thread pool each would fight over the cores. What
+# the tests of a file share is made once, by the worker that runs all of them.
+test test-all: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m "not slow and not data"
+
+test-all: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

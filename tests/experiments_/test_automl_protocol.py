@@ -297,8 +297,10 @@ def test_a_framework_that_can_be_installed_by_now_is_trained(tmp_path, monkeypat
 def test_an_interrupted_training_leaves_no_process(tmp_path, number):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\n"
+        "import signal, sys\n"
         "from pathlib import Path\n"
+        # A shell that starts tests in the background lets its children ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from support.automl import LIMITS, fake_framework, installed, steps\n"
         "from experiments.automl.datasets import split\n"
         "from experiments.automl.protocol import train\n"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import LearnerContract
+from contracts.learner_contract import PreparedOnce
 from contracts.quantized import measured_costs
 
 from amc_env import Budget
 from learners.joint import joint_compression
 
 
-class TestJointUniform(LearnerContract):
+class TestJointUniform(PreparedOnce):
     budget = Budget(macs=0.7, bytes=0.2)
     uncut_loss = 0.05
 

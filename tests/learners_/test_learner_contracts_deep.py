@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from typing import ClassVar
-
 import pytest
-from contracts.learner_contract import EXAMPLE, LearnerContract
+from contracts.learner_contract import EXAMPLE, PreparedOnce
 from contracts.quantized import measured_costs
 
 from amc_env import Budget, CompressionEnv, CompressionPlan
@@ -16,26 +13,9 @@ from learners.masking import masked_layers
 from learners.quantization.packing import packed_bytes
 
 
-class PreparedOnce(LearnerContract):
-    """Preparing takes most of the time: tests get copies of what was prepared once.
-
-    Model and learner are copied together, so that what they share stays shared.
-    """
-
-    uncut_loss = 0.05
-    _prepared: ClassVar[dict[tuple[str, str], bytes]] = {}
-
-    def prepared(self, name, **options):
-        if options:
-            return super().prepared(name, **options)
-        key = (type(self).__name__, name)
-        if key not in self._prepared:
-            self._prepared[key] = pickle.dumps(super().prepared(name))
-        return pickle.loads(self._prepared[key])
-
-
 @pytest.mark.slow
 class TestJointCodebook(PreparedOnce):
+    uncut_loss = 0.05
     budget = Budget(macs=0.7, mean_bits=6 / 32)
 
     def make(self, model, example, calibration, validation, **options):
@@ -55,6 +35,8 @@ class TestJointCodebook(PreparedOnce):
 
 class SparseContract(PreparedOnce):
     """Densities are decided; bytes are promised within 3 % and some of the header."""
+
+    uncut_loss = 0.05
 
     def test_files_are_not_larger_than_budgets_count(self, name):
         _, learner = self.prepared(name)

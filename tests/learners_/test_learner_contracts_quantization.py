@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import LearnerContract, make_data
+from contracts.learner_contract import PreparedOnce, make_data
 from contracts.quantized import measured_costs
 
 from amc_env import Budget
 from learners import CodebookQuantization, UniformQuantization
 
 
-class QuantizationContract(LearnerContract):
+class QuantizationContract(PreparedOnce):
     """Bits are decided, channels are not."""
 
     budget = Budget(bytes=0.25, mean_bits=6 / 32)

@@ -22,6 +22,8 @@ LEARNERS = {
     "codebook, split": (CodebookQuantization, {"granularity": "split"}),
 }
 
+SLOW_ON_RESNETS = ("codebook per channel", "codebook, split")
+
 
 def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **options) -> None:
     model = make_model(network, in_channels=shape[0])
@@ -50,7 +52,13 @@ def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
+FEWER = [
+    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_ON_RESNETS else ())
+    for kind in LEARNERS
+]
+
+
+@pytest.mark.parametrize("kind", FEWER)
 def test_resnet20(kind, tmp_path):
     check("resnet20", kind, tmp_path, (3, 32, 32))
 
