@@ -167,7 +167,8 @@ def measure(
     return {
         **asdict(row),
         "macs": env.cost_ratio(plan)["macs"],
-        "weights": (weights - hidden) / sum(p.numel() for p in original.parameters() if p.ndim > 1),
+        "left_weights": (weights - hidden)
+        / sum(p.numel() for p in original.parameters() if p.ndim > 1),
         "bytes": size,
         "before": before,
         "validation": result.best_accuracy,
@@ -197,7 +198,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     names = ("model", "learner", "left", "way", "teacher", "epochs", "learning_rate")
     for row in rows:
         kinds[tuple(row[name] for name in names)].append(row)
-    results = ("macs", "weights", "bytes", "before", "validation", "test")
+    results = ("macs", "left_weights", "bytes", "before", "validation", "test")
     columns = [*results, *(f"{part}_cpu_seconds" for part in ("prepare", "search", "finetune"))]
     lines = [
         "| " + " | ".join([*names, "seeds", *columns]) + " |",
