@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -395,20 +394,3 @@ class LearnerContract:
         )
         for key, value in straight.state_dict().items():
             assert torch.equal(resumed.state_dict()[key], value), key
-
-
-class PreparedOnce(LearnerContract):
-    """Preparing takes most of the time: tests get copies of what was prepared once.
-
-    Model and learner are copied together, so that what they share stays shared.
-    """
-
-    _prepared: ClassVar[dict[tuple[str, str], bytes]] = {}
-
-    def prepared(self, name, **options):
-        if options:
-            return super().prepared(name, **options)
-        key = (type(self).__name__, name)
-        if key not in self._prepared:
-            self._prepared[key] = pickle.dumps(super().prepared(name))
-        return pickle.loads(self._prepared[key])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import PreparedOnce
+from contracts.prepared_once import PreparedOnce
 from contracts.quantized import measured_costs
 
 from amc_env import Budget

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from contracts.learner_contract import EXAMPLE, PreparedOnce
+from contracts.learner_contract import EXAMPLE
+from contracts.prepared_once import PreparedOnce
 from contracts.quantized import measured_costs
 
 from amc_env import Budget, CompressionEnv, CompressionPlan

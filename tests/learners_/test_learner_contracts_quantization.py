@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import PreparedOnce, make_data
+from contracts.learner_contract import make_data
+from contracts.prepared_once import PreparedOnce
 from contracts.quantized import measured_costs
 
 from amc_env import Budget
