@@ -17,6 +17,8 @@ ONE_SHOT: dict[str, Any] = {
     "n_critics": 3,
     "screen": 16,
     "elite_share": 0.7,
+    "warmup_episodes": 5,
+    "prior": "gradient_scores",
 }
 """What suits agents whose action is a whole plan; ``docs/agents/ddpg.md`` says why."""
 

@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri
 
 from agents.base import Trial, best_distinct
 from agents.local_search import neighbour
+from agents.prior import PRIORS, read_prior, standardised
 from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.one_shot import rescale
@@ -58,6 +59,11 @@ class Exploration:
             choose among the actions nearest to the actor's); 1 takes the first.
         optimism: What the critics' disagreement is worth in that choice: their standard deviation
             times this is added to their mean.
+        prior: Curves of the learner that help the critics choose (``agents.prior``), and choose
+            alone among as many draws in the warm-up; ``"none"``, or a learner without: nothing.
+        prior_weight: Worth of the prior beside the critics, both standardised over the candidates,
+            when the search begins.
+        prior_half_life: After so many judgements it is worth half as much.
     """
 
     warmup_episodes: int = 10
@@ -70,6 +76,9 @@ class Exploration:
     elite_step: float = 0.35
     screen: int = 1
     optimism: float = 0.0
+    prior: str = "none"
+    prior_weight: float = 2.0
+    prior_half_life: float = 25.0
 
     def __post_init__(self) -> None:
         if self.warmup not in ("perturb", "random"):
@@ -80,6 +89,10 @@ class Exploration:
             raise ValueError("Expected elite_share in [0, 1] and elite_step in (0, 1].")
         if min(self.warmup_sigma, self.sigma, self.final_sigma) < 0.0:
             raise ValueError("Expected sigmas >= 0.")
+        if self.prior not in PRIORS:
+            raise ValueError(f"Expected prior to be one of {PRIORS}, got {self.prior!r}.")
+        if self.prior_weight < 0.0 or self.prior_half_life <= 0.0:
+            raise ValueError("Expected prior_weight >= 0 and prior_half_life > 0.")
 
     def sigma_at(self, episode: int, first: int, episodes: int) -> float:
         """Returns the noise on the policy's actions in an episode of a search.
@@ -149,6 +162,7 @@ class Proposals:
         self._known = search.known
         self._started = len(search.trials)
         self._centre = uniform_actions(search.env)
+        self._prior = read_prior(search.env, exploration.prior)
         self._played = 0
         self.score: Score | None = None
         self.n_known = len(self._known)
@@ -186,6 +200,10 @@ class Proposals:
         return [trial.plan for trial in best]
 
     def _warmup(self) -> CompressionPlan:
+        count = 1 if self._prior is None else self._exploration.screen
+        return self._preferred([self._drawn() for _ in range(count)])
+
+    def _drawn(self) -> CompressionPlan:
         settings, rng, env = self._exploration, self._search.rng, self._search.env
         if settings.warmup == "random":
             drawn = rng.random(env.n_decisions, dtype=np.float32)
@@ -203,7 +221,7 @@ class Proposals:
             start = elites[int(rng.integers(len(elites)))]
             return neighbour(search.env, start, rng, settings.elite_step)
 
-        if settings.screen == 1 or self.score is None:
+        if settings.screen == 1:
             return changed()
         judged = {trial.plan for trial in search.known}
         candidates: dict[CompressionPlan, None] = {}
@@ -212,11 +230,20 @@ class Proposals:
                 candidates.setdefault(plan)
             if len(candidates) == settings.screen:
                 break
-        if not candidates:
-            return changed()
-        plans = [*candidates]
-        values = self.score(plans)
-        merit = values.mean(0) + settings.optimism * values.std(0)
+        return self._preferred([*candidates]) if candidates else changed()
+
+    def _preferred(self, plans: Sequence[CompressionPlan]) -> CompressionPlan:
+        """The plan that critics and prior like best, the first one where there are neither."""
+        settings = self._exploration
+        if len(plans) == 1:
+            return plans[0]
+        merit = np.zeros(len(plans))
+        if self.score is not None:
+            values = self.score(plans)
+            merit += standardised(values.mean(0) + settings.optimism * values.std(0))
+        if self._prior is not None:
+            half_lives = len(self._search.trials) / settings.prior_half_life
+            merit += settings.prior_weight * 0.5**half_lives * standardised(self._prior(plans))
         return plans[int(np.argmax(merit))]
 
 

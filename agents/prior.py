@@ -1,0 +1,50 @@
+"""What the learner itself expects of plans, before anything was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.allocation import checked_curves
+from amc_env import CompressionEnv, CompressionPlan
+
+PRIORS = ("none", "gradient_scores", "layer_errors")
+
+Prior = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
+"""Plans -> how good they should be, shape ``(n_plans,)``; only comparisons mean something."""
+
+
+def read_prior(env: CompressionEnv, name: str) -> Prior | None:
+    """Returns minus the sum over decisions of a curve of the learner.
+
+    Args:
+        env: The decision problem.
+        name: One of :data:`PRIORS`: the learner's method that gives the curves.
+
+    Returns:
+        None for ``"none"``, and where the learner has no such method.
+
+    Raises:
+        AgentError: If a curve is missing or has another length than the decision's grid.
+    """
+    read = None if name == "none" else getattr(env.learner, name, None)
+    if read is None:
+        return None
+    curves = checked_curves(env, read(), f"{name}()")
+
+    def prior(plans: Sequence[CompressionPlan]) -> npt.NDArray[np.float64]:
+        chosen = np.array([plan.choices_for(env.decisions) for plan in plans], dtype=np.intp)
+        damages = np.stack([curve[chosen[:, i]] for i, curve in enumerate(curves)])
+        total: npt.NDArray[np.float64] = damages.sum(0)
+        return -total
+
+    return prior
+
+
+def standardised(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns values with mean 0 and standard deviation 1; zeros where all are equal."""
+    spread = float(values.std())
+    centred: npt.NDArray[np.float64] = values - values.mean()
+    return centred / spread if spread > 0.0 else np.zeros_like(centred)
