@@ -19,9 +19,9 @@ ablation() { # FOLDER RECIPE CHANGE...
 }
 
 # One action is the whole plan: an episode has one step, so credit and reading have nothing to do.
-ablation one-shot ddpg-one-shot elite_share=0 screen=1 n_critics=1 centre_rewards=false \
-    scale_rewards=false warmup=random warmup_episodes=5 sigma=0.02 final_sigma=0.15 updates_per_episode=1 \
-    updates_per_episode=4 hidden=300 "env.budget=$window"
+ablation one-shot ddpg-one-shot prior=none elite_share=0 screen=1 n_critics=1 \
+    centre_rewards=false scale_rewards=false warmup=random warmup_episodes=10 sigma=0.02 \
+    final_sigma=0.15 updates_per_episode=1 updates_per_episode=4 hidden=300 "env.budget=$window"
 amc compare --task "$task" --agent ddpg-sensitivity --reference ddpg-one-shot --seeds "$seeds" \
     --evaluations 100 --workers "$workers" --out "$out/one-shot" # the warm start, in the same report
 
