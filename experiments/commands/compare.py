@@ -144,7 +144,8 @@ def compare(
         file = run_comparison(comparison, _Teller(comparison, quiet))
         if finetune_epochs:
             chosen = tuple(range(first_seed, first_seed + finetune_seeds))
-            settings = Finetuning(finetune_epochs, tuple(finetune_agent or ()), chosen)
+            winners = (tuple(finetune_agent or ()), chosen, comparison.tasks)
+            settings = Finetuning(finetune_epochs, *winners)
             finetune_winners(file, places, settings, _tell_finetuned if not quiet else _silent)
     print(write_report(out, file.results, reference=reference or None))
 

@@ -31,11 +31,13 @@ class Finetuning:
         epochs: Passes over the training images, taught by the original network.
         agents: Labels of the agents whose winners are trained; all if empty.
         seeds: Seeds of the searches whose winners are trained; all if empty.
+        tasks: Whose winners are trained; those of all if empty.
     """
 
     epochs: int
     agents: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -49,6 +51,7 @@ class Finetuning:
             and not find_task(record.task).is_recorded
             and (not self.agents or record.agent in self.agents)
             and (not self.seeds or record.seed in self.seeds)
+            and (not self.tasks or record.task in self.tasks)
         )
 
 

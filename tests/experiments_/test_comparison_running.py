@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.comparisons import search
 
 from agents import AGENTS, Agent
 from amc_env import RunFolderError
 from experiments.cli import run
-from experiments.comparison.records import SearchRecord, read_results
+from experiments.comparison.finetuning import Finetuning
+from experiments.comparison.records import FinalJudgement, SearchRecord, read_results
 from experiments.comparison.running import RESULTS, Comparison, jobs_of, run_comparison
 from experiments.comparison.searching import open_task, run_search
 from experiments.comparison.tasks import TASKS, Places, find_task
@@ -236,3 +238,12 @@ class TestCommand:
         assert run(arguments) == 0
         assert "fine-tuned" not in capsys.readouterr().err
         assert [s.final for s in read_results(tmp_path / "c" / RESULTS).searches] == finals
+
+    def test_winners_of_tasks_that_were_not_asked_for_are_left_alone(self, tmp_path):
+        final = FinalJudgement(plan=(0, 0), validation=0.7)
+        digits = search("digits-channels", "local", 0, [0.7], final=final)
+        other = search("resnet20-channels", "local", 0, [0.7], final=final)
+        settings = Finetuning(1, tasks=("digits-channels",))
+        assert settings.wants(digits)
+        assert not settings.wants(other)
+        assert Finetuning(1).wants(other)
