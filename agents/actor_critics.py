@@ -19,6 +19,7 @@ ONE_SHOT: dict[str, Any] = {
     "elite_share": 0.7,
     "warmup_episodes": 5,
     "prior": "gradient_scores",
+    "opening": True,
 }
 """What suits agents whose action is a whole plan; ``docs/agents/ddpg.md`` says why."""
 

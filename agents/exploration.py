@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
+from agents.allocation import Curves
 from agents.base import Trial, best_distinct
 from agents.local_search import neighbour
-from agents.prior import PRIORS, read_prior, standardised
+from agents.prior import PRIORS, prior_of, standardised
 from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.one_shot import rescale
@@ -140,6 +141,7 @@ class Proposals:
         exploration: The schedule.
         one_shot: Whether the warm-up draws whole plans that are rescaled instead of actions.
         has_learned: Whether the policy comes from an earlier search: no warm-up then.
+        curves: Damages by the exploration's prior; None: there is none.
 
     Attributes:
         score: What the critics think of plans, for screening; None until there are critics.
@@ -154,6 +156,7 @@ class Proposals:
         one_shot: bool,
         *,
         has_learned: bool = False,
+        curves: Curves | None = None,
     ) -> None:
         self._search = search
         self._has_learned = has_learned
@@ -162,7 +165,7 @@ class Proposals:
         self._known = search.known
         self._started = len(search.trials)
         self._centre = uniform_actions(search.env)
-        self._prior = read_prior(search.env, exploration.prior)
+        self._prior = None if curves is None else prior_of(search.env, curves)
         self._played = 0
         self.score: Score | None = None
         self.n_known = len(self._known)

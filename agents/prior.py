@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from agents.allocation import checked_curves
+from agents.allocation import Curves, checked_curves
 from amc_env import CompressionEnv, CompressionPlan
 
 PRIORS = ("none", "gradient_scores", "layer_errors")
@@ -16,8 +16,8 @@ Prior = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
 """Plans -> how good they should be, shape ``(n_plans,)``; only comparisons mean something."""
 
 
-def read_prior(env: CompressionEnv, name: str) -> Prior | None:
-    """Returns minus the sum over decisions of a curve of the learner.
+def read_curves(env: CompressionEnv, name: str) -> Curves | None:
+    """Returns the curves of the learner: the damage of every choice, per decision.
 
     Args:
         env: The decision problem.
@@ -30,9 +30,11 @@ def read_prior(env: CompressionEnv, name: str) -> Prior | None:
         AgentError: If a curve is missing or has another length than the decision's grid.
     """
     read = None if name == "none" else getattr(env.learner, name, None)
-    if read is None:
-        return None
-    curves = checked_curves(env, read(), f"{name}()")
+    return None if read is None else checked_curves(env, read(), f"{name}()")
+
+
+def prior_of(env: CompressionEnv, curves: Curves) -> Prior:
+    """Returns minus the sum of the damages of a plan's choices."""
 
     def prior(plans: Sequence[CompressionPlan]) -> npt.NDArray[np.float64]:
         chosen = np.array([plan.choices_for(env.decisions) for plan in plans], dtype=np.intp)

@@ -34,8 +34,8 @@ class Recipe:
             the first episode of the policy begins.
         centre_rewards: Whether the reward of the uniform plan is the zero of all rewards.
         scale_rewards: Whether rewards are divided by their spread in the warm-up.
-        layer_errors: Whether the plan that the learner's ``layer_errors()`` suggest is tried
-            right after the uniform one, where it has them.
+        opening: Whether the plan of least damage by the exploration's prior is judged right after
+            the uniform one.
         exploration: Warm-up, noise, elites and screening.
     """
 
@@ -52,7 +52,7 @@ class Recipe:
     pretrain: float = 0.0
     centre_rewards: bool = True
     scale_rewards: bool = True
-    layer_errors: bool = False
+    opening: bool = False
     exploration: Exploration = field(default_factory=Exploration)
 
     def __post_init__(self) -> None:

@@ -18,13 +18,14 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents.allocation import Curves, allocate
 from agents.base import DEFAULT_REJUDGE, Agent
 from agents.buffers import BroadcastBuffer, ExecutedActionBuffer, MonteCarloBuffer
 from agents.determinism import isolated_randomness, torch_threads
 from agents.exploration import Proposals
 from agents.exploring_env import ExploringEnv
-from agents.openings import plan_from_layer_errors
 from agents.policies import read_policy, write_policy
+from agents.prior import read_curves
 from agents.recipe import make_recipe
 from agents.rollout import Search
 from amc_env import CompressionPlan, OneShotEnv
@@ -136,11 +137,14 @@ class SB3Agent(Agent):
     def run(self, search: Search) -> None:  # noqa: D102
         recipe = self.recipe
         uniform = search.uniform()
-        self._judge_openings(search)
+        curves = read_curves(search.env, recipe.exploration.prior)
+        if recipe.opening and curves is not None and search.remaining:
+            self._open(search, curves)
         if not search.remaining:
             return
+        has_learned = self._saved is not None
         proposals = Proposals(
-            search, recipe.exploration, recipe.one_shot, has_learned=self._saved is not None
+            search, recipe.exploration, recipe.one_shot, has_learned=has_learned, curves=curves
         )
         baseline = uniform.reward if recipe.centre_rewards else 0.0
         self.play(search, proposals, ExploringEnv(
@@ -181,12 +185,10 @@ class SB3Agent(Agent):
             log_interval=_NEVER,
         )
 
-    def _judge_openings(self, search: Search) -> None:
-        if not (self.recipe.layer_errors and search.remaining):
-            return
-        plan = plan_from_layer_errors(search.env)
-        if plan is not None and search.find(plan) is None:
-            search.judge(plan, "layer-errors")
+    def _open(self, search: Search, curves: Curves) -> None:
+        plan = allocate(search.env, curves)
+        if search.find(plan) is None:
+            search.judge(plan, "prior")
 
     def _make_model(
         self, search: Search, env: ExploringEnv, proposals: Proposals

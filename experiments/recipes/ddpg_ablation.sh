@@ -19,7 +19,7 @@ ablation() { # FOLDER RECIPE CHANGE...
 }
 
 # One action is the whole plan: an episode has one step, so credit and reading have nothing to do.
-ablation one-shot ddpg-one-shot prior=none elite_share=0 screen=1 n_critics=1 \
+ablation one-shot ddpg-one-shot prior=none opening=false elite_share=0 screen=1 n_critics=1 \
     centre_rewards=false scale_rewards=false warmup=random warmup_episodes=10 sigma=0.02 \
     final_sigma=0.15 updates_per_episode=1 updates_per_episode=4 hidden=300 "env.budget=$window"
 amc compare --task "$task" --agent ddpg-sensitivity --reference ddpg-one-shot --seeds "$seeds" \
@@ -28,4 +28,4 @@ amc compare --task "$task" --agent ddpg-sensitivity --reference ddpg-one-shot --
 # One action per decision.
 ablation layer-by-layer ddpg credit=broadcast credit=one_step centre_rewards=false \
     scale_rewards=false env.action=absolute env.action=interval warmup=random sigma=0.02 \
-    final_sigma=0.15 elite_share=0 updates_per_episode=1 layer_errors=true "env.budget=$window"
+    final_sigma=0.15 elite_share=0 updates_per_episode=1 prior=gradient_scores,opening=true "env.budget=$window"

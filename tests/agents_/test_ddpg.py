@@ -197,41 +197,21 @@ class TestLearning:
 
 
 class TestOpenings:
-    def test_the_layer_errors_plan_is_tried_second(self):
+    def test_the_plan_of_the_prior_is_tried_second(self):
         env = CompressionEnv(WithCurves(8, seed=1), "macs=0.5")
-        result = DDPG(layer_errors=True, **QUICK).search(env, 6, seed=0)
-        assert [t.source for t in result.trials[:2]] == ["uniform", "layer-errors"]
+        result = DDPG(prior="layer_errors", opening=True, **QUICK).search(env, 6, seed=0)
+        assert [t.source for t in result.trials[:2]] == ["uniform", "prior"]
         assert result.trials[1].reward > result.trials[0].reward
 
     def test_it_is_left_out_by_default(self):
         env = CompressionEnv(WithCurves(8, seed=1), "macs=0.5")
         result = DDPG(**QUICK).search(env, 6, seed=0)
-        assert "layer-errors" not in {t.source for t in result.trials}
-
-    def test_its_total_error_is_near_the_optimum_of_a_small_problem(self):
-        from itertools import product
-
-        from agents.openings import plan_from_layer_errors
-
-        env = CompressionEnv(WithCurves(4, seed=1), "macs=0.5")
-        curves = env.learner.layer_errors()
-
-        def total(values):
-            return sum(
-                curves[d.key][d.choices.index(v)]
-                for d, v in zip(env.decisions, values, strict=True)
-            )
-
-        everything = product(*(d.choices for d in env.decisions))
-        cost = env.costs["macs"]
-        limit = 0.5 * env.original_cost["macs"]
-        optimum = min(total(values) for values in everything if cost(values) <= limit)
-        greedy = plan_from_layer_errors(env)
-        assert env.budget.is_met(env.cost_ratio(greedy))
-        assert total(greedy.values_for(env.decisions)) <= 1.25 * optimum
+        assert "prior" not in {t.source for t in result.trials}
 
     def test_damaged_curves_are_refused(self):
         learner = WithCurves(4, seed=1)
         learner.layer_errors = lambda: {}
         with pytest.raises(AgentError, match="layer_errors"):
-            DDPG(layer_errors=True, **QUICK).search(CompressionEnv(learner, "macs=0.5"), 6, seed=0)
+            DDPG(prior="layer_errors", **QUICK).search(
+                CompressionEnv(learner, "macs=0.5"), 6, seed=0
+            )

@@ -9,13 +9,17 @@ import pytest
 from agents import OneShotDDPG
 from agents.base import AgentError
 from agents.exploration import Exploration, Proposals
-from agents.prior import read_prior, standardised
+from agents.prior import prior_of, read_curves, standardised
 from agents.rollout import Search
 
 
 @pytest.fixture
 def env():
     return gymnasium.make("amc_env:amc/synthetic-v0", n_layers=4).unwrapped
+
+
+def scores_of(env):
+    return read_curves(env, "gradient_scores")
 
 
 def plans_of(env, count):
@@ -27,7 +31,7 @@ def plans_of(env, count):
 def test_the_prior_is_minus_the_sum_of_what_the_curves_give_to_the_choices(env):
     plans = plans_of(env, 5)
     curves = env.learner.gradient_scores()
-    for plan, value in zip(plans, read_prior(env, "gradient_scores")(plans), strict=True):
+    for plan, value in zip(plans, prior_of(env, scores_of(env))(plans), strict=True):
         damage = 0.0
         for decision in env.decisions:
             place = decision.choices.index(plan[decision.key])
@@ -36,9 +40,9 @@ def test_the_prior_is_minus_the_sum_of_what_the_curves_give_to_the_choices(env):
 
 
 def test_without_curves_there_is_no_prior_and_the_search_goes_on(env, monkeypatch):
-    assert read_prior(env, "none") is None
+    assert read_curves(env, "none") is None
     monkeypatch.delattr(type(env.learner), "gradient_scores")
-    assert read_prior(env, "gradient_scores") is None
+    assert scores_of(env) is None
     assert len(OneShotDDPG().search(env, 12, seed=0).trials) == 12
 
 
@@ -49,30 +53,30 @@ def test_curves_of_another_length_are_refused(env, monkeypatch):
 
 
 def test_draws_of_the_warm_up_are_better_by_the_prior_than_single_ones(env):
-    prior = read_prior(env, "gradient_scores")
+    prior = prior_of(env, scores_of(env))
 
-    def drawn(name):
+    def drawn(curves):
         with Search(env, 30, 0, None, None, False) as search:
             search.uniform()
-            settings = Exploration(prior=name, screen=16, warmup_episodes=20)
-            proposals = Proposals(search, settings, one_shot=True)
+            settings = Exploration(screen=16, warmup_episodes=20)
+            proposals = Proposals(search, settings, one_shot=True, curves=curves)
             return [proposals._warmup() for _ in range(20)]
 
-    assert prior(drawn("gradient_scores")).mean() > prior(drawn("none")).mean()
+    assert prior(drawn(scores_of(env))).mean() > prior(drawn(None)).mean()
 
 
 def test_the_critics_take_over_from_the_prior(env):
     plans = plans_of(env, 8)
-    prior = read_prior(env, "gradient_scores")(plans)
+    prior = prior_of(env, scores_of(env))(plans)
     with Search(env, 100, 0, None, None, False) as search:
         search.uniform()
-        settings = Exploration(prior="gradient_scores", prior_half_life=0.5)
-        proposals = Proposals(search, settings, one_shot=True)
+        settings = Exploration(prior_half_life=0.5)
+        proposals = Proposals(search, settings, one_shot=True, curves=scores_of(env))
         proposals.score = lambda found: -prior[[plans.index(p) for p in found]][None]
         # One judgement: the prior is worth 2 / 4 beside the critics.
         assert proposals._preferred(plans) == plans[int(np.argmin(prior))]
-        settings = Exploration(prior="gradient_scores", prior_half_life=100.0)
-        early = Proposals(search, settings, one_shot=True)
+        settings = Exploration(prior_half_life=100.0)
+        early = Proposals(search, settings, one_shot=True, curves=scores_of(env))
         early.score = proposals.score
         assert early._preferred(plans) == plans[int(np.argmax(prior))]
         assert settings.prior_weight == 2.0
