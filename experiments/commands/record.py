@@ -83,4 +83,9 @@ def record(
         progress=not quiet,
     )
     write_atomic(out, write_recorded(recorded))
-    print(out)
+    held_out = recorded.quality["cross_validation"]["surrogate"]
+    ranks = ", ".join(
+        f"{held_out[part]['spearman']:.3f} {where}"
+        for part, where in (("all", "over all"), ("top", "in the best quarter"))
+    )
+    print(f"{out}: {sum(recorded.counts().values())} plans; rank correlation, held out: {ranks}")

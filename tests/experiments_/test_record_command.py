@@ -1,0 +1,35 @@
+"""``amc record`` from the command line."""
+
+from __future__ import annotations
+
+import gymnasium
+import pytest
+
+from experiments.cli import BAD_INPUT, run
+
+
+@pytest.mark.slow
+def test_a_task_becomes_a_file_that_plays(tmp_path, capsys):
+    out = tmp_path / "digits.npz"
+    arguments = ["record", "--task", "digits-channels", "--plans", "120", "--rounds", "1"]
+    arguments += ["--folder", str(tmp_path / "compare"), "--out", str(out), "--quiet"]
+    assert run(arguments) == 0
+    assert "rank correlation, held out: 0." in capsys.readouterr().out
+    env = gymnasium.make("amc_env:amc/digits-channels-recorded-v0", task=str(out)).unwrapped
+    assert 0.5 < env.evaluate(env.uniform_plan()).accuracy <= 1.0
+    before = out.read_bytes()
+    assert run(arguments) == 0  # nothing is judged again
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("digits-channels-recorded", "recorded already"),
+        ("digit-channels", "did you mean 'digits-channels'"),
+        ("resnet20-channels", "give --data DIR"),
+    ],
+)
+def test_what_cannot_be_recorded_is_a_sentence(task, message, tmp_path, capsys):
+    assert run(["record", "--task", task, "--out", str(tmp_path / "x.npz")]) == BAD_INPUT
+    assert message in capsys.readouterr().err
