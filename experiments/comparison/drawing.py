@@ -70,7 +70,8 @@ def label_lines(
 ) -> None:
     """Writes the agents' names right of the axes, at the height where their lines end.
 
-    Names that would overlap are moved apart and connected to their lines.
+    Names that would overlap are moved apart and connected to their lines; those of lines that leave
+    the picture downwards say so.
 
     Args:
         axes: With its final limits.
@@ -81,19 +82,23 @@ def label_lines(
         return
     place = axes.transData + axes.transAxes.inverted()
     points = {agent: place.transform(end) for agent, end in ends.items()}
+    below = {agent for agent, (_, y) in points.items() if y < 0.0}
     agents = sorted(points, key=lambda agent: points[agent][1])
     axes_height = axes.get_window_extent().height / axes.figure.dpi
     gap = 0.165 / axes_height
-    heights = spread([float(points[agent][1]) for agent in agents], gap)
+    heights = spread([max(0.0, float(points[agent][1])) for agent in agents], gap)
     for agent, height in zip(agents, heights, strict=True):
         x, y = points[agent]
         style = styles[agent]
+        label = style.label
+        if agent in below:
+            x, y, label = 1.0, 0.0, f"{label} (ends below)"
         options: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
         axes.add_line(
             Line2D([x, 1.0, 1.03], [y, y, height], color=style.colour, linewidth=0.6, **options)
         )
         axes.add_line(Line2D([1.03, 1.08], [height, height], **line_options(style), **options))
-        axes.text(1.09, height, style.label, color=INK, fontsize=8.5, va="center", **options)
+        axes.text(1.09, height, label, color=INK, fontsize=8.5, va="center", **options)
 
 
 def legend(axes: Axes, agents: Sequence[str], styles: Mapping[str, Style]) -> None:

@@ -20,7 +20,7 @@ from experiments.comparison.drawing import (
 from experiments.comparison.scores import FloatArray
 from experiments.comparison.styles import SOFT, Style
 
-# Curves of early, poor plans may leave the picture downwards, so that the ends can be told apart.
+# Poor plans leave the picture downwards, so that the ends of the others can be told apart.
 _ROOM_BELOW_UNIFORM = 0.35
 _ROOM = 0.05
 
@@ -112,15 +112,13 @@ def draw_iqm_curves(curves: Mapping[str, Curve], styles: Mapping[str, Style]) ->
 
 
 def _limits(curves: Mapping[str, Curve], uniform: float) -> tuple[float, float]:
-    """Everything from a little below the uniform plan, or below the worst end, to the top."""
-    tops = [_largest(curve) for curve in curves.values()]
-    ends = [float(curve.mean[-1]) for curve in curves.values()]
-    top = max([uniform, *tops])
-    bottom = min([uniform, *ends])
-    height = top - bottom or max(0.01, 0.05 * abs(top))
-    starts = [float(np.min(curve.mean)) for curve in curves.values()]
-    lowest = max(min([bottom, *starts]), bottom - _ROOM_BELOW_UNIFORM * height)
-    return lowest - _ROOM * height, top + _ROOM * height
+    """From a little below the uniform plan to the top; what is far worse leaves the picture."""
+    top = max([uniform, *(_largest(curve) for curve in curves.values())])
+    worst = min([uniform, *(float(np.min(curve.mean)) for curve in curves.values())])
+    if top > uniform:
+        worst = max(worst, uniform - _ROOM_BELOW_UNIFORM * (top - uniform))
+    height = top - worst or max(0.01, 0.05 * abs(top))
+    return worst - _ROOM * height, top + _ROOM * height
 
 
 def _largest(curve: Curve) -> float:

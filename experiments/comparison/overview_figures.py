@@ -21,6 +21,9 @@ from experiments.comparison.styles import FAINT, INK, SOFT, Style
 
 _ROW = 0.27  # inches per agent
 
+_LEAST_SCORE = -0.5
+"""Worse agents stand at the edge with their number, so that the others can be told apart."""
+
 
 def draw_scores(
     intervals: Mapping[str, Interval], styles: Mapping[str, Style], n_tasks: int
@@ -41,7 +44,16 @@ def draw_scores(
         ends = [interval.low, interval.high]
         axes.plot(ends, [height] * 2, color=style.colour, linewidth=6, alpha=0.3,
                   solid_capstyle="butt")  # fmt: skip
-        axes.plot(interval.estimate, height, style.marker, color=style.colour, markersize=6)
+        if interval.estimate >= _LEAST_SCORE:
+            axes.plot(interval.estimate, height, style.marker, color=style.colour, markersize=6)
+        else:
+            axes.plot(_LEAST_SCORE, height, "<", color=style.colour, markersize=6, clip_on=False)
+            axes.annotate(
+                f"{interval.estimate:.1f}", (_LEAST_SCORE, height), xytext=(8, 0),
+                textcoords="offset points", va="center", fontsize=8.5, color=INK,
+            )  # fmt: skip
+    if any(interval.low < _LEAST_SCORE for interval in intervals.values()):
+        axes.set_xlim(left=_LEAST_SCORE)
     axes.axvline(0.0, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(agents)), [styles[a].label for a in agents], color=INK)
     axes.set_xlabel("score (0: uniform plan, 1: best plan found)")
