@@ -70,7 +70,7 @@ class RunConfig:
 
     learner: str = _option("channels", "search")
     budget: str = _option("", "search")
-    agent: str = _option("ddpg", "search")
+    agent: str = _option("ddpg-one-shot", "search")
     episodes: int = _option(100, "search")
     reading: str = _option("centred", "search")
     reward: str = _option("accuracy", "search")

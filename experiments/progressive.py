@@ -123,7 +123,7 @@ def progressive_compression(
     budget: Budget | str,
     *,
     stages: int | Sequence[float] = 3,
-    agent: str = "ddpg",
+    agent: str = "ddpg-one-shot",
     episodes: int = 100,
     seed: int = 0,
     action: str = DEFAULT_READING,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from experiments.comparison.tasks import Places
 
 DEFAULT_TASKS = ("digits-channels",)
-DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg")
+DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg-one-shot")
 
 Out = Annotated[Path, typer.Option(help="Where results, judgements and the report are kept.")]
 Task = Annotated[
@@ -107,10 +107,10 @@ def compare(
         amc compare --list
     \b
       On the embedded digits, with two processes:
-        amc compare --agent ddpg,local,random --seeds 3 --workers 2 --out runs/compare
+        amc compare --agent ddpg-one-shot,local,random --seeds 3 --workers 2 --out runs/compare
     \b
       A new policy over 20 seeds, in minutes, without data:
-        amc compare --task resnet20-channels-recorded --agent ddpg,local,tpe \\
+        amc compare --task resnet20-channels-recorded --agent ddpg-one-shot,local,tpe \\
             --seeds 20 --evaluations 200 --out runs/recorded
     \b
       For real, and fine-tuned at the end:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from agents import DDPG
+from agents import OneShotDDPG
 from amc_env import Budget, CompressionEnv
 from experiments.data import load_data
 from experiments.export import export_onnx
@@ -47,7 +47,7 @@ def main(episodes: int = 60, epochs: int = 20) -> None:
         model, data.train.images[:1], data.calibration, data.validation, round_to=4
     )
     env = CompressionEnv(learner, budget=Budget(macs=0.5))
-    result = DDPG().search(env, episodes=episodes, seed=0, progress=True)
+    result = OneShotDDPG().search(env, episodes=episodes, seed=0, progress=True)
     small = learner.compress(result.plan)
     learner.finetune(small, data.train, config=config, teacher=model)
     export_onnx(small, data.train.images[:1], "small.onnx")
