@@ -2,12 +2,12 @@
 # What each part of DDPG's recipe is worth: one thing left out or changed at a time, on recorded tasks,
 # 20 seeds. docs/agents/ddpg.md holds what it gave.
 #
-#   experiments/recipes/ddpg_ablation.sh [OUT] [TASK] [BUDGET_WINDOW] [SEEDS] [WORKERS]
+#   experiments/recipes/ddpg_ablation.sh [OUT] [TASK] [BUDGET_WINDOW] [SEEDS] [WORKERS] [EVALUATIONS]
 #
 # BUDGET_WINDOW is the task's budget with a lower bound.
 set -euo pipefail
 out=${1:-runs/ablation} task=${2:-digits-channels-recorded} window=${3:-macs=0.27:0.3}
-seeds=${4:-20} workers=${5:-2}
+seeds=${4:-20} workers=${5:-2} evaluations=${6:-60}
 
 ablation() { # FOLDER RECIPE CHANGE...
     local labels=(--agent "$2") folder=$1 recipe=$2
@@ -15,17 +15,17 @@ ablation() { # FOLDER RECIPE CHANGE...
         labels+=(--agent "$recipe:$change")
     done
     amc compare --task "$task" "${labels[@]}" --reference "$recipe" --seeds "$seeds" \
-        --evaluations 100 --workers "$workers" --out "$out/$folder"
+        --evaluations "$evaluations" --workers "$workers" --out "$out/$folder"
 }
 
 # One action is the whole plan: an episode has one step, so credit and reading have nothing to do.
 ablation one-shot ddpg-one-shot prior=none opening=false elite_share=0 screen=1 n_critics=1 \
-    centre_rewards=false scale_rewards=false warmup=random warmup_episodes=10 sigma=0.02 \
-    final_sigma=0.15 updates_per_episode=1 updates_per_episode=4 hidden=300 "env.budget=$window"
+    centre_rewards=false warmup=random final_sigma=0.15 updates_per_episode=1 \
+    updates_per_episode=4 "env.budget=$window"
 amc compare --task "$task" --agent ddpg-sensitivity --reference ddpg-one-shot --seeds "$seeds" \
-    --evaluations 100 --workers "$workers" --out "$out/one-shot" # the warm start, in the same report
+    --evaluations "$evaluations" --workers "$workers" --out "$out/one-shot" # the warm start
 
 # One action per decision.
 ablation layer-by-layer ddpg credit=broadcast credit=one_step centre_rewards=false \
-    scale_rewards=false env.action=absolute env.action=interval warmup=random sigma=0.02 \
-    final_sigma=0.15 elite_share=0 updates_per_episode=1 prior=gradient_scores,opening=true "env.budget=$window"
+    env.action=absolute env.action=interval warmup=random final_sigma=0.15 elite_share=0 \
+    updates_per_episode=1 updates_per_episode=4 "env.budget=$window"
