@@ -22,6 +22,8 @@ from experiments.comparison.records import Results, SearchRecord, read_results
 
 RECORDED = "-recorded"
 
+_FEWEST = 10  # plans that a correlation is shown for
+
 
 def held_out(quality: Mapping[str, Any]) -> str:
     """Returns the agreement of surrogates with plans that they were not fitted to, as a table."""
@@ -31,13 +33,18 @@ def held_out(quality: Mapping[str, Any]) -> str:
     ]
     rows = {**quality["cross_validation"], **quality["searches"]}
     for name, row in rows.items():
-        if name != "folds":
+        if name != "folds" and row["all"]["n"] >= _FEWEST:
             every, top = (
-                f"{row[part]['spearman']:.3f} | {row[part]['rmse']:.4f} | {row[part]['bias']:+.4f}"
+                f"{_rho(row[part])} | {row[part]['rmse']:.4f} | {row[part]['bias']:+.4f}"
                 for part in ("all", "top")
             )
             lines.append(f"| {name} | {row['all']['n']} | {every} | {top} |")
     return "\n".join(lines)
+
+
+def _rho(row: Mapping[str, Any]) -> str:
+    """Ranks of equal numbers do not correlate with anything."""
+    return "–" if row["spearman"] is None else f"{row['spearman']:.3f}"
 
 
 def winners(quality: Mapping[str, Any]) -> str:

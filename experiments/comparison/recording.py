@@ -112,8 +112,8 @@ def record(
     recorder.judge_hypercube()
     for number in range(options.refinement.rounds):
         recorder.refine(number)
-    for agent, judged in (trials or {}).items():
-        recorder.measure_on(agent, judged)
+    if trials:
+        recorder.measure_on(trials)
     for agent, judged in (trials or {}).items():
         recorder.pool.add(judged, agent)
     return recorder.finish()
@@ -184,14 +184,15 @@ class _Recorder:
         )
         self.pool.add(judged, REFINING)
 
-    def measure_on(self, agent: str, judged: Mapping[Choices, float]) -> None:
-        """Notes how well the trials of an agent are predicted that nothing was fitted to."""
-        new = [plan for plan in judged if plan not in self.pool.judged]
-        if len(new) > 1:
-            surrogate = self._model().fit(self.pool.plans, self.pool.accuracies)
-            predicted = predictions(surrogate, np.array(new))
-            real = np.array([judged[plan] for plan in new])
-            self.quality["searches"][agent] = asdict(Quality.of(real, predicted))
+    def measure_on(self, trials: Mapping[str, Mapping[Choices, float]]) -> None:
+        """Notes how well each agent's trials are predicted, with nothing fitted to any of them."""
+        surrogate = self._model().fit(self.pool.plans, self.pool.accuracies)
+        for agent, judged in trials.items():
+            new = [plan for plan in judged if plan not in self.pool.judged]
+            if len(new) > 1:
+                predicted = predictions(surrogate, np.array(new))
+                real = np.array([judged[plan] for plan in new])
+                self.quality["searches"][agent] = asdict(Quality.of(real, predicted))
 
     def finish(self) -> RecordedTask:
         """Fits to everything, cross-validates, and checks the winners of fresh searches."""
