@@ -199,7 +199,7 @@ def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
     [
         {"learner": "sparse", "pattern": "block2", "ignore": ("stage1",)},
         {"learner": "sparse", "pattern": "2:4"},
-        {"learner": "deep", "weight_bits": "2,4"},
+        pytest.param({"learner": "deep", "weight_bits": "2,4"}, marks=pytest.mark.slow),
         pytest.param(
             {"learner": "joint", "density": True, "weight_bits": "3,6"}, marks=pytest.mark.slow
         ),

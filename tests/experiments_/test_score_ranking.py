@@ -27,7 +27,14 @@ def test_an_unknown_kind_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "rows"), [("channels", 4), ("bits", 3), ("joint", 4)])
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("channels", 4),
+        pytest.param("bits", 3, marks=pytest.mark.slow),
+        pytest.param("joint", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_continues_where_it_stopped_and_prints_every_curve(kind, rows, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     options = {"kind": kind, "precision": "fp32", "n_validation": 100}

@@ -74,6 +74,7 @@ class TestDeepCompression(SparseContract):
         )
 
 
+@pytest.mark.slow
 class TestJointOfThreeKinds(SparseContract):
     """Of a cut layer's weights a density may ask for parts: whole ones are delivered, not more."""
 
