@@ -257,7 +257,15 @@ def test_interrupted_search_and_finetuning_end_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "trials.jsonl", "plan.json", "last.pt", "model.safetensors"]
+    "name",
+    [
+        "trials.jsonl",
+        "last.pt",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("config.json", "plan.json", "model.safetensors")
+        ),
+    ],
 )
 def test_full_disk_is_a_sentence_and_the_run_goes_on_afterwards(
     finished: Path,

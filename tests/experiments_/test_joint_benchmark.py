@@ -23,6 +23,7 @@ def env():
     return SETTINGS.environment()
 
 
+@pytest.mark.slow
 def test_both_ways_spend_equal_episodes_and_keep_the_whole_budget(env):
     rows = {way: joint.run(env, SETTINGS, way, 0) for way in joint.WAYS}
     assert rows["joint"].episodes == [6]

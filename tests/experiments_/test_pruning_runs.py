@@ -161,6 +161,7 @@ def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path]) -> None:
     assert not any("mask" in t.name for t in model.graph.initializer)
 
 
+@pytest.mark.slow
 def test_fine_tuning_anew_without_the_teacher_of_before(run_of: Callable[[str], Path]) -> None:
     out = run_of("group-lasso")
     other = ["--teacher", "digitsnet", "--teacher-weights", WEIGHTS, "--feature-matching", "10"]

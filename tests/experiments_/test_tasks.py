@@ -86,7 +86,9 @@ def test_options_of_bits_are_plain_values_and_arrive():
     assert str(again.budget) == str(env.unwrapped.budget)
 
 
-@pytest.mark.parametrize("kind", ["channels", "bits", "joint"])
+@pytest.mark.parametrize(
+    "kind", ["channels", "bits", pytest.param("joint", marks=pytest.mark.slow)]
+)
 def test_repairs_and_steps_before_judging_arrive(kind):
     task, options = f"amc_env:amc/digits-{kind}-v0", {"n_validation": 64, "proxy": "none"}
     plain = gym.make(task, **options).unwrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from contracts.learner_contract import make_data
 from contracts.prepared_once import PreparedOnce
 from contracts.quantized import measured_costs
@@ -26,6 +27,7 @@ class TestUniformQuantization(QuantizationContract):
         return UniformQuantization(model, example, calibration, validation, **options)
 
 
+@pytest.mark.slow
 class TestUniformQuantizationOfEverything(QuantizationContract):
     """Weights and inputs of all layers are decided, 16 bits among the choices; scales split."""
 
@@ -48,6 +50,7 @@ class TestUniformQuantizationOfEverything(QuantizationContract):
         )
 
 
+@pytest.mark.slow
 class TestUniformQuantizationThatTrainsBriefly(QuantizationContract):
     """SGD steps before judging, scales trained with the weights."""
 

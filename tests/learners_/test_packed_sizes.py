@@ -22,7 +22,7 @@ LEARNERS = {
     "codebook, split": (CodebookQuantization, {"granularity": "split"}),
 }
 
-SLOW_ON_RESNETS = ("codebook per channel", "codebook, split")
+SLOW = ("codebook per channel", "codebook, split")
 
 
 def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **options) -> None:
@@ -47,15 +47,12 @@ def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **opti
         assert abs(errors[-1]) < 0.03, (index, errors)
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
+FEWER = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in LEARNERS]
+
+
+@pytest.mark.parametrize("kind", FEWER)
 def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
-
-
-FEWER = [
-    pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_ON_RESNETS else ())
-    for kind in LEARNERS
-]
 
 
 @pytest.mark.parametrize("kind", FEWER)
