@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-from agents.allocation import Curves, allocate, allocate_by_threshold, checked_curves
+from agents.allocation import Curves, allocate, allocate_by_threshold
 from agents.base import DEFAULT_REJUDGE, Agent, AgentError
+from agents.prior import read_curves
 from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
 
@@ -125,13 +126,13 @@ def interpolated(indices: list[int], damages: list[float], n: int) -> npt.NDArra
 
 
 def _curves_of(env: CompressionEnv, name: str) -> Curves:
-    read = getattr(env.learner, name, None)
-    if read is None:
+    curves = read_curves(env, name)
+    if curves is None:
         raise AgentError(
             f"Expected a learner with {name}(), which {type(env.learner).__name__} has not; take "
             f'curves="accuracy", or another agent.'
         )
-    return checked_curves(env, read(), f"{name}()")
+    return curves
 
 
 class SensitivityThreshold(Sensitivity):
