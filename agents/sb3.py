@@ -137,11 +137,13 @@ class SB3Agent(Agent):
     def run(self, search: Search) -> None:  # noqa: D102
         recipe = self.recipe
         uniform = search.uniform()
-        curves = read_curves(search.env, recipe.exploration.prior)
-        if recipe.opening and curves is not None and search.remaining:
-            self._open(search, curves)
         if not search.remaining:
             return
+        curves = read_curves(search.env, recipe.exploration.prior)
+        if recipe.opening and curves is not None:
+            self._open(search, curves)
+            if not search.remaining:
+                return
         has_learned = self._saved is not None
         proposals = Proposals(
             search, recipe.exploration, recipe.one_shot, has_learned=has_learned, curves=curves

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from agents import DDPG, OnePolicy, make_agent
 from amc_env import Budget, CompressionEnv
-from experiments.tasks import make_channels
+from experiments.commands.compare import places_of
+from experiments.comparison.tasks import TASKS, Places, build_env
 
 BUDGETS = ("macs=0.2", "macs=0.3", "macs=0.4", "macs=0.5", "macs=0.6")
 
@@ -165,24 +166,19 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _environment(
-    model: str, data: str, weights: dict[str, str], budget: str, images: int
-) -> CompressionEnv:
-    if data == "digits":
-        return make_channels(model=model, data=data, budget=budget, round_to=2, precision="fp32")
-    if model not in weights:
-        raise typer.BadParameter(f"expected --weights {model}=FILE for --data {data}")
-    return make_channels(
-        model=model, data=data, weights=weights[model], budget=budget, round_to=4,
-        criterion="lasso", n_validation=images, validation_split="tail",
-    )  # fmt: skip
+def _environment(model: str, places: Places, budget: str, images: int) -> CompressionEnv:
+    """Builds a network's task as comparisons have it, for another budget."""
+    if places.data is None:
+        return build_env(TASKS["digits-channels"], places, budget=budget)
+    task = replace(TASKS["resnet20-channels"], model=model)
+    return build_env(task, places, budget=budget, n_validation=images)
 
 
 def main(
     table_name: Annotated[str, typer.Option("--table", help="budgets or transfer")] = "budgets",
-    data: Annotated[str, typer.Option(help="digits, or a folder with CIFAR-10")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="CIFAR-10; without: the digits")] = None,
     weights: Annotated[list[str] | None, typer.Option(help="MODEL=FILE; repeats")] = None,
-    model: Annotated[str, typer.Option(help="budgets: the network")] = "digitsnet",
+    model: Annotated[str, typer.Option(help="budgets: the network")] = "resnet20",
     source: Annotated[str, typer.Option(help="transfer: trained here")] = "resnet20",
     target: Annotated[str, typer.Option(help="transfer: used there")] = "resnet56",
     budget: Annotated[str, typer.Option(help="transfer: of both networks")] = "macs=0.5",
@@ -194,16 +190,18 @@ def main(
 ) -> None:
     """Searches what is missing, and prints the table."""
     torch.set_num_threads(1)
-    files = dict(pair.split("=", 1) for pair in weights or [])
+    places = places_of(data, weights)
     rows = Rows(out)
     if table_name == "budgets":
-        env = _environment(model, data, files, BUDGETS[0], images)
+        env = _environment(model, places, BUDGETS[0], images)
         for seed in tqdm(range(seeds), desc="seeds"):
             rows.ask("one policy", seed, episodes, partial(one_policy, env, episodes, seed))
             for name in FROM_NOTHING:
                 rows.ask(name, seed, episodes, partial(separate, env, name, episodes, seed))
     elif table_name == "transfer":
-        first, second = (_environment(m, data, files, budget, images) for m in (source, target))
+        if data is None:
+            raise typer.BadParameter("expected --data DIR and the --weights of both networks")
+        first, second = (_environment(m, places, budget, images) for m in (source, target))
         problem = f"{target}, {budget}"
         for seed in tqdm(range(seeds), desc="seeds"):
             carried = partial(carried_over, first, second, problem, training, episodes, seed)

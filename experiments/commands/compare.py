@@ -12,7 +12,8 @@ import typer
 from experiments.commands.options import takes
 
 if TYPE_CHECKING:
-    from experiments.comparison.records import SearchRecord
+    from experiments.comparison.finetuning import Finetuning
+    from experiments.comparison.records import ResultsFile, SearchRecord
     from experiments.comparison.running import Comparison
     from experiments.comparison.tasks import Places
 
@@ -120,10 +121,10 @@ def compare(
     if listing:
         _show_list()
         return
-    from experiments.comparison.finetuning import Finetuning, finetune_winners
+    from experiments.comparison.finetuning import Finetuning
     from experiments.comparison.records import ResultsFile
     from experiments.comparison.report import write_report
-    from experiments.comparison.running import RESULTS, Comparison, run_comparison
+    from experiments.comparison.running import RESULTS, Comparison
     from experiments.comparison.statistics import require_rliable
 
     require_rliable()
@@ -141,13 +142,25 @@ def compare(
             workers=workers,
         )
         _check_finetuning(finetune_epochs, comparison)
-        file = run_comparison(comparison, _Teller(comparison, quiet))
+        training = None
         if finetune_epochs:
             chosen = tuple(range(first_seed, first_seed + finetune_seeds))
             winners = (tuple(finetune_agent or ()), chosen, comparison.tasks)
-            settings = Finetuning(finetune_epochs, *winners)
-            finetune_winners(file, places, settings, _tell_finetuned if not quiet else _silent)
+            training = Finetuning(finetune_epochs, *winners)
+        file = _search(comparison, training, quiet)
     print(write_report(out, file.results, reference=reference or None))
+
+
+def _search(comparison: Comparison, training: Finetuning | None, quiet: bool) -> ResultsFile:
+    """Makes the searches that are missing, and trains their winners."""
+    from experiments.comparison.finetuning import finetune_winners
+    from experiments.comparison.running import run_comparison
+
+    file = run_comparison(comparison, _Teller(comparison, quiet))
+    if training is not None:
+        tell = _silent if quiet else _tell_finetuned
+        finetune_winners(file, comparison.places, training, tell)
+    return file
 
 
 def _split(values: Sequence[str] | None) -> list[str]:

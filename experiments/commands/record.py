@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.commands.compare import Data, Weights, places_of
 from experiments.commands.options import takes
+
+if TYPE_CHECKING:
+    from amc_env.recorded_file import RecordedTask
 
 TaskName = Annotated[str, typer.Option(help="Which one; `amc compare --list` shows them.")]
 Out = Annotated[Path, typer.Option(help="The file, TASK.npz.")]
@@ -83,9 +86,14 @@ def record(
         progress=not quiet,
     )
     write_atomic(out, write_recorded(recorded))
+    print(f"{out}: {_in_short(recorded)}")
+
+
+def _in_short(recorded: RecordedTask) -> str:
+    """How many plans there are, and how well the surrogate ranks those it was not fitted to."""
     held_out = recorded.quality["cross_validation"]["surrogate"]
     ranks = ", ".join(
         f"{held_out[part]['spearman']:.3f} {where}"
         for part, where in (("all", "over all"), ("top", "in the best quarter"))
     )
-    print(f"{out}: {sum(recorded.counts().values())} plans; rank correlation, held out: {ranks}")
+    return f"{sum(recorded.counts().values())} plans; rank correlation, held out: {ranks}"
