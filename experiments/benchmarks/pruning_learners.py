@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,8 @@ from learners import (
     Learner,
     RemasteredPruning,
 )
+from learners.deep_compression import compress_deeply, deep_compression
+from learners.joint_learner import JointCompression
 from learners.masking import masked_layers
 from learners.quantization.packing import save_packed
 from learners.sparsification import WeightSparsification
@@ -63,11 +65,12 @@ class Row:
         weights: The file of its trained weights.
         round_to: Kept channels are multiples of this; 0 where none are cut.
         learner: Name in :data:`LEARNERS`.
-        left: Share of the MACs (of the weights, for ``sparse``) that may stay.
+        left: Share of the MACs (of the weights, for ``sparse``; of the bytes, for ``deep``) that
+            may stay.
         way: ``"uniform"``, ``"searched"``; for ``sparse`` also ``"heuristic"`` and ``"global"``.
         teacher: ``"original"`` or ``"none"``.
         seed: Seeds calibration, search and training.
-        epochs: Of fine-tuning.
+        epochs: Of fine-tuning; ``deep`` trains as many behind the masks, and as many centroids.
         learning_rate: Its peak.
         agent: Who searches.
         episodes: How many plans it judges; both are ignored where nothing is searched.
@@ -99,8 +102,14 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "sparse one-shot": partial(WeightSparsification, schedule="one-shot"),
     "sparse 2:4": partial(WeightSparsification, schedule="one-shot", pattern="2:4"),
     "sparse block4": partial(WeightSparsification, schedule="one-shot", pattern="block4"),
+    "deep": partial(deep_compression, schedule="one-shot"),
 }
 """Name -> maker; those of sparsification begin with ``sparse``."""
+
+
+def budgeted(learner: str) -> str:
+    """Returns the cost that a row's ``left`` is a share of."""
+    return {"sparse": "density", "deep": "bytes"}.get(learner.split()[0], "macs")
 
 
 def make_learner(
@@ -108,7 +117,7 @@ def make_learner(
 ) -> tuple[Learner, float]:
     """Prepares a learner; returns it with the CPU-seconds that took."""
     started = time.process_time()
-    options: dict[str, Any] = {} if name.startswith("sparse") else {"round_to": round_to}
+    options: dict[str, Any] = {"round_to": round_to} if budgeted(name) == "macs" else {}
     learner = LEARNERS[name](
         network,
         splits.calibration.images[:1],
@@ -129,11 +138,10 @@ def choose(
     if (found := find(row, rows, but=_TRAINING)) is not None:
         return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
     started = time.process_time()
-    sparse = row.learner.startswith("sparse")
     if row.way in RULES and isinstance(learner, WeightSparsification):
         plan = learner.plan_for(row.way, row.left)
     else:
-        env = CompressionEnv(learner, Budget(**{"density" if sparse else "macs": row.left}))
+        env = CompressionEnv(learner, Budget(**{budgeted(row.learner): row.left}))
         agent = make_agent(row.agent if row.way == "searched" else "uniform")
         plan = agent.search(env, max(row.episodes, 1), row.seed).plan
     return plan, time.process_time() - started
@@ -149,12 +157,9 @@ def measure(
     """Makes a row: choose, compress, fine-tune, and the test set at the end."""
     plan, search_seconds = choose(row, learner, rows)
     env = CompressionEnv(learner, Budget(macs=1.0))
-    network = learner.compress(plan)
-    before = evaluate(network, splits.validation)
-    config = TrainingConfig(epochs=row.epochs, learning_rate=row.learning_rate, seed=row.seed)
+    before = evaluate(learner.compress(plan), splits.validation)
     started = time.process_time()
-    teacher = original if row.teacher == "original" else None
-    result = learner.finetune(network, splits.train, config=config, teacher=teacher)
+    network, validation = trained(row, learner, plan, splits, original)
     seconds = time.process_time() - started
     weights = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     hidden = sum(
@@ -171,12 +176,29 @@ def measure(
         / sum(p.numel() for p in original.parameters() if p.ndim > 1),
         "bytes": size,
         "before": before,
-        "validation": result.best_accuracy,
+        "validation": validation,
         "test": evaluate(network, splits.test, precision="fp32"),
         "search_cpu_seconds": round(search_seconds, 1),
         "finetune_cpu_seconds": round(seconds, 1),
         "plan": dict(plan),
     }
+
+
+def trained(
+    row: Row, learner: Learner, plan: CompressionPlan, splits: DataSplits, original: nn.Module
+) -> tuple[nn.Module, float]:
+    """Returns the finished network of a row and its accuracy on the validation images."""
+    config = TrainingConfig(epochs=row.epochs, learning_rate=row.learning_rate, seed=row.seed)
+    teacher = original if row.teacher == "original" else None
+    if not isinstance(learner, JointCompression):
+        network = learner.compress(plan)
+        result = learner.finetune(network, splits.train, config=config, teacher=teacher)
+        return network, result.best_accuracy
+    own = replace(learner._training_defaults(), epochs=row.epochs, seed=row.seed)
+    done = compress_deeply(
+        learner, plan, splits.train, retraining=config, finetuning=own, teacher=teacher
+    )
+    return done.network, done.stages[-1].accuracy
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -265,7 +287,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     for number in [] if only_table else seed:
         todo = [
-            Row(model, data, str(weights or ""), 0 if name.startswith("sparse") else round_to,
+            Row(model, data, str(weights or ""), round_to if budgeted(name) == "macs" else 0,
                 name, share, how, taught, number, epochs, learning_rate,
                 *((agent, episodes) if how == "searched" else ()))
             for name in learner for share in left for how in way for taught in teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.benchmarks import pruning_learners
-from experiments.benchmarks.pruning_learners import Row, find, main, read_rows
+from experiments.benchmarks.pruning_learners import LEARNERS, Row, budgeted, find, main, read_rows
 
 
 def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
@@ -22,3 +22,10 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
     main(**wanted)
     assert read_rows(out) == [row]
     assert "| channels l1 | 0.5 | uniform | none |" in capsys.readouterr().out
+
+
+def test_what_may_be_left_is_a_share_of_what_the_learner_takes_away():
+    costs = {name: budgeted(name) for name in LEARNERS}
+    assert {costs[name] for name in costs if name.startswith("sparse")} == {"density"}
+    assert costs["deep"] == "bytes"
+    assert costs["group-lasso"] == costs["channels l1"] == costs["discrimination"] == "macs"
