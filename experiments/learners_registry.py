@@ -45,62 +45,49 @@ def make_learner(
     """
     if config.learner in CHANNEL_LEARNERS:
         return make_channel_learner(config, data, model, progress=progress)
-    example = data.calibration.images[:1]
-    shared = _shared_options(config, data, progress)
+    given: dict[str, Any] = {
+        "model": model,
+        "example_input": data.calibration.images[:1],
+        "calibration": data.calibration,
+        "validation": data.validation,
+        **_shared_options(config, data, progress),
+    }
     if config.learner == "sparse":
         from learners.sparsification import WeightSparsification
 
+        schedule = schedule_options(config, max(config.epochs, 1) * len(data.train))
         return WeightSparsification(
-            model,
-            example,
-            data.calibration,
-            data.validation,
-            proxy=config.proxy,
-            **density_options(config),
-            **schedule_options(config, max(config.epochs, 1) * len(data.train)),
-            **shared,
+            proxy=config.proxy, **density_options(config), **schedule, **given
         )
     if config.learner == "joint":
-        from learners.joint import joint_compression
-
-        return joint_compression(
-            model,
-            example,
-            data.calibration,
-            data.validation,
-            quantizer=config.quantizer,
-            proxy=config.proxy,
-            pruning=pruning_options(config),
-            quantization=bit_options(config),
-            sparsification=density_options(config) if config.density else None,
-            **shared,
-        )
+        return _joint_learner(config, given)
     if config.learner == "deep":
         from learners.deep_compression import deep_compression
 
-        quantization = bit_options(config)
+        schedule = schedule_options(config, config.retraining_epochs * len(data.train))
         return deep_compression(
-            model,
-            example,
-            data.calibration,
-            data.validation,
             proxy=config.proxy,
-            sparsification=density_options(config)
-            | schedule_options(config, config.retraining_epochs * len(data.train)),
-            quantization=quantization,
-            **shared,
+            sparsification=density_options(config) | schedule,
+            quantization=bit_options(config),
+            **given,
         )
     from learners.joint import quantizer_named
 
-    return quantizer_named(config.learner)(
-        model,
-        example,
-        data.calibration,
-        data.validation,
-        # Only cut layers are reconstructed: here there is nothing to repair that way.
-        proxy="recalibration" if "recalibration" in config.proxy else "none",
-        **bit_options(config),
-        **shared,
+    # Only cut layers are reconstructed: here there is nothing to repair that way.
+    proxy = "recalibration" if "recalibration" in config.proxy else "none"
+    return quantizer_named(config.learner)(proxy=proxy, **bit_options(config), **given)
+
+
+def _joint_learner(config: RunConfig, given: Mapping[str, Any]) -> Learner:
+    from learners.joint import joint_compression
+
+    return joint_compression(
+        quantizer=config.quantizer,
+        proxy=config.proxy,
+        pruning=pruning_options(config),
+        quantization=bit_options(config),
+        sparsification=density_options(config) if config.density else None,
+        **given,
     )
 
 
