@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from agents.allocation import Curves, checked_curves
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.plan import CURVES
 
-PRIORS = ("none", "gradient_scores", "layer_errors")
+PRIORS = ("none", *CURVES)
 
 Prior = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
 """Plans -> how good they should be, shape ``(n_plans,)``; only comparisons mean something."""

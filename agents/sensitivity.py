@@ -13,9 +13,10 @@ from agents.base import DEFAULT_REJUDGE, Agent, AgentError
 from agents.prior import read_curves
 from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.plan import CURVES
 
 ALLOCATIONS = ("knapsack", "threshold")
-CURVES = ("accuracy", "layer_errors", "gradient_scores")
+SENSITIVITIES = ("accuracy", *CURVES)
 
 _WORST_ACCURACY = 0.01
 
@@ -31,7 +32,7 @@ class Sensitivity(Agent):
     learner's). The uniform plan is judged as well, so the result is never below it.
 
     Args:
-        curves: Name in :data:`CURVES`.
+        curves: Name in :data:`SENSITIVITIES`.
         allocation: ``"knapsack"``: the least sum of damages; ``"threshold"``: the same largest
             damage everywhere.
         points: Judgements per decision, at most.
@@ -52,8 +53,8 @@ class Sensitivity(Agent):
         rejudge: int = DEFAULT_REJUDGE,
     ) -> None:
         super().__init__(rejudge=rejudge)
-        if curves not in CURVES:
-            raise ValueError(f"Expected curves to be one of {CURVES}, got {curves!r}.")
+        if curves not in SENSITIVITIES:
+            raise ValueError(f"Expected curves to be one of {SENSITIVITIES}, got {curves!r}.")
         if allocation not in ALLOCATIONS:
             raise ValueError(f"Expected allocation to be one of {ALLOCATIONS}, got {allocation!r}.")
         if points < 1:

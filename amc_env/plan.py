@@ -15,6 +15,10 @@ from amc_env.errors import PlanMismatchError
 PLAN_VERSION = 1
 _CHOICE_TOLERANCE = 1e-6
 
+CURVES = ("layer_errors", "gradient_scores")
+"""Optional methods of learners that say, without a judgement, what every choice damages: decision
+key -> one number per choice, larger is worse."""
+
 
 class DecisionKind(StrEnum):
     """What one scalar of a plan means."""

@@ -24,9 +24,6 @@ from amc_env.surrogate import Surrogate, SurrogateSettings
 FORMAT = "amc-recorded-task"
 VERSION = 1
 
-CURVES = ("layer_errors", "gradient_scores")
-"""Methods of a learner whose answers, decision key -> one number per choice, are recorded."""
-
 _ARRAYS = ("plans", "accuracies", "sources", "weights")
 _EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)  # of a zip entry: equal tasks make equal files
 
@@ -48,7 +45,7 @@ class RecordedTask:
         sources: Index into ``source_names`` for every recorded plan, uint8, same shape.
         source_names: Who proposed plans.
         cost_range: Cost name -> smallest and largest cost ratio among the recorded plans.
-        curves: Name in :data:`CURVES` -> decision key -> one number per choice.
+        curves: Name in ``amc_env.plan.CURVES`` -> decision key -> one number per choice.
         quality: How well the surrogate predicts, see ``docs/recorded_tasks.md``.
     """
 

@@ -11,11 +11,9 @@ from torch import nn
 
 from amc_env.cost import COSTS, CostModel, make_cost, original_cost
 from amc_env.errors import PlanMismatchError
-from amc_env.plan import CompressionPlan, Decision
+from amc_env.plan import CURVES, CompressionPlan, Decision
 from learners.base import Learner
 from learners.training import TrainingConfig
-
-_CURVES = ("layer_errors", "gradient_scores")
 
 
 class FixedDecisions(Learner):
@@ -105,11 +103,11 @@ class FixedDecisions(Learner):
         ``evaluate_full`` and ``kept_units`` take a plan of the free decisions, ``layer_errors``
         and ``gradient_scores`` return their curves.
         """
-        offered = ("evaluate_full", "kept_units", *_CURVES)
+        offered = ("evaluate_full", "kept_units", *CURVES)
         if name not in offered or "learner" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         method = getattr(self.learner, name)
-        if name in _CURVES:
+        if name in CURVES:
             free = {d.key for d in self.decisions}
             return lambda: {key: curve for key, curve in method().items() if key in free}
         return lambda plan: method(self.whole(plan))

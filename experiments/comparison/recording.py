@@ -10,7 +10,8 @@ import numpy as np
 
 from amc_env import CompressionEnv, CompressionError, make_cost
 from amc_env.cost import COSTS, CostModel, original_cost
-from amc_env.recorded_file import CURVES, RecordedTask
+from amc_env.plan import CURVES
+from amc_env.recorded_file import RecordedTask
 from experiments.comparison.judgements import JudgementStore
 from experiments.comparison.judging import (
     Choices,
