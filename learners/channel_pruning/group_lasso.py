@@ -65,7 +65,7 @@ class _Consumer:
 
     def shrink(self, factors: Tensor) -> None:
         """Scales the weights of every unit."""
-        self.weight = self.weight * factors.to(self.weight.device).repeat_interleave(self.per_unit)
+        self.weight = self.weight * factors.to(self.weight).repeat_interleave(self.per_unit)
 
 
 def shrunk_norms(
