@@ -38,12 +38,13 @@ CHOICES = {
 _LEAST: dict[str, float] = {
     "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
     "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
-    "discrimination_stages": 0, "block_steps": 1, "schedule_frequency": 1,
+    "discrimination_stages": 1, "block_steps": 1, "schedule_frequency": 1,
     "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
     "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
 }  # fmt: skip
 _POSITIVE = (
     "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
+    "sparse_strength",
 )  # fmt: skip
 _SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
 _PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
@@ -106,8 +107,9 @@ def check_numbers(config: RunConfig) -> None:
         if value is not None and not value >= least:
             raise ValueError(f"Expected {option(name)} >= {least:g}, got {value}.")
     for name in _POSITIVE:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"Expected {option(name)} > 0, got {getattr(config, name)}.")
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected {option(name)} > 0, got {value}.")
     for name in _SHARES:
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")

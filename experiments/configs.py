@@ -118,6 +118,7 @@ class RunConfig:
     feature_matching: float = _option(0.0, "finetune")
     sparse_training: str = _option("none", "finetune")
     sparse_epochs: int = _option(10, "finetune")
+    sparse_strength: float | None = _option(None, "finetune")
     finetune_groups: int = _option(1, "finetune")
     group_epochs: int = _option(3, "finetune")
     retraining_epochs: int = _option(30, "finetune")

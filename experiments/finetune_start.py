@@ -74,6 +74,7 @@ def _after_fading(
             plan,
             task.data.train,
             regulariser=config.sparse_training,
+            strength=config.sparse_strength,
             epochs=config.sparse_epochs,
             config=settings,
             teacher=task.teacher,

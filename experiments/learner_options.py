@@ -10,8 +10,8 @@ from experiments.configs import RunConfig
 
 _GRID = ("round_to", "min_ratio")
 _STAGED = (
-    "progressive", "stages", "stage_epochs", "sparse_training", "sparse_epochs", "finetune_groups",
-    "group_epochs",
+    "progressive", "stages", "stage_epochs", "sparse_training", "sparse_epochs",
+    "sparse_strength", "finetune_groups", "group_epochs",
 )  # fmt: skip
 _SCHEDULE = ("schedule_begin", "schedule_end", "schedule_exponent", "schedule_frequency")
 _BITS = (
@@ -116,13 +116,14 @@ def _check_stages(config: RunConfig) -> None:
     """Refuses ways to cut that exclude each other, and epochs of what is not asked for."""
     ways = {
         "sparse_epochs": (config.sparse_training != "none", "--sparse-training growing"),
+        "sparse_strength": (config.sparse_training != "none", "--sparse-training growing"),
         "group_epochs": (config.finetune_groups > 1, "--finetune-groups 3"),
         "stage_epochs": (config.is_progressive, "--progressive 3"),
     }
     for name, (asked, example) in ways.items():
         if not asked and _is_given(config, name):
             raise ValueError(f"{option(name)} has no effect without {example} or the like.")
-    used = [example.split()[0] for asked, example in ways.values() if asked]
+    used = list(dict.fromkeys(example.split()[0] for asked, example in ways.values() if asked))
     if config.stages and config.progressive > 1:
         used = ["--progressive", "--stages"]
     if len(used) > 1:

@@ -20,6 +20,7 @@ from agents import agent_from_label
 from agents.base import Trial
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
 from amc_env.env import DEFAULT_READING
+from amc_env.errors import RunFolderError
 from experiments.composition import Composition
 from experiments.files import write_json
 from experiments.models import load_weights
@@ -27,11 +28,13 @@ from experiments.networks import read_shape, save_network
 from experiments.trials import TrialRecorder, read_trials
 from learners.base import Batches
 from learners.channel_pruning import ChannelPruning
+from learners.identity import digest_of
 from learners.training import TrainingConfig
 
 TRIALS = "trials.jsonl"
 _NETWORK = "network.safetensors"
 _FACTS = "stage.json"
+_ASKED = "asked.json"
 
 MakeLearner = Callable[[nn.Module], ChannelPruning]
 
@@ -158,6 +161,7 @@ def progressive_compression(
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
         PlanMismatchError: If the groups of a network that has been cut cannot be found again.
+        RunFolderError: If the folder holds stages of other arguments.
         ValueError: If an option has no such value.
     """
     wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
@@ -226,6 +230,8 @@ class _Run:
         self, network: nn.Module, before: Composition, budget: Budget, place: Path | None
     ) -> tuple[nn.Module, dict[str, Tensor], StageFacts]:
         """Searches, cuts and fine-tunes; a stage that is complete is read."""
+        if place is not None:
+            self.note(budget, place)
         if place is None or not (place / _NETWORK).exists():
             learner = self.learner(network, before)
             found = self.search(learner, before, budget, place)
@@ -242,10 +248,36 @@ class _Run:
         load_weights(network, place / _NETWORK)
         return network, kept, StageFacts(**json.loads((place / _FACTS).read_text()))
 
+    def note(self, budget: Budget, place: Path) -> None:
+        """Writes what a stage was asked for, or compares with what the first run wrote.
+
+        Raises:
+            RunFolderError: If that was something else.
+        """
+        asked = {
+            "budget": str(budget), "agent": self.agent, "episodes": self.episodes,
+            "seed": self.seed, "action": self.action, "reward": self.reward,
+            "epochs_between": self.epochs, "network": digest_of(self.model),
+        }  # fmt: skip
+        path = place / _ASKED
+        if not path.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(path, asked)
+            return
+        before = json.loads(path.read_text())
+        if names := [name for name in asked if before.get(name) != asked[name]]:
+            raise RunFolderError(
+                f"The stage in {place} was searched for something else: "
+                f"{', '.join(f'{n} {before.get(n)} there, {asked[n]} now' for n in names)}. "
+                f"Repeat what it was asked for, or choose another folder."
+            )
+
     def search(
         self, learner: ChannelPruning, before: Composition, budget: Budget, place: Path | None
     ) -> _Found:
         """Searches one stage; a search that was interrupted is replayed."""
+        if place is not None:
+            self.note(budget, place)
         wall, cpu = time.perf_counter(), time.process_time()
         env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
         result = agent_from_label(self.agent)[0].search(

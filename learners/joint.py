@@ -143,15 +143,22 @@ def joint_compression(
         pruning: Further options of ``ChannelPruning``, e.g. ``{"round_to": 4}``.
         quantization: Such of the quantizer, e.g. ``{"activation_bits": 16}``.
         sparsification: Such of ``WeightSparsification``, e.g. ``{"pattern": "2:4"}``; ``{}``
-            decides densities with its defaults, ``None`` decides none.
+            decides densities with its defaults, ``None`` decides none. Training goes on behind the
+            masks of the plan; zeros that grow meanwhile are those of ``deep_compression``.
         **options: Those of :class:`JointOptions`, for all parts. Recalibration is that of the
             batch norms of the cut and sparse network, and of the quantized layers' outputs.
 
     Raises:
         InputDataError: If images, labels or weights are not what is expected.
         UntraceableModelError: If no channel of the network can be cut safely.
-        ValueError: If an option has no such value.
+        ValueError: If an option has no such value, or a schedule of zeros is given.
     """
+    if schedule := sorted(name for name in sparsification or {} if name.startswith("schedule")):
+        raise ValueError(
+            f"Expected no schedule of zeros, got {', '.join(schedule)}: a joint compression is "
+            f"trained behind the masks of its plan. For zeros that grow while the network trains "
+            f"take learners.deep_compression and compress_deeply."
+        )
     return prepare_joint(
         model,
         example_input,

@@ -88,6 +88,15 @@ class FinetuneOptions:
     sparse_epochs: Annotated[
         int, typer.Option(help="Epochs of --sparse-training.", rich_help_panel=_CUT)
     ] = _DEFAULT.sparse_epochs
+    sparse_strength: Annotated[
+        float | None,
+        typer.Option(
+            help="With --sparse-training: ceiling of the growing factor, or weight of the group "
+            "lasso; larger where the training is shorter.",
+            show_default="1 for growing, 0.002 for group-lasso",
+            rich_help_panel=_CUT,
+        ),
+    ] = _DEFAULT.sparse_strength
     finetune_groups: Annotated[
         int,
         typer.Option(
@@ -151,6 +160,7 @@ class FinetuneOptions:
 FINETUNE = (
     "epochs", "learning_rate", "weight_decay", "teacher", "distillation_temperature",
     "distillation_weight", "teacher_weights", "feature_matching", "sparse_training",
-    "sparse_epochs", "finetune_groups", "group_epochs", "schedule", "schedule_begin",
-    "schedule_end", "schedule_exponent", "schedule_frequency", "retraining_epochs",
+    "sparse_epochs", "sparse_strength", "finetune_groups", "group_epochs", "schedule",
+    "schedule_begin", "schedule_end", "schedule_exponent", "schedule_frequency",
+    "retraining_epochs",
 )  # fmt: skip

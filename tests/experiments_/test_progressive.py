@@ -15,7 +15,7 @@ import torch
 from support.command_line import WEIGHTS
 from torch import nn
 
-from amc_env import Budget, CompressionPlan, PlanMismatchError
+from amc_env import Budget, CompressionPlan, PlanMismatchError, RunFolderError
 from experiments.cli import run
 from experiments.composition import Composition
 from experiments.configs import RunConfig
@@ -154,6 +154,21 @@ def test_every_stage_meets_its_budget_from_python(
     assert isinstance(result.stages[0], StageFacts)
     assert result.stages[0].finetuned_accuracy is not None
     assert result.stages[1].finetuned_accuracy is None
+
+
+def test_stages_of_other_arguments_are_not_taken_over(
+    make: Callable[[nn.Module], ChannelPruning], model: nn.Module, data: DataSplits, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"agent": "uniform", "episodes": 1, "epochs_between": 0}
+    search = partial(
+        progressive_compression, make, model, data.train, stages=(0.75,), folder=tmp_path, **asked
+    )
+    first = search("macs=0.5")
+    assert search("macs=0.5").plan == first.plan
+    with pytest.raises(RunFolderError, match=r"budget macs=0\.5 there, macs=0\.45 now"):
+        search("macs=0.45")
+    with pytest.raises(RunFolderError, match="seed 0 there, 1 now"):
+        search("macs=0.5", seed=1)
 
 
 class _Killed(BaseException):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,19 @@ def test_options_of_stages_to_come_may_change(tmp_path: Path) -> None:
     assert RunFolder.open(tmp_path / "run").config.epochs == 60
     with pytest.raises(RunFolderError, match="--epochs is 60 there and 30 now"):
         RunFolder.create_or_resume(tmp_path / "run", RunConfig(epochs=30), FACTS, resume=True)
+
+
+def test_schedule_stays_while_its_bytes_are_counted(tmp_path: Path) -> None:
+    sparse = RunConfig(learner="sparse", budget="bytes=0.3")
+    with RunFolder.create(tmp_path / "run", sparse, FACTS) as folder:
+        folder.start("search")
+    other = replace(sparse, schedule="one-shot")
+    with pytest.raises(RunFolderError, match="is searched with --schedule gradual, by which"):
+        RunFolder.create_or_resume(tmp_path / "run", other, FACTS, resume=True)
+    with RunFolder.create_or_resume(tmp_path / "run", sparse, FACTS, resume=True) as folder:
+        folder.finish("search")
+    with RunFolder.create_or_resume(tmp_path / "run", other, FACTS, resume=True) as folder:
+        assert folder.config.schedule == "one-shot"
 
 
 def test_other_spelling_of_the_same_budget_is_no_difference(tmp_path: Path) -> None:

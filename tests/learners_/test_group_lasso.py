@@ -5,6 +5,7 @@ What it shares with RemasteredPruning is tested here for both.
 
 from __future__ import annotations
 
+import copy
 import pickle
 from functools import cache
 
@@ -103,6 +104,22 @@ def test_iteration_equals_the_one_on_explicit_inputs(name, monkeypatch):
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-7, atol=1e-9)
         assert len(alive) == count
         assert set(found.topk(count).indices.tolist()) == set(alive.tolist())
+
+
+def test_moments_in_float32_give_the_same_units():
+    """Layers of more than 1,024 columns keep theirs in half the memory."""
+    layer, _, _, columns = consumer(1, 1, 4, 9, 9, 1.0)
+    halved = copy.copy(layer)
+    halved.gram, halved.weight = layer.gram.float(), layer.weight.float()
+    exact, found = (shrunk_norms([(read, columns)], 4, 40) for read in (layer, halved))
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_wide_layers_are_selected_for():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1200), nn.ReLU(), nn.Linear(1200, 4))
+    learner = prepared(GroupLassoPruning, model, round_to=400, iterations=3)
+    (decision,) = learner.decisions
+    assert len(set(learner.select(decision.target, 400).tolist())) == 400
 
 
 @pytest.mark.parametrize("exact_size", [0, 1024])

@@ -359,6 +359,11 @@ def test_a_network_that_is_quantized_already_is_refused_by_name():
         ({"precision": "int3"}, ValueError, "int3"),
         ({"quantization": {"weight_bits": (1, 4)}}, ValueError, "weight_bits from 2 to 8"),
         ({"pruning": {"criterion": "magic"}}, ValueError, "Unknown criterion"),
+        (
+            {"sparsification": {"schedule": "gradual"}},
+            ValueError,
+            "no schedule of zeros",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(options, error, sentence):
