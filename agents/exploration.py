@@ -204,7 +204,8 @@ class Proposals:
 
     def _warmup(self) -> CompressionPlan:
         count = 1 if self._prior is None else self._exploration.screen
-        return self._preferred([self._drawn() for _ in range(count)])
+        # Critics that have not learned anything yet would only add noise to the prior.
+        return self._preferred([self._drawn() for _ in range(count)], with_critics=False)
 
     def _drawn(self) -> CompressionPlan:
         settings, rng, env = self._exploration, self._search.rng, self._search.env
@@ -235,13 +236,15 @@ class Proposals:
                 break
         return self._preferred([*candidates]) if candidates else changed()
 
-    def _preferred(self, plans: Sequence[CompressionPlan]) -> CompressionPlan:
+    def _preferred(
+        self, plans: Sequence[CompressionPlan], *, with_critics: bool = True
+    ) -> CompressionPlan:
         """The plan that critics and prior like best, the first one where there are neither."""
         settings = self._exploration
         if len(plans) == 1:
             return plans[0]
         merit = np.zeros(len(plans))
-        if self.score is not None:
+        if with_critics and self.score is not None:
             values = self.score(plans)
             merit += standardised(values.mean(0) + settings.optimism * values.std(0))
         if self._prior is not None:

@@ -27,7 +27,7 @@ class FinetuneOptions:
         typer.Option(
             help="Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
             "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
-            "--codebook-mode weights).",
+            "--codebook-mode weights). With --learner deep it is that of the codebooks.",
             show_default=False,
             rich_help_panel=_FINETUNE,
         ),
