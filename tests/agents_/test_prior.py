@@ -65,6 +65,19 @@ def test_draws_of_the_warm_up_are_better_by_the_prior_than_single_ones(env):
     assert prior(drawn(scores_of(env))).mean() > prior(drawn(None)).mean()
 
 
+def test_critics_that_have_learned_nothing_have_no_say_in_the_warm_up(env):
+    def drawn(score):
+        with Search(env, 30, 0, None, None, False) as search:
+            search.uniform()
+            settings = Exploration(screen=16, warmup_episodes=5)
+            proposals = Proposals(search, settings, one_shot=True, curves=scores_of(env))
+            proposals.score = score
+            return [proposals._warmup() for _ in range(5)]
+
+    against = prior_of(env, scores_of(env))
+    assert drawn(None) == drawn(lambda plans: -100.0 * against(plans)[None])
+
+
 def test_the_critics_take_over_from_the_prior(env):
     plans = plans_of(env, 8)
     prior = prior_of(env, scores_of(env))(plans)
