@@ -20,7 +20,7 @@ from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess, OptunaSearc
 from agents.pareto import pareto_front
 from agents.random_search import RandomSearch
 from agents.recipe import Recipe
-from agents.registry import AGENTS, agent_from_label, make_agent
+from agents.registry import AGENTS, agent_from_label, is_deterministic, make_agent
 from agents.rollout import Search
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
@@ -62,5 +62,6 @@ __all__ = [
     "AGENTS",
     "make_agent",
     "agent_from_label",
+    "is_deterministic",
     "EpisodeLogger",
 ]

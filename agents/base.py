@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 
@@ -100,6 +100,9 @@ class Agent(ABC):
     """
 
     name: str
+
+    deterministic: ClassVar[bool] = False
+    """Whether every seed gives the same trials, if equal plans are judged equally."""
 
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE) -> None:
         if rejudge < 0:

@@ -18,6 +18,7 @@ class Uniform(Agent):
     """
 
     name = "uniform"
+    deterministic: ClassVar[bool] = True
 
     def run(self, search: Search) -> None:  # noqa: D102
         search.judge(search.env.uniform_plan(), "uniform")
@@ -35,6 +36,7 @@ class Ramp(Agent):
         rejudge: See :class:`Agent`.
     """
 
+    deterministic: ClassVar[bool] = True
     cuts_deep: ClassVar[bool]
 
     def __init__(self, *, strength: float = 0.6, rejudge: int = DEFAULT_REJUDGE) -> None:

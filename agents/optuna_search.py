@@ -71,7 +71,7 @@ class OptunaSearch(Agent):
     """A sampler of Optuna, by ask and tell.
 
     A plan that was judged before is told again and asked anew; if it keeps coming back, a plan near
-    it is judged instead, so that no judgement is wasted.
+    it is judged instead, so that a judgement is only wasted where no unseen plan is found nearby.
 
     With a ``storage``, processes (on one machine or several) that search with the same ``study``
     see each other's judgements; each spends its own episodes, the last one on the best plan of all,

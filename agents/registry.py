@@ -80,6 +80,19 @@ def make_agent(name: str, **options: Any) -> Agent:
         raise ValueError(f"The agent {name!r} does not take these options: {error}") from error
 
 
+def is_deterministic(label: str) -> bool:
+    """Returns whether the agent of a label declares that its seeds change nothing.
+
+    Nothing is built, so that a package which only the agent needs may be missing.
+
+    Args:
+        label: As :func:`agent_from_label` takes it. A name that is not known says nothing of
+            chance, so the answer is no.
+    """
+    name = label.partition(":")[0].strip()
+    return bool(getattr(AGENTS.get(name), "deterministic", False))
+
+
 def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any]]:
     """Builds an agent from ``"name"`` or ``"name:option=value,option=value"``.
 

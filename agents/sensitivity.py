@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ class Sensitivity(Agent):
     """
 
     name = "sensitivity"
+    deterministic: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.base import AgentError, Trial
@@ -20,6 +21,7 @@ GoalsOf = Callable[[Trial], Sequence[float]]
 
 _TASK = "task"
 _JOURNAL = "journal:"
+_SQLITE = "sqlite:///"
 
 
 def require_optuna(sampler: str) -> None:
@@ -68,7 +70,9 @@ class SharedStudy:
         import optuna
 
         self._storage = storage
+        self._name = name
         self._worker = worker
+        self._is_open = False
         maximize = optuna.study.StudyDirection.MAXIMIZE
         minimize = optuna.study.StudyDirection.MINIMIZE
         with self._reachable():
@@ -79,24 +83,19 @@ class SharedStudy:
                 directions=[maximize, *[minimize] * (n_objectives - 1)],
                 load_if_exists=True,
             )
+            self._is_open = True
             if storage:
                 self._check_task(env, name, n_objectives)
 
     def _check_task(self, env: CompressionEnv, name: str, n_objectives: int) -> None:
-        task = json.dumps(
-            {
-                "decisions": {d.key: d.choices for d in env.decisions},
-                "budget": str(env.budget),
-                "original_accuracy": env.learner.original_accuracy,
-            }
-        )
+        task = json.dumps(_fingerprint(env))
         known = self._study.user_attrs.get(_TASK)
         if known is None:
             self._study.set_user_attr(_TASK, task)
         if known not in (None, task) or len(self._study.directions) != n_objectives:
             raise AgentError(
-                f"The study {name!r} in {self._storage} is one of another network, budget, "
-                f"validation split or other objectives; choose another study name."
+                f"The study {name!r} in {self._storage} is one of another network, budget, reward, "
+                f"validation split, other costs or other objectives; choose another study name."
             )
 
     @contextmanager
@@ -110,10 +109,23 @@ class SharedStudy:
             if not self._storage:
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            more = " any more" if self._is_open else ""
             raise AgentError(
-                f"The storage {self._storage!r} of the study cannot be used (any more): {reason}. "
-                f"Its judgements are kept; start this worker again when the storage is back."
+                f"The storage {self._storage!r} of the study cannot be used{more}: {reason}. "
+                f"{self._what_remains()}"
             ) from error
+
+    def _what_remains(self) -> str:
+        """Says what to do; that judgements are kept only if the study can be read."""
+        if not self._is_open:
+            return "Name another one, e.g. journal:study.log."
+        if _holds(self._storage, self._name):
+            return "Its judgements are kept; start this worker again."
+        return (
+            "Start this worker again when the storage is back; if it is lost, the worker's own "
+            "judgements remain in the trials of its run folder, if it has one, and those of "
+            "others in theirs."
+        )
 
     def ask(self, names: Sequence[str]) -> optuna.Trial:
         """Returns a new trial with its parameters."""
@@ -223,6 +235,51 @@ class SharedStudy:
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
+
+
+def _fingerprint(env: CompressionEnv) -> dict[str, Any]:
+    """What workers must have in common, the reading of actions left out: samplers have none.
+
+    Rewards and costs are functions, so they are asked what two plans are worth: the original and
+    the uniform one, at two accuracies. Nine digits, as machines differ in the last ones. How the
+    learner compresses cannot be seen from here.
+    """
+    plans = (CompressionPlan.full(env.decisions), env.uniform_plan())
+    asked = [env.outcome(plan, accuracy) for plan in plans for accuracy in (0.25, 0.75)]
+    return {
+        "decisions": {d.key: d.choices for d in env.decisions},
+        "budget": str(env.budget),
+        "original_accuracy": env.learner.original_accuracy,
+        "rewards": [f"{outcome.reward:.9g}" for outcome in asked],
+        "costs": [{k: f"{v:.9g}" for k, v in sorted(o.cost.items())} for o in asked[::2]],
+    }
+
+
+def _file_of(storage: str) -> Path | None:
+    """The file of a storage that is one; None if a server keeps it."""
+    if storage.startswith(_JOURNAL):
+        return Path(storage.removeprefix(_JOURNAL))
+    if storage.startswith(_SQLITE):
+        return Path(storage.removeprefix(_SQLITE).partition("?")[0])
+    return None
+
+
+def _holds(storage: str, name: str) -> bool:
+    """Whether a file still holds the study.
+
+    Of servers it is not known. The file may be another one by now: Optuna makes a new journal in
+    place of one that was deleted.
+    """
+    import optuna
+
+    file = _file_of(storage)
+    if file is None or not file.is_file():  # to open a file that is not there would make it
+        return False
+    try:
+        optuna.load_study(study_name=name, storage=_open_storage(storage))
+    except Exception:  # whatever it is, nobody can read it
+        return False
+    return True
 
 
 def _open_storage(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Cell:
 
     Args:
         mean: Mean score over the seeds, failures counted as the constant prediction.
-        deviation: Standard deviation of the same; 0 with one seed.
+        deviation: Sample standard deviation of the same; NaN with one seed.
         failures: How many seeds failed.
         seeds: How many there are.
     """
@@ -66,7 +67,8 @@ def cell(rows: Rows, framework: str, data: str) -> Cell | None:
         return None
     scores = [imputed(rows, row) for row in there]
     failures = sum(row.score is None for row in there)
-    return Cell(float(np.mean(scores)), float(np.std(scores)), failures, len(there))
+    deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+    return Cell(float(np.mean(scores)), deviation, failures, len(there))
 
 
 def imputed(rows: Rows, row: Row) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from experiments.automl.datasets import DATA_SETS, TaskKind
@@ -59,7 +60,9 @@ def _cell_text(found: Cell | None, digits: int) -> str:
         return "-"
     # As many digits as the figures need: an error of thousands, or one of hundredths.
     digits = 0 if abs(found.mean) >= 100 else digits
-    text = f"{found.mean:.{digits}f} ± {found.deviation:.{digits}f}"
+    text = f"{found.mean:.{digits}f}"
+    if not math.isnan(found.deviation):
+        text += f" ± {found.deviation:.{digits}f}"
     return f"{text} ({found.failures} of {found.seeds} failed)" if found.failures else text
 
 

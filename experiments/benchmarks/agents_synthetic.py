@@ -176,8 +176,14 @@ def _read(out: Path) -> dict[str, Run]:
     return runs
 
 
+def _mean(values: list[float], digits: int) -> str:
+    """Mean and sample standard deviation; the mean alone of one value."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
 def print_table(runs: list[Run], marks: list[int]) -> None:
-    """Prints one Markdown row per label: mean and standard deviation of the scores."""
+    """Prints one Markdown row per label: mean and sample standard deviation of the scores."""
     best_known: dict[Any, float] = {}
     for run in runs:
         best_known[run.problem] = max(best_known.get(run.problem, -np.inf), max(run.rewards))
@@ -198,10 +204,8 @@ def print_table(runs: list[Run], marks: list[int]) -> None:
         mine = [run for run in runs if run.job.row == label]
         cells = []
         for mark in marks:
-            scores = [score(run, run.best(mark)) for run in mine]
-            cells.append(f"{np.mean(scores):.2f} ± {np.std(scores):.2f}")
-        rewards = [run.best(marks[-1]) for run in mine]
-        cells.append(f"{np.mean(rewards):.4f} ± {np.std(rewards):.4f}")
+            cells.append(_mean([score(run, run.best(mark)) for run in mine], 2))
+        cells.append(_mean([run.best(marks[-1]) for run in mine], 4))
         tail = np.mean([score(run, float(np.mean(run.rewards[-10:]))) for run in mine])
         cost = np.mean([run.cpu_seconds / len(run.rewards) for run in mine])
         print(f"| {label} | {' | '.join(cells)} | {tail:.2f} | {cost:.3f} | {len(mine)} |")

@@ -14,18 +14,19 @@ and with some episodes of learning, beside searches that begin there with nothin
         --out runs/transfer.jsonl
 
 Scores are 0 for the uniform plan of the same budget and 1 for the best plan that any row found
-there. Rows are appended to ``--out`` as they come, so an interrupted run goes on where it stopped.
+there. Rows are appended to ``--out`` as they come, each with all settings but the number of seeds,
+so an interrupted run goes on where it stopped, and one with other settings finds nothing of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ import typer
 from tqdm import tqdm
 
 from agents import DDPG, OnePolicy, make_agent
-from amc_env import Budget, CompressionEnv
+from amc_env import Budget, CompressionEnv, RunFolderError
 from experiments.commands.compare import places_of
-from experiments.comparison.tasks import TASKS, Places, build_env
+from experiments.comparison.tasks import TASKS, ComparisonTask, Places, build_env, origin_of
 
 BUDGETS = ("macs=0.2", "macs=0.3", "macs=0.4", "macs=0.5", "macs=0.6")
 
@@ -65,24 +66,56 @@ class Row:
 
 
 class Rows:
-    """Rows, and the file that they are kept in; what is there is not searched again."""
+    """Rows of some settings, and the file that they are kept in; what is there is not made again.
 
-    def __init__(self, path: Path | None) -> None:
+    Args:
+        path: The file; None keeps nothing. It may hold rows of other settings, which stay there.
+        settings: All that rows depend on but way and seed.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
-        self.rows: list[Row] = []
-        if path is not None and path.exists():
-            self.rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+        self._settings = json.loads(json.dumps(dict(settings)))  # as they come back from the file
+        self.rows = [] if path is None or not path.exists() else _read(path, self._settings)
 
-    def ask(self, way: str, seed: int, episodes: int, make: Callable[[], list[Row]]) -> None:
+    def ask(self, way: str, seed: int, make: Callable[[], list[Row]]) -> None:
         """Makes the rows of a way and a seed, if they are not there."""
-        if any((r.way, r.seed, r.episodes) == (way, seed, episodes) for r in self.rows):
+        if any((r.way, r.seed) == (way, seed) for r in self.rows):
             return
         new = make()
         self.rows += new
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.writelines(json.dumps(asdict(row)) + "\n" for row in new)
+            _append(self._path, [asdict(row) | {"settings": self._settings} for row in new])
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> list[Row]:
+    """The rows of these settings.
+
+    Raises:
+        RunFolderError: If a line is damaged.
+    """
+    rows = []
+    # Every complete line ends in a newline, so what follows the last one was cut short.
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            fields = json.loads(line)
+            if fields.pop("settings", None) == settings:
+                rows.append(Row(**fields))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"Expected a row in line {number} of {path}, got something else ({error}); remove "
+                f"the line, or choose another --out."
+            ) from error
+    return rows
+
+
+def _append(path: Path, documents: list[dict[str, Any]]) -> None:
+    """Writes all at once, in place of a last line that was cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    with path.open("ab") as file:
+        file.truncate(before.rfind(b"\n") + 1)
+        file.write("".join(json.dumps(document) + "\n" for document in documents).encode())
 
 
 def one_policy(env: CompressionEnv, episodes: int, seed: int) -> list[Row]:
@@ -166,12 +199,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _task(model: str, places: Places) -> ComparisonTask:
+    if places.data is None:
+        return TASKS["digits-channels"]
+    return replace(TASKS["resnet20-channels"], model=model)
+
+
+def _origin(model: str, places: Places) -> str:
+    """Network, its weights' checksum and the learner's options."""
+    return origin_of(_task(model, places), places)
+
+
 def _environment(model: str, places: Places, budget: str, images: int) -> CompressionEnv:
     """Builds a network's task as comparisons have it, for another budget."""
-    if places.data is None:
-        return build_env(TASKS["digits-channels"], places, budget=budget)
-    task = replace(TASKS["resnet20-channels"], model=model)
-    return build_env(task, places, budget=budget, n_validation=images)
+    options = {} if places.data is None else {"n_validation": images}
+    return build_env(_task(model, places), places, budget=budget, **options)
 
 
 def main(
@@ -191,27 +233,31 @@ def main(
     """Searches what is missing, and prints the table."""
     torch.set_num_threads(1)
     places = places_of(data, weights)
-    rows = Rows(out)
+    settings = {"table": table_name, "data": places.data, "images": images, "episodes": episodes}
     if table_name == "budgets":
         env = _environment(model, places, BUDGETS[0], images)
+        rows = Rows(out, settings | {"origins": [_origin(model, places)], "budgets": BUDGETS})
         for seed in tqdm(range(seeds), desc="seeds"):
-            rows.ask("one policy", seed, episodes, partial(one_policy, env, episodes, seed))
+            rows.ask("one policy", seed, partial(one_policy, env, episodes, seed))
             for name in FROM_NOTHING:
-                rows.ask(name, seed, episodes, partial(separate, env, name, episodes, seed))
+                rows.ask(name, seed, partial(separate, env, name, episodes, seed))
     elif table_name == "transfer":
         if data is None:
             raise typer.BadParameter("expected --data DIR and the --weights of both networks")
         first, second = (_environment(m, places, budget, images) for m in (source, target))
+        origins = [_origin(m, places) for m in (source, target)]
+        more = {"origins": origins, "budgets": [budget], "training": training}
+        rows = Rows(out, settings | more)
         problem = f"{target}, {budget}"
         for seed in tqdm(range(seeds), desc="seeds"):
             carried = partial(carried_over, first, second, problem, training, episodes, seed)
-            rows.ask("carried over", seed, episodes, carried)
+            rows.ask("carried over", seed, carried)
             for name in FROM_NOTHING:
                 fresh = partial(from_nothing, second, name, problem, episodes, seed)
-                rows.ask(name, seed, episodes, fresh)
+                rows.ask(name, seed, fresh)
     else:
         raise typer.BadParameter(f"expected --table budgets or transfer, got {table_name!r}")
-    print(table([row for row in rows.rows if row.episodes == episodes]))
+    print(table([row for row in rows.rows if row.seed < seeds]))
 
 
 if __name__ == "__main__":

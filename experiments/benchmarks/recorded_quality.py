@@ -9,16 +9,17 @@ task of a comparison that was searched for real and recorded, the mean rewards o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from scipy.stats import spearmanr
 
 from amc_env.recorded_file import read_recorded
-from experiments.comparison.records import Results, SearchRecord, read_results
+from experiments.comparison.ranks import ranks_of_means
+from experiments.comparison.records import read_results
+from experiments.comparison.scores import Comparison, Sample, select
 
 RECORDED = "-recorded"
 
@@ -65,31 +66,36 @@ def winners(quality: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def best_rewards(searches: Iterable[SearchRecord], task: str, within: int) -> dict[str, float]:
-    """Returns agent -> mean over seeds of the best reward within so many judgements."""
-    rewards: dict[str, list[float]] = {}
-    for search in searches:
-        best = search.best_at(within)
-        if search.task == task and search.error is None and np.isfinite(best):
-            rewards.setdefault(search.agent, []).append(best)
-    return {agent: float(np.mean(values)) for agent, values in rewards.items()}
+def agreement(comparison: Comparison, task: str) -> str:
+    """Returns the agents' mean rewards on a task and on its record, as a table with their rho.
 
+    The samples are those of the comparison: a search that failed, or has judged no plan within the
+    budget yet, counts as the uniform plan. How many of a mean did is written in brackets.
 
-def agreement(results: Results, task: str) -> str:
-    """Returns the agents' mean rewards on a task and on its record, as a table with their rho."""
-    within = min(
-        search.evaluations
-        for search in results.searches
-        if search.task in (task, f"{task}{RECORDED}")
-    )
-    real, recorded = (
-        best_rewards(results.searches, name, within) for name in (task, f"{task}{RECORDED}")
-    )
-    both = sorted(real.keys() & recorded.keys(), key=lambda agent: -real[agent])
+    Args:
+        comparison: Searches of both.
+        task: Name of the task that is searched for real.
+    """
+    names = (task, f"{task}{RECORDED}")
+    within = min(comparison.evaluations[name] for name in names)
+    real, recorded = (comparison.samples(name, within) for name in names)
+    both = sorted((a for a in real if a in recorded), key=lambda agent: -real[agent].mean)
     lines = [f"| {task}, {within} judgements | network | recorded |", "|---|---|---|"]
-    lines += [f"| {agent} | {real[agent]:.4f} | {recorded[agent]:.4f} |" for agent in both]
-    rho = spearmanr([real[a] for a in both], [recorded[a] for a in both]).statistic
-    return "\n".join([*lines, f"Spearman's rho over {len(both)} agents: {rho:.3f}"])
+    lines += [f"| {agent} | {_mean(real[agent])} | {_mean(recorded[agent])} |" for agent in both]
+    # Ranks as in the report, where means that differ by rounding only share one.
+    ranks = [ranks_of_means({a: side[a] for a in both}) for side in (real, recorded)]
+    rho = _rho_of(*([rank[a] for a in both] for rank in ranks))
+    return "\n".join([*lines, f"Spearman's rho over {len(both)} agents: {rho}"])
+
+
+def _mean(sample: Sample) -> str:
+    return f"{sample.mean:.4f}" + (f" [{sample.imputed}]" if sample.imputed else "")
+
+
+def _rho_of(real: Sequence[float], recorded: Sequence[float]) -> str:
+    if len(real) < 2 or len(set(real)) == 1 or len(set(recorded)) == 1:
+        return "not defined"
+    return f"{spearmanr(real, recorded).statistic:.3f}"
 
 
 def main(
@@ -102,10 +108,10 @@ def main(
         print(f"## {task.name}: {task.counts()}, {path.stat().st_size} bytes\n")
         print(held_out(task.quality), winners(task.quality), sep="\n\n", end="\n\n")
     if results is not None:
-        found = read_results(results)
-        for task_name in found.tasks:
-            if f"{task_name}{RECORDED}" in found.tasks:
-                print(agreement(found, task_name), end="\n\n")
+        comparison = select(read_results(results))
+        for task_name in comparison.tasks:
+            if f"{task_name}{RECORDED}" in comparison.tasks:
+                print(agreement(comparison, task_name), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -71,10 +71,11 @@ def setup(
 ) -> None:
     """Install a framework, or all, into environments of their own.
 
-    auto-sklearn needs Python 3.9 or 3.8, auto_ml 3.7, H2O any and Java; they
-    are looked for on PATH and in pyenv's folder. What cannot be installed is
-    noted with its reason, and `run` reports it. Repeating the command tries
-    again what has failed and leaves alone what works.
+    TPOT needs Python 3.10 to 3.13, auto-sklearn 3.9 or 3.8, auto_ml 3.7, H2O
+    3.7 to 3.12 and Java; they are looked for on PATH and in pyenv's folder.
+    What cannot be installed is noted with its reason, and `run` reports it.
+    Repeating the command tries again what has failed and leaves alone what
+    works.
 
     Examples:
 

@@ -231,19 +231,19 @@ def _thresholds(scores: Mapping[str, FloatArray]) -> FloatArray:
 
 def _assumptions(tasks: Mapping[str, TaskAnalysis]) -> list[str]:
     notes = []
-    fixed: dict[str, list[str]] = {}
+    fixed: dict[str, None] = {}
     for name, task in tasks.items():
-        if all(len(sample.rewards) < 2 for sample in task.final.values()):
+        once = [agent for agent, sample in task.final.items() if len(sample.rewards) < 2]
+        unknown = [agent for agent in once if not task.final[agent].is_fixed]
+        if unknown:
             notes.append(
-                f"On {name} every agent has one seed only: there are no intervals, and no "
-                f"difference is called real."
+                f"On {name} there is one seed only of {', '.join(unknown)}: no intervals, and no "
+                f"difference from it is called real."
             )
-        for agent, sample in task.final.items():
-            if sample.is_fixed:
-                fixed.setdefault(agent, []).append(name)
+        fixed |= dict.fromkeys(agent for agent in once if task.final[agent].is_fixed)
     if fixed:
         notes.append(
-            f"Run once and taken as deterministic: {', '.join(fixed)}. The one search counts for "
-            f"every seed; where chance was at work in it, differences may be luck."
+            f"Run once, as they are deterministic: {', '.join(fixed)}. The one search counts for "
+            f"every seed."
         )
     return notes

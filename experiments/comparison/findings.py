@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from experiments.comparison.analysis import Analysis, Overall, TaskAnalysis
@@ -26,12 +27,7 @@ def overall_findings(analysis: Analysis) -> list[str]:
     )
     if not others:
         return [sentence]
-    unclear = [a for a in others if _is_unclear(overall, first, a)]
-    if unclear:
-        sentence += f" It is not told apart from {_and(unclear)}."
-    elif best.low == best.low:  # not NaN: there are intervals
-        sentence += " Whichever other agent it meets, it is more likely than not to win."
-    return [sentence]
+    return [sentence + _meetings(overall, first, others)]
 
 
 def task_findings(name: str, task: TaskAnalysis, reference: str | None = None) -> list[str]:
@@ -53,8 +49,8 @@ def task_findings(name: str, task: TaskAnalysis, reference: str | None = None) -
         where = "above" if gain > 0 else "below"
         sentences = [f"{sentence}, {reward(abs(gain))} {where} the uniform plan."]
     if reference is not None:
-        return [*sentences, *_against(task, reference)]
-    return [*sentences, *_against(task, best[0]), *_pairs(task)]
+        return [*sentences, *_against(task, reference, f"comparisons with {reference}")]
+    return [*sentences, *_against(task, best[0], "pairs"), *_pairs(task)]
 
 
 def failures(analysis: Analysis) -> list[str]:
@@ -83,9 +79,20 @@ def without_plan(analysis: Analysis) -> list[str]:
     return found
 
 
-def _is_unclear(overall: Overall, first: str, second: str) -> bool:
-    value = overall.improvements[first, second]
-    return value.low <= 0.5 <= value.high
+def _meetings(overall: Overall, first: str, others: Sequence[str]) -> str:
+    """What is known of one search of the leader against one of another agent."""
+    values = {agent: overall.improvements[first, agent] for agent in others}
+    if all(v.low > 0.5 for v in values.values()):
+        return " Whichever other agent it meets, it is more likely than not to win."
+    unclear = [agent for agent, v in values.items() if v.low <= 0.5 <= v.high]
+    lost = [agent for agent, v in values.items() if v.high < 0.5]
+    unknown = [agent for agent, v in values.items() if math.isnan(v.low)]
+    text = f" It is not told apart from {_and(unclear)}." if unclear else ""
+    if lost:
+        text += f" Yet on a task drawn at random it mostly loses to {_and(lost)}."
+    if unknown and len(unknown) < len(values):
+        text += f" Whether it beats {_and(unknown)} is not known, for want of seeds."
+    return text
 
 
 def _best(task: TaskAnalysis) -> list[str]:
@@ -93,36 +100,49 @@ def _best(task: TaskAnalysis) -> list[str]:
     return [agent for agent in task.agents if task.ranks[agent] == top]
 
 
-def _against(task: TaskAnalysis, agent: str) -> list[str]:
-    """Sentences on the differences between one agent and all others."""
+def _against(task: TaskAnalysis, agent: str, counted_pairs: str) -> list[str]:
+    """Sentences on the differences between one agent and all others.
+
+    Args:
+        task: What is known about the task.
+        agent: The one.
+        counted_pairs: What Holm's correction counts: all differences of the task.
+    """
     pairs = [d for d in task.differences if agent in (d.better, d.worse)]
     pairs.sort(key=lambda d: (task.ranks[d.better], task.ranks[d.worse]))
-    if not pairs or all(d.low != d.low for d in pairs):  # NaN: one seed each
+    known, unknown = ([d for d in pairs if d.is_known is wanted] for wanted in (True, False))
+    if not known:
         return []
+    number = sum(d.is_known for d in task.differences)
+    together = f"all {number} {counted_pairs}" if number > 1 else ""
     sentences = []
     for word, side in (("better", "better"), ("worse", "worse")):
-        real = [d for d in pairs if d.is_real and getattr(d, side) == agent]
+        real = [d for d in known if d.is_real and getattr(d, side) == agent]
         if real:
-            sentences.append(
-                f"{agent} is really {word} than {_and(_others(real, agent))}{_held(real, agent)}."
-            )
-    unclear = [d for d in pairs if not d.is_real]
+            held = _held(real, agent, together)
+            sentences.append(f"{agent} is really {word} than {_and(_others(real, agent))}{held}.")
+    unclear = [d for d in known if not d.is_real]
     if unclear:
         sentences.append(f"{agent} is not told apart from {_and(_others(unclear, agent))}.")
+    if unknown:
+        names = _and(_others(unknown, agent))
+        sentences.append(f"Whether {agent} differs from {names} is not known: one seed only.")
     return sentences
 
 
-def _held(real: Sequence[Difference], agent: str) -> str:
+def _held(real: Sequence[Difference], agent: str, together: str) -> str:
+    if not together:  # one pair: nothing to correct
+        return ""
     lost = [d for d in real if not d.holds_among_all]
     if not lost:
-        return ", also when all pairs are counted together"
+        return f", also when {together} are counted together (Holm)"
     if len(lost) == len(real):
-        return "; when all pairs are counted together (Holm), none of this holds"
-    return f"; when all pairs are counted together (Holm), not than {_and(_others(lost, agent))}"
+        return f"; when {together} are counted together (Holm), none of this holds"
+    return f"; when {together} are counted together (Holm), not than {_and(_others(lost, agent))}"
 
 
 def _pairs(task: TaskAnalysis) -> list[str]:
-    known = [d for d in task.differences if d.low == d.low]
+    known = [d for d in task.differences if d.is_known]
     if not known:
         return []
     real = sum(d.is_real for d in known)

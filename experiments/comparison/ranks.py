@@ -62,7 +62,7 @@ def expected_ranks(samples: Mapping[str, Sample]) -> dict[str, float]:
 def pairwise_wins(tasks: Iterable[Mapping[str, Sample]]) -> dict[tuple[str, str], Wins]:
     """Returns (X, Y) -> wins of X over Y on the tasks that both searched, same seed against same.
 
-    An agent that was run once, as deterministic, meets every seed of the other. A pair of agents
+    A deterministic agent that was run once meets every seed of the other. A pair of agents
     without a common seed is left out.
 
     Args:
@@ -121,5 +121,5 @@ def _meetings(first: Sample, second: Sample) -> FloatArray:
 
 
 def _by_seed(sample: Sample, other: Sample) -> dict[int, float]:
-    seeds = other.seeds if sample.is_fixed else sample.seeds
+    seeds = other.seeds if sample.is_fixed and len(sample.rewards) == 1 else sample.seeds
     return dict(zip(seeds, np.resize(sample.rewards, len(seeds)).tolist(), strict=True))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from agents import is_deterministic
 from amc_env import CompressionError
 from experiments.comparison.naming import counted
 from experiments.comparison.records import Results, SearchRecord, TaskFacts
@@ -37,8 +38,7 @@ class Sample:
         seeds: Their seeds, ascending.
         rewards: Best reward of each, shape (seeds,).
         imputed: How many of them are the uniform plan's reward for want of a plan of their own.
-        is_fixed: Whether the agent ran once while others ran several times, and is therefore
-            taken as deterministic.
+        is_fixed: Whether the agent is deterministic by its own word: chance has no part in it.
     """
 
     seeds: tuple[int, ...]
@@ -87,7 +87,6 @@ class Comparison:
         """Returns every agent's best rewards within so many judgements, by default all."""
         count = self.evaluations[task] if evaluations is None else evaluations
         runs = {agent: self.searches[task, agent] for agent in self.agents_of(task)}
-        several = max(len(searches) for searches in runs.values()) > 1
         found = {}
         for agent, searches in runs.items():
             best = [s.best_at(count) if s.error is None else -math.inf for s in searches]
@@ -96,7 +95,7 @@ class Comparison:
                 tuple(s.seed for s in searches),
                 np.array([uniform if math.isinf(b) else b for b in best]),
                 sum(math.isinf(b) for b in best),
-                several and len(searches) == 1,
+                is_deterministic(agent),
             )
         return found
 
@@ -214,10 +213,11 @@ def score_matrices(comparison: Comparison, evaluations: int | None = None) -> Sc
         raise ComparisonError(f"Expected between 1 and {least} evaluations, got {evaluations}.")
     samples = {task: comparison.samples(task, evaluations) for task in tasks}
     rows = {a: _row_count([samples[t][a] for t in tasks]) for a in comparison.agents}
-    most = max(rows.values())
+    most = max(2, *rows.values())  # two equal rows say that there is no chance; one, nothing
     scores, imputed = {}, {}
     for agent in comparison.agents:
         cells = [samples[task][agent] for task in tasks]
+        is_fixed = all(c.is_fixed for c in cells)
         spare = sum(max(0, len(c.rewards) - rows[agent]) for c in cells)
         if spare:
             notes.append(
@@ -225,7 +225,7 @@ def score_matrices(comparison: Comparison, evaluations: int | None = None) -> Sc
                 f"{counted(spare, 'search', 'searches')} of {agent}, which has only "
                 f"{rows[agent]} on another task."
             )
-        n = most if rows[agent] == 1 else rows[agent]
+        n = most if is_fixed and rows[agent] == 1 else rows[agent]
         columns = [
             np.sort(np.resize(comparison.scores(task, cell.rewards[: rows[agent]]), n))
             for task, cell in zip(tasks, cells, strict=True)
@@ -246,8 +246,9 @@ def marks(evaluations: int) -> tuple[int, ...]:
 
 
 def _row_count(samples: Sequence[Sample]) -> int:
-    """The fewest searches of any task, leaving out single ones: those count for every seed."""
-    return min((len(s.rewards) for s in samples if len(s.rewards) > 1), default=1)
+    """The fewest searches of any task, but for single ones that count for every seed."""
+    counts = [len(s.rewards) for s in samples if len(s.rewards) > 1 or not s.is_fixed]
+    return min(counts, default=1)
 
 
 def _usual_evaluations(searches: Iterable[SearchRecord]) -> int:

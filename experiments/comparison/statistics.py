@@ -174,8 +174,8 @@ def _interval(
     seed: int,
     resamples: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """Percentile interval over stratified resamples; NaN if no matrix has two rows."""
-    if all(len(matrix) < 2 for matrix in matrices):
+    """Percentile interval over stratified resamples; NaN if a matrix has one row only."""
+    if any(len(matrix) < 2 for matrix in matrices):
         unknown = np.full(function(*matrices).shape, math.nan)
         return unknown, unknown
     bootstrap = _seeded_bootstrap()(*matrices, seed=np.random.default_rng(seed))

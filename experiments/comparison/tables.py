@@ -28,8 +28,8 @@ TASK_COLUMNS = (
 )
 DIFFERENCE_COLUMNS = (
     "Differences of mean best rewards at the end. Real: the 95 % interval excludes 0. Holds: it is "
-    "real, and Welch's p stays under 0.05 when corrected for all pairs of agents of the task that "
-    "are compared (Holm)."
+    "real, and p stays under 0.05 when corrected for all pairs of agents of the task that are "
+    "compared (Holm; with a reference, these are the pairs with it)."
 )
 
 
@@ -225,7 +225,7 @@ def differences_table(task: TaskAnalysis, pairs: Sequence[Difference], title: st
     )
     return Table(
         title,
-        f"Corrected for {counted(len(task.differences), 'pair')}.",
+        f"Corrected for {counted(sum(d.is_known for d in task.differences), 'pair')}.",
         ("better", "worse", "difference", "95 % interval", "real", "p", "p (Holm)", "holds"),
         rows,
     )

@@ -23,9 +23,9 @@ from agents import (
     pareto_front,
 )
 from agents.optuna_search import WishSpace
-from amc_env import CompressionPlan
+from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import MissingDependencyError
-from amc_env.synthetic import make_synthetic, make_synthetic_joint
+from amc_env.synthetic import SyntheticLearner, make_synthetic, make_synthetic_joint
 
 
 class TestWishSpace:
@@ -201,10 +201,18 @@ class TestSharedStudy:
     def test_a_study_of_another_problem_is_refused(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
         TPE(storage=storage).search(make_synthetic(5, 3), 3, 0)
+        dearer = CompressionEnv(
+            SyntheticLearner(5, 3), "macs=0.5", cost_models={"bytes": lambda values: 9.0}
+        )
         with pytest.raises(AgentError, match="another network, budget"):
             TPE(storage=storage).search(make_synthetic(5, 4), 3, 0)
         with pytest.raises(AgentError, match="another network, budget"):
             NSGA2(storage=storage).search(make_synthetic(5, 3), 3, 0)
+        with pytest.raises(AgentError, match="another network, budget, reward"):
+            TPE(storage=storage).search(make_synthetic(5, 3, reward="haq"), 3, 0)
+        with pytest.raises(AgentError, match="another network, budget, reward"):
+            TPE(storage=storage).search(dearer, 3, 0)
+        TPE(storage=storage).search(make_synthetic(5, 3, action="absolute"), 3, 1)
         other = TPE(storage=storage, study="other").search(make_synthetic(5, 4), 3, 0)
         assert len(other.trials) == 3
 
@@ -218,11 +226,40 @@ class TestSharedStudy:
                 (tmp_path / "study.file").unlink()
                 (tmp_path / "study.file").mkdir()  # so that it cannot come back by itself
 
-        with pytest.raises(AgentError, match=r"storage .* cannot be used \(any more\)"):
+        with pytest.raises(AgentError, match=r"storage .* cannot be used any more: ") as caught:
             TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=vanish)
         assert len(judged) == 5
+        assert "kept" not in str(caught.value)
+
+    @pytest.mark.parametrize("kind", ["journal", "sqlite"])
+    def test_nothing_is_said_to_be_kept_in_a_storage_that_was_deleted(self, tmp_path, kind):
+        def delete(found: Trial) -> None:
+            if found.episode == 4:
+                (tmp_path / "study.file").unlink()
+
+        storage = self.storage(tmp_path, kind)
+        with pytest.raises(AgentError, match="remain in the trials of its run folder") as caught:
+            TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=delete)
+        assert "kept" not in str(caught.value)
+
+    def test_judgements_of_a_storage_that_can_be_read_are_said_to_be_kept(
+        self, tmp_path, monkeypatch
+    ):
+        import optuna
+
+        def full(*_arguments, **_options):
+            raise OSError("No space left on device")
+
+        def fill(found: Trial) -> None:
+            if found.episode == 4:
+                monkeypatch.setattr(optuna.Study, "tell", full)
+
+        storage = self.storage(tmp_path, "journal")
+        with pytest.raises(AgentError, match=r"No space left.*Its judgements are kept"):
+            TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=fill)
+        assert len(self.rewards(storage)) == 4
 
     def test_a_storage_that_cannot_be_opened_is_said(self, tmp_path):
         missing = tmp_path / "nowhere" / "study.log"
-        with pytest.raises(AgentError, match="cannot be used"):
+        with pytest.raises(AgentError, match=r"cannot be used: .* Name another one"):
             TPE(storage=f"journal:{missing}").search(make_synthetic(5, 3), 3, 0)

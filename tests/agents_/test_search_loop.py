@@ -2,9 +2,19 @@ import numpy as np
 import pytest
 from contracts.agent_contract import make_env
 
-from agents import AGENTS, Agent, AgentError, LocalSearch, RandomSearch, Uniform, make_agent
+from agents import (
+    AGENTS,
+    TPE,
+    Agent,
+    AgentError,
+    LocalSearch,
+    RandomSearch,
+    Uniform,
+    is_deterministic,
+    make_agent,
+)
 from agents.local_search import neighbour
-from amc_env import CompressionPlan, PlanMismatchError
+from amc_env import CompressionPlan, MissingDependencyError, PlanMismatchError
 from amc_env.synthetic import make_synthetic
 
 
@@ -158,6 +168,23 @@ class TestRegistry:
     @pytest.mark.parametrize("name", sorted(AGENTS))
     def test_every_name_builds_an_agent_of_that_name(self, name):
         assert make_agent(name, rejudge=2).name == name
+
+    def test_the_deterministic_ones_are_known_by_their_labels(self):
+        assert {name for name in AGENTS if is_deterministic(name)} == {
+            "uniform", "deep-heavy", "shallow-heavy", "sensitivity", "sensitivity-threshold",
+            "gradient", "layer-errors",
+        }  # fmt: skip
+        assert is_deterministic("sensitivity:points=3,env.budget=macs=0.3")
+        assert not is_deterministic("nobody")
+
+    def test_nothing_is_built_to_know_it(self, monkeypatch):
+        def missing(*_arguments, **_options):
+            raise MissingDependencyError("pip install it")
+
+        monkeypatch.setattr(TPE, "__init__", missing)
+        monkeypatch.setattr(Uniform, "__init__", missing)
+        assert not is_deterministic("tpe:storage=x")
+        assert is_deterministic("uniform")
 
     def test_a_negative_number_of_finalists_is_refused(self):
         with pytest.raises(ValueError, match="rejudge"):

@@ -87,6 +87,13 @@ class AgentContract:
         two = self.make().search(make_env(), EPISODES, seed=5)
         assert facts(one.trials) == facts(two.trials)
 
+    def test_another_seed_changes_nothing_for_agents_that_say_so(self):
+        one, two = (self.make().search(make_env(), EPISODES, seed=s) for s in (5, 6))
+        if self.make().deterministic:
+            assert facts(one.trials) == facts(two.trials)
+        else:
+            assert facts(one.trials) != facts(two.trials)
+
     def test_an_agent_can_search_twice(self):
         agent = self.make()
         one = agent.search(make_env(), EPISODES, seed=5)

@@ -48,7 +48,7 @@ def test_failures_count_as_the_constant_prediction_of_their_split_and_are_counte
     found = cell(CLASSES, "b", "iris")
     assert found is not None
     assert found.mean == pytest.approx((0.6 + 0.3) / 2)
-    assert found.deviation == pytest.approx(0.15)
+    assert found.deviation == pytest.approx(0.3 / 2**0.5)
     assert (found.failures, found.seeds) == (1, 2)
     assert cell(CLASSES, "c", "iris") is None
 
@@ -118,10 +118,15 @@ def test_a_failure_without_the_constant_prediction_says_how_to_get_it():
 def test_the_table_shows_scores_failures_and_reasons():
     table = make_table(Results(LIMITS, CLASSES))
     assert "| framework | wine | iris |" in table
-    assert "| b | 0.900 ± 0.100 | 0.450 ± 0.150 (1 of 2 failed) |" in table
+    assert "| b | 0.900 ± 0.141 | 0.450 ± 0.212 (1 of 2 failed) |" in table
     assert "| b | iris | 1 | crash | it broke |" in table
     assert "Regression" not in table
     assert "hard limit 60 s" in table
+
+
+def test_one_seed_has_no_deviation():
+    table = make_table(Results(LIMITS, by_key(scores("a", "iris", 0.9))))
+    assert "| a | 0.900 |" in table
 
 
 def test_a_bar_in_a_reason_breaks_no_table():

@@ -182,9 +182,9 @@ def test_one_seed_each_leaves_everything_unknown_and_nothing_real():
     assert not found.holds_among_all
 
 
-def test_rewards_that_never_vary_differ_for_certain_or_not_at_all():
+def test_deterministic_agents_differ_for_certain_or_not_at_all():
     certain, tie = (
-        differences({"a": sample(0.7, 0.7, 0.7), "b": sample(other, is_fixed=True)})[0]
+        differences({"a": sample(0.7, 0.7, is_fixed=True), "b": sample(other, is_fixed=True)})[0]
         for other in (0.6, 0.7)
     )
     assert certain.is_real
@@ -192,6 +192,58 @@ def test_rewards_that_never_vary_differ_for_certain_or_not_at_all():
     assert certain.p_value == 0.0
     assert not tie.is_real
     assert tie.p_value == 1.0
+
+
+def test_two_seeds_that_happen_to_agree_are_no_certainty():
+    (found,) = differences({"a": sample(0.7, 0.7), "b": sample(0.6, 0.6)})
+    # Of the 6 ways to deal two and two rewards, 2 are as far apart.
+    assert found.p_value == pytest.approx(1 / 3)
+    assert math.isnan(found.low)
+    assert not found.is_real
+    assert found.is_known
+
+
+@pytest.mark.parametrize(("n", "is_fixed"), [(2, False), (3, False), (6, False), (6, True)])
+def test_p_value_of_rewards_that_never_vary_is_that_of_an_exact_test(n, is_fixed):
+    x, y = np.full(n, 0.75), np.full(n, 0.5)
+    (found,) = differences(
+        {"a": sample(*x), "b": sample(0.5, is_fixed=True) if is_fixed else sample(*y)}
+    )
+    exact = scipy.stats.permutation_test(
+        (x - y,) if is_fixed else (x, y),
+        np.mean if is_fixed else lambda a, b: np.mean(a) - np.mean(b),
+        permutation_type="samples" if is_fixed else "independent",
+        n_resamples=np.inf,
+    )
+    assert found.p_value == pytest.approx(exact.pvalue)
+    assert found.is_real == (exact.pvalue < 0.05)
+
+
+def test_many_seeds_that_agree_differ_from_others_and_a_tie_does_not():
+    many = {"a": sample(*[0.7] * 20), "b": sample(*[0.6] * 20), "c": sample(*[0.7] * 20)}
+    found = {(d.better, d.worse): d for d in differences(many)}
+    assert found["a", "b"].holds_among_all
+    assert found["a", "b"].low == pytest.approx(0.1)
+    assert not found["a", "c"].is_real
+    assert found["a", "c"].p_value == 1.0
+
+
+def test_seeds_that_happen_to_agree_are_given_the_spread_of_the_other_agent():
+    y = np.random.default_rng(0).normal(size=8)
+    (fixed,) = differences({"a": sample(2.0, is_fixed=True), "b": sample(*y)})
+    (agreeing,) = differences({"a": sample(2.0, 2.0), "b": sample(*y)})
+    t = fixed.estimate / math.sqrt(y.var(ddof=1) * (1 / 2 + 1 / 8))
+    assert agreeing.high - agreeing.low > 2 * (fixed.high - fixed.low)
+    assert agreeing.p_value > 2 * scipy.stats.t.sf(t, 2 + 8 - 2)
+    assert fixed.p_value == pytest.approx(scipy.stats.ttest_1samp(y, 2.0).pvalue)
+
+
+def test_one_seed_of_an_agent_with_chance_is_not_compared_and_not_counted():
+    samples = {"a": sample(0.7, 0.8, 0.9), "once": sample(0.1), "u": sample(0.2, is_fixed=True)}
+    found = {(d.better, d.worse): d for d in differences(samples)}
+    assert not found["a", "once"].is_known
+    assert not found["u", "once"].is_known
+    assert found["a", "u"].adjusted_p_value == found["a", "u"].p_value
 
 
 def test_equal_inputs_give_equal_differences_whatever_the_order_of_agents_and_seeds():

@@ -96,11 +96,20 @@ def test_failed_searches_count_as_uniform_whatever_they_had_found():
     assert score_matrices(select(found)).imputed["a"] == 1
 
 
-def test_one_search_among_several_is_taken_as_deterministic_and_counts_for_every_seed():
-    comparison = select(results({"t": {"a": [0.7, 0.8, 0.9], "uniform": [0.6]}}))
+def test_one_search_counts_for_every_seed_if_its_agent_is_deterministic_by_its_own_word():
+    found = results({"t": {"a": [0.7, 0.8, 1.0], "sensitivity:points=3": [0.6], "tpe": [0.8]}})
+    comparison = select(found)
+    fixed = [agent for agent, sample in comparison.samples("t").items() if sample.is_fixed]
+    assert fixed == ["sensitivity:points=3"]
+    matrices = score_matrices(comparison)
+    assert matrices.scores["sensitivity:points=3"].tolist() == [[0.0]] * 3
+    assert matrices.scores["tpe"] == pytest.approx(np.array([[0.5]]))
+
+
+def test_several_searches_of_a_deterministic_agent_are_all_counted():
+    comparison = select(results({"t": {"a": [0.7, 0.8], "uniform": [0.6, 0.6]}}))
     assert comparison.samples("t")["uniform"].is_fixed
-    assert not comparison.samples("t")["a"].is_fixed
-    assert score_matrices(comparison).scores["uniform"].tolist() == [[0.0]] * 3
+    assert score_matrices(comparison).scores["uniform"].tolist() == [[0.0], [0.0]]
 
 
 def test_tasks_that_an_agent_lacks_are_left_out_and_named():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+
 import gymnasium
 import pytest
 
+from amc_env import RunFolderError
+from experiments.benchmarks import kept_policies
 from experiments.benchmarks.kept_policies import (
     BUDGETS,
     Row,
@@ -43,13 +48,70 @@ def test_a_policy_is_carried_to_a_network_with_more_decisions(env):
     assert fresh.uniform == carried.uniform
 
 
+ROW = Row("random", "macs=0.5", 0, 10, 0.5, 0.7)
+SETTINGS = {"table": "budgets", "budgets": ("macs=0.5",), "episodes": 10}
+
+
 def test_rows_in_the_file_are_not_made_again(tmp_path):
     path = tmp_path / "new" / "rows.jsonl"
-    row = Row("random", "macs=0.5", 0, 10, 0.5, 0.7)
-    Rows(path).ask("random", 0, 10, lambda: [row])
-    again = Rows(path)
-    again.ask("random", 0, 10, lambda: pytest.fail("made again"))
-    assert again.rows == [row]
+    Rows(path, SETTINGS).ask("random", 0, lambda: [ROW])
+    again = Rows(path, SETTINGS)
+    again.ask("random", 0, lambda: pytest.fail("made again"))
+    assert again.rows == [ROW]
+
+
+def test_rows_of_other_settings_are_not_taken_and_stay_in_the_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(asdict(ROW)) + "\n")  # as rows were before they had settings
+    other = replace(ROW, reward=0.9)
+    for episodes, row in ((10, ROW), (20, other)):
+        rows = Rows(path, SETTINGS | {"episodes": episodes})
+        assert rows.rows == []
+        rows.ask("random", 0, lambda row=row: [row])
+    assert Rows(path, SETTINGS).rows == [ROW]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_last_line_that_was_cut_short_is_made_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    Rows(path, SETTINGS).ask("random", 0, lambda: [ROW])
+    Rows(path, SETTINGS).ask("random", 1, lambda: [replace(ROW, seed=1)])
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    rows = Rows(path, SETTINGS)
+    assert rows.rows == [ROW]
+    rows.ask("random", 1, lambda: [replace(ROW, seed=1)])
+    assert path.read_text() == whole
+
+
+def test_a_damaged_line_says_which(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"way"\n')
+    with pytest.raises(RunFolderError, match=r"line 1 of .*rows.jsonl.*remove the line"):
+        Rows(path, SETTINGS)
+
+
+def test_the_command_keeps_the_tables_of_other_settings_apart(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def one(env, episodes, seed):
+        made.append(("one", episodes, seed))
+        return [Row("one policy", "macs=0.2", seed, episodes, 0.5, 0.7)]
+
+    def own(env, name, episodes, seed):
+        made.append((name, episodes, seed))
+        return [Row(name, "macs=0.2", seed, episodes, 0.5, 0.6)]
+
+    monkeypatch.setattr(kept_policies, "_environment", lambda *_: None)
+    monkeypatch.setattr(kept_policies, "one_policy", one)
+    monkeypatch.setattr(kept_policies, "separate", own)
+    out, known = tmp_path / "rows.jsonl", set()
+    for episodes, images in ((10, 100), (10, 100), (20, 100), (10, 9)):
+        before = len(made)
+        kept_policies.main(seeds=1, episodes=episodes, images=images, out=out)
+        assert len(made) - before == (0 if (episodes, images) in known else 5)
+        known.add((episodes, images))
+    assert "| one policy | 0.7000 |" in capsys.readouterr().out
 
 
 def test_the_table_scores_each_problem_between_uniform_and_the_best():

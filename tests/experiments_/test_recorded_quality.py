@@ -7,8 +7,9 @@ from importlib.resources import as_file, files
 from support.comparisons import facts, search
 
 from amc_env.recorded_file import read_recorded
-from experiments.benchmarks.recorded_quality import agreement, best_rewards, held_out, winners
+from experiments.benchmarks.recorded_quality import agreement, held_out, winners
 from experiments.comparison.records import Results
+from experiments.comparison.scores import select
 
 
 def test_figures_are_those_of_the_shipped_file():
@@ -21,24 +22,35 @@ def test_figures_are_those_of_the_shipped_file():
     assert f"| fresh ones | {quality['winners']['searches']} |" in winners(quality)
 
 
-def test_best_rewards_count_what_came_in_time_and_did_not_fail():
-    searches = [
-        search("t", "a", 0, [0.6, 0.7, 0.9]),
-        search("t", "a", 1, [0.5, 0.8, 0.9]),
-        search("t", "b", 0, [0.9], error="It broke."),
-        search("other", "a", 0, [1.0]),
-    ]
-    assert best_rewards(searches, "t", 2) == {"a": (0.7 + 0.8) / 2}
+TASKS = {"t": facts("t"), "t-recorded": facts("t-recorded", recorded=True)}
+
+
+def test_failed_searches_count_as_uniform_and_only_what_came_in_time_counts():
+    found = Results(
+        TASKS,
+        (
+            search("t", "a", 0, [0.6, 0.7, 0.9]),
+            search("t", "a", 1, [0.5, 0.8, 0.9]),
+            search("t", "b", 0, [0.9, 0.9, 0.9]),
+            search("t", "b", 1, [0.9], evaluations=3, error="It broke."),
+            search("t", "c", 0, [0.9], evaluations=3, error="It broke."),
+            *(search("t-recorded", agent, 0, [0.7, 0.8]) for agent in "abc"),
+        ),
+    )
+    table = agreement(select(found), "t")
+    assert "| a | 0.7500 | 0.8000 |" in table
+    assert "| b | 0.7500 [1] | 0.8000 |" in table
+    assert "| c | 0.6000 [1] | 0.8000 |" in table
+    assert "over 3 agents: not defined" in table
 
 
 def test_agents_that_rank_the_other_way_round_have_a_negative_rho():
-    tasks = {"t": facts("t"), "t-recorded": facts("t-recorded", recorded=True)}
     rewards = {"a": 0.7, "b": 0.8, "c": 0.9}
     searches = [search("t", agent, 0, [reward]) for agent, reward in rewards.items()]
     alike = [search("t-recorded", agent, 0, [reward]) for agent, reward in rewards.items()]
     reversed_ = [search("t-recorded", agent, 0, [-reward]) for agent, reward in rewards.items()]
     only_here = search("t-recorded", "d", 0, [0.5])
-    found = agreement(Results(tasks, [*searches, *alike, only_here]), "t")
+    found = agreement(select(Results(TASKS, (*searches, *alike, only_here))), "t")
     assert "over 3 agents: 1.000" in found
     assert "| c | 0.9000 | 0.9000 |" in found
-    assert "-1.000" in agreement(Results(tasks, [*searches, *reversed_]), "t")
+    assert "-1.000" in agreement(select(Results(TASKS, (*searches, *reversed_))), "t")
