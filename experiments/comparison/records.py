@@ -221,6 +221,8 @@ class ResultsFile:
 
     def add(self, record: SearchRecord) -> None:
         """Appends a search; one with the same key takes the place of an earlier one."""
+        if not self.path.exists():  # no task has been opened yet, so nothing has begun the file
+            self._write()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()

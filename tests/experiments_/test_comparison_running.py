@@ -150,6 +150,20 @@ class TestComparisons:
         assert all("give --data DIR" in (s.error or "") for s in failed)
         assert sum(s.error is None for s in file.results.searches) == 2
 
+    def test_a_missing_task_leaves_a_new_folder_that_can_be_read_and_reported(
+        self, tmp_path, capsys
+    ):
+        out = tmp_path / "new"
+        arguments = ["compare", "--task", f"resnet20-channels,{RECORDED}", "--agent"]
+        arguments += ["uniform,local", "--seeds", "2", "--evaluations", "6", "--out", str(out)]
+        for _ in range(2):
+            assert run(arguments) == 0
+        assert "give --data DIR" in capsys.readouterr().err
+        searches = read_results(out / RESULTS).searches
+        assert {s.task for s in searches if s.error is None} == {RECORDED}
+        page = (out / "report.html").read_text()
+        assert "resnet20-channels is left out: it could not be opened" in page
+
     @pytest.mark.usefixtures("bad_agents")
     def test_a_failed_search_is_made_again_when_asked_for_again(self, tmp_path, monkeypatch):
         run_comparison(comparison(tmp_path, agents=("crash", "local")))
