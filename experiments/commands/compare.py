@@ -111,7 +111,7 @@ def compare(
         amc compare --agent ddpg-one-shot,local,random --seeds 3 --workers 2 --out runs/compare
     \b
       A new policy over 20 seeds, in minutes, without data:
-        amc compare --task resnet20-channels-recorded --agent ddpg-one-shot,local,tpe \\
+        amc compare --task digits-channels-recorded --agent ddpg-one-shot,local,tpe \\
             --seeds 20 --evaluations 200 --out runs/recorded
     \b
       For real, and fine-tuned at the end:
@@ -240,11 +240,12 @@ def _silent(record: SearchRecord) -> None:
 def _show_list() -> None:
     from agents import AGENTS, make_agent
     from amc_env.errors import MissingDependencyError
-    from experiments.comparison.tasks import TASKS
+    from experiments.comparison.tasks import TASKS, is_shipped
 
     print("Tasks:")
     for task in TASKS.values():
-        print(f"  {task.name:32} {task.title}")
+        note = "" if is_shipped(task) else " (its record is not in this release)"
+        print(f"  {task.name:32} {task.title}{note}")
     print("Agents:")
     for name in AGENTS:
         try:

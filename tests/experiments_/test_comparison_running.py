@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +12,14 @@ from support.comparisons import search
 
 from agents import AGENTS, Agent
 from amc_env import RunFolderError
+from amc_env.recorded import recorded_names
 from experiments.cli import run
+from experiments.commands.compare import compare
 from experiments.comparison.finetuning import Finetuning
 from experiments.comparison.records import FinalJudgement, SearchRecord, read_results
 from experiments.comparison.running import RESULTS, Comparison, jobs_of, run_comparison
 from experiments.comparison.searching import open_task, run_search
-from experiments.comparison.tasks import TASKS, Places, find_task
+from experiments.comparison.tasks import TASKS, Places, check_task, find_task
 
 RECORDED = "digits-channels-recorded"
 
@@ -197,6 +201,13 @@ class TestComparisons:
         with pytest.raises(RunFolderError, match="another task: other origin"):
             open_task(find_task("digits-channels"), Places(), tmp_path)
 
+    def test_a_record_that_is_not_shipped_is_missing_and_stops_no_other(self, tmp_path):
+        tasks = ("resnet20-bits-recorded", RECORDED)
+        file = run_comparison(comparison(tmp_path, tasks=tasks, seeds=(0,), evaluations=2))
+        failed = [s for s in file.results.searches if s.error is not None]
+        assert {s.task for s in failed} == {"resnet20-bits-recorded"}
+        assert all("amc record --task resnet20-bits`" in (s.error or "") for s in failed)
+
     def test_every_task_says_what_it_is(self):
         for name, task in TASKS.items():
             assert task.name == name
@@ -226,6 +237,19 @@ class TestCommand:
         printed = capsys.readouterr().out
         for name in (*TASKS, *AGENTS):
             assert name in printed
+        not_shipped = [
+            line.split()[0] for line in printed.splitlines() if "not in this release" in line
+        ]
+        records = [name for name, task in TASKS.items() if task.is_recorded]
+        assert not_shipped == [
+            n for n in records if n.removesuffix("-recorded") not in recorded_names()
+        ]
+
+    def test_examples_of_the_help_name_only_tasks_that_can_be_opened(self):
+        named = re.findall(r"--task (\S+-recorded)", inspect.getdoc(compare) or "")
+        assert named
+        for name in named:
+            check_task(find_task(name), Places())
 
     def test_says_in_one_sentence_what_is_wrong(self, fails: Callable[..., str], tmp_path):
         out = ["--out", str(tmp_path / "c")]
