@@ -61,9 +61,8 @@ def record(
     from experiments.comparison.judging import trials_of
     from experiments.comparison.recording import RecordingOptions
     from experiments.comparison.recording import record as record_task
-    from experiments.comparison.records import read_results
+    from experiments.comparison.records import RESULTS, read_results
     from experiments.comparison.refinement import Refinement
-    from experiments.comparison.running import RESULTS
     from experiments.comparison.searching import open_store
     from experiments.comparison.tasks import build_env, check_task, find_task
     from experiments.files import write_atomic
