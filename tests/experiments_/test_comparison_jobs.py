@@ -13,7 +13,8 @@ from experiments.comparison import jobs
 
 def test_only_the_job_whose_process_is_killed_fails(monkeypatch):
     monkeypatch.setattr(jobs, "carry_out", killed.carry_out)
-    todo = [KilledJob("a"), KilledJob("killer", is_killer=True), KilledJob("b"), KilledJob("c")]
+    bystander = KilledJob("a", seconds=2.0)  # still under way when the other one is killed
+    todo = [bystander, KilledJob("killer", is_killer=True), KilledJob("b"), KilledJob("c")]
     outcomes = [text for _, text in jobs.carried_out(todo, 2)]
     failed = [text for text in outcomes if not text.endswith(": done")]
     assert failed == ["killer: Its process was killed twice, once alone; is there enough memory?"]

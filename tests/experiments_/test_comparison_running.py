@@ -118,7 +118,7 @@ class TestSearches:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(opened.learner, "_evaluate_full", no_memory)
-        record = run_search(opened, "random", 0, 4)
+        record = run_search(opened, "random:rejudge=0", 0, 4)
         assert record.error == "out of memory"
         assert len(record.trials) == 4
         assert record.final is None

@@ -14,6 +14,7 @@ class KilledJob:
 
     name: str
     is_killer: bool = False
+    seconds: float = 0.0
 
     def failed(self, error: str) -> str:
         return f"{self.name}: {error}"
@@ -22,5 +23,5 @@ class KilledJob:
 def carry_out(job: KilledJob) -> tuple[None, str]:
     if job.is_killer:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.5)  # so that it is under way when the other one is killed
+    time.sleep(job.seconds)
     return None, f"{job.name}: done"
