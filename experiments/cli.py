@@ -18,6 +18,9 @@ from experiments.files import is_disk_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
+_RESUMING = ("compress", "search", "train", "finetune")
+_CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
+
 
 class InterruptedRunError(Exception):
     """The user pressed Ctrl-C; typer would turn the KeyboardInterrupt itself into an exit code."""
@@ -102,17 +105,18 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        message, code = explain(error)
+        message, code = explain(error, arguments)
         _complain(message)
         return code
 
 
-def explain(error: Exception) -> tuple[str, int]:
-    """Returns one sentence about an error, and the exit code."""
+def explain(error: Exception, arguments: Sequence[str] = ()) -> tuple[str, int]:
+    """Returns one sentence about an error of a command, and the exit code."""
     if is_disk_full(error):
+        how = " with --resume" if _verb(arguments) in _RESUMING else ""
         return (
-            "The disk is full; nothing that was saved is damaged. Make room, then repeat the "
-            "command with --resume.",
+            f"The disk is full; nothing that was saved is damaged. Make room, then repeat the "
+            f"command{how}.",
             BAD_INPUT,
         )
     # Usage errors of the parser; their class is private in some releases of typer.
@@ -138,11 +142,14 @@ def _complain(message: str) -> None:
     print(f"amc: {message}", file=sys.stderr, flush=True)
 
 
+def _verb(arguments: Sequence[str]) -> str:
+    return arguments[0] if arguments else ""
+
+
 def _how_to_resume(arguments: Sequence[str]) -> str:
-    verb = arguments[0] if arguments else ""
-    if verb in ("latency-table", "compare", "record", "automl"):
+    if _verb(arguments) in _CONTINUING:
         return "Interrupted; nothing is lost. Repeat the command to go on."
-    if verb not in ("compress", "search", "train", "finetune"):
+    if _verb(arguments) not in _RESUMING:
         return "Interrupted."
     again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]
     return f"Interrupted; nothing is lost. Continue with: {shlex.join(['amc', *again])}"

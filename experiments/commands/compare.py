@@ -13,7 +13,7 @@ from experiments.commands.options import takes
 
 if TYPE_CHECKING:
     from experiments.comparison.finetuning import Finetuning
-    from experiments.comparison.records import ResultsFile, SearchRecord
+    from experiments.comparison.records import Results, SearchRecord
     from experiments.comparison.running import Comparison
     from experiments.comparison.tasks import Places
 
@@ -60,7 +60,8 @@ Epochs = Annotated[
 Finetuned = Annotated[
     list[str] | None,
     typer.Option(
-        help="Only winners of these agents are fine-tuned; may be repeated.", show_default=False
+        help="Only winners of these agents are fine-tuned; given like --agent.",
+        show_default=False,
     ),
 ]
 FinetuneSeeds = Annotated[int, typer.Option(help="Only those of the first so many seeds; 0: all.")]
@@ -111,7 +112,7 @@ def compare(
         amc compare --agent ddpg-one-shot,local,random --seeds 3 --workers 2 --out runs/compare
     \b
       A new policy over 20 seeds, in minutes, without data:
-        amc compare --task resnet20-channels-recorded --agent ddpg-one-shot,local,tpe \\
+        amc compare --task digits-channels-recorded --agent ddpg-one-shot,local,tpe \\
             --seeds 20 --evaluations 200 --out runs/recorded
     \b
       For real, and fine-tuned at the end:
@@ -121,16 +122,18 @@ def compare(
     if listing:
         _show_list()
         return
-    from experiments.comparison.finetuning import Finetuning
-    from experiments.comparison.records import ResultsFile
+    from experiments.comparison.records import RESULTS, read_results
     from experiments.comparison.report import write_report
-    from experiments.comparison.running import RESULTS, Comparison
+    from experiments.comparison.running import Comparison
     from experiments.comparison.statistics import require_rliable
 
     require_rliable()
     places = places_of(data, weights)
+    winners_of = _agents(finetune_agent)
+    _check_finetuning(finetune_epochs, winners_of, finetune_seeds)
+    failures = 0
     if only_report:
-        file = ResultsFile(out / RESULTS)
+        results = read_results(out / RESULTS)
     else:
         comparison = Comparison(
             tasks=tuple(_split(task) or DEFAULT_TASKS),
@@ -141,26 +144,41 @@ def compare(
             folder=out,
             workers=workers,
         )
-        _check_finetuning(finetune_epochs, comparison)
         training = None
         if finetune_epochs:
-            chosen = tuple(range(first_seed, first_seed + finetune_seeds))
-            winners = (tuple(finetune_agent or ()), chosen, comparison.tasks)
-            training = Finetuning(finetune_epochs, *winners)
-        file = _search(comparison, training, quiet)
-    print(write_report(out, file.results, reference=reference or None))
+            training = _training(comparison, finetune_epochs, winners_of, finetune_seeds)
+        results, failures = _search(comparison, training, reference, quiet)
+    print(write_report(out, results, reference=reference or None))
+    if failures:
+        raise typer.Exit(1)
 
 
-def _search(comparison: Comparison, training: Finetuning | None, quiet: bool) -> ResultsFile:
-    """Makes the searches that are missing, and trains their winners."""
+def _search(
+    comparison: Comparison, training: Finetuning | None, reference: str, quiet: bool
+) -> tuple[Results, int]:
+    """Makes the searches that are missing, and trains their winners.
+
+    Returns:
+        The results, and how many trainings failed.
+    """
     from experiments.comparison.finetuning import finetune_winners
-    from experiments.comparison.running import run_comparison
+    from experiments.comparison.records import RESULTS, read_results
+    from experiments.comparison.running import jobs_left, jobs_of, make_searches, only_results
 
-    file = run_comparison(comparison, _Teller(comparison, quiet))
+    missing = comparison.check()
+    known = read_results(comparison.folder / RESULTS)
+    _check_reference(reference, comparison, known)
     if training is not None:
-        tell = _silent if quiet else _tell_finetuned
-        finetune_winners(file, comparison.places, training, tell)
-    return file
+        training.check(known, [job.key for job in jobs_of(comparison)])
+    teller = _Teller(quiet)
+    with only_results(comparison.folder) as file:
+        teller.total = len(jobs_left(comparison, file.results))
+        make_searches(comparison, missing, file, teller)
+        if training is not None:
+            finetune_winners(
+                file, comparison.places, training, teller.finetuned, teller.not_finetuned
+            )
+        return file.results, teller.failures
 
 
 def _split(values: Sequence[str] | None) -> list[str]:
@@ -192,59 +210,111 @@ def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
     return Places(None if data is None else str(data.resolve()), files)
 
 
-def _check_finetuning(epochs: int, comparison: Comparison) -> None:
-    from experiments.comparison.tasks import find_task
+def _check_reference(reference: str, comparison: Comparison, known: Results) -> None:
+    """Refuses, before anything is searched, a reference that nobody is called."""
+    agents = dict.fromkeys([*comparison.agents, *(s.agent for s in known.searches)])
+    if reference and reference not in agents:
+        raise ValueError(
+            f"Expected --reference to be one of the agents that are compared, got {reference!r}; "
+            f"choose one of: {', '.join(agents)}."
+        )
 
+
+def _check_finetuning(epochs: int, agents: Sequence[str], seeds: int) -> None:
+    """Refuses options that would do nothing, or that mean nothing."""
     if epochs < 0:
         raise ValueError(f"Expected --finetune-epochs >= 0, got {epochs}.")
-    if epochs and all(find_task(name).is_recorded for name in comparison.tasks):
+    if seeds < 0:
+        raise ValueError(f"Expected --finetune-seeds >= 0, got {seeds}; 0 means all.")
+    if not epochs and (agents or seeds):
+        raise ValueError(
+            "Expected --finetune-epochs with --finetune-agent and --finetune-seeds, got none: "
+            "nothing would be fine-tuned. Say for how many epochs, or leave them out."
+        )
+
+
+def _training(comparison: Comparison, epochs: int, agents: Sequence[str], seeds: int) -> Finetuning:
+    """Returns how the winners of this comparison, and of no other in the file, are trained."""
+    from experiments.comparison.finetuning import Finetuning
+    from experiments.comparison.tasks import find_task
+
+    if all(find_task(name).is_recorded for name in comparison.tasks):
         raise ValueError(
             "Nothing to fine-tune: recorded tasks have no network. Leave --finetune-epochs out, or "
             "name the task without -recorded."
         )
-
-
-class _Teller:
-    """Says, on stderr, what every search has come to."""
-
-    def __init__(self, comparison: Comparison, quiet: bool) -> None:
-        self._quiet = quiet
-        self._total = len(comparison.tasks) * len(comparison.agents) * len(comparison.seeds)
-        self._done = 0
-
-    def __call__(self, record: SearchRecord) -> None:
-        self._done += 1
-        head = f"{record.task}, {record.agent}, seed {record.seed}"
-        if record.error is not None:
-            print(f"{head}: failed: {record.error}", file=sys.stderr, flush=True)
-        elif not self._quiet:
-            best = max((t.reward for t in record.trials), default=float("nan"))
-            seconds = sum(t.agent_seconds for t in record.trials)
-            print(f"{head}: {best:.4f} (agent {seconds:.1f} s)", file=sys.stderr, flush=True)
-
-
-def _tell_finetuned(record: SearchRecord) -> None:
-    assert record.final is not None  # noqa: S101
-    print(
-        f"{record.task}, {record.agent}, seed {record.seed}: fine-tuned to "
-        f"{record.final.finetuned_validation:.4f}, test {record.final.test:.4f}",
-        file=sys.stderr,
-        flush=True,
+    unknown = [agent for agent in agents if agent not in comparison.agents]
+    if unknown:
+        raise ValueError(
+            f"Expected --finetune-agent to be one of the agents that are compared, got "
+            f"{', '.join(unknown)}; choose from: {', '.join(comparison.agents)}."
+        )
+    return Finetuning(
+        epochs,
+        tuple(agents) or comparison.agents,
+        comparison.seeds[: seeds or None],
+        comparison.tasks,
+        comparison.evaluations,
     )
 
 
-def _silent(record: SearchRecord) -> None:
-    """Says nothing."""
+class _Teller:
+    """Says, on stderr, what every search and every training has come to.
+
+    Args:
+        quiet: Whether only failures are told.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._done = 0
+        self.total = 0
+        self.failures = 0
+
+    def __call__(self, record: SearchRecord) -> None:
+        """Tells of a search."""
+        self._done += 1
+        head = f"{self._done} of {self.total}: {_name(record)}"
+        if record.error is not None:
+            self._say(f"{head}: failed: {record.error}")
+        elif not self._quiet:
+            best = max((t.reward for t in record.trials), default=float("nan"))
+            seconds = sum(t.agent_seconds for t in record.trials)
+            self._say(f"{head}: {best:.4f} (agent {seconds:.1f} s)")
+
+    def finetuned(self, record: SearchRecord) -> None:
+        """Tells of a winner that was trained."""
+        assert record.final is not None  # noqa: S101
+        if not self._quiet:
+            self._say(
+                f"{_name(record)}: fine-tuned to {record.final.finetuned_validation:.4f}, test "
+                f"{record.final.test:.4f}"
+            )
+
+    def not_finetuned(self, record: SearchRecord, error: Exception) -> None:
+        """Tells of a winner whose training failed."""
+        self.failures += 1
+        text = " ".join(str(error).split()) or type(error).__name__
+        self._say(f"{_name(record)}: not fine-tuned: {text} (repeat the command to try it again)")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _name(record: SearchRecord) -> str:
+    return f"{record.task}, {record.agent}, seed {record.seed}"
 
 
 def _show_list() -> None:
     from agents import AGENTS, make_agent
     from amc_env.errors import MissingDependencyError
-    from experiments.comparison.tasks import TASKS
+    from experiments.comparison.tasks import TASKS, is_shipped
 
     print("Tasks:")
     for task in TASKS.values():
-        print(f"  {task.name:32} {task.title}")
+        note = "" if is_shipped(task) else " (its record is not in this release)"
+        print(f"  {task.name:32} {task.title}{note}")
     print("Agents:")
     for name in AGENTS:
         try:

@@ -41,9 +41,9 @@ def record(
 ) -> None:
     """Record a task: judge thousands of plans once, and fit what answers for all others.
 
-    The file plays as an environment in which a judgement takes microseconds.
-    Every judgement is kept in FOLDER/judgements as it is made, so the same
-    command goes on where it was interrupted.
+    The file plays as an environment in which a judgement takes a third of a
+    millisecond. Every judgement is kept in FOLDER/judgements as it is made, so
+    the same command goes on where it was interrupted.
 
     Examples:
 
@@ -61,9 +61,8 @@ def record(
     from experiments.comparison.judging import trials_of
     from experiments.comparison.recording import RecordingOptions
     from experiments.comparison.recording import record as record_task
-    from experiments.comparison.records import read_results
+    from experiments.comparison.records import RESULTS, read_results
     from experiments.comparison.refinement import Refinement
-    from experiments.comparison.running import RESULTS
     from experiments.comparison.searching import open_store
     from experiments.comparison.tasks import build_env, check_task, find_task
     from experiments.files import write_atomic
@@ -73,6 +72,7 @@ def record(
         raise ValueError(f"{task} is recorded already; name the task it stems from.")
     places = places_of(data, weights)
     check_task(chosen, places)
+    _check_out(out)
     results = read_results(folder / RESULTS)
     env = build_env(chosen, places)
     options = RecordingOptions(n_plans=plans, seed=seed, refinement=Refinement(rounds=rounds))
@@ -87,6 +87,24 @@ def record(
     )
     write_atomic(out, write_recorded(recorded))
     print(f"{out}: {_in_short(recorded)}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuses, before anything is judged, a file that could not be written or opened.
+
+    The folder of the file is made.
+
+    Raises:
+        ValueError: If the name does not end in ``.npz``, or is that of a folder.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(
+            f"Expected --out to end in .npz, got {out}: only such a file can be opened as a "
+            f"recorded task. Write {out.name}.npz, say."
+        )
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; --out is a file, e.g. {out / 'task.npz'}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _in_short(recorded: RecordedTask) -> str:

@@ -19,6 +19,12 @@ from typing import Any
 from amc_env import RunFolderError
 from experiments.files import write_atomic
 
+RESULTS = "results.jsonl"
+"""Name of the file in the folder of a comparison."""
+
+SearchKey = tuple[str, str, int, int]
+"""Task, agent, seed and number of judgements: what makes it the same search."""
+
 FORMAT = "amc-comparison"
 VERSION = 1
 
@@ -80,17 +86,21 @@ class FinalJudgement:
 
     Args:
         plan: Its choices, as in :class:`JudgedPlan`.
-        validation: Its proxy accuracy on the whole validation split, in [0, 1].
+        validation: Its proxy accuracy on the whole validation split, in [0, 1]; None for a
+            recorded task, which has no network to judge.
         finetuned_validation: The same after fine-tuning; None if it was not fine-tuned.
         test: Accuracy on the test set after fine-tuning, touched once; None if not.
         finetune_seconds: Processor seconds of the fine-tuning.
+        finetune_epochs: How long it took, in epochs; None if it was not fine-tuned, or before
+            this was noted.
     """
 
     plan: tuple[int, ...]
-    validation: float
+    validation: float | None
     finetuned_validation: float | None = None
     test: float | None = None
     finetune_seconds: float | None = None
+    finetune_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class SearchRecord:
     error: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
+    def key(self) -> SearchKey:
         """What makes it the same search."""
         return (self.task, self.agent, self.seed, self.evaluations)
 
@@ -166,7 +176,12 @@ def read_results(path: Path) -> Results:
             f"Expected results of version {VERSION} in {path}, got version {version}; read them "
             f"with the release that wrote them, or compare again in a new folder."
         )
-    searches: dict[tuple[str, str, int, int], SearchRecord] = {}
+    try:
+        tasks = {name: _facts_from(facts) for name, facts in head["tasks"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
+    recorded = {name for name, facts in tasks.items() if facts.recorded}
+    searches: dict[SearchKey, SearchRecord] = {}
     # Every complete line ends in a newline, so what follows the last one was cut short.
     for number, line in enumerate(lines[1:-1], start=2):
         try:
@@ -176,12 +191,25 @@ def read_results(path: Path) -> Results:
                 f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
                 f"line, and its search is done again."
             ) from error
+        if record.task in recorded:
+            record = _without_validation(record)
         searches[record.key] = record  # a later line about the same search takes its place
-    try:
-        tasks = {name: _facts_from(facts) for name, facts in head["tasks"].items()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
     return Results(tasks, tuple(searches.values()))
+
+
+def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:
+    """Refuses a task that is not what it was when a results file was begun.
+
+    Raises:
+        RunFolderError: With what has changed.
+    """
+    changed = [k for k, v in asdict(known).items() if v != asdict(facts)[k]]
+    if changed:
+        raise RunFolderError(
+            f"The task {facts.name!r} is not what it was when {path} was begun: other "
+            f"{', '.join(changed)}. Compare with the data, weights and options of then, or in a "
+            f"new folder."
+        )
 
 
 class ResultsFile:
@@ -210,27 +238,20 @@ class ResultsFile:
         if known == facts:
             return
         if known is not None:
-            changed = [k for k, v in asdict(known).items() if v != asdict(facts)[k]]
-            raise RunFolderError(
-                f"The task {facts.name!r} is not what it was when {self.path} was begun: other "
-                f"{', '.join(changed)}. Compare with the data, weights and options of then, or in "
-                f"a new folder."
-            )
+            check_unchanged(known, facts, self.path)
         self.results = replace(self.results, tasks={**self.results.tasks, facts.name: facts})
         self._write()
 
     def add(self, record: SearchRecord) -> None:
         """Appends a search; one with the same key takes the place of an earlier one."""
+        if not self.path.exists():  # no task has been opened yet, so nothing has begun the file
+            self._write()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         others = [s for s in self.results.searches if s.key != record.key]
         self.results = replace(self.results, searches=(*others, record))
-
-    def find(self, key: tuple[str, str, int, int]) -> SearchRecord | None:
-        """Returns the search of that key, or None."""
-        return next((s for s in self.results.searches if s.key == key), None)
 
     def _write(self) -> None:
         tasks = {name: asdict(facts) for name, facts in self.results.tasks.items()}
@@ -251,3 +272,10 @@ def _search_from(row: Mapping[str, Any]) -> SearchRecord:
     if final is not None:
         final = FinalJudgement(**{**final, "plan": tuple(final["plan"])})
     return SearchRecord(**{**row, "trials": trials, "final": final})
+
+
+def _without_validation(record: SearchRecord) -> SearchRecord:
+    """Drops what was once written for recorded tasks: the surrogate's answer, judged by nobody."""
+    if record.final is None:
+        return record
+    return replace(record, final=replace(record.final, validation=None))

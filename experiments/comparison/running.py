@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import lru_cache
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agents import agent_from_label
-from amc_env.errors import InputDataError
-from experiments.comparison.records import ResultsFile, SearchRecord, TaskFacts
-from experiments.comparison.searching import OpenTask, open_task, run_search
-from experiments.comparison.tasks import Places, check_task, find_task
-
-RESULTS = "results.jsonl"
-
-_MAX_TRIES = 2
-_ENV = "env."
+from amc_env.errors import InputDataError, MissingDependencyError, RunFolderError
+from experiments.automl.locks import only_one
+from experiments.comparison.jobs import Job, carried_out
+from experiments.comparison.labels import parse_label
+from experiments.comparison.records import RESULTS as RESULTS
+from experiments.comparison.records import Results, ResultsFile, SearchRecord
+from experiments.comparison.tasks import Places, budget_of, check_task, find_task
 
 Tell = Callable[[SearchRecord], None]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What cannot be had here; everything else can go on.
+
+    Args:
+        tasks: Name of a task -> one sentence about what is missing.
+        agents: Label of an agent -> the same, with the line that installs it.
+    """
+
+    tasks: Mapping[str, str]
+    agents: Mapping[str, str]
+
+    def reason(self, job: Job) -> str | None:
+        """Returns why a search cannot be made, or None."""
+        return self.tasks.get(job.task) or self.agents.get(job.agent)
 
 
 @dataclass(frozen=True)
@@ -56,48 +67,30 @@ class Comparison:
                 f"Expected evaluations and workers >= 1, got {self.evaluations} and {self.workers}."
             )
 
-    def check(self) -> dict[str, str]:
-        """Refuses names that are not known; returns the tasks that cannot be opened here.
-
-        Returns:
-            Task name -> one sentence about what is missing. All other tasks can go on.
+    def check(self) -> Missing:
+        """Refuses names that are not known; returns what cannot be had here.
 
         Raises:
-            ValueError: If a task, an agent or an option of an agent is unknown.
-            MissingDependencyError: If an agent needs a package that is not installed.
+            ValueError: If a task, an agent or an option of an agent is unknown, or an agent would
+                be given another problem than the others.
         """
+        agents, wishes = {}, []
         for label in self.agents:
-            agent_from_label(label, _ENV)
+            try:
+                wishes.append(parse_label(label)[1])
+            except MissingDependencyError as error:
+                agents[label] = str(error)
         missing = {}
         for task in [find_task(name) for name in self.tasks]:
             try:
                 check_task(task, self.places)
             except InputDataError as error:
                 missing[task.name] = str(error)
-        return missing
-
-
-@dataclass(frozen=True)
-class Job:
-    """One search to be made."""
-
-    task: str
-    agent: str
-    seed: int
-    evaluations: int
-    places: Places
-    folder: Path
-
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        """As :attr:`SearchRecord.key`."""
-        return (self.task, self.agent, self.seed, self.evaluations)
-
-    @property
-    def opens(self) -> tuple[str, str | None, tuple[tuple[str, str], ...], Path]:
-        """What opening the task depends on."""
-        weights = tuple(sorted(self.places.weights.items()))
-        return (self.task, self.places.data, weights, self.folder)
+                continue
+            for wish in wishes:
+                if wish.bounds:
+                    wish.within(budget_of(task))
+        return Missing(missing, agents)
 
 
 def jobs_of(comparison: Comparison) -> list[Job]:
@@ -113,6 +106,23 @@ def jobs_of(comparison: Comparison) -> list[Job]:
     ]
 
 
+def jobs_left(comparison: Comparison, results: Results) -> list[Job]:
+    """Returns the searches that results do not hold yet; failed ones are made again."""
+    done = {search.key for search in results.searches if search.error is None}
+    return [job for job in jobs_of(comparison) if job.key not in done]
+
+
+@contextlib.contextmanager
+def only_results(folder: Path) -> Iterator[ResultsFile]:
+    """Opens the results of a comparison for this process alone, while the block lasts.
+
+    Raises:
+        RunFolderError: If another process is at it, or the file is that of another release.
+    """
+    with only_one(folder / RESULTS):
+        yield ResultsFile(folder / RESULTS)
+
+
 def run_comparison(comparison: Comparison, tell: Tell = lambda record: None) -> ResultsFile:
     """Makes the searches that are not in the results file yet; failed ones are made again.
 
@@ -121,78 +131,44 @@ def run_comparison(comparison: Comparison, tell: Tell = lambda record: None) -> 
         tell: Called with every search that ends.
 
     Raises:
-        RunFolderError: If the results file is that of another release or of other tasks.
+        ValueError: As :meth:`Comparison.check`.
+        RunFolderError: If the results file is that of another release, or another process is at
+            it.
     """
-    file = ResultsFile(comparison.folder / RESULTS)
     missing = comparison.check()
+    with only_results(comparison.folder) as file:
+        make_searches(comparison, missing, file, tell)
+        return file
+
+
+def make_searches(
+    comparison: Comparison,
+    missing: Missing,
+    file: ResultsFile,
+    tell: Tell = lambda record: None,
+) -> None:
+    """Makes the searches that a results file does not hold yet.
+
+    Args:
+        comparison: What is compared.
+        missing: What :meth:`Comparison.check` found; searches that need it fail at once.
+        file: Of :func:`only_results`.
+        tell: Called with every search that ends.
+    """
     todo = []
-    for job in jobs_of(comparison):
-        known = file.find(job.key)
-        if known is not None and known.error is None:
+    for job in jobs_left(comparison, file.results):
+        reason = missing.reason(job)
+        if reason is None:
+            todo.append(replace(job, known=file.results.tasks.get(job.task)))
             continue
-        if job.task in missing:
-            record = SearchRecord(*job.key, error=missing[job.task])
-            file.add(record)
-            tell(record)
-        else:
-            todo.append(job)
-    for facts, record in _carried_out(todo, comparison.workers):
-        if facts is not None:
-            file.add_task(facts)
+        record = job.failed(reason)
         file.add(record)
         tell(record)
-    return file
-
-
-def _carried_out(
-    jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[TaskFacts | None, SearchRecord]]:
-    """Yields what the jobs come to, in the order in which they end."""
-    if workers == 1:
-        for job in jobs:
-            yield carry_out(job)
-        return
-    waiting, tries = list(jobs), dict.fromkeys((job.key for job in jobs), 0)
-    while waiting:
-        running: dict[Future[tuple[TaskFacts | None, SearchRecord]], Job] = {}
-        # Processes are started afresh: forked ones would inherit torch's threads in some state.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    for facts, record in carried_out(todo, comparison.workers):
+        if facts is not None:
             try:
-                while waiting or running:
-                    # A few jobs at a time, so that few are blamed if a process is killed.
-                    while waiting and len(running) < workers:
-                        job = waiting.pop(0)
-                        tries[job.key] += 1
-                        running[pool.submit(carry_out, job)] = job
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        outcome = future.result()
-                        del running[future]
-                        yield outcome
-            except BrokenProcessPool:
-                for job in running.values():
-                    if tries[job.key] < _MAX_TRIES:
-                        waiting.insert(0, job)
-                    else:
-                        text = "Its process was killed twice; is there enough memory?"
-                        yield None, SearchRecord(*job.key, error=text)
-
-
-def carry_out(job: Job) -> tuple[TaskFacts | None, SearchRecord]:
-    """Makes one search on one thread; the task stays open for the next job of this process."""
-    import torch
-
-    torch.set_num_threads(1)
-    try:
-        opened = _opened(*job.opens)
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        return None, SearchRecord(*job.key, error=text)
-    return opened.facts, run_search(opened, job.agent, job.seed, job.evaluations)
-
-
-@lru_cache(maxsize=1)
-def _opened(
-    task: str, data: str | None, weights: tuple[tuple[str, str], ...], folder: Path
-) -> OpenTask:
-    return open_task(find_task(task), Places(data, dict(weights)), folder)
+                file.add_task(facts)
+            except RunFolderError as error:  # its trials are of another task than the others'
+                record = SearchRecord(*record.key, error=str(error))
+        file.add(record)
+        tell(record)

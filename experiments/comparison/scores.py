@@ -137,15 +137,21 @@ def select(results: Results) -> Comparison:
     """Chooses the searches that had equal means.
 
     On each task these are the searches with the number of judgements that most of its agents were
-    given (the larger one, if two are as frequent).
+    given (the larger one, if two are as frequent). A task that nobody could open is left out.
 
     Raises:
-        ComparisonError: If there is nothing to compare, a search belongs to no task of the file,
-            or a reward is no finite number.
+        ComparisonError: If there is nothing to compare, a search judged plans of no task of the
+            file, or a reward is no finite number.
     """
     if not results.searches:
         raise ComparisonError("Expected results with searches, got none; run amc compare first.")
     _check(results)
+    results, unopened = _of_opened_tasks(results)
+    if not results.searches:
+        raise ComparisonError(
+            f"Expected a task that could be opened, got none; mend what is said here and repeat "
+            f"the comparison. {' '.join(unopened)}"
+        )
     evaluations = {
         task: _usual_evaluations([s for s in results.searches if s.task == task])
         for task in results.tasks
@@ -168,7 +174,7 @@ def select(results: Results) -> Comparison:
         evaluations=evaluations,
         searches={k: tuple(sorted(v, key=lambda s: s.seed)) for k, v in grouped.items()},
         best_rewards=best,
-        notes=_left_out(results.searches, evaluations),
+        notes=(*unopened, *_left_out(results.searches, evaluations)),
     )
 
 
@@ -258,6 +264,21 @@ def _usual_evaluations(searches: Iterable[SearchRecord]) -> int:
     return max(counts, key=lambda evaluations: (counts[evaluations], evaluations))
 
 
+def _of_opened_tasks(results: Results) -> tuple[Results, tuple[str, ...]]:
+    """Leaves out the tasks without facts, whose searches all failed; says which and why."""
+    unopened: dict[str, list[SearchRecord]] = {}
+    for search in results.searches:
+        if search.task not in results.tasks:
+            unopened.setdefault(search.task, []).append(search)
+    notes = tuple(
+        f"{task} is left out: it could not be opened, so "
+        f"{counted(len(failed), 'search', 'searches')} of it failed: {failed[-1].error}"
+        for task, failed in unopened.items()
+    )
+    kept = tuple(search for search in results.searches if search.task in results.tasks)
+    return Results(results.tasks, kept), notes
+
+
 def _left_out(searches: Sequence[SearchRecord], evaluations: Mapping[str, int]) -> tuple[str, ...]:
     others = Counter(
         (s.task, s.agent, s.evaluations) for s in searches if s.evaluations != evaluations[s.task]
@@ -271,7 +292,7 @@ def _left_out(searches: Sequence[SearchRecord], evaluations: Mapping[str, int]) 
 
 def _check(results: Results) -> None:
     for search in results.searches:
-        if search.task not in results.tasks:
+        if search.trials and search.task not in results.tasks:
             raise ComparisonError(
                 f"Expected the facts of the task {search.task!r} in the file, got none; remove "
                 f"its searches, or compare again in a new folder."

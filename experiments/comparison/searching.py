@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from agents import Trial, agent_from_label
-from amc_env import CompressionEnv
-from amc_env.env import Compressible
+from agents import Trial
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.env import DEFAULT_READING, Compressible
 from experiments.comparison.judgements import JudgementStore, TaskFingerprint
+from experiments.comparison.labels import EnvOptions, parse_label
 from experiments.comparison.records import FinalJudgement, JudgedPlan, SearchRecord, TaskFacts
 from experiments.comparison.stored_learner import StoredJudgements
 from experiments.comparison.tasks import ComparisonTask, Places, build_env, origin_of
-
-_ENV = "env."
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,14 @@ class OpenTask:
     facts: TaskFacts
     prepare_seconds: float
 
-    def fresh_env(self, options: Mapping[str, Any]) -> CompressionEnv:
-        """Returns an environment in which nothing was judged yet."""
-        budget = options.get("budget", self.env.budget)
-        more = {key: value for key, value in options.items() if key != "budget"}
-        return CompressionEnv(self.learner, budget, **more)
+    def fresh_env(self, wishes: EnvOptions) -> CompressionEnv:
+        """Returns an environment in which nothing was judged yet.
+
+        Raises:
+            ValueError: If more is wished than the task allows.
+        """
+        budget = wishes.within(self.env.budget)
+        return CompressionEnv(self.learner, budget, action=wishes.action or DEFAULT_READING)
 
 
 def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
@@ -142,8 +142,7 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
 
     Args:
         opened: The task.
-        label: ``"name"`` or ``"name:option=value,..."``; options that begin with ``env.`` are the
-            environment's, ``env.action=interval`` for one.
+        label: As :func:`experiments.comparison.labels.parse_label` reads it.
         seed: Of the search.
         evaluations: How many judgements it may spend.
     """
@@ -152,15 +151,20 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
     )
     clock: TrialClock | None = None
     try:
-        agent, env_options = agent_from_label(label, _ENV)
-        env = opened.fresh_env(env_options)
+        agent, wishes = parse_label(label)
+        env = opened.fresh_env(wishes)
         clock = TrialClock(env)
         result = agent.search(env, evaluations, seed, on_trial=clock)
+        final = _judge_winner(env, result.plan)
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         rows = tuple(clock.rows) if clock is not None else ()
         return SearchRecord(**{**vars(record), "trials": rows, "error": text})
-    full = getattr(env.learner, "evaluate_full", None)
-    validation = full(result.plan) if full is not None else env.evaluate(result.plan).accuracy
-    final = FinalJudgement(tuple(result.plan.choices_for(env.decisions)), float(validation))
     return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})
+
+
+def _judge_winner(env: CompressionEnv, plan: CompressionPlan) -> FinalJudgement:
+    """Judges a winner on the whole validation split; a record has none, and says so."""
+    full = getattr(env.learner, "evaluate_full", None)
+    validation = None if full is None else float(full(plan))
+    return FinalJudgement(tuple(plan.choices_for(env.decisions)), validation)

@@ -13,6 +13,7 @@ from torch import nn
 
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
+from amc_env.recorded import recorded_names
 from experiments import tasks as ready_made
 from experiments.comparison.judging import origin_of as judgements_of
 from experiments.data import DataSplits, load_data
@@ -22,6 +23,8 @@ _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "bits": ready_made.make_bits,
     "joint": ready_made.make_joint,
 }
+
+_RECORDED = "-recorded"
 
 _CIFAR: dict[str, Any] = {
     "validation_split": "tail",  # the images that the checkpoints were not trained on
@@ -62,6 +65,11 @@ class ComparisonTask:
         """Whether plans are judged by a fitted surrogate instead of a network."""
         return self.kind == "recorded"
 
+    @property
+    def record(self) -> str:
+        """Name of a recorded task's record in the package."""
+        return self.name.removesuffix(_RECORDED)
+
 
 @dataclass(frozen=True)
 class Places:
@@ -78,7 +86,7 @@ class Places:
 
 def _recorded(name: str, title: str) -> ComparisonTask:
     return ComparisonTask(
-        f"{name}-recorded", f"{title}, recorded", "recorded", env_id=f"amc/{name}-recorded-v0"
+        f"{name}{_RECORDED}", f"{title}, recorded", "recorded", env_id=f"amc/{name}-recorded-v0"
     )
 
 
@@ -161,12 +169,23 @@ def find_task(name: str) -> ComparisonTask:
     return TASKS[name]
 
 
+def is_shipped(task: ComparisonTask) -> bool:
+    """Whether the release holds what the task is played on; True for tasks that are no record."""
+    return not task.is_recorded or task.record in recorded_names()
+
+
 def check_task(task: ComparisonTask, places: Places) -> None:
-    """Refuses a task whose data or weights are not there.
+    """Refuses a task whose data, weights or record are not there.
 
     Raises:
         InputDataError: With what is missing and the option that names it.
     """
+    if not is_shipped(task):
+        raise InputDataError(
+            f"The task {task.name!r} needs a record that does not come with this release (it has "
+            f"{', '.join(recorded_names()) or 'none'}): choose another task, or make the record "
+            f"with `amc record --task {task.record}` as docs/recorded_tasks.md says."
+        )
     if task.data == "digits":
         return
     if places.data is None or not Path(places.data).is_dir():
@@ -225,9 +244,13 @@ def original_network(task: ComparisonTask, places: Places, splits: DataSplits) -
     return ready_made.trained_network(task.model, _data_of(task, places), weights, splits)
 
 
-def budget_of(task: ComparisonTask, env: CompressionEnv) -> Budget:
-    """Returns the budget of a task, that of the environment for a recorded one."""
-    return Budget.parse(task.budget) if task.budget else env.budget
+def budget_of(task: ComparisonTask) -> Budget:
+    """Returns the budget of a task; that of a recorded one stands in its record.
+
+    Raises:
+        CompressionError: If the record is missing or damaged.
+    """
+    return Budget.parse(task.budget) if task.budget else build_env(task, Places()).budget
 
 
 def _data_of(task: ComparisonTask, places: Places) -> str:

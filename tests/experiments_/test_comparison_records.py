@@ -101,5 +101,30 @@ def test_a_task_that_has_changed_is_refused_by_what_changed(tmp_path):
         file.add_task(replace(TASK, original_accuracy=0.8))
 
 
+def test_results_of_before_have_no_epochs_and_no_validation_of_recorded_tasks(tmp_path):
+    path = tmp_path / "r.jsonl"
+    file = ResultsFile(path)
+    file.add_task(TASK)
+    file.add_task(replace(TASK, name="t-recorded", recorded=True))
+    trained = FinalJudgement((1,), 0.69, 0.8, 0.79, 12.0, finetune_epochs=2)
+    file.add(record(final=trained))
+    file.add(record(task="t-recorded"))
+    path.write_text(path.read_text().replace(', "finetune_epochs": 2', ""))
+    real, recorded = read_results(path).searches
+    assert real.final == replace(trained, finetune_epochs=None)
+    assert recorded.final == FinalJudgement((1,), None)
+
+
+def test_a_failure_before_any_task_was_opened_begins_the_file(tmp_path):
+    path = tmp_path / "new" / "r.jsonl"
+    failed = SearchRecord("t", "local", 0, 5, error="No data.")
+    ResultsFile(path).add(failed)
+    file = ResultsFile(path)
+    assert list(file.results.searches) == [failed]
+    file.add_task(TASK)
+    file.add(record(1))
+    assert list(read_results(path).searches) == [failed, record(1)]
+
+
 def test_a_missing_file_is_an_empty_one(tmp_path):
     assert not read_results(tmp_path / "none.jsonl").searches

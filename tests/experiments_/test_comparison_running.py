@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.comparisons import search
 
 from agents import AGENTS, Agent
-from amc_env import RunFolderError
+from amc_env import MissingDependencyError, RunFolderError
+from amc_env.recorded import recorded_names
+from experiments.automl.locks import only_one
 from experiments.cli import run
-from experiments.comparison.finetuning import Finetuning
-from experiments.comparison.records import FinalJudgement, SearchRecord, read_results
+from experiments.commands.compare import compare
+from experiments.comparison.records import SearchRecord, read_results
 from experiments.comparison.running import RESULTS, Comparison, jobs_of, run_comparison
 from experiments.comparison.searching import open_task, run_search
-from experiments.comparison.tasks import TASKS, Places, find_task
+from experiments.comparison.tasks import TASKS, Places, check_task, find_task
 
 RECORDED = "digits-channels-recorded"
 
@@ -110,6 +113,16 @@ class TestSearches:
         assert bad.final is None
         assert run_search(opened, "crash", 0, 5).error == "a bug of two lines"
 
+    def test_a_winner_that_cannot_be_judged_is_a_failure_with_its_trials(self, opened, monkeypatch):
+        def no_memory(plan):
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(opened.learner, "_evaluate_full", no_memory)
+        record = run_search(opened, "random:rejudge=0", 0, 4)
+        assert record.error == "out of memory"
+        assert len(record.trials) == 4
+        assert record.final is None
+
 
 class TestComparisons:
     def test_all_searches_are_made_task_by_task_and_seed_by_seed(self, tmp_path):
@@ -150,6 +163,21 @@ class TestComparisons:
         assert all("give --data DIR" in (s.error or "") for s in failed)
         assert sum(s.error is None for s in file.results.searches) == 2
 
+    def test_a_missing_task_leaves_a_new_folder_that_can_be_read_and_reported(
+        self, tmp_path, capsys
+    ):
+        out = tmp_path / "new"
+        tasks = ("resnet20-channels", RECORDED)
+        run_comparison(comparison(out, tasks=tasks, seeds=(0,), evaluations=4))
+        arguments = ["compare", "--task", ",".join(tasks), "--agent", "uniform,local"]
+        arguments += ["--seeds", "1", "--evaluations", "4", "--out", str(out)]
+        assert run(arguments) == 0
+        assert "give --data DIR" in capsys.readouterr().err
+        searches = read_results(out / RESULTS).searches
+        assert {s.task for s in searches if s.error is None} == {RECORDED}
+        page = (out / "report.html").read_text()
+        assert "resnet20-channels is left out: it could not be opened" in page
+
     @pytest.mark.usefixtures("bad_agents")
     def test_a_failed_search_is_made_again_when_asked_for_again(self, tmp_path, monkeypatch):
         run_comparison(comparison(tmp_path, agents=("crash", "local")))
@@ -165,6 +193,9 @@ class TestComparisons:
             ({"agents": ("locl",)}, "did you mean 'local'"),
             ({"agents": ("local:speed=1",)}, "speed"),
             ({"agents": ("local:speed",)}, "Expected an agent like"),
+            ({"agents": ("local:env.bugdet=1",)}, "got env.bugdet"),
+            ({"agents": ("local:env.reward=haq",)}, "got env.reward"),
+            ({"agents": ("local:env.budget=macs=0.9",)}, "within the task's macs=0.3"),
             ({"agents": ("local", "local")}, "distinct agents"),
             ({"seeds": ()}, "at least one"),
             ({"evaluations": 0}, "evaluations and workers >= 1"),
@@ -176,12 +207,60 @@ class TestComparisons:
             run_comparison(comparison(tmp_path, **changes))
         assert not (tmp_path / RESULTS).exists()
 
+    def test_wishes_that_leave_the_problem_as_it_is_are_compared(self, tmp_path):
+        agents = ("local:env.budget=macs=0.27:0.3", "local:env.action=absolute")
+        file = run_comparison(comparison(tmp_path, agents=agents, seeds=(0,)))
+        assert [s.error for s in file.results.searches] == [None, None]
+        ratios = [t.cost_ratio["macs"] for t in file.results.searches[0].trials]
+        assert all(0.27 <= ratio <= 0.3 for ratio in ratios)
+
+    def test_an_agent_that_is_not_installed_stops_no_other(self, tmp_path, monkeypatch):
+        def not_installed(**_):
+            raise MissingDependencyError("Install it: pip install amc-compress[gp].")
+
+        monkeypatch.setitem(AGENTS, "gp", not_installed)
+        file = run_comparison(comparison(tmp_path, agents=("gp", "local")))
+        errors = {s.agent: s.error for s in file.results.searches}
+        assert errors == {"gp": "Install it: pip install amc-compress[gp].", "local": None}
+        assert len(file.results.searches) == 4
+
+    def test_a_task_that_has_changed_fails_before_it_is_searched_and_stops_no_other(self, tmp_path):
+        run_comparison(comparison(tmp_path, agents=("uniform",), seeds=(0,)))
+        path = tmp_path / RESULTS
+        path.write_text(path.read_text().replace('"budget": "macs=0.3"', '"budget": "macs=0.4"'))
+        file = run_comparison(comparison(tmp_path, agents=("uniform", "local"), seeds=(0,)))
+        old, new = file.results.searches
+        assert (old.agent, old.error) == ("uniform", None)
+        assert (new.agent, new.trials) == ("local", ())
+        assert "is not what it was" in (new.error or "")
+        assert "other budget" in (new.error or "")
+
+    def test_winners_of_recorded_tasks_have_no_validation(self, tmp_path):
+        file = run_comparison(comparison(tmp_path, seeds=(0,)))
+        finals = [s.final for s in file.results.searches]
+        assert all(f is not None and f.validation is None for f in finals)
+
+    def test_only_one_process_at_a_time_works_on_a_folder(self, tmp_path):
+        with (
+            only_one(tmp_path / RESULTS),
+            pytest.raises(RunFolderError, match="Another process is working"),
+        ):
+            run_comparison(comparison(tmp_path))
+        assert not (tmp_path / RESULTS).exists()
+
     def test_judgements_of_another_task_are_not_mixed(self, tmp_path):
         open_task(find_task("digits-channels"), Places(), tmp_path)
         store = tmp_path / "judgements" / "digits-channels.jsonl"
         store.write_text(store.read_text().replace("round_to=2", "round_to=4"))
         with pytest.raises(RunFolderError, match="another task: other origin"):
             open_task(find_task("digits-channels"), Places(), tmp_path)
+
+    def test_a_record_that_is_not_shipped_is_missing_and_stops_no_other(self, tmp_path):
+        tasks = ("resnet20-bits-recorded", RECORDED)
+        file = run_comparison(comparison(tmp_path, tasks=tasks, seeds=(0,), evaluations=2))
+        failed = [s for s in file.results.searches if s.error is not None]
+        assert {s.task for s in failed} == {"resnet20-bits-recorded"}
+        assert all("amc record --task resnet20-bits`" in (s.error or "") for s in failed)
 
     def test_every_task_says_what_it_is(self):
         for name, task in TASKS.items():
@@ -200,18 +279,39 @@ class TestCommand:
         printed = capsys.readouterr()
         assert printed.out.strip().endswith("report.html")
         assert printed.err.count("seed") == 6
+        for number in range(1, 7):
+            assert f"{number} of 6: {RECORDED}, " in printed.err
         report = (tmp_path / "c" / "report.html").read_text()
         assert "random:rejudge=0" in report
         assert (tmp_path / "c" / "tables.md").exists()
         assert run([*arguments, "--quiet"]) == 0
         assert capsys.readouterr().err == ""
-        assert run(["compare", "--report", "--out", out]) == 0
+        results = tmp_path / "c" / RESULTS
+        with results.open("a") as file:
+            file.write('{"task": "cut sho')
+        before = results.read_bytes()
+        with only_one(results):  # another process goes on meanwhile
+            assert run(["compare", "--report", "--out", out]) == 0
+        assert results.read_bytes() == before
 
     def test_lists_tasks_and_agents(self, capsys):
         assert run(["compare", "--list"]) == 0
         printed = capsys.readouterr().out
         for name in (*TASKS, *AGENTS):
             assert name in printed
+        not_shipped = [
+            line.split()[0] for line in printed.splitlines() if "not in this release" in line
+        ]
+        records = [name for name, task in TASKS.items() if task.is_recorded]
+        assert not_shipped == [
+            n for n in records if n.removesuffix("-recorded") not in recorded_names()
+        ]
+
+    def test_examples_of_the_help_name_only_tasks_that_can_be_opened(self):
+        named = re.findall(r"--task (\S+-recorded)", inspect.getdoc(compare) or "")
+        assert named
+        for name in named:
+            check_task(find_task(name), Places())
 
     def test_says_in_one_sentence_what_is_wrong(self, fails: Callable[..., str], tmp_path):
         out = ["--out", str(tmp_path / "c")]
@@ -220,6 +320,19 @@ class TestCommand:
         assert "Nothing to fine-tune" in fails(
             "compare", "--task", RECORDED, "--finetune-epochs", "1", *out
         )
+        wrong = {
+            "local; choose one of: uniform, random": ["--reference", "local"],
+            "Expected --finetune-epochs with": ["--finetune-agent", "uniform"],
+            "nothing would be fine-tuned": ["--finetune-seeds", "1"],
+            ">= 0, got -1; 0 means": ["--finetune-epochs", "1", "--finetune-seeds", "-1"],
+            "got local, unifrm; choose from: uniform, random": [
+                "--finetune-epochs", "1", "--finetune-agent", "local,uniform,unifrm",
+            ],
+        }  # fmt: skip
+        for message, options in wrong.items():
+            said = fails("compare", "--agent", "uniform,random", *options, *out)
+            assert message in said.replace("'", "")
+            assert not (tmp_path / "c").exists()
         other = tmp_path / "c" / RESULTS
         other.parent.mkdir()
         other.write_text("something else\n")
@@ -232,18 +345,10 @@ class TestCommand:
         assert run(arguments) == 0
         finals = [s.final for s in read_results(tmp_path / "c" / RESULTS).searches]
         assert all(f is not None and f.test is not None and f.test > 0.5 for f in finals)
+        assert {f.finetune_epochs for f in finals if f is not None} == {1}
         uniform = [f for f in finals if f is not None and f.plan == finals[0].plan]
         assert len({f.test for f in uniform}) == 1
         capsys.readouterr()
         assert run(arguments) == 0
         assert "fine-tuned" not in capsys.readouterr().err
         assert [s.final for s in read_results(tmp_path / "c" / RESULTS).searches] == finals
-
-    def test_winners_of_tasks_that_were_not_asked_for_are_left_alone(self, tmp_path):
-        final = FinalJudgement(plan=(0, 0), validation=0.7)
-        digits = search("digits-channels", "local", 0, [0.7], final=final)
-        other = search("resnet20-channels", "local", 0, [0.7], final=final)
-        settings = Finetuning(1, tasks=("digits-channels",))
-        assert settings.wants(digits)
-        assert not settings.wants(other)
-        assert Finetuning(1).wants(other)

@@ -186,6 +186,19 @@ def test_bad_results_are_refused_with_what_to_do():
         score_matrices(select(results({"t": {"a": [0.7]}, "u": {"b": [0.7]}})))
 
 
+def test_a_task_that_nobody_could_open_is_left_out_with_the_reason():
+    failed = [search("u", "a", seed, [], evaluations=1, error="Give --data.") for seed in (0, 1)]
+    kept = search("t", "a", 0, [0.7])
+    comparison = select(Results({"t": facts("t")}, (*failed, kept)))
+    assert list(comparison.tasks) == ["t"]
+    assert comparison.searches == {("t", "a"): (kept,)}
+    assert comparison.notes == (
+        "u is left out: it could not be opened, so 2 searches of it failed: Give --data.",
+    )
+    with pytest.raises(ComparisonError, match=r"could be opened, got none.*Give --data"):
+        select(Results({}, tuple(failed)))
+
+
 def test_equal_rewards_have_no_deviation_and_their_own_value_as_mean():
     # 3 * 0.7 / 3 is not 0.7 in binary numbers.
     sample = select(results({"t": {"a": [0.7] * 3}})).samples("t")["a"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import pytest
 
-from experiments.cli import BAD_INPUT, run
+from experiments.cli import BAD_INPUT, FAILED, run
 
 
 @pytest.mark.slow
@@ -33,3 +33,31 @@ def test_a_task_becomes_a_file_that_plays(tmp_path, capsys):
 def test_what_cannot_be_recorded_is_a_sentence(task, message, tmp_path, capsys):
     assert run(["record", "--task", task, "--out", str(tmp_path / "x.npz")]) == BAD_INPUT
     assert message in capsys.readouterr().err
+
+
+class JudgedTooEarlyError(Exception):
+    """Something was built or judged before the options were checked."""
+
+
+@pytest.fixture
+def judges_nothing(monkeypatch):
+    def build_env(*_):
+        raise JudgedTooEarlyError
+
+    monkeypatch.setattr("experiments.comparison.tasks.build_env", build_env)
+
+
+@pytest.mark.usefixtures("judges_nothing")
+def test_a_file_that_could_not_be_opened_is_refused_before_anything_is_judged(tmp_path, capsys):
+    for out, message in ((tmp_path / "x", "end in .npz"), (tmp_path / "y.npz", "is a folder")):
+        (tmp_path / "y.npz").mkdir(exist_ok=True)
+        assert run(["record", "--task", "digits-channels", "--out", str(out)]) == BAD_INPUT
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("judges_nothing")
+def test_the_folder_of_the_file_is_made_before_anything_is_judged(tmp_path, capsys):
+    out = tmp_path / "new" / "folder" / "x.npz"
+    assert run(["record", "--task", "digits-channels", "--out", str(out)]) == FAILED
+    assert "JudgedTooEarlyError" in capsys.readouterr().err
+    assert out.parent.is_dir()

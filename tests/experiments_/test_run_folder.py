@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from amc_env import CompressionPlan, RunFolderError
+from experiments.cli import BAD_INPUT, explain
 from experiments.configs import RunConfig
 from experiments.files import is_disk_full, read_json, write_atomic
 from experiments.networks import read_shape, save_network
@@ -54,6 +55,15 @@ def test_failed_write_leaves_the_old_file_and_no_leftovers(
     assert is_disk_full(caught.value)
     assert file.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "how"), [("search", " with --resume."), ("compare", "."), ("automl", ".")]
+)
+def test_a_full_disk_names_resume_only_where_there_is_such_an_option(verb: str, how: str) -> None:
+    message, code = explain(OSError(errno.ENOSPC, "No space left on device"), [verb, "--quiet"])
+    assert message.endswith(f"repeat the command{how}")
+    assert code == BAD_INPUT
 
 
 def test_disk_full_is_recognised_behind_other_errors() -> None:

@@ -1,0 +1,93 @@
+"""What an agent's label says: the agent, and what it wishes of the environment.
+
+``"ddpg:sigma=0.3,env.action=interval"`` is ``ddpg`` with ``sigma=0.3`` in an environment that reads
+actions as positions in the feasible interval. Only what leaves the problem as it is may be wished:
+another reward, or a wider budget, would make results that nobody else's can be ranked with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agents import Agent, agent_from_label
+from amc_env import Budget
+from amc_env.actions import READINGS
+from amc_env.budget import Bounds
+from amc_env.cost import COSTS
+
+_ENV = "env."
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """What a label wishes of the environment.
+
+    Args:
+        action: Name of the reading; None for the task's.
+        bounds: Cost name -> bounds that take the place of the task's, or join them.
+    """
+
+    action: str | None = None
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+
+    def within(self, budget: Budget) -> Budget:
+        """Returns the budget of a task, narrowed to what the label wishes.
+
+        Raises:
+            ValueError: If the label would allow what the task forbids.
+        """
+        for name, (lower, upper) in self.bounds.items():
+            if name not in budget.bounds and name not in COSTS:
+                known = ", ".join(dict.fromkeys((*budget.bounds, *COSTS)))
+                raise ValueError(f"Expected env.budget to bound one of {known}, got {name!r}.")
+            least, most = budget.bounds.get(name, (0.0, 1.0))
+            if lower < least or upper > most:
+                raise ValueError(
+                    f"Expected env.budget within the task's {budget}, got {name} from {lower:g} to "
+                    f"{upper:g}; such plans are worth nothing in this comparison. Narrow the "
+                    f"budget, or compare on a task that allows it."
+                )
+        return Budget(**{**budget.bounds, **self.bounds})
+
+
+def parse_label(label: str) -> tuple[Agent, EnvOptions]:
+    """Builds an agent, and reads what its label wishes of the environment.
+
+    Args:
+        label: ``"name"`` or ``"name:option=value,..."``; options that begin with ``env.`` are the
+            environment's.
+
+    Raises:
+        ValueError: If the label has another form, or an option is unknown, changes what is
+            compared, or has no such value.
+        MissingDependencyError: If the agent needs a package that is not installed.
+    """
+    wishes = env_options(label)  # first, for the agent may not be installed
+    return agent_from_label(label, _ENV)[0], wishes
+
+
+def env_options(label: str) -> EnvOptions:
+    """Reads what a label wishes of the environment.
+
+    Raises:
+        ValueError: As :func:`parse_label`.
+    """
+    wishes = {}
+    for part in label.partition(":")[2].split(","):
+        key, _, value = part.partition("=")
+        if key.strip().startswith(_ENV):
+            wishes[key.strip().removeprefix(_ENV)] = value.strip()
+    if unknown := sorted(wishes.keys() - {"action", "budget"}):
+        raise ValueError(
+            f"Expected env.action or env.budget in {label!r}, got "
+            f"{', '.join(_ENV + name for name in unknown)}; everything else would be another "
+            f"problem than the other agents have."
+        )
+    action = wishes.get("action")
+    if action is not None and action not in READINGS:
+        raise ValueError(
+            f"Expected env.action to be one of {', '.join(READINGS)}, got {action!r} in {label!r}."
+        )
+    budget = wishes.get("budget")
+    return EnvOptions(action, {} if budget is None else Budget.parse(budget).bounds)
