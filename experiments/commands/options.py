@@ -230,8 +230,8 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     threads: Annotated[
         int,
         typer.Option(
-            help="Processor threads; 0 takes one for searching and for tiny images, else all. Where "
-            "other work runs give 1: threads that wait for each other are many times slower.",
+            help="Processor threads; 0 takes one for searching and for tiny images, else all. "
+            "Where other work runs give 1: threads that wait for each other are many times slower.",
             rich_help_panel=_RUN,
         ),
     ] = _DEFAULT.threads
