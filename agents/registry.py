@@ -93,6 +93,25 @@ def is_deterministic(label: str) -> bool:
     return bool(getattr(AGENTS.get(name), "deterministic", False))
 
 
+def read_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Reads ``"name"`` or ``"name:option=value,option=value"``; nothing is built.
+
+    Raises:
+        ValueError: If the label has another form.
+    """
+    name, _, rest = label.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(
+                f"Expected an agent like 'ddpg' or 'ddpg:elite_share=0.2,warmup=random', got "
+                f"{label!r}."
+            )
+        options[key.strip()] = _value(value.strip())
+    return name.strip(), options
+
+
 def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any]]:
     """Builds an agent from ``"name"`` or ``"name:option=value,option=value"``.
 
@@ -106,19 +125,10 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
     Raises:
         ValueError: If the label has another form, or the agent does not take an option.
     """
-    name, _, rest = label.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(
-                f"Expected an agent like 'ddpg' or 'ddpg:elite_share=0.2,warmup=random', got "
-                f"{label!r}."
-            )
-        options[key.strip()] = _value(value.strip())
+    name, options = read_label(label)
     others = {k for k in options if prefix and k.startswith(prefix)}
     own = {k: v for k, v in options.items() if k not in others}
-    return make_agent(name.strip(), **own), {k.removeprefix(prefix): options[k] for k in others}
+    return make_agent(name, **own), {k.removeprefix(prefix): options[k] for k in others}
 
 
 def _value(text: str) -> Any:

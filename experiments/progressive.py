@@ -230,9 +230,9 @@ class _Run:
         self, network: nn.Module, before: Composition, budget: Budget, place: Path | None
     ) -> tuple[nn.Module, dict[str, Tensor], StageFacts]:
         """Searches, cuts and fine-tunes; a stage that is complete is read."""
-        if place is not None:
-            self.note(budget, place)
-        if place is None or not (place / _NETWORK).exists():
+        if place is not None and (place / _NETWORK).exists():
+            self.note(budget, place)  # a search notes what it is asked for itself
+        else:
             learner = self.learner(network, before)
             found = self.search(learner, before, budget, place)
             network, facts = self.finetune(learner, found, place)

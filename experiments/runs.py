@@ -185,7 +185,7 @@ class RunFolder:
         begun = {"task", *self._stages}
         if self.config.is_progressive and not self.is_done("search"):
             begun.add("finetune")  # its options hold for the fine-tuning between stages too
-        searching = "search" in begun and not self.is_done("search")
+        searching = self.has_begun("search") and not self.is_done("search")
         if searching and config.schedule != self.config.schedule:
             raise RunFolderError(
                 f"The run in {self.path} is searched with --schedule {self.config.schedule}, by "

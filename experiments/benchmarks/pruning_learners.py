@@ -157,9 +157,10 @@ def measure(
     """Makes a row: choose, compress, fine-tune, and the test set at the end."""
     plan, search_seconds = choose(row, learner, rows)
     env = CompressionEnv(learner, Budget(macs=1.0))
-    before = evaluate(learner.compress(plan), splits.validation)
+    network = learner.compress(plan)
+    before = evaluate(network, splits.validation)
     started = time.process_time()
-    network, validation = trained(row, learner, plan, splits, original)
+    network, validation = trained(row, learner, plan, network, splits, original)
     seconds = time.process_time() - started
     weights = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     hidden = sum(
@@ -185,13 +186,20 @@ def measure(
 
 
 def trained(
-    row: Row, learner: Learner, plan: CompressionPlan, splits: DataSplits, original: nn.Module
+    row: Row,
+    learner: Learner,
+    plan: CompressionPlan,
+    network: nn.Module,
+    splits: DataSplits,
+    original: nn.Module,
 ) -> tuple[nn.Module, float]:
-    """Returns the finished network of a row and its accuracy on the validation images."""
+    """Returns the finished network of a row and its accuracy on the validation images.
+
+    ``network`` is that of the plan; Deep Compression begins anew, as it trains before it quantizes.
+    """
     config = TrainingConfig(epochs=row.epochs, learning_rate=row.learning_rate, seed=row.seed)
     teacher = original if row.teacher == "original" else None
     if not isinstance(learner, JointCompression):
-        network = learner.compress(plan)
         result = learner.finetune(network, splits.train, config=config, teacher=teacher)
         return network, result.best_accuracy
     own = replace(learner._training_defaults(), epochs=row.epochs, seed=row.seed)

@@ -293,8 +293,10 @@ class _Teller:
 
     def not_finetuned(self, record: SearchRecord, error: Exception) -> None:
         """Tells of a winner whose training failed."""
+        from experiments.comparison.searching import in_one_line
+
         self.failures += 1
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = in_one_line(error)
         self._say(f"{_name(record)}: not fine-tuned: {text} (repeat the command to try it again)")
 
     @staticmethod

@@ -18,7 +18,7 @@ from experiments.comparison.records import (
     TaskFacts,
     check_unchanged,
 )
-from experiments.comparison.searching import OpenTask, open_task, run_search
+from experiments.comparison.searching import OpenTask, in_one_line, open_task, run_search
 from experiments.comparison.tasks import Places, find_task
 
 Outcome = tuple[TaskFacts | None, SearchRecord]
@@ -60,8 +60,7 @@ class Job:
 
     def failed(self, error: Exception | str) -> SearchRecord:
         """Returns the record of a search that never began."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        return SearchRecord(*self.key, error=text)
+        return SearchRecord(*self.key, error=in_one_line(error))
 
 
 def carried_out(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agents import Agent, agent_from_label
+from agents.registry import read_label
 from amc_env import Budget
 from amc_env.actions import READINGS
 from amc_env.budget import Bounds
@@ -73,11 +74,8 @@ def env_options(label: str) -> EnvOptions:
     Raises:
         ValueError: As :func:`parse_label`.
     """
-    wishes = {}
-    for part in label.partition(":")[2].split(","):
-        key, _, value = part.partition("=")
-        if key.strip().startswith(_ENV):
-            wishes[key.strip().removeprefix(_ENV)] = value.strip()
+    options = read_label(label)[1].items()
+    wishes = {k.removeprefix(_ENV): str(v) for k, v in options if k.startswith(_ENV)}
     if unknown := sorted(wishes.keys() - {"action", "budget"}):
         raise ValueError(
             f"Expected env.action or env.budget in {label!r}, got "

@@ -11,8 +11,7 @@ from amc_env.errors import InputDataError, MissingDependencyError, RunFolderErro
 from experiments.automl.locks import only_one
 from experiments.comparison.jobs import Job, carried_out
 from experiments.comparison.labels import parse_label
-from experiments.comparison.records import RESULTS as RESULTS
-from experiments.comparison.records import Results, ResultsFile, SearchRecord
+from experiments.comparison.records import RESULTS, Results, ResultsFile, SearchRecord
 from experiments.comparison.tasks import Places, budget_of, check_task, find_task
 
 Tell = Callable[[SearchRecord], None]
@@ -77,7 +76,9 @@ class Comparison:
         agents, wishes = {}, []
         for label in self.agents:
             try:
-                wishes.append(parse_label(label)[1])
+                wish = parse_label(label)[1]
+                if wish.bounds:
+                    wishes.append(wish)
             except MissingDependencyError as error:
                 agents[label] = str(error)
         missing = {}
@@ -87,9 +88,10 @@ class Comparison:
             except InputDataError as error:
                 missing[task.name] = str(error)
                 continue
-            for wish in wishes:
-                if wish.bounds:
-                    wish.within(budget_of(task))
+            if wishes:
+                budget = budget_of(task)  # a recorded task's is read from its file
+                for wish in wishes:
+                    wish.within(budget)
         return Missing(missing, agents)
 
 

@@ -44,6 +44,11 @@ class OpenTask:
         return CompressionEnv(self.learner, budget, action=wishes.action or DEFAULT_READING)
 
 
+def in_one_line(error: Exception | str) -> str:
+    """Returns what an error says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
     """Prepares a task; judgements are kept below ``folder``.
 
@@ -157,9 +162,8 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
         result = agent.search(env, evaluations, seed, on_trial=clock)
         final = _judge_winner(env, result.plan)
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
         rows = tuple(clock.rows) if clock is not None else ()
-        return SearchRecord(**{**vars(record), "trials": rows, "error": text})
+        return SearchRecord(**{**vars(record), "trials": rows, "error": in_one_line(error)})
     return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})
 
 

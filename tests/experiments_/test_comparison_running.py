@@ -15,8 +15,8 @@ from amc_env.recorded import recorded_names
 from experiments.automl.locks import only_one
 from experiments.cli import run
 from experiments.commands.compare import compare
-from experiments.comparison.records import SearchRecord, read_results
-from experiments.comparison.running import RESULTS, Comparison, jobs_of, run_comparison
+from experiments.comparison.records import RESULTS, SearchRecord, read_results
+from experiments.comparison.running import Comparison, jobs_of, run_comparison
 from experiments.comparison.searching import open_task, run_search
 from experiments.comparison.tasks import TASKS, Places, check_task, find_task
 
