@@ -28,6 +28,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 import amc_env
 from agents import AGENTS, Agent, Search, make_agent
 from amc_env import CompressionPlan
+from experiments.benchmarks.rows import append_rows, read_rows
 
 _REFERENCE = "long local search"
 
@@ -145,15 +146,12 @@ def problems(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 def run_all(jobs: list[Job], workers: int, out: Path | None) -> list[Run]:
     """Runs the jobs, in this process or in several; those already in the file are read from it."""
-    done = {} if out is None or not out.exists() else _read(out)
+    done = _read(out)
     missing = [job for job in jobs if _key(job) not in done]
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     for run in pool.map(execute, missing) if pool else map(execute, missing):
         done[_key(run.job)] = run
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.write(json.dumps(asdict(run)) + "\n")
+        append_rows(out, [asdict(run)])
     if pool:
         pool.shutdown()
     return [replace(done[_key(job)], job=job) for job in jobs]
@@ -164,10 +162,9 @@ def _key(job: Job) -> str:
     return json.dumps(asdict(job) | {"row": ""})
 
 
-def _read(out: Path) -> dict[str, Run]:
+def _read(out: Path | None) -> dict[str, Run]:
     runs = {}
-    for line in out.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows(out):
         facts = row.pop("job")
         for name in ("options", "env_options"):
             facts[name] = tuple((key, value) for key, value in facts[name])

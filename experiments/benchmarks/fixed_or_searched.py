@@ -15,7 +15,6 @@ that is there is not made again.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ import typer
 
 from agents import make_agent
 from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
+from experiments.benchmarks.rows import append_rows, read_rows
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
 from learners.joint import quantizer_named
@@ -140,11 +140,6 @@ def measure(
     }
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows made so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Returns the row as it was made, or None."""
     wanted = asdict(row).items()
@@ -207,11 +202,9 @@ def main(
     if todo:
         splits = load_data(data, validation_split=validation_split)
         network = trained_network(model, data, str(weights) if weights else None, splits)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for row in todo:
         made = measure(row, make_learner(row, network, splits), splits, read_rows(out))
-        with out.open("a") as file:
-            file.write(json.dumps(made) + "\n")
+        append_rows(out, [made])
         print(row, made["validation"], made["test"], flush=True)
     print(table(read_rows(out)))
 

@@ -25,7 +25,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ import typer
 from agents import SearchResult, make_agent
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.plan import DecisionKind
+from experiments.benchmarks.rows import append_rows, read_rows
 from experiments.bit_widths import as_choice, parse_bits
 from experiments.tasks import make_joint
 from learners.fixed import FixedDecisions
@@ -148,8 +149,7 @@ def run(env: CompressionEnv, settings: Settings, way: str, seed: int) -> Row:
 
 def run_all(settings: Settings, seeds: range, ways: list[str], out: Path | None) -> list[Row]:
     """Makes the rows that the file does not hold yet, seed by seed."""
-    rows = [] if out is None or not out.exists() else _read(out, _key(settings))
-    done = {(row.way, row.seed): row for row in rows}
+    done = {(row.way, row.seed): row for row in _read(out, _key(settings))}
     wanted = [(way, seed) for seed in seeds for way in ways if way != "uniform" or seed == seeds[0]]
     env = None
     for way, seed in wanted:
@@ -158,8 +158,7 @@ def run_all(settings: Settings, seeds: range, ways: list[str], out: Path | None)
         env = env or settings.environment()
         row = done[way, seed] = run(env, settings, way, seed)
         print(f"{way} {seed}: {row.accuracy:.4f}, {row.cpu_seconds:.0f} CPU-s", flush=True)
-        if out is not None:
-            _append(row, out)
+        append_rows(out, [asdict(row)])
     return [done[pair] for pair in wanted]
 
 
@@ -206,27 +205,9 @@ def _key(settings: Settings) -> str:
     return json.dumps(asdict(settings), sort_keys=True)
 
 
-def _read(out: Path, settings: str) -> list[Row]:
-    """Rows of these settings; a last line that was cut short is made again."""
-    rows = []
-    for line in out.read_text().splitlines():
-        try:
-            fields: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if fields["settings"] == settings:
-            rows.append(Row(**fields))
-    return rows
-
-
-def _append(row: Row, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+") as file:
-        file.seek(0)
-        before = file.read()
-        # After an interruption in the middle of a line the next one starts afresh.
-        file.write("\n" if before and not before.endswith("\n") else "")
-        file.write(json.dumps(asdict(row)) + "\n")
+def _read(out: Path | None, settings: str) -> list[Row]:
+    """Rows of these settings."""
+    return [Row(**fields) for fields in read_rows(out) if fields["settings"] == settings]
 
 
 def check_budget(text: str) -> Budget:

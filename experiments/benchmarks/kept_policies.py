@@ -20,7 +20,6 @@ so an interrupted run goes on where it stopped, and one with other settings find
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +33,8 @@ import typer
 from tqdm import tqdm
 
 from agents import DDPG, OnePolicy, make_agent
-from amc_env import Budget, CompressionEnv, RunFolderError
+from amc_env import Budget, CompressionEnv
+from experiments.benchmarks.rows import KeptRows
 from experiments.commands.compare import places_of
 from experiments.comparison.tasks import TASKS, ComparisonTask, Places, build_env, origin_of
 
@@ -74,48 +74,17 @@ class Rows:
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self._settings = json.loads(json.dumps(dict(settings)))  # as they come back from the file
-        self.rows = [] if path is None or not path.exists() else _read(path, self._settings)
+        self._kept = KeptRows(path, settings)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them, those of the file first."""
+        return [Row(**fields) for fields in self._kept.rows]
 
     def ask(self, way: str, seed: int, make: Callable[[], list[Row]]) -> None:
         """Makes the rows of a way and a seed, if they are not there."""
-        if any((r.way, r.seed) == (way, seed) for r in self.rows):
-            return
-        new = make()
-        self.rows += new
-        if self._path is not None:
-            _append(self._path, [asdict(row) | {"settings": self._settings} for row in new])
-
-
-def _read(path: Path, settings: Mapping[str, Any]) -> list[Row]:
-    """The rows of these settings.
-
-    Raises:
-        RunFolderError: If a line is damaged.
-    """
-    rows = []
-    # Every complete line ends in a newline, so what follows the last one was cut short.
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-        try:
-            fields = json.loads(line)
-            if fields.pop("settings", None) == settings:
-                rows.append(Row(**fields))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RunFolderError(
-                f"Expected a row in line {number} of {path}, got something else ({error}); remove "
-                f"the line, or choose another --out."
-            ) from error
-    return rows
-
-
-def _append(path: Path, documents: list[dict[str, Any]]) -> None:
-    """Writes all at once, in place of a last line that was cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_bytes() if path.exists() else b""
-    with path.open("ab") as file:
-        file.truncate(before.rfind(b"\n") + 1)
-        file.write("".join(json.dumps(document) + "\n" for document in documents).encode())
+        if not any((r.way, r.seed) == (way, seed) for r in self.rows):
+            self._kept.add(map(asdict, make()))
 
 
 def one_policy(env: CompressionEnv, episodes: int, seed: int) -> list[Row]:

@@ -12,7 +12,6 @@ come, so an interrupted run continues where it stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amc_env import CompressionEnv, CompressionPlan
+from experiments.benchmarks.rows import KeptRows
 from experiments.data import TensorLoader, load_data
 from experiments.tasks import SplitKind, make_channels
 from learners import ChannelPruning
@@ -153,14 +153,16 @@ def main(
     if steps is not None:
         train = ShortEpochs(train, steps)
     config = TrainingConfig(epochs=epochs, learning_rate=learning_rate, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    todo = random_plans(next(iter(environments.values())), plans, seed)[len(rows) :]
-    with out.open("a") as file:
-        for plan in tqdm(todo, desc="plans"):
-            rows.append(_judge(learners, plan, config, train))
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
+    settings = {
+        "model": model, "data": data, "weights": str(weights or ""), "budget": budget,
+        "epochs": epochs, "steps": steps, "learning_rate": learning_rate, "round_to": round_to,
+        "validation_split": validation_split, "seed": seed,
+    }  # fmt: skip
+    kept = KeptRows(out, settings)
+    first = next(iter(environments.values()))
+    for plan in tqdm(random_plans(first, plans, seed)[len(kept.rows) :], desc="plans"):
+        kept.add([_judge(learners, plan, config, train)])
+    rows = kept.rows
     final = [row["finetuned"] for row in rows]
     print(
         f"{len(rows)} plans, {epochs} epochs of {len(train)} steps; "

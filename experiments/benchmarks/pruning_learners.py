@@ -15,7 +15,6 @@ again, and a plan found for one row serves the others that differ in their train
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -32,6 +31,7 @@ from torch import nn
 
 from agents import AGENTS, make_agent
 from amc_env import Budget, CompressionEnv, CompressionPlan
+from experiments.benchmarks.rows import append_rows, read_rows
 from experiments.data import DataSplits, load_data
 from experiments.tasks import SplitKind, trained_network
 from learners import (
@@ -209,11 +209,6 @@ def trained(
     return done.network, done.stages[-1].accuracy
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows made so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def find(
     row: Row, rows: Sequence[Mapping[str, Any]], but: Sequence[str] = ()
 ) -> Mapping[str, Any] | None:
@@ -292,7 +287,6 @@ def main(
     """Prints a table of pruning learners."""
     check(learner, way, teacher, agent)
     torch.set_num_threads(1)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for number in [] if only_table else seed:
         todo = [
             Row(model, data, str(weights or ""), round_to if budgeted(name) == "macs" else 0,
@@ -310,8 +304,7 @@ def main(
             for row in (row for row in todo if row.learner == name):
                 made = measure(row, prepared, splits, network, read_rows(out))
                 made["prepare_cpu_seconds"] = round(seconds, 1)
-                with out.open("a") as file:
-                    file.write(json.dumps(made) + "\n")
+                append_rows(out, [made])
                 print(row, made["before"], made["validation"], made["test"], flush=True)
     print(table(read_rows(out)))
 

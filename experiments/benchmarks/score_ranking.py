@@ -21,7 +21,6 @@ A joint plan sums over its parts; "squared gates" then has the weights' Fisher o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from tqdm import tqdm
 
 from amc_env import CompressionEnv, CompressionPlan
 from experiments.benchmarks.proxy_ranking import random_plans
+from experiments.benchmarks.rows import KeptRows
 from experiments.tasks import SplitKind, make_bits, make_channels, make_density, make_joint
 from learners import ChannelPruning, JointCompression
 from learners.channel_pruning.criteria import taylor
@@ -178,13 +178,16 @@ def main(
         weights=str(weights) if weights else None, n_validation=n_validation,
         validation_split=validation_split, precision=precision, seed=seed,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    with out.open("a") as file:
-        for plan in tqdm(random_plans(env, plans, seed)[len(rows) :], desc="plans"):
-            rows.append({"plan": dict(plan), "accuracy": env.learner.evaluate(plan)})
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
+    settings = {
+        "kind": kind, "model": model, "data": data, "weights": str(weights or ""),
+        "budget": str(env.budget), "quantizer": quantizer, "round_to": round_to,
+        "n_validation": n_validation, "validation_split": validation_split,
+        "precision": precision, "seed": seed,
+    }  # fmt: skip
+    kept = KeptRows(out, settings)
+    for plan in tqdm(random_plans(env, plans, seed)[len(kept.rows) :], desc="plans"):
+        kept.add([{"plan": dict(plan), "accuracy": env.learner.evaluate(plan)}])
+    rows = kept.rows
     accuracies = [row["accuracy"] for row in rows]
     print(f"{len(rows)} plans, accuracy {min(accuracies):.4f} to {max(accuracies):.4f}")
     print("| curves | rho | CPU-s |\n|---|---|---|")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from experiments.benchmarks import pruning_learners
-from experiments.benchmarks.pruning_learners import LEARNERS, Row, budgeted, find, main, read_rows
+from experiments.benchmarks.pruning_learners import LEARNERS, Row, budgeted, find, main
+from experiments.benchmarks.rows import read_rows
 
 
 def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
