@@ -71,7 +71,11 @@ Reference = Annotated[
 ]
 Listing = Annotated[bool, typer.Option("--list", help="Show tasks and agents, and stop.")]
 OnlyReport = Annotated[
-    bool, typer.Option("--report", help="Search nothing; write the report again.")
+    bool,
+    typer.Option(
+        "--report",
+        help="Search nothing; write the report again, of --task and --agent if they are given.",
+    ),
 ]
 
 
@@ -118,6 +122,9 @@ def compare(
       For real, and fine-tuned at the end:
         amc compare --task resnet20-channels --data data/cifar10 \\
             --weights resnet20=resnet20.safetensors --finetune-epochs 1 --out runs/r20
+    \b
+      Scores over all tasks need agents that searched all of them; choose these:
+        amc compare --report --agent ddpg-one-shot,local,tpe --out runs/r20
     """
     if listing:
         _show_list()
@@ -133,7 +140,7 @@ def compare(
     _check_finetuning(finetune_epochs, winners_of, finetune_seeds)
     failures = 0
     if only_report:
-        results = read_results(out / RESULTS)
+        results = read_results(out / RESULTS).only(_split(task), _agents(agent))
     else:
         comparison = Comparison(
             tasks=tuple(_split(task) or DEFAULT_TASKS),

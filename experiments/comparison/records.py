@@ -150,6 +150,28 @@ class Results:
     tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
     searches: Sequence[SearchRecord] = ()
 
+    def only(self, tasks: Sequence[str] = (), agents: Sequence[str] = ()) -> Results:
+        """Returns the searches of these agents on these tasks; of all where none is named.
+
+        Raises:
+            ValueError: If there is no such task or agent.
+        """
+        if not self.searches:
+            return self
+        found = dict.fromkeys(search.agent for search in self.searches)
+        for kind, names, known in (("task", tasks, self.tasks), ("agent", agents, found)):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(
+                    f"Expected {kind}s that were compared, got {', '.join(unknown)}; there are: "
+                    f"{', '.join(known)}."
+                )
+        chosen = [
+            search
+            for search in self.searches
+            if search.task in (tasks or self.tasks) and search.agent in (agents or found)
+        ]
+        return Results({name: self.tasks[name] for name in tasks or self.tasks}, chosen)
+
 
 def read_results(path: Path) -> Results:
     """Reads a results file; a missing one is empty.

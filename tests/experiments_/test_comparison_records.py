@@ -46,6 +46,24 @@ def test_what_was_written_is_read(tmp_path):
     assert list(results.searches) == [record(), record(1), record(2, error="It broke.")]
 
 
+def test_only_some_agents_and_tasks(tmp_path):
+    path = written(tmp_path / "r.jsonl", record(), record(agent="tpe"))
+    file = ResultsFile(path)
+    file.add_task(replace(TASK, name="u"))
+    file.add(record(task="u"))
+    results = read_results(path)
+    assert results.only().searches == list(results.searches)
+    of_tpe = results.only(agents=["tpe"])
+    assert [s.agent for s in of_tpe.searches] == ["tpe"]
+    of_u = results.only(tasks=["u"], agents=["local"])
+    assert list(of_u.tasks) == ["u"]
+    assert of_u.searches == [record(task="u")]
+    with pytest.raises(ValueError, match=r"agents that were compared, got td3; .*: local, tpe\."):
+        results.only(agents=["local", "td3"])
+    with pytest.raises(ValueError, match=r"tasks that were compared, got v; there are: t, u\."):
+        results.only(tasks=["v"])
+
+
 def test_the_best_within_so_many_judgements_counts_those_off_the_budget():
     assert record().best_at(1) == 0.6
     assert record().best_at(3) == 0.6  # judgements 2 and 3 were spent outside the budget

@@ -292,7 +292,13 @@ class TestCommand:
         before = results.read_bytes()
         with only_one(results):  # another process goes on meanwhile
             assert run(["compare", "--report", "--out", out]) == 0
+            assert "uniform" in (tmp_path / "c" / "tables.md").read_text()
+            chosen = ["--agent", "local", "--agent", "random:rejudge=0"]
+            assert run(["compare", "--report", *chosen, "--out", out]) == 0
         assert results.read_bytes() == before
+        tables = (tmp_path / "c" / "tables.md").read_text()
+        assert "| local |" in tables
+        assert "| uniform |" not in tables
 
     def test_lists_tasks_and_agents(self, capsys):
         assert run(["compare", "--list"]) == 0
