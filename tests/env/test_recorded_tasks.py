@@ -158,6 +158,26 @@ def test_the_figures_of_the_digits_are_in_the_file():
     assert quality["winners"]["judged"] == pytest.approx(quality["winners"]["predicted"], abs=0.01)
 
 
+@pytest.mark.parametrize("name", recorded_names())
+def test_every_record_in_the_package_is_large_and_plays(name):
+    env = gym.make(f"amc_env:amc/{name}-recorded-v0").unwrapped
+    task = env.learner.task
+    assert len(task.plans) >= 2000
+    assert len(np.unique(task.plans, axis=0)) == len(task.plans)
+    assert set(task.counts()) >= {"latin hypercube", "refinement", "local", "ddpg-one-shot"}
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(env.n_decisions):
+        step = env.step(rng.random(1, dtype=np.float32))
+    assert step[2]
+    assert 0.0 < step[1] <= 1.0
+    assert env.budget.is_met(env.cost_ratio(CompressionPlan(step[4]["plan"])))
+    # The surrogate is no more than a few points off where it was fitted.
+    rows = rng.choice(len(task.plans), 200, replace=False)
+    predicted = [task.surrogate.predict(task.plans[row].tolist()) for row in rows]
+    assert np.sqrt(np.mean((predicted - task.accuracies[rows]) ** 2)) < 0.03
+
+
 def test_neither_torch_nor_scikit_learn_is_needed():
     code = (
         "import sys, gymnasium\n"
