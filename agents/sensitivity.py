@@ -84,7 +84,7 @@ class Sensitivity(Agent):
         curves = []
         for i, decision in enumerate(env.decisions):
             n = len(decision.choices)
-            chosen = _spread(n - 1, min(share, self.points))
+            chosen = spread(n - 1, min(share, self.points))
             damages = []
             for k in chosen:
                 values = [*whole[:i], decision.choices[k], *whole[i + 1 :]]
@@ -99,7 +99,7 @@ def _damage(env: CompressionEnv, accuracy: float) -> float:
     return math.log(original / max(accuracy, _WORST_ACCURACY))
 
 
-def _spread(n: int, count: int) -> list[int]:
+def spread(n: int, count: int) -> list[int]:
     """``count`` of the first ``n`` indices, evenly, the first one among them."""
     count = min(count, n)
     return [k * n // count for k in range(count)]

@@ -11,6 +11,7 @@ from typing import Any
 from scipy.stats import qmc
 from tqdm import tqdm
 
+from agents.sensitivity import spread
 from amc_env import CompressionEnv, CompressionError, CompressionPlan
 from experiments.comparison.judgements import JudgementStore
 from experiments.comparison.records import Results
@@ -54,6 +55,21 @@ def latin_hypercube(env: CompressionEnv, n: int, seed: int) -> list[CompressionP
                 f"{n}; ask for fewer, or relax the budget."
             )
     return list(found)
+
+
+def single_decisions(env: CompressionEnv, points: int) -> list[Choices]:
+    """Returns the plans that curves are read from: one decision is made, all else stays whole.
+
+    Args:
+        env: The decision problem; these plans are hardly ever within its budget.
+        points: Choices of every decision, at most, spread as those of ``agents.Sensitivity``.
+    """
+    whole = [len(d.choices) - 1 for d in env.decisions]
+    return [
+        (*whole[:i], choice, *whole[i + 1 :])
+        for i, last in enumerate(whole)
+        for choice in spread(last, points)
+    ]
 
 
 def judge_plans(

@@ -18,6 +18,7 @@ from experiments.comparison.judging import (
     judge_plans,
     latin_hypercube,
     origin_of,
+    single_decisions,
     trials_of,
 )
 from experiments.comparison.refinement import (
@@ -50,6 +51,7 @@ __all__ = [
 
 HYPERCUBE = "latin hypercube"
 REFINING = "refinement"
+SINGLE = "single decisions"
 
 _COST_TOLERANCE = 1e-9
 _N_FIT_TRIED = 500  # twelve fits: enough to rank warps and targets
@@ -63,6 +65,7 @@ class RecordingOptions:
         n_plans: Plans of the Latin hypercube.
         seed: Draws them, and everything else.
         refinement: Searches on the surrogate whose plans are judged as well.
+        points: Choices of every decision that are judged alone, all else whole.
         n_fit: Plans that hyper-parameters are fitted to.
         check_seeds: Searches on the finished surrogate whose winners are judged for real, with
             the seeds 0, 1, ...; nothing is fitted to them.
@@ -72,6 +75,7 @@ class RecordingOptions:
     n_plans: int = 2000
     seed: int = 0
     refinement: Refinement = field(default_factory=Refinement)
+    points: int = 8
     n_fit: int = 1000
     check_seeds: int = 20
     check_episodes: int = 300
@@ -196,7 +200,11 @@ class _Recorder:
                 self.quality["searches"][agent] = asdict(Quality.of(real, predicted))
 
     def finish(self) -> RecordedTask:
-        """Fits to everything, cross-validates, and checks the winners of fresh searches."""
+        """Fits to everything, cross-validates, and checks the winners of fresh searches.
+
+        Single decisions are outside the budget and have the highest accuracies of all: they join
+        when hyper-parameters and figures are those of the plans that searches meet.
+        """
         o, plans, accuracies = self.options, self.pool.plans, self.pool.accuracies
         model = self._model()
         predictors = {"surrogate": of_model(model)}
@@ -209,6 +217,8 @@ class _Recorder:
         self.quality["kernel"] = {
             "warp": model.warp, "noise": model.noise, "n_fit": o.n_fit, "seed": o.seed,
         }  # fmt: skip
+        singles = single_decisions(self.env, o.points)
+        self.pool.add(self._judged(singles), SINGLE)
         task = self._task(model)
         agent, episodes = o.refinement.agent, o.check_episodes
         searches = [
@@ -257,7 +267,9 @@ class _Recorder:
             accuracies=self.pool.accuracies.astype(np.float32),
             sources=np.array([index[s] for s in self.pool.source.values()], dtype=np.uint8),
             source_names=tuple(sources),
-            cost_range=_cost_range(self.env, plans),
+            cost_range=_cost_range(
+                self.env, [p for p, source in self.pool.source.items() if source != SINGLE]
+            ),
             curves=_curves(self.env),
             quality=self.quality,
         )
@@ -301,7 +313,7 @@ def _check_costs(env: CompressionEnv) -> None:
             )
 
 
-def _cost_range(env: CompressionEnv, plans: Plans) -> dict[str, tuple[float, float]]:
+def _cost_range(env: CompressionEnv, plans: Sequence[Choices]) -> dict[str, tuple[float, float]]:
     """Cost name -> smallest and largest ratio among the plans."""
     values = [[d.choices[i] for d, i in zip(env.decisions, p, strict=True)] for p in plans]
     ranges = {}

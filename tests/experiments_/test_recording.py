@@ -17,9 +17,11 @@ from amc_env.recorded_file import read_recorded, write_recorded
 from amc_env.surrogate import TARGETS, located
 from amc_env.synthetic import SyntheticBitsLearner, SyntheticLearner
 from experiments.comparison.judgements import JudgementStore, TaskFingerprint
+from experiments.comparison.judging import single_decisions
 from experiments.comparison.recording import (
     HYPERCUBE,
     REFINING,
+    SINGLE,
     RecordingOptions,
     judge_plans,
     latin_hypercube,
@@ -235,11 +237,36 @@ def test_the_record_holds_every_source_and_figures_for_each(recorded):
     quality = recorded.quality
     assert len(quality["tried"]) == 12
     assert {"surrogate", "ExtraTrees", "HistGradientBoosting"} < quality["cross_validation"].keys()
-    assert quality["cross_validation"]["surrogate"]["all"]["n"] == len(recorded.plans)
+    within = len(recorded.plans) - counts[SINGLE]
+    assert quality["cross_validation"]["surrogate"]["all"]["n"] == within
     assert quality["searches"]["local"]["all"]["n"] <= 60
     assert [row["searches"] for row in quality["refinement"]] == [2]
     assert quality["winners"]["searches"] == 2
     json.dumps(quality, allow_nan=False)
+
+
+def test_single_decisions_are_predicted_and_do_not_widen_the_cost_range(recorded):
+    env = make_env()
+    plans = single_decisions(env, 8)
+    assert len(plans) == len(set(plans))
+    assert set(plans) <= set(map(tuple, recorded.plans.tolist()))
+    assert recorded.counts()[SINGLE] > len(plans) / 2  # a few are within the budget, and known
+    assert recorded.cost_range["macs"][1] <= 0.5
+    whole = tuple(len(d.choices) - 1 for d in env.decisions)
+    for plan in plans:
+        assert sum(a != b for a, b in zip(plan, whole, strict=True)) == 1
+        judged = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
+        assert recorded.surrogate.predict(plan) == pytest.approx(judged, abs=0.02)
+
+
+def test_curves_are_read_from_the_choices_that_sensitivity_judges(monkeypatch):
+    env = make_env()
+    agent, judged = make_agent("sensitivity", rejudge=0), []
+    evaluate = env.learner.evaluate
+    monkeypatch.setattr(env.learner, "evaluate", lambda plan: judged.append(plan) or evaluate(plan))
+    agent.search(env, 2 + 8 * env.n_decisions, seed=0)
+    alone = {CompressionPlan.from_choices(env.decisions, p) for p in single_decisions(env, 8)}
+    assert alone <= set(judged)
 
 
 def test_recorded_accuracies_are_those_of_the_learner(recorded):
