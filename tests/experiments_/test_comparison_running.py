@@ -256,7 +256,9 @@ class TestComparisons:
             open_task(find_task("digits-channels"), Places(), tmp_path)
 
     def test_a_record_that_is_missing_stops_no_other(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("amc_env.recorded.recorded_names", lambda: ["digits-channels"])
+        monkeypatch.setattr(
+            "experiments.comparison.tasks.recorded_names", lambda: ["digits-channels"]
+        )
         tasks = ("resnet20-bits-recorded", RECORDED)
         file = run_comparison(comparison(tmp_path, tasks=tasks, seeds=(0,), evaluations=2))
         failed = [s for s in file.results.searches if s.error is not None]
