@@ -198,7 +198,8 @@ def main(
         for q in quantizer
         for w in way
     ]
-    todo = [] if only_table else [row for row in todo if find(row, read_rows(out)) is None]
+    known = read_rows(out)
+    todo = [] if only_table else [row for row in todo if find(row, known) is None]
     if todo:
         splits = load_data(data, validation_split=validation_split)
         network = trained_network(model, data, str(weights) if weights else None, splits)

@@ -294,7 +294,8 @@ def main(
                 *((agent, episodes) if how == "searched" else ()))
             for name in learner for share in left for how in way for taught in teacher
         ]  # fmt: skip
-        todo = [row for row in todo if find(row, read_rows(out)) is None]
+        known = read_rows(out)
+        todo = [row for row in todo if find(row, known) is None]
         if not todo:
             continue
         splits = load_data(data, validation_split=validation_split, seed=number)
