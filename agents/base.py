@@ -54,7 +54,7 @@ class SearchResult:
     """What a search found and what it cost.
 
     Args:
-        plan: The best plan.
+        plan: The best plan, judged by this search or known to it from its warm start.
         reward: Its reward; from the full validation split if the plans were re-judged there.
         trials: Every judged plan, in order.
         seconds: Wall time of the search.
@@ -63,6 +63,7 @@ class SearchResult:
         seed: Seed of the search.
         rejudged: Episode -> reward on the full validation split, of the best few trials; empty
             if the learner has no ``evaluate_full``.
+        prior: The usable trials of the warm start; their episodes are negative.
     """
 
     plan: CompressionPlan
@@ -73,11 +74,13 @@ class SearchResult:
     agent: str
     seed: int
     rejudged: Mapping[int, float]
+    prior: tuple[Trial, ...] = ()
 
     @property
     def best_trial(self) -> Trial:
         """The trial that proposed :attr:`plan` first."""
-        return next(trial for trial in self.trials if trial.plan == self.plan)
+        known = (*self.prior, *self.trials)
+        return next(trial for trial in known if trial.plan == self.plan)
 
 
 OnTrial = Callable[[Trial], None]
@@ -140,8 +143,9 @@ class Agent(ABC):
             seed: The same seed gives the same trials, bit for bit.
             warm_start: Trials of another search on the same task, the ``trials`` of its result for
                 example. They are known from the start (a replay buffer holds them, a sampler has
-                seen them, a climb begins at the best one) and cost no judgement. A plan that the
-                budget of this environment forbids is passed over.
+                seen them, a climb begins at the best one) and cost no judgement; the best of them
+                is the result if nothing better is found. A plan that the budget of this environment
+                forbids is passed over.
             on_trial: Called with every trial as soon as it is judged.
             logger: Writes every trial to TensorBoard.
             progress: Whether to show a progress bar on stderr.
@@ -168,7 +172,7 @@ class Agent(ABC):
             self.run(search)
         if search.best is None:
             raise AgentError(f"The agent {self.name!r} proposed no plan within the budget.")
-        rejudged, best = _final_judgement(bare, search.trials, self.rejudge)
+        rejudged, best = _final_judgement(bare, search.known, self.rejudge)
         if logger is not None:
             logger.finish(best)
         return SearchResult(
@@ -180,6 +184,7 @@ class Agent(ABC):
             agent=self.name,
             seed=seed,
             rejudged=rejudged,
+            prior=prior,
         )
 
 
@@ -206,16 +211,26 @@ def unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
 
 
 def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The trials that the budget allows, with the reward of this environment."""
+    """The trials that the budget allows, with the reward of this environment.
+
+    They come before the search's own episodes, so theirs end at -1.
+    """
     usable = []
     for trial in trials:
         env.remember(trial.plan, trial.accuracy)
         outcome = env.evaluate(trial.plan)
         if outcome.feasible:
-            usable.append(
-                replace(trial, reward=outcome.reward, cost_ratio=dict(outcome.cost_ratio))
-            )
-    return tuple(usable)
+            usable.append((trial, outcome))
+    return tuple(
+        replace(
+            trial,
+            episode=i - len(usable),
+            reward=outcome.reward,
+            cost_ratio=dict(outcome.cost_ratio),
+            within_budget=True,
+        )
+        for i, (trial, outcome) in enumerate(usable)
+    )
 
 
 def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:
@@ -232,7 +247,7 @@ def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:
 
 
 def _final_judgement(
-    env: CompressionEnv, trials: list[Trial], count: int
+    env: CompressionEnv, trials: Sequence[Trial], count: int
 ) -> tuple[dict[int, float], Trial]:
     """Judges the best few again on the whole validation split, against selection bias."""
     finalists = best_distinct(trials, max(1, count))

@@ -100,7 +100,8 @@ class EpisodeLogger:
         values = best.plan.values_for(env.decisions)
         if self._picture_every:
             picture = plan_picture(env.graph, env.decisions, values)
-            self._writer.add_image("plan/best", picture, best.episode, dataformats="HWC")
+            step = max(0, best.episode)  # what a warm start knew is older than episode 0
+            self._writer.add_image("plan/best", picture, step, dataformats="HWC")
         metrics = {"final/reward": best.reward, "final/accuracy": best.accuracy} | {
             f"final/{name}": ratio for name, ratio in best.cost_ratio.items()
         }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from agents.exploration import Exploration
+from agents.options import check_options
 
 CREDITS = ("monte_carlo", "broadcast", "one_step")
 
@@ -73,10 +74,12 @@ def make_recipe(options: Mapping[str, Any]) -> Recipe:
 
     Raises:
         TypeError: If an option is unknown.
+        ValueError: If an option is of another type, or out of range.
     """
     inner = {f.name for f in fields(Exploration)}
     outer = {f.name for f in fields(Recipe)} - {"exploration"}
     if unknown := sorted(options.keys() - inner - outer):
         raise TypeError(f"Unknown option {unknown}; expected some of {sorted(inner | outer)}.")
+    check_options(options, get_type_hints(Recipe) | get_type_hints(Exploration))
     exploration = Exploration(**{k: v for k, v in options.items() if k in inner})
     return Recipe(exploration=exploration, **{k: v for k, v in options.items() if k in outer})

@@ -12,6 +12,7 @@ from agents.base import DEFAULT_REJUDGE, Agent
 from agents.evolution import Evolution
 from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
+from agents.options import check_options, hints_of
 from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
 from agents.random_search import RandomSearch
 from agents.seeded import Seeded
@@ -68,12 +69,14 @@ def make_agent(name: str, **options: Any) -> Agent:
         **options: The agent's own settings.
 
     Raises:
-        ValueError: If the name is unknown, or an option is unknown or out of range.
+        ValueError: If the name is unknown, or an option is unknown, of another type or out of
+            range.
     """
     if name not in AGENTS:
         near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"Unknown agent {name!r}; {hint}available: {', '.join(sorted(AGENTS))}.")
+    check_options(options, hints_of(AGENTS[name]))
     try:
         return AGENTS[name](**options)
     except TypeError as error:
@@ -132,6 +135,8 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
 
 
 def _value(text: str) -> Any:
+    if text in ("True", "False"):  # as Python spells them
+        return text == "True"
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

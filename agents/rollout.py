@@ -37,8 +37,8 @@ class Search:
     Attributes:
         rng: The one generator of the agent's own randomness.
         trials: Everything judged so far.
-        best: The best trial within the budget so far (the earlier one among equals), None before
-            the first.
+        best: The best trial within the budget so far, those of ``prior`` included (the earlier one
+            among equals), None before the first.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Search:
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.trials: list[Trial] = []
-        self.best: Trial | None = None
+        self.best: Trial | None = max(self.prior, key=lambda trial: trial.reward, default=None)
         self._on_trial = on_trial
         self._logger = logger
         self._progress = progress
@@ -111,9 +111,10 @@ class Search:
             source: Who asks.
 
         Raises:
-            AgentError: If no judgement is left.
+            AgentError: If it is no plan, or no judgement is left.
             PlanMismatchError: If the plan does not fit the network.
         """
+        _check_plan(plan)
         with isolated_randomness():
             outcome = self.env.evaluate(plan)
         return self.record(outcome, source)
@@ -129,9 +130,10 @@ class Search:
             scalars: Further numbers for the log.
 
         Raises:
-            AgentError: If the plan breaks the budget or no judgement is left.
+            AgentError: If it is no plan, breaks the budget, or no judgement is left.
             PlanMismatchError: If the plan does not fit the network.
         """
+        _check_plan(plan)
         if not self.env.budget.is_met(ratio := self.env.cost_ratio(plan)):
             raise AgentError(
                 f"The agent proposed a plan outside the budget {self.env.budget}: it costs "
@@ -202,6 +204,14 @@ class Search:
             best = "-" if self.best is None else f"{self.best.reward:.4f}"
             self._bar.set_postfix_str(f"best {best} last {trial.reward:.4f}")
             self._bar.update()
+
+
+def _check_plan(plan: object) -> None:
+    if not isinstance(plan, CompressionPlan):
+        raise AgentError(
+            f"Expected a CompressionPlan from the agent, got {plan!r}. Take plans from "
+            f"env.project, env.decode or CompressionPlan.from_values."
+        )
 
 
 def checked_action(action: Any, size: int = 1) -> npt.NDArray[np.float32]:

@@ -108,12 +108,20 @@ class SharedStudy:
         except Exception as error:
             if not self._storage:
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = self._reason(error)
             more = " any more" if self._is_open else ""
             raise AgentError(
                 f"The storage {self._storage!r} of the study cannot be used{more}: {reason}. "
                 f"{self._what_remains()}"
             ) from error
+
+    def _reason(self, error: Exception) -> str:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        file = _file_of(self._storage)
+        if not self._is_open or file is None or _holds(self._storage, self._name):
+            return reason
+        lost = "does not hold the study any more" if file.exists() else "is gone"
+        return f"the file {file} {lost} ({reason})"
 
     def _what_remains(self) -> str:
         """Says what to do; that judgements are kept only if the study can be read."""

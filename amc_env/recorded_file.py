@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources.abc import Traversable
@@ -25,6 +26,7 @@ FORMAT = "amc-recorded-task"
 VERSION = 1
 
 _ARRAYS = ("plans", "accuracies", "sources", "weights")
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError)
 _EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)  # of a zip entry: equal tasks make equal files
 
 
@@ -183,7 +185,7 @@ def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDAr
             facts = json.loads(archive["facts"].tobytes())
             arrays = {name: archive[name] for name in _ARRAYS}
         is_ours = facts["format"] == FORMAT
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise CompressionError(
             f"Expected a recorded task in {path}, got something else or a file cut short "
             f"({type(error).__name__}); restore the file, or record the task again."

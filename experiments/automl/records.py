@@ -86,10 +86,12 @@ class Results:
     Args:
         protocol: What was equal for all.
         rows: Every row by its key, in the order of the file.
+        cut_short: Whether a last line was left out because it was cut short.
     """
 
     protocol: Protocol
     rows: Mapping[tuple[str, str, int], Row]
+    cut_short: bool = False
 
 
 def read_results(path: Path) -> Results:
@@ -120,7 +122,7 @@ def read_results(path: Path) -> Results:
             ) from error
         rows.pop(row.key, None)  # a later line about the same training takes its place
         rows[row.key] = row
-    return Results(protocol, rows)
+    return Results(protocol, rows, cut_short=lines[-1] != "")
 
 
 class ResultsFile:

@@ -129,13 +129,16 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
 
 def _failures(results: Results) -> list[str]:
     failed = [row for row in results.rows.values() if row.failure]
+    cut = [
+        "The last line was cut short: that training is missing; `amc automl run` makes it again."
+    ]
     if not failed:
-        return ["No training failed."]
+        return cut if results.cut_short else ["No training failed."]
     lines = [_line("failed", "data set", "seed", "kind", "reason"), _rule(5)]
     for row in failed:
         reason = (row.reason or "").replace("|", "\\|")
         lines.append(_line(row.framework, row.data, row.seed, row.failure or "", reason))
-    return ["\n".join(lines)]
+    return ["\n".join(lines), *(cut if results.cut_short else [])]
 
 
 def _line(*cells: object) -> str:

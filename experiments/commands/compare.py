@@ -102,7 +102,8 @@ def compare(
 
     Every search is written to OUT/results.jsonl when it ends; the same command
     goes on where it was interrupted, and more agents, tasks or seeds are added
-    by asking for them. Equal plans are judged once, whoever proposes them.
+    by asking for them. Equal plans are judged once, whoever proposes them. What
+    fails stops nothing else; the exit code is 1 then.
     OUT/report.html says who won and which differences are real;
     `tensorboard --logdir OUT/tensorboard` overlays all curves.
 
@@ -135,6 +136,8 @@ def compare(
     from experiments.comparison.statistics import require_rliable
 
     require_rliable()
+    if first_seed < 0:
+        raise ValueError(f"Expected --first-seed >= 0, got {first_seed}.")
     places = places_of(data, weights)
     winners_of = _agents(finetune_agent)
     _check_finetuning(finetune_epochs, winners_of, finetune_seeds)
@@ -166,7 +169,7 @@ def _search(
     """Makes the searches that are missing, and trains their winners.
 
     Returns:
-        The results, and how many trainings failed.
+        The results, and how many searches and trainings failed.
     """
     from experiments.comparison.finetuning import finetune_winners
     from experiments.comparison.records import RESULTS, read_results
@@ -283,6 +286,7 @@ class _Teller:
         self._done += 1
         head = f"{self._done} of {self.total}: {_name(record)}"
         if record.error is not None:
+            self.failures += 1
             self._say(f"{head}: failed: {record.error}")
         elif not self._quiet:
             best = max((t.reward for t in record.trials), default=float("nan"))

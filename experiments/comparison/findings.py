@@ -58,7 +58,7 @@ def failures(analysis: Analysis) -> list[str]:
     failed = analysis.failures
     total = sum(len(group) for group in analysis.comparison.searches.values())
     if not failed:
-        return ["No search failed."]
+        return [] if analysis.comparison.unopened else ["No search failed."]
     return [
         f"Failed, and counted as the uniform plan: {len(failed)} of "
         f"{counted(total, 'search', 'searches')}.",

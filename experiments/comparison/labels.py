@@ -18,6 +18,9 @@ from amc_env.budget import Bounds
 from amc_env.cost import COSTS
 
 _ENV = "env."
+_OUTSIDE = ("storage", "study", "worker", "policy")
+"""Options by which a search knows what others found: its seeds would not be independent, nor its
+judgements equal in number."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ def parse_label(label: str) -> tuple[Agent, EnvOptions]:
         MissingDependencyError: If the agent needs a package that is not installed.
     """
     wishes = env_options(label)  # first, for the agent may not be installed
+    if shared := [name for name in _OUTSIDE if name in read_label(label)[1]]:
+        raise ValueError(
+            f"Expected an agent whose searches know nothing of each other, got {label!r}: with "
+            f"{', '.join(shared)} it would learn from judgements that are not its own. Leave that "
+            f"out, or search with `amc search`."
+        )
     return agent_from_label(label, _ENV)[0], wishes
 
 

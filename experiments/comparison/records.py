@@ -145,10 +145,12 @@ class Results:
     Args:
         tasks: Task name -> its facts.
         searches: Every search, in the order of the file.
+        cut_short: Whether a last line was left out because it was cut short.
     """
 
     tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
     searches: Sequence[SearchRecord] = ()
+    cut_short: bool = False
 
     def only(self, tasks: Sequence[str] = (), agents: Sequence[str] = ()) -> Results:
         """Returns the searches of these agents on these tasks; of all where none is named.
@@ -156,10 +158,12 @@ class Results:
         Raises:
             ValueError: If there is no such task or agent.
         """
-        if not self.searches:
+        if not self.searches or not (tasks or agents):
             return self
         found = dict.fromkeys(search.agent for search in self.searches)
-        for kind, names, known in (("task", tasks, self.tasks), ("agent", agents, found)):
+        # Tasks that could not be opened have searches, failed ones, but no facts.
+        searched = dict.fromkeys([*self.tasks, *(search.task for search in self.searches)])
+        for kind, names, known in (("task", tasks, searched), ("agent", agents, found)):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(
                     f"Expected {kind}s that were compared, got {', '.join(unknown)}; there are: "
@@ -168,9 +172,10 @@ class Results:
         chosen = [
             search
             for search in self.searches
-            if search.task in (tasks or self.tasks) and search.agent in (agents or found)
+            if search.task in (tasks or searched) and search.agent in (agents or found)
         ]
-        return Results({name: self.tasks[name] for name in tasks or self.tasks}, chosen)
+        facts = {name: self.tasks[name] for name in tasks or self.tasks if name in self.tasks}
+        return replace(self, tasks=facts, searches=chosen)
 
 
 def read_results(path: Path) -> Results:
@@ -181,17 +186,17 @@ def read_results(path: Path) -> Results:
     """
     if not path.exists():
         return Results()
-    lines = path.read_text(encoding="utf-8").split("\n")
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")
         head = json.loads(lines[0])
         is_ours = head["format"] == FORMAT
         version = head["version"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
         raise RunFolderError(
-            f"Expected the results of a comparison in {path}, got something else; choose another "
-            f"--out."
+            f"Expected the results of a comparison in {path}, got something else or a file whose "
+            f"first line was cut short; restore the file, or choose another --out."
         )
     if version != VERSION:
         raise RunFolderError(
@@ -216,7 +221,7 @@ def read_results(path: Path) -> Results:
         if record.task in recorded:
             record = _without_validation(record)
         searches[record.key] = record  # a later line about the same search takes its place
-    return Results(tasks, tuple(searches.values()))
+    return Results(tasks, tuple(searches.values()), cut_short=lines[-1] != "")
 
 
 def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:
@@ -249,6 +254,7 @@ class ResultsFile:
         self.results = read_results(path)
         if path.exists():  # drop a line that was cut short before anything is appended to it
             self._write()
+            self.results = replace(self.results, cut_short=False)
 
     def add_task(self, facts: TaskFacts) -> None:
         """Notes a task.

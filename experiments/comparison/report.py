@@ -106,12 +106,12 @@ def _main_differences(analysis: Analysis, name: str, task: TaskAnalysis) -> Tabl
 def _page(analysis: Analysis, general: list[Picture], by_task: dict[str, list[Picture]]) -> str:
     template = Template((files("experiments.comparison") / "page_template.html").read_text("utf-8"))
     comparison = analysis.comparison
-    searches = sum(len(group) for group in comparison.searches.values())
+    searches = sum(len(group) for group in comparison.searches.values()) + comparison.unopened
     tiles = [
         (len(comparison.agents), "agents"),
         (len(comparison.tasks), "tasks"),
         (searches, "searches"),
-        (len(analysis.failures), "failed"),
+        (len(analysis.failures) + comparison.unopened, "failed"),
     ]
     return template.substitute(
         headline=_headline(analysis),

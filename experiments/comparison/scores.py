@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ from experiments.comparison.records import Results, SearchRecord, TaskFacts
 FloatArray = npt.NDArray[np.float64]
 
 _FIRST_MARK = 25
+_CUT_SHORT = (
+    "The last line of the results was cut short and is left out; the command that was writing it, "
+    "given again, makes that search again."
+)
 
 
 class ComparisonError(CompressionError, ValueError):
@@ -70,6 +74,8 @@ class Comparison:
         searches: (task, agent) -> its searches, by seed.
         best_rewards: Task -> best reward of any trial in the file, at least the uniform plan's.
         notes: What was left out, one sentence each.
+        unopened: How many searches failed because their task could not be opened; the notes say
+            why, and nothing else of the comparison knows of them.
     """
 
     tasks: Mapping[str, TaskFacts]
@@ -78,6 +84,7 @@ class Comparison:
     searches: Mapping[tuple[str, str], tuple[SearchRecord, ...]]
     best_rewards: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    unopened: int = 0
 
     def agents_of(self, task: str) -> tuple[str, ...]:
         """Returns the agents that searched a task."""
@@ -143,9 +150,13 @@ def select(results: Results) -> Comparison:
         ComparisonError: If there is nothing to compare, a search judged plans of no task of the
             file, or a reward is no finite number.
     """
+    cut = [_CUT_SHORT] if results.cut_short else []
     if not results.searches:
-        raise ComparisonError("Expected results with searches, got none; run amc compare first.")
+        raise ComparisonError(
+            " ".join(["Expected results with searches, got none; run amc compare first.", *cut])
+        )
     _check(results)
+    count = len(results.searches)
     results, unopened = _of_opened_tasks(results)
     if not results.searches:
         raise ComparisonError(
@@ -174,7 +185,8 @@ def select(results: Results) -> Comparison:
         evaluations=evaluations,
         searches={k: tuple(sorted(v, key=lambda s: s.seed)) for k, v in grouped.items()},
         best_rewards=best,
-        notes=(*unopened, *_left_out(results.searches, evaluations)),
+        notes=(*cut, *unopened, *_left_out(results.searches, evaluations)),
+        unopened=count - len(results.searches),
     )
 
 
@@ -276,7 +288,7 @@ def _of_opened_tasks(results: Results) -> tuple[Results, tuple[str, ...]]:
         for task, failed in unopened.items()
     )
     kept = tuple(search for search in results.searches if search.task in results.tasks)
-    return Results(results.tasks, kept), notes
+    return replace(results, searches=kept), notes
 
 
 def _left_out(searches: Sequence[SearchRecord], evaluations: Mapping[str, int]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,9 @@ class TestSharedStudy:
         storage = self.storage(tmp_path, kind)
         with pytest.raises(AgentError, match="remain in the trials of its run folder") as caught:
             TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=delete)
+        assert re.search(
+            r"study.file (is gone|does not hold the study any more) \(", str(caught.value)
+        )
         assert "kept" not in str(caught.value)
 
     def test_judgements_of_a_storage_that_can_be_read_are_said_to_be_kept(

@@ -120,6 +120,15 @@ class AgentContract:
             assert env.learner.calls == len(mine - {trial.plan for trial in prior})
         assert facts(runs[0].trials) == facts(runs[1].trials)
 
+    @pytest.mark.parametrize("episodes", [1, 4])
+    def test_a_warm_start_is_the_result_where_nothing_better_is_found(self, episodes):
+        env = make_env(6)
+        prior = LocalSearch().search(env, 40, seed=9).trials
+        result = self.make().search(env, episodes, seed=1, warm_start=prior)
+        known = [*prior, *result.trials]
+        assert result.reward == max(trial.reward for trial in known if trial.within_budget)
+        assert result.best_trial.reward == result.reward
+
     def test_a_warm_start_of_another_network_is_refused(self):
         prior = LocalSearch().search(make_env(3), 2, seed=0).trials
         with pytest.raises(PlanMismatchError):

@@ -312,6 +312,15 @@ def test_a_file_that_was_cut_short_is_refused(path, size):
         make_recorded(str(path))
 
 
+def test_a_file_with_damaged_bytes_is_refused(path):
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(CompressionError, match=r"something else or a file cut short .*; restore"):
+        make_recorded(str(path))
+
+
 def test_pickled_arrays_are_not_run(path):
     rewritten(path, plans=np.array([{"a": 1}], dtype=object))
     with pytest.raises(CompressionError, match="something else or a file cut short"):

@@ -31,6 +31,14 @@ def test_wishes_that_are_unknown_or_another_problem_are_refused(label, message):
         parse_label(label)
 
 
+@pytest.mark.parametrize(
+    "label", ["tpe:storage=journal:a.log", "cmaes:study=mine", "tpe:worker=1", "ddpg:policy=p.npz"]
+)
+def test_searches_that_would_know_of_others_are_refused(label):
+    with pytest.raises(ValueError, match=rf"know nothing of each other, got '{label}'"):
+        parse_label(label)
+
+
 def test_a_budget_may_only_be_narrowed():
     task = Budget(macs=0.3, bytes=(0.1, 0.2))
     for wish, narrowed in (

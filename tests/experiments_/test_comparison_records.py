@@ -52,7 +52,7 @@ def test_only_some_agents_and_tasks(tmp_path):
     file.add_task(replace(TASK, name="u"))
     file.add(record(task="u"))
     results = read_results(path)
-    assert results.only().searches == list(results.searches)
+    assert results.only() == results
     of_tpe = results.only(agents=["tpe"])
     assert [s.agent for s in of_tpe.searches] == ["tpe"]
     of_u = results.only(tasks=["u"], agents=["local"])
@@ -62,6 +62,14 @@ def test_only_some_agents_and_tasks(tmp_path):
         results.only(agents=["local", "td3"])
     with pytest.raises(ValueError, match=r"tasks that were compared, got v; there are: t, u\."):
         results.only(tasks=["v"])
+
+
+def test_a_task_that_was_never_opened_is_one_too(tmp_path):
+    failed = record(task="v", trials=(), final=None, error="There is no data.")
+    results = read_results(written(tmp_path / "r.jsonl", record(), failed))
+    assert results.only() == results
+    assert results.only(agents=["local"]).searches == [record(), failed]
+    assert results.only(tasks=["v"]).searches == [failed]
 
 
 def test_the_best_within_so_many_judgements_counts_those_off_the_budget():
@@ -81,8 +89,10 @@ def test_a_later_line_about_the_same_search_takes_its_place(tmp_path):
 def test_a_line_that_was_cut_short_is_left_out_and_its_search_is_missing(tmp_path):
     path = written(tmp_path / "r.jsonl", record(), record(1))
     path.write_bytes(path.read_bytes()[:-40])
+    assert read_results(path).cut_short
     file = ResultsFile(path)
     assert [r.seed for r in file.results.searches] == [0]
+    assert not file.results.cut_short  # its last line was taken away
     file.add(record(1))
     assert [r.seed for r in read_results(path).searches] == [0, 1]
 
@@ -95,10 +105,12 @@ def test_a_damaged_line_before_the_end_is_named(tmp_path):
         read_results(path)
 
 
-@pytest.mark.parametrize("text", ["", "hello\n", '{"format": "other"}\n', "[1]\n"])
-def test_other_files_are_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    "content", [b"", b"hello\n", b'{"format": "other"}\n', b"[1]\n", b"\xff\xfe", b'{"format": "am']
+)
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "r.jsonl"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(RunFolderError, match="results of a comparison"):
         read_results(path)
 

@@ -171,12 +171,17 @@ class TestComparisons:
         run_comparison(comparison(out, tasks=tasks, seeds=(0,), evaluations=4))
         arguments = ["compare", "--task", ",".join(tasks), "--agent", "uniform,local"]
         arguments += ["--seeds", "1", "--evaluations", "4", "--out", str(out)]
-        assert run(arguments) == 0
+        assert run(arguments) == 1  # the report is there, and not all of what was asked for
         assert "give --data DIR" in capsys.readouterr().err
         searches = read_results(out / RESULTS).searches
         assert {s.task for s in searches if s.error is None} == {RECORDED}
         page = (out / "report.html").read_text()
         assert "resnet20-channels is left out: it could not be opened" in page
+        assert "No search failed" not in page
+        assert run(["compare", "--report", "--out", str(out)]) == 0
+        assert (out / "report.html").read_text() == page
+        assert run(["compare", "--report", "--task", "resnet20-channels", "--out", str(out)]) == 2
+        assert "give --data DIR" in capsys.readouterr().err
 
     @pytest.mark.usefixtures("bad_agents")
     def test_a_failed_search_is_made_again_when_asked_for_again(self, tmp_path, monkeypatch):

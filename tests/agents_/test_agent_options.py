@@ -1,0 +1,41 @@
+"""Options of agents: their types are checked, wherever they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agents import DDPG, agent_from_label, make_agent
+from agents.registry import read_label
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("ddpg:one_shot=no", "one_shot to be true or false, got 'no'"),
+        ("ddpg:centre_rewards=1", "centre_rewards to be true or false, got 1"),
+        ("ddpg:hidden=12.5", "hidden to be a whole number, got 12.5"),
+        ("ddpg:hidden=true", "hidden to be a whole number, got True"),
+        ("ddpg:sigma=NaN", "sigma to be a number, got nan"),
+        ("ddpg:prior=3", "prior to be a word, got 3"),
+        ("ddpg-sensitivity:points=few", "points to be a whole number, got 'few'"),
+        ("ddpg-sensitivity:sigma=much", "sigma to be a number, got 'much'"),
+        ("local:max_step=abc", "max_step to be a number, got 'abc'"),
+        ("gradient:rejudge=1.5", "rejudge to be a whole number, got 1.5"),
+        ("nsga2:objectives=1", "objectives to be a word, got 1"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(label, message):
+    with pytest.raises(ValueError, match=message):
+        agent_from_label(label)
+
+
+def test_numbers_of_numpy_are_numbers():
+    agent = DDPG(hidden=np.int64(32), sigma=np.float32(0.25), centre_rewards=np.bool_(False))
+    assert agent.hyperparameters()["hidden"] == 32
+    assert make_agent("local", max_step=1).hyperparameters()["max_step"] == 1
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("False", False)])
+def test_flags_may_be_spelled_as_python_does(text, value):
+    assert read_label(f"ddpg:opening={text}")[1] == {"opening": value}
