@@ -27,7 +27,7 @@ _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
 _RECORDED = "-recorded"
 
 _CIFAR: dict[str, Any] = {
-    "validation_split": "tail",  # the images that the checkpoints were not trained on
+    "validation_split": "tail",  # the rows that the checkpoints were not adapted on
     "n_validation": 2000,
     "precision": "auto",
 }
