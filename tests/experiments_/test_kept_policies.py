@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import gymnasium
 import pytest
 
+from agents import make_agent
 from amc_env import RunFolderError
 from experiments.benchmarks import kept_policies
 from experiments.benchmarks.kept_policies import (
@@ -36,6 +37,17 @@ def test_every_way_spends_equally_and_answers_for_every_budget(env):
     for row in shared:
         assert row.uniform == uniform[row.problem]
     assert all(row.reward >= row.uniform for row in shared if row.way == "one policy")
+
+
+def test_what_a_search_for_a_smaller_budget_found_may_win_a_larger_one(env, monkeypatch):
+    names = iter(("local", "uniform"))  # so the second search finds less than the first
+    monkeypatch.setattr(kept_policies, "BUDGETS", ("macs=0.5", "macs=0.51"))
+    monkeypatch.setattr(
+        kept_policies, "make_agent", lambda _, **options: make_agent(next(names), **options)
+    )
+    smaller, larger = separate(env, "one after the other", 60, seed=0)
+    assert larger.uniform < smaller.reward
+    assert larger.reward == smaller.reward
 
 
 def test_a_policy_is_carried_to_a_network_with_more_decisions(env):
