@@ -32,7 +32,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from agents import DDPG, OnePolicy, make_agent
+from agents import DDPG, OnePolicy, Trial, make_agent
 from amc_env import Budget, CompressionEnv
 from experiments.benchmarks.rows import KeptRows
 from experiments.commands.compare import places_of
@@ -104,7 +104,8 @@ def separate(env: CompressionEnv, name: str, episodes: int, seed: int) -> list[R
 
     What was found for a smaller budget may win a larger one, as in a search for all of them.
     """
-    uniform, trials = {}, []
+    uniform: dict[str, float] = {}
+    trials: list[Trial] = []
     for text in BUDGETS:
         env.set_budget(Budget.parse(text))
         uniform[text] = env.evaluate(env.uniform_plan()).reward
