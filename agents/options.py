@@ -44,12 +44,19 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     them; where both name an option, the class's own stands.
     """
     if not inspect.isclass(factory):
-        return typing.get_type_hints(factory)
+        return _hints(factory)
     hints: dict[str, Any] = {}
     for cls in reversed(factory.__mro__[:-1]):
         if "__init__" in vars(cls):
-            hints |= typing.get_type_hints(vars(cls)["__init__"])
+            hints |= _hints(vars(cls)["__init__"])
     return hints
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # annotations of the user's that mean nothing outside of a file
+        return {}
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
 from agents.options import check_options, hints_of
 from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
+from agents.own import FORM, check_agent, import_agent, is_own
 from agents.random_search import RandomSearch
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
@@ -65,22 +67,31 @@ def make_agent(name: str, **options: Any) -> Agent:
     """Builds an agent.
 
     Args:
-        name: One of :data:`AGENTS`.
+        name: One of :data:`AGENTS`, or ``"package.module.Class"`` for an agent of the user's own.
         **options: The agent's own settings.
 
     Raises:
-        ValueError: If the name is unknown, or an option is unknown, of another type or out of
-            range.
+        ValueError: If the name is unknown or cannot be imported, or an option is unknown, of
+            another type or out of range.
     """
+    factory = import_agent(name) if is_own(name) else _known(name)
+    check_options(options, hints_of(factory))
+    try:
+        agent = factory(**options)
+    except TypeError as error:
+        raise ValueError(f"The agent {name!r} does not take these options: {error}") from error
+    return check_agent(agent, name)
+
+
+def _known(name: str) -> Callable[..., Agent]:
     if name not in AGENTS:
         near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"Unknown agent {name!r}; {hint}available: {', '.join(sorted(AGENTS))}.")
-    check_options(options, hints_of(AGENTS[name]))
-    try:
-        return AGENTS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"The agent {name!r} does not take these options: {error}") from error
+        raise ValueError(
+            f"Unknown agent {name!r}; {hint}available: {', '.join(sorted(AGENTS))}, or {FORM} "
+            f"for your own."
+        )
+    return AGENTS[name]
 
 
 def is_deterministic(label: str) -> bool:
@@ -89,11 +100,15 @@ def is_deterministic(label: str) -> bool:
     Nothing is built, so that a package which only the agent needs may be missing.
 
     Args:
-        label: As :func:`agent_from_label` takes it. A name that is not known says nothing of
-            chance, so the answer is no.
+        label: As :func:`agent_from_label` takes it. A name that is not known, or not any more,
+            says nothing of chance, so the answer is no.
     """
     name = label.partition(":")[0].strip()
-    return bool(getattr(AGENTS.get(name), "deterministic", False))
+    factory = AGENTS.get(name)
+    if factory is None and is_own(name):
+        with contextlib.suppress(ValueError):
+            factory = import_agent(name)
+    return bool(getattr(factory, "deterministic", False))
 
 
 def read_label(label: str) -> tuple[str, dict[str, Any]]:

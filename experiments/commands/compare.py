@@ -32,7 +32,8 @@ AgentName = Annotated[
     list[str] | None,
     typer.Option(
         help="Agent, as for `amc search`, with options if wanted: ddpg:elite_share=0. May be "
-        "repeated; several without options may be given with commas.",
+        "repeated; several without options may be given with commas. Your own: "
+        "package.module.Class.",
         show_default=", ".join(DEFAULT_AGENTS),
     ),
 ]

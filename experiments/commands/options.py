@@ -139,7 +139,8 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
             "evolution, local (change what is good); sensitivity, sensitivity-threshold (measure "
             "each decision, then compute); gradient, layer-errors (compute, in seconds); "
             "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
-            "tpe:storage=journal:study.log. `amc compare --list` says more.",
+            "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
+            "package.module.Class.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.agent

@@ -1,0 +1,129 @@
+"""Agents of the user's own, named by the path of their class."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+from contracts.agent_contract import AgentContract
+
+from agents import agent_from_label, is_deterministic, make_agent
+from experiments.cli import run
+from experiments.comparison.records import RESULTS, read_results
+from experiments.examples.own_agent import CrossEntropy
+
+SOURCE = """
+from agents import Agent, make_agent
+
+class Mine(Agent):
+    name = "mine"
+    deterministic = True
+
+    def __init__(self, *, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
+
+    def run(self, search):
+        search.uniform()
+
+class Annotated(Mine):
+    def __init__(self, *, other: "Nowhere" = None) -> None:
+        super().__init__()
+
+class Nameless(Agent):
+    def run(self, search):
+        search.uniform()
+
+class NoAgent:
+    pass
+
+def made():
+    return make_agent("local", max_step=0.2)
+
+def nothing():
+    return None
+
+value = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current directory, which is not on the path."""
+    (tmp_path / "my_agents.py").write_text(SOURCE)
+    (tmp_path / "broken_agents.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "my_agents", raising=False)
+    return "my_agents"
+
+
+class TestCrossEntropy(AgentContract):
+    """The example keeps what all agents keep."""
+
+    def make(self, **options: int) -> CrossEntropy:
+        return CrossEntropy(batch=4, **options)
+
+
+def test_a_class_is_found_by_its_path(module):
+    agent, others = agent_from_label(f"{module}.Mine:times=2,env.action=interval", "env.")
+    assert (agent.name, agent.hyperparameters()["times"]) == ("mine", 2)
+    assert others == {"action": "interval"}
+    assert is_deterministic(f"{module}.Mine:times=2")
+    env = gymnasium.make("amc_env:amc/synthetic-v0")
+    assert len(agent.search(env, 5, seed=0).trials) == 1
+
+
+def test_annotations_that_mean_nothing_outside_of_their_file_are_no_obstacle(module):
+    assert make_agent(f"{module}.Annotated", other=3).name == "mine"
+
+
+def test_a_function_that_returns_an_agent_will_do(module):
+    assert make_agent(f"{module}.made").hyperparameters()["max_step"] == 0.2
+    assert not is_deterministic(f"{module}.made")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            "nowhere.Mine",
+            r"'nowhere' of .* \(ModuleNotFoundError: .*package.module.Class",
+        ),
+        ("broken_agents.Mine", r"cannot be imported \(ZeroDivisionError"),
+        ("my_agents.Yours", "my_agents has no such name"),
+        ("my_agents.NoAgent", "Expected .* a subclass of agents.Agent"),
+        ("my_agents.value", "value = 3"),
+        ("my_agents.nothing", "to return an agents.Agent, got None"),
+        ("my_agents.Nameless", 'to have a name, as in name = "mine", got None'),
+        ("my_agents.Mine:times=few", "times to be a whole number, got 'few'"),
+        ("my_agents.Mine:speed=1", "does not take these options"),
+        ("mine", "package.module.Class for your own"),
+    ],
+)
+@pytest.mark.usefixtures("module")
+def test_what_makes_no_agent_is_refused(label, message):
+    with pytest.raises(ValueError, match=message):
+        agent_from_label(label)
+
+
+def test_a_name_that_is_not_there_any_more_says_nothing_of_chance():
+    assert not is_deterministic("nowhere.Mine")
+
+
+def test_it_is_compared_with_others_in_processes_of_their_own(module, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["compare", "--task", "digits-channels-recorded", "--seeds", "2"]
+    arguments += ["--agent", f"{module}.Mine,local", "--evaluations", "4", "--workers", "2"]
+    assert run([*arguments, "--out", str(out), "--quiet"]) == 0
+    searches = read_results(out / RESULTS).searches
+    assert sorted(s.agent for s in searches) == [
+        "local",
+        "local",
+        "my_agents.Mine",
+        "my_agents.Mine",
+    ]
+    assert all(s.error is None for s in searches)
+    assert "my_agents.Mine" in (out / "report.html").read_text()
