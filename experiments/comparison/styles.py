@@ -66,13 +66,15 @@ def _short_labels(agents: list[str]) -> dict[str, str]:
     """Labels that fit beside a figure, still all different."""
     labels: dict[str, str] = {}
     for agent in agents:
-        short = agent
-        if len(agent) > _LONGEST_LABEL:
-            short = agent[: _LONGEST_LABEL - 1] + "…"
+        name, colon, options = agent.partition(":")
+        telling = name.rpartition(".")[2] + colon + options  # of package.module.Class the class
+        short = telling
+        if len(telling) > _LONGEST_LABEL:
+            short = telling[: _LONGEST_LABEL - 1] + "…"
         number = 2
         while short in labels.values():
             ending = f"… {number}"
-            short = agent[: _LONGEST_LABEL - len(ending)] + ending
+            short = telling[: _LONGEST_LABEL - len(ending)] + ending
             number += 1
         labels[agent] = short
     return labels

@@ -363,6 +363,14 @@ def test_every_agent_has_its_own_look_and_label():
     assert max(map(len, labels)) <= 26
 
 
+def test_of_a_users_agent_the_class_is_shown():
+    labels = ("package.module.Mine", "other.Mine", "package.module.Mine:sigma=0.5", "local")
+    styles = agent_styles(labels)
+    assert [styles[label].label for label in labels] == [
+        "Mine", "Mine… 2", "Mine:sigma=0.5", "local",
+    ]  # fmt: skip
+
+
 def test_labels_are_apart_in_order_and_near_their_lines():
     assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
