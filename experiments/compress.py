@@ -27,6 +27,7 @@ from experiments.search import run_search
 from experiments.summary import cost_text, fixed_choice
 from experiments.teachers import load_teacher
 from experiments.train import run_train
+from experiments.warm_start import check_warm_start
 
 Say = Callable[[str], None]
 
@@ -57,6 +58,7 @@ def open_task(
     check_device(config)
     if "search" in stages:
         check_search_options(config)
+        check_warm_start(config, out)
     if "finetune" in stages:
         training_config(config)
     if "export" in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,7 @@ class RunConfig:
     n_validation: int = _option(3000, "search")
     ignore: tuple[str, ...] = _option((), "search")
     cost_table: tuple[str, ...] = _option((), "search")
+    warm_start: str | None = _option(None, "search")
 
     weight_bits: str = _option("2-8", "search")
     activation_bits: str = _option("", "search")
@@ -241,13 +243,23 @@ class RunConfig:
         }
         return cls(**values)
 
-    def differences(self, other: RunConfig, stages: set[str]) -> list[str]:
-        """Returns ``"--option: a here, b there"`` for the options of ``stages`` that differ."""
+    def differences(
+        self, other: RunConfig, stages: set[str], *, but: Collection[str] = ()
+    ) -> list[str]:
+        """Returns ``"--option is a there and b now"`` for the options of ``stages`` that differ.
+
+        Args:
+            other: What is asked for now.
+            stages: Whose options are looked at.
+            but: Names of options that may differ.
+        """
         return [
             f"{option(f.name)} is {getattr(self, f.name)!r} there and "
             f"{getattr(other, f.name)!r} now"
             for f in dataclasses.fields(self)
-            if f.metadata["stage"] in stages and getattr(self, f.name) != getattr(other, f.name)
+            if f.metadata["stage"] in stages
+            and f.name not in but
+            and getattr(self, f.name) != getattr(other, f.name)
         ]
 
 

@@ -177,6 +177,9 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
 
 
 def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
+    if not trials:
+        note = "Nothing new was judged: the best plan is one that the warm start knew."
+        return {"curve": "", "curve_legend": "", "curve_note": note}
     rewards = [t.reward for t in trials]
     best = [max(rewards[: i + 1]) for i in range(len(rewards))]
     uniform = folder.results("search")["uniform"]["reward"]
@@ -200,7 +203,13 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     chart.horizontal(uniform, "reference")
     steps = [(t.episode, reward) for t, reward in zip(trials, best, strict=True)]
     chart.steps([*steps, (trials[-1].episode + 0.5, best[-1])], "best")
-    clipped = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
+    more = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
+    chosen = folder.results("search")["best"]["reward"]
+    if folder.config.warm_start and chosen > best[-1]:
+        more += (
+            f" The chosen plan, {_difference(chosen, uniform, percent)} it, was known from the "
+            f"warm start."
+        )
     what = "proxy accuracy" if percent else f"reward ({escape(folder.config.reward)})"
     legend = [
         _key("#1668b8", "best so far"),
@@ -213,7 +222,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
         "curve": chart.svg(),
         "curve_legend": "".join(legend),
         "curve_note": f"The {what} of every judged plan, before fine-tuning; the best plan ends "
-        f"{_difference(best[-1], uniform, percent)} the uniform one.{clipped}",
+        f"{_difference(best[-1], uniform, percent)} the uniform one.{more}",
     }
 
 

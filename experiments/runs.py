@@ -7,6 +7,7 @@
 ``plan.json``             the plan that the search chose
 ``stages/``               of a progressive run: trials and network of every stage
 ``trials.jsonl``          one line per episode
+``warm_start.jsonl``      those of the run that the search began with, if it did
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units
 ``model.packed``          a quantized network in the bits it has: the smallest file of it

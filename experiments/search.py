@@ -19,6 +19,7 @@ from experiments.finetune import training_config
 from experiments.networks import save_network
 from experiments.problem import check_the_only_plan
 from experiments.trials import TrialRecorder
+from experiments.warm_start import warm_start_of
 from learners.base import Learner
 from learners.sparsification import WeightSparsification
 
@@ -45,7 +46,7 @@ def run_search(task: Task) -> None:
         "search",
         seconds=round(found.seconds, 3),
         prepare_seconds=round(found.prepare_seconds, 3),
-        cpu_seconds_per_episode=round(found.cpu_seconds / found.n_trials, 5),
+        cpu_seconds_per_episode=round(found.cpu_seconds / max(1, found.n_trials), 5),
         n_trials=found.n_trials,
         original_accuracy=learner.original_accuracy,
         best=_facts(found.best),
@@ -112,6 +113,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
             env,
             config.episodes,
             config.seed,
+            warm_start=warm_start_of(folder),
             on_trial=recorder,
             logger=logger,
             progress=task.progress,

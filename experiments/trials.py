@@ -95,7 +95,7 @@ class TrialRecorder:
         self._cost_of = cost_of
         self._seen = 0
         if path.exists():  # drop a half-written last line before anything is appended to it
-            write_atomic(path, "".join(_line(trial) for trial in self.recorded))
+            write_atomic(path, "".join(line_of(trial) for trial in self.recorded))
         self.restart_clock()
 
     @property
@@ -149,11 +149,12 @@ class TrialRecorder:
             within_budget=trial.within_budget,
         )
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+            file.write(line_of(row))
             file.flush()
             os.fsync(file.fileno())
         self.recorded.append(row)
 
 
-def _line(trial: RecordedTrial) -> str:
+def line_of(trial: RecordedTrial) -> str:
+    """Returns a trial as a line of the file."""
     return json.dumps(vars(trial)) + "\n"

@@ -206,6 +206,16 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         ),
     ] = None
 
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another run of the same network, data, learner and proxy: the search knows what "
+            "that one has judged, at no cost. Its agent, budget, reward and action may differ.",
+            show_default=False,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None
+
     out: Annotated[
         Path,
         typer.Option(help="The run folder; everything is written there.", rich_help_panel=_RUN),
@@ -271,7 +281,7 @@ TASK = (
 )  # fmt: skip
 SEARCH = (
     "learner", "budget", "agent", "episodes", "proxy", "finetune_steps", "n_validation", "ignore",
-    "reading", "reward", "cost_table", *PRUNING, *BITS,
+    "reading", "reward", "cost_table", "warm_start", *PRUNING, *BITS,
 )  # fmt: skip
 NEW_RUN = ("out", "seed", "resume", "precision", "threads", "device")
 OUTPUT = ("quiet", "debug")

@@ -27,7 +27,7 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) ->
     for name, value in parameters.items():
         if name not in known:
             continue
-        if name in ("data", "weights", "teacher_weights"):
+        if name in ("data", "weights", "teacher_weights", "warm_start"):
             values[name] = _absolute(None if value is None else str(value))
         elif name in _READERS:
             values[name] = _READERS[name](value)
