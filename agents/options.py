@@ -12,6 +12,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,12 @@ def _is_union(hint: Any) -> bool:
 
 
 def _is(value: Any, kind: type) -> bool:
-    """NumPy's scalars are numbers and flags as well."""
+    """NumPy's scalars are numbers and flags as well, paths are words."""
     flag = isinstance(value, bool | np.bool_)
     if kind is float:
         return isinstance(value, numbers.Real) and not flag and not math.isnan(value)
     if kind is int:
         return isinstance(value, numbers.Integral) and not flag
-    return flag if kind is bool else isinstance(value, kind)
+    if kind is bool:
+        return flag
+    return isinstance(value, str | Path) if kind is str else isinstance(value, kind)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from agents import DDPG, agent_from_label, make_agent
 from agents.registry import read_label
+from amc_env.errors import InputDataError
 
 
 @pytest.mark.parametrize(
@@ -30,9 +33,11 @@ def test_an_option_of_another_type_is_refused(label, message):
         agent_from_label(label)
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_numbers_and_paths_are_words():
     agent = DDPG(hidden=np.int64(32), sigma=np.float32(0.25), centre_rewards=np.bool_(False))
     assert agent.hyperparameters()["hidden"] == 32
+    with pytest.raises(InputDataError, match="file of a policy"):  # it was looked for
+        make_agent("ddpg", policy=Path("p.safetensors"))
     assert make_agent("local", max_step=1).hyperparameters()["max_step"] == 1
 
 
