@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_WORDS = {str, Path, type(None)}
+_PLAIN = (*_NAMES, Path, type(None))
 
 
 def check_options(options: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
@@ -39,10 +41,10 @@ def check_options(options: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
 
 
 def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the annotations of everything that a class or a function takes.
+    """Returns the annotations of everything that a class or a function takes by name.
 
     Those of a class come from the constructors of its bases too, as ``**options`` hands over to
-    them; where both name an option, the class's own stands.
+    them; where both name an option, the class's own stands, be it annotated or not.
     """
     if not inspect.isclass(factory):
         return _hints(factory)
@@ -53,16 +55,25 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def words_of(hints: Mapping[str, Any]) -> set[str]:
+    """Returns the names of options that are words and nothing else, whatever they look like."""
+    return {name for name, hint in hints.items() if set(_kinds(hint)) <= _WORDS and _kinds(hint)}
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotation of each parameter that has a name of its own; None where it says nothing."""
     try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):  # annotations of the user's that mean nothing outside of a file
-        return {}
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations of the user's may mean nothing outside of their file
+        hints = {}
+    gathers = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters
+    return {name: hints.get(name) for name, p in parameters.items() if p.kind not in gathers}
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     parts = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return parts if parts and all(inspect.isclass(part) for part in parts) else ()
+    return parts if all(part in _PLAIN for part in parts) else ()
 
 
 def _is_union(hint: Any) -> bool:
@@ -78,4 +89,4 @@ def _is(value: Any, kind: type) -> bool:
         return isinstance(value, numbers.Integral) and not flag
     if kind is bool:
         return flag
-    return isinstance(value, str | Path) if kind is str else isinstance(value, kind)
+    return isinstance(value, str | Path) if kind in (str, Path) else value is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from agents.base import DEFAULT_REJUDGE, Agent
 from agents.evolution import Evolution
 from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
-from agents.options import check_options, hints_of
+from agents.options import check_options, hints_of, words_of
 from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
-from agents.own import FORM, check_agent, import_agent, is_own
+from agents.own import FORM, import_agent, is_own, make_own
 from agents.random_search import RandomSearch
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
@@ -74,13 +73,20 @@ def make_agent(name: str, **options: Any) -> Agent:
         ValueError: If the name is unknown or cannot be imported, or an option is unknown, of
             another type or out of range.
     """
-    factory = import_agent(name) if is_own(name) else _known(name)
+    if is_own(name):
+        return make_own(name, options)
+    factory = _known(name)
     check_options(options, hints_of(factory))
     try:
-        agent = factory(**options)
+        return factory(**options)
     except TypeError as error:
         raise ValueError(f"The agent {name!r} does not take these options: {error}") from error
-    return check_agent(agent, name)
+
+
+def _hints_for(name: str) -> dict[str, Any]:
+    if is_own(name):
+        return hints_of(import_agent(name))
+    return hints_of(AGENTS[name]) if name in AGENTS else {}
 
 
 def _known(name: str) -> Callable[..., Agent]:
@@ -100,15 +106,11 @@ def is_deterministic(label: str) -> bool:
     Nothing is built, so that a package which only the agent needs may be missing.
 
     Args:
-        label: As :func:`agent_from_label` takes it. A name that is not known, or not any more,
-            says nothing of chance, so the answer is no.
+        label: As :func:`agent_from_label` takes it. A name that is not one of ours says nothing
+            of chance, so the answer is no.
     """
     name = label.partition(":")[0].strip()
-    factory = AGENTS.get(name)
-    if factory is None and is_own(name):
-        with contextlib.suppress(ValueError):
-            factory = import_agent(name)
-    return bool(getattr(factory, "deterministic", False))
+    return bool(getattr(AGENTS.get(name), "deterministic", False))
 
 
 def read_label(label: str) -> tuple[str, dict[str, Any]]:
@@ -117,17 +119,22 @@ def read_label(label: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: If the label has another form.
     """
-    name, _, rest = label.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    name = label.partition(":")[0]
+    return name.strip(), {key: _value(text) for key, text in _texts(label).items()}
+
+
+def _texts(label: str) -> dict[str, str]:
+    """The options of a label as they stand there."""
+    texts: dict[str, str] = {}
+    for part in filter(None, label.partition(":")[2].split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise ValueError(
                 f"Expected an agent like 'ddpg' or 'ddpg:elite_share=0.2,warmup=random', got "
                 f"{label!r}."
             )
-        options[key.strip()] = _value(value.strip())
-    return name.strip(), options
+        texts[key.strip()] = value.strip()
+    return texts
 
 
 def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any]]:
@@ -144,6 +151,9 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
         ValueError: If the label has another form, or the agent does not take an option.
     """
     name, options = read_label(label)
+    texts = _texts(label)
+    for key in words_of(_hints_for(name)) & options.keys():
+        options[key] = texts[key]  # worker=1 is the worker called "1"
     others = {k for k in options if prefix and k.startswith(prefix)}
     own = {k: v for k, v in options.items() if k not in others}
     return make_agent(name, **own), {k.removeprefix(prefix): options[k] for k in others}

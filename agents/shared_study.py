@@ -117,11 +117,8 @@ class SharedStudy:
 
     def _reason(self, error: Exception) -> str:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        file = _file_of(self._storage)
-        if not self._is_open or file is None or _holds(self._storage, self._name):
-            return reason
-        lost = "does not hold the study any more" if file.exists() else "is gone"
-        return f"the file {file} {lost} ({reason})"
+        lost = _loss(self._storage, self._name) if self._is_open else ""
+        return f"{lost} ({reason})" if lost else reason
 
     def _what_remains(self) -> str:
         """Says what to do; that judgements are kept only if the study can be read."""
@@ -210,7 +207,8 @@ class SharedStudy:
         if not self._storage:
             return 0
         with self._reachable():
-            mine = [t for t in self._trials() if t.user_attrs.get("worker") == self._worker]
+            # Numbers were once kept as such.
+            mine = [t for t in self._trials() if str(t.user_attrs.get("worker")) == self._worker]
         count = 0
         for trial in mine:
             if not search.remaining or not (trial.values or trial.params):
@@ -288,6 +286,24 @@ def _holds(storage: str, name: str) -> bool:
     except Exception:  # whatever it is, nobody can read it
         return False
     return True
+
+
+def _loss(storage: str, name: str) -> str:
+    """How a file lost the study, as far as can be told; nothing of servers."""
+    import optuna
+
+    file = _file_of(storage)
+    if file is None:
+        return ""
+    if not file.exists():
+        return f"the file {file} is gone"
+    try:
+        optuna.load_study(study_name=name, storage=_open_storage(storage))
+    except KeyError:
+        return f"the file {file} does not hold the study any more"
+    except Exception:  # locked, or not to be read: what went wrong first says more
+        return ""
+    return ""
 
 
 def _open_storage(text: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from amc_env import Budget, RunFolderError
+from amc_env import Budget, CompressionPlan, RunFolderError
 from experiments.charts import Axis, Chart
 from experiments.configs import RunConfig
 from experiments.files import write_atomic
@@ -204,12 +204,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     steps = [(t.episode, reward) for t, reward in zip(trials, best, strict=True)]
     chart.steps([*steps, (trials[-1].episode + 0.5, best[-1])], "best")
     more = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
-    chosen = folder.results("search")["best"]["reward"]
-    if folder.config.warm_start and chosen > best[-1]:
-        more += (
-            f" The chosen plan, {_difference(chosen, uniform, percent)} it, was known from the "
-            f"warm start."
-        )
+    more += _if_known_before(folder, trials, uniform, percent)
     what = "proxy accuracy" if percent else f"reward ({escape(folder.config.reward)})"
     legend = [
         _key("#1668b8", "best so far"),
@@ -224,6 +219,17 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
         "curve_note": f"The {what} of every judged plan, before fine-tuning; the best plan ends "
         f"{_difference(best[-1], uniform, percent)} the uniform one.{more}",
     }
+
+
+def _if_known_before(
+    folder: RunFolder, trials: Sequence[RecordedTrial], uniform: float, percent: bool
+) -> str:
+    """A sentence where the chosen plan is one that the warm start knew, which are not drawn."""
+    judged = {CompressionPlan(trial.plan) for trial in trials}
+    if folder.config.warm_start is None or folder.read_plan() in judged:
+        return ""
+    chosen = _difference(folder.results("search")["best"]["reward"], uniform, percent)
+    return f" The chosen plan, {chosen} it, was known from the warm start."
 
 
 def _difference(best: float, uniform: float, percent: bool) -> str:

@@ -17,7 +17,7 @@ from amc_env import CompressionPlan, RunFolderError
 from experiments.configs import RunConfig
 from experiments.files import write_atomic
 from experiments.runs import RunFolder
-from experiments.trials import line_of, read_trials
+from experiments.trials import RecordedTrial, line_of, read_trials
 
 FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
@@ -54,7 +54,7 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
             f"The run in {place} judged its plans by other rules: {'; '.join(differences)}. Begin "
             f"with one that differs in agent, episodes, budget, reward or action only."
         )
-    if not read_trials(place / "trials.jsonl"):
+    if not _known_to(place):
         raise RunFolderError(f"The run in {place} has judged no plan yet; name another one.")
 
 
@@ -70,8 +70,7 @@ def warm_start_of(folder: RunFolder) -> list[Trial]:
     if not copy.exists():
         place = Path(folder.config.warm_start)
         _check_network(folder.path, place)
-        trials = read_trials(place / "trials.jsonl")
-        write_atomic(copy, "".join(line_of(trial) for trial in trials))
+        write_atomic(copy, "".join(map(line_of, _known_to(place))))
     return [
         Trial(
             episode=t.episode,
@@ -85,6 +84,11 @@ def warm_start_of(folder: RunFolder) -> list[Trial]:
         )
         for t in read_trials(copy)
     ]
+
+
+def _known_to(place: Path) -> list[RecordedTrial]:
+    """What a run has judged, behind what it knew from its own warm start."""
+    return [*read_trials(place / FILE), *read_trials(place / "trials.jsonl")]
 
 
 def _check_network(here: Path, there: Path) -> None:

@@ -212,7 +212,10 @@ def main(
     settings = {"table": table_name, "data": places.data, "images": images, "episodes": episodes}
     if table_name == "budgets":
         env = _environment(model, places, BUDGETS[0], images)
-        rows = Rows(out, settings | {"origins": [_origin(model, places)], "budgets": BUDGETS})
+        rows = Rows(
+            out,
+            settings | {"origins": [_origin(model, places)], "budgets": BUDGETS, "pooled": True},
+        )
         for seed in tqdm(range(seeds), desc="seeds"):
             rows.ask("one policy", seed, partial(one_policy, env, episodes, seed))
             for name in FROM_NOTHING:

@@ -27,7 +27,7 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) ->
     for name, value in parameters.items():
         if name not in known:
             continue
-        if name in ("data", "weights", "teacher_weights", "warm_start"):
+        if name in ("data", "weights", "teacher_weights"):
             values[name] = _absolute(None if value is None else str(value))
         elif name in _READERS:
             values[name] = _READERS[name](value)
@@ -92,6 +92,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "std": functools.partial(_numbers, "std"),
     "ignore": _names,
     "cost_table": _files,
+    "warm_start": lambda path: None if path is None else str(path.expanduser().resolve()),
     "stages": lambda text: _numbers("stages", text) or (),
     "first_last_bits": _bits_or_none,
 }

@@ -58,7 +58,7 @@ class Job:
         weights = tuple(sorted(self.places.weights.items()))
         return (self.task, self.places.data, weights, self.folder)
 
-    def failed(self, error: Exception | str) -> SearchRecord:
+    def failed(self, error: BaseException | str) -> SearchRecord:
         """Returns the record of a search that never began."""
         return SearchRecord(*self.key, error=in_one_line(error))
 
@@ -121,7 +121,7 @@ def carry_out(job: Job) -> Outcome:
         opened = _opened(*job.opens)
         if job.known is not None:  # before the search, which would be thrown away
             check_unchanged(job.known, opened.facts, job.folder / RESULTS)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return None, job.failed(error)
     return opened.facts, run_search(opened, job.agent, job.seed, job.evaluations)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agents import Agent, agent_from_label
+from agents import AGENTS, Agent, agent_from_label
 from agents.registry import read_label
 from amc_env import Budget
 from amc_env.actions import READINGS
@@ -68,7 +68,9 @@ def parse_label(label: str) -> tuple[Agent, EnvOptions]:
         MissingDependencyError: If the agent needs a package that is not installed.
     """
     wishes = env_options(label)  # first, for the agent may not be installed
-    if shared := [name for name in _OUTSIDE if name in read_label(label)[1]]:
+    name, options = read_label(label)
+    shared = [option for option in _OUTSIDE if option in options and name in AGENTS]
+    if shared:
         raise ValueError(
             f"Expected an agent whose searches know nothing of each other, got {label!r}: with "
             f"{', '.join(shared)} it would learn from judgements that are not its own. Leave that "

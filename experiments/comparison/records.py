@@ -116,6 +116,8 @@ class SearchRecord:
         final: Its winner; None if it failed.
         prepare_seconds: Processor seconds until the task was ready to be searched.
         error: Why it failed, one sentence; None if it did not.
+        deterministic: Whether the agent says that seeds change nothing; None if it failed, or
+            before this was noted.
     """
 
     task: str
@@ -126,6 +128,7 @@ class SearchRecord:
     final: FinalJudgement | None = None
     prepare_seconds: float = 0.0
     error: str | None = None
+    deterministic: bool | None = None
 
     @property
     def key(self) -> SearchKey:
@@ -186,12 +189,12 @@ def read_results(path: Path) -> Results:
     """
     if not path.exists():
         return Results()
+    lines = path.read_bytes().split(b"\n")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
         head = json.loads(lines[0])
         is_ours = head["format"] == FORMAT
         version = head["version"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
         raise RunFolderError(
@@ -221,7 +224,7 @@ def read_results(path: Path) -> Results:
         if record.task in recorded:
             record = _without_validation(record)
         searches[record.key] = record  # a later line about the same search takes its place
-    return Results(tasks, tuple(searches.values()), cut_short=lines[-1] != "")
+    return Results(tasks, tuple(searches.values()), cut_short=lines[-1] != b"")
 
 
 def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:

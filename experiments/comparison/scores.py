@@ -102,7 +102,7 @@ class Comparison:
                 tuple(s.seed for s in searches),
                 np.array([uniform if math.isinf(b) else b for b in best]),
                 sum(math.isinf(b) for b in best),
-                is_deterministic(agent),
+                _is_fixed(agent, searches),
             )
         return found
 
@@ -261,6 +261,12 @@ def marks(evaluations: int) -> tuple[int, ...]:
         found.append(mark)
         mark *= 2
     return (*found, evaluations)
+
+
+def _is_fixed(agent: str, searches: Iterable[SearchRecord]) -> bool:
+    """Whether seeds change nothing: what the agent said when it searched, or what ours say now."""
+    said = [s.deterministic for s in searches if s.deterministic is not None]
+    return said[-1] if said else is_deterministic(agent)
 
 
 def _row_count(samples: Sequence[Sample]) -> int:

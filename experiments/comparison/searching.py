@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents import Trial
@@ -44,8 +44,10 @@ class OpenTask:
         return CompressionEnv(self.learner, budget, action=wishes.action or DEFAULT_READING)
 
 
-def in_one_line(error: Exception | str) -> str:
+def in_one_line(error: BaseException | str) -> str:
     """Returns what an error says, on one line; its type where it says nothing."""
+    if isinstance(error, SystemExit):
+        return f"It called sys.exit({'' if error.code is None else error.code})."
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -161,7 +163,8 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
         clock = TrialClock(env)
         result = agent.search(env, evaluations, seed, on_trial=clock)
         final = _judge_winner(env, result.plan)
-    except Exception as error:
+        record = replace(record, deterministic=agent.deterministic)
+    except (Exception, SystemExit) as error:  # an agent of the user's may call sys.exit
         rows = tuple(clock.rows) if clock is not None else ()
         return SearchRecord(**{**vars(record), "trials": rows, "error": in_one_line(error)})
     return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})

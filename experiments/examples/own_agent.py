@@ -32,6 +32,8 @@ class CrossEntropy(Agent):
         self, *, batch: int = 10, spread: float = 0.25, rejudge: int = DEFAULT_REJUDGE
     ) -> None:
         super().__init__(rejudge=rejudge)
+        if batch < 1 or not spread > 0.0:
+            raise ValueError(f"Expected batch >= 1 and spread > 0, got {batch} and {spread}.")
         self.batch = batch
         self.spread = spread
 

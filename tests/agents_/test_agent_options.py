@@ -20,17 +20,25 @@ from amc_env.errors import InputDataError
         ("ddpg:hidden=12.5", "hidden to be a whole number, got 12.5"),
         ("ddpg:hidden=true", "hidden to be a whole number, got True"),
         ("ddpg:sigma=NaN", "sigma to be a number, got nan"),
-        ("ddpg:prior=3", "prior to be a word, got 3"),
+        ("ddpg:prior=3", "prior to be"),
         ("ddpg-sensitivity:points=few", "points to be a whole number, got 'few'"),
         ("ddpg-sensitivity:sigma=much", "sigma to be a number, got 'much'"),
         ("local:max_step=abc", "max_step to be a number, got 'abc'"),
         ("gradient:rejudge=1.5", "rejudge to be a whole number, got 1.5"),
-        ("nsga2:objectives=1", "objectives to be a word, got 1"),
+        ("ddpg:options=3", "Unknown option"),
     ],
 )
 def test_an_option_of_another_type_is_refused(label, message):
     with pytest.raises(ValueError, match=message):
         agent_from_label(label)
+
+
+def test_words_may_look_like_numbers():
+    agent = agent_from_label("tpe:study=2024,worker=01,storage=journal:a")[0]
+    settings = agent.hyperparameters()
+    assert (settings["study"], settings["worker"]) == ("2024", "01")
+    with pytest.raises(ValueError, match="objectives to be a word, got 1"):
+        make_agent("nsga2", objectives=1)
 
 
 def test_numbers_of_numpy_are_numbers_and_paths_are_words():

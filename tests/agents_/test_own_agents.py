@@ -9,12 +9,14 @@ import gymnasium
 import pytest
 from contracts.agent_contract import AgentContract
 
-from agents import agent_from_label, is_deterministic, make_agent
+from agents import agent_from_label, make_agent
 from experiments.cli import run
 from experiments.comparison.records import RESULTS, read_results
 from experiments.examples.own_agent import CrossEntropy
 
 SOURCE = """
+from typing import Any
+
 from agents import Agent, make_agent
 
 class Mine(Agent):
@@ -36,6 +38,31 @@ class Nameless(Agent):
     def run(self, search):
         search.uniform()
 
+class Halfway(Agent):
+    name = "halfway"
+
+class Forgetful(Agent):
+    name = "forgetful"
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self, search):
+        search.uniform()
+
+class Broken(Mine):
+    def __init__(self) -> None:
+        {}["key"]
+
+class Leaving(Mine):
+    def run(self, search):
+        raise SystemExit(0)
+
+class Loose(Mine):
+    def __init__(self, *, times="auto", policy: Any = None, **options: Any) -> None:
+        super().__init__()
+        self.given = (times, policy, options)
+
 class NoAgent:
     pass
 
@@ -54,6 +81,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module in the current directory, which is not on the path."""
     (tmp_path / "my_agents.py").write_text(SOURCE)
     (tmp_path / "broken_agents.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_agents.py").write_text("raise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     monkeypatch.delitem(sys.modules, "my_agents", raising=False)
@@ -71,7 +99,6 @@ def test_a_class_is_found_by_its_path(module):
     agent, others = agent_from_label(f"{module}.Mine:times=2,env.action=interval", "env.")
     assert (agent.name, agent.hyperparameters()["times"]) == ("mine", 2)
     assert others == {"action": "interval"}
-    assert is_deterministic(f"{module}.Mine:times=2")
     env = gymnasium.make("amc_env:amc/synthetic-v0")
     assert len(agent.search(env, 5, seed=0).trials) == 1
 
@@ -82,7 +109,6 @@ def test_annotations_that_mean_nothing_outside_of_their_file_are_no_obstacle(mod
 
 def test_a_function_that_returns_an_agent_will_do(module):
     assert make_agent(f"{module}.made").hyperparameters()["max_step"] == 0.2
-    assert not is_deterministic(f"{module}.made")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +126,10 @@ def test_a_function_that_returns_an_agent_will_do(module):
         ("my_agents.Nameless", 'to have a name, as in name = "mine", got None'),
         ("my_agents.Mine:times=few", "times to be a whole number, got 'few'"),
         ("my_agents.Mine:speed=1", "does not take these options"),
+        ("my_agents.Halfway", "Halfway to implement run"),
+        ("my_agents.Forgetful", r"to call super\(\).__init__\(\)"),
+        ("my_agents.Broken", r"could not be made \(KeyError: 'key'\)"),
+        ("leaving_agents.Mine", r"cannot be imported \(SystemExit"),
         ("mine", "package.module.Class for your own"),
     ],
 )
@@ -109,21 +139,27 @@ def test_what_makes_no_agent_is_refused(label, message):
         agent_from_label(label)
 
 
-def test_a_name_that_is_not_there_any_more_says_nothing_of_chance():
-    assert not is_deterministic("nowhere.Mine")
+def test_what_is_not_annotated_plainly_may_be_anything(module):
+    agent = make_agent(f"{module}.Loose", times="often", policy=3, other=[])
+    assert agent.given == ("often", 3, {"other": []})
+
+
+def test_the_current_directory_hides_no_package(module):
+    make_agent(f"{module}.Mine")
+    assert sys.path[-1] == str(Path.cwd())
 
 
 def test_it_is_compared_with_others_in_processes_of_their_own(module, tmp_path):
     out = tmp_path / "out"
     arguments = ["compare", "--task", "digits-channels-recorded", "--seeds", "2"]
-    arguments += ["--agent", f"{module}.Mine,local", "--evaluations", "4", "--workers", "2"]
-    assert run([*arguments, "--out", str(out), "--quiet"]) == 0
+    arguments += ["--agent", f"{module}.Mine,{module}.Leaving,local", "--evaluations", "4"]
+    assert run([*arguments, "--workers", "2", "--out", str(out), "--quiet"]) == 1
     searches = read_results(out / RESULTS).searches
-    assert sorted(s.agent for s in searches) == [
-        "local",
-        "local",
-        "my_agents.Mine",
-        "my_agents.Mine",
-    ]
-    assert all(s.error is None for s in searches)
+    found = {(s.agent, s.deterministic): s.error for s in searches}
+    assert found == {
+        (f"{module}.Mine", True): None,
+        (f"{module}.Leaving", None): "It called sys.exit(0).",
+        ("local", False): None,
+    }
+    assert len(searches) == 6
     assert "my_agents.Mine" in (out / "report.html").read_text()

@@ -39,6 +39,25 @@ def test_searches_that_would_know_of_others_are_refused(label):
         parse_label(label)
 
 
+def test_what_an_agent_of_the_users_calls_a_policy_is_its_own_affair(tmp_path, monkeypatch):
+    source = """
+from agents import Agent
+
+class Mine(Agent):
+    name = "mine"
+
+    def __init__(self, *, policy: str = "") -> None:
+        super().__init__()
+        self.policy = policy
+
+    def run(self, search):
+        search.uniform()
+"""
+    (tmp_path / "agents_with_policies.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    assert parse_label("agents_with_policies.Mine:policy=cnn")[0].policy == "cnn"
+
+
 def test_a_budget_may_only_be_narrowed():
     task = Budget(macs=0.3, bytes=(0.1, 0.2))
     for wish, narrowed in (

@@ -105,6 +105,15 @@ def test_a_damaged_line_before_the_end_is_named(tmp_path):
         read_results(path)
 
 
+def test_a_damaged_byte_is_that_of_its_line(tmp_path):
+    path = written(tmp_path / "r.jsonl", record(), record(1))
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2][:20] + b"\xff" + lines[2][20:]
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(RunFolderError, match=r"Line 3 of .*remove the line"):
+        read_results(path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello\n", b'{"format": "other"}\n', b"[1]\n", b"\xff\xfe", b'{"format": "am']
 )

@@ -46,9 +46,10 @@ def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
     assert "Nothing new was judged" in (out / "report.html").read_text()
 
 
-def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path):
+def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monkeypatch):
     whole, again = tmp_path / "whole", tmp_path / "again"
-    arguments = ["--agent", "local", "--episodes", "6", "--warm-start", str(copy)]
+    monkeypatch.chdir(copy.parent)
+    arguments = ["--agent", "local", "--episodes", "6", "--warm-start", copy.name]
     assert run(search(whole, *arguments)) == 0
     shutil.copytree(whole, again)
     state = json.loads((again / "state.json").read_text())
@@ -61,6 +62,15 @@ def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path):
     assert (again / "plan.json").read_text() == (whole / "plan.json").read_text()
     plans = [[t.plan for t in read_trials(p / "trials.jsonl")] for p in (whole, again)]
     assert plans[0] == plans[1]
+
+
+def test_what_a_run_knew_itself_is_passed_on(finished: Path, tmp_path: Path):
+    second, third = tmp_path / "second", tmp_path / "third"
+    options = ["--agent", "random", "--episodes", "2", "--seed", "0"]
+    assert run(search(second, *options, "--warm-start", str(finished))) == 0
+    assert run(search(third, *options, "--warm-start", str(second))) == 0
+    known = read_trials(finished / "trials.jsonl") + read_trials(second / "trials.jsonl")
+    assert read_trials(third / FILE) == known
 
 
 @pytest.mark.parametrize(
