@@ -178,7 +178,7 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
 
 def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
     if not trials:
-        note = "Nothing new was judged: the best plan is one that the warm start knew."
+        note = "Nothing new was judged within the budget: the warm start knew the best plan."
         return {"curve": "", "curve_legend": "", "curve_note": note}
     rewards = [t.reward for t in trials]
     best = [max(rewards[: i + 1]) for i in range(len(rewards))]

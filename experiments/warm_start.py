@@ -23,7 +23,7 @@ FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
 
 _FREE = (
-    "warm_start", "agent", "episodes", "budget", "reward", "reading", "device", "threads",
+    "warm_start", "agent", "episodes", "budget", "reward", "reading", "threads",
     "allow_pickle",
 )  # fmt: skip
 
