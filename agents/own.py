@@ -75,9 +75,9 @@ def make_own(path: str, options: Mapping[str, Any]) -> Agent:
         raise ValueError(f"The agent {path!r} does not take these options: {error}") from error
     try:
         agent = factory(**options)
+    except ValueError:  # about an option: the constructor says it better
+        raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, ValueError):
-            raise
         raise ValueError(
             f"The agent {path!r} could not be made ({type(error).__name__}: {error})."
         ) from error

@@ -150,10 +150,9 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
     Raises:
         ValueError: If the label has another form, or the agent does not take an option.
     """
-    name, options = read_label(label)
-    texts = _texts(label)
-    for key in words_of(_hints_for(name)) & options.keys():
-        options[key] = texts[key]  # worker=1 is the worker called "1"
+    name, texts = label.partition(":")[0].strip(), _texts(label)
+    words = words_of(_hints_for(name))  # worker=1 is the worker called "1"
+    options = {key: text if key in words else _value(text) for key, text in texts.items()}
     others = {k for k in options if prefix and k.startswith(prefix)}
     own = {k: v for k, v in options.items() if k not in others}
     return make_agent(name, **own), {k.removeprefix(prefix): options[k] for k in others}

@@ -22,6 +22,7 @@ GoalsOf = Callable[[Trial], Sequence[float]]
 _TASK = "task"
 _JOURNAL = "journal:"
 _SQLITE = "sqlite:///"
+_LOST = {"gone": "is gone", "replaced": "does not hold the study any more"}
 
 
 def require_optuna(sampler: str) -> None:
@@ -108,23 +109,21 @@ class SharedStudy:
         except Exception as error:
             if not self._storage:
                 raise
-            reason = self._reason(error)
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            state = _state_of(self._storage, self._name) if self._is_open else "unknown"
+            if state in _LOST:
+                reason = f"the file {_file_of(self._storage)} {_LOST[state]} ({reason})"
             more = " any more" if self._is_open else ""
             raise AgentError(
                 f"The storage {self._storage!r} of the study cannot be used{more}: {reason}. "
-                f"{self._what_remains()}"
+                f"{self._what_remains(state)}"
             ) from error
 
-    def _reason(self, error: Exception) -> str:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        lost = _loss(self._storage, self._name) if self._is_open else ""
-        return f"{lost} ({reason})" if lost else reason
-
-    def _what_remains(self) -> str:
+    def _what_remains(self, state: str) -> str:
         """Says what to do; that judgements are kept only if the study can be read."""
         if not self._is_open:
             return "Name another one, e.g. journal:study.log."
-        if _holds(self._storage, self._name):
+        if state == "held":
             return "Its judgements are kept; start this worker again."
         return (
             "Start this worker again when the storage is back; if it is lost, the worker's own "
@@ -270,40 +269,26 @@ def _file_of(storage: str) -> Path | None:
     return None
 
 
-def _holds(storage: str, name: str) -> bool:
-    """Whether a file still holds the study.
+def _state_of(storage: str, name: str) -> str:
+    """What has become of a study: ``"held"`` by a file, ``"gone"``, ``"replaced"``, ``"unknown"``.
 
-    Of servers it is not known. The file may be another one by now: Optuna makes a new journal in
-    place of one that was deleted.
+    It is not known of servers, nor of files that cannot be read now. A file may be another one by
+    now: Optuna makes a new journal in place of one that was deleted.
     """
     import optuna
 
     file = _file_of(storage)
-    if file is None or not file.is_file():  # to open a file that is not there would make it
-        return False
-    try:
-        optuna.load_study(study_name=name, storage=_open_storage(storage))
-    except Exception:  # whatever it is, nobody can read it
-        return False
-    return True
-
-
-def _loss(storage: str, name: str) -> str:
-    """How a file lost the study, as far as can be told; nothing of servers."""
-    import optuna
-
-    file = _file_of(storage)
     if file is None:
-        return ""
-    if not file.exists():
-        return f"the file {file} is gone"
+        return "unknown"
+    if not file.is_file():  # to open a file that is not there would make it
+        return "unknown" if file.exists() else "gone"
     try:
         optuna.load_study(study_name=name, storage=_open_storage(storage))
     except KeyError:
-        return f"the file {file} does not hold the study any more"
-    except Exception:  # locked, or not to be read: what went wrong first says more
-        return ""
-    return ""
+        return "replaced"
+    except Exception:  # locked, or whatever else: nobody can read it
+        return "unknown"
+    return "held"
 
 
 def _open_storage(text: str) -> Any:
