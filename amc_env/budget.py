@@ -177,6 +177,11 @@ class FeasibleSet:
         ]
         if not fixed:
             return ""
+        if all(len(d.choices) == 1 for d in self._decisions):
+            return (
+                "Every decision has only one value on this grid: offer more of them (round_to: "
+                "kept channels come in multiples of it; min_ratio, bits)."
+            )
         return (
             f"No decision changes {' or '.join(fixed)}, so no plan can meet that bound: leave it "
             f"out, bound a cost that the decisions change, or decide something else as well "

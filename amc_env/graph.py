@@ -143,6 +143,22 @@ class LayerGraph:
         """Returns ``group name -> size``: the uncompressed network."""
         return {group.name: float(group.size) for group in self.groups}
 
+    def channels_per_unit(self, group: ChannelGroup) -> int:
+        """Returns how many output channels each producer of the group loses with one unit.
+
+        More than one where channels are tied: by groups of a normalisation or a convolution, by
+        attention heads. Of producers that differ, their greatest common divisor.
+        """
+        producers = set(group.producers)
+        found = [
+            multiplier
+            for layer in self.layers
+            if layer.name in producers
+            for name, multiplier in layer.out_width.terms
+            if name == group.name
+        ]
+        return math.gcd(*found) or 1
+
     def layer(self, name: str) -> LayerSpec:
         """Returns the layer of that name.
 

@@ -70,25 +70,34 @@ class Decision:
 
 
 def keep_ratio_decision(
-    group: str, size: int, round_to: int = 8, min_ratio: float = 0.0
+    group: str,
+    size: int,
+    round_to: int = 8,
+    min_ratio: float = 0.0,
+    channels_per_unit: int = 1,
 ) -> Decision:
     """Builds the keep-ratio decision of a channel group.
 
     Args:
         group: Name of the group.
         size: Its number of units.
-        round_to: Kept units come in multiples of this (hardware likes 8 or 16), capped by
-            ``size``; keeping everything is always legal.
+        round_to: Kept channels come in multiples of this (hardware likes 8 or 16), capped by
+            ``size`` units; keeping everything is always legal.
         min_ratio: Smallest keep ratio on offer.
+        channels_per_unit: Channels that are cut with one unit, see
+            :meth:`amc_env.graph.LayerGraph.channels_per_unit`.
 
     Raises:
         ValueError: If an argument is out of range.
     """
-    if size < 1 or round_to < 1:
-        raise ValueError(f"Expected size >= 1 and round_to >= 1, got {size} and {round_to}.")
+    if min(size, round_to, channels_per_unit) < 1:
+        raise ValueError(
+            f"Expected size, round_to and channels_per_unit >= 1, got {size}, {round_to} and "
+            f"{channels_per_unit}."
+        )
     if not 0.0 <= min_ratio <= 1.0:
         raise ValueError(f"Expected 0 <= min_ratio <= 1, got {min_ratio}.")
-    step = min(round_to, size)
+    step = min(round_to // math.gcd(round_to, channels_per_unit), size)
     kept = [k for k in range(step, size + 1, step) if k >= min_ratio * size]
     if not kept or kept[-1] != size:
         kept.append(size)

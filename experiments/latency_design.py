@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amc_env import LayerGraph, Width, keep_ratio_decision
+from amc_env import ChannelGroup, Decision, LayerGraph, Width, keep_ratio_decision
 from amc_env.cost_table import measured_layers
 
 POINTS = (3, 5, 7)  # primes
@@ -40,11 +40,16 @@ def levels_of(graph: LayerGraph, round_to: int, points: int) -> dict[str, tuple[
     check_points(points)
     result = {}
     for group in graph.groups:
-        decision = keep_ratio_decision(group.name, group.size, round_to)
+        decision = _decision(graph, group, round_to)
         choices = [decision.units(choice) for choice in decision.choices]
         index = np.linspace(0, len(choices) - 1, min(points, len(choices))).round().astype(int)
         result[group.name] = tuple(choices[i] for i in index)
     return result
+
+
+def _decision(graph: LayerGraph, group: ChannelGroup, round_to: int) -> Decision:
+    per_unit = graph.channels_per_unit(group)
+    return keep_ratio_decision(group.name, group.size, round_to, channels_per_unit=per_unit)
 
 
 def plans(
@@ -68,13 +73,13 @@ def plans(
 
 
 def random_plans(graph: LayerGraph, round_to: int, count: int, seed: int) -> list[Kept]:
-    """Returns plans with every group's units drawn evenly from all multiples of ``round_to``."""
+    """Returns plans with every group's channels drawn evenly from all multiples of ``round_to``."""
     dice = np.random.default_rng(seed)
     found = []
     for _ in range(count):
         plan = {}
         for group in graph.groups:
-            decision = keep_ratio_decision(group.name, group.size, round_to)
+            decision = _decision(graph, group, round_to)
             plan[group.name] = decision.units(float(dice.choice(decision.choices)))
         found.append(plan)
     return found

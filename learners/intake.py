@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_env.errors import InputDataError
+from learners.layout import laid_out
 from learners.stepping import seeded
 
 
@@ -52,7 +53,9 @@ def collect(
                 break
     if count == 0:
         raise InputDataError(f"Expected at least one batch of {name} images, got none.")
-    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+    # In the layout that networks are written for, however the loader has stored its batches.
+    joined = laid_out(torch.cat(images)[:limit], torch.contiguous_format)
+    return joined, torch.cat(labels)[:limit]
 
 
 def _check_batch(x: Tensor, y: Tensor, name: str, example: Tensor) -> None:

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 
 def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    """Returns images of any dimension, 4-d ones in ``layout``."""
-    return images.contiguous(memory_format=layout) if images.dim() == 4 else images.contiguous()
+    """Returns images of any dimension, 4-d ones in ``layout``, with exactly the strides of it.
+
+    Images of one channel (or one pixel) count as contiguous in both layouts, whatever the stride
+    along an axis of length 1 says. Convolutions choose the layout of their output by that stride:
+    it has to be the same for all images that a network sees.
+    """
+    wanted = layout if images.dim() == 4 else torch.contiguous_format
+    images = images.contiguous(memory_format=wanted)
+    strides = torch.empty(images.shape, device="meta", memory_format=wanted).stride()
+    return images if images.stride() == strides else images.as_strided(images.shape, strides)
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:

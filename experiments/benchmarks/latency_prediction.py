@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import typer
 
-from amc_env import LayerGraph, keep_ratio_decision
+from amc_env import LayerGraph
 from amc_env.cost_table import CostTable, measured_layers
 from amc_env.latency import TableCost
 from amc_env.storage import StorageFormat
@@ -28,6 +28,7 @@ from experiments.latency_networks import prepare
 from experiments.latency_table import Bench, TableOptions, measure_table
 from experiments.latency_timing import QUANTILE
 from experiments.models import make_model
+from learners.channel_pruning.decisions import keep_ratio_decisions
 
 NETWORKS = ("resnet20", "mobilenet_v2_fast")
 SHAPE = (3, 32, 32)
@@ -46,7 +47,7 @@ class Options:
 
 def cost_of(table: CostTable, graph: LayerGraph, precision: str, round_to: int) -> TableCost:
     """Returns the cost of pruning plans when every layer has one precision."""
-    ratios = [keep_ratio_decision(g.name, g.size, round_to) for g in graph.groups]
+    ratios = keep_ratio_decisions(graph, round_to, 0.0)
     bits = {layer.name: _BITS[precision] for layer in measured_layers(graph)}
     return TableCost(table, graph, ratios, StorageFormat(bits, bits))
 

@@ -16,7 +16,8 @@ def keep_ratio_decisions(
         UntraceableModelError: If the network has no group that can be cut.
     """
     decisions = tuple(
-        keep_ratio_decision(group.name, group.size, round_to, min_ratio) for group in graph.groups
+        keep_ratio_decision(g.name, g.size, round_to, min_ratio, graph.channels_per_unit(g))
+        for g in graph.groups
     )
     if not decisions:
         reasons = "; ".join(f"{k}: {v}" for k, v in graph.frozen.items()) or "no layers"

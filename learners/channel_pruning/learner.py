@@ -51,7 +51,7 @@ class ChannelPruning(Learner):
         criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
         proxy: Name in ``PROXIES``: the repairs a candidate gets before it is judged.
         finetune_steps: SGD steps on ``train`` before a candidate is judged.
-        round_to: Kept units come in multiples of this.
+        round_to: Kept channels come in multiples of this.
         min_ratio: Smallest keep ratio on offer.
         ignore: Layers (or prefixes of names) that must stay whole.
         train: Batches for ``finetune_steps``; the first ones are preloaded.

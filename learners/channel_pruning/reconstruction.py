@@ -48,10 +48,11 @@ class LayerReconstruction:
         self.kernel_size = weight[0, 0].numel()
         self.rows = statistics.rows
         self.mean: Tensor | None = None
-        self.gram = statistics.gram
-        if bias is not None:
+        if bias is None:
+            self.gram = statistics.uncentred()
+        else:
             self.gram = statistics.centred()
-            self.mean = statistics.sums / statistics.rows
+            self.mean = statistics.mean()
         dtype = self.gram.dtype
         self.bias = None if bias is None else bias.detach().to(dtype)
         # (conv groups, outputs per group, n)

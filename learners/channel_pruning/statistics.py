@@ -3,6 +3,10 @@
 For a layer with unfolded inputs ``X`` (rows = sampled output positions, columns = input channel x
 kernel position) all later work needs only ``G = X^T X`` and the column means. AMC fits its least
 squares on 1 x 1 convolutions only; unfolding the patch makes every convolution a linear layer.
+
+Columns that hardly vary around a large mean are shifted by it before the products: otherwise the
+variance would be the difference of two large numbers, nothing but rounding (Chan, Golub and LeVeque
+1983, "Algorithms for computing the sample variance").
 """
 
 from __future__ import annotations
@@ -25,24 +29,43 @@ _DOUBLE_UP_TO = 1024
 
 _ROWS_PER_COLUMN = 2
 
+_SHIFT_ABOVE = 100.0
+"""Columns whose squared mean is so many times their variance are shifted: up to there float32
+products, with a relative error of about 1e-7, leave five digits of the variance."""
+
 
 @dataclass(frozen=True)
 class InputStatistics:
     """Second moments of a layer's unfolded inputs.
 
     Args:
-        gram: ``X^T X`` per convolution group, shape (conv groups, n, n).
-        sums: Column sums of ``X`` per convolution group, shape (conv groups, n).
+        gram: ``(X - shift)^T (X - shift)`` per convolution group, shape (conv groups, n, n).
+        sums: Column sums of ``X - shift`` per convolution group, shape (conv groups, n).
         rows: Number of sampled positions.
+        shift: What was taken from the columns, shape (conv groups, n); ``None`` for nothing.
     """
 
     gram: Tensor
     sums: Tensor
     rows: int
+    shift: Tensor | None = None
 
     def centred(self) -> Tensor:
         """Returns the Gram matrices of ``X`` minus its column means."""
         return self.gram - self.sums.unsqueeze(2) * self.sums.unsqueeze(1) / self.rows
+
+    def uncentred(self) -> Tensor:
+        """Returns the Gram matrices ``X^T X``."""
+        if self.shift is None:
+            return self.gram
+        cross = self.sums.unsqueeze(2) * self.shift.unsqueeze(1)
+        square = self.shift.unsqueeze(2) * self.shift.unsqueeze(1)
+        return self.gram + cross + cross.transpose(1, 2) + self.rows * square
+
+    def mean(self) -> Tensor:
+        """Returns the column means of ``X``, shape (conv groups, n)."""
+        mean = self.sums / self.rows
+        return mean if self.shift is None else mean + self.shift
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -135,6 +158,7 @@ class _Accumulator:
         self.rows = 0
         self.gram: Tensor | None = None
         self.sums: Tensor | None = None
+        self.shift: Tensor | None = None
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = (args[0] if args else kwargs["input"]).detach().float()
@@ -146,6 +170,10 @@ class _Accumulator:
         else:
             rows = sample_rows(inputs, self.positions, self.generator)
         dtype = torch.float64 if rows.shape[2] <= _DOUBLE_UP_TO else torch.float32
+        if self.rows == 0:
+            self.shift = _shift(rows)
+        if self.shift is not None:
+            rows = rows - self.shift.unsqueeze(1).to(rows.dtype)
         # Products in float32, sums over batches in float64: the error of the normal equations is
         # that of one batch, about 1e-6 of the diagonal, well under the ridge of the solve.
         gram = (rows.transpose(1, 2) @ rows).to(dtype)
@@ -153,6 +181,27 @@ class _Accumulator:
         self.gram = gram if self.gram is None else self.gram.add_(gram)
         self.sums = sums if self.sums is None else self.sums.add_(sums)
         self.rows += rows.shape[1]
+
+    def result(self) -> InputStatistics | None:
+        """Returns what was added up; ``None`` if the layer was never called."""
+        if self.gram is None or self.sums is None:
+            return None
+        shift = None if self.shift is None else self.shift.to(self.sums.dtype)
+        return InputStatistics(self.gram, self.sums, self.rows, shift)
+
+
+def _shift(rows: Tensor) -> Tensor | None:
+    """Returns the means of the columns that hardly vary around them, 0 for all others.
+
+    Args:
+        rows: Of the first batch, shape (conv groups, rows, n).
+
+    Returns:
+        Shape (conv groups, n), or ``None`` if there are no such columns.
+    """
+    variance, mean = torch.var_mean(rows, 1, correction=0)
+    steady = mean.square() > _SHIFT_ABOVE * variance
+    return torch.where(steady, mean, 0.0) if bool(steady.any()) else None
 
 
 def collect_statistics(
@@ -207,8 +256,5 @@ def collect_statistics(
     finally:
         for hook in hooks:
             hook.remove()
-    return {
-        name: InputStatistics(a.gram, a.sums, a.rows)
-        for name, a in accumulators.items()
-        if a.gram is not None and a.sums is not None
-    }
+    results = {name: accumulator.result() for name, accumulator in accumulators.items()}
+    return {name: result for name, result in results.items() if result is not None}

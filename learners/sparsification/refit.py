@@ -59,8 +59,10 @@ def refit(
     for _ in range(_affordable(layer) if iterations is None else iterations):
         product = (step @ layer.gram) * stays + damping * step
         curvature = (step * product).sum(2, keepdim=True)
-        # Not above 0: the row is solved, or rounding of the Gram matrix shows.
-        length = torch.where(curvature > 0.0, power / curvature, 0.0)
+        # The damping alone curves as much as this. Less: the row is solved, or rounding has made
+        # the Gram matrix indefinite, and along such a direction there is no minimum to step to.
+        least = 0.5 * damping * step.square().sum(2, keepdim=True)
+        length = torch.where(curvature > least, power / curvature, 0.0)
         weight = weight + length * step
         residual = residual - length * product
         gain = (length * power).sum().item()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from amc_env import CompressionPlan
+from experiments.data.loader import Augmentation, Normalisation, TensorLoader
 from learners import (
     ChannelPruning,
     CodebookQuantization,
@@ -19,7 +20,7 @@ from learners import (
     WeightSparsification,
 )
 from learners.deep_compression import deep_compression
-from learners.layout import usable_layout
+from learners.layout import laid_out, usable_layout
 from learners.quantization.preparation import training_batches
 from learners.training import TrainingConfig, evaluate, train
 
@@ -136,3 +137,44 @@ def test_the_seed_decides_which_training_batches_a_quantizer_sees() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 6, 6), (4, 3, 1, 1), (1, 1, 1, 5), (2, 3, 4, 5), (3, 7)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_have_the_strides_of_their_layout_whatever_they_had_before(shape, layout):
+    """An axis of length 1 leaves the stride open, and convolutions go by the stride."""
+    plain = torch.rand(shape)
+    seen = {laid_out(plain, layout).stride()}
+    if len(shape) == 4:
+        for other in (torch.channels_last, torch.contiguous_format):
+            seen.add(laid_out(plain.clone(memory_format=other), layout).stride())
+        moved = plain.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        seen.add(laid_out(moved, layout).stride())
+        assert torch.equal(laid_out(moved, layout), plain)
+    assert len(seen) == 1
+
+
+class OneChannelLeNet(LeNet):
+    """The network of many tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_network_of_one_channel_that_views_its_maps_trains_from_our_loader(augmented) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = OneChannelLeNet()
+        pixels = torch.randint(0, 256, (48, 1, 8, 8), dtype=torch.uint8)
+    for images in (pixels, pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)):
+        loader = TensorLoader(
+            images, torch.arange(48) % 4, Normalisation(255.0, (0.5,), (0.25,)), batch_size=16,
+            shuffle=True, augmentation=Augmentation(pad=1) if augmented else None,
+        )  # fmt: skip
+        config = TrainingConfig(epochs=1, learning_rate=0.01, precision="fp32")
+        assert len(train(copy.deepcopy(model), loader, loader, config).history) == 1
+        learner = ChannelPruning(model, pixels[:1].float(), loader, loader, round_to=2)
+        small = learner.compress(CompressionPlan({d.key: d.choices[0] for d in learner.decisions}))
+        assert len(learner.finetune(small, loader, epochs=1, config=config).history) == 1

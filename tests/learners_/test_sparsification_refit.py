@@ -114,3 +114,43 @@ def test_inputs_that_are_always_zero_leave_their_weights_alone():
     mask[:, 0] = False
     weight, _ = refit(statistics, mask)
     assert torch.equal(weight[:, 2], layer.weight[:, 2].detach())
+
+
+@pytest.mark.parametrize("columns", [16, 120])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3, 1e-5, 0.0])
+@pytest.mark.parametrize("density", [0.25, 0.75])
+def test_inputs_that_hardly_vary_are_fitted_as_well_as_others(columns, spread, density):
+    """Pooled inputs of squeeze-and-excitation: the error depends on the spread not at all."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Linear(columns, columns)
+    mean = 3.0 * torch.rand(columns, generator=generator)
+    x = mean + spread * torch.randn(512, columns, generator=generator)
+    moments = collect_statistics(layer, list(x.split(64)), [""])
+    statistics = prepare_reconstruction(layer, moments)[""]
+    mask = Pattern.parse("unstructured").mask(layer.weight, round(density * layer.weight.numel()))
+    weight, bias = refit(statistics, mask)
+    assert bias is not None
+    assert weight.abs().max() < 2 * layer.weight.abs().max()
+    lost = x.double() - x.double().mean(0)
+    wrong = lost @ (layer.weight - weight).double().T
+    masked = lost @ (layer.weight * ~mask).double().T
+    assert wrong.square().sum() <= masked.square().sum()
+    shift = mean.double() @ (layer.weight - weight).double().T + (layer.bias - bias).double()
+    assert shift.abs().max() <= 5e-6 + 0.5 * spread
+
+
+def test_moments_of_steady_inputs_agree_with_double_precision():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.cat(
+        (1e4 + torch.randn(400, 3, generator=generator), torch.randn(400, 3, generator=generator)),
+        1,
+    )
+    layer = nn.Linear(6, 2)
+    found = collect_statistics(layer, list(x.split(100)), [""])[""]
+    exact = x.double()
+    centred = exact - exact.mean(0)
+    torch.testing.assert_close(found.mean()[0], exact.mean(0), rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(found.centred()[0], centred.T @ centred, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(found.uncentred()[0], exact.T @ exact, rtol=1e-6, atol=1e-2)
