@@ -1,53 +1,53 @@
-"""Agents of the user's own, found by the dotted path of their class."""
+"""Agents of the user's own, found by the name of their class."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
+import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from agents.base import Agent
 from agents.options import check_options, hints_of
+from amc_env.references import FORM, is_reference, resolve
 
-FORM = "package.module.Class"
+_HEAD = re.compile(r"[^:=,]*:[^:=,]*")
 
 
 def is_own(name: str) -> bool:
-    """Returns whether a name is a path, not one of ours."""
-    return "." in name
+    """Returns whether a name names code, and is not one of ours."""
+    return "." in name or ":" in name
+
+
+def own_head(label: str) -> str | None:
+    """Returns the ``module:Class`` that a label begins with, None if it begins with a plain name.
+
+    What stands behind the first colon of a plain name are options, and they have an equals sign.
+    """
+    match = _HEAD.match(label)
+    rest = label[match.end() :] if match else ""
+    if match is None or not is_reference(match[0].strip()) or rest[:1] not in ("", ":"):
+        return None
+    return match[0]
 
 
 def import_agent(path: str) -> Callable[..., Any]:
     """Imports what makes an agent; the current directory is searched too.
 
     Args:
-        path: ``"package.module.Class"``; a function that returns an agent will do as well.
+        path: ``"package.module:Class"``, or the older form ``"package.module.Class"``; a function
+            that returns an agent will do as well.
 
     Raises:
-        ValueError: If it cannot be imported, or is nothing that makes an agent.
+        ValueError: If it is not there, or is nothing that makes an agent.
     """
-    module_name, _, attribute = path.rpartition(".")
-    # A console script does not have the current directory on its path, `python -m` has. It comes
-    # last: a file of the user's must not take the place of a package that is imported later.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a module of the user's may fail with anything
-        raise ValueError(
-            f"The module {module_name!r} of the agent {path!r} cannot be imported "
-            f"({type(error).__name__}: {error}); write {FORM} with a module on the Python path."
-        ) from error
-    factory = getattr(module, attribute, None)
+    module_name, _, attribute = path.rpartition("." if ":" not in path else ":")
+    factory = resolve(f"{module_name}:{attribute}", "agent")
     is_class = inspect.isclass(factory)
     if not callable(factory) or (is_class and not issubclass(factory, Agent)):
-        got = "no such name" if factory is None else f"{attribute} = {factory!r}"
         raise ValueError(
             f"Expected {path!r} to be a subclass of agents.Agent, or a function that returns an "
-            f"agent; {module_name} has {got}."
+            f"agent; {module_name} has {attribute} = {factory!r}."
         )
     if inspect.isabstract(factory):
         missing = ", ".join(sorted(factory.__abstractmethods__))
@@ -57,15 +57,15 @@ def import_agent(path: str) -> Callable[..., Any]:
 
 
 def make_own(path: str, options: Mapping[str, Any]) -> Agent:
-    """Builds an agent of the user's own.
+    """Builds an agent of the user's own; what its code raises is not caught.
 
     Args:
-        path: ``"package.module.Class"``.
+        path: As :func:`import_agent` takes it.
         options: Its settings.
 
     Raises:
-        ValueError: If it cannot be imported, does not take the options, cannot be built, or is no
-            agent with a name to be recorded under.
+        ValueError: If it is not there, does not take the options, or is no agent with a name to be
+            recorded under.
     """
     factory = import_agent(path)
     check_options(options, hints_of(factory))
@@ -73,15 +73,7 @@ def make_own(path: str, options: Mapping[str, Any]) -> Agent:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
         raise ValueError(f"The agent {path!r} does not take these options: {error}") from error
-    try:
-        agent = factory(**options)
-    except ValueError:  # about an option: the constructor says it better
-        raise
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"The agent {path!r} could not be made ({type(error).__name__}: {error})."
-        ) from error
-    return _checked(agent, path)
+    return _checked(factory(**options), path)
 
 
 def _checked(agent: object, path: str) -> Agent:
@@ -99,3 +91,6 @@ def _checked(agent: object, path: str) -> Agent:
             f"constructor; it does not."
         )
     return agent
+
+
+__all__ = ["FORM", "import_agent", "is_own", "make_own", "own_head"]

@@ -14,7 +14,7 @@ from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from agents.local_search import LocalSearch
 from agents.options import check_options, hints_of, words_of
 from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
-from agents.own import FORM, import_agent, is_own, make_own
+from agents.own import FORM, import_agent, is_own, make_own, own_head
 from agents.random_search import RandomSearch
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
@@ -66,7 +66,8 @@ def make_agent(name: str, **options: Any) -> Agent:
     """Builds an agent.
 
     Args:
-        name: One of :data:`AGENTS`, or ``"package.module.Class"`` for an agent of the user's own.
+        name: One of :data:`AGENTS`, or ``"package.module:Class"`` for an agent of the user's own
+            (older form: ``"package.module.Class"``).
         **options: The agent's own settings.
 
     Raises:
@@ -109,24 +110,35 @@ def is_deterministic(label: str) -> bool:
         label: As :func:`agent_from_label` takes it. A name that is not one of ours says nothing
             of chance, so the answer is no.
     """
-    name = label.partition(":")[0].strip()
+    name = split_label(label)[0]
     return bool(getattr(AGENTS.get(name), "deterministic", False))
 
 
 def read_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Reads ``"name"`` or ``"name:option=value,option=value"``; nothing is built.
+    """Reads ``"name"`` or ``"name:option=value,option=value"``; nothing is built or imported.
 
     Raises:
         ValueError: If the label has another form.
     """
-    name = label.partition(":")[0]
-    return name.strip(), {key: _value(text) for key, text in _texts(label).items()}
+    return split_label(label)[0], {key: _value(text) for key, text in _texts(label).items()}
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Returns the name and the text of the options of a label.
+
+    The name of an agent of the user's own has a colon too: ``"my.module:Mine:option=value"``.
+    """
+    head = label.partition(":")[0].strip()
+    own = None if head in AGENTS else own_head(label)
+    if own is None:
+        return head, label.partition(":")[2]
+    return own.strip(), label[len(own) :].removeprefix(":")
 
 
 def _texts(label: str) -> dict[str, str]:
     """The options of a label as they stand there."""
     texts: dict[str, str] = {}
-    for part in filter(None, label.partition(":")[2].split(",")):
+    for part in filter(None, split_label(label)[1].split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise ValueError(
@@ -150,7 +162,7 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
     Raises:
         ValueError: If the label has another form, or the agent does not take an option.
     """
-    name, texts = label.partition(":")[0].strip(), _texts(label)
+    name, texts = split_label(label)[0], _texts(label)
     words = words_of(_hints_for(name))  # worker=1 is the worker called "1"
     options = {key: text if key in words else _value(text) for key, text in texts.items()}
     others = {k for k in options if prefix and k.startswith(prefix)}

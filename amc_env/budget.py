@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from amc_env.errors import InfeasibleBudgetError
 from amc_env.plan import Decision, DecisionKind
 
 Bounds = tuple[float, float]
+
+DEFAULT_COST = "macs"
+"""What a number alone bounds: ``budget=0.5`` is ``macs=0.5``."""
 
 _BISECTIONS = 30
 _MAX_REMEMBERED = 20_000
@@ -40,8 +45,7 @@ class Budget:
             raise ValueError("Expected at least one bound, e.g. Budget(macs=0.5).")
         self.bounds: dict[str, Bounds] = {}
         for name, bound in bounds.items():
-            pair = bound if isinstance(bound, Sequence) else (0.0, bound)
-            lower, upper = (float(end) for end in pair)
+            lower, upper = _pair(name, bound)
             if not (0.0 <= lower <= upper <= 1.0 and upper > 0.0):
                 raise ValueError(
                     f"Expected 0 <= lower <= upper <= 1 and upper > 0 for the budget of {name}, "
@@ -50,12 +54,46 @@ class Budget:
             self.bounds[name] = (lower, upper)
 
     @classmethod
+    def of(cls, budget: BudgetLike) -> Budget:
+        """Reads a budget in any form, all of which but the first are plain JSON.
+
+        Args:
+            budget: A budget; a text as :meth:`parse` takes it; a number, which bounds the MACs
+                (``0.5`` is ``"macs=0.5"``); or cost name -> number, ``[lower, upper]`` or text,
+                as in ``{"macs": [0.45, 0.5], "mean_bits": "4/32"}``.
+
+        Raises:
+            ValueError: If it has another form.
+        """
+        if isinstance(budget, Budget):
+            return budget
+        if isinstance(budget, str):
+            return cls.parse(budget)
+        if isinstance(budget, Real) and not isinstance(budget, bool):
+            return cls(**{DEFAULT_COST: float(budget)})
+        if isinstance(budget, Mapping) and all(isinstance(name, str) for name in budget):
+            return cls(
+                **{
+                    name: _numbers(value, name) if isinstance(value, str) else value
+                    for name, value in budget.items()
+                }
+            )
+        raise ValueError(
+            f"Expected a budget as 'macs=0.5', 0.5 (of the {DEFAULT_COST}) or "
+            f"{{'macs': [0.45, 0.5], 'bytes': 0.3}}, got {budget!r}."
+        )
+
+    @classmethod
     def parse(cls, text: str) -> Budget:
         """Reads ``"macs=0.5,bytes=0.2:0.3"``; a number may be a fraction, ``"mean_bits=4/32"``.
+
+        A number alone bounds the MACs: ``"0.5"`` is ``"macs=0.5"``.
 
         Raises:
             ValueError: If the text has another form.
         """
+        if "=" not in text and text.strip():
+            text = f"{DEFAULT_COST}={text}"
         bounds: dict[str, float | Sequence[float]] = {}
         for part in text.split(","):
             name, _, value = part.partition("=")
@@ -95,6 +133,29 @@ class Budget:
     def is_met(self, cost_ratio: Mapping[str, float]) -> bool:
         """Whether every bounded ratio lies within its bounds."""
         return all(lo <= cost_ratio[name] <= hi for name, (lo, hi) in self.bounds.items())
+
+
+BudgetLike = Budget | str | float | Mapping[str, Any]
+"""What :meth:`Budget.of` reads."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _pair(name: str, bound: Any) -> Bounds:
+    """Lower and upper bound, of a number or of two."""
+    pair = bound if isinstance(bound, Sequence) and not isinstance(bound, str) else (0.0, bound)
+    if len(pair) != 2 or not all(map(_is_number, pair)):
+        raise ValueError(
+            f"Expected a number or [lower, upper] for the budget of {name}, got {bound!r}."
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def _numbers(text: str, name: str) -> Bounds:
+    """Reads ``"0.5"``, ``"4/32"`` or ``"0.45:0.5"``."""
+    return Budget.parse(f"{name}={text}").bounds[name.strip()]
 
 
 def _number(text: str) -> float:

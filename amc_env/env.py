@@ -12,10 +12,11 @@ import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from amc_env.actions import READINGS, ReadingContext
-from amc_env.budget import Bounds, Budget, FeasibleSet, value_span
+from amc_env.budget import Bounds, Budget, BudgetLike, FeasibleSet, value_span
 from amc_env.cost import COSTS, CostModel, make_cost, original_cost
 from amc_env.graph import LayerGraph
 from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
+from amc_env.own_costs import own_costs
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
@@ -105,11 +106,15 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     Args:
         learner: What compresses and judges, e.g. ``learners.ChannelPruning``.
-        budget: The bounds, or their text form ``"macs=0.5,bytes=0.2:0.3"``.
+        budget: The bounds in any form that ``Budget.of`` reads: ``Budget(macs=0.5)``,
+            ``"macs=0.5,bytes=0.2:0.3"``, ``{"macs": [0.45, 0.5]}``, or ``0.5``, which means
+            ``macs=0.5``.
         action: Name of the reading.
-        reward: Name from ``amc_env.reward.REWARDS`` or a function of a ``Result``.
+        reward: Name from ``amc_env.reward.REWARDS``, a function of a ``Result``, or where one is:
+            ``"package.module:name"``.
         cost_models: Further costs by name (say ``{"latency": table}``), usable in budget and
-            reward beside those of ``amc_env.COSTS`` and the learner's own, which they replace.
+            reward beside those of ``amc_env.COSTS`` and the learner's own, which they replace; or
+            where their classes are, ``{"energy": "package.module:Energy"}``.
         render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
 
     Raises:
@@ -122,11 +127,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
     def __init__(
         self,
         learner: Compressible,
-        budget: Budget | str,
+        budget: BudgetLike,
         *,
         action: str = DEFAULT_READING,
         reward: str | RewardFunction = "accuracy",
-        cost_models: Mapping[str, CostModel] | None = None,
+        cost_models: Mapping[str, CostModel | str] | None = None,
         render_mode: str | None = None,
     ) -> None:
         if action not in READINGS:
@@ -151,7 +156,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.costs: dict[str, CostModel] = {
             **{name: make_cost(name, self.graph, self.decisions) for name in COSTS},
             **getattr(learner, "cost_models", {}),
-            **(cost_models or {}),
+            **own_costs(
+                cost_models or {}, self.graph, self.decisions, getattr(learner, "storage", None)
+            ),
         }
         self.original_cost = {n: original_cost(c, self.decisions) for n, c in self.costs.items()}
         self._judged: dict[CompressionPlan, float] = {}
@@ -160,13 +167,14 @@ class CompressionEnv(gym.Env[Observation, Action]):
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
         self.outcome(CompressionPlan.full(self.decisions), learner.original_accuracy)
 
-    def set_budget(self, budget: Budget | str) -> None:
+    def set_budget(self, budget: BudgetLike) -> None:
         """Changes the budget; an episode under way is given up.
 
         Raises:
             InfeasibleBudgetError: If no plan meets it; the old budget stays.
+            ValueError: If it has a form that ``Budget.of`` does not read.
         """
-        new = Budget.parse(budget) if isinstance(budget, str) else budget
+        new = Budget.of(budget)
         self._feasible = FeasibleSet(new, self.costs, self.decisions)
         self.budget = new
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.budget import Budget
+from amc_env.budget import Budget, BudgetLike
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.env import DEFAULT_READING, CompressionEnv
 from amc_env.errors import CompressionError
@@ -81,10 +81,11 @@ class RecordedLearner:
 
 def make_recorded(
     task: str,
-    budget: str | None = None,
+    budget: BudgetLike | None = None,
     action: str = DEFAULT_READING,
     reward: str = "accuracy",
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds a recorded task.
 
@@ -94,8 +95,9 @@ def make_recorded(
         budget: As in ``CompressionEnv``; None takes the one under which the plans were recorded.
             Other ones extrapolate the further they leave it.
         action: Reading of the action, see ``CompressionEnv``.
-        reward: Name from ``amc_env.REWARDS``.
+        reward: Name from ``amc_env.REWARDS``, or ``"package.module:name"``.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+        cost_models: Further costs by name, as in ``CompressionEnv``.
 
     Raises:
         CompressionError: If the file is missing, damaged or of another version.
@@ -109,6 +111,7 @@ def make_recorded(
         budget if budget is not None else learner.task.budget,
         action=action,
         reward=reward,
+        cost_models=cost_models,
         render_mode=render_mode,
     )
     _warn_outside(env.budget, learner.task)

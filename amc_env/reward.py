@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
+
+from amc_env.errors import InputDataError
+from amc_env.references import FORM, is_reference, resolve
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,53 @@ REWARDS: dict[str, RewardFunction] = {
 }
 
 
+@dataclass(frozen=True)
+class OwnReward:
+    """A reward of the user's own, whose numbers are checked.
+
+    Args:
+        reference: Where it is, ``"package.module:name"``.
+        function: What is there.
+    """
+
+    reference: str
+    function: RewardFunction
+
+    def __call__(self, result: Result) -> float:
+        """Returns the reward.
+
+        Raises:
+            InputDataError: If it is no finite number.
+        """
+        reward = self.function(result)
+        if not isinstance(reward, Real) or not math.isfinite(reward):
+            raise InputDataError(
+                f"Expected the reward {self.reference!r} to return a finite number, got {reward!r}."
+            )
+        return float(reward)
+
+
 def resolve_reward(reward: str | RewardFunction) -> RewardFunction:
-    """Returns the function behind a name, or the function itself.
+    """Returns the function behind a name or a reference, or the function itself.
+
+    Args:
+        reward: A name of :data:`REWARDS`; ``"package.module:name"`` for a function of a
+            :class:`Result` of the user's own; or such a function.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or there is no function.
     """
     if callable(reward):
         return reward
-    if reward not in REWARDS:
-        raise ValueError(f"Unknown reward {reward!r}; expected one of {sorted(REWARDS)}.")
-    return REWARDS[reward]
+    if isinstance(reward, str) and reward in REWARDS:
+        return REWARDS[reward]
+    if not isinstance(reward, str) or not is_reference(reward):
+        raise ValueError(
+            f"Unknown reward {reward!r}; expected one of {sorted(REWARDS)}, or {FORM} for your own."
+        )
+    found = resolve(reward, "reward")
+    if not callable(found) or isinstance(found, type):
+        raise InputDataError(
+            f"Expected the reward {reward!r} to be a function of an amc_env.Result, got {found!r}."
+        )
+    return OwnReward(reward, found)

@@ -10,10 +10,11 @@ along the chain, so dynamic programming finds the optimum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from amc_env.budget import BudgetLike
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.env import CompressionEnv
 from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
@@ -223,10 +224,11 @@ def _chain(widths: list[int]) -> LayerGraph:
 def make_synthetic(
     n_layers: int = 12,
     seed: int = 0,
-    budget: str = "macs=0.5",
+    budget: BudgetLike = "macs=0.5",
     action: str = "centred",
     reward: str = "accuracy",
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds the environment behind ``amc/synthetic-v0``."""
     return CompressionEnv(
@@ -234,6 +236,7 @@ def make_synthetic(
         budget,
         action=action,
         reward=reward,
+        cost_models=cost_models,
         render_mode=render_mode,
     )
 
@@ -241,10 +244,11 @@ def make_synthetic(
 def make_synthetic_bits(
     n_layers: int = 12,
     seed: int = 0,
-    budget: str = "mean_bits=4/32",
+    budget: BudgetLike = "mean_bits=4/32",
     action: str = "centred",
     reward: str = "accuracy",
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds the environment behind ``amc/synthetic-bits-v0``."""
     return CompressionEnv(
@@ -252,6 +256,7 @@ def make_synthetic_bits(
         budget,
         action=action,
         reward=reward,
+        cost_models=cost_models,
         render_mode=render_mode,
     )
 
@@ -259,10 +264,11 @@ def make_synthetic_bits(
 def make_synthetic_joint(
     n_layers: int = 12,
     seed: int = 0,
-    budget: str = "macs=0.5,bytes=0.1",
+    budget: BudgetLike = "macs=0.5,bytes=0.1",
     action: str = "centred",
     reward: str = "accuracy",
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds the environment behind ``amc/synthetic-joint-v0``."""
     return CompressionEnv(
@@ -270,6 +276,7 @@ def make_synthetic_joint(
         budget,
         action=action,
         reward=reward,
+        cost_models=cost_models,
         render_mode=render_mode,
     )
 
@@ -277,10 +284,11 @@ def make_synthetic_joint(
 def make_synthetic_density(
     n_layers: int = 12,
     seed: int = 0,
-    budget: str = "density=0.1",
+    budget: BudgetLike = "density=0.1",
     action: str = "centred",
     reward: str = "accuracy",
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds the environment behind ``amc/synthetic-density-v0``."""
     return CompressionEnv(
@@ -288,5 +296,6 @@ def make_synthetic_density(
         budget,
         action=action,
         reward=reward,
+        cost_models=cost_models,
         render_mode=render_mode,
     )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from amc_env.cost import COSTS
+from amc_env.references import is_reference
 
 if TYPE_CHECKING:
     from experiments.configs import RunConfig
@@ -79,6 +83,29 @@ def _check_teacher(config: RunConfig) -> None:
         f"FILE to know anything; got {config.teacher!r} without. Only a factory of yours "
         f"(package.module:factory) may bring its own."
     )
+
+
+def own_cost_references(texts: Sequence[str]) -> dict[str, str]:
+    """Returns cost name -> ``package.module:Class`` of ``--cost``; nothing is imported.
+
+    Raises:
+        ValueError: If a text has another form, or a name is taken.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, reference = (part.strip() for part in text.partition("="))
+        if not name.isidentifier() or not is_reference(reference):
+            raise ValueError(
+                f"Expected --cost as NAME=package.module:Class, e.g. energy=costs:Energy, got "
+                f"{text!r}."
+            )
+        if name in COSTS or name in found:
+            raise ValueError(
+                f"Expected --cost with a name that is free, got {name!r} "
+                f"{'twice' if name in found else ', which is counted already'}; choose another."
+            )
+        found[name] = reference
+    return found
 
 
 def of_how_many(pattern: str) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from experiments.config_values import (
     check_choices,
     check_numbers,
     option,
+    own_cost_references,
 )
 
 STAGES = ("train", "search", "finetune", "export", "evaluate", "report")
@@ -83,6 +84,7 @@ class RunConfig:
     n_validation: int = _option(3000, "search")
     ignore: tuple[str, ...] = _option((), "search")
     cost_table: tuple[str, ...] = _option((), "search")
+    cost: tuple[str, ...] = _option((), "search")
     warm_start: str | None = _option(None, "search")
 
     weight_bits: str = _option("2-8", "search")
@@ -154,6 +156,7 @@ class RunConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         check_numbers(self)
+        own_cost_references(self.cost)
 
     def _only(self, name: str) -> int | None:
         """The one width of ``weight_bits`` or ``activation_bits``; None if there is a choice."""

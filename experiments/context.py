@@ -15,7 +15,9 @@ from torch import nn
 from amc_env import Budget, InputDataError
 from amc_env.actions import READINGS
 from amc_env.cost import COSTS
-from amc_env.reward import REWARDS
+from amc_env.references import FORM, is_reference
+from amc_env.reward import REWARDS, resolve_reward
+from experiments.config_values import own_cost_references
 from experiments.configs import RunConfig
 from experiments.data import DataSplits, load_data
 from experiments.learner_options import check_options
@@ -116,17 +118,23 @@ def check_search_options(config: RunConfig) -> None:
     if config.is_progressive:
         stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
     Proxy.parse(config.proxy, config.finetune_steps)
-    for option, value, known in (
-        ("--action", config.reading, READINGS),
-        ("--reward", config.reward, REWARDS),
-    ):
-        if value not in known:
-            raise ValueError(f"Unknown {option} {value!r}; expected one of {', '.join(known)}.")
+    if config.reading not in READINGS:
+        raise ValueError(
+            f"Unknown --action {config.reading!r}; expected one of {', '.join(READINGS)}."
+        )
+    if config.reward not in REWARDS and not is_reference(config.reward):
+        raise ValueError(
+            f"Unknown --reward {config.reward!r}; expected one of {', '.join(REWARDS)}, or "
+            f"{FORM} for your own."
+        )
+    resolve_reward(config.reward)
+    own = own_cost_references(config.cost)
     for cost in Budget.parse(config.budget).bounds:
-        if cost not in COSTS and not config.cost_table:
+        if cost not in COSTS and cost not in own and not config.cost_table:
             raise ValueError(
-                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(COSTS)}, or one "
-                f"from a table given by --cost-table (`amc latency-table` measures latency)."
+                f"Unknown cost {cost!r} in --budget; expected one of {', '.join([*COSTS, *own])}, "
+                f"one from a table given by --cost-table (`amc latency-table` measures latency), "
+                f"or one of your own, --cost {cost}=module:Class."
             )
 
 

@@ -130,10 +130,11 @@ def _check_stages(config: RunConfig) -> None:
         raise ValueError(
             f"{' and '.join(used)} exclude each other: each is a way of its own to cut; choose one."
         )
-    if config.is_progressive and config.cost_table:
+    if config.is_progressive and (config.cost_table or config.cost):
         raise ValueError(
-            "--cost-table measures layers of the original network, and --progressive searches "
-            "smaller ones; give a budget in macs, params or bytes."
+            f"--cost{'-table' if config.cost_table else ''} counts by the layers of the original "
+            f"network, and --progressive searches smaller ones; give a budget in macs, params or "
+            f"bytes."
         )
 
 

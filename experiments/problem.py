@@ -12,9 +12,11 @@ from amc_env import Budget, CompressionPlan, InfeasibleBudgetError, make_cost
 from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS, CostModel
 from amc_env.graph import LayerGraph
+from amc_env.own_costs import own_costs
 from amc_env.plan import Decision, DecisionKind
 from amc_env.reward import Result, resolve_reward
 from amc_env.storage import StorageFormat
+from experiments.config_values import own_cost_references
 from experiments.configs import RunConfig
 from experiments.learners_registry import plan_facts
 from experiments.packed_header import header_bytes
@@ -48,8 +50,8 @@ class Problem:
         return {name: cost(values) for name, cost in self.costs.items()}
 
     @property
-    def tables(self) -> dict[str, CostModel]:
-        """The costs that come from tables."""
+    def further(self) -> dict[str, CostModel]:
+        """The costs that come from tables, or are the user's own."""
         return {name: cost for name, cost in self.costs.items() if name not in COSTS}
 
     def original(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ def make_problem(
     Args:
         config: The options.
         traced: The original network.
-        tables: Whether to read the cost tables.
+        tables: Whether to read the cost tables, and to build the costs of ``--cost``.
         example: A batch as the network takes it, to count the packed file's header in the bytes;
             without it they are a few hundred too few.
 
@@ -85,6 +87,7 @@ def make_problem(
     }
     if tables:
         costs |= read_tables(config, graph, decisions, storage)
+        costs |= _own_costs(config, costs, graph, decisions, storage)
     return Problem(graph, decisions, costs)
 
 
@@ -105,7 +108,8 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
         if cost not in problem.costs:
             raise ValueError(
                 f"Unknown cost {cost!r} in --budget; expected one of {', '.join(problem.costs)}, "
-                f"or one from a table given by --cost-table (`amc latency-table` makes them)."
+                f"one from a table given by --cost-table (`amc latency-table` makes them), or one "
+                f"of your own, --cost {cost}=module:Class."
             )
     if problem.decisions:
         FeasibleSet(_as_far_as_known(budget, problem), problem.costs, problem.decisions)
@@ -153,6 +157,23 @@ def check_the_only_plan(
             f"All bits are fixed, and with them the costs: {found}; that breaks {budget!r}. Leave "
             f"the budget out, or let bits be decided, e.g. --weight-bits 2-8."
         )
+
+
+def _own_costs(
+    config: RunConfig,
+    known: Mapping[str, CostModel],
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    storage: StorageFormat | None,
+) -> Mapping[str, CostModel]:
+    """Returns the costs of ``--cost``: name -> model."""
+    references = own_cost_references(config.cost)
+    if twice := sorted(references.keys() & known.keys()):
+        raise ValueError(
+            f"Expected --cost and --cost-table with different costs, got two of {twice[0]}; choose "
+            f"another name."
+        )
+    return own_costs(references, graph, decisions, storage)
 
 
 def read_tables(

@@ -98,7 +98,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         config.budget,
         action=config.reading,
         reward=config.reward,
-        cost_models=task.problem.tables if config.cost_table else None,
+        cost_models=task.problem.further if config.cost_table or config.cost else None,
     )
     recorder = TrialRecorder(folder / "trials.jsonl", lambda plan: cost_of(env, plan))
     for trial in recorder.recorded:

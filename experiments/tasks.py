@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from amc_env import CompressionEnv
+from amc_env.budget import BudgetLike
 from amc_env.env import DEFAULT_READING
 from experiments.data import DataSplits, load_data
 from experiments.models import load_weights, make_model
@@ -30,7 +31,7 @@ def make_channels(
     model: str = "digitsnet",
     data: str = "digits",
     weights: str | None = None,
-    budget: str = "macs=0.5",
+    budget: BudgetLike = "macs=0.5",
     action: str = DEFAULT_READING,
     reward: str = "accuracy",
     proxy: str = "reconstruction+recalibration",
@@ -42,6 +43,7 @@ def make_channels(
     precision: str = "auto",
     seed: int = 0,
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds a channel-pruning task for any network, data set and weights file.
 
@@ -49,9 +51,10 @@ def make_channels(
         model: Name from ``experiments.models`` or ``package.module:factory``.
         data: ``"digits"``, a folder of parquet files, or a hub name.
         weights: Trained weights; None takes those shipped for ``digitsnet`` on ``digits``.
-        budget: ``"macs=0.5"``, ``"macs=0.45:0.5,bytes=0.3"``.
+        budget: ``"macs=0.5"``, ``"macs=0.45:0.5,bytes=0.3"``, ``{"macs": [0.45, 0.5]}``, or
+            ``0.5``, which means ``macs=0.5``.
         action: Reading of the action, see ``CompressionEnv``.
-        reward: Name from ``amc_env.REWARDS``.
+        reward: Name from ``amc_env.REWARDS``, or ``"package.module:name"``.
         proxy: How a candidate is repaired before it is judged.
         finetune_steps: Training steps of a candidate before it is judged.
         criterion: How channels are ranked.
@@ -61,6 +64,7 @@ def make_channels(
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         seed: Draws everything random in the learner; the splits are always the same.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+        cost_models: Further costs for budget and reward: name -> ``"package.module:Class"``.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for.
@@ -81,11 +85,14 @@ def make_channels(
         train=splits.train,
         seed=seed,
     )
-    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+    return CompressionEnv(
+        learner, budget, action=action, reward=reward, cost_models=cost_models,
+        render_mode=render_mode,
+    )  # fmt: skip
 
 
 def make_digits_channels(
-    budget: str = "macs=0.3", round_to: int = 2, **options: Any
+    budget: BudgetLike = "macs=0.3", round_to: int = 2, **options: Any
 ) -> CompressionEnv:
     """Builds ``amc/digits-channels-v0``: a trained network on scikit-learn's embedded digits.
 
@@ -118,7 +125,7 @@ def make_bits(
     model: str = "digitsnet",
     data: str = "digits",
     weights: str | None = None,
-    budget: str = "mean_bits=4/32",
+    budget: BudgetLike = "mean_bits=4/32",
     quantizer: str = "uniform",
     weight_bits: int | Sequence[int] = ALL_BITS,
     activation_bits: int | Sequence[int] = 8,
@@ -131,6 +138,7 @@ def make_bits(
     precision: str = "auto",
     seed: int = 0,
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
     quantization: Mapping[str, Any] | None = None,
 ) -> CompressionEnv:
     """Builds a task that decides the bits of every layer, as HAQ does.
@@ -163,14 +171,17 @@ def make_bits(
         seed=seed,
         **dict(quantization or {}),
     )
-    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+    return CompressionEnv(
+        learner, budget, action=action, reward=reward, cost_models=cost_models,
+        render_mode=render_mode,
+    )  # fmt: skip
 
 
 def make_density(
     model: str = "digitsnet",
     data: str = "digits",
     weights: str | None = None,
-    budget: str = "density=0.25",
+    budget: BudgetLike = "density=0.25",
     pattern: str = "unstructured",
     min_density: float = 0.02,
     action: str = DEFAULT_READING,
@@ -182,6 +193,7 @@ def make_density(
     precision: str = "auto",
     seed: int = 0,
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
 ) -> CompressionEnv:
     """Builds a task that decides how many weights of every layer stay.
 
@@ -209,14 +221,17 @@ def make_density(
         train=splits.train,
         seed=seed,
     )
-    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+    return CompressionEnv(
+        learner, budget, action=action, reward=reward, cost_models=cost_models,
+        render_mode=render_mode,
+    )  # fmt: skip
 
 
 def make_joint(
     model: str = "digitsnet",
     data: str = "digits",
     weights: str | None = None,
-    budget: str = "macs=0.5,bytes=0.15",
+    budget: BudgetLike = "macs=0.5,bytes=0.15",
     quantizer: str = "uniform",
     weight_bits: int | Sequence[int] = ALL_BITS,
     activation_bits: int | Sequence[int] = 8,
@@ -231,6 +246,7 @@ def make_joint(
     precision: str = "auto",
     seed: int = 0,
     render_mode: str | None = None,
+    cost_models: Mapping[str, str] | None = None,
     pruning: Mapping[str, Any] | None = None,
     quantization: Mapping[str, Any] | None = None,
 ) -> CompressionEnv:
@@ -262,7 +278,10 @@ def make_joint(
         precision=precision,
         seed=seed,
     )
-    return CompressionEnv(learner, budget, action=action, reward=reward, render_mode=render_mode)
+    return CompressionEnv(
+        learner, budget, action=action, reward=reward, cost_models=cost_models,
+        render_mode=render_mode,
+    )  # fmt: skip
 
 
 def make_digits_bits(**options: Any) -> CompressionEnv:

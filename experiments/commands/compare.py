@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from experiments.comparison.records import Results, SearchRecord
     from experiments.comparison.running import Comparison
     from experiments.comparison.tasks import Places
+
+_OPTION = re.compile(r"[\w.]+\s*=")
 
 DEFAULT_TASKS = ("digits-channels",)
 DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg-one-shot")
@@ -33,7 +36,7 @@ AgentName = Annotated[
     typer.Option(
         help="Agent, as for `amc search`, with options if wanted: ddpg:elite_share=0. May be "
         "repeated; several without options may be given with commas. Your own: "
-        "package.module.Class.",
+        "package.module:Class.",
         show_default=", ".join(DEFAULT_AGENTS),
     ),
 ]
@@ -197,10 +200,15 @@ def _split(values: Sequence[str] | None) -> list[str]:
 
 
 def _agents(values: Sequence[str] | None) -> list[str]:
-    """Labels; a comma separates agents unless the label has options, which have commas too."""
+    """Labels; a comma separates agents, or the options of one: those are ``option=value``."""
     labels: list[str] = []
     for value in values or ():
-        labels += [value.strip()] if ":" in value else _split([value])
+        begun = len(labels)
+        for part in _split([value]):
+            if len(labels) > begun and ":" in labels[-1] and _OPTION.match(part):
+                labels[-1] += f",{part}"
+            else:
+                labels.append(part)
     return labels
 
 

@@ -119,14 +119,14 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     budget: Annotated[
         str,
         typer.Option(
-            help="Hard limits as shares of the original: macs=0.5; several: macs=0.5,bytes=0.3; "
-            "lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: macs, params, bytes "
-            "(of the packed file), density (weights that are not zero), bops (MACs x weight bits x "
-            "activation bits), mean_bits (per weight, of 32), and those of --cost-table, e.g. "
-            "latency. Not given: macs=0.5; density=0.25 (of a pattern N:M no less than N/M); for "
-            "bits mean_bits in the middle of --weight-bits (4/32 for 2-8), or bops where only "
-            "--activation-bits are decided; for both macs=0.5,bytes=0.15 (more where weights have "
-            "more than 4 bits).",
+            help="Hard limits as shares of the original: macs=0.5 (or 0.5 alone); several: "
+            "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: "
+            "macs, params, bytes (of the packed file), density (weights that are not zero), bops "
+            "(MACs x weight bits x activation bits), mean_bits (per weight, of 32), and those of "
+            "--cost-table (latency, say) and --cost. Not given: macs=0.5; density=0.25 (of a "
+            "pattern N:M no less than N/M); for bits mean_bits in the middle of --weight-bits "
+            "(4/32 for 2-8), or bops where only --activation-bits are decided; for both "
+            "macs=0.5,bytes=0.15 (more where weights have more than 4 bits).",
             show_default=False,
             rich_help_panel=_SEARCH,
         ),
@@ -140,7 +140,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
             "each decision, then compute); gradient, layer-errors (compute, in seconds); "
             "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
             "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
-            "package.module.Class.",
+            "package.module:Class.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.agent
@@ -159,7 +159,8 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         str,
         typer.Option(
             help="accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, accuracy_bops, "
-            "accuracy_latency (with --cost-table) or haq.",
+            "accuracy_latency (with --cost-table) or haq. Your own: package.module:function of an "
+            "amc_env.Result.",
             rich_help_panel=_SEARCH,
         ),
     ] = _DEFAULT.reward
@@ -201,6 +202,16 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         typer.Option(
             help="Table of measured costs (JSON, from `amc latency-table`), which the budget may "
             "then name; may be repeated, or several with commas.",
+            show_default=False,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None
+
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Cost of your own, NAME=package.module:Class, a subclass of amc_env.CostModel; "
+            "the budget may then name it. May be repeated, or several with commas.",
             show_default=False,
             rich_help_panel=_SEARCH,
         ),
@@ -281,7 +292,7 @@ TASK = (
 )  # fmt: skip
 SEARCH = (
     "learner", "budget", "agent", "episodes", "proxy", "finetune_steps", "n_validation", "ignore",
-    "reading", "reward", "cost_table", "warm_start", *PRUNING, *BITS,
+    "reading", "reward", "cost_table", "cost", "warm_start", *PRUNING, *BITS,
 )  # fmt: skip
 NEW_RUN = ("out", "seed", "resume", "precision", "threads", "device")
 OUTPUT = ("quiet", "debug")

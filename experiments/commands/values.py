@@ -92,6 +92,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "std": functools.partial(_numbers, "std"),
     "ignore": _names,
     "cost_table": _files,
+    "cost": lambda given: tuple(
+        part.strip() for text in given or () for part in text.split(",") if part.strip()
+    ),
     "warm_start": lambda path: None if path is None else str(path.expanduser().resolve()),
     "stages": lambda text: _numbers("stages", text) or (),
     "first_last_bits": _bits_or_none,

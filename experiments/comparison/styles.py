@@ -6,8 +6,11 @@ marker change. The uniform plan is grey, as the ground that others stand on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from agents.registry import split_label
 
 INK, SOFT, FAINT = "#1c2430", "#5d6979", "#e4e8ee"
 
@@ -22,6 +25,7 @@ _LINES: tuple[tuple[float, tuple[float, ...]], ...] = (
 _MARKERS = ("o", "s", "^", "D", "v")
 _BASELINE = "uniform"
 _LONGEST_LABEL = 26
+_SEPARATORS = re.compile("[.:]")
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def _short_labels(agents: list[str]) -> dict[str, str]:
     """Labels that fit beside a figure, still all different."""
     labels: dict[str, str] = {}
     for agent in agents:
-        name, colon, options = agent.partition(":")
-        telling = name.rpartition(".")[2] + colon + options  # of package.module.Class the class
+        name, options = split_label(agent)
+        telling = _SEPARATORS.split(name)[-1]  # of package.module:Class the class
+        telling += f":{options}" if options else ""
         short = telling
         if len(telling) > _LONGEST_LABEL:
             short = telling[: _LONGEST_LABEL - 1] + "…"

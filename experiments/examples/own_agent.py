@@ -1,12 +1,12 @@
 r"""A search agent of your own, and how it does beside those that are here.
 
 The cross-entropy method of ``own_policy.py`` as an ``agents.Agent``: what it gains are records,
-resuming, TensorBoard and fair comparisons. Name it by the path of its class wherever an agent is
-named::
+resuming, TensorBoard and fair comparisons. Name it as module and class wherever an agent
+is named::
 
     amc compare --task digits-channels-recorded --seeds 20 --evaluations 100 \
-        --agent experiments.examples.own_agent.CrossEntropy,local,ddpg-one-shot --out runs/mine
-    amc compress --agent experiments.examples.own_agent.CrossEntropy:batch=5 --out runs/smaller
+        --agent experiments.examples.own_agent:CrossEntropy,local,ddpg-one-shot --out runs/mine
+    amc compress --agent experiments.examples.own_agent:CrossEntropy:batch=5 --out runs/smaller
 """
 
 from __future__ import annotations

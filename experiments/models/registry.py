@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from amc_env.errors import InputDataError
+from amc_env.references import resolve
 from experiments.models.densenet import densenet40
 from experiments.models.digitsnet import digitsnet
 from experiments.models.lenet import lenet
@@ -66,13 +64,9 @@ def make_model(
     if image_size is not None:
         wanted["image_size"] = image_size
     accepted = _keywords(factory)
-    try:
-        model = factory(**{key: value for key, value in wanted.items() if key in accepted})
-    except TypeError as error:
-        raise InputDataError(
-            f"The model factory {name!r} cannot be called with only n_classes and in_channels: "
-            f"{error}; give its other parameters default values."
-        ) from error
+    keywords = {key: value for key, value in wanted.items() if key in accepted}
+    _check_call(factory, name, keywords)
+    model = factory(**keywords)  # what it raises is the user's to see
     if not isinstance(model, nn.Module):
         raise InputDataError(
             f"The model factory {name!r} must return a torch.nn.Module, got "
@@ -88,6 +82,19 @@ def _keywords(factory: ModelFactory) -> set[str]:
         return set()
 
 
+def _check_call(factory: ModelFactory, name: str, keywords: dict[str, Any]) -> None:
+    """Checks that a factory can be called so, before its own code is run."""
+    try:
+        inspect.signature(factory).bind(**keywords)
+    except TypeError as error:
+        raise InputDataError(
+            f"The model factory {name!r} cannot be called with only n_classes and in_channels: "
+            f"{error}; give its other parameters default values."
+        ) from error
+    except ValueError:  # some builtins have no signature
+        return
+
+
 def _known_factory(name: str) -> ModelFactory:
     if name in MODELS:
         return MODELS[name]
@@ -100,23 +107,11 @@ def _known_factory(name: str) -> ModelFactory:
 
 
 def _import_factory(name: str) -> ModelFactory:
-    module_name, _, attribute = name.partition(":")
-    # A console script does not have the current directory on its path, `python -m` has.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise InputDataError(
-            f"The module {module_name!r} of the model {name!r} cannot be imported: {error}; "
-            "write 'package.module:factory' with a module on the Python path."
-        ) from error
-    factory = getattr(module, attribute, None)
+    factory = resolve(name, "model")
     if not callable(factory):
         raise InputDataError(
-            f"The module {module_name!r} has no function {attribute!r}; expected "
-            "'package.module:factory' where calling the factory gives a network."
+            f"Expected the model {name!r} to be a function or a class that makes a network, got "
+            f"{type(factory).__name__}."
         )
     result: ModelFactory = factory
     return result

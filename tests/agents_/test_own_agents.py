@@ -10,7 +10,9 @@ import pytest
 from contracts.agent_contract import AgentContract
 
 from agents import agent_from_label, make_agent
+from agents.registry import read_label
 from experiments.cli import run
+from experiments.commands.compare import _agents
 from experiments.comparison.records import RESULTS, read_results
 from experiments.examples.own_agent import CrossEntropy
 
@@ -114,12 +116,11 @@ def test_a_function_that_returns_an_agent_will_do(module):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (
-            "nowhere.Mine",
-            r"'nowhere' of .* \(ModuleNotFoundError: .*package.module.Class",
-        ),
-        ("broken_agents.Mine", r"cannot be imported \(ZeroDivisionError"),
-        ("my_agents.Yours", "my_agents has no such name"),
+        ("nowhere.Mine", r"'nowhere' of .* 'nowhere' on the Python path.*package.module:name"),
+        ("nowhere:Mine", r"'nowhere' of .* 'nowhere' on the Python path.*package.module:name"),
+        ("my_agent:Mine", "'my_agent' on .* did you mean 'my_agents'"),
+        ("my_agents.Yours", "'my_agents' .* has no 'Yours'"),
+        ("my_agents:Main", "'my_agents' .* has no 'Main'; did you mean 'Mine'"),
         ("my_agents.NoAgent", "Expected .* a subclass of agents.Agent"),
         ("my_agents.value", "value = 3"),
         ("my_agents.nothing", "to return an agents.Agent, got None"),
@@ -128,15 +129,41 @@ def test_a_function_that_returns_an_agent_will_do(module):
         ("my_agents.Mine:speed=1", "does not take these options"),
         ("my_agents.Halfway", "Halfway to implement run"),
         ("my_agents.Forgetful", r"to call super\(\).__init__\(\)"),
-        ("my_agents.Broken", r"could not be made \(KeyError: 'key'\)"),
-        ("leaving_agents.Mine", r"cannot be imported \(SystemExit"),
-        ("mine", "package.module.Class for your own"),
+        ("my_agents:Mine:speed=1", "does not take these options"),
+        ("mine", "package.module:name for your own"),
     ],
 )
 @pytest.mark.usefixtures("module")
 def test_what_makes_no_agent_is_refused(label, message):
     with pytest.raises(ValueError, match=message):
         agent_from_label(label)
+
+
+@pytest.mark.parametrize(
+    ("label", "error"),
+    [
+        ("broken_agents:Mine", ZeroDivisionError),
+        ("leaving_agents.Mine", SystemExit),
+        ("my_agents:Broken", KeyError),
+    ],
+)
+@pytest.mark.usefixtures("module")
+def test_what_its_code_raises_is_not_hidden(label, error):
+    with pytest.raises(error):
+        agent_from_label(label)
+
+
+def test_the_syntax_of_all_references_and_the_older_one_mean_the_same(module):
+    for label in (f"{module}:Mine:times=2", f"{module}.Mine:times=2"):
+        assert agent_from_label(label)[0].hyperparameters()["times"] == 2
+        assert read_label(label)[1] == {"times": 2}
+    assert read_label(" a.b:Mine ") == ("a.b:Mine", {})
+    assert _agents([f"a:B,{module}:Mine:x=1,y=journal:f.log,local", "tpe:seed=1"]) == [
+        "a:B",
+        f"{module}:Mine:x=1,y=journal:f.log",
+        "local",
+        "tpe:seed=1",
+    ]
 
 
 def test_what_is_not_annotated_plainly_may_be_anything(module):

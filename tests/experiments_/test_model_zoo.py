@@ -182,8 +182,8 @@ def test_a_users_factory_gets_the_keywords_it_names(user_module: str) -> None:
     [
         ("needs_more", "cannot be called.*width.*default values"),
         ("no_network", "must return a torch.nn.Module, got int"),
-        ("constant", "has no function 'constant'"),
-        ("missing", "has no function 'missing'"),
+        ("constant", "to be a function or a class.*got int"),
+        ("missing", "has no 'missing'"),
     ],
 )
 def test_a_users_factory_that_is_none_is_refused(
