@@ -56,7 +56,7 @@ def largest(decisions: Sequence[Decision]) -> Array:
 
 def with_weights(graph: LayerGraph) -> list[LayerSpec]:
     """The layers that have weights, in network order."""
-    return [x for x in graph.layers if x.kind != "matmul"]
+    return [x for x in graph.layers if x.has_weights]
 
 
 def checked_folding(graph: LayerGraph, storage: StorageFormat | None) -> dict[str, str]:

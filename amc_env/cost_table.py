@@ -126,7 +126,7 @@ def measured_layers(graph: LayerGraph) -> list[LayerSpec]:
 
     Products without weights (attention) are part of what the layer behind them costs.
     """
-    return [layer for layer in graph.layers if layer.kind != "matmul"]
+    return [layer for layer in graph.layers if layer.has_weights]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def task_to_json(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "graph": asdict(graph),
+        "graph": _graph_row(graph),
         "decisions": [asdict(d) | {"kind": d.kind.value} for d in decisions],
         "storage": None if storage is None else _storage_row(storage),
     }
@@ -100,6 +100,13 @@ def _decision(row: Mapping[str, Any]) -> Decision:
     return Decision(**{**row, "kind": DecisionKind(row["kind"]), "choices": tuple(row["choices"])})
 
 
+def _graph_row(graph: LayerGraph) -> dict[str, Any]:
+    row = asdict(graph)
+    if not row["notes"]:  # files of networks without any are as they were before there were notes
+        del row["notes"]
+    return row
+
+
 def _graph(row: Mapping[str, Any]) -> LayerGraph:
     readers: dict[str, Callable[[Mapping[str, Any]], object]] = {
         "layers": _layer,
@@ -107,7 +114,7 @@ def _graph(row: Mapping[str, Any]) -> LayerGraph:
         "channel_parameters": lambda x: ChannelParameters(**{**x, "width": _width(x["width"])}),
     }
     lists = {name: tuple(read(x) for x in row[name]) for name, read in readers.items()}
-    return LayerGraph(**{**row, **lists})
+    return LayerGraph(**{**row, **lists, "notes": tuple(row.get("notes", ()))})
 
 
 def _layer(row: Mapping[str, Any]) -> LayerSpec:

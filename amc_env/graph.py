@@ -11,8 +11,17 @@ any weight axis is then linear in the kept units of the groups:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+_WORTH_A_REMARK = 0.05  # share of the multiply-adds
+_MOST_NAMED = 5
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first few names in a row, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer with weights (or a weightless matrix product), as the cost models see it.
+    """A layer with weights, or another operation that multiplies, as the cost models see it.
 
     ``MACs = positions * prod(kernel) * in_width * out_width``, which also holds for depthwise and
     grouped convolutions because ``in_width`` is the axis length of the weight, i.e. the input
@@ -63,7 +72,10 @@ class LayerSpec:
 
     Args:
         name: Qualified module name.
-        kind: ``"conv"``, ``"linear"`` or ``"matmul"`` (attention products, no weights).
+        kind: ``"conv"``, ``"linear"``, ``"matmul"`` (products of activations, no weights), or
+            ``"fixed"``: an operation that no cut changes and no other kind expresses, such as a
+            recurrent kernel; ``in_width`` is its multiply-adds, its weights are among
+            ``other_parameters`` of the graph.
         in_width: ``weight.shape[1]``.
         out_width: ``weight.shape[0]``.
         kernel: Spatial kernel, empty for linear layers.
@@ -86,6 +98,11 @@ class LayerSpec:
     has_bias: bool = False
     input_size: tuple[int, ...] = ()
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a layer with weights of its own."""
+        return self.kind not in ("matmul", "fixed")
+
     def macs(self, kept: Mapping[str, float]) -> float:
         """Returns the multiply-adds for one image."""
         return (
@@ -96,8 +113,8 @@ class LayerSpec:
         )
 
     def weights(self, kept: Mapping[str, float]) -> float:
-        """Returns the number of weights, without the bias; 0 for matrix products."""
-        if self.kind == "matmul":
+        """Returns the number of weights, without the bias; 0 where there is no layer."""
+        if not self.has_weights:
             return 0.0
         return math.prod(self.kernel) * self.in_width.at(kept) * self.out_width.at(kept)
 
@@ -130,6 +147,7 @@ class LayerGraph:
         other_parameters: Learned numbers in no layer above (position embeddings, ...).
         other_buffer_bytes: Bytes of buffers that no group controls (counters, masks, ...).
         frozen: Channels that stay whole: layer name -> the reason.
+        notes: Sentences on what the facts above do not cover.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -138,6 +156,7 @@ class LayerGraph:
     other_parameters: int = 0
     other_buffer_bytes: int = 0
     frozen: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def full(self) -> dict[str, float]:
         """Returns ``group name -> size``: the uncompressed network."""
@@ -158,6 +177,28 @@ class LayerGraph:
             if name == group.name
         ]
         return math.gcd(*found) or 1
+
+    def fixed_shares(self) -> dict[str, float]:
+        """Returns layer -> its share of all multiply-adds, for those that no group changes."""
+        full = self.full()
+        total = sum(layer.macs(full) for layer in self.layers)
+        fixed = (x for x in self.layers if not (x.in_width.terms or x.out_width.terms))
+        return {layer.name: layer.macs(full) / total for layer in fixed if layer.macs(full)}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Returns what to know before a budget is set, in sentences: fixed costs, notes."""
+        shares = self.fixed_shares()
+        share = sum(shares.values())
+        kinds = {layer.kind for layer in self.layers}
+        if not self.groups or (share < _WORTH_A_REMARK and "fixed" not in kinds):
+            return self.notes
+        ordered = sorted(shares, key=lambda name: -shares[name])
+        named = [f"{name} ({shares[name]:.1%})" for name in ordered]
+        return (
+            f"{share:.1%} of the multiply-adds are in operations that no cut of channels changes: "
+            f"{some(named)}.",
+            *self.notes,
+        )
 
     def layer(self, name: str) -> LayerSpec:
         """Returns the layer of that name.

@@ -135,7 +135,7 @@ class LayerBits:
     ) -> None:
         decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
         check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
-        given = [0.0 if x.kind == "matmul" else float(fixed.get(x.name, 0.0)) for x in layers]
+        given = [float(fixed.get(x.name, 0.0)) if x.has_weights else 0.0 for x in layers]
         self._bits: Array = np.array([b if b < OFF_BITS else 0.0 for b in given])
         self._rows = np.array([i for i, x in enumerate(layers) if x.name in decided], dtype=np.intp)
         self._columns = np.array([decided[layers[i].name] for i in self._rows], dtype=np.intp)

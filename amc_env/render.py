@@ -49,7 +49,7 @@ def layer_widths(
             layer.macs(kept),
         )
         for layer in graph.layers
-        if layer.kind != "matmul"
+        if layer.has_weights
     ]
 
 

@@ -197,6 +197,8 @@ class Grouper:
             if reason is not None:
                 frozen.setdefault(layer, reason)
         for call in self.mode.calls:
-            if call.weight is None and not call.factors:
+            if call.operation:
+                frozen.setdefault(call.module, f"the cost of its {call.operation} is fixed")
+            elif call.weight is None and not call.factors:
                 frozen.setdefault(call.module, "its weight is computed")
         return frozen

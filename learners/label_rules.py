@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from learners.counting import operation_macs
+from learners.label_state import Call
 from learners.labels import varies
 from learners.layer_rules import LayerRules
 from learners.movement_rules import IDENTITIES, MOVEMENTS, RESHAPES, STRUCTURAL
@@ -76,6 +78,7 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         self._alive.append((tensors, out))
+        self.touched.update(id(x) for x in tensors if id(x) in self.parameters)
         if not tensors or name in _SILENT:
             return out
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -83,10 +86,17 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         kind = "movement" if plain in STRUCTURAL else "other"
         for seen in self.observed:
             seen.add(kind)
+        known = len(self.calls)
         try:
             self._apply(plain, pointwise, args, kwargs, out)
         except Exception as error:  # a rule that fails must never lose the network
             self._freeze_all(tensors, f"{name} could not be followed ({error})")
+        missing = operation_macs(func, args, kwargs, out)
+        missing -= sum(call.macs for call in self.calls[known:])
+        if missing > 0:
+            # Whole channels keep what is missing the same in every cut network.
+            self._freeze_all(tensors, f"it enters the operation {name}, whose cost is fixed")
+            self.calls.append(Call(None, self.modules[-1], (missing,), operation=plain))
         return out
 
     def _apply(self, name: str, pointwise: bool, args: Any, kwargs: Any, out: Any) -> None:

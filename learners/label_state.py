@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Call:
         bias: The bias, if it is a parameter.
         input_size: Spatial size of the input.
         factors: Labels along ``shape`` for an activation product, None where fixed.
+        operation: Of what no rule expresses: its name; ``shape`` is its multiply-adds then.
     """
 
     weight: Tensor | None
@@ -42,6 +44,12 @@ class Call:
     bias: Tensor | None = None
     input_size: tuple[int, ...] = ()
     factors: tuple[Tensor | None, ...] = ()
+    operation: str = ""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds over the whole batch, with nothing cut."""
+        return math.prod(self.shape) * (1 if self.factors or self.operation else self.positions)
 
 
 class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -60,6 +68,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.parameter_labels: dict[int, Tensor] = {}  # other parameters: an id per coordinate
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels
         self.calls: list[Call] = []
+        self.touched: set[int] = set()  # parameters and buffers that entered any operation
         self.modules: list[str] = [""]  # stack of running modules
         self.movers: set[str] = set()  # modules whose own code moves labelled data
         self.observed: list[set[str]] = []  # kinds of operations, for whoever pushed a set

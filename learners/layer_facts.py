@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width, some
+from learners.counting import stored_buffers
 from learners.label_rules import LabelMode
 from learners.label_state import Call
 from learners.labels import varies
@@ -37,6 +38,7 @@ class LayerFacts:
         self.unit_of_label = unit_of_label
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.widths = _Widths(groups)
+        self.own_biases = _own_biases(mode.calls)
 
     def graph(self, slots: Sequence[Slot], frozen: Mapping[str, str]) -> LayerGraph:
         """Returns the graph.
@@ -50,19 +52,39 @@ class LayerFacts:
         parameters = self._channel_parameters(slots)
         full = {group.name: float(group.size) for group in self.groups}
         counted = sum(layer.weights(full) + layer.has_bias * layer.out_width.at(full)
-                      for layer in layers if layer.kind != "matmul")  # fmt: skip
+                      for layer in layers if layer.has_weights)  # fmt: skip
         counted += sum(entry.n_parameters * entry.width.at(full) for entry in parameters)
         buffers = sum(entry.n_buffers * entry.width.at(full) for entry in parameters)
         total = sum(tensor.numel() for tensor in self.model.parameters())
-        buffer_bytes = sum(t.numel() * t.element_size() for t in self.model.buffers())
+        stored = stored_buffers(self.model).values()
+        buffer_bytes = sum(t.numel() * t.element_size() for t in stored)
         return LayerGraph(
             tuple(layers), tuple(self.groups), tuple(parameters), round(total - counted),
-            round(buffer_bytes - 4 * buffers), dict(frozen),
+            round(buffer_bytes - 4 * buffers), dict(frozen), self._notes(total),
         )  # fmt: skip
+
+    def _notes(self, total: int) -> tuple[str, ...]:
+        """Says which parameters the run has not used: nothing is known about their layers."""
+        idle = {
+            name: parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if id(parameter) not in self.mode.touched
+        }
+        if not idle:
+            return ()
+        names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
+        return (
+            f"{sum(idle.values()) / total:.1%} of the parameters did nothing on the example"
+            f" ({some(names)}): they stay whole, and their multiply-adds count nothing, so that"
+            f" costs are those of the run that was seen.",
+        )
 
     def _layers(self, axes: Mapping[tuple[str, int], Width]) -> list[LayerSpec]:
         specs: dict[str, LayerSpec] = {}
         for call in self.mode.calls:
+            if call.operation:
+                self._add_fixed(specs, call)
+                continue
             if call.weight is None:
                 spec = self._product(call)
                 count = 2
@@ -74,16 +96,24 @@ class LayerFacts:
             name = self.mode.parameters[id(call.weight)]
             layer = layer_name(name)
             positions = call.positions // self.batch
-            if layer in specs and specs[layer].kind != "matmul":
+            if layer in specs and specs[layer].has_weights:
                 old = specs[layer]
                 specs[layer] = replace(old, positions=old.positions + positions)
                 continue
             rows, columns = (axes.get((name, axis), Width(call.shape[axis])) for axis in (0, 1))
             specs[layer] = LayerSpec(
                 layer, "conv" if call.kernel else "linear", columns, rows, call.kernel, call.stride,
-                call.groups, positions, call.bias is not None, call.input_size,
+                call.groups, positions, id(call.weight) in self.own_biases, call.input_size,
             )  # fmt: skip
         return list(specs.values())
+
+    def _add_fixed(self, specs: dict[str, LayerSpec], call: Call) -> None:
+        """Adds what an operation without a rule costs; a module's calls of it are one entry."""
+        name = f"{call.module}.{call.operation}".lstrip(".")
+        macs = -(-call.macs // self.batch)
+        if name in specs:
+            macs += specs[name].in_width.fixed
+        specs[name] = LayerSpec(name, "fixed", Width(macs), Width(1))
 
     def _product(self, call: Call) -> LayerSpec:
         name = f"{call.module}.product".lstrip(".")
@@ -128,22 +158,43 @@ class LayerFacts:
 
     def _channel_parameters(self, slots: Sequence[Slot]) -> list[ChannelParameters]:
         entries: dict[tuple[str, Width], list[int]] = {}
-        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
+        stored, own = stored_buffers(self.model), self.own_biases.values()
         for slot in slots:
             tensor = self.tensors[slot.name]
-            if id(tensor) in self.mode.axis_labels or id(tensor) in biases:
+            if id(tensor) in self.mode.axis_labels or id(tensor) in own:
                 continue
-            if tensor.element_size() != 4:
+            if not isinstance(tensor, nn.Parameter) and (
+                tensor.element_size() % 4 or slot.name not in stored
+            ):
                 continue
             counts = entries.setdefault(
                 (slot.module or slot.name, self.widths.of(slot.units)), [0, 0]
             )
             per_channel = tensor.numel() // tensor.shape[slot.axis]
-            counts[0 if isinstance(tensor, nn.Parameter) else 1] += per_channel
+            if isinstance(tensor, nn.Parameter):
+                counts[0] += per_channel
+            else:
+                counts[1] += per_channel * tensor.element_size() // 4
         return [
             ChannelParameters(name, width, parameters, buffers)
             for (name, width), (parameters, buffers) in entries.items()
         ]
+
+
+def _own_biases(calls: Sequence[Call]) -> dict[int, int]:
+    """Returns ``id(weight) -> id(bias)`` of the biases that are counted with their layers.
+
+    That is the first one of every weight; further ones, of layers that share the weight, are
+    parameters of the channels. A bias that layers share is that of the first.
+    """
+    owners: dict[int, int] = {}
+    weights: set[int] = set()
+    for call in calls:
+        if call.weight is not None and id(call.weight) not in weights:
+            weights.add(id(call.weight))
+            if call.bias is not None and id(call.bias) not in owners.values():
+                owners[id(call.weight)] = id(call.bias)
+    return owners
 
 
 class _Widths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from learners.label_state import Call
@@ -152,7 +153,11 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         shape = query.shape[:-2]
         q, k, v = (
             None if labels is None else labels.reshape(-1, *labels.shape[-2:])
-            for labels in map(self._activation_label, (query, key, value))
+            for labels in (
+                self._activation_label(query),
+                self._shared_heads(key, shape),
+                self._shared_heads(value, shape),
+            )
         )
         tokens, inner = query.shape[-2:]
         memory, width = value.shape[-2:]
@@ -164,3 +169,10 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         result = self._contract(scores, v, (heads, tokens, memory, width))
         if result is not None:
             self.set_label(out[0], result.reshape(*shape, tokens, width))
+
+    def _shared_heads(self, tensor: Tensor, shape: torch.Size) -> Tensor | None:
+        """Labels of keys or values, one per head of the query: several may share a key."""
+        labels = self._activation_label(tensor)
+        if labels is None or labels.shape[:-2] == shape:
+            return labels
+        return labels.repeat_interleave(shape[-1] // labels.shape[-3], dim=-3)

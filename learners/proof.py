@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from amc_env.graph import ChannelGroup
+from learners.claims import Claims
 from learners.forward_tracing import TracedForward
 from learners.grouping import Grouper, Grouping
 from learners.outputs import difference
@@ -158,7 +159,10 @@ def prove(
         provers = [Prover(Surgeon(net, grouping, rewrites), inputs) for net in (generic, model)]
         faults = _Trial(grouping, provers, proved, generator).faults()
         if not faults:
-            return grouping, rewrites
+            claims = Claims(provers[-1].surgeon, arguments, batch)
+            faults = claims.faults(torch.Generator().manual_seed(0))
+        if not faults:
+            return replace(grouping, graph=claims.completed()), rewrites
         sizes = {group.name: group.size for group in grouping.graph.groups}
         for name, reason in faults.items():
             start = grouping.first_unit[name]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learners.counting import visible_attention
 from learners.forward_tracing import TracedForward
 from learners.label_rules import LabelMode
 from learners.labels import LabelTable
@@ -21,17 +22,6 @@ _KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn
           nn.TransformerDecoderLayer, nn.RNNBase)  # fmt: skip
 # Widths that their classes keep in attributes of their own.
 _WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding)
-
-
-@contextmanager
-def visible_attention() -> Iterator[None]:
-    """Switches fused encoder layers off: inside them nothing can be seen."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @dataclass

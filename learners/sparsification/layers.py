@@ -62,7 +62,7 @@ def sparse_choice(
     )
     decisions, left_dense = [], {}
     for layer in graph.layers:
-        if layer.kind == "matmul":
+        if not layer.has_weights:
             continue
         if reason := _reason(layer.name, candidates, wanted, modules, owners, pattern):
             left_dense[layer.name] = reason

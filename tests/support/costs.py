@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc_env.graph import LayerGraph
@@ -26,6 +28,31 @@ def counted_flops(model: nn.Module, example: Tensor) -> int:
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     return int(counter.get_total_flops())
+
+
+def counted_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-adds by PyTorch's own counter, and by hand what it leaves out.
+
+    That is the one kernel of an LSTM, products with vectors, and ``nn.Bilinear``.
+    """
+    missing = 0
+
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal missing
+        source = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
+        if isinstance(module, nn.LSTM):
+            gates = sum(w.numel() for w in module.parameters() if w.dim() == 2)
+            missing += source.numel() // source.shape[-1] * gates
+        elif isinstance(module, nn.Bilinear):
+            missing += len(output) * module.weight.numel()
+        else:
+            missing += getattr(module, "macs_by_hand", 0)
+
+    handles = [module.register_forward_hook(add) for module in model.modules()]
+    flops = counted_flops(model, example)
+    for handle in handles:
+        handle.remove()
+    return flops // 2 + missing
 
 
 def counted_parameters(model: nn.Module) -> int:
