@@ -158,7 +158,7 @@ def outcome(stage: str, task: Task) -> str:
         return f"open {folder / 'report.html'}"
     result = folder.results(stage)
     if stage == "train" and not result["epochs"]:
-        return "weights taken"
+        return result.get("taken") or "weights taken"
     if stage == "train":
         return f"validation accuracy {result['validation_accuracy']:.2%}"
     if stage == "search":

@@ -57,6 +57,7 @@ class RunConfig:
     data: str = _option("digits", "task")
     weights: str | None = _option(None, "task")
     allow_pickle: bool = _option(False, "task")
+    model_args: tuple[str, ...] = _option((), "task")
     seed: int = _option(0, "task")
     validation_size: int | None = _option(None, "task")
     validation_split: str = _option("random", "task")

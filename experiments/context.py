@@ -6,7 +6,6 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -166,9 +165,9 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         InputDataError: If the model is unknown, or the weights do not fit it.
         UntraceableModelError: If nothing of the network can be cut.
     """
-    model = build_original(config.model, facts)
+    model = build_original(config.model, facts, config.model_args)
     if config.weights is not None:
-        load_weights(model, Path(config.weights), allow_pickle=config.allow_pickle)
+        load_weights(model, config.weights, allow_pickle=config.allow_pickle)
     _check_forward(model, facts, config)
     if not with_budget:
         return

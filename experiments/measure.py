@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments.configs import RunConfig
 from experiments.context import facts_of, load_splits, use_threads
 from experiments.evaluate import measure, predicted_costs
 from experiments.models import load_weights
+from experiments.models.weights import split_key
 from experiments.networks import (
     build_original,
     compressed_name,
@@ -53,8 +55,10 @@ def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     data = load_splits(config)
     facts = facts_of(data)
     use_threads(config, facts, training=True)
-    network = build_original(config.model, facts)
-    load_weights(network, path, allow_pickle=config.allow_pickle)
+    network = build_original(config.model, facts, config.model_args)
+    taken = load_weights(network, path, allow_pickle=config.allow_pickle)
+    if taken:  # not among the results, which are one line of JSON
+        print(taken, file=sys.stderr)
     graph = trace(network, example_input(facts)).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
-    return measure(network, costs, data.test, path.stat().st_size)
+    return measure(network, costs, data.test, split_key(path)[0].stat().st_size)

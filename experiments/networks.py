@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from amc_env import CompressionPlan, RunFolderError
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
+from experiments.models.arguments import parse_arguments
 from experiments.runs import RunFolder, TaskFacts
 from learners.masking import masked_layers
 from learners.quantization.modules import quantized_layers
@@ -31,14 +32,21 @@ def example_input(facts: TaskFacts) -> Tensor:
     return torch.zeros(1, *facts.image_shape)
 
 
-def build_original(model: str, facts: TaskFacts) -> nn.Module:
-    """Returns the untrained network of that name for these data, in eval mode."""
+def build_original(model: str, facts: TaskFacts, arguments: Sequence[str] = ()) -> nn.Module:
+    """Returns the untrained network of that name for these data, in eval mode.
+
+    Args:
+        model: Its name, or ``package.module:factory``.
+        facts: About the data.
+        arguments: Further ``key=value`` for its factory, as ``--model-args`` takes them.
+    """
     with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
         return make_model(
             model,
             n_classes=facts.n_classes,
             in_channels=facts.image_shape[0],
             image_size=facts.image_shape[1],
+            arguments=parse_arguments(arguments),
         ).eval()
 
 
@@ -143,7 +151,7 @@ def load_original(folder: RunFolder) -> nn.Module:
         raise RunFolderError(
             f"{path} is missing; continue the run with `amc compress ... --resume`."
         )
-    model = build_original(folder.config.model, folder.facts)
+    model = build_original(folder.config.model, folder.facts, folder.config.model_args)
     load_weights(model, path)
     return model.eval()
 

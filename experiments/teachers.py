@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 from torch import nn
 
@@ -30,6 +30,7 @@ def load_teacher(config: RunConfig, facts: TaskFacts) -> nn.Module | None:
         return None
     network = build_original(config.teacher, facts)
     if config.teacher_weights is not None:
-        path = Path(config.teacher_weights)
-        load_weights(network, path, allow_pickle=config.allow_pickle)
+        taken = load_weights(network, config.teacher_weights, allow_pickle=config.allow_pickle)
+        if taken:
+            print(f"    teacher: {taken}", file=sys.stderr)
     return network.eval()

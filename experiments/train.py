@@ -26,7 +26,7 @@ def initial_network(config: RunConfig, facts: TaskFacts) -> nn.Module:
     """Returns the network before training; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         torch.manual_seed(config.seed)
-        return build_original(config.model, facts)
+        return build_original(config.model, facts, config.model_args)
 
 
 def run_train(task: Task) -> None:
@@ -39,10 +39,10 @@ def run_train(task: Task) -> None:
     model = initial_network(config, folder.facts)
     started = time.perf_counter()
     if config.weights is not None:
-        load_weights(model, Path(config.weights), allow_pickle=config.allow_pickle)
+        taken = load_weights(model, config.weights, allow_pickle=config.allow_pickle)
         save_network(model, folder / "original.safetensors")
         seconds = time.perf_counter() - started
-        folder.finish("train", seconds=round(seconds, 3), epochs=0)
+        folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=taken)
         return
     settings = TrainingConfig(
         epochs=config.train_epochs,

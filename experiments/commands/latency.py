@@ -38,9 +38,10 @@ Template = Annotated[
 ]
 
 
-@takes("model", *o.OUTPUT)
+@takes("model", "model_args", *o.OUTPUT)
 def latency_table(
     model: str,
+    model_args: list[str] | None,
     out: Out,
     quiet: bool,
     runtime: Runtime = "onnxruntime",
@@ -76,6 +77,7 @@ def latency_table(
     from experiments.latency_networks import PRECISIONS
     from experiments.latency_table import TableOptions
     from experiments.models import make_model
+    from experiments.models.arguments import parse_arguments
 
     image = _image_shape(shape)
     precisions = tuple(dict.fromkeys(precision or PRECISIONS))
@@ -89,7 +91,13 @@ def latency_table(
         )
     if out.is_dir():
         raise ValueError(f"{out} is a folder; --out is the table's file, e.g. {out}/table.json.")
-    network = make_model(model, n_classes=classes, in_channels=image[0], image_size=image[1])
+    network = make_model(
+        model,
+        n_classes=classes,
+        in_channels=image[0],
+        image_size=image[1],
+        arguments=parse_arguments(model_args or ()),
+    )
     if template:
         _write_form(network, options, runtime, out)
     else:

@@ -34,10 +34,20 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         typer.Option(
             help="lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
             "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; or your own: "
-            "package.module:factory.",
+            "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
+            "the number of classes, the channels and the size of the images if it takes them.",
             rich_help_panel=_TASK,
         ),
     ] = _DEFAULT.model
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Further keyword of the model's factory, e.g. width=0.5; may be repeated.",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
     data: Annotated[
         str,
         typer.Option(
@@ -49,8 +59,9 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Trained weights: safetensors, or a state_dict saved by torch.save. Without "
-            "them the network is trained first.",
+            help="Trained weights: safetensors, or anything saved by torch.save that holds the "
+            "network's tensors: under keys, under prefixes, raw or averaged (FILE::KEY chooses). "
+            "Without them the network is trained first.",
             rich_help_panel=_TASK,
         ),
     ] = None
@@ -287,7 +298,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
 PIXELS = ("mean", "std", "batch_size")
 SPLITS = ("validation_size", "validation_split")
 TASK = (
-    "model", "data", "weights", "allow_pickle", *SPLITS, *PIXELS,
+    "model", "model_args", "data", "weights", "allow_pickle", *SPLITS, *PIXELS,
     "train_epochs", "train_learning_rate",
 )  # fmt: skip
 SEARCH = (

@@ -112,7 +112,7 @@ Original = Annotated[
 ]
 
 
-@takes("model", "data", "weights", "allow_pickle", *o.PIXELS, "debug")
+@takes("model", "model_args", "data", "weights", "allow_pickle", *o.PIXELS, "debug")
 def evaluate(
     ctx: typer.Context,
     weights: Path | None,

@@ -13,6 +13,7 @@ import typer
 from experiments.bit_widths import parse_bits
 from experiments.config_defaults import NOT_GIVEN
 from experiments.configs import RunConfig
+from experiments.models.weights import split_key
 
 
 def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
@@ -50,9 +51,12 @@ _EMBEDDED = "digits"  # the name of data, whatever folders of that name there ar
 
 def _absolute(path: str | None) -> str | None:
     """A run folder must not depend on the directory it was started from."""
-    if path is None or path == _EMBEDDED or not Path(path).exists():
+    if path is None or path == _EMBEDDED:
         return path
-    return str(Path(path).resolve())
+    file, key = split_key(path)
+    if not file.exists():
+        return path
+    return f"{file.resolve()}" + ("" if key is None else f"::{key}")
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
@@ -91,6 +95,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "mean": functools.partial(_numbers, "mean"),
     "std": functools.partial(_numbers, "std"),
     "ignore": _names,
+    "model_args": _names,
     "cost_table": _files,
     "cost": lambda given: tuple(
         part.strip() for text in given or () for part in text.split(",") if part.strip()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from amc_env.errors import InputDataError
 from amc_env.references import resolve
+from experiments.models.arguments import call_factory
 from experiments.models.densenet import densenet40
 from experiments.models.digitsnet import digitsnet
 from experiments.models.lenet import lenet
@@ -40,59 +41,37 @@ MODELS: dict[str, ModelFactory] = {
 
 
 def make_model(
-    name: str, *, n_classes: int = 10, in_channels: int = 3, image_size: int | None = None
+    name: str,
+    *,
+    n_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network, untrained.
 
     Args:
         name: A key of ``MODELS``, or ``package.module:factory`` for a function (or class) of the
-            user's own; the current directory is searched too. Of the keywords below it is
-            given those that its signature names (``num_classes`` is understood as well).
+            user's own or of a library (``torchvision.models:resnet18``, ``timm:resnet18``); the
+            current directory is searched too. It is given the keywords below under the names that
+            it knows, see ``experiments.models.arguments``.
         n_classes: Number of outputs.
         in_channels: Channels of the images.
         image_size: Height (= width) of the images, for networks whose linear layers need it.
+        arguments: Further keywords of the factory; they go before those above.
 
     Raises:
         InputDataError: The name is unknown, or the factory cannot be imported or called.
     """
     factory = _import_factory(name) if ":" in name else _known_factory(name)
-    wanted: dict[str, Any] = {
-        "n_classes": n_classes,
-        "num_classes": n_classes,
-        "in_channels": in_channels,
-    }
-    if image_size is not None:
-        wanted["image_size"] = image_size
-    accepted = _keywords(factory)
-    keywords = {key: value for key, value in wanted.items() if key in accepted}
-    _check_call(factory, name, keywords)
-    model = factory(**keywords)  # what it raises is the user's to see
+    sizes = {"n_classes": n_classes, "in_channels": in_channels, "image_size": image_size}
+    model = call_factory(factory, name, sizes, arguments or {})
     if not isinstance(model, nn.Module):
         raise InputDataError(
             f"The model factory {name!r} must return a torch.nn.Module, got "
             f"{type(model).__name__}: return the network itself."
         )
     return model
-
-
-def _keywords(factory: ModelFactory) -> set[str]:
-    try:
-        return set(inspect.signature(factory).parameters)
-    except ValueError:  # some builtins have no signature
-        return set()
-
-
-def _check_call(factory: ModelFactory, name: str, keywords: dict[str, Any]) -> None:
-    """Checks that a factory can be called so, before its own code is run."""
-    try:
-        inspect.signature(factory).bind(**keywords)
-    except TypeError as error:
-        raise InputDataError(
-            f"The model factory {name!r} cannot be called with only n_classes and in_channels: "
-            f"{error}; give its other parameters default values."
-        ) from error
-    except ValueError:  # some builtins have no signature
-        return
 
 
 def _known_factory(name: str) -> ModelFactory:
@@ -107,7 +86,7 @@ def _known_factory(name: str) -> ModelFactory:
 
 
 def _import_factory(name: str) -> ModelFactory:
-    factory = resolve(name, "model")
+    factory = _listed(name) or resolve(name, "model")
     if not callable(factory):
         raise InputDataError(
             f"Expected the model {name!r} to be a function or a class that makes a network, got "
@@ -115,3 +94,12 @@ def _import_factory(name: str) -> ModelFactory:
         )
     result: ModelFactory = factory
     return result
+
+
+def _listed(name: str) -> ModelFactory | None:
+    """Returns the factory of a library that makes its networks by name, as ``timm`` does."""
+    library, _, entry = name.partition(":")
+    if library != "timm" or entry == "create_model":
+        return None
+    timm = resolve("timm:create_model", "model"), resolve("timm:is_model", "model")
+    return functools.partial(timm[0], entry) if timm[1](entry) else None

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from amc_env.errors import InputDataError
+from experiments.models.state_dicts import Fit, contents, find_fits
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 3
+_SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+_PLAIN_DATA: list[Any] = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "u1", "bool")),
+    # Under the names of NumPy 2 and of NumPy 1, whichever wrote the file.
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("_core", "core")),
+]
+"""Classes that hold the settings and results of training scripts, beside the tensors; unpickling
+them runs no code."""
 
 
 def pretrained_weights(name: str) -> Path | None:
@@ -25,37 +39,76 @@ def pretrained_weights(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> None:
+def split_key(path: str | Path) -> tuple[Path, str | None]:
+    """Returns the file and the key of ``FILE::key``, as ``--weights`` takes it."""
+    if "::" not in str(path) or Path(path).exists():
+        return Path(path), None
+    name, _, key = str(path).rpartition("::")
+    return Path(name), key
+
+
+def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> str:
     """Copy the weights of a file into ``model``, in place.
 
     Args:
         model: The network; unchanged when an error is raised.
-        path: A safetensors file, or a ``state_dict`` saved by ``torch.save`` (also inside
-            ``{"state_dict": ...}``, also with the ``module.`` prefix of DataParallel).
+        path: A safetensors file, or anything saved by ``torch.save`` that holds all tensors of the
+            network somewhere: inside other dictionaries, under prefixes, among others. Where
+            several fit, raw weights are preferred to averaged ones; ``FILE::key`` chooses.
         allow_pickle: Also run the code that a pickled file may hold. Only for files you trust.
+
+    Returns:
+        What was taken and what was left out, in one line; empty where there was no choice.
 
     Raises:
         InputDataError: The file is missing or damaged, holds code, or its names, shapes or values
             do not fit the network.
     """
-    path = Path(path)
-    tensors = _unwrap(_read(path, allow_pickle), path)
+    file, key = split_key(path)
+    loaded = _read(file, allow_pickle)
+    fits = find_fits(loaded, model)
+    if key is not None:
+        chosen = [fit for fit in fits if fit.name == ("" if key == "." else key)]
+        if not chosen:
+            raise _unknown_key(file, key, fits, loaded)
+        fits = chosen
+    if not fits or fits[0].problems:
+        raise _unfitting(file, fits, loaded)
+    fit, others = fits[0], [other for other in fits[1:] if not other.problems]
     expected = model.state_dict()
-    problems = _mismatches(expected, tensors)
-    if problems:
-        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    if damaged := [name for name, tensor in fit.tensors.items() if not _finite(tensor)]:
         raise InputDataError(
-            f"The weights in {path} do not fit this network: {'; '.join(problems[:_SHOWN])}{more}; "
-            "choose the model that the file was made for."
-        )
-    damaged = [key for key in expected if key in tensors and not _finite(tensors[key])]
-    if damaged:
-        raise InputDataError(
-            f"The weights in {path} hold NaN or infinite values, first in {damaged[0]!r}: expected "
+            f"The weights in {file} hold NaN or infinite values, first in {damaged[0]!r}: expected "
             "finite numbers; take an earlier checkpoint."
         )
     # Files older than PyTorch 0.4.1 lack the batch counters of batch norm; nothing reads them here.
-    model.load_state_dict({**expected, **tensors})
+    model.load_state_dict({**expected, **fit.tensors})
+    return fit.note([] if key is not None else others)
+
+
+def _unknown_key(file: Path, key: str, fits: Sequence[Fit], loaded: object) -> InputDataError:
+    names = ", ".join(repr(fit.name or ".") for fit in fits) or "none with this network's names"
+    return InputDataError(
+        f"There are no tensors under {key!r} in {file}: expected one of {names}; the file holds "
+        f"{contents(loaded)}."
+    )
+
+
+def _unfitting(file: Path, fits: Sequence[Fit], loaded: object) -> InputDataError:
+    nearest = max(fits, key=lambda fit: fit.compared, default=None)
+    if nearest is None:
+        return InputDataError(
+            f"The file {file} holds no state_dict of this network: expected names with tensors, "
+            f"got {contents(loaded)}; save model.state_dict() of the network that is named by "
+            f"--model."
+        )
+    problems = nearest.problems
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    where = f" (nearest: {nearest.name!r})" if nearest.name else ""
+    return InputDataError(
+        f"The weights in {file} do not fit this network{where}: {'; '.join(problems[:_SHOWN])}"
+        f"{more}; the file holds {contents(loaded)}; choose the model that the file was made for."
+    )
 
 
 def _read(path: Path, allow_pickle: bool) -> object:
@@ -66,13 +119,16 @@ def _read(path: Path, allow_pickle: bool) -> object:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        with torch.serialization.safe_globals(_PLAIN_DATA):
+            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
         # With weights_only=True, torch says so when something other than tensors is in the file.
         if "weights_only" in str(error) and not allow_pickle and _is_torch_file(path):
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise InputDataError(
-                f"The file {path} holds Python objects other than tensors, which could run code: "
-                "save its state_dict instead, or allow pickle if you trust where it comes from."
+                f"The file {path} holds Python objects other than tensors"
+                f"{f' ({found[1]})' if found else ''}, which could run code: save its state_dict "
+                "instead, or allow pickle if you trust where it comes from."
             ) from error
         raise _damaged(path, error) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -91,43 +147,6 @@ def _damaged(path: Path, error: Exception) -> InputDataError:
         f"The weights file {path} is truncated or not a weights file ({reason}): expected a "
         "safetensors file or a saved state_dict; copy or download it again."
     )
-
-
-def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, nn.Module):
-        loaded = loaded.state_dict()
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded or not _all_tensors(loaded):
-        raise InputDataError(
-            f"The file {path} holds no state_dict: expected names with tensors, got "
-            f"{type(loaded).__name__}; save model.state_dict()."
-        )
-    tensors: dict[str, Tensor] = dict(loaded)
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
-    return tensors
-
-
-def _all_tensors(loaded: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items())
-
-
-def _mismatches(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    problems = []
-    for key, want in expected.items():
-        got = tensors.get(key)
-        if got is None:
-            if not key.endswith("num_batches_tracked"):
-                problems.append(f"{key!r} is missing (expected shape {list(want.shape)})")
-        elif got.shape != want.shape:
-            problems.append(f"{key!r} has shape {list(got.shape)}, expected {list(want.shape)}")
-        elif got.is_floating_point() != want.is_floating_point():
-            problems.append(f"{key!r} has type {got.dtype}, expected {want.dtype}")
-    problems += [f"{key!r} is unknown to the network" for key in tensors if key not in expected]
-    return problems
 
 
 def _finite(tensor: Tensor) -> bool:
