@@ -23,7 +23,7 @@ from experiments.data.pictures import (
     numeric_mode,
     white_of,
 )
-from experiments.data.stored import StoredSplit
+from experiments.data.stored import StoredSplit, counted
 
 _LEAST_WORD = 65535 // 4
 
@@ -60,9 +60,7 @@ def decode_splits(
 
 
 def _note(key: str, decoder: Decoder) -> str:
-    count = decoder.seen[key]
-    images = f"{count:,} image{'s' if count > 1 else ''}"
-    return NOTES[key].format(images, decoder.white.get(key))
+    return NOTES[key].format(counted(decoder.seen[key], "image"), decoder.white.get(key))
 
 
 def _coloured(decoded: Decoded) -> Decoded:

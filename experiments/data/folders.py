@@ -17,6 +17,7 @@ from experiments.data.stored import (
     Columns,
     StoredData,
     check_splits,
+    counted,
     split_of_name,
 )
 from experiments.data.tables import Table, stored_tables
@@ -95,7 +96,7 @@ def _tables(
                 f"The folder {folder} has no train split: expected train*.parquet and "
                 f"test*.parquet, found {found}."
             )
-        notes.append(f"{len(unnamed)} files belong to no split and are left out: {found}")
+        notes.append(f"{counted(len(unnamed), 'file')} of no split left out: {found}")
     if configuration:
         groups = _chosen(folder, groups, configuration)
     splits = {}

@@ -15,6 +15,7 @@ from experiments.data.stored import (
     StoredData,
     StoredSplit,
     check_splits,
+    counted,
     split_of_name,
 )
 
@@ -86,7 +87,7 @@ def _split(folder: Path, classes: Sequence[Path], split: str, notes: list[str]) 
             f"of images, one for each class, with or without train/, val/ and test/ above them."
         )
     if left:
-        notes.append(f"{left} files of the {split} split are no images and left out")
+        notes.append(f"{counted(left, 'file')} in {split} left out: no images")
 
     def pictures() -> Iterator[Picture]:
         yield from files

@@ -33,15 +33,16 @@ _RANGES = {"I": (255, _WORD), "F": (1, 255, _WORD)}
 """The largest values that pictures of these modes are taken to be made for."""
 
 NOTES = {
-    "frames": "{} have several frames: the first is taken",
-    "exif": "{} have an EXIF block that cannot be read: their orientation is left as it is",
-    "turned": "{} are turned as their EXIF orientation says",
-    "alpha": "{} are partly transparent: laid over white",
-    "CMYK": "{} are CMYK: converted to RGB without a colour profile",
-    "16": "{} have 16 bits per pixel: divided by 257",
-    "I": "{} have 32-bit integers: {} is white",
-    "F": "{} hold floats: {} is white",
+    "frames": "{} with several frames: the first is taken",
+    "exif": "{} with an EXIF block that cannot be read: orientation left as it is",
+    "turned": "{} turned as the EXIF orientation says",
+    "alpha": "{} with transparent parts: laid over white",
+    "CMYK": "{} in CMYK: converted to RGB without a colour profile",
+    "16": "{} with 16 bits per pixel: divided by 257",
+    "I": "{} of 32-bit integers: {} is white",
+    "F": "{} of floats: {} is white",
 }
+"""What is said about pictures, by what had to be done; the first blank says how many they are."""
 
 
 class Decoder:

@@ -26,7 +26,7 @@ from experiments.data.loader import (
     TensorLoader,
     centre,
 )
-from experiments.data.stored import Columns, StoredData
+from experiments.data.stored import Columns, StoredData, counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -250,7 +250,7 @@ def _without_copies(train: RawSplit, held_out: RawSplit, name: str, notes: list[
             f"images; remove the copies."
         )
     notes.append(
-        f"{count:,} training images are also {name} images, pixel for pixel: left out of training"
+        f"{counted(count, 'training image')} also in {name}, pixel for pixel: left out of training"
     )
     return _take(train, (~copies).nonzero().squeeze(1))
 
@@ -261,12 +261,12 @@ def _note_copies(splits: dict[str, RawSplit], notes: list[str]) -> None:
     if count := repeated(train.digests):
         pairs = np.unique(torch.stack([train.digests, train.labels], 1).numpy(), axis=0)
         other = len(pairs) - (len(train.digests) - count)
-        more = f", {other:,} of them with another label" if other else ""
-        notes.append(f"{count:,} training images repeat others{more}: left as they are")
+        more = f" ({other:,} with another label)" if other else ""
+        notes.append(f"{counted(count, 'training image')} repeated{more}: left in")
     for name in ("training", "validation"):
         known = splits["train" if name == "training" else name]
         if count := int(are_in(splits["test"].digests, known.digests).sum()):
-            notes.append(f"{count:,} test images are also {name} images: left as they are")
+            notes.append(f"{counted(count, 'test image')} also in {name}: left in")
 
 
 def _cut_all(

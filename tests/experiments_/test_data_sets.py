@@ -272,7 +272,9 @@ def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 123.675])
-def test_means_and_deviations_that_no_pixels_have_are_refused(tmp_path: Path, value: float) -> None:
+def test_means_and_deviations_that_no_pixels_have_are_rejected(
+    tmp_path: Path, value: float
+) -> None:
     path = folder(tmp_path)
     for name, usual in (("mean", (0.5,) * 3), ("std", (0.25,) * 3)):
         values = (*usual[:2], value)

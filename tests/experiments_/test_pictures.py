@@ -137,7 +137,7 @@ def test_pictures_stand_upright(format: str, tmp_path: Path) -> None:
     data = loaded(tmp_path / "set", [encode(255 - upright), encode(upright)], stored)
     for image in data.test.pixels.int():
         assert (image - torch.from_numpy(upright).permute(2, 0, 1).int()).abs().max() < 32
-    assert format == "TIFF" or any("3 images are turned" in note for note in data.notes)
+    assert format == "TIFF" or any("3 images turned" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "I;16"])
@@ -153,7 +153,7 @@ def test_what_is_transparent_is_laid_over_white(mode: str, tmp_path: Path) -> No
     plain = [encode(image) for image in pictures(3, 0, (2, 2))]
     data = loaded(tmp_path / "set", plain, [encode(image, **options)], validation_size=1)
     assert data.test.pixels[0, 0].tolist() == expected
-    assert any("1 image are partly transparent" in note for note in data.notes)
+    assert any("1 image with transparent parts" in note for note in data.notes)
 
 
 def test_the_middle_of_a_scaled_picture_is_as_scaling_and_cropping(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_floats_of_the_test_split_must_fit_the_range_of_the_training_split(tmp_p
     for _ in range(2):  # the range is known from the cache, too
         data = loaded(tmp_path / "set", train, [encode(np.full((4, 4), 0.25, np.float32), "TIFF")])
         assert data.test.pixels.unique().tolist() == [64]
-        assert any("floats: 1 is white" in note for note in data.notes)
+        assert any("of floats: 1 is white" in note for note in data.notes)
     with pytest.raises(InputDataError, match=r"Image 0 of the test split has values from 9 to 9"):
         loaded(tmp_path / "set", train, [encode(np.full((4, 4), 9, np.float32), "TIFF")])
 

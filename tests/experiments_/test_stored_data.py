@@ -126,7 +126,7 @@ def test_jpegs_of_any_size_in_class_folders(tmp_path: Path) -> None:
     for images, _ in data.train:
         assert images.shape[1:] == (3, 16, 16)
     assert data.train.images.shape == (data.train.n_images, 3, 16, 16)
-    assert any("1 files of the train split are no images" in note for note in data.notes)
+    assert any("1 file in train left out: no images" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(("image", "label"), [("photo", "answer"), ("img", "coarse_label")])
@@ -325,10 +325,9 @@ def test_copies_of_validation_images_are_not_trained_on(
     assert data.train.n_images == 12
     assert data.validation.n_images == 8
     assert (
-        "8 training images are also validation images, pixel for pixel: left out of training"
-        in (data.notes)
+        "8 training images also in validation, pixel for pixel: left out of training" in data.notes
     )
-    assert "1 test images are also training images: left as they are" in data.notes
+    assert "1 test image also in training: left in" in data.notes
 
 
 def test_images_that_repeat_in_training_are_counted(tmp_path: Path) -> None:
@@ -336,9 +335,7 @@ def test_images_that_repeat_in_training_are_counted(tmp_path: Path) -> None:
     train = table([images[0], images[0], images[0], *images], [0, 1, 0, *in_turn(12)])
     data = loaded(two_splits(tmp_path / "set", train, table(encoded(3, 1), [0, 1, 2])))
     assert data.train.n_images == 14
-    assert "3 training images repeat others, 1 of them with another label: left as they are" in (
-        data.notes
-    )
+    assert "3 training images repeated (1 with another label): left in" in data.notes
 
 
 def test_bad_folders_are_one_sentence(tmp_path: Path) -> None:
