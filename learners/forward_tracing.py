@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from learners.call_arguments import CallArguments, signature_of
 from learners.label_state import LabelState
+from learners.symbolic_forward import Variant, trace_forward
+
+# A module that is called in more ways than these is not rewritten.
+_MAX_VARIANTS = 16
 
 # Movements that are right for every cut of their input, whatever their arguments.
 EQUIVARIANT = frozenset(
@@ -31,108 +35,94 @@ class Record:
         labels: Node -> labels (tensors in the structure of the node's value).
         values: Node -> value, for nodes that hold no tensors.
         movements: Nodes that only move data.
+        numbers: Nodes that depend on no tensor -> value.
     """
 
     labels: dict[fx.Node, Any] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     movements: set[fx.Node] = field(default_factory=set)
+    numbers: dict[fx.Node, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TraceMemory:
+    """What is known of a module's code, whatever its labels: it is traced once.
+
+    Args:
+        variants: Its graphs, one per kind of call.
+        failure: Why it cannot be traced.
+        has_misled: Whether that was found after a graph of it had been executed.
+    """
+
+    variants: list[Variant] = field(default_factory=list)
+    failure: str | None = None
+    has_misled: bool = False
 
 
 class TracedForward:
     """Takes the place of a module's forward while labels are propagated.
 
     Args:
-        module: The module whose forward is traced at its first call.
+        module: The module whose forward is traced, once per kind of call.
         mode: The running label mode.
+        memory: What earlier runs have traced; written too.
     """
 
-    def __init__(self, module: nn.Module, mode: LabelState) -> None:
+    def __init__(self, module: nn.Module, mode: LabelState, memory: TraceMemory) -> None:
         self.module = module
         self.mode = mode
+        self.memory = memory
         self.original = module.forward
-        self.graph_module: fx.GraphModule | None = None
-        self.records: list[Record] = []
-        self.failed = False
+        self.calls: list[tuple[Variant, Record]] = []
+        self.has_executed = False
+        self.seen: list[Tensor] = []  # labels of a module that is not understood
+
+    @property
+    def failure(self) -> str | None:
+        """Why the forward cannot be rewritten, None if it can."""
+        return self.memory.failure
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the traced graph, or the original forward where tracing fails."""
-        if self.failed:
-            return self.original(*args, **kwargs)
-        try:
-            bound = inspect.signature(self.original).bind(*args, **kwargs)
-            bound.apply_defaults()
-            if self.graph_module is None:
-                self.graph_module = trace_forward(self.module, bound.arguments)
-            recorder = _Recorder(self.graph_module, self.mode)
-            out = recorder.run(*bound.arguments.values())
-        except Exception:  # whatever fx cannot follow is simply not rewritten
-            self.failed = True
-            return self.original(*args, **kwargs)
-        self.records.append(recorder.record)
+        if self.failure is None:
+            try:
+                return self._run(args, kwargs)
+            except Exception as error:  # whatever fx cannot follow is simply not rewritten
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                self.memory.failure = lines[0]
+                self.memory.has_misled = self.has_executed
+        start = len(self.mode.table)
+        out = self.original(*args, **kwargs)
+        self.seen.append(torch.arange(start, len(self.mode.table)))
+        for leaf in tree_leaves((args, kwargs, out)):
+            labels = self.mode.label(leaf) if isinstance(leaf, Tensor) else None
+            if labels is not None:
+                self.seen.append(labels.reshape(-1))
         return out
 
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _graph_of(module: nn.Module, concrete: dict[str, Any]) -> fx.Graph:
-    return _Tracer().trace(module, concrete)
-
-
-def trace_forward(module: nn.Module, arguments: Mapping[str, Any]) -> fx.GraphModule:
-    """Returns the graph of a module's own forward; its children stay modules.
-
-    ``self.training`` would be frozen into the graph: it is traced in both modes and read from the
-    module wherever the two differ.
-    """
-    if any(
-        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in inspect.signature(type(module).forward).parameters.values()
-    ):
-        raise ValueError("a forward with a variable number of arguments")
-    concrete = {
-        name: value
-        for name, value in arguments.items()
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
-    }
-    before = set(vars(module)) | set(module._buffers)
-    mode = module.training
-    try:
-        module.training = True
-        training = _graph_of(module, concrete)
-        module.training = False
-        graph = _graph_of(module, concrete)
-    finally:
-        module.training = mode
-    if (set(vars(module)) | set(module._buffers)) - before:
-        raise ValueError("a forward that makes constants")
-    if len(training.nodes) == len(graph.nodes):
-        for node, twin in zip(list(graph.nodes), training.nodes, strict=True):
-            _read_training(graph, node, twin)
-    return fx.GraphModule(module, graph)
-
-
-def _read_training(graph: fx.Graph, node: fx.Node, twin: fx.Node) -> None:
-    def swap(value: Any, other: Any) -> Any:
-        if value is False and other is True:
-            with graph.inserting_before(node):
-                return graph.create_node("get_attr", "training")
-        return value
-
-    if len(node.args) == len(twin.args) and node.kwargs.keys() == twin.kwargs.keys():
-        node.args = tuple(map(swap, node.args, twin.args))
-        node.kwargs = {key: swap(node.kwargs[key], twin.kwargs[key]) for key in node.kwargs}
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = CallArguments.of(signature_of(type(self.module)), args, kwargs)
+        variant = next((known for known in self.memory.variants if known.takes(call)), None)
+        if variant is None:
+            if len(self.memory.variants) == _MAX_VARIANTS:
+                raise ValueError(f"it is called in more than {_MAX_VARIANTS} ways")
+            with _disable_current_modes():  # what tracing executes is no part of the run
+                variant = trace_forward(self.module, call)
+            self.memory.variants.append(variant)
+        self.has_executed = True
+        recorder = _Recorder(variant, self.mode, variant.numbers(call.leaves))
+        out = recorder.run(*(call.leaves[index] for index in variant.free))
+        self.calls.append((variant, recorder.record))
+        return out
 
 
 class _Recorder(fx.Interpreter):
     """Executes a graph for real and notes every node's labels."""
 
-    def __init__(self, module: fx.GraphModule, mode: LabelState) -> None:
-        super().__init__(module)
+    def __init__(self, variant: Variant, mode: LabelState, numbers: dict[fx.Node, Any]) -> None:
+        super().__init__(variant.graph_module)
         self.mode = mode
-        self.record = Record()
+        self.record = Record(numbers=numbers)
 
     def fetch_attr(self, target: str) -> Any:
         return self.module.training if target == "training" else super().fetch_attr(target)

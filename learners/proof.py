@@ -14,7 +14,8 @@ from learners.claims import Claims
 from learners.forward_tracing import TracedForward
 from learners.grouping import Grouper, Grouping
 from learners.outputs import difference
-from learners.rewrite_plan import Rewrite, plan_rewrite
+from learners.rewrite_checks import Rewrites, make_rewrites
+from learners.rewrites import Rewrite
 from learners.surgery import Surgeon
 from learners.watching import Watch
 
@@ -155,7 +156,8 @@ def prove(
     while True:
         run = watch.run()
         grouping = Grouper(model, run.mode, batch).build(rejected)
-        rewrites = _rewrites(grouping, run.traced, generator)
+        made = _rewrites(grouping, run.traced, generator, generic, inputs[0])
+        rewrites = made.rewrites
         provers = [Prover(Surgeon(net, grouping, rewrites), inputs) for net in (generic, model)]
         faults = _Trial(grouping, provers, proved, generator).faults()
         if not faults:
@@ -168,6 +170,7 @@ def prove(
             start = grouping.first_unit[name]
             units = grouping.unit_of_label
             inside = (units >= start) & (units < start + sizes[name])
+            reason = made.explained(reason, torch.arange(start, start + sizes[name]))
             # Runs number their labels alike, so a label stands for the same data next time.
             rejected |= dict.fromkeys(inside.nonzero()[:, 0].tolist(), reason)
 
@@ -193,11 +196,15 @@ def _proof_inputs(
 
 
 def _rewrites(
-    grouping: Grouping, traced: Mapping[str, TracedForward], generator: torch.Generator
-) -> list[Rewrite]:
+    grouping: Grouping,
+    traced: Mapping[str, TracedForward],
+    generator: torch.Generator,
+    model: nn.Module,
+    arguments: tuple[Tensor, ...],
+) -> Rewrites:
     sizes = {group.name: group.size for group in grouping.graph.groups}
     if not sizes or not traced:
-        return []
+        return Rewrites()
 
     def alive(kept: Mapping[str, Tensor]) -> Tensor:
         mask = torch.ones(grouping.n_units, dtype=torch.bool)
@@ -209,8 +216,9 @@ def _rewrites(
 
     joint = [alive(random_cut(sizes, generator, share)) for share in (0.5, 0.0, *[None] * 4)]
     alone = [alive({name: torch.tensor([sizes[name] - 1])}) for name in sizes]
-    plans = (
-        plan_rewrite(name, forward, grouping.unit_of_label, joint, alone)
-        for name, forward in traced.items()
-    )
-    return [plan for plan in plans if plan is not None]
+
+    def run(network: nn.Module) -> object:
+        with torch.no_grad():
+            return network(*arguments)
+
+    return make_rewrites(model, traced, grouping.unit_of_label, (joint, alone), run)

@@ -165,17 +165,22 @@ class Sizes:
         node: The reshape.
         axes: Those axes.
         units: Unit of every coordinate of its result.
+        prefix: Start of the names of the attributes that hold its numbers.
     """
 
     node: fx.Node
     axes: list[int]
     units: Tensor
+    prefix: str = "_cut"
 
     def attributes(self, alive: Tensor) -> dict[str, Any]:
         """Returns the numbers that the rewritten forward reads."""
         kept = box(self.units, alive)
         assert kept is not None, "a reshape whose result is not rectangular"
-        return {f"_cut_{self.node.name}_{axis}": len(kept[axis]) for axis in self.axes}
+        return {self._name(axis): len(kept[axis]) for axis in self.axes}
+
+    def _name(self, axis: int) -> str:
+        return f"{self.prefix}_{self.node.name}_{axis}"
 
     def detached(self) -> Sizes:
         """Returns a copy without the graph, which can no longer be applied but pickles."""
@@ -186,7 +191,7 @@ class Sizes:
         sizes = list(sizes_of(node))
         with graph.inserting_before(node):
             for axis in self.axes:
-                sizes[axis] = graph.create_node("get_attr", f"_cut_{self.node.name}_{axis}")
+                sizes[axis] = graph.create_node("get_attr", self._name(axis))
         node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], sizes)
         node.kwargs = {}
 
@@ -202,6 +207,7 @@ class Move:
         origin: Source coordinate of every output channel, -1 for padding.
         units: Unit of every output channel.
         source_units: Unit of every source channel.
+        prefix: Start of the names of the attributes that hold its numbers.
     """
 
     node: fx.Node
@@ -210,6 +216,7 @@ class Move:
     origin: Tensor
     units: Tensor
     source_units: Tensor
+    prefix: str = "_cut"
 
     def attributes(self, alive: Tensor) -> dict[str, Any]:
         """Returns span, padding and index after a cut."""
@@ -239,7 +246,7 @@ class Move:
         return replace(self, node=_name_only(self.node), sources=[])
 
     def _named(self, *values: Any) -> dict[str, Any]:
-        names = (f"_cut_{self.node.name}_{part}" for part in ("span", "pads", "index"))
+        names = (f"{self.prefix}_{self.node.name}_{part}" for part in ("span", "pads", "index"))
         return dict(zip(names, values, strict=True))
 
     def apply(self, graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:

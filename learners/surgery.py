@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.grouping import Grouping
-from learners.rewrite_plan import Rewrite
+from learners.rewrites import Rewrite
 from learners.slots import Slot
 
 
@@ -81,7 +81,8 @@ class Surgeon:
             _patch_norm(model.get_submodule(name), len(units), int(alive[units].sum()))
         device = next((p.device for p in source.parameters()), alive.device)
         for rewrite in self.rewrites:
-            rewrite.apply(model.get_submodule(rewrite.name), alive, device)
+            if rewrite.is_needed(alive):
+                rewrite.apply(model.get_submodule(rewrite.name), alive, device)
         return model
 
     def _check_shapes(self, network: nn.Module) -> None:

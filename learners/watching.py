@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.counting import visible_attention
-from learners.forward_tracing import TracedForward
+from learners.forward_tracing import TracedForward, TraceMemory
 from learners.label_rules import LabelMode
 from learners.labels import LabelTable
 from learners.outputs import tensors_in
@@ -49,6 +49,7 @@ class Watch:
         self.ignore = ignore
         self.names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
         self.movers: frozenset[str] = frozenset()
+        self.memories: dict[str, TraceMemory] = {}
         first = self.run()
         self.movers = frozenset(
             name
@@ -56,13 +57,26 @@ class Watch:
             if not isinstance(model.get_submodule(name), _KNOWN)
             and "forward" not in vars(model.get_submodule(name))
         )
+        self.memories = {name: TraceMemory() for name in self.movers}
 
     def run(self) -> Run:
-        """Returns the labels of a fresh run, with the code of data-moving modules traced."""
+        """Returns the labels of a fresh run, with the code of data-moving modules traced.
+
+        A module whose graph fails halfway has run twice, so everything is run again without it:
+        all runs number their labels alike.
+        """
+        while True:
+            for memory in self.memories.values():
+                memory.has_misled = False
+            run = self._run()
+            if not any(memory.has_misled for memory in self.memories.values()):
+                return run
+
+    def _run(self) -> Run:
         mode = LabelMode(LabelTable(), self.names)
         traced: dict[str, TracedForward] = {}
         with (
-            _watched_modules(self.model, mode, self.movers, traced),
+            _watched_modules(self.model, mode, self.memories, traced),
             torch.no_grad(),
             visible_attention(),
             mode,
@@ -97,7 +111,10 @@ def _is_inside(name: str, outer: Collection[str]) -> bool:
 
 @contextmanager
 def _watched_modules(
-    model: nn.Module, mode: LabelMode, movers: Collection[str], traced: dict[str, TracedForward]
+    model: nn.Module,
+    mode: LabelMode,
+    movers: Mapping[str, TraceMemory],
+    traced: dict[str, TracedForward],
 ) -> Iterator[None]:
     """Keeps the mode informed of which module runs, and traces the forwards of some."""
     handles = []
@@ -105,7 +122,7 @@ def _watched_modules(
         handles.append(module.register_forward_pre_hook(_enter(mode, name)))
         handles.append(module.register_forward_hook(_leave(mode), always_call=True))
         if name in movers:
-            traced[name] = TracedForward(module, mode)
+            traced[name] = TracedForward(module, mode, movers[name])
             module.forward = traced[name]
     try:
         yield
