@@ -63,7 +63,7 @@ def open_task(
         training_config(config)
     if "export" in stages:
         require_onnx()
-    data = load_splits(config)
+    data = load_splits(config, silent if quiet else say)
     facts = facts_of(data)
     check_network(config, facts, with_budget="search" in stages)
     if "finetune" in stages:
@@ -80,7 +80,7 @@ def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
     """
     folder = RunFolder.open(directory, lock=True)
     with folder.closed_on_error():
-        data = load_splits(folder.config)
+        data = load_splits(folder.config, silent if quiet else say)
         folder.check_facts(facts_of(data))
     return Task(folder, data, progress=_bars(quiet))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amc_env.cost import COSTS
+from amc_env.errors import InputDataError
 from amc_env.references import is_reference
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _LEAST: dict[str, float] = {
     "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
     "discrimination_stages": 1, "block_steps": 1, "schedule_frequency": 1,
     "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
-    "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
+    "image_size": 1, "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
 }  # fmt: skip
 _POSITIVE = (
     "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
@@ -140,6 +141,7 @@ def check_numbers(config: RunConfig) -> None:
     for name in _SHARES:
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
+    check_normalisation(config.mean, config.std)
     if not 0.0 < config.min_density <= 1.0:
         raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
     stages = (1.0, *config.stages, 0.0)
@@ -153,3 +155,20 @@ def check_numbers(config: RunConfig) -> None:
             f"Expected --schedule-begin no later than --schedule-end, got "
             f"{config.schedule_begin:g} and {config.schedule_end:g}; shares of the training."
         )
+
+
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Rejects means and deviations that no pixels between 0 and 1 have; None is not looked at.
+
+    Raises:
+        InputDataError: With the range.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        for value in values or ():
+            fits = 0.0 <= value <= 1.0 and (name == "mean" or value > 0.0)  # NaN fits nowhere
+            if not fits:
+                raise InputDataError(
+                    f"Expected --{name} as {'a positive std' if name == 'std' else 'a number'} "
+                    f"for each channel, at most 1: pixels are divided by their largest value, "
+                    f"usually 255, first; got {value:g}."
+                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 _MANY_PIXELS = 1000
 
 
-def load_splits(config: RunConfig) -> DataSplits:
-    """Loads the data of a run."""
-    return load_data(
+def load_splits(config: RunConfig, talk: Callable[[str], None] | None = None) -> DataSplits:
+    """Loads the data of a run; ``talk`` is told what was mapped or left out."""
+    data = load_data(
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -46,12 +47,19 @@ def load_splits(config: RunConfig) -> DataSplits:
         validation_split="tail" if config.validation_split == "tail" else "random",
         mean=config.mean,
         std=config.std,
+        image_size=config.image_size,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
+    if talk is not None:
+        for note in data.notes:
+            talk(f"data: {note}")
+    return data
 
 
 def facts_of(data: DataSplits) -> TaskFacts:
     """Returns what a run folder notes about its data."""
-    return TaskFacts(data.name, data.n_classes, data.image_shape, tuple(data.class_names))
+    return TaskFacts(data.name, data.n_classes, data.image_shape, data.class_names, data.notes)
 
 
 @dataclass

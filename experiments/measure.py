@@ -8,6 +8,7 @@ from typing import Any
 
 from amc_env import make_cost
 from amc_env.cost import COSTS
+from experiments.compress import say
 from experiments.configs import RunConfig
 from experiments.context import facts_of, load_splits, use_threads
 from experiments.evaluate import measure, predicted_costs
@@ -33,7 +34,9 @@ def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
     network = load_original(folder)
     traced = trace_original(folder, network)
     problem = make_problem(folder.config, traced, tables=False)
-    loader = load_splits(folder.config).test
+    data = load_splits(folder.config)
+    folder.check_facts(facts_of(data))
+    loader = data.test
     if original:
         size = (folder / "original.safetensors").stat().st_size
         return measure(network, problem.original(), loader, size)
@@ -52,7 +55,7 @@ def _file_size(folder: RunFolder, name: str) -> int | None:
 
 def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     """Measures a weights file on the test images."""
-    data = load_splits(config)
+    data = load_splits(config, say)
     facts = facts_of(data)
     use_threads(config, facts, training=True)
     network = build_original(config.model, facts, config.model_args)

@@ -24,7 +24,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,12 +49,15 @@ class TaskFacts:
         n_classes: Outputs of the network.
         image_shape: ``(channels, height, width)``.
         class_names: One per class, possibly empty.
+        notes: What was mapped or left out when the data were read; says nothing about whether
+            they are the same.
     """
 
     data_name: str
     n_classes: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class RunFolder:
@@ -119,6 +122,7 @@ class RunFolder:
                     int(row["image_shape"][2]),
                 ),
                 tuple(row["class_names"]),
+                tuple(row.get("notes", ())),
             )
             command = str(document["command"])
         except (KeyError, TypeError, ValueError, IndexError) as error:

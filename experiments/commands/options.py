@@ -51,8 +51,10 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     data: Annotated[
         str,
         typer.Option(
-            help="digits (embedded); a folder of parquet files with the Hugging Face schema; or a "
-            "name on the Hugging Face hub (needs the hub extra).",
+            help="digits (embedded); a folder of parquet or Arrow files with the Hugging Face "
+            "schema, of save_to_disk, or with a folder of images per class; or a name on the "
+            "Hugging Face hub (needs the hub extra). DATA:NAME takes one of several "
+            "configurations. docs/data.md says more.",
             rich_help_panel=_TASK,
         ),
     ] = _DEFAULT.data
@@ -89,6 +91,32 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
             rich_help_panel=_TASK,
         ),
     ] = _DEFAULT.validation_split
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the images, for those of several sizes: the shorter side is scaled to "
+            "256/224 of it, the middle is evaluated, random parts of it are trained on.",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the images; img or image if not given.",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the labels; label, labels or fine_label if not given. Strings are "
+            "numbered in alphabetical order.",
+            show_default=False,
+            rich_help_panel=_TASK,
+        ),
+    ] = None
     mean: Annotated[
         str | None,
         typer.Option(
@@ -295,7 +323,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     ]
 
 
-PIXELS = ("mean", "std", "batch_size")
+PIXELS = ("image_size", "image_column", "label_column", "mean", "std", "batch_size")
 SPLITS = ("validation_size", "validation_split")
 TASK = (
     "model", "model_args", "data", "weights", "allow_pickle", *SPLITS, *PIXELS,

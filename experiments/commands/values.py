@@ -53,10 +53,15 @@ def _absolute(path: str | None) -> str | None:
     """A run folder must not depend on the directory it was started from."""
     if path is None or path == _EMBEDDED:
         return path
-    file, key = split_key(path)
-    if not file.exists():
-        return path
-    return f"{file.resolve()}" + ("" if key is None else f"::{key}")
+    if Path(path).exists():
+        return str(Path(path).resolve())
+    if "::" in path:  # weights
+        file, key = split_key(path)
+        return f"{file.resolve()}::{key}" if file.exists() else path
+    folder, colon, configuration = path.rpartition(":")
+    if folder and Path(folder).is_dir():  # data
+        return f"{Path(folder).resolve()}{colon}{configuration}"
+    return path
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

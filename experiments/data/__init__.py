@@ -1,7 +1,9 @@
-"""Data sets in memory: digits, parquet folders, the Hugging Face hub."""
+"""Data sets in memory: digits, tables, image folders, the Hugging Face hub."""
 
-from experiments.data.loader import Augmentation, Normalisation, TensorLoader
-from experiments.data.parquet import RawSplit
-from experiments.data.splits import DataSplits, load_data
+from experiments.data.loader import Augmentation, Normalisation, RandomResizedCrop, TensorLoader
+from experiments.data.splits import DataSplits, RawSplit, load_data
 
-__all__ = ["DataSplits", "load_data", "TensorLoader", "Augmentation", "Normalisation", "RawSplit"]
+__all__ = [
+    "DataSplits", "load_data", "TensorLoader", "Augmentation", "RandomResizedCrop",
+    "Normalisation", "RawSplit",
+]  # fmt: skip

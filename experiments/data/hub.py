@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
+import pyarrow
 
 from amc_env.errors import InputDataError, MissingDependencyError
-from experiments.data.parquet import (
+from experiments.data.stored import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     SPLIT_NAMES,
-    RawSplit,
-    decode,
+    Columns,
+    LabelColumn,
+    Picture,
+    StoredData,
+    StoredSplit,
+    check_splits,
 )
 
 
-def read_hub(name: str, progress: bool | None = None) -> dict[str, RawSplit]:
-    """Read the splits of the hub's data set ``owner/name`` or ``owner/name:configuration``.
+def read_hub(name: str, columns: Columns) -> StoredData:
+    """Finds the splits of the hub's data set ``owner/name`` or ``owner/name:configuration``.
 
     Raises:
         MissingDependencyError: The ``datasets`` library is not installed.
@@ -42,42 +45,42 @@ def read_hub(name: str, progress: bool | None = None) -> dict[str, RawSplit]:
             f"The data set {name!r} cannot be loaded from the Hugging Face hub: {reason}; check "
             "the name and the network, or give a folder of parquet files."
         ) from error
-    splits = {}
+    data = StoredData({})
     for split, aliases in SPLIT_NAMES.items():
         found = next((alias for alias in aliases if alias in loaded), None)
         if found is not None:
-            splits[split] = _convert(loaded[found], split, name, datasets, progress)
-    for split in ("train", "test"):
-        if split not in splits:
-            raise InputDataError(
-                f"The data set {name!r} has no {split} split: expected train and test, got "
-                f"{', '.join(loaded)}."
-            )
-    return splits
+            data.splits[split] = _stored(loaded[found], split, name, datasets, columns)
+    return check_splits(data, f"The data set {name!r}", list(loaded))
 
 
-def _convert(data: Any, split: str, name: str, datasets: Any, progress: bool | None) -> RawSplit:
-    image = next((c for c in IMAGE_COLUMNS if c in data.column_names), None)
-    label = next((c for c in LABEL_COLUMNS if c in data.column_names), None)
-    if image is None or label is None:
-        raise InputDataError(
-            f"The data set {name!r} is not image classification: expected the columns "
-            f"{'/'.join(IMAGE_COLUMNS)} and {'/'.join(LABEL_COLUMNS)}, got "
-            f"{', '.join(data.column_names)}."
-        )
+def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -> StoredSplit:
+    image = _column(data, columns.image, IMAGE_COLUMNS, name)
+    label = _column(data, columns.label, LABEL_COLUMNS, name)
     encoded = data.cast_column(image, datasets.Image(decode=False))
-    pixels = decode(_bytes(encoded, image), len(data), split, progress)
     names = getattr(data.features[label], "names", None) or ()
-    return RawSplit(pixels, torch.tensor(data[label][:], dtype=torch.int64), tuple(names))
+
+    def pictures() -> Iterator[Picture]:
+        for row in encoded:
+            entry = row[image]
+            yield entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
+
+    try:
+        values = pyarrow.chunked_array([pyarrow.array(list(data[label][:]))])
+    except pyarrow.ArrowException as error:
+        raise InputDataError(
+            f"The labels of the {split} split ({name}) must be of one kind, got several "
+            f"({str(error)[:80]}): choose another column with --label-column."
+        ) from error
+    return StoredSplit(split, len(data), pictures, [LabelColumn(values, tuple(names), name)])
 
 
-def _bytes(data: Any, column: str) -> Iterator[bytes]:
-    for row in data:
-        entry = row[column]
-        if entry["bytes"] is not None:
-            yield entry["bytes"]
-        else:
-            buffer = io.BytesIO()
-            with Image.open(entry["path"]) as image:
-                image.save(buffer, "PNG")
-            yield buffer.getvalue()
+def _column(data: Any, asked: str | None, usual: Sequence[str], name: str) -> str:
+    wanted = usual if asked is None else (asked,)
+    for column in wanted:
+        if column in data.column_names:
+            return column
+    raise InputDataError(
+        f"The data set {name!r} is not image classification: expected the columns "
+        f"{'/'.join(IMAGE_COLUMNS)} and {'/'.join(LABEL_COLUMNS)}, got "
+        f"{', '.join(data.column_names)}; name them with --image-column and --label-column."
+    )

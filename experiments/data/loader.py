@@ -1,4 +1,4 @@
-"""Batches from tensors in memory, shuffled, augmented and normalised without a loop per image."""
+"""Batches from tensors in memory, shuffled, augmented and normalised."""
 
 from __future__ import annotations
 
@@ -19,6 +19,23 @@ class Augmentation:
 
     pad: int = 4
     flip: bool = True
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of each image, scaled to ``size`` x ``size``: as torchvision's.
+
+    Args:
+        size: Side of what comes out, in pixels.
+        flip: Whether every second image is mirrored.
+        scale: Least and largest share of the image's area.
+        ratio: Least and largest width / height of the part.
+    """
+
+    size: int
+    flip: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -52,10 +69,15 @@ class TensorLoader:
         *,
         batch_size: int = 128,
         shuffle: bool = False,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | RandomResizedCrop | None = None,
         seed: int = 0,
+        size: int | None = None,
     ) -> None:
-        """Hold uint8 ``pixels`` (N, C, H, W) and int64 ``labels`` (N,)."""
+        """Hold uint8 ``pixels`` (N, C, H, W) and int64 ``labels`` (N,).
+
+        ``size`` is the side of the square from the middle that is read where nothing is
+        augmented; None reads whole images.
+        """
         if len(pixels) != len(labels):
             raise InputDataError(
                 f"Expected one label for each image, got {len(pixels)} images and {len(labels)} "
@@ -70,6 +92,7 @@ class TensorLoader:
         self.shuffle = shuffle
         self.augmentation = augmentation
         self.seed = seed
+        self.size = size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,7 +102,7 @@ class TensorLoader:
     @property
     def images(self) -> Tensor:
         """All images, normalised, in stored order, not augmented; computed at each access."""
-        return self.normalisation(self.pixels)
+        return self.normalisation(centre(self.pixels, self.size))
 
     @property
     def n_images(self) -> int:
@@ -104,7 +127,11 @@ class TensorLoader:
         for index in range(len(self)):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             pixels = self.pixels[chosen]
-            if self.augmentation is not None:
+            if self.augmentation is None:
+                pixels = centre(pixels, self.size)
+            elif isinstance(self.augmentation, RandomResizedCrop):
+                pixels = resized_crops(pixels, self.augmentation, generator)
+            else:
                 pixels = augment(pixels, self.augmentation, generator)
             yield self.normalisation(pixels), self.labels[chosen]
 
@@ -128,3 +155,41 @@ def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generat
     image = torch.arange(n)[:, None, None]
     # Indices around a slice put the sliced axis last: (N, H, W, C).
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def centre(pixels: Tensor, size: int | None) -> Tensor:
+    """Returns the middle ``size`` x ``size`` of every image, a view; all of it for None."""
+    if size is None or pixels.shape[-1] == pixels.shape[-2] == size:
+        return pixels
+    top, left = (round((side - size) / 2) for side in pixels.shape[-2:])
+    return pixels[..., top : top + size, left : left + size]
+
+
+def resized_crops(pixels: Tensor, crop: RandomResizedCrop, generator: torch.Generator) -> Tensor:
+    """Cuts a random part of each image and scales it; (N, C, H, W) -> (N, C, size, size).
+
+    The part has a share of the area and a shape drawn for it, the shape evenly on a logarithmic
+    scale. A part that does not fit is cut to the image, where torchvision draws again: all draws
+    of a batch are known at once.
+    """
+    n, channels, height, width = pixels.shape
+    draws = torch.rand(5, n, generator=generator, dtype=torch.float64)
+    low, high = crop.scale
+    area = height * width * (low + (high - low) * draws[0])
+    low, high = np.log(crop.ratio)
+    ratio = torch.exp(low + (high - low) * draws[1])
+    heights = (area / ratio).sqrt().round().clamp(1, height)
+    widths = (area * ratio).sqrt().round().clamp(1, width)
+    # A draw is below 1, so that the last offset is that of a part at the very edge.
+    tops = (draws[2] * (height - heights + 1)).floor().long().tolist()
+    lefts = (draws[3] * (width - widths + 1)).floor().long().tolist()
+    rows, columns = heights.long().tolist(), widths.long().tolist()
+    made = pixels.new_empty(n, channels, crop.size, crop.size)
+    for i in range(n):
+        part = pixels[i, :, tops[i] : tops[i] + rows[i], lefts[i] : lefts[i] + columns[i]]
+        made[i] = functional.interpolate(
+            part[None], (crop.size, crop.size), mode="bilinear", antialias=True
+        )[0]
+    if not crop.flip:
+        return made
+    return torch.where((draws[4] < 0.5).view(-1, 1, 1, 1), made.flip(3), made)

@@ -13,13 +13,45 @@ import torch
 from torch import Tensor
 
 from amc_env.errors import InputDataError
+from experiments.config_values import check_normalisation
+from experiments.data.copies import are_in, digests_of, repeated
+from experiments.data.decoding import decode_splits
+from experiments.data.folders import read_folder
 from experiments.data.hub import read_hub
-from experiments.data.loader import Augmentation, Normalisation, TensorLoader
-from experiments.data.parquet import RawSplit, read_folder
+from experiments.data.labels import number_labels
+from experiments.data.loader import (
+    Augmentation,
+    Normalisation,
+    RandomResizedCrop,
+    TensorLoader,
+    centre,
+)
+from experiments.data.stored import Columns, StoredData, counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_DIGITS = "digits"
 _DIGITS_TEST = 360  # a fifth of the 1,797 images
+_MARGIN = 256 / 224  # of images for --image-size, scaled to this times the crop: as for ImageNet
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """Pixels uint8 (N, C, H, W), labels int64 (N,), and a digest of each image int64 (N,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    digests: Tensor
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A data set before it is cut; ``scale`` is the largest value of a pixel."""
+
+    splits: dict[str, RawSplit]
+    class_names: tuple[str, ...]
+    notes: list[str]
+    scale: float = 255.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +60,7 @@ class DataSplits:
 
     The test images are for the last line of a report. Search validates on ``validation``, which
     shares no image with ``train``; ``calibration`` is a part of ``train``, neither shuffled nor
-    augmented.
+    augmented. ``notes`` says in sentences what was chosen, mapped, or left out on the way.
     """
 
     name: str
@@ -39,6 +71,7 @@ class DataSplits:
     n_classes: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_data(
@@ -55,12 +88,17 @@ def load_data(
     split_seed: int = 0,
     flip: bool | None = None,
     progress: bool | None = None,
+    image_size: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> DataSplits:
     """Load an image-classification data set into memory.
 
     Args:
-        name_or_path: ``"digits"`` (scikit-learn's, 8 x 8), a folder of parquet files with the
-            Hugging Face schema, or a name on its hub (``owner/name``, needs the ``hub`` extra).
+        name_or_path: ``"digits"`` (scikit-learn's, 8 x 8); a folder of parquet or Arrow files with
+            the Hugging Face schema, of ``save_to_disk``, or with a folder of images per class; or
+            a name on the hub (``owner/name``, needs the ``hub`` extra). ``:name`` behind it
+            chooses one of several configurations.
         batch_size: Images in a batch.
         seed: Order and augmentation of the training batches. It does not move the splits, so that
             runs with different seeds are judged on the same images.
@@ -77,22 +115,33 @@ def load_data(
         split_seed: Seed of the random cuts.
         flip: Mirror training images; None mirrors colour images only.
         progress: Show a progress bar while images are decoded; None shows it on a terminal.
+        image_size: Side of the images in pixels, for those of several sizes: the shorter side is
+            scaled to 256/224 of it, and the middle is evaluated; what is trained on is a random
+            part of the middle square, scaled, instead of a shifted image. None takes images as
+            they are.
+        image_column: Column of a table with the images; None takes "img" or "image".
+        label_column: Column with the labels; None takes "label", "labels" or "fine_label".
 
     Raises:
         InputDataError: The name is unknown, or the data are not what they should be.
         MissingDependencyError: A hub name without the ``datasets`` library.
     """
     name = str(name_or_path)
-    raw, scale = _read(name, progress)
-    class_names = _class_names(raw, name)
-    shape = _check_shapes(raw, name)
+    columns = Columns(image_column, label_column)
+    whole = _read(name, columns, image_size, progress)
+    channels, height, width = _check_shapes(whole.splits, name)
+    normalisation = _normalisation(channels, whole.scale, mean, std)
     generator = torch.Generator().manual_seed(split_seed)
-    splits = _cut_all(raw, name, validation_size, validation_split, calibration_size, generator)
-    normalisation = _normalisation(shape[0], scale, mean, std)
-    augmentation = _augmentation(shape, flip) if augment else None
-    loaders = _loaders(splits, normalisation, batch_size, augmentation, seed)
+    splits = _cut_all(whole, name, validation_size, validation_split, calibration_size, generator)
+    augmentation = _augmentation((channels, height, width), flip, image_size) if augment else None
+    loaders = _loaders(splits, normalisation, batch_size, augmentation, seed, image_size)
     return DataSplits(
-        name, **loaders, n_classes=len(class_names), image_shape=shape, class_names=class_names
+        name,
+        **loaders,
+        n_classes=len(whole.class_names),
+        image_shape=(channels, image_size or height, image_size or width),
+        class_names=whole.class_names,
+        notes=tuple(whole.notes),
     )
 
 
@@ -100,30 +149,57 @@ def _loaders(
     splits: dict[str, RawSplit],
     normalisation: Normalisation,
     batch_size: int,
-    augmentation: Augmentation | None,
+    augmentation: Augmentation | RandomResizedCrop | None,
     seed: int,
+    size: int | None,
 ) -> dict[str, TensorLoader]:
     """Batches of each split; only those to train on are shuffled and augmented."""
     training: dict[str, Any] = {"shuffle": True, "augmentation": augmentation, "seed": seed}
     return {
         key: TensorLoader(
-            split.pixels,
+            split.pixels if key == "train" else centre(split.pixels, size).contiguous(),
             split.labels,
             normalisation,
             batch_size=batch_size,
+            size=size,
             **(training if key == "train" else {}),
         )
         for key, split in splits.items()
     }
 
 
-def _read(name: str, progress: bool | None) -> tuple[dict[str, RawSplit], float]:
-    """The splits, and the largest pixel value."""
-    if name == "digits":
-        return _digits(), 16.0
-    folder = Path(name).expanduser()
+def _read(name: str, columns: Columns, image_size: int | None, progress: bool | None) -> _Whole:
+    """The data set with its labels numbered and its images decoded, cut as it is stored."""
+    if name == _DIGITS:
+        if image_size is not None or columns != Columns():
+            raise InputDataError(
+                "The digits are 8 x 8 images without a table: leave out --image-size, "
+                "--image-column and --label-column, or give a data set of yours."
+            )
+        return _digits()
+    stored = _find(name, columns)
+    numbered = number_labels({key: split.labels for key, split in stored.splits.items()})
+    size = None if image_size is None else round(image_size * _MARGIN)
+    decoded, notes = decode_splits(stored.splits, size, progress)
+    splits = {
+        key: RawSplit(images.pixels, numbered.labels[key], images.digests)
+        for key, images in decoded.items()
+    }
+    whole = _Whole(splits, numbered.class_names, [*stored.notes, *numbered.notes, *notes])
+    if "test" not in splits:
+        _cut_test(whole)
+    return whole
+
+
+def _find(name: str, columns: Columns) -> StoredData:
+    """What is stored under a name: in a folder, or on the hub."""
+    folder, configuration = Path(name).expanduser(), ""
+    if not folder.exists() and ":" in name:
+        path, _, wanted = name.rpartition(":")
+        if path and Path(path).expanduser().is_dir():
+            folder, configuration = Path(path).expanduser(), wanted
     if name and folder.is_dir():  # Path("") is the current folder
-        return read_folder(folder, progress), 255.0
+        return read_folder(folder, configuration, columns)
     if folder.is_file():
         raise InputDataError(
             f"{name} is a file: expected the folder that holds train*.parquet and test*.parquet."
@@ -131,25 +207,70 @@ def _read(name: str, progress: bool | None) -> tuple[dict[str, RawSplit], float]
     owner, _, rest = name.partition("/")
     if owner in ("", ".", "..", "~") or not rest or "/" in rest:
         raise InputDataError(
-            f"Unknown data set {name!r}: expected 'digits', an existing folder of parquet files, "
-            "or a name on the Hugging Face hub such as 'uoft-cs/cifar10'."
+            f"Unknown data set {name!r}: expected 'digits', an existing folder of parquet files or "
+            "of class folders, or a name on the Hugging Face hub such as 'uoft-cs/cifar10'."
         )
-    return read_hub(name, progress), 255.0
+    return read_hub(name, columns)
 
 
-def _digits() -> dict[str, RawSplit]:
+def _digits() -> _Whole:
     """Scikit-learn's 1,797 digits; the same 360 are the test images whatever the seeds."""
     bunch = sklearn.datasets.load_digits()
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    whole = RawSplit(pixels, labels, tuple(str(name) for name in bunch.target_names))
-    generator = torch.Generator().manual_seed(0)
-    train, test = _cut(labels, _DIGITS_TEST, "random", generator)
-    return {"train": _take(whole, train), "test": _take(whole, test)}
+    whole = RawSplit(pixels, labels, digests_of(pixels))
+    train, test = _cut(labels, _DIGITS_TEST, "random", torch.Generator().manual_seed(0))
+    splits = {"train": _take(whole, train), "test": _take(whole, test)}
+    return _Whole(splits, tuple(str(name) for name in bunch.target_names), [], scale=16.0)
+
+
+def _cut_test(whole: _Whole) -> None:
+    """Cuts test images from a data set that is one piece: the same ones whatever the seeds."""
+    images = whole.splits["train"]
+    size = len(images.labels) // 5
+    rest, chosen = _cut(images.labels, size, "random", torch.Generator().manual_seed(0))
+    test = whole.splits["test"] = _take(images, chosen)
+    train = _without_copies(_take(images, rest), test, "test", whole.notes)
+    whole.splits["train"] = train
+    whole.notes.append(
+        f"nothing names a split: {size:,} of {len(images.labels):,} images, drawn equally from all "
+        f"classes and always the same, are the test set"
+    )
+
+
+def _without_copies(train: RawSplit, held_out: RawSplit, name: str, notes: list[str]) -> RawSplit:
+    """Training images without those that are held out as well."""
+    copies = are_in(train.digests, held_out.digests)
+    count = int(copies.sum())
+    if not count:
+        return train
+    if count == len(copies):
+        raise InputDataError(
+            f"Every training image is also a {name} image, pixel for pixel: expected different "
+            f"images; remove the copies."
+        )
+    notes.append(
+        f"{counted(count, 'training image')} also in {name}, pixel for pixel: left out of training"
+    )
+    return _take(train, (~copies).nonzero().squeeze(1))
+
+
+def _note_copies(splits: dict[str, RawSplit], notes: list[str]) -> None:
+    """Says how many images are there twice where that is left as it is."""
+    train = splits["train"]
+    if count := repeated(train.digests):
+        pairs = np.unique(torch.stack([train.digests, train.labels], 1).numpy(), axis=0)
+        other = len(pairs) - (len(train.digests) - count)
+        more = f" ({other:,} with another label)" if other else ""
+        notes.append(f"{counted(count, 'training image')} repeated{more}: left in")
+    for name in ("training", "validation"):
+        known = splits["train" if name == "training" else name]
+        if count := int(are_in(splits["test"].digests, known.digests).sum()):
+            notes.append(f"{counted(count, 'test image')} also in {name}: left in")
 
 
 def _cut_all(
-    raw: dict[str, RawSplit],
+    whole: _Whole,
     name: str,
     validation_size: int | None,
     how: Literal["random", "tail"],
@@ -157,7 +278,7 @@ def _cut_all(
     generator: torch.Generator,
 ) -> dict[str, RawSplit]:
     """The four splits; no image of ``validation`` is in ``train``, all of ``calibration`` are."""
-    train = raw["train"]
+    raw, train = whole.splits, whole.splits["train"]
     if "validation" in raw:
         validation = raw["validation"]
         if validation_size is not None:
@@ -165,37 +286,30 @@ def _cut_all(
             validation = _take(validation, chosen)
     else:
         if validation_size is None:
-            validation_size = _DIGITS_TEST - 1 if name == "digits" else len(train.labels) // 10
+            validation_size = (
+                _DIGITS_TEST - 1 if name == _DIGITS else max(1, len(train.labels) // 10)
+            )
         rest, chosen = _cut(train.labels, validation_size, how, generator)
         train, validation = _take(train, rest), _take(train, chosen)
+    train = _without_copies(train, validation, "validation", whole.notes)
     order = torch.randperm(len(train.labels), generator=generator)
-    return {
+    splits = {
         "train": train,
         "calibration": _take(train, order[: max(1, calibration_size)].sort().values),
         "validation": validation,
         "test": raw["test"],
     }
+    _note_copies(splits, whole.notes)
+    return splits
 
 
-def _augmentation(shape: tuple[int, int, int], flip: bool | None) -> Augmentation:
+def _augmentation(
+    shape: tuple[int, int, int], flip: bool | None, image_size: int | None
+) -> Augmentation | RandomResizedCrop:
     mirrored = shape[0] == 3 if flip is None else flip
+    if image_size is not None:
+        return RandomResizedCrop(image_size, flip=mirrored)
     return Augmentation(pad=max(1, round(shape[2] / 8)), flip=mirrored)
-
-
-def _class_names(raw: dict[str, RawSplit], name: str) -> tuple[str, ...]:
-    """The classes, by number if nameless; every label of every split must be one of them."""
-    train = raw["train"]
-    class_names = train.class_names or tuple(map(str, range(int(train.labels.max()) + 1)))
-    n_classes = len(class_names)
-    for split, data in raw.items():
-        low, high = int(data.labels.min()), int(data.labels.max())
-        if low < 0 or high >= n_classes:
-            raise InputDataError(
-                f"The labels of the {split} split of {name} must lie in 0..{n_classes - 1} "
-                f"({n_classes} classes), got {low if low < 0 else high}: correct the labels or the "
-                "list of classes."
-            )
-    return class_names
 
 
 def _check_shapes(raw: dict[str, RawSplit], name: str) -> tuple[int, int, int]:
@@ -204,7 +318,8 @@ def _check_shapes(raw: dict[str, RawSplit], name: str) -> tuple[int, int, int]:
         if data.pixels.shape[1:] != (channels, height, width):
             raise InputDataError(
                 f"The images of the {split} split of {name} are {_describe(data.pixels)}, those of "
-                f"the train split {_describe(raw['train'].pixels)}: convert them to one size."
+                f"the train split {_describe(raw['train'].pixels)}: give --image-size N to scale "
+                f"and crop all of them to N x N."
             )
     return channels, height, width
 
@@ -220,11 +335,12 @@ def _normalisation(
     colour = channels == 3
     mean = tuple(mean) if mean is not None else (IMAGENET_MEAN if colour else (0.5,) * channels)
     std = tuple(std) if std is not None else (IMAGENET_STD if colour else (0.5,) * channels)
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    if len(mean) != channels or len(std) != channels:
         raise InputDataError(
             f"Expected a mean and a positive std for each of {channels} channels, got mean {mean} "
             f"and std {std}."
         )
+    check_normalisation(mean, std)
     return Normalisation(scale, mean, std)
 
 
@@ -256,4 +372,4 @@ def _cut(
 
 
 def _take(split: RawSplit, indices: Tensor) -> RawSplit:
-    return RawSplit(split.pixels[indices], split.labels[indices], split.class_names)
+    return RawSplit(split.pixels[indices], split.labels[indices], split.digests[indices])

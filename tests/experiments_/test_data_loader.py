@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from amc_env.errors import InputDataError
-from experiments.data import Augmentation, Normalisation, TensorLoader
-from experiments.data.loader import augment
+from experiments.data import Augmentation, Normalisation, RandomResizedCrop, TensorLoader
+from experiments.data.loader import augment, centre, resized_crops
 
 PLAIN = Normalisation(1.0, (0.0,), (1.0,))
 
@@ -41,6 +41,45 @@ def test_augmentation_equals_a_loop_over_images(flip: bool, pad: int) -> None:
         assert torch.equal(got[n], crop.flip(2) if flip and flips[n] else crop)
     assert flips.any()
     assert not flips.all()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_resized_crops_are_parts_of_the_image_at_the_size_asked_for(flip: bool) -> None:
+    # A ramp tells where a column came from: its ends and its direction say which part was cut.
+    ramp = torch.arange(0, 160, 4, dtype=torch.uint8).expand(200, 1, 40, 40).contiguous()
+    crop = RandomResizedCrop(32, flip)
+    got = resized_crops(ramp, crop, torch.Generator().manual_seed(3))
+    assert got.shape == (200, 1, 32, 32)
+    assert got.dtype == torch.uint8
+    first, last = got[:, 0, :, 0].int(), got[:, 0, :, -1].int()
+    mirrored = (first > last).all(1)
+    assert ((first < last).all(1) | mirrored).all()
+    assert (0.35 < mirrored.float().mean() < 0.65) if flip else not mirrored.any()
+    widths = (last - first).abs()[:, 0] / 4 + 1  # in columns of the image, up to rounding
+    assert widths.max() <= 41
+    assert widths.min() >= 40 * (0.08 * 3 / 4) ** 0.5 - 2
+    assert widths.float().std() > 5
+    again = resized_crops(ramp, crop, torch.Generator().manual_seed(3))
+    assert torch.equal(got, again)
+
+
+def test_a_crop_of_everything_is_the_scaled_image() -> None:
+    images = pixels(5, size=16)
+    whole = RandomResizedCrop(16, flip=False, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert torch.equal(resized_crops(images, whole, torch.Generator()), images)
+
+
+def test_the_centre_is_read_where_nothing_is_augmented() -> None:
+    images = pixels(10, size=9)
+    data = TensorLoader(images, torch.arange(10), PLAIN, batch_size=4, size=5)
+    expected = images[:, :, 2:7, 2:7].float()
+    assert torch.equal(torch.cat([batch for batch, _ in data]), expected)
+    assert torch.equal(data.images, expected)
+    assert centre(images, None) is images
+    trained = TensorLoader(
+        images, torch.arange(10), PLAIN, size=5, augmentation=RandomResizedCrop(5)
+    )
+    assert next(iter(trained))[0].shape == (10, 3, 5, 5)
 
 
 def test_normalisation_is_per_channel() -> None:

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from amc_env.errors import InputDataError, MissingDependencyError
+from experiments.configs import RunConfig
 from experiments.data import load_data
 
 
@@ -268,3 +269,16 @@ def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
         load_data(folder(tmp_path), mean=(0.5,))
     with pytest.raises(InputDataError, match="positive std"):
         load_data(folder(tmp_path), std=(0.5, 0.0, 0.5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 123.675])
+def test_means_and_deviations_that_no_pixels_have_are_rejected(
+    tmp_path: Path, value: float
+) -> None:
+    path = folder(tmp_path)
+    for name, usual in (("mean", (0.5,) * 3), ("std", (0.25,) * 3)):
+        values = (*usual[:2], value)
+        with pytest.raises(InputDataError, match=f"--{name} as .* got {value:g}"):
+            load_data(path, **{name: values})
+        with pytest.raises(InputDataError, match=f"--{name} as .* got {value:g}"):
+            RunConfig(**{name: values})
