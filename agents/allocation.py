@@ -18,8 +18,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from agents.base import AgentError
-from agents.cost_terms import Array, CostTerms, cost_terms, linearised
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.cost_terms import Array, CostTerms, cost_terms, linearised
 
 Curves = Sequence[npt.NDArray[np.float64]]
 """Per decision the damage of every choice; 0 for the last one, never rising with the choice."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 
-from amc_env import CompressionEnv, CompressionError, CompressionPlan
+from amc_env import ArgumentError, CompressionEnv, CompressionPlan, EvaluationError
+from amc_env.checks import check_constructor, checked
 
 if TYPE_CHECKING:
     from agents.logging import EpisodeLogger
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_REJUDGE = 5
 
 
-class AgentError(CompressionError):
-    """An agent, or the judge behind the environment, answered something unusable."""
+class AgentError(EvaluationError):
+    """An agent, or what evaluates its plans, answered something unusable."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ class Agent(ABC):
     deterministic: ClassVar[bool] = False
     """Whether every seed gives the same trials, if equal plans are judged equally."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Lets the constructor of every agent check its arguments by its annotations."""
+        super().__init_subclass__(**options)
+        check_constructor(cls)
+
+    @checked
     def __init__(self, *, rejudge: int = DEFAULT_REJUDGE) -> None:
         if rejudge < 0:
             raise ValueError(f"Expected rejudge >= 0, got {rejudge}.")
@@ -124,6 +131,7 @@ class Agent(ABC):
                 settings |= _flat(key, value)
         return settings
 
+    @checked
     def search(
         self,
         env: gym.Env[Any, Any],
@@ -157,13 +165,14 @@ class Agent(ABC):
             ValueError: If ``episodes`` is not positive.
             TypeError: If ``env`` is no compression environment.
             PlanMismatchError: If a plan of ``warm_start`` is one of another network.
-            AgentError: If the agent or the judge answers something unusable, e.g. NaN.
+            AgentError: If the agent proposes something unusable, e.g. NaN.
+            EvaluationError: If the learner or the reward function does.
         """
         from agents.rollout import Search
 
         bare = unwrap(env)
-        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-            raise ValueError(f"Expected episodes to be a positive whole number, got {episodes!r}.")
+        if episodes < 1:
+            raise ArgumentError(f"Expected episodes to be a positive whole number, got {episodes}.")
         started, cpu_started = time.perf_counter(), time.process_time()
         if logger is not None:
             logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})

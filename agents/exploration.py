@@ -20,6 +20,7 @@ from agents.local_search import neighbour
 from agents.prior import PRIORS, prior_of, standardised
 from agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.checks import checked
 from amc_env.one_shot import rescale
 
 Score = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
@@ -37,6 +38,7 @@ def truncated_normal(mean: float, sigma: float, rng: np.random.Generator) -> flo
     return min(1.0, max(0.0, drawn))
 
 
+@checked
 @dataclass(frozen=True)
 class Exploration:
     """The schedule of an agent's exploration.

@@ -14,11 +14,13 @@ from typing import Any, Self
 
 from agents.base import Trial
 from amc_env import CompressionEnv
+from amc_env.checks import checked
 from amc_env.render import plan_picture, plan_table
 
 DEFAULT_PICTURE_EVERY = 25
 
 
+@checked
 class EpisodeLogger:
     """Writes a search to TensorBoard.
 

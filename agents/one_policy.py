@@ -17,6 +17,7 @@ from agents.exploring_env import ExploringEnv
 from agents.rollout import Search
 from agents.sb3 import SB3Agent
 from amc_env import Budget, CompressionEnv, CompressionPlan
+from amc_env.checks import checked
 from amc_env.one_shot import positions, rescale
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class OnePolicy:
         **options: Those of ``DDPG``; ``one_shot`` is not among them.
     """
 
+    @checked
     def __init__(self, *, between: float = 0.5, **options: Any) -> None:
         if not 0.0 <= between <= 1.0:
             raise ValueError(f"Expected between in [0, 1], got {between}.")
@@ -106,6 +108,7 @@ class OnePolicy:
         self.between = between
         self.agent = DDPG(rejudge=0, **options)
 
+    @checked
     def search(
         self,
         env: gym.Env[Any, Any],

@@ -7,19 +7,13 @@ the place of a flag is true to Python, and a measurement of something else than 
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
-import types
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from amc_env.checks import check_argument, hints_of_function, plain_kinds
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 _WORDS = {str, Path, type(None)}
-_PLAIN = (*_NAMES, Path, type(None))
 
 
 def check_options(options: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
@@ -31,13 +25,13 @@ def check_options(options: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
             without an annotation are somebody else's.
 
     Raises:
-        ValueError: If an option is of another type, or NaN.
+        ArgumentError: If an option is of another type, NaN or infinite.
     """
     for name, value in options.items():
-        kinds = _kinds(hints.get(name))
-        if kinds and not any(_is(value, kind) for kind in kinds):
-            wanted = " or ".join(_NAMES.get(kind, kind.__name__) for kind in kinds)
-            raise ValueError(f"Expected the option {name} to be {wanted}, got {value!r}.")
+        if plain_kinds(hint := hints.get(name)):
+            # A path may stand where a word is wanted.
+            given = str(value) if isinstance(value, Path) else value
+            check_argument(f"the option {name}", given, hint)
 
 
 def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -57,36 +51,16 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def words_of(hints: Mapping[str, Any]) -> set[str]:
     """Returns the names of options that are words and nothing else, whatever they look like."""
-    return {name for name, hint in hints.items() if set(_kinds(hint)) <= _WORDS and _kinds(hint)}
+    return {
+        name
+        for name, hint in hints.items()
+        if set(plain_kinds(hint)) <= _WORDS and plain_kinds(hint)
+    }
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each parameter that has a name of its own; None where it says nothing."""
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception:  # annotations of the user's may mean nothing outside of their file
-        hints = {}
+    hints = hints_of_function(function)
     gathers = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(function).parameters
     return {name: hints.get(name) for name, p in parameters.items() if p.kind not in gathers}
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    parts = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return parts if all(part in _PLAIN for part in parts) else ()
-
-
-def _is_union(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-
-
-def _is(value: Any, kind: type) -> bool:
-    """NumPy's scalars are numbers and flags as well, paths are words."""
-    flag = isinstance(value, bool | np.bool_)
-    if kind is float:
-        return isinstance(value, numbers.Real) and not flag and not math.isnan(value)
-    if kind is int:
-        return isinstance(value, numbers.Integral) and not flag
-    if kind is bool:
-        return flag
-    return isinstance(value, str | Path) if kind in (str, Path) else value is None

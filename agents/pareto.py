@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.base import Trial
+from amc_env.checks import checked
 
 
+@checked
 def pareto_front(trials: Sequence[Trial], costs: Sequence[str] | None = None) -> list[Trial]:
     """Returns the trials that no other one beats in reward and every cost, cheapest first.
 

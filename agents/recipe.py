@@ -8,10 +8,12 @@ from typing import Any, get_type_hints
 
 from agents.exploration import Exploration
 from agents.options import check_options
+from amc_env.checks import checked
 
 CREDITS = ("monte_carlo", "broadcast", "one_step")
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """The settings of an SB3 actor-critic on compression episodes.

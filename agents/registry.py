@@ -18,6 +18,7 @@ from agents.own import FORM, import_agent, is_own, make_own, own_head
 from agents.random_search import RandomSearch
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
+from amc_env.checks import checked
 
 
 def ddpg_seeded_by_sensitivity(
@@ -62,6 +63,7 @@ AGENTS: dict[str, Callable[..., Agent]] = {
 """Name -> factory taking the agent's options."""
 
 
+@checked
 def make_agent(name: str, **options: Any) -> Agent:
     """Builds an agent.
 
@@ -101,6 +103,7 @@ def _known(name: str) -> Callable[..., Agent]:
     return AGENTS[name]
 
 
+@checked
 def is_deterministic(label: str) -> bool:
     """Returns whether the agent of a label declares that its seeds change nothing.
 
@@ -114,6 +117,7 @@ def is_deterministic(label: str) -> bool:
     return bool(getattr(AGENTS.get(name), "deterministic", False))
 
 
+@checked
 def read_label(label: str) -> tuple[str, dict[str, Any]]:
     """Reads ``"name"`` or ``"name:option=value,option=value"``; nothing is built or imported.
 
@@ -149,6 +153,7 @@ def _texts(label: str) -> dict[str, str]:
     return texts
 
 
+@checked
 def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any]]:
     """Builds an agent from ``"name"`` or ``"name:option=value,option=value"``.
 

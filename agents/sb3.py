@@ -220,7 +220,7 @@ class SB3Agent(Agent):
                 "optimizer_kwargs": {"fused": True},
                 **({"n_critics": recipe.n_critics} if recipe.n_critics else {}),
             },
-            seed=search.seed,
+            seed=_seed_of(search),
             device="cpu",
             **self._more_options(),
         )
@@ -274,3 +274,10 @@ class SB3Agent(Agent):
 def _losses(logger: Logger) -> dict[str, float]:
     tags = ("train/critic_loss", "train/actor_loss")
     return {tag: float(logger.name_to_value[tag]) for tag in tags if tag in logger.name_to_value}
+
+
+def _seed_of(search: Search) -> int:
+    """The seed of a search; the global generator of NumPy, which SB3 seeds, takes 32 bits only."""
+    if search.seed < 2**32:
+        return search.seed
+    return int(np.random.SeedSequence(search.seed).generate_state(1)[0])

@@ -8,7 +8,9 @@ from amc_env.budget import Budget
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.env import Compressible, CompressionEnv, Outcome
 from amc_env.errors import (
+    ArgumentError,
     CompressionError,
+    EvaluationError,
     InfeasibleBudgetError,
     InputDataError,
     MissingDependencyError,
@@ -52,7 +54,9 @@ __all__ = [
     "Width",
     "TASKS",
     "register_tasks",
+    "ArgumentError",
     "CompressionError",
+    "EvaluationError",
     "InfeasibleBudgetError",
     "InputDataError",
     "MissingDependencyError",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from amc_env.cost_model import Array, CostModel, original_cost, with_weights
+from amc_env.checks import checked
+from amc_env.cost_model import Array, CostModel, original_cost, whole, with_weights
 from amc_env.graph import LayerGraph
 from amc_env.layer_terms import LayerBits, LayerDensities, LayerWeights, WidthMatrix
 from amc_env.plan import Decision, DecisionKind
@@ -49,7 +50,7 @@ class MacsCost(CostModel):
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        return float(self._factor @ (self._inputs.at(v) * self._outputs.at(v)))
+        return whole(float(self._factor @ (self._inputs.at(v) * self._outputs.at(v))))
 
     def per_layer(self, values: Array) -> Array:
         """Returns the multiply-adds of each layer, shape ``(n_layers,)``."""
@@ -91,7 +92,7 @@ class BopsCost(CostModel):
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
         bits = self._weight_bits.effective(v) * self._activation_bits.effective(v)
-        return float(self._macs.per_layer(v) @ bits)
+        return whole(float(self._macs.per_layer(v) @ bits))
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns ``MACs * 32 * 32`` with all channels."""
@@ -129,7 +130,7 @@ class MeanBitsCost(CostModel):
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        return float(self._weights @ self._bits.effective(v)) / self._total
+        return whole(float(self._weights @ self._bits.effective(v))) / self._total
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 32."""
@@ -167,7 +168,9 @@ class DensityCost(CostModel):
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        return float(self._weights.at(v)[1] @ self._densities.at(v)) / self._total
+        kept = float(self._weights.at(v)[1] @ self._densities.at(v))
+        parts = self._densities.parts
+        return whole(kept * parts) / (parts * self._total)  # one division, one rounding
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 1."""
@@ -184,6 +187,7 @@ COSTS: dict[str, Callable[[LayerGraph, Sequence[Decision], StorageFormat | None]
 }
 
 
+@checked
 def make_cost(
     name: str,
     graph: LayerGraph,

@@ -39,9 +39,11 @@ class CostModel(ABC):
         return float(self(largest(decisions)))
 
 
-def original_cost(
-    cost: Callable[[Sequence[float] | Array], float], decisions: Sequence[Decision]
-) -> float:
+CostFunction = Callable[[Sequence[float] | Array], float]
+"""The values of all decisions -> what the plan costs; cost models are some."""
+
+
+def original_cost(cost: CostFunction, decisions: Sequence[Decision]) -> float:
     """Returns what ratios of a cost refer to; a plain function has its largest plan's cost."""
     if isinstance(cost, CostModel):
         return cost.original(decisions)
@@ -52,6 +54,22 @@ def largest(decisions: Sequence[Decision]) -> Array:
     """The values that leave the network as it is; a density that ends below 1 is none of them."""
     ends = [1.0 if d.kind is DecisionKind.DENSITY else d.choices[-1] for d in decisions]
     return np.array(ends, dtype=np.float64)
+
+
+def whole(cost: float, parts: int = 1) -> float:
+    """Returns a cost without the rounding errors of its sum, where it is a multiple of a unit.
+
+    MACs, parameters and bytes of plans on the grid are whole numbers, but widths are products of
+    ratios and sizes; a bound of exactly 29 of 35 must not be broken by 29.000000000000004. Between
+    two grid points costs are not whole, and stay as they are.
+
+    Args:
+        cost: The sum.
+        parts: How many units 1 has.
+    """
+    scaled = cost * parts
+    nearest = round(scaled)
+    return nearest / parts if abs(scaled - nearest) <= 1e-9 + 1e-13 * scaled else cost
 
 
 def with_weights(graph: LayerGraph) -> list[LayerSpec]:

@@ -9,11 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 
 from amc_env.actions import READINGS, ReadingContext
-from amc_env.budget import Bounds, Budget, BudgetLike, FeasibleSet, value_span
-from amc_env.cost import COSTS, CostModel, make_cost, original_cost
+from amc_env.answers import checked_accuracy, checked_reward, wishes_of
+from amc_env.budget import Bounds, Budget, BudgetLike, value_span
+from amc_env.checks import check_numbers, checked, shown
+from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.cost_model import CostFunction
+from amc_env.entered_cost import entered, original_costs
+from amc_env.errors import ArgumentError
+from amc_env.feasible import FeasibleSet
 from amc_env.graph import LayerGraph
 from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
 from amc_env.own_costs import own_costs
@@ -72,6 +78,7 @@ class Outcome:
     feasible: bool
 
 
+@checked
 class CompressionEnv(gym.Env[Observation, Action]):
     """Chooses one compression decision after the other, in network order, under a hard budget.
 
@@ -131,7 +138,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         *,
         action: str = DEFAULT_READING,
         reward: str | RewardFunction = "accuracy",
-        cost_models: Mapping[str, CostModel | str] | None = None,
+        cost_models: Mapping[str, CostFunction | str] | None = None,
         render_mode: str | None = None,
     ) -> None:
         if action not in READINGS:
@@ -155,18 +162,22 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self._reward = resolve_reward(reward)
         self.costs: dict[str, CostModel] = {
             **{name: make_cost(name, self.graph, self.decisions) for name in COSTS},
-            **getattr(learner, "cost_models", {}),
-            **own_costs(
-                cost_models or {}, self.graph, self.decisions, getattr(learner, "storage", None)
+            **entered(getattr(learner, "cost_models", {}), self.decisions),
+            **entered(
+                own_costs(
+                    cost_models or {}, self.graph, self.decisions, getattr(learner, "storage", None)
+                ),
+                self.decisions,
             ),
         }
-        self.original_cost = {n: original_cost(c, self.decisions) for n, c in self.costs.items()}
+        self.original_cost = original_costs(self.costs, self.decisions)
         self._judged: dict[CompressionPlan, float] = {}
         self._values: list[float] | None = None
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
         self.outcome(CompressionPlan.full(self.decisions), learner.original_accuracy)
 
+    @checked
     def set_budget(self, budget: BudgetLike) -> None:
         """Changes the budget; an episode under way is given up.
 
@@ -180,6 +191,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)
         self._values = None
 
+    @checked
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -211,10 +223,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """
         if self._values is None or len(self._values) == self.n_decisions:
             raise ResetNeeded("No decision is waiting; call reset() first.")
-        wish = np.asarray(action, dtype=np.float64)
-        if wish.shape != (1,) or not 0.0 <= wish[0] <= 1.0:
-            raise InvalidAction(f"Expected one number in [0, 1], shape (1,), got {action!r}.")
-
+        wish = wishes_of(action, 1)
         decision, context = self.decisions[len(self._values)], self._context
         value = self._feasible.nearest(self._values, self._reading.decode(float(wish[0]), context))
         executed = self._reading.encode(value, context)
@@ -242,9 +251,12 @@ class CompressionEnv(gym.Env[Observation, Action]):
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
-        snapped = CompressionPlan.from_values(self.decisions, plan.values_for(self.decisions))
+        snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
         if snapped not in self._judged:
-            self._judged[snapped] = float(self.learner.evaluate(snapped))
+            answer = self.learner.evaluate(snapped)
+            self._judged[snapped] = checked_accuracy(
+                answer, f"{type(self.learner).__name__}.evaluate"
+            )
         return self.outcome(snapped, self._judged[snapped])
 
     def outcome(self, plan: CompressionPlan, accuracy: float) -> Outcome:
@@ -253,12 +265,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
-        values = plan.values_for(self.decisions)
+        values = self._values_of(plan)
+        accuracy = checked_accuracy(accuracy, "the accuracy of a plan")
         cost = {name: model(values) for name, model in self.costs.items()}
         ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
         targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
         result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
-        reward = float(self._reward(result))
+        reward = checked_reward(self._reward(result))
         return Outcome(plan, accuracy, cost, ratio, reward, self.budget.is_met(ratio))
 
     @property
@@ -268,12 +281,12 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     def remember(self, plan: CompressionPlan, accuracy: float) -> None:
         """Takes over a judgement made earlier, so that a resumed run does not repeat it."""
-        snapped = CompressionPlan.from_values(self.decisions, plan.values_for(self.decisions))
-        self._judged[snapped] = float(accuracy)
+        snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
+        self._judged[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
 
     def cost_ratio(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns cost / original cost of a complete plan, for every cost model."""
-        values = plan.values_for(self.decisions)
+        values = self._values_of(plan)
         return {n: cost(values) / self.original_cost[n] for n, cost in self.costs.items()}
 
     def decode(self, actions: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
@@ -283,18 +296,20 @@ class CompressionEnv(gym.Env[Observation, Action]):
             actions: One action per decision, shape ``(n_decisions,)``.
 
         Raises:
-            ValueError: If there are more or fewer actions than decisions.
+            ArgumentError: If they are not one number in [0, 1] per decision.
         """
-        self._check_length(actions, "actions")
+        asked = check_numbers("actions", actions, self.n_decisions)
+        if not ((asked >= 0.0) & (asked <= 1.0)).all():
+            raise ArgumentError(f"Expected actions in [0, 1], got {asked.tolist()}.")
         values: list[float] = []
-        for action in actions:
+        for action in asked:
             wish = self._reading.decode(float(action), self._make_context(values))
             values.append(self._feasible.nearest(values, wish))
         return CompressionPlan.from_values(self.decisions, values)
 
     def encode(self, plan: CompressionPlan) -> npt.NDArray[np.float32]:
         """Returns the actions, shape ``(n_decisions,)``, that lead to a feasible plan."""
-        values = plan.values_for(self.decisions)
+        values = self._values_of(plan)
         actions = [
             self._reading.encode(value, self._make_context(values[:i]))
             for i, value in enumerate(values)
@@ -313,7 +328,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             Observations before each decision, shape ``(n_decisions, n_features)``, and the
             executed actions, shape ``(n_decisions,)``, both float32.
         """
-        values = plan.values_for(self.decisions)
+        values = self._values_of(plan)
         observations, actions = [], []
         for i, value in enumerate(values):
             context = self._make_context(values[:i])
@@ -326,15 +341,15 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """Returns the feasible plan nearest to the wished values, decision by decision.
 
         Raises:
-            ValueError: If there are more or fewer values than decisions.
+            ArgumentError: If they are not one finite number per decision.
         """
-        self._check_length(values, "values")
-        wished = [d.nearest(float(v)) for d, v in zip(self.decisions, values, strict=True)]
+        asked = check_numbers("values", values, self.n_decisions).tolist()
+        wished = [d.nearest(v) for d, v in zip(self.decisions, asked, strict=True)]
         if self._feasible.is_met(wished):  # then every one of them is the nearest feasible one
             return CompressionPlan.from_values(self.decisions, wished)
         chosen: list[float] = []
-        for value in values:
-            chosen.append(self._feasible.nearest(chosen, float(value)))
+        for value in asked:
+            chosen.append(self._feasible.nearest(chosen, value))
         return CompressionPlan.from_values(self.decisions, chosen)
 
     def uniform_plan(self) -> CompressionPlan:
@@ -355,9 +370,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
             return plan_table(self.graph, self.decisions, values, self.costs)
         return plan_picture(self.graph, self.decisions, values)
 
-    def _check_length(self, numbers: Sequence[float] | npt.NDArray[Any], what: str) -> None:
-        if len(numbers) != self.n_decisions:
-            raise ValueError(f"Expected {self.n_decisions} {what}, got {len(numbers)}.")
+    def _values_of(self, plan: CompressionPlan) -> list[float]:
+        """The values of a complete plan in decision order."""
+        if not isinstance(plan, CompressionPlan):
+            raise ArgumentError(
+                f"Expected a CompressionPlan, got {shown(plan)}; CompressionPlan(values) makes one."
+            )
+        return plan.values_for(self.decisions)
 
     def _make_context(self, prefix: Sequence[float]) -> ReadingContext:
         span: Bounds = value_span(self.decisions[len(prefix)])

@@ -7,6 +7,14 @@ class CompressionError(Exception):
     """Root of all errors raised on bad input by this project."""
 
 
+class ArgumentError(CompressionError, TypeError, ValueError):
+    """An argument is of another type than its parameter, or outside of its range."""
+
+
+class EvaluationError(CompressionError, ValueError):
+    """A learner, a cost model or a reward function answered something that is no usable number."""
+
+
 class InfeasibleBudgetError(CompressionError, ValueError):
     """No plan on the grid meets the budget."""
 

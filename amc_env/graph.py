@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from amc_env.checks import checked
+
 _WORTH_A_REMARK = 0.05  # share of the multiply-adds
 _MOST_NAMED = 5
 
@@ -24,6 +26,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + more
 
 
+@checked
 @dataclass(frozen=True)
 class Width:
     """The length of one tensor axis as a linear function of the kept units per group.
@@ -45,6 +48,7 @@ class Width:
         return self.fixed + sum(multiplier * kept[group] for group, multiplier in self.terms)
 
 
+@checked
 @dataclass(frozen=True)
 class ChannelGroup:
     """Units of several layers that can only be cut together: one keep-ratio decision.
@@ -62,6 +66,7 @@ class ChannelGroup:
     consumers: tuple[str, ...]
 
 
+@checked
 @dataclass(frozen=True)
 class LayerSpec:
     """A layer with weights, or another operation that multiplies, as the cost models see it.
@@ -119,6 +124,7 @@ class LayerSpec:
         return math.prod(self.kernel) * self.in_width.at(kept) * self.out_width.at(kept)
 
 
+@checked
 @dataclass(frozen=True)
 class ChannelParameters:
     """Per-channel parameters of a normalisation, PReLU or layer-scale module.
@@ -136,6 +142,7 @@ class ChannelParameters:
     n_buffers: int = 0
 
 
+@checked
 @dataclass(frozen=True)
 class LayerGraph:
     """A network as a list of layers and channel groups, both in network order.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.checks import checked
 from amc_env.cost import CostModel
 from amc_env.cost_table import (
     CostTable,
@@ -33,6 +34,7 @@ Index = npt.NDArray[np.intp]
 _ROUNDING = 1e-6
 
 
+@checked
 class TableCost(CostModel):
     """The sum over all layers of what the table says, plus its constant.
 

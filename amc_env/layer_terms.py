@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ Array = npt.NDArray[np.float64]
 
 # Widths between two grid points carry rounding errors, which must not open one more bucket.
 _ROUNDING = 1e-9
+_MAX_PARTS = 10_000
 
 
 class WidthMatrix:
@@ -97,6 +99,8 @@ class LayerDensities:
                 )
         self.is_dense = not (decided or fixed)
         """Whether no layer is, or may be, sparse."""
+        self.parts = _common_parts([c for i in decided.values() for c in decisions[i].choices])
+        """How many equal parts of 1 all densities on the grids are multiples of, 1 if too many."""
         self._densities: Array = np.array([float(fixed.get(x.name, 1.0)) for x in layers])
         self._rows = np.array([i for i, x in enumerate(layers) if x.name in decided], dtype=np.intp)
         self._columns = np.array([decided[layers[i].name] for i in self._rows], dtype=np.intp)
@@ -106,6 +110,15 @@ class LayerDensities:
         densities = self._densities.copy()
         densities[self._rows] = values[self._columns]
         return densities
+
+
+def _common_parts(values: Iterable[float]) -> int:
+    """The least common denominator of ratios, 1 if there is none worth the name."""
+    fractions = {value: Fraction(value).limit_denominator(_MAX_PARTS) for value in values}
+    if any(abs(float(f) - value) > _ROUNDING for value, f in fractions.items()):
+        return 1
+    parts = math.lcm(*(f.denominator for f in fractions.values()))
+    return parts if parts <= _MAX_PARTS else 1
 
 
 class LayerBits:

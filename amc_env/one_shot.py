@@ -8,9 +8,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.error import ResetNeeded
 
+from amc_env.answers import wishes_of
 from amc_env.budget import value_span
+from amc_env.checks import check_numbers, checked
 from amc_env.env import Action, CompressionEnv
 from amc_env.observation import Observation, scaled
 from amc_env.plan import CompressionPlan
@@ -18,6 +20,7 @@ from amc_env.plan import CompressionPlan
 _BISECTIONS = 40
 
 
+@checked
 class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     """A compression environment whose episodes have one step.
 
@@ -52,6 +55,7 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         self.observation_space = gym.spaces.Box(0.0, 1.0, (n_bounds,), np.float32)
         self._ready = False
 
+    @checked
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -77,11 +81,7 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
             InvalidAction: If the action is not in the action space (NaN included).
             ResetNeeded: If ``reset`` has not been called.
         """
-        wish = np.asarray(action, dtype=np.float64)
-        n = self.problem.n_decisions
-        if wish.shape != (n,) or not bool(((wish >= 0.0) & (wish <= 1.0)).all()):
-            raise InvalidAction(f"Expected {n} numbers in [0, 1], shape ({n},), got {action!r}.")
-        return self.play(rescale(self.problem, wish))
+        return self.play(rescale(self.problem, wishes_of(action, self.problem.n_decisions)))
 
     def play(self, plan: CompressionPlan) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Ends the episode with a plan of one's own instead of a rescaled action.
@@ -125,11 +125,9 @@ def rescale(env: CompressionEnv, wishes: Sequence[float] | npt.NDArray[Any]) -> 
         wishes: Shape ``(n_decisions,)``.
 
     Raises:
-        ValueError: If there are more or fewer wishes than decisions.
+        ArgumentError: If they are not one finite number per decision.
     """
-    if len(wishes) != env.n_decisions:
-        raise ValueError(f"Expected {env.n_decisions} wishes, got {len(wishes)}.")
-    asked = np.asarray(wishes, dtype=np.float64)
+    asked = check_numbers("wishes", wishes, env.n_decisions)
     spans = np.array([value_span(d) for d in env.decisions])
     lowest = np.array([d.choices[0] for d in env.decisions])
     highest = np.array([d.choices[-1] for d in env.decisions])
@@ -176,7 +174,7 @@ def _spend(env: CompressionEnv, wished: npt.NDArray[np.float64]) -> list[float]:
             index[i] += 1
             if index[i] + 1 == len(grids[i]):
                 open_.remove(i)
-        else:  # costs are monotone: what does not fit now never will
+        else:  # of monotone costs, what does not fit now never will
             values[i] = grids[i][index[i]]
             open_.remove(i)
     return [float(v) for v in values]

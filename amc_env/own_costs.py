@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from amc_env.cost_model import Array, CostModel, largest, original_cost
+from amc_env.cost_model import CostFunction
 from amc_env.errors import InputDataError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 from amc_env.references import resolve
 from amc_env.storage import StorageFormat
 
-_ROUNDING = 1e-9
-
 
 def own_costs(
-    costs: Mapping[str, CostModel | str],
+    costs: Mapping[str, CostFunction | str],
     graph: LayerGraph,
     decisions: Sequence[Decision],
     storage: StorageFormat | None = None,
-) -> dict[str, CostModel]:
+) -> dict[str, CostFunction]:
     """Builds the costs that are given by name; others stay as they are.
 
     Args:
@@ -49,7 +44,7 @@ def _built(
     graph: LayerGraph,
     decisions: Sequence[Decision],
     storage: StorageFormat | None,
-) -> CostModel:
+) -> CostFunction:
     factory = resolve(reference, "cost")
     what = f"the cost {name} ({reference})"
     if not callable(factory):
@@ -71,8 +66,7 @@ def _built(
         raise InputDataError(
             f"Expected {what} to make an amc_env.CostModel, got {type(cost).__name__}."
         )
-    _check(cost, what, decisions)
-    model: CostModel = cost
+    model: CostFunction = cost  # what it answers is checked where it enters the environment
     return model
 
 
@@ -81,37 +75,3 @@ def _takes_storage(factory: Any) -> bool:
         return "storage" in inspect.signature(factory).parameters
     except ValueError:
         return False
-
-
-def _check(cost: Any, what: str, decisions: Sequence[Decision]) -> None:
-    """Checks what budgets rest on: numbers that never fall when a single value grows."""
-    low = np.array([d.choices[0] for d in decisions], dtype=np.float64)
-    high = largest(decisions)
-    _number(cost, high, what)
-    original = original_cost(cost, decisions)
-    if not (math.isfinite(original) and original > 0.0):
-        raise InputDataError(
-            f"Expected {what} to be above 0 for the original network, got {original!r}."
-        )
-    least, most = _number(cost, low, what), _number(cost, high, what)
-    room = _ROUNDING * max(abs(least), abs(most))
-    for i, decision in enumerate(decisions):
-        up, down = low.copy(), high.copy()
-        up[i], down[i] = high[i], low[i]
-        raised, lowered = _number(cost, up, what), _number(cost, down, what)
-        if raised < least - room or lowered > most + room:
-            raise InputDataError(
-                f"Expected {what} never to fall when a value grows, for hard budgets rest on it; "
-                f"it falls with {decision.key}."
-            )
-
-
-def _number(cost: Any, values: Array, what: str) -> float:
-    found = cost(values)
-    try:
-        number = float(found)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0.0):
-        raise InputDataError(f"Expected {what} to be a finite number of at least 0, got {found!r}.")
-    return number

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from amc_env.checks import checked
 from amc_env.errors import PlanMismatchError
 
 PLAN_VERSION = 1
@@ -29,6 +30,7 @@ class DecisionKind(StrEnum):
     ACTIVATION_BITS = "activation_bits"
 
 
+@checked
 @dataclass(frozen=True)
 class Decision:
     """One scalar to choose, with the grid of values it may take.
@@ -69,6 +71,7 @@ class Decision:
         return abs(self.nearest(value) - value) <= _CHOICE_TOLERANCE
 
 
+@checked
 def keep_ratio_decision(
     group: str,
     size: int,

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.budget import Budget, BudgetLike
+from amc_env.checks import checked
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.env import DEFAULT_READING, CompressionEnv
 from amc_env.errors import CompressionError
@@ -29,6 +30,7 @@ FOLDER = "recorded_tasks"
 Curves = dict[str, npt.NDArray[np.float64]]
 
 
+@checked
 class RecordedLearner:
     """What the environment needs of a learner, from a record.
 
@@ -79,6 +81,7 @@ class RecordedLearner:
         return self.task.surrogate.predict(plan.choices_for(self.decisions))
 
 
+@checked
 def make_recorded(
     task: str,
     budget: BudgetLike | None = None,

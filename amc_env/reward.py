@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
+from amc_env.checks import checked
 from amc_env.errors import InputDataError
 from amc_env.references import FORM, is_reference, resolve
 
@@ -43,6 +44,7 @@ def error_log_macs(result: Result) -> float:
     return -(1.0 - result.accuracy) * math.log(result.cost["macs"])
 
 
+@checked
 def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
     """Builds ``accuracy * (cost ratio / target ratio) ** exponent``.
 

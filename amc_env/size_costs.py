@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amc_env.cost_model import Array, CostModel, checked_folding, largest, with_weights
+from amc_env.cost_model import Array, CostModel, checked_folding, largest, whole, with_weights
 from amc_env.graph import LayerGraph
 from amc_env.layer_terms import Buckets, LayerBits, LayerDensities, LayerWeights, WidthMatrix
 from amc_env.plan import Decision, DecisionKind
@@ -15,6 +15,7 @@ from amc_env.sparse_form import SparseForm
 from amc_env.storage import StorageFormat
 
 BYTES_PER_FLOAT = 4
+_BITS_PER_BYTE = 8
 # A batch norm counts its batches in one int64, which the graph lists among other buffers.
 _BYTES_PER_COUNTER = 8
 
@@ -60,7 +61,8 @@ class ParamsCost(CostModel):
         outputs = self._outputs.at(v)
         kept = self._inputs.at(v) * outputs * self._densities.at(v)
         weights = self._factor @ kept + self._bias @ outputs
-        return float(weights + self._per_channel @ self._channels.at(v) + self._other)
+        total = weights + self._per_channel @ self._channels.at(v) + self._other
+        return whole(float(total), self._densities.parts)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns the number with all channels, all weights, before any norm is folded."""
@@ -87,7 +89,7 @@ class FloatBytesCost(CostModel):
         v = np.array(values, dtype=np.float64)
         v[self._densities] = 1.0
         buffers = self._per_channel @ self._channels.at(v)
-        return float(BYTES_PER_FLOAT * (self._params(v) + buffers) + self._other)
+        return whole(float(BYTES_PER_FLOAT * (self._params(v) + buffers) + self._other))
 
 
 class BytesCost(CostModel):
@@ -175,7 +177,7 @@ class BytesCost(CostModel):
         quantized = self._bits.may_quantize * codes + scales
         stored = quantized + off * np.maximum(floats - quantized, 0.0)
         rest = self._bias @ outputs + self._per_channel @ self._channels.at(v)
-        return float(stored.sum() + rest + self._constant)
+        return whole(float(stored.sum() + rest + self._constant), _BITS_PER_BYTE)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns the bytes with all channels, in float32, before any norm is folded."""

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from amc_env.checks import checked
+
 FLOAT_BITS = 32
 """Bits of a number that is not quantized."""
 
@@ -22,6 +24,7 @@ ValueBits = Sequence[tuple[float, float]]
 """Points ``(density, bits)``: what one non-zero weight takes on disk, by the layer's density."""
 
 
+@checked
 @dataclass(frozen=True)
 class StorageFormat:
     """How the layers of a quantized network are stored and computed, as costs count them.

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amc_env.budget import BudgetLike
+from amc_env.checks import checked
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.env import CompressionEnv
 from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
@@ -26,6 +27,7 @@ _KERNEL = 3
 _ORIGINAL_ACCURACY = 0.92
 
 
+@checked
 class SyntheticLearner:
     """A chain of ``n_layers`` 3 x 3 convolutions whose accuracy is a formula.
 
@@ -75,6 +77,7 @@ class SyntheticLearner:
         return damage + self._coupling * float(np.sum(np.diff(ratio) ** 2))
 
 
+@checked
 class SyntheticBitsLearner(SyntheticLearner):
     """The same chain with bits per layer, and with keep ratios as well if asked.
 
@@ -161,6 +164,7 @@ class SyntheticBitsLearner(SyntheticLearner):
         }
 
 
+@checked
 class SyntheticDensityLearner(SyntheticLearner):
     """The same chain, whole, with a density per layer.
 
@@ -221,6 +225,7 @@ def _chain(widths: list[int]) -> LayerGraph:
     return LayerGraph(tuple(layers), tuple(groups))
 
 
+@checked
 def make_synthetic(
     n_layers: int = 12,
     seed: int = 0,
@@ -241,6 +246,7 @@ def make_synthetic(
     )
 
 
+@checked
 def make_synthetic_bits(
     n_layers: int = 12,
     seed: int = 0,
@@ -261,6 +267,7 @@ def make_synthetic_bits(
     )
 
 
+@checked
 def make_synthetic_joint(
     n_layers: int = 12,
     seed: int = 0,
@@ -281,6 +288,7 @@ def make_synthetic_joint(
     )
 
 
+@checked
 def make_synthetic_density(
     n_layers: int = 12,
     seed: int = 0,

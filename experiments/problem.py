@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from amc_env import Budget, CompressionPlan, InfeasibleBudgetError, make_cost
-from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS, CostModel
+from amc_env.entered_cost import entered
+from amc_env.feasible import FeasibleSet
 from amc_env.graph import LayerGraph
 from amc_env.own_costs import own_costs
 from amc_env.plan import Decision, DecisionKind
@@ -173,7 +174,7 @@ def _own_costs(
             f"Expected --cost and --cost-table with different costs, got two of {twice[0]}; choose "
             f"another name."
         )
-    return own_costs(references, graph, decisions, storage)
+    return entered(own_costs(references, graph, decisions, storage), decisions)
 
 
 def read_tables(

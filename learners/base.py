@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import check_constructor, checked
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
 from learners.hooks import TrainingHook
@@ -44,6 +45,11 @@ class Learner(ABC):
     validation: Batches
     device: torch.device
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Lets the constructor of every learner check its arguments by its annotations."""
+        super().__init_subclass__(**options)
+        check_constructor(cls)
+
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a complete plan in [0, 1]; equal plans, equal numbers.
@@ -61,6 +67,7 @@ class Learner(ABC):
             PlanMismatchError: If the plan does not fit this network.
         """
 
+    @checked
     def finetune(
         self,
         model: nn.Module,

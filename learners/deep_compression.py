@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc_env.checks import checked
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
 from learners.candidates import limited_threads
@@ -37,6 +38,7 @@ SLACK_BYTES = 256
 """Beside it: what headers differ by, more than 3 % of a file of a few thousand bytes."""
 
 
+@checked
 def deep_compression(
     model: nn.Module,
     example_input: Tensor,
@@ -134,6 +136,7 @@ class DeeplyCompressed:
         return self.stages[0].bytes / self.stages[-1].bytes
 
 
+@checked
 def compress_deeply(
     learner: JointCompression,
     plan: CompressionPlan,

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from amc_env.checks import checked
 from amc_env.errors import InputDataError
 from learners.hooks import TrainingHook
 
@@ -51,6 +52,7 @@ def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).square().mean()
 
 
+@checked
 class FeatureMatching(TrainingHook):
     """Adds attention transfer to the loss of every step.
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from amc_env.checks import check_whole, checked
 from amc_env.errors import PlanMismatchError, RunFolderError
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
 from learners.checkpoints import write_atomically
 from learners.identity import digest_of
-from learners.intake import check_whole
 from learners.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class GroupFinetuned:
     stages: tuple[tuple[str, ...], ...]
 
 
+@checked
 def group_finetune(
     make_learner: Callable[[nn.Module], ChannelPruning],
     model: nn.Module,

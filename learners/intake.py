@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -87,16 +86,6 @@ def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
             f"Expected {name} labels from 0 to {n_outputs - 1} (the network has {n_outputs} "
             f"outputs), got {low} to {high}."
         )
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuses what is no whole number of at least ``least``.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"Expected {name} >= {least}, a whole number, got {value!r}.")
 
 
 def check_weights(model: nn.Module) -> None:

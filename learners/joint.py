@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import checked
 from learners.base import Batches
 from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
@@ -63,6 +64,7 @@ def quantizer_named(name: str) -> type[QuantizationLearner]:
     return QUANTIZERS[name]
 
 
+@checked
 @dataclass(frozen=True)
 class JointOptions:
     """What all parts of a joint compression share; the same options as of every learner.
@@ -120,6 +122,7 @@ class JointOptions:
         }
 
 
+@checked
 def joint_compression(
     model: nn.Module,
     example_input: Tensor,

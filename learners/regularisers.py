@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import checked
 from amc_env.errors import InputDataError
 from learners.hooks import TrainingHook
 from learners.tracing import TracedModel, UnitSlot
@@ -171,6 +172,7 @@ def _digest(units: Units) -> str:
     return f"{count} units ({hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:8]})"
 
 
+@checked
 class GroupLassoPenalty(TrainingHook):
     """Adds ``weight * sum over units of sqrt(size) * ||all weights of the unit||_2`` to the loss.
 
@@ -239,6 +241,7 @@ class GroupLassoPenalty(TrainingHook):
         self._norms = None
 
 
+@checked
 class GrowingRegularisation(TrainingHook):
     """Adds ``factor(step) / 2 * ||weights of the doomed units||^2`` to the loss, ever more of it.
 

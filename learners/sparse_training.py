@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import checked
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
@@ -48,6 +49,7 @@ def doomed_units(learner: ChannelPruning, plan: CompressionPlan) -> dict[str, Te
     return doomed
 
 
+@checked
 def sparse_training(
     learner: ChannelPruning,
     plan: CompressionPlan,
@@ -158,6 +160,7 @@ def _warn_if_hardly_faded(
         )
 
 
+@checked
 def cut_after(learner: ChannelPruning, network: nn.Module, plan: CompressionPlan) -> nn.Module:
     """Cuts the units of a plan out of a network that was trained to do without them.
 

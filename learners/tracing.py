@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import checked
 from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
 from learners.grouping import Grouping
@@ -105,6 +106,7 @@ class TracedModel:
         return self._weights[layer]
 
 
+@checked
 def trace(
     model: nn.Module,
     example_input: Tensor | tuple[Tensor, ...],

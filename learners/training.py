@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from amc_env.checks import checked
 from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
 from learners.checkpoints import (
     LAST,
@@ -46,6 +47,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 OPTIMIZERS = ("sgd", "adamw")
 
 
+@checked
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of :func:`train`; two equal ones on the same data give the same weights.
@@ -146,6 +148,7 @@ class TrainingResult:
     seconds: float
 
 
+@checked
 def evaluate(
     model: nn.Module,
     loader: Batches,
@@ -189,6 +192,7 @@ def _accuracy(
     return int(correct) / total
 
 
+@checked
 def train(
     model: nn.Module,
     train_loader: Batches,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import check_whole
 from learners.base import Batches
 from learners.channel_pruning.criteria import Criterion
 from learners.channel_pruning.discrimination_heads import Discriminator
@@ -22,7 +23,7 @@ from learners.channel_pruning.discrimination_selection import (
 from learners.channel_pruning.discrimination_training import endless_batches, train_stage
 from learners.channel_pruning.learner import ChannelPruning
 from learners.channel_pruning.ranking import read_or_made
-from learners.intake import check_whole, count_outputs
+from learners.intake import count_outputs
 from learners.layout import laid_out
 
 _BATCH = 128

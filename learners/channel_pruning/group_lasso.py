@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import check_whole
 from learners.base import Batches
 from learners.channel_pruning.criteria import rank_units
 from learners.channel_pruning.ranking import consumers
 from learners.channel_pruning.reconstruction import LayerReconstruction
 from learners.channel_pruning.selection import SolvedSelection
-from learners.intake import check_whole
 
 _EXACT_SIZE = 1024
 """Up to here all eigenvalues of a matrix take less time than a selection."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import check_whole
 from learners.hooks import TrainingHook
-from learners.intake import check_whole
 from learners.masking import MASK, Masked, masked_layers
 from learners.sparsification.patterns import Pattern
 

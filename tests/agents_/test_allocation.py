@@ -9,9 +9,9 @@ import pytest
 
 from agents import AgentError, Sensitivity
 from agents.allocation import allocate, allocate_by_threshold, checked_curves, polished
-from agents.cost_terms import cost_terms, evaluate
 from agents.sensitivity import interpolated
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.cost_terms import cost_terms, evaluate
 from amc_env.synthetic import (
     SyntheticLearner,
     make_synthetic,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Agent, AgentError, LocalSearch, Trial
-from amc_env import CompressionEnv, CompressionPlan, PlanMismatchError
+from agents import Agent, LocalSearch, Trial
+from amc_env import CompressionEnv, CompressionPlan, EvaluationError, PlanMismatchError
 from amc_env.synthetic import SyntheticLearner
 
 EPISODES = 7
@@ -168,7 +168,7 @@ class AgentContract:
 
     @pytest.mark.parametrize("episodes", [0, -1, 2.5, True])
     def test_refuses_a_senseless_number_of_episodes(self, episodes):
-        with pytest.raises(ValueError, match="positive whole number"):
+        with pytest.raises(ValueError, match="whole number"):
             self.make().search(make_env(), episodes, seed=0)
 
     def test_refuses_what_is_no_compression_environment(self):
@@ -177,7 +177,7 @@ class AgentContract:
 
     def test_refuses_a_judgement_that_is_no_number(self):
         env = CompressionEnv(NanLearner(3), "macs=0.5")
-        with pytest.raises(AgentError, match="finite"):
+        with pytest.raises(EvaluationError, match="finite"):
             self.make().search(env, 3, seed=0)
 
     def test_the_best_few_are_judged_again_on_everything(self):

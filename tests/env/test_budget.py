@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
 
-from amc_env.budget import Budget, FeasibleSet
+from amc_env.budget import Budget
 from amc_env.cost import make_cost
 from amc_env.errors import InfeasibleBudgetError
+from amc_env.feasible import FeasibleSet
 from amc_env.plan import Decision, DecisionKind
 
 SMALL, FINE = st.integers(1, 4), st.sampled_from([1, 2])

@@ -49,6 +49,7 @@ def test_every_kind_of_task_comes_back_as_it_was(task):
             assert cost(values) == env.costs[name](values)
         assert cost.original(decisions) == env.original_cost[name]
     again = SimpleNamespace(
+        evaluate=env.learner.evaluate,
         graph=graph,
         decisions=decisions,
         original_accuracy=env.learner.original_accuracy,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.random_graphs import random_graph
 
 from amc_env import Budget, CompressionEnv, InfeasibleBudgetError
-from amc_env.budget import FeasibleSet
 from amc_env.cost import COSTS, make_cost
+from amc_env.feasible import FeasibleSet
 from amc_env.plan import Decision, DecisionKind
 from amc_env.storage import StorageFormat
 from amc_env.synthetic import SyntheticBitsLearner

@@ -20,8 +20,8 @@ from amc_env import (
     Width,
     keep_ratio_decision,
 )
-from amc_env.budget import FeasibleSet
 from amc_env.cost_table import CostTable, CostTableError, LayerTable
+from amc_env.feasible import FeasibleSet
 from amc_env.latency import TableCost
 from amc_env.storage import StorageFormat
 

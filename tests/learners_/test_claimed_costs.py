@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from amc_env import Budget, CompressionEnv, keep_ratio_decision, make_cost
-from amc_env.budget import FeasibleSet
+from amc_env.feasible import FeasibleSet
 from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
 from learners import ChannelPruning
 from learners.claims import Claims

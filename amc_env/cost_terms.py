@@ -35,13 +35,16 @@ class CostTerms:
     is_exact: bool
 
 
-def cost_terms(cost: Cost, grids: Sequence[Array], rng: np.random.Generator) -> CostTerms:
+def cost_terms(
+    cost: Cost, grids: Sequence[Array], rng: np.random.Generator, tolerance: float = _EXACT
+) -> CostTerms:
     """Reads the terms off a cost: differences to the plan of all last choices.
 
     Args:
         cost: Values of all decisions -> cost.
         grids: The choices of each decision, ascending.
         rng: Draws the plans that the result is checked on.
+        tolerance: What counts as nothing, as a share of the cost of the last choices.
     """
     top = np.array([grid[-1] for grid in grids])
     constant = cost(top)
@@ -57,14 +60,14 @@ def cost_terms(cost: Cost, grids: Sequence[Array], rng: np.random.Generator) -> 
     for i in range(len(grids)):
         for j in range(i + 1, len(grids)):
             lowest = at({i: grids[i][0], j: grids[j][0]}) - single[i][0] - single[j][0]
-            if abs(lowest) > _EXACT * constant:
+            if abs(lowest) > tolerance * constant:
                 both = np.array([[at({i: a, j: b}) for b in grids[j]] for a in grids[i]])
                 pair[i, j] = both - single[i][:, None] - single[j][None, :]
     terms = CostTerms(constant, single, pair, is_exact=True)
     for _ in range(_N_CHECKS):
         index = [int(rng.integers(len(grid))) for grid in grids]
         true = cost(np.array([grid[k] for grid, k in zip(grids, index, strict=True)]))
-        if abs(evaluate(terms, index) - true) > _EXACT * constant:
+        if abs(evaluate(terms, index) - true) > tolerance * constant:
             return CostTerms(constant, single, pair, is_exact=False)
     return terms
 
