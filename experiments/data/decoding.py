@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from experiments.data.pictures import (
     numeric_mode,
     white_of,
 )
-from experiments.data.stored import StoredSplit, counted
+from experiments.data.stored import Picture, StoredSplit, counted
 
 _LEAST_WORD = 65535 // 4
 
@@ -110,15 +111,15 @@ def _pixels(split: StoredSplit, decoder: Decoder, progress: bool | None) -> Tens
             image = decoder.decode(picture)
         except KeyError as error:  # a mode of which the range is not known yet
             if error.args[0] not in ("I", "F"):
-                raise _unusable(split, index, error) from error
+                raise _unusable(split, index, picture, error) from error
             _learn_white(split, decoder, error.args[0])
             image = _retry(split, decoder, index, picture)
         except Exception as error:  # a damaged file may make its decoder raise anything
-            raise _unusable(split, index, error) from error
+            raise _unusable(split, index, picture, error) from error
         if whole is None:
             whole = _room(split, image)
         if image.shape[:2] != whole.shape[2:]:
-            raise _of_another_size(split, index, image, whole)
+            raise _of_another_size(_named(split, index, picture), image, whole)
         if image.ndim == 3 and whole.shape[1] == 1:
             grey, whole = whole, _room(split, image)
             whole[:index] = grey[:index]
@@ -128,11 +129,11 @@ def _pixels(split: StoredSplit, decoder: Decoder, progress: bool | None) -> Tens
     return torch.from_numpy(whole)
 
 
-def _retry(split: StoredSplit, decoder: Decoder, index: int, picture: Any) -> np.ndarray:
+def _retry(split: StoredSplit, decoder: Decoder, index: int, picture: Picture) -> np.ndarray:
     try:
         return decoder.decode(picture)
     except Exception as error:
-        raise _unusable(split, index, error) from error
+        raise _unusable(split, index, picture, error) from error
 
 
 def _room(split: StoredSplit, image: np.ndarray) -> np.ndarray:
@@ -168,7 +169,7 @@ def _learn_white(split: StoredSplit, decoder: Decoder, mode: str) -> None:
         try:
             found = numeric_mode(picture)
         except Exception as error:
-            raise _unusable(split, index, error) from error
+            raise _unusable(split, index, picture, error) from error
         if found is not None and found[0] == mode:
             lows.append(found[1])
             highs.append(found[2])
@@ -178,15 +179,18 @@ def _learn_white(split: StoredSplit, decoder: Decoder, mode: str) -> None:
         raise InputDataError(f"The {split.name} split holds {error}.") from error
 
 
-def _unusable(split: StoredSplit, index: int, error: Exception) -> InputDataError:
-    return InputDataError(f"Image {index} of the {split.name} split {complaint(error)}.")
+def _named(split: StoredSplit, index: int, picture: Picture) -> str:
+    file = f" ({picture})" if isinstance(picture, Path) else ""
+    return f"Image {index} of the {split.name} split{file}"
 
 
-def _of_another_size(
-    split: StoredSplit, index: int, image: np.ndarray, whole: np.ndarray
-) -> InputDataError:
+def _unusable(split: StoredSplit, index: int, picture: Picture, error: Exception) -> InputDataError:
+    return InputDataError(f"{_named(split, index, picture)} {complaint(error)}.")
+
+
+def _of_another_size(name: str, image: np.ndarray, whole: np.ndarray) -> InputDataError:
     return InputDataError(
-        f"Image {index} of the {split.name} split is {image.shape[1]} x {image.shape[0]} pixels, "
+        f"{name} is {image.shape[1]} x {image.shape[0]} pixels, "
         f"but the first is {whole.shape[3]} x {whole.shape[2]}: give --image-size N to scale and "
         f"crop all of them to N x N."
     )

@@ -56,12 +56,22 @@ def read_hub(name: str, columns: Columns) -> StoredData:
 def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -> StoredSplit:
     image = _column(data, columns.image, IMAGE_COLUMNS, name)
     label = _column(data, columns.label, LABEL_COLUMNS, name)
-    encoded = data.cast_column(image, datasets.Image(decode=False))
+    try:
+        encoded = data.cast_column(image, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise InputDataError(
+            f"The column {image!r} of the data set {name!r} holds no images "
+            f"({(str(error).splitlines() or [''])[0][:100]}): choose another with --image-column."
+        ) from error
     names = getattr(data.features[label], "names", None) or ()
 
     def pictures() -> Iterator[Picture]:
         for row in encoded:
             entry = row[image]
+            if entry is None or (entry["bytes"] is None and entry["path"] is None):
+                raise InputDataError(
+                    f"The {split} split of {name} has a row without an image: remove it."
+                )
             yield entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
 
     try:

@@ -362,9 +362,10 @@ def _cut(
     # spreads every class evenly over the order; any prefix is stratified.
     order = torch.randperm(total, generator=generator)
     position = torch.empty(total, dtype=torch.float64)
-    for label in range(int(labels.max()) + 1):
-        members = order[labels[order] == label]  # possibly none
-        position[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
+    members = order[labels[order].argsort(stable=True)]  # class by class
+    sizes = torch.bincount(labels)
+    first, size_of = (sizes.cumsum(0) - sizes)[labels[members]], sizes[labels[members]]
+    position[members] = ((torch.arange(total) - first).double() + 0.5) / size_of
     chosen = order[position[order].argsort(stable=True)][:size].sort().values
     mask = torch.ones(total, dtype=torch.bool)
     mask[chosen] = False

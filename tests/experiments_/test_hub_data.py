@@ -90,11 +90,22 @@ def test_a_configuration_follows_a_colon(hub: Any) -> None:
     assert load_data("me/set:small").validation.n_images == 2
 
 
+def test_columns_of_any_name_can_be_chosen(hub: Any) -> None:
+    hub["me/set", None] = {"train": split(0, 20, label="kind"), "valid": split(50, 6, label="kind")}
+    data = load_data("me/set", image_column="image", label_column="kind")
+    assert (data.validation.n_images, data.test.n_images) == (2, 6)
+    assert any("no test split" in note for note in data.notes)
+
+
 def test_bad_hub_sets_are_refused_in_one_sentence(hub: Any) -> None:
     with pytest.raises(InputDataError, match=r"'me/none' cannot be loaded .* exist on the Hub; "):
         load_data("me/none")
     hub["me/set", None] = {"train": split(0, 4)}
     with pytest.raises(InputDataError, match="has no test split"):
+        load_data("me/set")
+    hub["me/set", None] = {"train": split(0, 20), "test": split(0, 4)}
+    hub["me/set", None]["test"].columns["image"][2] = None
+    with pytest.raises(InputDataError, match="test split of me/set has a row without an image"):
         load_data("me/set")
     hub["me/set", None] = {"train": split(0, 4, label="text"), "test": split(0, 4)}
     with pytest.raises(InputDataError, match="is not image classification"):

@@ -116,7 +116,7 @@ def test_jpegs_of_any_size_in_class_folders(tmp_path: Path) -> None:
         ]
         write_classes(tmp_path / "set" / split, images, in_turn(n), CLASSES, ".JPEG")
     (tmp_path / "set/train/ant/Thumbs.db").write_text("x")
-    with pytest.raises(InputDataError, match=r"Image 1 of .*but the first is .*--image-size N"):
+    with pytest.raises(InputDataError, match=r"Image 1 of .*ant/0003.*but the first is .*-size N"):
         loaded(tmp_path / "set")
     data = loaded(tmp_path / "set", image_size=16, batch_size=5)
     assert data.class_names == CLASSES
