@@ -14,7 +14,8 @@ import typer
 
 from amc_env.errors import CompressionError
 from experiments.commands import automl, compare, latency, record, runs, stages
-from experiments.files import is_disk_full
+from experiments.files import is_disk_full, is_memory_full
+from experiments.user_code import exit_call, explanation, last_place, one_line, what_it_says
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -22,19 +23,31 @@ _RESUMING = ("compress", "search", "train", "finetune")
 _CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
 
 
-class InterruptedRunError(Exception):
-    """The user pressed Ctrl-C; typer would turn the KeyboardInterrupt itself into an exit code."""
+class EndedCommandError(Exception):
+    """What ended a command; typer would turn some exceptions into exit codes and silence.
+
+    Args:
+        reason: The exception that the command was left by.
+    """
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
-def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets :func:`run` see that a command was interrupted."""
+def watched(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets :func:`run` see whatever a command was ended by, exits and interruptions included."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt as error:
-            raise InterruptedRunError from error
+        except typer.Exit as error:
+            if explanation(error) is None:  # it is our own
+                raise
+            raise EndedCommandError(error) from error
+        except BaseException as error:
+            raise EndedCommandError(error) from error
 
     return wrapper
 
@@ -68,10 +81,10 @@ for command in (
     compare.compare,
     record.record,
 ):
-    app.command()(interruptible(command))
+    app.command()(watched(command))
 automl_app = _group("automl", automl.HELP)
 for command in (automl.setup, automl.run, automl.table):
-    automl_app.command()(interruptible(command))
+    automl_app.command()(watched(command))
 app.add_typer(automl_app)
 
 
@@ -92,25 +105,32 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except (InterruptedRunError, KeyboardInterrupt):
-        _complain(_how_to_resume(arguments))
-        return FAILED
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `amc evaluate | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    except EndedCommandError as error:
+        return _end(error.reason, arguments)
     except typer.Exit as error:
         return error.exit_code
     except typer.Abort:
         return FAILED
-    except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        message, code = explain(error, arguments)
-        _complain(message)
-        return code
+    except (Exception, KeyboardInterrupt) as error:  # of the parser
+        return _end(error, arguments)
 
 
-def explain(error: Exception, arguments: Sequence[str] = ()) -> tuple[str, int]:
+def _end(error: BaseException, arguments: Sequence[str]) -> int:
+    """Tells what ended a command; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        _complain(_how_to_resume(arguments))
+        return FAILED
+    if isinstance(error, BrokenPipeError):  # the reader has gone, e.g. `amc evaluate | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    message, code = explain(error, arguments)
+    _complain(message)
+    return code
+
+
+def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int]:
     """Returns one sentence about an error of a command, and the exit code."""
     if is_disk_full(error):
         how = " with --resume" if _verb(arguments) in _RESUMING else ""
@@ -119,23 +139,33 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> tuple[str, int]:
             f"command{how}.",
             BAD_INPUT,
         )
+    if is_memory_full(error):
+        return (
+            f"There is not enough memory ({what_it_says(error)}); close other programs, or choose "
+            f"a smaller --batch-size.",
+            BAD_INPUT,
+        )
+    if (said := explanation(error)) is not None:
+        return said, BAD_INPUT
+    if isinstance(error, SystemExit):
+        return f"The command was ended by {exit_call(error)} ({last_place(error)}).", BAD_INPUT
+    return _explain_own(error)
+
+
+def _explain_own(error: BaseException) -> tuple[str, int]:
+    """Returns a sentence about an error in which no code of a user's had a part."""
     # Usage errors of the parser; their class is private in some releases of typer.
     if hasattr(error, "format_message"):
-        message = _one_line(error.format_message()).rstrip(".")
+        message = one_line(error.format_message()).rstrip(".")
         return f"{message}. See --help.".removeprefix(". "), BAD_INPUT
     if isinstance(error, CompressionError | ValueError):
-        return _one_line(str(error)), BAD_INPUT
+        return " ".join(str(error).split()), BAD_INPUT
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), BAD_INPUT
     return (
-        f"Internal error ({type(error).__name__}: {_one_line(str(error))}); repeat the command "
-        f"with --debug to see where.",
+        f"Internal error ({what_it_says(error)}); repeat the command with --debug to see where.",
         FAILED,
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _complain(message: str) -> None:

@@ -13,6 +13,7 @@ from amc_env import RunFolderError
 
 # errno values that mean "no more room": a full disk, and a full quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -26,6 +27,20 @@ def is_disk_full(error: BaseException) -> bool:
         if "No space left on device" in text or "PytorchStreamWriter failed" in text:
             return True
         current = current.__cause__ or current.__context__
+    return False
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether an exception (or what caused it) means that there is not enough memory."""
+    current: BaseException | None = error
+    while current is not None:
+        # torch.OutOfMemoryError by its name, because this module does not import torch.
+        if isinstance(current, MemoryError) or type(current).__name__ == "OutOfMemoryError":
+            return True
+        text = str(current)
+        if isinstance(current, RuntimeError) and any(sign in text for sign in _NO_MEMORY):
+            return True
+        current = current.__cause__
     return False
 
 

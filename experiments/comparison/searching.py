@@ -14,6 +14,7 @@ from experiments.comparison.labels import EnvOptions, parse_label
 from experiments.comparison.records import FinalJudgement, JudgedPlan, SearchRecord, TaskFacts
 from experiments.comparison.stored_learner import StoredJudgements
 from experiments.comparison.tasks import ComparisonTask, Places, build_env, origin_of
+from experiments.user_code import exit_call, explanation
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class OpenTask:
 
 def in_one_line(error: BaseException | str) -> str:
     """Returns what an error says, on one line; its type where it says nothing."""
+    if isinstance(error, BaseException) and (said := explanation(error)) is not None:
+        return said
     if isinstance(error, SystemExit):
-        return f"It called sys.exit({'' if error.code is None else error.code})."
+        return f"It called {exit_call(error)}."
     return " ".join(str(error).split()) or type(error).__name__
 
 
