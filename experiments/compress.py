@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from experiments.search import run_search
 from experiments.summary import cost_text, fixed_choice
 from experiments.teachers import load_teacher
 from experiments.train import run_train
+from experiments.trust import CODE, NOTHING, Trust
 from experiments.warm_start import check_warm_start
 
 Say = Callable[[str], None]
@@ -67,18 +68,27 @@ def open_task(
     facts = facts_of(data)
     check_network(config, facts, with_budget="search" in stages)
     if "finetune" in stages:
-        load_teacher(config, facts)
+        load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
     return Task(folder, data, progress=_bars(quiet))
 
 
-def reopen_task(directory: Path, *, quiet: bool = False) -> Task:
+def reopen_task(
+    directory: Path, *, trust: Trust = NOTHING, uses: Collection[str] = CODE, quiet: bool = False
+) -> Task:
     """Opens the run in a folder with its data, to continue it.
 
+    Args:
+        directory: The folder.
+        trust: Which code that the folder names may be run.
+        uses: The options of the folder whose code will be run.
+        quiet: Whether to hide progress bars.
+
     Raises:
-        RunFolderError: If it is no run folder, or its data have changed.
+        RunFolderError: If it is no run folder, its data have changed, or it names code that may not
+            be run.
     """
-    folder = RunFolder.open(directory, lock=True)
+    folder = RunFolder.open(directory, lock=True, trust=trust, uses=uses)
     with folder.closed_on_error():
         data = load_splits(folder.config, silent if quiet else say)
         folder.check_facts(facts_of(data))

@@ -99,7 +99,7 @@ class Task:
         """The network that teaches the smaller one, in eval mode; None if nobody does."""
         if self.config.teacher == "original":
             return self.original
-        return load_teacher(self.config, self.folder.facts)
+        return load_teacher(self.config, self.folder.facts, allow_pickle=self.folder.allow_pickle)
 
     @cached_property
     def problem(self) -> Problem:

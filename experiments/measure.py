@@ -24,12 +24,17 @@ from experiments.networks import (
 )
 from experiments.problem import make_problem
 from experiments.runs import PACKED, RunFolder
+from experiments.trust import NOTHING, Trust
 from learners.tracing import trace
 
 
-def measure_run(directory: Path, *, original: bool) -> dict[str, Any]:
-    """Measures the compressed (or the original) network of a run on its test images."""
-    folder = RunFolder.open(directory)
+def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> dict[str, Any]:
+    """Measures the compressed (or the original) network of a run on its test images.
+
+    Raises:
+        RunFolderError: If the folder is no run, or names a model that may not be run.
+    """
+    folder = RunFolder.open(directory, trust=trust, uses=("model",))
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     traced = trace_original(folder, network)

@@ -18,6 +18,7 @@ from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.models.arguments import parse_arguments
 from experiments.runs import RunFolder, TaskFacts
+from experiments.trust import EVERYTHING, NOTHING
 from learners.masking import masked_layers
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import describe, rebuild
@@ -194,15 +195,21 @@ def compressed_name(folder: RunFolder) -> str:
     )
 
 
-def load_compressed(directory: str | Path) -> nn.Module:
+def load_compressed(directory: str | Path, *, trust: bool = False) -> nn.Module:
     """Returns the compressed network of a run folder, ready to use; needs no data.
+
+    Args:
+        directory: The folder.
+        trust: Whether to run the code that the folder names as its model, if it names any. Without
+            it a folder may come from anywhere.
 
     Example:
         >>> model = load_compressed("runs/resnet20")      # doctest: +SKIP
         >>> logits = model(images)                        # doctest: +SKIP
 
     Raises:
-        RunFolderError: If the folder is no run, damaged, or not that far yet.
+        RunFolderError: If the folder is no run, damaged, not that far yet, or names code.
     """
-    folder = RunFolder.open(Path(directory))
+    allowed = EVERYTHING if trust else NOTHING
+    folder = RunFolder.open(Path(directory), trust=allowed, uses=("model",))
     return load_smaller(folder, compressed_name(folder))

@@ -26,6 +26,7 @@ from experiments.files import write_json
 from experiments.models import load_weights
 from experiments.networks import read_shape, save_network
 from experiments.trials import TrialRecorder, read_trials
+from experiments.user_code import place_of
 from learners.base import Batches
 from learners.channel_pruning import ChannelPruning
 from learners.identity import digest_of
@@ -280,13 +281,19 @@ class _Run:
             self.note(budget, place)
         wall, cpu = time.perf_counter(), time.process_time()
         env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
-        result = agent_from_label(self.agent)[0].search(
-            env,
-            self.episodes,
-            self.seed,
-            on_trial=None if place is None else _recorder(env, before, place),
-            progress=self.progress,
-        )
+        recorder = None if place is None else _Recorder(env, before, place)
+        try:
+            result = agent_from_label(self.agent)[0].search(
+                env,
+                self.episodes,
+                self.seed,
+                on_trial=recorder,
+                progress=self.progress,
+            )
+        except (Exception, SystemExit) as error:
+            if recorder is not None and place_of(error) is not None:
+                recorder.trials.set_aside()  # the agent's code will be another
+            raise
         best = before.outcome(env.evaluate(result.plan), env.decisions)
         uniform = before.outcome(env.evaluate(env.uniform_plan()), env.decisions)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -329,16 +336,18 @@ class _Run:
         return network.cpu(), facts
 
 
-def _recorder(env: CompressionEnv, before: Composition, place: Path) -> Callable[[Trial], None]:
-    """Returns what writes the trials of a stage; the environment knows those written before."""
-    place.mkdir(parents=True, exist_ok=True)
-    recorder = TrialRecorder(place / TRIALS, before.cost)
-    for trial in recorder.recorded:
-        plan = before.in_smaller(CompressionPlan(trial.plan), env.decisions)
-        env.remember(plan, trial.accuracy)
+class _Recorder:
+    """Writes the trials of a stage; the environment knows those written before."""
 
-    def record(trial: Trial) -> None:
-        plan = before.in_original(trial.plan, env.decisions)
-        recorder(replace(trial, plan=plan, cost_ratio=before.ratio(plan)))
+    def __init__(self, env: CompressionEnv, before: Composition, place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        self._env, self._before = env, before
+        self.trials = TrialRecorder(place / TRIALS, before.cost)
+        for trial in self.trials.known:
+            plan = before.in_smaller(CompressionPlan(trial.plan), env.decisions)
+            env.remember(plan, trial.accuracy)
 
-    return record
+    def __call__(self, trial: Trial) -> None:
+        """Notes a trial in terms of the original network."""
+        plan = self._before.in_original(trial.plan, self._env.decisions)
+        self.trials(replace(trial, plan=plan, cost_ratio=self._before.ratio(plan)))

@@ -7,6 +7,7 @@
 ``plan.json``             the plan that the search chose
 ``stages/``               of a progressive run: trials and network of every stage
 ``trials.jsonl``          one line per episode
+``judged_before.jsonl``   what an agent judged that failed: nothing of it is judged twice
 ``warm_start.jsonl``      those of the run that the search began with, if it did
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units
@@ -23,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,12 +32,17 @@ from typing import IO, Any
 from amc_env import CompressionError, CompressionPlan, RunFolderError
 from experiments.configs import STAGES, RunConfig, package_versions
 from experiments.files import read_json, write_atomic, write_json
+from experiments.leftovers import is_filled, remove_leftovers, remove_run
+from experiments.occupied import CONFIG_FORMAT, is_used
+from experiments.trials import JUDGED_BEFORE
+from experiments.trust import CODE, NOTHING, Trust
 
 RUN_VERSION = 1
 PACKED = "model.packed"
 """The network in the bits it has, in the folder of a run that quantizes."""
 
-_CONFIG = "amc-run"
+_FREE_AFTER_FAILURE = ("agent", "episodes", "budget", "reward", "cost", "reading")
+"""Options of a search on which no judgement depends."""
 _STATE = "amc-run-state"
 
 
@@ -71,6 +77,9 @@ class RunFolder:
         self.facts = facts
         self._state = state
         self._lock: IO[str] | None = None
+        self._made: tuple[Path, ...] = ()  # the folders that this process has made for the run
+        self._is_new = False
+        self.allow_pickle = config.allow_pickle
         self.command = ""
 
     # ---- opening
@@ -88,28 +97,41 @@ class RunFolder:
                 f"The folder {path} is not empty; add --resume to continue the run in it, or "
                 f"choose another --out."
             )
+        missing = tuple(p for p in (path, *path.parents) if not p.exists())
         path.mkdir(parents=True, exist_ok=True)
         state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
         folder = cls(path, config, facts, state)
         folder._take_lock()
+        folder._made = missing
+        folder._is_new = True
         folder.command = shlex.join(["amc", *sys.argv[1:]])
         with folder.closed_on_error():
             folder._write_config()
         return folder
 
     @classmethod
-    def open(cls, path: Path, *, lock: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        *,
+        lock: bool = False,
+        trust: Trust = NOTHING,
+        uses: Collection[str] = CODE,
+    ) -> RunFolder:
         """Opens an existing run folder.
 
         Args:
             path: The folder.
             lock: Whether to keep other processes from writing into it.
+            trust: Which code that the folder names may be run.
+            uses: The options of the folder whose code will be run; ``()`` where it is only read.
 
         Raises:
             RunFolderError: If it is no run folder, damaged, of another version, or in use.
+            UntrustedFolderError: If it names code that may not be run.
         """
         path = path.expanduser()
-        document = read_json(path / "config.json", _CONFIG, RUN_VERSION)
+        document = read_json(path / "config.json", CONFIG_FORMAT, RUN_VERSION)
         try:
             config = RunConfig.from_dict(document["options"])
             row = document["data"]
@@ -125,7 +147,7 @@ class RunFolder:
                 tuple(row.get("notes", ())),
             )
             command = str(document["command"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise RunFolderError(
                 f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); start the "
                 f"run again in a new folder."
@@ -133,7 +155,9 @@ class RunFolder:
         state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
         if (path / "state.json").exists():
             state = read_json(path / "state.json", _STATE, RUN_VERSION)
+        trust.check(config, path, uses)
         folder = cls(path, config, facts, state)
+        folder.allow_pickle = trust.allows_pickle(config)
         folder.command = command
         if lock:
             folder._take_lock()
@@ -154,9 +178,10 @@ class RunFolder:
         """
         if not resume or not is_used(path.expanduser()):
             return cls.create(path, config, facts)
-        folder = cls.open(path, lock=True)
+        folder = cls.open(path, lock=True, uses=())
         with folder.closed_on_error():
-            folder.reconfigure(config)
+            folder.reconfigure(config)  # from now on its options are those of the command
+            folder.allow_pickle = config.allow_pickle
             folder.check_facts(facts)
         return folder
 
@@ -165,8 +190,8 @@ class RunFolder:
         """Lets go of the folder if the block fails."""
         try:
             yield
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self._left_by(error)
             raise
 
     def check_facts(self, facts: TaskFacts) -> None:
@@ -197,7 +222,8 @@ class RunFolder:
                 f"which its bytes are counted, got {config.schedule}. Repeat it, or choose "
                 f"another --out."
             )
-        if differences := self.config.differences(config, begun):
+        free = _FREE_AFTER_FAILURE if self._stages.get("search", {}).get("failed") else ()
+        if differences := self.config.differences(config, begun, but=free):
             raise RunFolderError(
                 f"The run in {self.path} was started with other options: "
                 f"{'; '.join(differences)}. Repeat the options it was started with, or choose "
@@ -220,6 +246,7 @@ class RunFolder:
             raise RunFolderError(
                 f"Another process is working in {self.path}; wait for it, or choose another --out."
             ) from error
+        remove_leftovers(self.path)  # of writes that were killed: nobody else writes here now
 
     def close(self) -> None:
         """Lets other processes write into the folder."""
@@ -230,14 +257,31 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        self._left_by(error)
+
+    def _left_by(self, error: BaseException | None) -> None:
+        """Closes the folder; one that was made in vain is removed.
+
+        A command that fails before any work was done leaves nothing behind, so that it can be
+        repeated as it is. One that is interrupted is to be resumed.
+        """
+        in_vain = self._is_new and not isinstance(error, KeyboardInterrupt | None)
+        if in_vain and not self._holds_work():
+            remove_run(self.path, self._made)
         self.close()
+
+    def _holds_work(self) -> bool:
+        """Whether anything is there that took time to make: a training, or judged plans."""
+        trained = self.is_done("train") and bool(self._stages["train"].get("epochs"))
+        places = ("trials.jsonl", JUDGED_BEFORE, "checkpoints", "stages")
+        return trained or any(is_filled(self.path / name) for name in places)
 
     def _write_config(self) -> None:
         write_json(
             self.path / "config.json",
             {
-                "format": _CONFIG,
+                "format": CONFIG_FORMAT,
                 "version": RUN_VERSION,
                 "command": self.command,
                 "options": self.config.to_dict(),
@@ -255,7 +299,12 @@ class RunFolder:
 
     def start(self, stage: str) -> None:
         """Notes that a stage has begun: its options are fixed from now on."""
-        self._stages.setdefault(stage, {"done": False})
+        self._stages.setdefault(stage, {"done": False}).pop("failed", None)
+        self._write_state()
+
+    def fail_search(self) -> None:
+        """Notes that code of the user's failed in the search: it may be resumed with other code."""
+        self._stages["search"] = {"done": False, "failed": not self.config.is_progressive}
         self._write_state()
 
     def forget(self, stage: str) -> None:
@@ -320,16 +369,3 @@ class RunFolder:
 
 
 _VERB_OF: Mapping[str, str] = {"evaluate": "export"}
-
-
-def is_used(path: Path) -> bool:
-    """Whether a folder holds anything but leftovers of a start that never came to ``config.json``.
-
-    Raises:
-        RunFolderError: If ``path`` is a file.
-    """
-    if path.exists() and not path.is_dir():
-        raise RunFolderError(f"{path} is a file; expected a folder for --out.")
-    with contextlib.suppress(FileNotFoundError):
-        return any(not entry.name.startswith(".") for entry in path.iterdir())
-    return False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from experiments.files import write_atomic
 from experiments.finetune import training_config
 from experiments.networks import save_network
 from experiments.problem import check_the_only_plan
+from experiments.runs import RunFolder
 from experiments.trials import TrialRecorder
+from experiments.user_code import place_of
 from experiments.warm_start import warm_start_of
 from learners.base import Learner
 from learners.sparsification import WeightSparsification
@@ -101,14 +104,14 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         cost_models=task.problem.further if config.cost_table or config.cost else None,
     )
     recorder = TrialRecorder(folder / "trials.jsonl", lambda plan: cost_of(env, plan))
-    for trial in recorder.recorded:
+    for trial in recorder.known:
         env.remember(CompressionPlan(trial.plan), trial.accuracy)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
 
     events = folder / "tensorboard" / "search"
     shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
     recorder.restart_clock()
-    with EpisodeLogger(events) as logger:
+    with EpisodeLogger(events) as logger, _begun_anew_if_it_fails(recorder, folder):
         result = agent_from_label(config.agent)[0].search(
             env,
             config.episodes,
@@ -131,6 +134,18 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
         cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
     )
+
+
+@contextlib.contextmanager
+def _begun_anew_if_it_fails(recorder: TrialRecorder, folder: RunFolder) -> Iterator[None]:
+    """Lets a search whose agent (or reward, or cost) failed be resumed with other code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if place_of(error) is not None:
+            recorder.set_aside()
+            folder.fail_search()
+        raise
 
 
 def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:

@@ -13,12 +13,15 @@ from experiments.networks import build_original
 from experiments.runs import TaskFacts
 
 
-def load_teacher(config: RunConfig, facts: TaskFacts) -> nn.Module | None:
+def load_teacher(
+    config: RunConfig, facts: TaskFacts, *, allow_pickle: bool = False
+) -> nn.Module | None:
     """Returns the teacher that ``--teacher`` names, in eval mode.
 
     Args:
         config: The options.
         facts: About the data, whose classes the teacher must know.
+        allow_pickle: Whether its weights file may run code; asked of the command, not of a folder.
 
     Returns:
         None if the original network teaches, or nobody does.
@@ -30,7 +33,7 @@ def load_teacher(config: RunConfig, facts: TaskFacts) -> nn.Module | None:
         return None
     network = build_original(config.teacher, facts)
     if config.teacher_weights is not None:
-        taken = load_weights(network, config.teacher_weights, allow_pickle=config.allow_pickle)
+        taken = load_weights(network, config.teacher_weights, allow_pickle=allow_pickle)
         if taken:
             print(f"    teacher: {taken}", file=sys.stderr)
     return network.eval()

@@ -22,6 +22,9 @@ from experiments.files import write_atomic
 if TYPE_CHECKING:
     from agents.base import Trial
 
+JUDGED_BEFORE = "judged_before.jsonl"
+"""The trials of a search whose agent failed, beside the record."""
+
 CostOf = Callable[[CompressionPlan], Mapping[str, float]]
 
 
@@ -97,6 +100,20 @@ class TrialRecorder:
         if path.exists():  # drop a half-written last line before anything is appended to it
             write_atomic(path, "".join(line_of(trial) for trial in self.recorded))
         self.restart_clock()
+
+    @property
+    def known(self) -> list[RecordedTrial]:
+        """Whatever was judged: what is on record, and what an agent judged that failed."""
+        return [*read_trials(self.path.with_name(JUDGED_BEFORE)), *self.recorded]
+
+    def set_aside(self) -> None:
+        """Begins the record anew, because the agent's code failed and will be another.
+
+        What was judged stays known, so that nothing is judged twice.
+        """
+        before = {CompressionPlan(t.plan): t for t in self.known}
+        write_atomic(self.path.with_name(JUDGED_BEFORE), "".join(map(line_of, before.values())))
+        self.path.unlink(missing_ok=True)
 
     @property
     def trials(self) -> list[RecordedTrial]:

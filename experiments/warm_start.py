@@ -47,7 +47,7 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
             "reached in stages."
         )
     place = Path(config.warm_start)
-    other = RunFolder.open(place).config
+    other = RunFolder.open(place, uses=()).config
     stages = {"task", "search"} | ({"train"} if config.weights is None else set())
     if differences := other.differences(config, stages, but=_FREE):
         raise RunFolderError(

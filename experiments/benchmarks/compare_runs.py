@@ -31,7 +31,7 @@ def read_run(path: Path) -> tuple[str, dict[str, float]]:
     Raises:
         RunFolderError: If the folder has no finished search.
     """
-    folder = RunFolder.open(path)
+    folder = RunFolder.open(path, uses=())
     result = folder.results("search")
     trials = read_trials(path / "trials.jsonl")
     bounded = next(iter(result["best"]["cost_ratio"]))

@@ -138,7 +138,9 @@ def compare(
     from experiments.comparison.report import write_report
     from experiments.comparison.running import Comparison
     from experiments.comparison.statistics import require_rliable
+    from experiments.occupied import check_no_run
 
+    check_no_run(out, "--out")
     require_rliable()
     if first_seed < 0:
         raise ValueError(f"Expected --first-seed >= 0, got {first_seed}.")

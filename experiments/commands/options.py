@@ -75,6 +75,16 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
             rich_help_panel=_TASK,
         ),
     ] = False
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Run the code that DIR names (a model, teacher or cost of somebody's own), and "
+            "let its weights files run code if it was made with --allow-pickle. Only for folders "
+            "you trust.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     validation_size: Annotated[
         int | None,
         typer.Option(

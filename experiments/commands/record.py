@@ -66,10 +66,12 @@ def record(
     from experiments.comparison.searching import open_store
     from experiments.comparison.tasks import build_env, check_task, find_task
     from experiments.files import write_atomic
+    from experiments.occupied import check_no_run
 
     chosen = find_task(task)
     if chosen.is_recorded:
         raise ValueError(f"{task} is recorded already; name the task it stems from.")
+    check_no_run(folder, "--folder")
     places = places_of(data, weights)
     check_task(chosen, places)
     _check_out(out)

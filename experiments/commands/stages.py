@@ -13,8 +13,15 @@ from experiments.commands.options import takes
 from experiments.commands.values import config_from, given
 
 
-@takes("directory", *o.FINETUNE, "resume", *o.OUTPUT)
-def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> None:
+@takes("directory", *o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
+def finetune(
+    ctx: typer.Context,
+    directory: Path,
+    allow_pickle: bool,
+    trust: bool,
+    resume: bool,
+    quiet: bool,
+) -> None:
     """Fine-tune the plan of a run; writes DIR/model.safetensors.
 
     Options that are not given stay as they were when the run was started.
@@ -35,18 +42,23 @@ def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> 
     from experiments.finetune import training_config
     from experiments.learner_options import check_options
     from experiments.teachers import load_teacher
+    from experiments.trust import Trust
 
-    task = reopen_task(directory, quiet=quiet)
+    options = given(ctx)
+    options.pop("allow_pickle", None)  # it holds for this command, not for the run
+    # Another teacher takes the place of the folder's.
+    uses = ("model",) if "teacher" in options else ("model", "teacher")
+    allowed = Trust(trust, pickle=allow_pickle)
+    task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet)
     with task.folder as folder:
         folder.results("search")
         # Built first, because a mistake in an option must not lose what is finished.
-        options = given(ctx)
         if "teacher" in options:  # the weights of another teacher are none of this one's
             options.setdefault("teacher_weights", None)
         config = config_from(options, folder.config)
         check_options(config)
         training_config(config)
-        load_teacher(config, folder.facts)
+        load_teacher(config, folder.facts, allow_pickle=folder.allow_pickle)
         if not resume:
             folder.forget("finetune")
         folder.reconfigure(config)
@@ -54,8 +66,8 @@ def finetune(ctx: typer.Context, directory: Path, resume: bool, quiet: bool) -> 
         print(folder / "model.safetensors")
 
 
-@takes("directory", *o.OUTPUT)
-def export(directory: Path, quiet: bool) -> None:
+@takes("directory", "trust", *o.OUTPUT)
+def export(directory: Path, trust: bool, quiet: bool) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
     The ONNX file takes any number of images at once. It is kept only if ONNX
@@ -76,8 +88,9 @@ def export(directory: Path, quiet: bool) -> None:
     from experiments.commands.runs import print_summary
     from experiments.compress import reopen_task, run_stages, say, silent
     from experiments.export import require_onnx
+    from experiments.trust import Trust
 
-    task = reopen_task(directory, quiet=quiet)
+    task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost"), quiet=quiet)
     with task.folder as folder:
         folder.results("finetune")
         require_onnx()
@@ -98,7 +111,7 @@ def report(directory: Path) -> None:
     from experiments.report import run_report
     from experiments.runs import RunFolder
 
-    with RunFolder.open(directory) as folder:
+    with RunFolder.open(directory, uses=()) as folder:
         run_report(folder)
         print(folder / "report.html")
 
@@ -112,10 +125,12 @@ Original = Annotated[
 ]
 
 
-@takes("model", "model_args", "data", "weights", "allow_pickle", *o.PIXELS, "debug")
+@takes("model", "model_args", "data", "weights", "allow_pickle", "trust", *o.PIXELS, "debug")
 def evaluate(
     ctx: typer.Context,
+    model: str,
     weights: Path | None,
+    trust: bool,
     directory: Directory = None,
     original: Original = False,
 ) -> None:
@@ -133,9 +148,11 @@ def evaluate(
             --data data/cifar10
     """
     from experiments.measure import measure_file, measure_run
+    from experiments.trust import Trust
 
     if directory is not None:
-        print(json.dumps(measure_run(directory, original=original)))
+        allowed = Trust(trust, named=frozenset({model}))
+        print(json.dumps(measure_run(directory, original=original, trust=allowed)))
     elif weights is not None:
         print(json.dumps(measure_file(config_from(ctx.params), weights)))
     else:

@@ -13,6 +13,7 @@ from experiments.comparison.jobs import Job, carried_out
 from experiments.comparison.labels import parse_label
 from experiments.comparison.records import RESULTS, Results, ResultsFile, SearchRecord
 from experiments.comparison.tasks import Places, budget_of, check_task, find_task
+from experiments.leftovers import remove_leftovers
 
 Tell = Callable[[SearchRecord], None]
 
@@ -122,6 +123,7 @@ def only_results(folder: Path) -> Iterator[ResultsFile]:
         RunFolderError: If another process is at it, or the file is that of another release.
     """
     with only_one(folder / RESULTS):
+        remove_leftovers(folder, but_of_running=True)  # `amc record` may work in it, too
         yield ResultsFile(folder / RESULTS)
 
 

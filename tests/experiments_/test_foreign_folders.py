@@ -1,0 +1,187 @@
+"""Run folders that come from anywhere: what they name is not run, what they say is not markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.command_line import QUICK
+
+from amc_env import RunFolderError
+from experiments.cli import run
+from experiments.networks import load_compressed
+
+EVIL = """
+from pathlib import Path
+from experiments.models import make_model
+Path("evil_code_ran").touch()
+def make(n_classes, in_channels):
+    return make_model("digitsnet", n_classes=n_classes, in_channels=in_channels)
+"""
+
+
+@pytest.fixture
+def foreign(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of somebody's, which names code that lies in it, in the current directory."""
+    (copy / "evil_net.py").write_text(EVIL)
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(copy))])
+    monkeypatch.delitem(sys.modules, "evil_net", raising=False)
+    return copy
+
+
+def change(folder: Path, **options: Any) -> None:
+    path = folder / "config.json"
+    document = json.loads(path.read_text())
+    document["options"].update(options)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("option", "verbs"),
+    [
+        ({"model": "evil_net:make"}, ("evaluate", "finetune", "export")),
+        ({"teacher": "evil_net:make"}, ("finetune",)),
+        ({"cost": ["own=evil_net:make"]}, ("export",)),
+    ],
+)
+def test_no_code_is_run_because_a_folder_names_it(
+    foreign: Path, fails: Callable[..., str], option: dict[str, Any], verbs: tuple[str, ...]
+) -> None:
+    change(foreign, **option)
+    for verb in verbs:
+        sentence = fails(verb, ".", *(["-q"] if verb != "evaluate" else []))
+        name = next(iter(option))
+        assert f"names code to be run: the {name} 'evil_net:make'" in sentence
+        assert "--trust" in sentence
+    if "model" in option:
+        with pytest.raises(RunFolderError, match=r"trust=True"):
+            load_compressed(".")
+    assert run(["report", "."]) == 0  # it runs nothing
+    assert not (foreign / "evil_code_ran").exists()
+    assert "evil_net" not in sys.modules
+
+
+def test_code_is_run_because_the_command_says_so(
+    foreign: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(foreign, model="evil_net:make")
+    assert "evil_net:make" in fails("evaluate", ".", "--model", "other:make")
+    assert run(["evaluate", ".", "--model", "evil_net:make"]) == 0
+    assert run(["finetune", ".", "--trust", "--epochs", "0", "-q"]) == 0
+    assert load_compressed(".", trust=True) is not None
+    assert "accuracy" in json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (foreign / "evil_code_ran").exists()
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("evil_code_ran"),)
+
+
+def test_no_pickle_is_opened_because_a_folder_allows_it(
+    foreign: Path, fails: Callable[..., str]
+) -> None:
+    torch.save({"state": Bomb()}, "teacher.pt")
+    place = str(foreign / "teacher.pt")
+    change(foreign, allow_pickle=True, teacher="digitsnet", teacher_weights=place)
+    assert "could run code" in fails("finetune", ".", "-q")
+    named = ["--teacher", "digitsnet", "--teacher-weights", place, "-q"]
+    assert "could run code" in fails("finetune", ".", *named)
+    assert not (foreign / "evil_code_ran").exists()
+    assert "holds no state_dict" in fails("finetune", ".", *named, "--allow-pickle")
+    assert (foreign / "evil_code_ran").exists()
+
+
+def test_what_a_folder_does_not_need_asks_for_no_trust(foreign: Path) -> None:
+    change(foreign, allow_pickle=True, agent="evil_net:make", reward="evil_net:make")
+    assert run(["evaluate", "."]) == 0
+    assert run(["finetune", ".", "--epochs", "0", "-q"]) == 0
+    assert json.loads((foreign / "config.json").read_text())["options"]["allow_pickle"] is True
+    assert "evil_net" not in sys.modules
+
+
+# ---- what a command leaves behind
+
+
+def test_a_command_that_fails_leaves_no_folder(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no(*_: object, **__: object) -> None:
+        raise ValueError("No.")
+
+    out = tmp_path / "new" / "run"
+    monkeypatch.setattr("experiments.context.make_learner", no)
+    assert "No." in fails("compress", *QUICK, "--out", str(out), "-q")
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    (out / ".mine").touch()
+    assert "No." in fails("compress", *QUICK, "--out", str(out), "-q")
+    assert [p.name for p in out.iterdir()] == [".mine"]
+    monkeypatch.undo()
+    monkeypatch.setattr("experiments.compress.run_search", no)
+    arguments = ["compress", *QUICK[2:], "--train-epochs", "1", "--out", str(out), "-q"]
+    assert "No." in fails(*arguments)
+    assert (out / "original.safetensors").exists()  # it took a training to make
+
+
+AGENT = """
+from agents import RandomSearch
+class Mine(RandomSearch):
+    def run(self, search):
+        for _ in range(3):
+            search.play(lambda *_: [0.5], "mine")
+        raise KeyError("no more")
+class Repaired(RandomSearch):
+    pass
+"""
+
+
+def test_the_folder_of_an_agent_that_failed_can_be_used_again(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"failing_{tmp_path.name}"
+    Path(f"{name}.py").write_text(AGENT)
+    base = ["search", *QUICK[:2], "--episodes", "6", "--precision", "fp32", "-q"]
+    agent = ["--agent", f"{name}:Mine"]
+    assert "'no more'" in fails(*base, *agent, "--out", "run")
+    assert "--proxy" in fails(
+        *base, "--agent", "random", "--proxy", "none", "--resume", "--out", "run"
+    )
+    assert run([*base, "--agent", "random", "--resume", "--out", "run"]) == 0
+    assert run([*base, "--agent", "random", "--out", "fresh"]) == 0
+    assert Path("run/plan.json").read_text() == Path("fresh/plan.json").read_text()
+    rows = [
+        [json.loads(line)["plan"] for line in Path(out, "trials.jsonl").read_text().splitlines()]
+        for out in ("run", "fresh")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_leftovers_of_killed_writes_are_removed(copy: Path, tmp_path: Path) -> None:
+    left = [".plan.json.4194999.tmp", "checkpoints/search/last.pt.4194999.tmp",
+            ".model.onnx.4194999.tmp.onnx", ".model.onnx.4194999.float.onnx"]  # fmt: skip
+    kept = ["notes.tmp", "a.1.tmp.txt"]
+    for name in (*left, *kept):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).touch()
+    assert run(["compress", *QUICK, "--out", str(copy), "--resume", "-q"]) == 0
+    assert [n for n in (*left, *kept) if (copy / n).exists()] == kept
+
+
+def test_a_run_folder_is_no_place_for_anything_else(copy: Path, fails: Callable[..., str]) -> None:
+    before = sorted(p.name for p in copy.iterdir())
+    for verb in (["compare"], ["compare", "--report"]):
+        assert "is the folder of a run" in fails(*verb, "--out", str(copy))
+    record = ["record", "--task", "digits-channels", "--out", str(copy.parent / "t.npz")]
+    assert "is the folder of a run" in fails(*record, "--folder", str(copy))
+    assert sorted(p.name for p in copy.iterdir()) == before
