@@ -30,7 +30,7 @@ def fuse(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     Raises:
         Exception: Whatever ``torch.fx`` raises on a network that it cannot trace.
     """
-    graph = fx.Tracer().trace(network)
+    graph = ImageTracer().trace(network)
     modules = dict(network.named_modules())
     attributes: dict[str, Any] = {}
     for node in list(graph.nodes):
@@ -46,7 +46,25 @@ def fuse(network: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return fx.GraphModule(attributes, graph)
 
 
-class _Tracer(fx.Tracer):
+class ImageTracer(fx.Tracer):
+    """Traces a network as it is called with images alone: all other arguments have their defaults.
+
+    A proxy for a mask that is None by default would take the code to where there is a mask.
+    """
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Makes one placeholder; ``concrete_args`` is not read."""
+
+        def forward(root: nn.Module, images: fx.Proxy) -> Any:
+            return root_fn(root, images)
+
+        images = self.create_proxy("placeholder", "images", (), {})
+        return forward, [self.root, images]
+
+
+class _Tracer(ImageTracer):
     """Sees masked and quantized layers as layers, not as what they compute."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
-from learners.fusion import following_norms
+from learners.fusion import ImageTracer, following_norms
 from learners.masking import (
     Masked,
     SparseConv2d,
@@ -317,7 +317,7 @@ def without_identities(network: nn.Module) -> nn.Module:
     Modules are shared with ``network``, which is returned itself where it cannot be traced.
     """
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.GraphModule(network, ImageTracer().trace(network))
     except Exception:
         # As in ``following_norms``: whatever a forward does that tracing does not take.
         return network

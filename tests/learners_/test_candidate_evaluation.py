@@ -16,6 +16,7 @@ from learners.candidates import (
 from learners.fused_conv import FusedConv
 from learners.fusion import following_norms, fuse
 from learners.intake import check_labels, collect
+from learners.quantization.structure import without_identities
 
 CPU = torch.device("cpu")
 
@@ -194,6 +195,36 @@ def test_only_a_norm_that_one_convolution_feeds_belongs_to_it():
     # conv2 is called twice, the stem has a norm of its own, the depthwise layer is called twice.
     assert following_norms(Residual().eval()) == {"stem.0": "stem.1", "conv1": "bn1"}
     assert following_norms(Untraceable().eval()) == {}
+
+
+class OptionalMask(nn.Module):
+    """As detectors and transformers have it: usually there is no mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.nothing = nn.Identity()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x, mask=None, *, scale=1.0):
+        x = self.nothing(self.norm(self.conv(x)))
+        if mask is not None:
+            x = x * mask
+        return self.head(torch.relu(x).mean((2, 3))) * scale
+
+
+def test_arguments_that_have_a_default_keep_it_in_a_fused_network(capsys):
+    model = randomised(OptionalMask())
+    with torch.no_grad():
+        want = model(images())
+        assert torch.allclose(fuse(model, torch.float32)(images()), want, atol=1e-5)
+        bare = without_identities(model)
+        assert torch.equal(bare(images()), want)
+    assert "nothing" not in {str(node.target) for node in bare.graph.nodes}
+    assert following_norms(model) == {"conv": "norm"}
+    assert fusion_works(model, images(), torch.float32)
+    assert capsys.readouterr().err == ""
 
 
 class Rereading(nn.Module):
