@@ -245,7 +245,7 @@ def _matches_class(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     if origin is Callable or hint is Callable:
         return callable(value)
-    if origin in _ABSTRACT:
+    if origin in _ABSTRACT or (origin is dict and typing.get_args(hint)):
         return _matches_abstract(value, origin, typing.get_args(hint))
     if origin is tuple:
         return isinstance(value, tuple) and _match_tuple(value, typing.get_args(hint))
@@ -265,7 +265,7 @@ def _matches_abstract(value: Any, origin: Any, parts: tuple[Any, ...]) -> bool:
         return value.ndim > 0
     if not isinstance(value, origin):
         return False
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         sides = zip(parts, (value.keys(), value.values()), strict=False)
         return all(matches(x, part) for part, side in sides for x in side)
     return all(matches(x, part) for part in parts for x in value)
@@ -292,7 +292,7 @@ def described(hint: Any) -> str:
         return f"one of {', '.join(map(repr, parts))}"
     if origin is Callable or hint is Callable:
         return "a function"
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         return "a mapping" + (f" to {described(parts[1])}" if len(parts) == 2 else "")
     if origin is tuple or origin in _ABSTRACT:
         inner = dict.fromkeys(described(part) for part in parts if part is not Ellipsis)

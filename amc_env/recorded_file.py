@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.answers import checked_accuracy
 from amc_env.errors import CompressionError
 from amc_env.facts_json import task_from_json, task_to_json
 from amc_env.graph import LayerGraph
@@ -144,6 +146,7 @@ def read_recorded(path: Path | Traversable) -> RecordedTask:
             f"again."
         )
     try:
+        _check_numbers(facts, arrays)
         graph, decisions, storage = task_from_json(facts["task"])
         row = facts["surrogate"]
         coordinates = tuple(tuple(float(x) for x in c) for c in row["coordinates"])
@@ -198,10 +201,28 @@ def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDAr
     return facts, arrays
 
 
+def _check_numbers(facts: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Checks what nothing else looks at before it is believed."""
+    checked_accuracy(facts["original_accuracy"], "the uncompressed network")
+    accuracies, sources = arrays["accuracies"], arrays["sources"]
+    if not bool(((accuracies >= 0.0) & (accuracies <= 1.0)).all()):
+        raise ValueError("expected recorded accuracies in [0, 1]")
+    n_plans = len(arrays["plans"])
+    if accuracies.shape != (n_plans,) or sources.shape != (n_plans,):
+        raise ValueError(f"expected one accuracy and one source for each of {n_plans} plans")
+    if n_plans and not 0 <= int(sources.min()) <= int(sources.max()) < len(facts["plans"]):
+        raise ValueError("expected sources that are named")
+    for name, (low, high) in facts["cost_range"].items():
+        if not 0.0 <= low <= high < math.inf:
+            raise ValueError(f"expected a range of costs for {name}, got {low} to {high}")
+
+
 def _checked_curves(
     curves: Mapping[str, Sequence[float]], decisions: Sequence[Decision]
 ) -> dict[str, Sequence[float]]:
     lengths = {key: len(curve) for key, curve in curves.items()}
     if lengths != {d.key: len(d.choices) for d in decisions}:
         raise ValueError("Expected one number per choice of every decision in every curve.")
+    if not all(math.isfinite(number) for curve in curves.values() for number in curve):
+        raise ValueError("Expected finite numbers in every curve.")
     return dict(curves)

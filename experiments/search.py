@@ -116,7 +116,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
             env,
             config.episodes,
             config.seed,
-            warm_start=warm_start_of(folder),
+            warm_start=warm_start_of(folder, lambda plan: cost_of(env, plan)),
             on_trial=recorder,
             logger=logger,
             progress=task.progress,

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amc_env import CompressionPlan, RunFolderError
+from amc_env.answers import checked_accuracy
+from amc_env.checks import checked
 from experiments.files import write_atomic
 
 if TYPE_CHECKING:
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 JUDGED_BEFORE = "judged_before.jsonl"
 """The trials of a search whose agent failed, beside the record."""
 
+_TOLERANCE = 1e-6  # costs and accuracies of equal plans, on any processor
+
 CostOf = Callable[[CompressionPlan], Mapping[str, float]]
 
 
+@checked
 @dataclass(frozen=True)
 class RecordedTrial:
     """One line of ``trials.jsonl``.
@@ -44,6 +49,9 @@ class RecordedTrial:
         source: Where the plan came from, e.g. ``"warm-up"``.
         within_budget: Whether the plan may win; what an agent judged to learn about single
             decisions need not meet the budget.
+
+    Raises:
+        ValueError: If a number is not finite, or out of its range.
     """
 
     episode: int
@@ -57,28 +65,67 @@ class RecordedTrial:
     source: str
     within_budget: bool = True
 
+    def __post_init__(self) -> None:
+        checked_accuracy(self.accuracy, "a recorded trial")
+        for what in ("cost", "cost_ratio"):
+            if any(number < 0.0 for number in getattr(self, what).values()):
+                raise ValueError(f"Expected every {what} to be at least 0.")
+        if min(self.seconds, self.cpu_seconds) < 0.0:
+            raise ValueError("Expected seconds of at least 0.")
 
-def read_trials(path: Path) -> list[RecordedTrial]:
+
+def read_trials(path: Path, cost_of: CostOf | None = None) -> list[RecordedTrial]:
     """Reads the trials; a half-written last line (a crash while writing it) is left out.
 
+    Args:
+        path: The file; a missing one has no trials.
+        cost_of: Plan -> absolute costs of the network at hand, which the record must agree with.
+
     Raises:
-        RunFolderError: If any other line is damaged.
+        RunFolderError: If any other line is damaged, or says what cannot be: an accuracy outside
+            [0, 1], a plan off the grid, other costs than the plan has, or two accuracies of a plan.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
     # Every complete line ends in a newline, so what follows the last one was cut short.
     trials = []
+    known: dict[CompressionPlan, float] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row: dict[str, Any] = json.loads(line)
-            trials.append(RecordedTrial(**row))
+            trial = RecordedTrial(**row)
+            _check_against(trial, known, cost_of)
         except (ValueError, TypeError) as error:
             raise RunFolderError(
-                f"Line {number} of {path} is damaged ({error}); start the search again in a new "
-                f"folder."
+                f"Line {number} of {path} is damaged ({str(error).rstrip('.')}); restore the file, "
+                f"or start the search again in a new folder."
             ) from error
+        trials.append(trial)
     return trials
+
+
+def _check_against(
+    trial: RecordedTrial, known: dict[CompressionPlan, float], cost_of: CostOf | None
+) -> None:
+    """Compares a trial with those before it and with the network."""
+    plan = CompressionPlan(trial.plan)
+    if not _is_close(known.setdefault(plan, trial.accuracy), trial.accuracy):
+        raise ValueError(
+            f"Expected the accuracy {known[plan]} that an earlier line has for the same plan, got "
+            f"{trial.accuracy}"
+        )
+    if cost_of is None:
+        return
+    for name, cost in cost_of(plan).items():
+        if name in trial.cost and not _is_close(cost, trial.cost[name]):
+            raise ValueError(
+                f"Expected {name} of {cost:.10g}, as the plan has, got {trial.cost[name]:.10g}"
+            )
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
 class TrialRecorder:
@@ -89,12 +136,12 @@ class TrialRecorder:
         cost_of: Plan -> absolute costs, for the record.
 
     Raises:
-        RunFolderError: If the file is damaged.
+        RunFolderError: If the file is damaged, or of another search.
     """
 
     def __init__(self, path: Path, cost_of: CostOf) -> None:
         self.path = path
-        self.recorded = read_trials(path)
+        self.recorded = read_trials(path, cost_of)
         self._cost_of = cost_of
         self._seen = 0
         if path.exists():  # drop a half-written last line before anything is appended to it

@@ -17,7 +17,7 @@ from amc_env import CompressionPlan, RunFolderError
 from experiments.configs import RunConfig
 from experiments.files import write_atomic
 from experiments.runs import RunFolder
-from experiments.trials import RecordedTrial, line_of, read_trials
+from experiments.trials import CostOf, RecordedTrial, line_of, read_trials
 
 FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
@@ -58,8 +58,12 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
         raise RunFolderError(f"The run in {place} has judged no plan yet; name another one.")
 
 
-def warm_start_of(folder: RunFolder) -> list[Trial]:
+def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Trial]:
     """Returns the trials that the search of a run begins with, none without ``--warm-start``.
+
+    Args:
+        folder: Of the run.
+        cost_of: Plan -> absolute costs, which the trials must agree with.
 
     Raises:
         RunFolderError: If the other run is gone or damaged, or compressed another network.
@@ -82,7 +86,7 @@ def warm_start_of(folder: RunFolder) -> list[Trial]:
             source=t.source,
             within_budget=t.within_budget,
         )
-        for t in read_trials(copy)
+        for t in read_trials(copy, cost_of)
     ]
 
 

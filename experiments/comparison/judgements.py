@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import CompressionEnv, RunFolderError
+from amc_env.checks import check_whole
 
 FORMAT = "amc-judgements"
 VERSION = 1
@@ -164,7 +165,7 @@ class JudgementStore:
         self._judged.setdefault(plan, judgement)
 
     def _checked(self, row: dict[str, Any]) -> tuple[tuple[int, ...], Judgement]:
-        plan = tuple(int(i) for i in row["plan"])
+        plan = tuple(check_whole("the index of a choice", i, 0) for i in row["plan"])
         if len(plan) != len(self.task.choices) or not all(
             0 <= i < len(grid) for i, grid in zip(plan, self.task.choices, strict=True)
         ):

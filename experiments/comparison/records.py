@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
+from amc_env.answers import checked_accuracy
+from amc_env.checks import check_whole, checked
 from experiments.files import write_atomic
 
 RESULTS = "results.jsonl"
@@ -29,6 +31,7 @@ FORMAT = "amc-comparison"
 VERSION = 1
 
 
+@checked
 @dataclass(frozen=True)
 class TaskFacts:
     """What a reader of the results needs to know of a task.
@@ -52,6 +55,7 @@ class TaskFacts:
     recorded: bool = False
 
 
+@checked
 @dataclass(frozen=True)
 class JudgedPlan:
     """One trial of a search.
@@ -79,7 +83,14 @@ class JudgedPlan:
     judge_seconds: float
     source: str
 
+    def __post_init__(self) -> None:
+        checked_accuracy(self.accuracy, "a recorded trial")
+        check_whole("evaluation", self.evaluation, 1)
+        if any(ratio < 0.0 for ratio in self.cost_ratio.values()):
+            raise ValueError("Expected every cost_ratio to be at least 0.")
 
+
+@checked
 @dataclass(frozen=True)
 class FinalJudgement:
     """What the winner of a search is worth.
@@ -102,7 +113,13 @@ class FinalJudgement:
     finetune_seconds: float | None = None
     finetune_epochs: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("validation", "finetuned_validation", "test"):
+            if (accuracy := getattr(self, name)) is not None:
+                checked_accuracy(accuracy, name)
 
+
+@checked
 @dataclass(frozen=True)
 class SearchRecord:
     """One search: a task, an agent, a seed.
@@ -216,6 +233,7 @@ def read_results(path: Path) -> Results:
     for number, line in enumerate(lines[1:-1], start=2):
         try:
             record = _search_from(json.loads(line))
+            _check_plans(record, tasks.get(record.task))
         except (ValueError, TypeError, KeyError) as error:
             raise RunFolderError(
                 f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
@@ -310,3 +328,22 @@ def _without_validation(record: SearchRecord) -> SearchRecord:
     if record.final is None:
         return record
     return replace(record, final=replace(record.final, validation=None))
+
+
+def _check_plans(record: SearchRecord, facts: TaskFacts | None) -> None:
+    """Compares the plans of a search with the grid of its task, and equal plans with each other."""
+    plans: list[JudgedPlan | FinalJudgement] = [*record.trials]
+    plans += [record.final] if record.final is not None else []
+    for found in plans if facts is not None else ():
+        sizes = [len(choices) for choices in facts.choices] if facts is not None else []
+        if len(found.plan) != len(sizes) or any(
+            not 0 <= i < n for i, n in zip(found.plan, sizes, strict=True)
+        ):
+            raise ValueError(
+                f"Expected plans of {len(sizes)} choices that the task offers, got "
+                f"{list(found.plan)}"
+            )
+    known: dict[tuple[int, ...], float] = {}
+    for trial in record.trials:
+        if not math.isclose(known.setdefault(trial.plan, trial.accuracy), trial.accuracy):
+            raise ValueError(f"Two accuracies of the plan {list(trial.plan)}")

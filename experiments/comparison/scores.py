@@ -147,8 +147,8 @@ def select(results: Results) -> Comparison:
     given (the larger one, if two are as frequent). A task that nobody could open is left out.
 
     Raises:
-        ComparisonError: If there is nothing to compare, a search judged plans of no task of the
-            file, or a reward is no finite number.
+        ComparisonError: If there is nothing to compare, or a search judged plans of no task of
+            the file.
     """
     cut = [_CUT_SHORT] if results.cut_short else []
     if not results.searches:
@@ -315,10 +315,3 @@ def _check(results: Results) -> None:
                 f"Expected the facts of the task {search.task!r} in the file, got none; remove "
                 f"its searches, or compare again in a new folder."
             )
-        for trial in search.trials:
-            if not math.isfinite(trial.reward):
-                raise ComparisonError(
-                    f"Expected finite rewards, got {trial.reward} from {search.agent} on "
-                    f"{search.task}, seed {search.seed}, evaluation {trial.evaluation}; remove "
-                    f"that search from the file, and it is done again."
-                )

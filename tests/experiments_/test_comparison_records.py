@@ -19,13 +19,13 @@ from experiments.comparison.records import (
     read_results,
 )
 
-TASK = TaskFacts("t", ("a:keep_ratio",), ((0.5, 1.0),), "macs=0.5", 0.9, 0.6)
+TASK = TaskFacts("t", ("a:keep_ratio",), ((0.5, 0.75, 1.0),), "macs=0.5", 0.9, 0.6)
 
 
 def record(seed: int = 0, agent: str = "local", **changes) -> SearchRecord:
     trials = tuple(
         JudgedPlan(e, (i,), r, r, {"macs": 0.4}, 0.1, 0.2, "local")
-        for e, i, r in ((1, 0, 0.6), (4, 1, 0.7), (5, 0, 0.65))
+        for e, i, r in ((1, 0, 0.6), (4, 1, 0.7), (5, 2, 0.65))
     )
     final = FinalJudgement((1,), 0.69)
     return replace(SearchRecord("t", agent, seed, 5, trials, final, 1.5), **changes)
