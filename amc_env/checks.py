@@ -261,9 +261,8 @@ def _matches_abstract(value: Any, origin: Any, parts: tuple[Any, ...]) -> bool:
         return False
     if origin is Iterable:  # it may be read once only, so its parts are not looked at
         return isinstance(value, Iterable) or hasattr(value, "__getitem__")
-    if origin is Sequence and isinstance(value, np.ndarray):
-        return value.ndim > 0
-    if not isinstance(value, origin):
+    is_row = origin is Sequence and isinstance(value, np.ndarray) and value.ndim > 0
+    if not is_row and not isinstance(value, origin):
         return False
     if origin in (Mapping, dict):
         sides = zip(parts, (value.keys(), value.values()), strict=False)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from amc_env.checks import checked
-from amc_env.errors import PlanMismatchError
+from amc_env.checks import checked, shown
+from amc_env.errors import ArgumentError, PlanMismatchError
 
 PLAN_VERSION = 1
 _CHOICE_TOLERANCE = 1e-6
@@ -115,7 +115,13 @@ class CompressionPlan(Mapping[str, float]):
     """
 
     def __init__(self, values: Mapping[str, float]) -> None:
-        self._values = {key: float(value) for key, value in values.items()}
+        try:
+            "".join(values)  # every key is a word
+            self._values = {key: float(value) for key, value in values.items()}
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            raise ArgumentError(
+                f"Expected a mapping from keys of decisions to numbers, got {shown(values)}."
+            ) from None
 
     @classmethod
     def from_values(cls, decisions: Sequence[Decision], values: Sequence[float]) -> CompressionPlan:
@@ -167,7 +173,10 @@ class CompressionPlan(Mapping[str, float]):
         Raises:
             PlanMismatchError: If keys are missing or unknown, or a value is off the grid.
         """
-        expected = {d.key for d in decisions}
+        try:
+            expected = {d.key for d in decisions}
+        except (TypeError, AttributeError):
+            raise ArgumentError(f"Expected decisions, got {shown(decisions)}.") from None
         if missing := sorted(expected - self._values.keys()):
             raise PlanMismatchError(f"The plan lacks decisions of this network: {missing}.")
         if unknown := sorted(self._values.keys() - expected):
@@ -209,6 +218,8 @@ class CompressionPlan(Mapping[str, float]):
         Raises:
             PlanMismatchError: If the text is no plan, is cut short, or has another version.
         """
+        if not isinstance(text, str | bytes):
+            raise ArgumentError(f"Expected a plan as text, got {shown(text)}.")
         try:
             document = json.loads(text)
             version = document["version"]

@@ -151,7 +151,8 @@ class TrialRecorder:
     @property
     def known(self) -> list[RecordedTrial]:
         """Whatever was judged: what is on record, and what an agent judged that failed."""
-        return [*read_trials(self.path.with_name(JUDGED_BEFORE)), *self.recorded]
+        before = read_trials(self.path.with_name(JUDGED_BEFORE), self._cost_of)
+        return [*before, *self.recorded]
 
     def set_aside(self) -> None:
         """Begins the record anew, because the agent's code failed and will be another.
