@@ -190,10 +190,10 @@ def plan_bars(bars: Sequence[Bar], title: str, width: float = 560.0, unit: str =
             f'<rect class="whole" x="{name_width:.1f}" y="{y + 4}" rx="2" '
             f'width="{bar.size * scale:.1f}" height="15"/>'
             f'<rect class="kept" x="{name_width:.1f}" y="{y + 4}" rx="2" '
-            f'width="{bar.kept * scale:.1f}" height="15"><title>{escape(bar.name)}: {bar.kept} of '
-            f"{bar.size} {unit} stay</title></rect>"
+            f'width="{bar.kept * scale:.1f}" height="15"><title>{escape(bar.name)}: '
+            f"{bar.kept:d} of {bar.size:d} {unit} stay</title></rect>"
             f'<text class="tick" x="{name_width + bar.size * scale + 6:.1f}" y="{y + 15}">'
-            f"{bar.kept} / {bar.size} · {share}</text>"
+            f"{bar.kept:d} / {bar.size:d} · {share}</text>"
         )
     return _svg(width, top * 2 + row * len(bars), title, parts)
 
@@ -249,7 +249,7 @@ def _bit_bar(x: float, y: float, width: float, css: str, bits: int | None) -> li
     return [
         whole,
         f'<rect class="{css}" x="{x:.1f}" y="{y + 4}" rx="2" width="{length:.1f}" height="15"/>',
-        f'<text class="tick" x="{x + width + 6:.1f}" y="{y + 15.5}">{bits}</text>',
+        f'<text class="tick" x="{x + width + 6:.1f}" y="{y + 15.5}">{bits:g}</text>',
     ]
 
 

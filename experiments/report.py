@@ -34,6 +34,19 @@ def run_report(folder: RunFolder) -> None:
     Raises:
         RunFolderError: If the run is not finished or one of its files is damaged.
     """
+    try:
+        page = _page(folder)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise RunFolderError(
+            f"The files in {folder.path} do not hold what a run writes ({type(error).__name__}: "
+            f"{error}); `amc export {folder.path}` makes the summary again, else start the run "
+            f"again in a new folder."
+        ) from error
+    write_atomic(folder / "report.html", page)
+
+
+def _page(folder: RunFolder) -> str:
+    """Reads the files, and returns the page."""
     summary = read_summary(folder.path)
     trials = read_trials(folder / "trials.jsonl")
     expected = folder.results("search")["n_trials"]
@@ -42,7 +55,7 @@ def run_report(folder: RunFolder) -> None:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    write_atomic(folder / "report.html", render(folder, summary, trials))
+    return render(folder, summary, trials)
 
 
 def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
@@ -111,9 +124,9 @@ def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
         old, new = before["latency_ms"]["64"], after["latency_ms"]["64"]
         tiles.append((f"{old / new:.2f} ×", "the speed at batch 64, ONNX Runtime, one thread"))
     who = (
-        f"agent {escape(config.agent)} · {summary['episodes']} episodes"
+        f"agent {escape(config.agent)} · {int(summary['episodes'])} episodes"
         if config.decides
-        else fixed_choice(config)
+        else escape(fixed_choice(config))
     )
     return {
         "kicker": f"{_METHODS[config.learner]} of {escape(config.model)} on "
@@ -132,15 +145,14 @@ def _and(parts: Sequence[str]) -> str:
 
 def _table(config: RunConfig, summary: dict[str, Any]) -> dict[str, str]:
     lines = []
-    for name, old, new, change in rows(summary):
+    for row in rows(summary):
+        name, old, new, change = map(escape, row)
         css = ""
         if "slower" in change or change.startswith("-"):
             css = ' class="bad"'
         elif "faster" in change or change.startswith("+"):
             css = ' class="good"'
-        lines.append(
-            f"<tr><td>{escape(name)}</td><td>{old}</td><td>{new}</td><td{css}>{change}</td></tr>"
-        )
+        lines.append(f"<tr><td>{name}</td><td>{old}</td><td>{new}</td><td{css}>{change}</td></tr>")
     return {"table": "\n".join(lines), "table_note": _table_note(config, summary)}
 
 
@@ -163,7 +175,7 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     else:
         note += "The size is that of the safetensors file."
     if refused := summary.get("export_refused"):
-        note += f" There is no ONNX file: {escape(refused)}"
+        note += f" There is no ONNX file: {escape(str(refused))}"
     if summary["original"]["latency_ms"]:
         note += (
             " Latency: ONNX Runtime, one thread, medians of runs taken in turns with the original."
@@ -313,7 +325,7 @@ def _options(folder: RunFolder) -> dict[str, str]:
         f"<tr><td>{escape(name)}</td><td>{escape(str(version))}</td></tr>"
         for name, version in document["packages"].items()
     ]
-    versions = document["packages"]
+    versions = {name: escape(str(version)) for name, version in document["packages"].items()}
     return {
         "command": escape(folder.command),
         "options": "\n".join(lines),

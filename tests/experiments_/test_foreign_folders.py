@@ -185,3 +185,74 @@ def test_a_run_folder_is_no_place_for_anything_else(copy: Path, fails: Callable[
     record = ["record", "--task", "digits-channels", "--out", str(copy.parent / "t.npz")]
     assert "is the folder of a run" in fails(*record, "--folder", str(copy))
     assert sorted(p.name for p in copy.iterdir()) == before
+
+
+# ---- markup
+
+SCRIPT = "<script>alert('\"')</script>"
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Returns the path of every value of a document, and of every key (ends with None)."""
+    if isinstance(document, dict):
+        inner = [p for k, v in document.items() for p in places(v, (*path, k))]
+        return [*inner, *((*path, key, None) for key in document)]
+    if isinstance(document, list):
+        return [p for i, v in enumerate(document) for p in places(v, (*path, i))]
+    return [path]
+
+
+def poisoned(document: Any, path: tuple[Any, ...], poison: Any) -> Any:
+    """Returns a copy with another value (or key) at a path."""
+    copied = json.loads(json.dumps(document))
+    *way, last = path[:-1] if path[-1:] == (None,) else path
+    place = copied
+    for step in way:
+        place = place[step]
+    if path[-1:] == (None,):
+        place[f"{last}{poison}"] = place.pop(last)
+    else:
+        old = place[last]
+        place[last] = f"{old}{poison}" if isinstance(old, str) else poison
+    return copied
+
+
+def reports(copy: Path, name: str, shown_first: tuple[str, ...] = ()) -> int:
+    """Poisons one value or key after the other; returns how many were shown, as text."""
+    file, page = copy / name, copy / "report.html"
+    document = json.loads(file.read_text())
+    shown = 0
+    for path in places(document):
+        if shown_first and not set(shown_first) & set(path[:2]):
+            continue
+        file.write_text(json.dumps(poisoned(document, path, SCRIPT)))
+        page.unlink(missing_ok=True)
+        code = run(["report", str(copy)])
+        assert code == (0 if page.exists() else 2), path
+        text = page.read_text() if page.exists() else ""
+        assert "<script" not in text.lower(), path
+        shown += "&lt;script" in text
+    return shown
+
+
+def test_nothing_that_a_report_shows_becomes_markup(copy: Path) -> None:
+    config = ("packages", "command", "data", "model", "agent", "reward")
+    assert reports(copy, "config.json", config) >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "state.json", "plan.json"])
+def test_nothing_in_a_folder_becomes_markup_of_the_report(copy: Path, name: str) -> None:
+    reports(copy, name)
+
+
+@pytest.mark.slow
+def test_no_trial_becomes_markup_of_the_report(copy: Path) -> None:
+    file, page = copy / "trials.jsonl", copy / "report.html"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for path in places(rows[1]):
+        changed = [rows[0], poisoned(rows[1], path, SCRIPT), *rows[2:]]
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in changed))
+        page.unlink(missing_ok=True)
+        assert run(["report", str(copy)]) in (0, 2)
+        assert "<script" not in (page.read_text().lower() if page.exists() else ""), path
