@@ -122,11 +122,11 @@ def layer_shape(layer: LayerSpec) -> tuple[Any, ...]:
 
 
 def measured_layers(graph: LayerGraph) -> list[LayerSpec]:
-    """Returns the layers that a table holds: all with weights.
+    """Returns the layers that a table holds: all with weights that do work on an image.
 
     Products without weights (attention) are part of what the layer behind them costs.
     """
-    return [layer for layer in graph.layers if layer.has_weights]
+    return [layer for layer in graph.layers if layer.has_weights and layer.positions]
 
 
 @dataclass(frozen=True)

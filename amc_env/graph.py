@@ -87,7 +87,8 @@ class LayerSpec:
         stride: Spatial stride, empty for linear layers.
         conv_groups: ``groups`` of the convolution, 1 for linear layers.
         positions: How often the weight is applied to one image (output pixels or tokens, times
-            the number of calls).
+            the number of calls); 0 for a layer that runs for other images only: it is stored,
+            and does no work.
         has_bias: Whether one bias per output exists.
         input_size: Spatial size of the input feature map, empty for linear layers.
     """

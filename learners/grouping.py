@@ -46,10 +46,14 @@ class Grouper:
         model: The network that ran.
         mode: The mode that watched it.
         batch: Batch size of the run.
+        unseen: Layers that never ran -> what is said about them.
     """
 
-    def __init__(self, model: nn.Module, mode: LabelMode, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, mode: LabelMode, batch: int, unseen: Mapping[str, str]
+    ) -> None:
         self.mode = mode
+        self.unseen = unseen
         self.table = mode.table
         self.batch = batch
         self.tensors: dict[str, Tensor] = {
@@ -58,13 +62,14 @@ class Grouper:
         }
         self.model = model
         self.order = self._layer_order()
+        self.usual = self._layer_order(training=False)  # run outside of training, too
 
-    def _layer_order(self) -> list[str]:
+    def _layer_order(self, training: bool = True) -> dict[str, None]:
         order: dict[str, None] = {}
         for call in self.mode.calls:
-            if call.weight is not None:
+            if call.weight is not None and (training or not call.training):
                 order.setdefault(self.mode.parameters[id(call.weight)])
-        return list(order)
+        return order
 
     # ------------------------------------------------------------------ slots
 
@@ -91,7 +96,9 @@ class Grouper:
         unit_of_label = units[roots]
         for slot in slots:
             slot.units = unit_of_label[slot.units]
-        facts = LayerFacts(self.model, self.mode, self.batch, groups, unit_of_label)
+        facts = LayerFacts(
+            self.model, self.mode, self.batch, groups, unit_of_label, set(self.usual)
+        )
         inseparable = facts.inseparable_labels()
         if len(inseparable):
             return self.build(dict.fromkeys(inseparable, "it shapes a matrix product in two ways"))
@@ -108,6 +115,9 @@ class Grouper:
             rows, columns = self.mode.axis_labels.get(key, (None, None))
             if rows is None or columns is None:
                 continue
+            if name not in self.usual and len(columns) > 1:
+                # Its parameters count, its work does not: that takes at most one width.
+                self.table.freeze(rows, "it runs in training only")
             if key in self.mode.parameter_labels:
                 reason = "its weight is used outside its layer"
                 for labels in (rows, columns, self.mode.parameter_labels[key]):
@@ -180,8 +190,7 @@ class Grouper:
             return tuple(
                 layer_name(slots[i].name)
                 for i in signature
-                if slots[i].axis == axis
-                and id(self.tensors[slots[i].name]) in self.mode.axis_labels
+                if slots[i].axis == axis and slots[i].name in self.usual
             )
 
         return ChannelGroup(name, size, layers(0), layers(1))
@@ -201,4 +210,4 @@ class Grouper:
                 frozen.setdefault(call.module, f"the cost of its {call.operation} is fixed")
             elif call.weight is None and not call.factors:
                 frozen.setdefault(call.module, "its weight is computed")
-        return frozen
+        return {**self.unseen, **frozen}

@@ -16,11 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from learners.counting import operation_macs
 from learners.label_state import Call
-from learners.labels import varies
+from learners.labels import compact, varies
 from learners.layer_rules import LayerRules
 from learners.movement_rules import IDENTITIES, MOVEMENTS, RESHAPES, STRUCTURAL
 
-_POINTWISE = frozenset(["hardswish", "_prelu_kernel", "rrelu", "native_dropout"])
+_POINTWISE = frozenset(
+    ["hardswish", "_prelu_kernel", "rrelu", "rrelu_with_noise", "native_dropout"]
+)
 _NORMS = frozenset(
     [
         "native_batch_norm",
@@ -58,6 +60,11 @@ _ALONG = frozenset(
 )
 _SPATIAL = ("max_pool", "avg_pool", "adaptive_", "_adaptive_", "upsample_", "_upsample_",
             "reflection_pad", "replication_pad", "grid_sampler", "mkldnn_max_pool")  # fmt: skip
+# What is drawn at random is as wide as the tensor that it fills, or whose shape it has.
+_DRAWS = frozenset(["bernoulli", "uniform", "normal", "exponential", "cauchy", "log_normal",
+                    "geometric", "random", "poisson"])  # fmt: skip
+_LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
+                   "randn_like", "randint_like"])  # fmt: skip
 _SILENT = frozenset(("zero_", "fill_", "_assert_async", "resize_", "set_", "is_same_size"))
 
 
@@ -97,6 +104,9 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
             # Whole channels keep what is missing the same in every cut network.
             self._freeze_all(tensors, f"it enters the operation {name}, whose cost is fixed")
             self.calls.append(Call(None, self.modules[-1], (missing,), operation=plain))
+        if self.blind:
+            results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            self.freeze_if_blind([*tensors, *results], self.modules[-1])
         return out
 
     def _apply(self, name: str, pointwise: bool, args: Any, kwargs: Any, out: Any) -> None:
@@ -123,13 +133,26 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
             self._spatial(name, args[0], out)
         elif name.startswith("_scaled_dot_product_"):
             self._attention(args[0], args[1], args[2], out)
-        elif name in ("zeros_like", "ones_like", "full_like", "empty_like"):
-            known = self.label(args[0])
-            if known is not None:
-                self.set_label(out, self.table.fresh(out.numel()).view(out.shape))
+        elif name in _LIKE or name == "new_empty":
+            self._filled(args[0], out)
+        elif name in _DRAWS and isinstance(out, Tensor) and out.shape == args[0].shape:
+            self._same(args[0], out)
         else:
             tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self._freeze_all(tensors, f"it enters the operation {name}, which is not understood")
+
+    def _filled(self, source: Tensor, out: Tensor) -> None:
+        """A new tensor with axes of a labelled one has ids of its own where that one has."""
+        known = self.label(source)
+        if known is None or source.dim() != out.dim():
+            return
+        for axis, size in enumerate(out.shape):
+            if size != source.shape[axis]:  # dropout of whole channels draws a number for each
+                if size != 1 or varies(known, axis):
+                    return
+                known = known.narrow(axis, 0, 1)
+        shape = compact(known).shape
+        self.set_label(out, self.table.fresh(shape.numel()).view(shape).expand(out.shape))
 
     # ------------------------------------------------------------------ norms, pools, reductions
 

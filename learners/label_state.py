@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Call:
         input_size: Spatial size of the input.
         factors: Labels along ``shape`` for an activation product, None where fixed.
         operation: Of what no rule expresses: its name; ``shape`` is its multiply-adds then.
+        case: Which run it belongs to; the work of run 0 is what costs count.
+        training: Whether that run was in training mode.
     """
 
     weight: Tensor | None
@@ -45,6 +47,8 @@ class Call:
     input_size: tuple[int, ...] = ()
     factors: tuple[Tensor | None, ...] = ()
     operation: str = ""
+    case: int = 0
+    training: bool = False
 
     @property
     def macs(self) -> int:
@@ -69,9 +73,11 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels
         self.calls: list[Call] = []
         self.touched: set[int] = set()  # parameters and buffers that entered any operation
+        self.touched_by_example: set[int] = set()  # those of the first run
         self.modules: list[str] = [""]  # stack of running modules
         self.movers: set[str] = set()  # modules whose own code moves labelled data
         self.observed: list[set[str]] = []  # kinds of operations, for whoever pushed a set
+        self.blind: dict[str, str] = {}  # modules with code that never ran -> the reason to freeze
         self._labels: dict[int, Tensor | None] = {}
         self._transposed: dict[int, Tensor] = {}
         self._alive: list[object] = []  # ids of Python objects are only unique while they live
@@ -95,6 +101,19 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if labels is not None and labels.shape != tensor.shape:
                 raise ValueError(f"labels {tuple(labels.shape)} for {tuple(tensor.shape)}")
             self._labels[id(tensor)] = labels
+
+    def forget(self) -> None:
+        """Forgets the tensors of a run; ids that are tied or frozen stay so."""
+        for store in (self._labels, self._transposed, self._alive):
+            store.clear()
+
+    def freeze_if_blind(self, tensors: Iterable[Tensor], *modules: str) -> None:
+        """Freezes data that passes through a module in which some code never ran."""
+        reason = next((self.blind[name] for name in modules if name in self.blind), None)
+        if reason is not None:
+            for tensor in tensors:
+                if id(tensor) not in self.parameters and id(tensor) not in self._transposed:
+                    self.table.freeze(self.label(tensor), reason)
 
     def _freeze_all(self, tensors: Sequence[Tensor], reason: str) -> None:
         for tensor in tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -25,20 +25,22 @@ class LayerFacts:
         batch: Batch size of the run.
         groups: Its channel groups.
         unit_of_label: Unit of every label, 0 for none; units are numbered group by group.
+        usual: Weights that run outside of training, too.
     """
 
     def __init__(
         self, model: nn.Module, mode: LabelMode, batch: int, groups: Sequence[ChannelGroup],
-        unit_of_label: Tensor,
+        unit_of_label: Tensor, usual: Set[str],
     ) -> None:  # fmt: skip
         self.model = model
         self.mode = mode
         self.batch = batch
         self.groups = groups
         self.unit_of_label = unit_of_label
+        self.usual = usual
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.widths = _Widths(groups)
-        self.own_biases = _own_biases(mode.calls)
+        self.own_biases = _own_biases([call for call in mode.calls if not call.training])
 
     def graph(self, slots: Sequence[Slot], frozen: Mapping[str, str]) -> LayerGraph:
         """Returns the graph.
@@ -64,24 +66,26 @@ class LayerFacts:
         )  # fmt: skip
 
     def _notes(self, total: int) -> tuple[str, ...]:
-        """Says which parameters the run has not used: nothing is known about their layers."""
+        """Says which parameters the example has not used: costs leave their work out."""
         idle = {
             name: parameter.numel()
             for name, parameter in self.model.named_parameters()
-            if id(parameter) not in self.mode.touched
+            if id(parameter) not in self.mode.touched_by_example
         }
         if not idle:
             return ()
         names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in idle))
         return (
             f"{sum(idle.values()) / total:.1%} of the parameters did nothing on the example"
-            f" ({some(names)}): they stay whole, and their multiply-adds count nothing, so that"
-            f" costs are those of the run that was seen.",
+            f" ({some(names)}): their multiply-adds count nothing, so that costs"
+            f" are those of the run that was seen.",
         )
 
     def _layers(self, axes: Mapping[tuple[str, int], Width]) -> list[LayerSpec]:
         specs: dict[str, LayerSpec] = {}
         for call in self.mode.calls:
+            if call.training or (call.case and call.weight is None):
+                continue
             if call.operation:
                 self._add_fixed(specs, call)
                 continue
@@ -95,7 +99,8 @@ class LayerFacts:
                 continue
             name = self.mode.parameters[id(call.weight)]
             layer = layer_name(name)
-            positions = call.positions // self.batch
+            # What other cases run is stored, but is no work on the example.
+            positions = 0 if call.case else call.positions // self.batch
             if layer in specs and specs[layer].has_weights:
                 old = specs[layer]
                 specs[layer] = replace(old, positions=old.positions + positions)
@@ -147,7 +152,7 @@ class LayerFacts:
     def inseparable_labels(self) -> list[int]:
         """Returns labels of products whose size is not a product of two widths."""
         for call in self.mode.calls:
-            if call.factors:
+            if call.factors and not call.case:
                 factors = self._factors(call)
                 full = {group.name: float(group.size) for group in self.groups}
                 exact = all(w.at(full) == size for w, size in zip(factors, call.shape, strict=True))
@@ -161,7 +166,9 @@ class LayerFacts:
         stored, own = stored_buffers(self.model), self.own_biases.values()
         for slot in slots:
             tensor = self.tensors[slot.name]
-            if id(tensor) in self.mode.axis_labels or id(tensor) in own:
+            if slot.name in self.usual or id(tensor) in own:
+                continue  # counted with its layer
+            if id(tensor) in self.mode.axis_labels and not bool((slot.units > 0).any()):
                 continue
             if not isinstance(tensor, nn.Parameter) and (
                 tensor.element_size() % 4 or slot.name not in stored

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from amc_env.graph import ChannelGroup
+from learners.cases import Case
 from learners.claims import Claims
 from learners.forward_tracing import TracedForward
 from learners.grouping import Grouper, Grouping
-from learners.outputs import difference
+from learners.outputs import compare, difference, tensors_in
+from learners.probing import Probes
 from learners.rewrite_checks import Rewrites, make_rewrites
 from learners.rewrites import Rewrite
 from learners.surgery import Surgeon
@@ -61,33 +66,122 @@ def random_cut(
     return kept
 
 
+def lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Returns a copy with weights of a usual size, whatever they were, for a second proof.
+
+    Signals neither vanish in it nor saturate, and no bias keeps a detector from finding something.
+    """
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            statistic = name.endswith(("running_mean", "running_var"))
+            if not tensor.is_floating_point() or not (
+                isinstance(tensor, nn.Parameter) or statistic
+            ):
+                continue
+            if tensor.dim() >= 2:
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(noise * (2 / max(1, tensor[0].numel())) ** 0.5)
+            else:
+                noise = torch.rand(tensor.shape, generator=generator)
+                shift = -0.5 if name.endswith(("bias", "running_mean")) else 0.5
+                tensor.copy_(noise + shift)
+    return model
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a comparison has shown.
+
+    Args:
+        fault: What is wrong with a cut, None if nothing is.
+        case: Where that was, None if nothing is wrong.
+        is_shown: Whether some output depends on what was cut: else nothing was compared.
+    """
+
+    fault: str | None
+    case: Case | None
+    is_shown: bool
+
+
 class Prover:
-    """Compares sliced and masked copies of a network on some inputs.
+    """Compares sliced and masked copies of a network.
 
     Args:
         surgeon: Cuts a copy of the network (with generic weights).
-        inputs: Argument tuples to run it on.
     """
 
-    def __init__(self, surgeon: Surgeon, inputs: Sequence[tuple[Tensor, ...]]) -> None:
+    def __init__(self, surgeon: Surgeon) -> None:
         self.surgeon = surgeon
-        self.inputs = inputs
         self.masked = copy.deepcopy(surgeon.model)
+        self._whole: dict[Case, Any] = {}
 
-    def fault(self, kept: Mapping[str, Tensor]) -> str | None:
-        """Returns what is wrong with a cut, None if it is right."""
+    def examine(self, kept: Mapping[str, Tensor], cases: Sequence[Case]) -> Finding:
+        """Tells whether a cut is right in all cases."""
+        is_shown = False
+        for position, case in enumerate(cases):
+            try:
+                if not position:
+                    sliced = self.surgeon.slice(kept)
+                    self.surgeon.mask_copy(self.masked, kept)
+                reference = case.run(self.masked)
+                deviation = difference(case.run(sliced), reference)
+                if TOLERANCE < deviation < math.inf:
+                    deviation = self._exactly(sliced, case, deviation)
+                empty = not compare(reference, reference).n_compared
+            except Exception as error:  # any failure of a cut network is a reason not to cut it
+                text = str(error).strip().splitlines() or [type(error).__name__]
+                fault = f"a cut network does not run{case.what}: {text[0][:200]}"
+                return Finding(fault, case, is_shown)
+            if not empty and not deviation <= TOLERANCE:
+                fault = f"a cut changes the output by {deviation:.1e}{case.what}"
+                return Finding(fault, case, is_shown)
+            is_shown = is_shown or self._shows(case, reference)
+        return Finding(None, None, is_shown)
+
+    def _exactly(self, sliced: nn.Module, case: Case, deviation: float) -> float:
+        """Returns the deviation in double precision, where the network runs in it.
+
+        Batch statistics of few numbers blow rounding up, which is not a wrong cut.
+        """
+        arguments = tuple(x.double() if x.is_floating_point() else x for x in case.arguments)
+        double = replace(case, arguments=arguments)
         try:
-            sliced, masked = self.surgeon.slice(kept), self.masked
-            self.surgeon.mask_copy(masked, kept)
-            with torch.no_grad():
-                for arguments in self.inputs:
-                    deviation = difference(sliced(*arguments), masked(*arguments))
-                    if not deviation <= TOLERANCE:
-                        return f"a cut changes the output by {deviation:.1e}"
-        except Exception as error:  # any failure of a cut network is a reason not to cut it
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            return f"a cut network does not run: {text[0][:200]}"
-        return None
+            first, second = (copy.deepcopy(net).double() for net in (sliced, self.masked))
+            return difference(double.run(first), double.run(second))
+        except Exception:  # a network that insists on single precision
+            return deviation
+
+    def _shows(self, case: Case, reference: Any) -> bool:
+        """Whether an output, if there is one, is another than that of the whole network."""
+        if case not in self._whole:
+            self._whole[case] = case.run(self.surgeon.model)
+        pairs = zip(tensors_in(reference), tensors_in(self._whole[case]), strict=False)
+        return any(masked.numel() and difference(masked, whole) > TOLERANCE
+                   for masked, whole in pairs)  # fmt: skip
+
+
+class _Provers:
+    """Provers of one grouping on several weights.
+
+    Args:
+        grouping: The groups.
+        rewrites: What their cuts need.
+        networks: With the real weights, with generic ones, and what makes one with others.
+    """
+
+    def __init__(
+        self, grouping: Grouping, rewrites: Sequence[Rewrite],
+        networks: tuple[nn.Module, nn.Module, Callable[[], nn.Module]],
+    ) -> None:  # fmt: skip
+        real, generic, self._make_lively = networks
+        self._cut_by = (grouping, rewrites)
+        self.real, self.generic = (Prover(Surgeon(x, *self._cut_by)) for x in (real, generic))
+
+    @cached_property
+    def lively(self) -> Prover:
+        """On weights of a usual size, for what the others do not show."""
+        return Prover(Surgeon(self._make_lively(), *self._cut_by))
 
 
 @dataclass
@@ -95,7 +189,8 @@ class _Trial:
     """Groups to prove, with what is needed to cut along them."""
 
     grouping: Grouping
-    provers: list[Prover]
+    provers: _Provers
+    probes: Probes
     proved: set[ChannelGroup]
     generator: torch.Generator
 
@@ -104,64 +199,90 @@ class _Trial:
         groups = [group for group in self.grouping.graph.groups if group not in self.proved]
         faults: dict[str, str] = {}
         for group in groups:
-            fault = self.provers[0].fault(random_cut({group.name: group.size}, self.generator))
+            fault = self._alone(random_cut({group.name: group.size}, self.generator))
             if fault is None:
                 self.proved.add(group)
             else:
                 faults[group.name] = fault
         return faults or self._joint_faults()
 
+    def _alone(self, kept: Mapping[str, Tensor]) -> str | None:
+        finding = self.provers.generic.examine(kept, self.probes.alone)
+        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        # Other weights, more inputs, other cuts: what was cut may have been behind dead rectifiers.
+        for fraction in (0.5, 0.5, 0.0):
+            if finding.fault is not None or finding.is_shown:
+                return finding.fault
+            kept = random_cut({name: sizes[name] for name in kept}, self.generator, fraction)
+            finding = self.provers.lively.examine(kept, [*self.probes.alone, *self.probes.wide])
+        if finding.fault is not None or finding.is_shown:
+            return finding.fault
+        return "no output that was seen depends on it, so a comparison proves nothing"
+
     def _joint_faults(self) -> dict[str, str]:
         sizes = {group.name: group.size for group in self.grouping.graph.groups}
-        generic, real = self.provers
-        trials = ((generic, None), (generic, None), (generic, 0.0), (real, 0.5))
-        for prover, fraction in trials:
+        alone, everywhere = self.probes.alone, [*self.probes.alone, *self.probes.together]
+        trials = (
+            (self.provers.generic, None, everywhere), (self.provers.generic, None, alone),
+            (self.provers.generic, 0.0, alone), (self.provers.real, 0.5, alone),
+        )  # fmt: skip
+        for prover, fraction, cases in trials:
             kept = random_cut(sizes, self.generator, fraction)
-            fault = prover.fault(kept) if sizes else None
-            if fault is not None:
-                return {self._culprit(prover, kept): f"together with other groups {fault}"}
+            finding = prover.examine(kept, cases) if sizes else None
+            if finding is not None and finding.fault is not None and finding.case is not None:
+                return self._blamed(prover, kept, finding.fault, finding.case)
         return {}
 
+    def _blamed(
+        self, prover: Prover, kept: Mapping[str, Tensor], fault: str, case: Case
+    ) -> dict[str, str]:
+        """Returns the groups that are wrong alone in a case, else one that is so with others."""
+        if case in self.probes.together:
+            found = {name: prover.examine({name: kept[name]}, [case]).fault for name in kept}
+            faults = {name: text for name, text in found.items() if text is not None}
+            if faults:
+                return faults
+        return {self._culprit(prover, kept, case): f"together with other groups {fault}"}
+
     @staticmethod
-    def _culprit(prover: Prover, kept: Mapping[str, Tensor]) -> str:
+    def _culprit(prover: Prover, kept: Mapping[str, Tensor], case: Case) -> str:
         """Returns the last group of the shortest wrong prefix: right alone, wrong together."""
         names = list(kept)
         low, high = 0, len(names)  # the prefix of length `low` is right, that of `high` is wrong
         while high - low > 1:
             middle = (low + high) // 2
-            if prover.fault({name: kept[name] for name in names[:middle]}) is None:
+            if prover.examine({name: kept[name] for name in names[:middle]}, [case]).fault is None:
                 low = middle
             else:
                 high = middle
         return names[high - 1]
 
 
-def prove(
-    model: nn.Module, watch: Watch, arguments: tuple[Tensor, ...]
-) -> tuple[Grouping, list[Rewrite]]:
+def prove(model: nn.Module, watch: Watch, probes: Probes) -> tuple[Grouping, list[Rewrite]]:
     """Returns groups that are right alone and together, and the rewrites they need.
 
     Args:
         model: The network.
         watch: Runs it under labels.
-        arguments: Its inputs.
+        probes: The cases in which it must be right.
     """
     generator = torch.Generator().manual_seed(0)
+    arguments = probes.example.arguments
     batch = arguments[0].shape[0] if arguments and arguments[0].dim() else 1
     generic = copy.deepcopy(model)
     randomised(generic, generator)
-    inputs = _proof_inputs(model, arguments, generator)
+    vivid = cache(lambda: lively(model, torch.Generator().manual_seed(2)))
     rejected: dict[int, str] = {}
     proved: set[ChannelGroup] = set()
     while True:
         run = watch.run()
-        grouping = Grouper(model, run.mode, batch).build(rejected)
-        made = _rewrites(grouping, run.traced, generator, generic, inputs[0])
+        grouping = Grouper(model, run.mode, batch, run.unseen).build(rejected)
+        made = _rewrites(grouping, run.traced, generator, generic, probes)
         rewrites = made.rewrites
-        provers = [Prover(Surgeon(net, grouping, rewrites), inputs) for net in (generic, model)]
-        faults = _Trial(grouping, provers, proved, generator).faults()
+        provers = _Provers(grouping, rewrites, (model, generic, vivid))
+        faults = _Trial(grouping, provers, probes, proved, generator).faults()
         if not faults:
-            claims = Claims(provers[-1].surgeon, arguments, batch)
+            claims = Claims(provers.real.surgeon, arguments, batch)
             faults = claims.faults(torch.Generator().manual_seed(0))
         if not faults:
             return replace(grouping, graph=claims.completed()), rewrites
@@ -175,32 +296,12 @@ def prove(
             rejected |= dict.fromkeys(inside.nonzero()[:, 0].tolist(), reason)
 
 
-def _proof_inputs(
-    model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
-) -> list[tuple[Tensor, ...]]:
-    """Returns the example, and a batch of two: the example and a random input."""
-
-    def twice(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or not tensor.is_floating_point():
-            return torch.cat((tensor, tensor)) if tensor.dim() else tensor
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-        return torch.cat((tensor, noise))
-
-    pair = tuple(twice(x) for x in arguments)
-    try:
-        with torch.no_grad():
-            model(*pair)
-    except Exception:  # a network for one sample at a time
-        return [arguments]
-    return [pair]
-
-
 def _rewrites(
     grouping: Grouping,
     traced: Mapping[str, TracedForward],
     generator: torch.Generator,
     model: nn.Module,
-    arguments: tuple[Tensor, ...],
+    probes: Probes,
 ) -> Rewrites:
     sizes = {group.name: group.size for group in grouping.graph.groups}
     if not sizes or not traced:
@@ -216,9 +317,5 @@ def _rewrites(
 
     joint = [alive(random_cut(sizes, generator, share)) for share in (0.5, 0.0, *[None] * 4)]
     alone = [alive({name: torch.tensor([sizes[name] - 1])}) for name in sizes]
-
-    def run(network: nn.Module) -> object:
-        with torch.no_grad():
-            return network(*arguments)
-
-    return make_rewrites(model, traced, grouping.unit_of_label, (joint, alone), run)
+    usual = probes.alone[0]
+    return make_rewrites(model, traced, grouping.unit_of_label, (joint, alone), usual.run)

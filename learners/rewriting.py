@@ -58,6 +58,8 @@ def box(units: Tensor, alive: Tensor) -> list[Tensor] | None:
         units: Unit of every coordinate, compacted or not.
         alive: Which units stay, shape ``(n_units,)``.
     """
+    if not units.numel():
+        return [torch.arange(size) for size in units.shape]
     stays = alive[compact(units)]
     kept = []
     count = 1

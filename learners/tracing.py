@@ -1,7 +1,8 @@
 """Finds the channel groups of any network, proves them, and cuts along them.
 
-The network is run once on an example input while labels follow its data
-(:mod:`learners.label_rules`); what is tied becomes channel groups (:mod:`learners.grouping`);
+The network is run on an example input, in training mode, and wherever else it runs other code
+(:mod:`learners.probing`) while labels follow its data (:mod:`learners.label_rules`); what is tied
+becomes channel groups (:mod:`learners.grouping`);
 modules with channel numbers baked into their forward get a rewritten one
 (:mod:`learners.rewriting`); and every group proves that a sliced network equals a masked one
 (:mod:`learners.proof`). What fails, or is not understood, stays whole, with its reason.
@@ -20,6 +21,7 @@ from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
 from learners.grouping import Grouping
 from learners.outputs import tensors_in
+from learners.probing import find_probes
 from learners.proof import prove
 from learners.slots import UnitSlot, weight_name
 from learners.surgery import Surgeon
@@ -140,8 +142,8 @@ def trace(
     _check(model, ignore)
     work = _copied(model)
     arguments = _single(work, tuple(tensor.detach().cpu() for tensor in given))
-    watch = Watch(work, arguments, ignore)
-    grouping, rewrites = prove(work, watch, arguments)
+    probes = find_probes(work, arguments, torch.Generator().manual_seed(1))
+    grouping, rewrites = prove(work, Watch(work, probes, ignore), probes)
     # The proof has cut a copy; from here on the user's own network is cut.
     return TracedModel(model, grouping, Surgeon(model, grouping, rewrites))
 

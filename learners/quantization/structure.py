@@ -118,7 +118,8 @@ def quantizable_layers(
         ValueError: If a name to ignore is that of no layer.
     """
     modules = dict(network.named_modules())
-    layers = [x.name for x in graph.layers if x.kind in ("conv", "linear")]
+    # What the example does not run has no inputs to measure ranges on.
+    layers = [x.name for x in graph.layers if x.kind in ("conv", "linear") and x.positions]
 
     def within(layer: str, name: str) -> bool:
         return layer == name or layer.startswith(f"{name}.")
