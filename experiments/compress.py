@@ -134,8 +134,9 @@ def describe(stage: str, task: Task) -> str:
         f"{config.budget}"
         if config.decides
         else f"nothing to choose: {fixed_choice(config)}",
-        "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: "
-        f"{config.teacher}",
+        "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: {config.teacher}"
+        if config.epochs
+        else f"{_before_finetuning(config)}no training (0 epochs)",
         "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
         f"timed on one thread",
         "evaluate": f"both networks on {task.data.test.n_images} test images",
@@ -175,6 +176,8 @@ def outcome(stage: str, task: Task) -> str:
         return _search_outcome(task.config, result)
     if stage == "finetune":
         before, after = result["validation_accuracy_before"], result["validation_accuracy"]
+        if not task.config.epochs:
+            return f"skipped, 0 epochs: validation accuracy {after:.2%}, as after the search"
         return f"validation accuracy {before:.2%} -> {after:.2%}"
     if stage == "export":
         return _export_outcome(task.config, result)
@@ -199,8 +202,8 @@ def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
         if config.quantizes
         else f"largest difference to torch {result['max_difference']:.1g}"
     )
-    return (
-        f"batch 1: {latency['original']['1']:.3g} -> {latency['compressed']['1']:.3g} ms, "
-        f"batch 64: {latency['original']['64']:.3g} -> {latency['compressed']['64']:.3g} ms, "
-        f"{agreement}"
-    )
+    times = [
+        f"batch {size}: {before:.3g} -> {latency['compressed'][size]:.3g} ms"
+        for size, before in latency["original"].items()
+    ]
+    return ", ".join([*times, agreement])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from experiments.learner_options import check_options
 from experiments.learners_registry import make_channel_learner, make_learner
 from experiments.models import load_weights
 from experiments.networks import build_original, example_input, load_original, trace_original
+from experiments.onnx_options import OnnxOptions
 from experiments.problem import Problem, check_feasible, make_problem
 from experiments.runs import RunFolder, TaskFacts
 from experiments.teachers import load_teacher
@@ -69,6 +70,8 @@ class Task:
     folder: RunFolder
     data: DataSplits
     progress: bool = True
+    onnx: OnnxOptions = field(default_factory=OnnxOptions)
+    onnx_preprocessing: bool = False
 
     @property
     def config(self) -> RunConfig:

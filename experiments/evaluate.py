@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from amc_env import Budget, CompressionPlan
 from amc_env.cost import COSTS
 from amc_env.latency import TableCost
 from experiments.context import Task, use_threads
-from experiments.export import export_onnx, require_onnx, time_onnx
+from experiments.export import BATCH_SIZES, export_onnx, require_onnx, time_onnx
 from experiments.files import write_json
 from experiments.networks import example_input, load_smaller
+from experiments.onnx_options import OnnxOptions, file_metadata
 from experiments.problem import Problem
 from experiments.runs import PACKED, RunFolder
 from learners.masking import masked_layers
@@ -51,7 +53,11 @@ def run_export(task: Task) -> None:
     else:
         # Runtimes know no masks: the zeros are written into the weights.
         checked = export_onnx(
-            finalise(small), example_input(folder.facts), folder / "model.onnx", images=images
+            finalise(small),
+            example_input(folder.facts),
+            folder / "model.onnx",
+            images=images,
+            options=_with_metadata(task),
         )
         results = {
             "max_difference": checked.max_difference,
@@ -79,6 +85,7 @@ def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str,
             folder / "model.onnx",
             calibration=task.data.calibration.images[:_N_CALIBRATION].float().cpu(),
             images=images,
+            options=_with_metadata(task),
         )
     except UnsupportedPrecisionError as error:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier fine-tuning
@@ -90,12 +97,32 @@ def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str,
     }
 
 
+def _with_metadata(task: Task) -> OnnxOptions:
+    """Returns the options of the export, with what the file says of classes and images."""
+    data, options = task.data, task.onnx
+    normalisation = data.test.normalisation
+    metadata = file_metadata(data.class_names, normalisation, data.image_shape)
+    return replace(
+        options,
+        metadata={**metadata, **options.metadata},
+        preprocessing=normalisation if task.onnx_preprocessing else None,
+    )
+
+
 def _time_against_original(task: Task, images: Tensor) -> dict[str, Any]:
     folder = task.folder
     files = {"original": folder / "original.onnx", "compressed": folder / "model.onnx"}
-    export_onnx(task.original, example_input(folder.facts), files["original"], images=images)
+    options = _with_metadata(task)
+    export_onnx(
+        task.original,
+        example_input(folder.facts),
+        files["original"],
+        images=images,
+        options=options,
+    )
+    sizes = BATCH_SIZES if options.batch is None else (options.batch,)
     return {
-        "latency_ms": time_onnx(files, folder.facts.image_shape),
+        "latency_ms": time_onnx(files, folder.facts.image_shape, batch_sizes=sizes),
         "onnx_bytes": {name: file.stat().st_size for name, file in files.items()},
     }
 
@@ -170,7 +197,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """Returns the content of ``summary.json``.
 
     ``bytes`` is the size of each network's file: safetensors, and for a quantized or sparse
-    network the packed file. ``latency_ms`` is null for a run without export, and where no runtime
+    network the packed file; ``onnx_bytes`` is the size of the files that ``latency_ms`` was
+    measured on. Both are null for a run without export, and where no runtime
     executes the network. A run that quantizes has ``bops`` and ``mean_bits`` as well, one with
     zeros in its weights ``density``; a run with cost tables has what they predict: the sum of the
     measured values, which a budget may count higher.
@@ -192,6 +220,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             ),
             "bytes": (folder / file).stat().st_size,
             "latency_ms": latency[name] if latency else None,
+            "onnx_bytes": export["onnx_bytes"][name] if export and latency else None,
         }
         for name, file in files.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -20,8 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env import CompressionError, MissingDependencyError
+from amc_env import MissingDependencyError
 from experiments.files import replace
+from experiments.onnx_options import INPUT, OnnxOptions, finish
+from experiments.onnx_program import ExportError as ExportError
+from experiments.onnx_program import capture
 from learners.masking import masked_layers
 from learners.quantization.structure import bake
 
@@ -31,16 +35,14 @@ BATCH_SIZES = (1, 64)
 # logit (or to 1, if that is larger). Both compute in fp32 and sum in different orders: a correct
 # export of a ResNet differs by about 2e-5; a wrong batch norm or padding by more than 1e-2.
 TOLERANCE = 1e-3
+HALF_TOLERANCE = 2e-2
+"""In float16, whose numbers have three digits, over some tens of layers."""
 
 _WARM_UP = 3
 # Enough rounds for a steady median, but no more than about this many seconds per batch size.
 _ROUNDS = 300
 _SECONDS_PER_BATCH_SIZE = 5.0
 _LEAST_ROUNDS = 11
-
-
-class ExportError(CompressionError):
-    """The exported file does not compute what the network computes."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def export_onnx(
     path: str | Path,
     *,
     images: Tensor | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    options: OnnxOptions | None = None,
 ) -> ExportResult:
-    """Writes a network as ONNX with a dynamic batch axis, and proves the file.
+    """Writes a network as ONNX, by default with a free batch axis, and proves the file.
 
     Args:
         model: The network; exported in eval mode, in fp32, from the CPU. Masked layers are written
@@ -95,21 +98,28 @@ def export_onnx(
         path: The file to write, atomically.
         images: Real inputs, shape (N, C, H, W), on which both must agree; ``example_input``
             if not given.
-        tolerance: Largest allowed difference relative to the largest logit (or to 1).
+        tolerance: Largest allowed difference relative to the largest logit (or to 1);
+            :data:`TOLERANCE`, in float16 :data:`HALF_TOLERANCE`, if not given.
+        options: Batch, types, names and metadata of the file.
 
     Raises:
         MissingDependencyError: If the ``onnx`` extra is not installed.
         ExportError: If the network cannot be exported, or the file computes something else.
     """
     require_onnx()
+    options = options or OnnxOptions()
+    if tolerance is None:
+        tolerance = HALF_TOLERANCE if options.half else TOLERANCE
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
     was_training = model.training
     model.eval()
     try:
         plain = bake(model) if masked_layers(model) else model
-        write_unchecked(plain, example_input, temporary)
-        result = _compare(model, example_input if images is None else images, temporary, tolerance)
+        write_unchecked(plain, example_input, temporary, options)
+        finish(temporary, options)
+        seen = example_input if images is None else images
+        result = _compare(model, seen, temporary, tolerance, options)
         replace(temporary, path)
     finally:
         model.train(was_training)
@@ -118,35 +128,64 @@ def export_onnx(
     return ExportResult(path, *result)
 
 
-def write_unchecked(model: nn.Module, example_input: Tensor, path: Path) -> None:
+class _Half(nn.Module):
+    """A network in float16 between float32 inputs and outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.network(images.half())
+        return result.float()
+
+
+def write_unchecked(
+    model: nn.Module, example_input: Tensor, path: Path, options: OnnxOptions | None = None
+) -> None:
     """Writes a network as it is, in ``eval`` mode, without comparing the file with torch.
+
+    Args:
+        model: The network.
+        example_input: Only its shape matters.
+        path: The file, for :func:`experiments.onnx_options.finish`.
+        options: What has to be settled here: batch, operators, float16.
 
     Raises:
         ExportError: If the network cannot be exported.
     """
+    options = options or OnnxOptions()
+    network = model.to("cpu")
+    if options.half:
+        network = _Half(network).eval()
     # Two images, because the exporter takes an axis of length 1 for a constant.
     shape = example_input.shape[1:]
-    example = torch.zeros(2, *shape, dtype=torch.float32)
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with quiet():
+    with quiet():
+        try:
+            program = capture(network, torch.zeros(2, *shape), free=True)
+        except ExportError:
+            if options.batch is None:
+                raise
+            program = capture(network, torch.zeros(options.batch, *shape), free=False)
+        try:
             torch.onnx.export(
-                model.to("cpu"),
-                (example,),
+                program,
+                (),
                 str(path),
-                input_names=["images"],
+                input_names=[INPUT],
                 output_names=["logits"],
-                dynamic_shapes=({0: batch},),
+                opset_version=options.opset,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(
-            f"This network cannot be exported to ONNX ({reason}); add --no-export to go without."
-        ) from error
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            raise ExportError(
+                f"This network cannot be exported to ONNX ({reason}); add --no-export to go "
+                f"without."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -199,15 +238,15 @@ def run_session(session: Any, images: Tensor) -> np.ndarray:
 
 
 def _compare(
-    model: nn.Module, images: Tensor, path: Path, tolerance: float
+    model: nn.Module, images: Tensor, path: Path, tolerance: float, options: OnnxOptions
 ) -> tuple[float, float, int]:
     session = open_session(path)
     differences, agreements, largest = [], [], 1.0
-    # Batches of several sizes, because the batch axis is promised to be free.
-    for batch in _uneven_batches(images):
+    for batch in batches_of(images, options.batch):
+        taken, fed = options.feed(batch)
         with torch.no_grad():
-            expected = model(batch).float().numpy()
-        got = run_session(session, batch)
+            expected = model(taken).float().numpy()
+        got = run_session(session, fed)
         if got.shape != expected.shape:
             raise ExportError(
                 f"The exported network gives outputs of shape {got.shape}, torch {expected.shape}."
@@ -225,8 +264,19 @@ def _compare(
     return difference, agreement, len(images)
 
 
-def _uneven_batches(images: Tensor) -> Iterator[Tensor]:
-    yield images[:1]
+def batches_of(images: Tensor, size: int | None) -> Iterator[Tensor]:
+    """Yields images in batches of several sizes, or of the only one that a file takes.
+
+    Args:
+        images: Shape (N, ...).
+        size: Images per call; ``None`` for any number.
+    """
+    if size is not None:
+        # The last images again, so that the last batch is as large as all others.
+        index = torch.arange(-(-len(images) // size) * size) % len(images)
+        yield from torch.split(images[index], size)
+        return
+    yield images[:1]  # several sizes, because the batch axis is promised to be free
     if len(images) > 1:
         yield from torch.split(images[1:], 64)
 
@@ -256,13 +306,22 @@ def time_onnx(
     results: dict[str, dict[str, float]] = {name: {} for name in paths}
     generator = torch.Generator().manual_seed(0)
     for size in batch_sizes:
-        images = torch.randn(size, *image_shape, generator=generator).numpy()
+        images = torch.randn(size, *image_shape, generator=generator)
         calls = {
-            n: partial(s.run, None, {s.get_inputs()[0].name: images}) for n, s in sessions.items()
+            name: partial(session.run, None, _feed(session, images))
+            for name, session in sessions.items()
         }
         for name, milliseconds in interleaved(calls, seconds).items():
             results[name][str(size)] = round(milliseconds, 4)
     return results
+
+
+def _feed(session: Any, images: Tensor) -> dict[str, np.ndarray]:
+    """Returns images in the type that a file takes."""
+    source = session.get_inputs()[0]
+    if source.type == "tensor(uint8)":
+        images = (64.0 * images + 128.0).clamp(0.0, 255.0).to(torch.uint8)
+    return {source.name: images.numpy()}
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:

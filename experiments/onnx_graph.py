@@ -140,14 +140,24 @@ def output_axis(node: Any, weight: np.ndarray) -> int:
 def simplify(model: Any) -> None:
     """Rewrites what the exporter writes in ways for which there are no 8-bit kernels."""
     name_nodes(model)
-    _forget_origins(model)
+    forget_origins(model)
     pool_globally(model)
     merge_slices(model)
 
 
-def _forget_origins(model: Any) -> None:
-    """Removes the exporter's notes: stack traces with file names, a tenth of a small file."""
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+def forget_origins(model: Any) -> None:
+    """Removes the exporter's notes: stack traces with file names, a fifth of a small file."""
+    parts = [model, *model.functions]
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        parts += [graph, *graph.node, *graph.value_info, *graph.input, *graph.output]
+        parts += graph.initializer
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        graphs += [a.g for a in attributes if a.HasField("g")]
+        graphs += [g for a in attributes for g in a.graphs]
+    for part in parts:
+        part.doc_string = ""
         del part.metadata_props[:]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments import onnx_graph
-from experiments.export import ExportError
+from experiments.onnx_program import ExportError
 from learners.quantization.modules import QuantizedLayer, quantized_layers
 from learners.quantization.uniform_quantizer import SMALLEST_SCALE, UniformQuantizer
 

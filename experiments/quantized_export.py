@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from amc_env import CompressionError
 from amc_env.errors import InputDataError
 from experiments.export import (
+    batches_of,
     open_session,
     quiet,
     require_onnx,
@@ -40,6 +42,7 @@ from experiments.onnx_int8 import (
     runs_in_integers,
     weight_integers,
 )
+from experiments.onnx_options import OnnxOptions, finish
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import bake
 from learners.quantization.uniform_quantizer import UniformQuantizer
@@ -83,6 +86,7 @@ def post_training_int8(
     calibration: Tensor,
     images: Tensor | None = None,
     method: str = "minmax",
+    options: OnnxOptions | None = None,
 ) -> QuantizedExport:
     """Quantizes a float network to 8 bits by ONNX Runtime's quantizer, without training.
 
@@ -97,6 +101,7 @@ def post_training_int8(
         images: Images on which to compare with torch; the calibration images if not given.
         method: ``"minmax"``, ``"percentile"`` (99.999 %) or ``"entropy"``; the last two take
             several times as long and much memory.
+        options: Batch, names and metadata of the file.
 
     Raises:
         MissingDependencyError: If the ``onnx`` extra is not installed.
@@ -113,7 +118,7 @@ def post_training_int8(
     def quantize(float_path: Path, out: Path) -> None:
         quantize_float(float_path, out, calibration, method)
 
-    return _export(model, example_input, path, calibration, images, quantize)
+    return _export(model, example_input, path, calibration, images, quantize, options)
 
 
 def export_quantized(
@@ -126,6 +131,7 @@ def export_quantized(
     method: str = "minmax",
     weight_only: str = "integer",
     shortcuts: str = "shared",
+    options: OnnxOptions | None = None,
 ) -> QuantizedExport:
     """Writes a quantized network as ONNX with exactly its integers, scales and zero points.
 
@@ -149,6 +155,7 @@ def export_quantized(
             numbers that the layer reads, cut off at the layer's range; ``"own"`` a range of its
             own and the layer a second rounding, nearer to the network if ranges cut off much,
             and about a fifth slower.
+        options: Batch, names and metadata of the file.
 
     Raises:
         MissingDependencyError: If the ``onnx`` extra is not installed.
@@ -170,7 +177,7 @@ def export_quantized(
             shortcuts=shortcuts,
         ).write(out)
 
-    return _export(network, example_input, path, calibration, images, quantize)
+    return _export(network, example_input, path, calibration, images, quantize, options)
 
 
 def check_executable(network: nn.Module) -> None:
@@ -243,9 +250,16 @@ def _export(
     calibration: Tensor,
     images: Tensor | None,
     quantize: Callable[[Path, Path], None],
+    options: OnnxOptions | None,
 ) -> QuantizedExport:
     """Writes the float file, lets it be quantized, and compares the result with the network."""
     require_onnx()
+    options = options or OnnxOptions()
+    if options.half:
+        raise UnsupportedPrecisionError(
+            "Expected a float network for float16, got one that is written in 8-bit integers; "
+            "leave --half out."
+        )
     _check_images("calibration", calibration, example_input)
     images = calibration if images is None else images
     _check_images("images", images, example_input)
@@ -255,10 +269,14 @@ def _export(
     was_training = network.training
     network.eval()
     try:
-        write_unchecked(_plain(network), example_input, float_path)
+        # Calibration takes batches of its own sizes: the batch is fixed at the end, by `finish`.
+        write_unchecked(
+            _plain(network), example_input, float_path, dataclasses.replace(options, batch=None)
+        )
         with _muted():
             quantize(float_path, temporary)
-        agreement, difference = _compare(network, images, temporary)
+        finish(temporary, options)
+        agreement, difference = _compare(network, images, temporary, options)
         n_int8, n_float = count_layers(temporary)
         size = temporary.stat().st_size
         replace(temporary, path)
@@ -285,16 +303,20 @@ def _check_images(name: str, images: Tensor, example_input: Tensor) -> None:
         raise InputDataError(f"Expected finite {name}, got NaN or infinite pixels.")
 
 
-def _compare(network: nn.Module, images: Tensor, path: Path) -> tuple[float, float]:
+def _compare(
+    network: nn.Module, images: Tensor, path: Path, options: OnnxOptions
+) -> tuple[float, float]:
     session = open_session(path)
-    same, difference = 0, 0.0
-    for batch in torch.split(images.float().cpu(), 64):
+    same, seen, difference = 0, 0, 0.0
+    for batch in batches_of(images.float().cpu(), options.batch):
+        taken, fed = options.feed(batch)
         with torch.no_grad():
-            expected = network(batch).float().numpy()
-        got = run_session(session, batch)
+            expected = network(taken).float().numpy()
+        got = run_session(session, fed)
         same += int((got.argmax(1) == expected.argmax(1)).sum())
+        seen += len(batch)
         difference = max(difference, float(np.abs(got - expected).max()))
-    return same / len(images), difference
+    return same / seen, difference
 
 
 @contextlib.contextmanager

@@ -119,10 +119,12 @@ def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
         note = "" if known else f" (budget {escape(config.budget)})"
         tiles.append((f"{after['mean_bits']:.3g}", f"bits per weight, of 32{note}"))
     with_what.append(f"{size:.0%} of the bytes")
-    tiles.append((f"{size:.1%}", "of the bytes"))
+    tiles.append((f"{size:.1%}", f"of the bytes{' (model.packed)' if config.packs else ''}"))
     if after["latency_ms"]:
-        old, new = before["latency_ms"]["64"], after["latency_ms"]["64"]
-        tiles.append((f"{old / new:.2f} ×", "the speed at batch 64, ONNX Runtime, one thread"))
+        batch = max(after["latency_ms"], key=int)
+        old, new = before["latency_ms"][batch], after["latency_ms"][batch]
+        speed = f"the speed at batch {batch}, model.onnx in ONNX Runtime, one thread"
+        tiles.append((f"{old / new:.2f} ×", speed))
     who = (
         f"agent {escape(config.agent)} · {int(summary['episodes'])} episodes"
         if config.decides
@@ -178,7 +180,8 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
         note += f" There is no ONNX file: {escape(str(refused))}"
     if summary["original"]["latency_ms"]:
         note += (
-            " Latency: ONNX Runtime, one thread, medians of runs taken in turns with the original."
+            " Latency: of the ONNX files, in ONNX Runtime on one thread, medians of runs taken in "
+            "turns with the original."
         )
         if config.prunes and config.round_to % 8:
             note += (

@@ -54,14 +54,17 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     if "density" in before:
         old, new = before["density"], after["density"]
         table.append(("weights that are not zero", f"{old:.1%}", f"{new:.1%}", f"{new / old:.1%}"))
-    table.append(("file size", *_sizes(before["bytes"], after["bytes"])))
+    stored = "file size, packed" if "mean_bits" in before or "density" in before else "file size"
+    table.append((stored, *_sizes(before["bytes"], after["bytes"])))
+    if before.get("onnx_bytes") and after.get("onnx_bytes"):
+        table.append(("file size, ONNX", *_sizes(before["onnx_bytes"], after["onnx_bytes"])))
     for name, old in before.get("predicted", {}).items():
         new = after["predicted"][name]
         table.append((f"{name}, from the table", f"{old:.3g}", f"{new:.3g}", f"{new / old:.1%}"))
     if before["latency_ms"] and after["latency_ms"]:
         for size in before["latency_ms"]:
             old, new = before["latency_ms"][size], after["latency_ms"][size]
-            name = f"latency, batch {size}"
+            name = f"latency, batch {size}"  # of the ONNX files
             change = f"{old / new:.2f} x faster" if new <= old else f"{new / old:.2f} x slower"
             table.append((name, f"{old:.3g} ms", f"{new:.3g} ms", change))
     return table

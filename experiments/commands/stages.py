@@ -66,11 +66,41 @@ def finetune(
         print(folder / "model.safetensors")
 
 
+Opset = Annotated[
+    int | None, typer.Option(help="Version of the ONNX operators.", show_default=False)
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(help="Images per call; any number if not given.", show_default=False),
+]
+Half = Annotated[
+    bool, typer.Option("--half", help="Compute in float16; inputs and outputs stay float32.")
+]
+InputName = Annotated[str, typer.Option(help="Name of the input.")]
+Preprocessing = Annotated[
+    bool,
+    typer.Option(
+        "--include-preprocessing",
+        help="Put the normalisation into the file: its input is uint8 pixels.",
+    ),
+]
+
+
 @takes("directory", "trust", *o.OUTPUT)
-def export(directory: Path, trust: bool, quiet: bool) -> None:
+def export(
+    directory: Path,
+    trust: bool,
+    quiet: bool,
+    opset: Opset = None,
+    batch: Batch = None,
+    half: Half = False,
+    input_name: InputName = "images",
+    include_preprocessing: Preprocessing = False,
+) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
-    The ONNX file takes any number of images at once. It is kept only if ONNX
+    The ONNX file takes any number of images at once, and names the classes,
+    mean and std in its metadata. It is kept only if ONNX
     Runtime and torch agree on real images. Original and compressed network
     are timed in turns, on one thread. A quantized network is written for
     8-bit integers, if a runtime executes its bits; DIR/model.packed holds it
@@ -80,6 +110,8 @@ def export(directory: Path, trust: bool, quiet: bool) -> None:
 
     \b
       amc export runs/resnet20
+      amc export runs/resnet20 --batch 1 --half --input-name pixels
+      amc export runs/resnet20 --include-preprocessing
     \b
       In Python, afterwards:
         session = onnxruntime.InferenceSession("runs/resnet20/model.onnx")
@@ -88,9 +120,12 @@ def export(directory: Path, trust: bool, quiet: bool) -> None:
     from experiments.commands.runs import print_summary
     from experiments.compress import reopen_task, run_stages, say, silent
     from experiments.export import require_onnx
+    from experiments.onnx_options import OnnxOptions
     from experiments.trust import Trust
 
+    options = OnnxOptions(opset, batch, half, input_name)
     task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost"), quiet=quiet)
+    task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")
         require_onnx()

@@ -39,7 +39,9 @@ def test_summary_has_exactly_the_promised_form(finished: Path) -> None:
     }  # fmt: skip
     for name in ("original", "compressed"):
         network = summary[name]
-        assert set(network) == {"accuracy", "macs", "params", "bytes", "latency_ms"}
+        assert set(network) == {
+            "accuracy", "macs", "params", "bytes", "latency_ms", "onnx_bytes",
+        }  # fmt: skip
         assert set(network["latency_ms"]) == {"1", "64"}
         assert 0.5 < network["accuracy"] <= 1.0
         assert isinstance(network["macs"], int)
@@ -161,10 +163,15 @@ def test_train_writes_weights_that_compress_takes(
     assert json.loads(capsys.readouterr().out)["accuracy"] == summary["accuracy"]
 
 
-def test_run_without_export_has_no_latency(tmp_path: Path) -> None:
+def test_run_without_export_has_no_latency_and_says_that_training_was_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     options = [*QUICK, "--no-export", "--epochs", "0"]
-    assert run(["compress", *options, "--out", str(out), "--quiet"]) == 0
+    assert run(["compress", *options, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "finetune: no training (0 epochs)" in told
+    assert "skipped, 0 epochs: validation accuracy" in told
     summary = json.loads((out / "summary.json").read_text())
     assert summary["compressed"]["latency_ms"] is None
     assert summary["seconds"]["export"] is None

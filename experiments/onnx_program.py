@@ -1,0 +1,103 @@
+"""A network as a graph whose batch axis is free, for the ONNX exporter."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from amc_env import CompressionError
+
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
+_NOT_THE_NETWORK = ("torch", "learners", "experiments", "agents", "amc_env")
+
+
+class ExportError(CompressionError):
+    """The exported file does not compute what the network computes."""
+
+
+def capture(network: nn.Module, example: Tensor, *, free: bool) -> torch.export.ExportedProgram:
+    """Returns the graph of a network.
+
+    Args:
+        network: In ``eval`` mode, on the CPU.
+        example: A batch of at least two inputs where the batch is free.
+        free: Whether the graph must hold for every number of inputs.
+
+    Raises:
+        ExportError: If it cannot be captured so.
+    """
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if free else None
+    lines: list[str] = []
+    try:
+        with _noting_lines(lines):
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch.export promises no kinds of errors
+        first = error
+    try:
+        # Reads the forward as bytecode: it follows ``len(x)``, which runs as a number above.
+        return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=True)
+    except Exception:
+        if lines and "Constraints violated (batch)" in str(first):
+            raise ExportError(_fixed(lines[0])) from first
+        reason = (str(first).strip().splitlines() or [type(first).__name__])[0].rstrip(".")
+        raise ExportError(
+            f"This network cannot be exported to ONNX ({reason}); add --no-export to go without."
+        ) from first
+
+
+def _fixed(line: str) -> str:
+    return (
+        f"This network uses the number of images as a number of Python's, which fixes the batch of "
+        f"the ONNX file, at {line}: compute with x.shape[0] itself, or with -1 in a view, or "
+        f"export for one number of images (amc export --batch N)."
+    )
+
+
+@contextmanager
+def _noting_lines(lines: list[str]) -> Iterator[None]:
+    """Notes the lines of the user's code that restrict the batch, as the shapes are recorded."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "[guard added]" in str(record.msg):
+                line = _line_outside(sys._getframe())
+                if line is not None:
+                    lines.append(line)
+
+    logger, handler = logging.getLogger(_SHAPES), Handler()
+    before = logger.level, logger.propagate
+    others = logger.handlers[:]
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers[:] = others
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def _line_outside(frame: FrameType | None) -> str | None:
+    """Returns the innermost line of the network's own code: not of torch, nor of this package."""
+    standard = sysconfig.get_path("stdlib")
+    while frame is not None:
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        file = frame.f_code.co_filename
+        is_standard = file.startswith(standard) and "site-packages" not in file
+        if top not in _NOT_THE_NETWORK and not is_standard and not file.startswith("<"):
+            text = linecache.getline(file, frame.f_lineno).strip()
+            return f"{file}, line {frame.f_lineno}" + (f" ({text})" if text else "")
+        frame = frame.f_back
+    return None
+
+
+__all__ = ["ExportError", "capture"]
