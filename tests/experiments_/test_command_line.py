@@ -169,7 +169,7 @@ def test_run_without_export_has_no_latency_and_says_that_training_was_skipped(
     out = tmp_path / "run"
     options = [*QUICK, "--no-export", "--epochs", "0"]
     assert run(["compress", *options, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "finetune: no training (0 epochs)" in told
     assert "skipped, 0 epochs: validation accuracy" in told
     summary = json.loads((out / "summary.json").read_text())
