@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Planner:
         self.cuts = cuts
         self.replays: list[Replay] = []
 
+    @cached_property
     def bad(self) -> set[fx.Node]:
         """Returns all nodes that some cut breaks.
 
@@ -45,7 +47,6 @@ class Planner:
         numbers that were computed from a width.
         """
         bad: set[fx.Node] = set()
-        self.replays = []
         for record, units in self.calls:
             for alive in self.cuts:
                 replay = Replay(self.module, record, units, alive)
@@ -57,7 +58,7 @@ class Planner:
 
     def edits(self) -> list[Sizes | Move]:
         """Returns replacements for all nodes that some cut breaks."""
-        bad = self.bad()
+        bad = self.bad
         found = (self._edit(node) for node in self.module.graph.nodes if node in bad)
         return [edit for edit in found if edit is not None]
 

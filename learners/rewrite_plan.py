@@ -81,7 +81,7 @@ def _parts(
     in was another. They must be told apart by the numbers that they were passed.
     """
     whole = Planner(variant, calls, cuts)
-    if not whole.bad():
+    if not whole.bad:
         return [Part(variant, dict(variant.guards), [])]
     parts: list[Part] = []
     kinds = whole.kinds()
