@@ -66,7 +66,8 @@ def open_task(
         require_onnx()
     data = load_splits(config, silent if quiet else say)
     facts = facts_of(data)
-    check_network(config, facts, with_budget="search" in stages)
+    for note in check_network(config, facts, with_budget="search" in stages):
+        say(f"{config.model}: {note}; the files of the run hold plain float32 networks")
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)

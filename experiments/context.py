@@ -22,8 +22,7 @@ from experiments.configs import RunConfig
 from experiments.data import DataSplits, load_data
 from experiments.learner_options import check_options
 from experiments.learners_registry import make_channel_learner, make_learner
-from experiments.models import load_weights
-from experiments.networks import build_original, example_input, load_original, trace_original
+from experiments.networks import build_with_weights, example_input, load_original, trace_original
 from experiments.onnx_options import OnnxOptions
 from experiments.problem import Problem, check_feasible, make_problem
 from experiments.runs import RunFolder, TaskFacts
@@ -155,7 +154,7 @@ def check_device(config: RunConfig) -> None:
         ValueError: If torch cannot use it.
     """
     try:
-        torch.zeros(1, device=config.device)
+        torch.zeros(1, device=config.device).item()  # of which the meta device has none
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -163,7 +162,7 @@ def check_device(config: RunConfig) -> None:
         ) from error
 
 
-def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> None:
+def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> tuple[str, ...]:
     """Builds the network, fits the given weights, and asks whether the budget can be met.
 
     Args:
@@ -171,21 +170,26 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         facts: About the data.
         with_budget: Whether a search follows, so that there must be something to cut.
 
+    Returns:
+        What was done to the network to come to a plain float32 one, for the user.
+
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
         InputDataError: If the model is unknown, or the weights do not fit it.
         UntraceableModelError: If nothing of the network can be cut.
     """
-    model = build_original(config.model, facts, config.model_args)
-    if config.weights is not None:
-        load_weights(model, config.weights, allow_pickle=config.allow_pickle)
+    built = build_with_weights(
+        config.model, facts, config.weights, config.model_args, allow_pickle=config.allow_pickle
+    )
+    model = built.network
     _check_forward(model, facts, config)
     if not with_budget:
-        return
+        return built.notes
     example = example_input(facts)
     traced = trace(model, example, ignore=config.ignore)
     bytes_count = "bytes" in Budget.parse(config.budget).bounds
     check_feasible(config, make_problem(config, traced, example=example if bytes_count else None))
+    return built.notes
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:

@@ -27,6 +27,7 @@ from experiments.onnx_options import INPUT, OnnxOptions, finish
 from experiments.onnx_program import ExportError as ExportError
 from experiments.onnx_program import capture
 from learners.masking import masked_layers
+from learners.network_intake import take_in
 from learners.quantization.structure import bake
 
 BATCH_SIZES = (1, 64)
@@ -92,8 +93,8 @@ def export_onnx(
     """Writes a network as ONNX, by default with a free batch axis, and proves the file.
 
     Args:
-        model: The network; exported in eval mode, in fp32, from the CPU. Masked layers are written
-            as plain ones with zeros in their weights.
+        model: The network in any form; not changed. A copy is exported, in eval mode, in fp32, from
+            the CPU. Masked layers are written as plain ones with zeros in their weights.
         example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
         path: The file to write, atomically.
         images: Real inputs, shape (N, C, H, W), on which both must agree; ``example_input``
@@ -105,15 +106,15 @@ def export_onnx(
     Raises:
         MissingDependencyError: If the ``onnx`` extra is not installed.
         ExportError: If the network cannot be exported, or the file computes something else.
+        UntraceableModelError: If the network is in no form that can be taken in.
     """
     require_onnx()
+    model = take_in(model, "cpu").network
     options = options or OnnxOptions()
     if tolerance is None:
         tolerance = HALF_TOLERANCE if options.half else TOLERANCE
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
-    was_training = model.training
-    model.eval()
     try:
         plain = bake(model) if masked_layers(model) else model
         write_unchecked(plain, example_input, temporary, options)
@@ -122,7 +123,6 @@ def export_onnx(
         result = _compare(model, seen, temporary, tolerance, options)
         replace(temporary, path)
     finally:
-        model.train(was_training)
         with contextlib.suppress(OSError):
             temporary.unlink()
     return ExportResult(path, *result)
@@ -245,7 +245,7 @@ def _compare(
     for batch in batches_of(images, options.batch):
         taken, fed = options.feed(batch)
         with torch.no_grad():
-            expected = model(taken).float().numpy()
+            expected = model(taken.float()).float().numpy()
         got = run_session(session, fed)
         if got.shape != expected.shape:
             raise ExportError(

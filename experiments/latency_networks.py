@@ -7,7 +7,6 @@ are measured inside their network. Values do not matter for time; only shapes do
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import tempfile
@@ -24,6 +23,7 @@ from amc_env.cost_table import measured_layers
 from experiments.export import quiet
 from experiments.onnx_graph import set_initializer
 from experiments.onnx_int8 import quantize_float
+from learners.network_intake import take_in
 from learners.quantization.structure import fold_norms, foldable_norms
 from learners.tracing import TracedModel, trace
 
@@ -46,7 +46,7 @@ def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> Trac
         input_shape: Of one image, (C, H, W).
         seed: Of the numbers put into the copy.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    model = take_in(model, "cpu").network
     traced = trace(model, torch.zeros(1, *input_shape))
     # Only now, because random norms make activations too large for the proof of the tracing.
     generator = torch.Generator().manual_seed(seed)

@@ -12,10 +12,9 @@ from experiments.compress import say
 from experiments.configs import RunConfig
 from experiments.context import facts_of, load_splits, use_threads
 from experiments.evaluate import measure, predicted_costs
-from experiments.models import load_weights
 from experiments.models.weights import split_key
 from experiments.networks import (
-    build_original,
+    build_with_weights,
     compressed_name,
     example_input,
     load_original,
@@ -63,10 +62,12 @@ def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     data = load_splits(config, say)
     facts = facts_of(data)
     use_threads(config, facts, training=True)
-    network = build_original(config.model, facts, config.model_args)
-    taken = load_weights(network, path, allow_pickle=config.allow_pickle)
-    if taken:  # not among the results, which are one line of JSON
-        print(taken, file=sys.stderr)
+    built = build_with_weights(
+        config.model, facts, path, config.model_args, allow_pickle=config.allow_pickle
+    )
+    network = built.network
+    for note in filter(None, (built.taken, *built.notes)):
+        print(note, file=sys.stderr)  # not among the results, which are one line of JSON
     graph = trace(network, example_input(facts)).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
     return measure(network, costs, data.test, split_key(path)[0].stat().st_size)

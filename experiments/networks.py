@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from amc_env import CompressionPlan, RunFolderError
+from amc_env import CompressionPlan, InputDataError, RunFolderError
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.models.arguments import parse_arguments
 from experiments.runs import RunFolder, TaskFacts
 from experiments.trust import EVERYTHING, NOTHING
 from learners.masking import masked_layers
+from learners.network_intake import take_in
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import describe, rebuild
 from learners.tracing import TracedModel, trace
@@ -34,13 +35,65 @@ def example_input(facts: TaskFacts) -> Tensor:
 
 
 def build_original(model: str, facts: TaskFacts, arguments: Sequence[str] = ()) -> nn.Module:
-    """Returns the untrained network of that name for these data, in eval mode.
+    """Returns the untrained network of that name for these data: plain, float32, in eval mode.
 
     Args:
         model: Its name, or ``package.module:factory``.
         facts: About the data.
         arguments: Further ``key=value`` for its factory, as ``--model-args`` takes them.
+
+    Raises:
+        InputDataError: If the model is unknown, or cannot be made so.
+        UntraceableModelError: If the network is in no form that can be taken in.
     """
+    return take_in(_built(model, facts, arguments)).network
+
+
+@dataclass(frozen=True)
+class WithWeights:
+    """A network with its weights, and what to tell the user about both.
+
+    Args:
+        network: Plain, float32, in eval mode.
+        taken: What was taken from the weights file, as ``load_weights`` says it.
+        notes: What was done to come to a plain float32 network.
+    """
+
+    network: nn.Module
+    taken: str
+    notes: tuple[str, ...]
+
+
+def build_with_weights(
+    model: str,
+    facts: TaskFacts,
+    weights: str | Path | None,
+    arguments: Sequence[str] = (),
+    *,
+    allow_pickle: bool = False,
+) -> WithWeights:
+    """As :func:`build_original`, with the weights of a file; as the factory makes them if None.
+
+    Raises:
+        InputDataError: If the model is unknown, or the weights do not fit it.
+        UntraceableModelError: If the network is in no form that can be taken in.
+    """
+    built = _built(model, facts, arguments)
+    network = take_in(built)
+    taken = ""
+    if weights is not None:
+        try:
+            taken = load_weights(network.network, weights, allow_pickle=allow_pickle)
+        except InputDataError:
+            if not network.form.notes:
+                raise
+            # The file may be of the network as the factory makes it, e.g. with weight norm.
+            taken = load_weights(built, weights, allow_pickle=allow_pickle)
+            network = take_in(built)
+    return WithWeights(network.network, taken, network.form.notes)
+
+
+def _built(model: str, facts: TaskFacts, arguments: Sequence[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
         return make_model(
             model,
@@ -48,7 +101,7 @@ def build_original(model: str, facts: TaskFacts, arguments: Sequence[str] = ()) 
             in_channels=facts.image_shape[0],
             image_size=facts.image_shape[1],
             arguments=parse_arguments(arguments),
-        ).eval()
+        )
 
 
 def save_network(

@@ -43,6 +43,7 @@ from experiments.onnx_int8 import (
     weight_integers,
 )
 from experiments.onnx_options import OnnxOptions, finish
+from learners.network_intake import take_in
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import bake
 from learners.quantization.uniform_quantizer import UniformQuantizer
@@ -94,7 +95,8 @@ def post_training_int8(
     per tensor. Signed activations would be slower than float on x86 processors.
 
     Args:
-        model: Any float network, a pruned one as well; exported in eval mode, from the CPU.
+        model: Any float network, a pruned one as well, in any form; a copy is exported, in eval
+            mode, in fp32, from the CPU.
         example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
         path: The file to write, atomically.
         calibration: Images to take the ranges from, shape (N, C, H, W).
@@ -108,6 +110,7 @@ def post_training_int8(
         ExportError: If the network cannot be exported.
         UnsupportedPrecisionError: If the network is a quantized one already.
     """
+    model = take_in(model, "cpu").network
     if quantized_layers(model):
         raise UnsupportedPrecisionError(
             "post_training_int8 takes a float network, this one is quantized already; use "
@@ -162,6 +165,7 @@ def export_quantized(
         UnsupportedPrecisionError: If nothing executes the network's precisions.
         ExportError: If the network cannot be exported.
     """
+    network = take_in(network, "cpu").network
     check_executable(network)
     _check_choice("method", method, CALIBRATION_METHODS)
     _check_choice("weight_only", weight_only, WEIGHT_ONLY)
@@ -266,8 +270,6 @@ def _export(
     path = Path(path)
     stem = path.with_name(f".{path.name}.{os.getpid()}")
     float_path, temporary = Path(f"{stem}.float.onnx"), Path(f"{stem}.tmp.onnx")
-    was_training = network.training
-    network.eval()
     try:
         # Calibration takes batches of its own sizes: the batch is fixed at the end, by `finish`.
         write_unchecked(
@@ -281,7 +283,6 @@ def _export(
         size = temporary.stat().st_size
         replace(temporary, path)
     finally:
-        network.train(was_training)
         for leftover in (float_path, temporary):
             with contextlib.suppress(OSError):
                 leftover.unlink()

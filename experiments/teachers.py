@@ -8,8 +8,7 @@ from torch import nn
 
 from experiments.config_values import OWN_TEACHERS
 from experiments.configs import RunConfig
-from experiments.models import load_weights
-from experiments.networks import build_original
+from experiments.networks import build_with_weights
 from experiments.runs import TaskFacts
 
 
@@ -31,9 +30,9 @@ def load_teacher(
     """
     if config.teacher in OWN_TEACHERS:
         return None
-    network = build_original(config.teacher, facts)
-    if config.teacher_weights is not None:
-        taken = load_weights(network, config.teacher_weights, allow_pickle=allow_pickle)
-        if taken:
-            print(f"    teacher: {taken}", file=sys.stderr)
-    return network.eval()
+    built = build_with_weights(
+        config.teacher, facts, config.teacher_weights, allow_pickle=allow_pickle
+    )
+    for note in filter(None, (built.taken, *built.notes)):
+        print(f"    teacher: {note}", file=sys.stderr)
+    return built.network

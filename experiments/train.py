@@ -16,8 +16,7 @@ from experiments.context import Task, use_threads
 from experiments.evaluate import measure
 from experiments.events import open_writer
 from experiments.files import write_atomic, write_json
-from experiments.models import load_weights
-from experiments.networks import build_original, save_network, trace_original
+from experiments.networks import build_original, build_with_weights, save_network, trace_original
 from experiments.runs import TaskFacts
 from learners.training import TrainingConfig, train
 
@@ -36,14 +35,17 @@ def run_train(task: Task) -> None:
         return
     folder.start("train")
     use_threads(config, folder.facts, training=True)
-    model = initial_network(config, folder.facts)
     started = time.perf_counter()
     if config.weights is not None:
-        taken = load_weights(model, config.weights, allow_pickle=config.allow_pickle)
-        save_network(model, folder / "original.safetensors")
+        built = build_with_weights(
+            config.model, folder.facts, config.weights, config.model_args,
+            allow_pickle=config.allow_pickle,
+        )  # fmt: skip
+        save_network(built.network, folder / "original.safetensors")
         seconds = time.perf_counter() - started
-        folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=taken)
+        folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=built.taken)
         return
+    model = initial_network(config, folder.facts)
     settings = TrainingConfig(
         epochs=config.train_epochs,
         learning_rate=config.train_learning_rate,

@@ -15,6 +15,8 @@ from amc_env.checks import check_constructor, checked
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
 from learners.hooks import TrainingHook
+from learners.intake import check_weights
+from learners.network_intake import Form, take_in
 from learners.training import TrainingConfig, TrainingResult, train
 
 if TYPE_CHECKING:
@@ -37,8 +39,11 @@ class Learner(ABC):
             :meth:`evaluate` uses, in [0, 1].
         validation: Batches that choose the best epoch of a fine-tuning.
         device: Where networks are trained.
+        form: In which form the network came. Everything is computed on a plain float32 copy of it;
+            :meth:`compress` hands back the types that came.
     """
 
+    form: Form = Form()
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     original_accuracy: float
@@ -49,6 +54,11 @@ class Learner(ABC):
         """Lets the constructor of every learner check its arguments by its annotations."""
         super().__init_subclass__(**options)
         check_constructor(cls)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the given network to come to a plain float one, for the user."""
+        return self.form.notes
 
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:
@@ -61,7 +71,13 @@ class Learner(ABC):
 
     @abstractmethod
     def compress(self, plan: CompressionPlan) -> nn.Module:
-        """Builds the network of a plan from the original weights, in ``eval`` mode and float32.
+        """Builds the network of a plan from the original weights, in ``eval`` mode.
+
+        Its weights have the types of the network that was given: bfloat16 for bfloat16, float64
+        for float64 (with the precision of the float32 in which it was built). Networks with
+        quantized layers are in float32 whatever came: rounding a scale or a centroid again would
+        change every weight that it stands for. Wrappers and parametrisations that were resolved
+        do not come back.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
@@ -84,6 +100,9 @@ class Learner(ABC):
         progress: bool = False,
     ) -> TrainingResult:
         """Trains a compressed network in place; it ends with the weights of its best epoch.
+
+        Float16, bfloat16 and float64 networks are trained in float32 and have their own types
+        again afterwards; accuracies are those of the float32 weights.
 
         Args:
             model: What :meth:`compress` returned.
@@ -115,6 +134,18 @@ class Learner(ABC):
             progress=progress,
             device=self.device,
         )
+
+    def _take_in(self, model: nn.Module) -> nn.Module:
+        """Returns a private plain float32 copy of the given network, on the learner's device.
+
+        Raises:
+            InputDataError: If a weight is NaN or infinite.
+            UntraceableModelError: If it is in no form that can be taken in.
+        """
+        taken = take_in(model, self.device)
+        self.form = taken.form
+        check_weights(taken.network)
+        return taken.network
 
     def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         """What every training of a network of this learner needs beside the loss."""

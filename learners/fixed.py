@@ -61,6 +61,7 @@ class FixedDecisions(Learner):
         self.original_accuracy = learner.original_accuracy
         self.validation = learner.validation
         self.device = learner.device
+        self.form = learner.form
         counted = self.fixed | dict(assumed or {})
         models: dict[str, CostModel] = {
             name: make_cost(name, learner.graph, learner.decisions) for name in COSTS

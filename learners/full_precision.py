@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches, Learner
 from learners.gradient_scores import Scores
+from learners.network_intake import take_in
 from learners.tracing import trace
 from learners.training import TrainingConfig, evaluate
 
@@ -39,7 +38,9 @@ class FullPrecision(Learner):
         self.validation = validation
         self.precision = precision
         self.device = torch.device(device)
-        self.graph = trace(model, example_input).graph
+        taken = take_in(model)
+        self.form = taken.form
+        self.graph = trace(taken.network, example_input).graph
         self.decisions: tuple[Decision, ...] = ()
         self.original_accuracy = self._accuracy()
 
@@ -49,9 +50,10 @@ class FullPrecision(Learner):
         return self._accuracy()
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
-        """Return a copy of the network."""
+        """Return a copy of the network as it is now, plain and in its own types."""
         _check_empty(plan)
-        return copy.deepcopy(self.model).eval()
+        taken = take_in(self.model)
+        return taken.form.hand_back(taken.network)
 
     def gradient_scores(self) -> Scores:
         """Return no curves: nothing is decided."""

@@ -23,6 +23,7 @@ from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
 from learners.checkpoints import write_atomically
 from learners.identity import digest_of
+from learners.network_intake import take_in
 from learners.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class GroupFinetuned:
     """What :func:`group_finetune` returns.
 
     Attributes:
-        network: Cut in every group, in ``eval`` mode; not fine-tuned since its last cut.
+        network: Cut in every group, in ``eval`` mode and the types that came; not fine-tuned since
+            its last cut.
         kept: Channel group -> sorted units that stay, of the original network: its slice by them
             takes the weights of ``network``.
         learner: Of the last stage; what the final fine-tuning is done with.
@@ -72,7 +74,8 @@ def group_finetune(
     and is fine-tuned unless it is the last; that one is left to the final fine-tuning.
 
     Args:
-        make_learner: Prepares a learner on a network; deterministic, if the run is to be resumed.
+        make_learner: Prepares a learner on a plain float32 network; deterministic, if the run is
+            to be resumed.
         model: The original network, not changed.
         plan: A plan of ``make_learner(model)``.
         train_loader: Training batches.
@@ -96,7 +99,8 @@ def group_finetune(
     check_whole("epochs_between", epochs_between, 0)
     if resume and checkpoint_dir is None:
         raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
-    learner = make_learner(model)
+    taken = take_in(model)  # in float32 until the last stage: rounded once
+    learner = make_learner(taken.network)
     original = learner.decisions
     stages = _stages(original, plan, groups)
     network, kept = learner.compress(CompressionPlan.full(original)), dict[str, Tensor]()
@@ -123,6 +127,7 @@ def group_finetune(
                 writer=writer,
                 progress=progress,
             )
+    network = taken.form.hand_back(network)
     return GroupFinetuned(network, kept, learner, tuple(stages))
 
 

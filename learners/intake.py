@@ -107,8 +107,10 @@ def count_outputs(model: nn.Module, images: Tensor) -> int:
             outputs = model(images)
     except Exception as error:
         raise InputDataError(
-            f"Expected a network that runs on images of shape {tuple(images.shape[1:])}, got "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
+            f"Expected a network that runs on float32 images of shape {tuple(images.shape[1:])} "
+            f"(inputs of other types, integers too, are converted to that), got "
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; where it is made for "
+            f"other inputs, wrap it so that it converts them itself, e.g. by x.long()."
         ) from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -18,6 +18,7 @@ from learners.intake import check_weights
 from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
 from learners.joint_storage import joint_storage, plan_at
 from learners.layout import layout_of
+from learners.network_intake import take_in
 from learners.parts import PlanPart
 from learners.precision import working_dtype
 from learners.proxy import Proxy
@@ -202,7 +203,8 @@ def prepare_joint(
         quantizer_named(quantizer),
         max(options.n_calibration, options.n_recalibration),
     )
-    reference = copy.deepcopy(model).to(options.device).eval()
+    taken = take_in(model, options.device)
+    reference = taken.network
     check_weights(reference)
     seen, held_out, n_outputs = read_images(
         reference, calibration, validation, count, example_input
@@ -228,7 +230,9 @@ def prepare_joint(
     if pruning is not None:
         parts.insert(0, ChannelPruning(*given, **{**shared, **pruning}))
     training = BriefTraining(batches, options.finetune_steps, dtype, options.seed)
-    return _joined(parts, bits, held_out, example_input, training, options)
+    joined = _joined(parts, bits, held_out, example_input, training, options)
+    joined.form = taken.form
+    return joined
 
 
 def _joined(

@@ -18,6 +18,7 @@ from amc_env.storage import StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
+from learners.network_intake import Form
 from learners.parts import (
     ErrorCurves,
     Judge,
@@ -152,6 +153,7 @@ class JointCompression(Learner):
         self.decisions: tuple[Decision, ...] = interleaved(
             self.graph, [part.decisions for part in self.parts]
         )
+        self.form = getattr(parts[0], "form", Form())
         self.judge = judge
         self.original_accuracy = judge.original_accuracy
         self.storage = storage
@@ -194,14 +196,15 @@ class JointCompression(Learner):
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: every part applied in turn, not fine-tuned.
 
-        Always from the original weights, always in float32; equal plans give equal networks.
+        Always from the original weights; equal plans give equal networks. In float32 where it has
+        quantized layers, else in the types that came.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
         plan.values_for(self.decisions)  # refuses foreign keys, which no part would see
         with limited_threads(self.threads):
-            return apply_parts(self.parts, plan, exact=True)
+            return self.form.hand_back(apply_parts(self.parts, plan, exact=True))
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every group that loses some.

@@ -19,13 +19,27 @@ def resolve_precision(precision: str, device: str | torch.device = "cpu") -> tor
         device: Where the network runs.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or nothing can be computed on the device.
     """
+    check_device(device)
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision {precision!r}: expected one of {PRECISIONS}.")
     if precision == "auto":
         return torch.bfloat16 if _has_bf16(torch.device(device)) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Checks that numbers can be computed on a device.
+
+    Raises:
+        ValueError: If they cannot: on ``"meta"`` there are none.
+    """
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError(
+            "Expected a device that computes, got 'meta', which has shapes and no numbers; use cpu"
+            " or cuda."
+        )
 
 
 def working_dtype(

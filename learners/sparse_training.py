@@ -90,7 +90,7 @@ def sparse_training(
         writer: TensorBoard writer.
 
     Returns:
-        A network of the original's shapes in ``eval`` mode, for :func:`cut_after`.
+        A network of the original's shapes in ``eval`` mode and float32, for :func:`cut_after`.
 
     Raises:
         PlanMismatchError: If the plan does not fit the network or cuts nothing.
@@ -172,7 +172,8 @@ def cut_after(learner: ChannelPruning, network: nn.Module, plan: CompressionPlan
         plan: The same plan.
 
     Returns:
-        A really smaller network, in ``eval`` mode, with new batch-norm statistics.
+        A really smaller network, in ``eval`` mode, with new batch-norm statistics, in the types of
+        the network that the learner was given.
 
     Raises:
         PlanMismatchError: If the plan does not fit the network.
@@ -180,4 +181,4 @@ def cut_after(learner: ChannelPruning, network: nn.Module, plan: CompressionPlan
     """
     cut = learner.traced.slice(learner.kept_units(plan), network).eval()
     learner.recalibrate(cut)
-    return cut
+    return learner.form.hand_back(cut)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.distillation import combined_loss
 from learners.hooks import TrainingHook
 from learners.layout import laid_out, set_layout, usable_layout
+from learners.network_intake import private_copy, take_in
 from learners.precision import autocast
 from learners.schedules import learning_rate_factor
 
@@ -54,7 +54,7 @@ class Stepper:
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.teacher = None
         if teacher is not None:
-            self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+            self.teacher = take_in(teacher, device).network.requires_grad_(False)
             set_layout(self.teacher, torch.channels_last)
         self.layout: torch.memory_format | None = None  # settled by the first batch
         self.step_count = 0
@@ -216,7 +216,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = private_copy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.grouping import Grouping
+from learners.network_forms import detached
 from learners.rewrites import Rewrite
 from learners.slots import Slot
 
@@ -70,7 +71,7 @@ class Surgeon:
         source = self.model if network is None else network
         if source is not self.model:
             self._check_shapes(source)
-        memo: dict[int, object] = {}
+        memo = detached(source)
         with torch.no_grad():
             for name, tensor in _tensors(source):
                 memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
@@ -112,7 +113,7 @@ class Surgeon:
         Whatever reads a cut channel has zero weights for it, so that not even the shift of its
         batch norm leaks; this is the reference that a slice must equal.
         """
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model, detached(self.model))
         self.mask_copy(model, kept)
         return model
 

@@ -10,7 +10,6 @@ modules with channel numbers baked into their forward get a rewritten one
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from amc_env.checks import checked
 from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
 from learners.grouping import Grouping
+from learners.network_intake import take_in
 from learners.outputs import tensors_in
 from learners.probing import find_probes
 from learners.proof import prove
@@ -32,13 +32,22 @@ class TracedModel:
     """A network, its proved channel groups, and the means to cut them.
 
     Args:
-        model: The original, never modified.
+        model: The original, never modified; of networks whose module names had to change (computed
+            weights, wrappers inside), a copy.
         grouping: Its groups and slots.
         surgeon: Cuts it.
+        notes: What was done to the network to come to one that can be cut, for the user.
     """
 
-    def __init__(self, model: nn.Module, grouping: Grouping, surgeon: Surgeon) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        grouping: Grouping,
+        surgeon: Surgeon,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.model = model
+        self.notes = tuple(notes)
         self._grouping = grouping
         self._surgeon = surgeon
         self._weights: dict[str, str] = {}
@@ -118,7 +127,8 @@ def trace(
     """Finds and proves the channel groups of a network.
 
     Args:
-        model: Any network; it is not modified.
+        model: Any network, in any of the forms that ``learners.network_intake`` takes in; it is
+            not modified. It is run in float32; slices have the types of its own weights.
         example_input: One input, or a tuple of them; axis 0 is the batch.
         ignore: Layers (or modules that hold them) whose output channels must stay.
 
@@ -127,7 +137,7 @@ def trace(
 
     Raises:
         InputDataError: If the network does not run on the input or holds NaN.
-        UntraceableModelError: If the network cannot be copied, or returns no tensor.
+        UntraceableModelError: If the network cannot be taken in, or returns no tensor.
         ValueError: If a name in ``ignore`` matches no module.
 
     Example:
@@ -139,13 +149,18 @@ def trace(
         Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1))
     """
     given = example_input if isinstance(example_input, tuple) else (example_input,)
-    _check(model, ignore)
-    work = _copied(model)
-    arguments = _single(work, tuple(tensor.detach().cpu() for tensor in given))
+    given = tuple(x.detach().cpu() for x in given)
+    taken = take_in(model, "cpu", live=True)
+    work = taken.network
+    _check(work, ignore)
+    # What floats is in the type that the copy runs in.
+    arguments = _single(work, tuple(x.float() if x.is_floating_point() else x for x in given))
     probes = find_probes(work, arguments, torch.Generator().manual_seed(1))
     grouping, rewrites = prove(work, Watch(work, probes, ignore), probes)
     # The proof has cut a copy; from here on the user's own network is cut.
-    return TracedModel(model, grouping, Surgeon(model, grouping, rewrites))
+    return TracedModel(
+        taken.live, grouping, Surgeon(taken.live, grouping, rewrites), taken.form.notes
+    )
 
 
 def _check(model: nn.Module, ignore: Sequence[str]) -> None:
@@ -154,37 +169,14 @@ def _check(model: nn.Module, ignore: Sequence[str]) -> None:
         if name not in names:
             raise ValueError(f"Expected names of modules to ignore, got {name!r}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise UntraceableModelError(
-                f"Expected a complete network, but {name!r} has no shape yet; run the network once"
-                " on an example."
-            )
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             raise InputDataError(
                 f"Expected finite weights, but {name!r} holds NaN; load another checkpoint."
             )
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Returns a copy for the run: on the processor, in single precision, in evaluation mode."""
-    try:
-        work = copy.deepcopy(model).cpu().eval()
-    except Exception as error:
-        raise UntraceableModelError(
-            "Expected a network that copy.deepcopy and eval() work on, but it raised"
-            f" {type(error).__name__}: {_first_line(error)}; make pruning masks permanent with"
-            " torch.nn.utils.prune.remove, detach tensors kept as attributes, and pass the module"
-            " itself rather than an exported program."
-        ) from error
-    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in work.parameters()):
-        work = work.float()
-    return work
-
-
 def _single(model: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Returns the first sample of the inputs if the network runs on it, else all of them."""
-    if any(x.dtype in (torch.float16, torch.bfloat16) for x in arguments):
-        arguments = tuple(x.float() if x.is_floating_point() else x for x in arguments)
     single = tuple(x[:1] if x.dim() else x for x in arguments)
     failure: Exception | None = None
     for chosen in (single, arguments):

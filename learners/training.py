@@ -27,6 +27,8 @@ from learners.checkpoints import (
 from learners.hooks import TrainingHook, check_hooks
 from learners.identity import copy_of, digest_of, fingerprint, plain
 from learners.layout import laid_out, usable_layout
+from learners.network_forms import unwrapped
+from learners.network_intake import as_float, plain_float
 from learners.precision import PRECISIONS, autocast, resolve_precision, working_dtype
 from learners.schedules import SCHEDULES
 from learners.stepping import Stepper, check_batch, forward
@@ -156,11 +158,12 @@ def evaluate(
     precision: str = "auto",
     device: str | torch.device = "cpu",
 ) -> float:
-    """Top-1 accuracy in [0, 1]; the model moves to ``device`` and keeps its mode.
+    """Top-1 accuracy in [0, 1], in float32; the model moves to ``device`` and keeps its mode.
 
     Raises:
         InputDataError: No images, images that the network refuses, or labels outside its classes.
     """
+    model = plain_float(model)
     return _accuracy(model, loader, working_dtype(model, precision, device), device)
 
 
@@ -209,7 +212,8 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place; it ends in eval mode, with the weights of its best epoch.
 
-    Of equally accurate epochs the latest is the best: its learning rate was the lowest.
+    Of equally accurate epochs the latest is the best: its learning rate was the lowest. In float32,
+    whatever the type of the model.
 
     Args:
         model: The network.
@@ -240,12 +244,15 @@ def train(
             f"Expected a teacher network or None, got {type(teacher).__name__}: load it first."
         )
     check_hooks(hooks)
-    run = _Run(
-        model, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
-    )
-    if resume:
-        run.restore()
-    return run.to_the_end(writer, progress)
+    with as_float(model) as network:
+        run = _Run(
+            network, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
+        )
+        if resume:
+            run.restore()
+        result = run.to_the_end(writer, progress)
+    model.eval()  # a wrapper has a mode of its own
+    return result
 
 
 def _check_folder(folder: Path | None, resume: bool) -> None:
@@ -299,7 +306,7 @@ class _Run:
             **asdict(self.config),
             "batches per epoch": batches,
             "teacher": self.teacher is not None,
-            "teacher network": None if self.teacher is None else digest_of(self.teacher),
+            "teacher network": None if self.teacher is None else digest_of(unwrapped(self.teacher)),
             "network": fingerprint(self.model),
             "hooks": {
                 hook.name: plain(dict(hook.identity()), f"the identity of the hook {hook.name!r}")

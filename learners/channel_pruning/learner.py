@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,8 +27,9 @@ from learners.channel_pruning.scores import Repair, gradient_scores
 from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
-from learners.intake import check_labels, check_weights, collect, count_outputs
+from learners.intake import check_labels, collect, count_outputs
 from learners.layout import laid_out, layout_of
+from learners.network_intake import as_float, plain_float
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.timing import EpisodeSeconds
@@ -55,7 +55,7 @@ class ChannelPruning(Learner):
         min_ratio: Smallest keep ratio on offer.
         ignore: Layers (or prefixes of names) that must stay whole.
         train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging.
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show a progress bar while preparing.
@@ -113,8 +113,7 @@ class ChannelPruning(Learner):
         self.seed = seed
         self.threads = threads
         self.seconds = EpisodeSeconds()
-        reference = copy.deepcopy(model).to(self.device).eval()
-        check_weights(reference)
+        reference = self._take_in(model)
         images, labels = collect(calibration, n_calibration, "calibration", example_input, seed)
         held_out, classes = collect(validation, None, "validation", example_input, seed)
         n_outputs = count_outputs(reference, images[:2].to(self.device))
@@ -278,6 +277,7 @@ class ChannelPruning(Learner):
         Raises:
             TrainingDivergedError: If an output is not finite.
         """
+        network = plain_float(network)
         with limited_threads(self.threads):
             first = self._evaluator.accuracy(network)
             if not full or self._rest is None:
@@ -289,12 +289,12 @@ class ChannelPruning(Learner):
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: sliced, repaired as the proxy says, not fine-tuned.
 
-        Always from the original weights, always in float32; equal plans give equal networks.
+        Always from the original weights, in the types that came; equal plans give equal networks.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
-        return self.apply(self.original, plan)
+        return self.form.hand_back(self.apply(self.original, plan))
 
     def recalibrate(self, network: nn.Module) -> None:
         """Measures batch-norm statistics again, in place, on the recalibration images.
@@ -302,8 +302,8 @@ class ChannelPruning(Learner):
         Args:
             network: Any network that takes the learner's images.
         """
-        with limited_threads(self.threads):
-            recalibrate(network, self._data.recalibration, torch.float32)
+        with limited_threads(self.threads), as_float(network) as plain:
+            recalibrate(plain, self._data.recalibration, torch.float32)
 
     @property
     def original(self) -> nn.Module:

@@ -17,8 +17,8 @@ from amc_env.plan import CompressionPlan
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import limited_threads
-from learners.intake import check_weights
 from learners.layout import laid_out, layout_of
+from learners.network_intake import plain_float
 from learners.precision import working_dtype
 from learners.proxy import finetune_briefly
 from learners.quantization.calibration import (
@@ -138,7 +138,6 @@ class QuantizationLearner(Learner):
         check_fitting(granularity, bucket_size, activation_range)
         check_judging(proxy, finetune_steps, train, precision)
         check_counts(n_validation, n_calibration, n_recalibration)
-        check_dense(model)
         self.proxy = quantized_proxy(proxy, finetune_steps)
         self.granularity = granularity
         self.bucket_size = bucket_size
@@ -148,8 +147,8 @@ class QuantizationLearner(Learner):
         self.threads = threads
         self.seconds = EpisodeSeconds()
         self._precision = precision
-        reference = self._reference = copy.deepcopy(model).to(self.device).eval()
-        check_weights(reference)
+        reference = self._reference = self._take_in(model)
+        check_dense(reference)
         given = read_images(reference, calibration, validation, n_calibration, example_input)
         (images, labels), held_out, n_outputs = given
         self._labels = labels[:n_recalibration]
@@ -311,7 +310,7 @@ class QuantizationLearner(Learner):
             PlanMismatchError: If the plan does not fit, or the network lacks a layer.
         """
         bits = self._choice.read(plan)
-        folded = folded_like(network, self._folded, self.layers)
+        folded = folded_like(plain_float(network), self._folded, self.layers)
         with limited_threads(self.threads):
             seen = self._observation
             if not same_state(folded, self._float):

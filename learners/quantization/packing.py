@@ -15,6 +15,7 @@ from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 from learners.checkpoints import write_atomically
 from learners.masking import MASK, mask_of, masked_layers
+from learners.network_intake import plain_float, take_in
 from learners.quantization.modules import quantized_layers
 from learners.quantization.packing_format import (
     Entry,
@@ -52,7 +53,7 @@ def save_packed(
 
     Args:
         network: Of any learner; without quantized and masked layers everything is stored in
-            float32, zeros as well.
+            float32, zeros as well. So are float16, bfloat16 and float64 weights.
         path: Where to write; conventionally ``*.packed``.
         kept: Channel group -> units that stay, if the network was sliced before.
         plan: The plan that made it, for the record.
@@ -79,6 +80,7 @@ def packed_bytes(
     example_input: Tensor | None = None,
 ) -> bytes:
     """Returns the content of a packed file; the arguments are those of :func:`save_packed`."""
+    network = plain_float(network)
     document: dict[str, Any] = {"structure": describe(network)}
     if kept:
         document["kept"] = {group: _mask(units) for group, units in kept.items()}
@@ -147,11 +149,13 @@ def load_packed(
 
     Args:
         path: The file.
-        original: The uncompressed network; it is not changed, and its weights do not matter.
+        original: The uncompressed network in any form; it is not changed, and its weights do not
+            matter.
         example_input: Input of the network, for a sliced one whose file does not hold the shape.
 
     Returns:
-        The network in ``eval`` mode, on the device of ``original``, trainable like the saved one.
+        The network in ``eval`` mode and float32, on the device of ``original``, trainable like the
+        saved one.
 
     Raises:
         InputDataError: If the file is missing, damaged, of another version, or of another network.
@@ -163,7 +167,7 @@ def load_packed(
             f"Expected a packed network at {path}, got {error.strerror or error}."
         ) from error
     document, arrays = read_file(data, str(path))
-    float_network = original
+    float_network = original = take_in(original).network
     if kept := document.get("kept"):
         float_network = _sliced(original, kept, document.get("input"), example_input, path)
     try:

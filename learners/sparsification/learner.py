@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +20,9 @@ from learners.channel_pruning.preparation import preload
 from learners.channel_pruning.reconstruction import LayerReconstruction
 from learners.fusion import following_norms
 from learners.hooks import TrainingHook
-from learners.intake import check_weights
 from learners.layout import layout_of
 from learners.masking import masked_layers
+from learners.network_intake import plain_float
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
 from learners.quantization.judge import QuantizedJudge
@@ -136,8 +135,7 @@ class WeightSparsification(Learner):
         self.seed = seed
         self.threads = threads
         self.seconds = EpisodeSeconds()
-        self.original = copy.deepcopy(model).to(self.device).eval()
-        check_weights(self.original)
+        self.original = self._take_in(model)
         needed = max(n_calibration, n_recalibration)
         given = read_images(self.original, calibration, validation, needed, example_input)
         (images, labels), held_out, n_outputs = given
@@ -261,20 +259,21 @@ class WeightSparsification(Learner):
             TrainingDivergedError: If an output is not finite.
         """
         with limited_threads(self.threads):
+            network = plain_float(network)
             plain = finalise(network) if masked_layers(network) else network
             return self._judge.accuracy(plain, full=full)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: masked, repaired as the proxy says, not fine-tuned.
 
-        Always from the original weights, always in float32; equal plans give equal networks.
+        Always from the original weights, in the types that came; equal plans give equal networks.
         Every layer that is decided has a mask, also where it keeps everything; behind the masks
         stay the original weights. ``sparsification.finalise`` makes plain layers.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
-        return self.apply(self.original, plan)
+        return self.form.hand_back(self.apply(self.original, plan))
 
     def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
         """Makes a network sparse as one part of a joint plan (``learners.parts.PlanPart``).

@@ -236,8 +236,12 @@ def test_a_proof_is_not_blind_where_all_channels_are_equal() -> None:
 
 
 def test_computed_weights_and_transposed_convolutions_stay_whole() -> None:
+    class Centred(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
     net = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 6, 3),
+        Centred(3, 4, 3), nn.Conv2d(4, 6, 3),
         nn.ConvTranspose2d(6, 5, 2), nn.Conv2d(5, 7, 3), nn.Conv2d(7, 2, 1),
     )  # fmt: skip
     traced = trace(net, EXAMPLE)
@@ -338,13 +342,16 @@ def test_an_input_of_another_shape_is_refused_with_what_was_given() -> None:
         trace(Net(nn.ReLU()), torch.randn(1, 4, 16, 16))
 
 
-def test_pruning_masks_of_torch_are_refused_with_the_way_out() -> None:
+def test_pruning_masks_of_torch_are_resolved_in_a_copy() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     prune.l1_unstructured(net[0], "weight", 0.5)
-    with pytest.raises(UntraceableModelError, match=r"torch\.nn\.utils\.prune\.remove"):
-        trace(net, torch.randn(1, 4))
-    prune.remove(net[0], "weight")
-    assert groups(trace(net, torch.randn(1, 4))) == {"0": 4}
+    traced = trace(net, torch.randn(1, 4))
+    assert groups(traced) == {"0": 4}
+    assert traced.notes == (
+        "pruning mask resolved in 0: its present value is the weight from here on",
+    )
+    assert torch.equal(traced.slice({})[0].weight, net[0].weight)
+    assert prune.is_pruned(net)
 
 
 def test_a_network_without_shapes_or_tensors_is_refused() -> None:
