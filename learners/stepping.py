@@ -20,6 +20,7 @@ from learners.layout import laid_out, set_layout, usable_layout
 from learners.network_intake import private_copy, take_in
 from learners.precision import autocast
 from learners.schedules import learning_rate_factor
+from learners.training_outputs import main_output, runs_in_evaluation
 
 if TYPE_CHECKING:
     from learners.training import TrainingConfig
@@ -284,7 +285,7 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "networ
     """Return the logits (N, classes); refuse images and labels that do not fit the network.
 
     Args:
-        model: The network.
+        model: The network; in training mode its first output, or ``logits``, is taken.
         images: Of the batch.
         labels: Of the batch.
         who: What errors call the network.
@@ -293,19 +294,26 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "networ
         InputDataError: The network cannot take images of this shape, or a label is not a class.
     """
     try:
-        logits: Tensor = model(images)
+        output = model(images)
     except (RuntimeError, ValueError) as error:
         if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
             raise
+        if model.training and runs_in_evaluation(model, images):
+            raise InputDataError(
+                f"The {who} runs in evaluation mode, but not in training mode "
+                f"({str(error).splitlines()[0][:150]}): correct what its forward does in training."
+            ) from error
         raise InputDataError(
             f"The {who} cannot take images of shape {list(images.shape[1:])} "
             f"({str(error).splitlines()[0][:150]}): use the size and channels it was made for."
         ) from error
+    logits = main_output(output) if model.training else output
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        mode = " in training mode" if model.training else ""
         raise InputDataError(
             f"Expected the {who} to answer {len(labels)} images with logits of shape "
-            f"[{len(labels)}, classes], got {got}."
+            f"[{len(labels)}, classes]{mode}, got {got}: return the logits, alone or first."
         )
     low, high = labels.aminmax()
     if int(low) < 0 or int(high) >= logits.shape[1]:
