@@ -269,13 +269,22 @@ class RunFolder:
         in_vain = self._is_new and not isinstance(error, KeyboardInterrupt | None)
         if in_vain and not self._holds_work():
             remove_run(self.path, self._made)
+        elif error is not None and not self.is_done("search") and not self._has_judged():
+            # The options of a search that came to nothing may be others the next time.
+            with contextlib.suppress(OSError):  # the disk may be full
+                self._stages.pop("search", None)
+                self._write_state()
         self.close()
 
     def _holds_work(self) -> bool:
         """Whether anything is there that took time to make: a training, or judged plans."""
         trained = self.is_done("train") and bool(self._stages["train"].get("epochs"))
-        places = ("trials.jsonl", JUDGED_BEFORE, "checkpoints", "stages")
-        return trained or any(is_filled(self.path / name) for name in places)
+        return trained or self._has_judged() or is_filled(self.path / "checkpoints")
+
+    def _has_judged(self) -> bool:
+        """Whether a search has judged anything."""
+        places = ("trials.jsonl", JUDGED_BEFORE, "stages")
+        return any(is_filled(self.path / name) for name in places)
 
     def _write_config(self) -> None:
         write_json(

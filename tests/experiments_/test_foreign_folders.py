@@ -130,6 +130,10 @@ def test_a_command_that_fails_leaves_no_folder(
     arguments = ["compress", *QUICK[2:], "--train-epochs", "1", "--out", str(out), "-q"]
     assert "No." in fails(*arguments)
     assert (out / "original.safetensors").exists()  # it took a training to make
+    monkeypatch.undo()
+    monkeypatch.setattr("experiments.context.make_learner", no)
+    for budget in ("macs=0.4", "macs=0.6"):  # nothing was judged: the options are still free
+        assert "No." in fails(*arguments, "--budget", budget, "--resume")
 
 
 AGENT = """
