@@ -186,7 +186,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ValueError: If it has a form that ``Budget.of`` does not read.
         """
         new = Budget.of(budget)
-        self._feasible = FeasibleSet(new, self.costs, self.decisions)
+        self._feasible = FeasibleSet(new, self.costs, self.decisions, self.graph.remarks())
         self.budget = new
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)
         self._values = None

@@ -29,6 +29,7 @@ class FeasibleSet:
         budget: The bounds.
         costs: Cost name -> model; every bounded cost must be there.
         decisions: All decisions in the order they are made.
+        remarks: What explains an unreachable budget of multiply-adds (``LayerGraph.remarks``).
 
     Raises:
         InfeasibleBudgetError: If no plan on the grid meets the budget; the message names the
@@ -37,7 +38,11 @@ class FeasibleSet:
     """
 
     def __init__(
-        self, budget: Budget, costs: Mapping[str, CostFunction], decisions: Sequence[Decision]
+        self,
+        budget: Budget,
+        costs: Mapping[str, CostFunction],
+        decisions: Sequence[Decision],
+        remarks: Sequence[str] = (),
     ) -> None:
         if missing := sorted(budget.bounds.keys() - costs.keys()):
             raise ValueError(f"No cost model for {missing}; available: {sorted(costs)}.")
@@ -66,7 +71,7 @@ class FeasibleSet:
         )
         self._completions: dict[tuple[float, ...], tuple[float, ...] | None] = {}
         if not self._can_complete(()):
-            raise InfeasibleBudgetError(self._explain())
+            raise InfeasibleBudgetError(" ".join((self._explain(), *self._about(remarks))))
 
     def ratio(self, name: str, values: np.ndarray) -> float:
         """Returns cost / original cost of a complete vector of values."""
@@ -78,6 +83,9 @@ class FeasibleSet:
         return all(
             lower <= self.ratio(n, v) <= upper for n, (lower, upper) in self.budget.bounds.items()
         )
+
+    def _about(self, remarks: Sequence[str]) -> Sequence[str]:
+        return remarks if self.budget.bounds.keys() & {"macs", "bops"} else ()
 
     def _explain(self) -> str:
         ranges = ", ".join(

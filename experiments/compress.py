@@ -54,7 +54,7 @@ def open_task(
         config: The options.
         resume: Whether a used folder is continued.
         stages: What will be run, to know what to check.
-        quiet: Whether to hide progress bars.
+        quiet: Whether to hide progress bars and notes.
     """
     check_device(config)
     if "search" in stages:
@@ -67,7 +67,8 @@ def open_task(
     data = load_splits(config, silent if quiet else say)
     facts = facts_of(data)
     for note in check_network(config, facts, with_budget="search" in stages):
-        say(f"{config.model}: {note}; the files of the run hold plain float32 networks")
+        if not quiet:
+            say(note)
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)

@@ -171,7 +171,8 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         with_budget: Whether a search follows, so that there must be something to cut.
 
     Returns:
-        What was done to the network to come to a plain float32 one, for the user.
+        Sentences for the user: what was done to the network to come to a plain float32 one, and,
+        where a search follows, what to know about the costs of its plans.
 
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
@@ -182,14 +183,18 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         config.model, facts, config.weights, config.model_args, allow_pickle=config.allow_pickle
     )
     model = built.network
+    notes = tuple(
+        f"{config.model}: {note}; the files of the run hold plain float32 networks"
+        for note in built.notes
+    )
     _check_forward(model, facts, config)
     if not with_budget:
-        return built.notes
+        return notes
     example = example_input(facts)
     traced = trace(model, example, ignore=config.ignore)
     bytes_count = "bytes" in Budget.parse(config.budget).bounds
     check_feasible(config, make_problem(config, traced, example=example if bytes_count else None))
-    return built.notes
+    return (*notes, *(f"note: {remark}" for remark in traced.graph.remarks()))
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:

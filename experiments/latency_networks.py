@@ -25,6 +25,7 @@ from experiments.onnx_graph import set_initializer
 from experiments.onnx_int8 import quantize_float
 from learners.network_intake import take_in
 from learners.quantization.structure import fold_norms, foldable_norms
+from learners.slots import weight_name
 from learners.tracing import TracedModel, trace
 
 PRECISIONS = ("fp32", "int8")
@@ -153,10 +154,12 @@ def _mark(model: Any, network: nn.Module, layers: Sequence[str]) -> None:
     from onnx import numpy_helper
 
     parameters = dict(network.named_parameters())
+    names = [weight_name(layer, parameters) for layer in layers]
     weights = {
         tensor.detach().numpy().tobytes(): number
-        for number, name in enumerate(layers)
-        for tensor in _both_ways(parameters[f"{name}.weight"])
+        for number, name in enumerate(names)
+        if name is not None
+        for tensor in _both_ways(parameters[name])
     }
     numbers = {
         tensor.name: weights[content]

@@ -23,6 +23,7 @@ from learners.masking import masked_layers
 from learners.network_intake import take_in
 from learners.quantization.modules import quantized_layers
 from learners.quantization.structure import describe, rebuild
+from learners.sharing import shared_names
 from learners.tracing import TracedModel, trace
 
 NETWORK_VERSION = 2
@@ -122,8 +123,11 @@ def save_network(
             layers are quantized, and how, and which have masks is noted too. What a mask hides is
             kept: in further training it can come back.
     """
-    # Clones, because safetensors refuses tensors that share memory (tied weights).
+    # Clones, because safetensors takes no tensors that share memory.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
+    for name, first in shared_names(model).items():
+        if name in tensors and first in tensors and torch.equal(tensors[name], tensors[first]):
+            del tensors[name]
     facts: dict[str, Any] = {"version": NETWORK_VERSION}
     if plan is not None:
         facts["plan"] = dict(plan)

@@ -113,7 +113,8 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
                 f"of your own, --cost {cost}=module:Class."
             )
     if problem.decisions:
-        FeasibleSet(_as_far_as_known(budget, problem), problem.costs, problem.decisions)
+        known = _as_far_as_known(budget, problem)
+        FeasibleSet(known, problem.costs, problem.decisions, problem.graph.remarks())
     else:
         check_the_only_plan(budget, problem)
     ratios = dict.fromkeys(problem.costs, 1.0)

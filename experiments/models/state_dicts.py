@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from learners.sharing import shared_names
+
 _DEPTH = 4
 _WRAPPERS = frozenset(("_orig_mod", "module"))  # of torch.compile; of (Distributed)DataParallel
 _BOOKKEEPING = frozenset(("total_ops", "total_params", "n_averaged", "num_batches_tracked"))
@@ -71,12 +73,12 @@ def find_fits(loaded: object, model: nn.Module) -> list[Fit]:
         loaded: What the file holds.
         model: The network; only names and shapes are read.
     """
-    expected = model.state_dict()
+    expected, same = model.state_dict(), _same(model)
     fits: list[Fit] = []
     for path, tensors in _mappings(loaded, (), set()):
         names = _Names.of(tensors, expected)
         for prefix in _prefixes(names):
-            fits.append(_fit(path, prefix, names, tensors, expected))
+            fits.append(_fit(path, prefix, names, tensors, expected, same))
     # A stable sort: in the order of the file where nothing else decides.
     fits.sort(key=lambda fit: (len(fit.problems), fit.is_average, fit.name.count(".")))
     return fits
@@ -159,17 +161,33 @@ def _prefixes(names: _Names) -> list[str]:
     return [prefix for prefix, count in counts.items() if count == most]
 
 
+def _same(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Returns name -> the other names of the same tensor; files may hold it under any of them."""
+    groups: dict[str, list[str]] = {}
+    known = model.state_dict()
+    for name, first in shared_names(model).items():
+        if name in known and first in known:
+            groups.setdefault(first, [first]).append(name)
+    return {
+        name: tuple(other for other in group if other != name)
+        for group in groups.values()
+        for name in group
+    }
+
+
 def _fit(
     path: tuple[str, ...],
     prefix: str,
     names: _Names,
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
+    same: Mapping[str, tuple[str, ...]],
 ) -> Fit:
     found: dict[str, Tensor] = {}
     problems: list[str] = []
     for key, want in expected.items():
-        stored = names.stored.get(prefix + names.wanted[key])
+        called = (prefix + names.wanted[name] for name in (key, *same.get(key, ())))
+        stored = next((names.stored[name] for name in called if name in names.stored), None)
         if stored is None:
             if not _is_bookkeeping(key):
                 problems.append(f"{key!r} is missing (expected shape {list(want.shape)})")

@@ -29,6 +29,7 @@ from learners.quantization.packing_format import (
     unpack_bits,
 )
 from learners.quantization.structure import describe, rebuild
+from learners.sharing import shared_names, with_shared
 from learners.tracing import trace
 
 Array = npt.NDArray[Any]
@@ -99,8 +100,9 @@ def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
     }
     is_sparse = bool(masked_layers(network))
     arrays = []
+    again = _stored_under_another_name(network)
     for key, tensor in network.state_dict().items():
-        if f".{key}".endswith((_FIXED, f".{MASK}")):
+        if key in again or f".{key}".endswith((_FIXED, f".{MASK}")):
             continue
         layer = weights.get(key)
         if layer is not None and (mask := mask_of(layer)) is not None:
@@ -114,6 +116,16 @@ def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
         else:
             arrays.append(_weights(key, layer, tensor, is_sparse))
     return arrays
+
+
+def _stored_under_another_name(network: nn.Module) -> set[str]:
+    """Keys of tensors that are stored before; layers may quantize or mask one weight each."""
+    own = {
+        _key(name, "weight")
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if getattr(layer, "weight_quantizer", None) is not None or mask_of(layer) is not None
+    }
+    return {key for key, first in shared_names(network).items() if not {key, first} & own}
 
 
 def _weights(key: str, layer: nn.Module, weight: Tensor, is_sparse: bool) -> tuple[Entry, bytes]:
@@ -236,6 +248,7 @@ def _fill(network: nn.Module, arrays: Mapping[str, Stored], path: str | Path) ->
         if mask_of(layer) is not None
     }
     state = {k: v for k, v in network.state_dict().items() if k not in masks}
+    arrays = with_shared(arrays, network)
     if missing := sorted(state.keys() - arrays.keys()):
         raise _other_network(path, f"it lacks {missing[:3]}")
     if unknown := sorted(arrays.keys() - state.keys()):
