@@ -8,7 +8,7 @@ both is used is settled once, on the original network and its smallest slice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from amc_env.errors import TrainingDivergedError
 from learners.fusion import fuse
 from learners.layout import laid_out, set_layout
-from learners.precision import autocast
+from learners.precision import autocast, hides_in_rounding
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
+
+
+LARGEST_ROUNDING = 0.1
+"""How far outputs in bfloat16 may be from float32, relative to their norm, to be used."""
 
 
 @contextlib.contextmanager
@@ -73,19 +77,23 @@ class Evaluator:
         self.n_images = images.shape[0]
         self._labels = labels.to(device)
         self._images = [
-            laid_out(part.to(device, dtype), layout) for part in torch.split(images, batch_size)
+            laid_out(part.to(device, dtype), layout) for part in _equal(images, batch_size)
         ]
 
     def logits(self, network: nn.Module) -> Tensor:
-        """Returns the outputs for all images as float32, shape (n, classes)."""
+        """Returns the outputs for all images as float32, shape (n, classes).
+
+        Where rounding to ``dtype`` would decide what a network says, it computes in float32.
+        """
         with torch.inference_mode():
+            exact = self.dtype == torch.bfloat16 and hides_in_rounding(network)
+            dtype = torch.float32 if exact else self.dtype
             function = (
-                compiled(network, self.dtype, self.layout)
-                if self.fused
-                else eager(network, self.layout)
+                compiled(network, dtype, self.layout) if self.fused else eager(network, self.layout)
             )
-            with autocast(self.dtype, self.device):
-                return torch.cat([function(images).float() for images in self._images])
+            with autocast(dtype, self.device):
+                outputs = [function(images.to(dtype)).float() for images in self._images]
+        return torch.cat(outputs)[: self.n_images]
 
     def accuracy(self, network: nn.Module) -> float:
         """Returns the share of images classified correctly, in [0, 1].
@@ -100,6 +108,18 @@ class Evaluator:
                 "images; check the weights, or evaluate with precision='fp32'."
             )
         return int((outputs.argmax(1) == self._labels).sum().item()) / self.n_images
+
+
+def _equal(images: Tensor, batch_size: int) -> list[Tensor]:
+    """Splits images into batches of one size; the last repeats the first images if need be.
+
+    A kernel is proved for a batch's size: a smaller rest would have to be proved again.
+    """
+    n = images.shape[0]
+    count = max(1, -(-n // batch_size))
+    size = -(-n // count)
+    missing = size * count - n
+    return list(torch.split(torch.cat((images, images[:missing])), size)) if n else [images]
 
 
 def compiled(
@@ -141,6 +161,42 @@ def fusion_works(model: nn.Module, images: Tensor, dtype: torch.dtype) -> bool:
     scale = expected.abs().max().clamp(min=1e-6)
     close = ((found - expected).abs() <= 1e-3 * scale).all()
     return bool(close and rounded.isfinite().all())
+
+
+def settled_dtype(
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    dtype: torch.dtype,
+    *,
+    fused: bool,
+    layout: torch.memory_format = torch.channels_last,
+) -> torch.dtype:
+    """Returns ``dtype`` if networks compute in it twice the same, and near float32; else float32.
+
+    Each kernel is proved for its shapes when it is first used. This looks at whole networks: at
+    rounding that adds up, and at operators that are not proved.
+
+    Args:
+        networks: The original and narrow candidates of it: kernels for few channels fail first.
+        images: A handful of real images, float32.
+        dtype: What to compute in.
+        fused: Whether networks are fused; see :func:`fusion_works`.
+        layout: Of images and weights; see ``learners.layout``.
+    """
+    if dtype == torch.float32:
+        return dtype
+    for network in networks:
+        with torch.inference_mode():
+            exact = eager(network, layout)(laid_out(images, layout))
+            function = compiled(network, dtype, layout) if fused else eager(network, layout)
+            found = []
+            for _ in range(2):
+                with autocast(dtype, images.device):
+                    found.append(function(laid_out(images.to(dtype), layout)).float())
+            near = (found[0] - exact).norm() <= LARGEST_ROUNDING * exact.norm()
+            if not (torch.equal(*found) and near):
+                return torch.float32
+    return dtype
 
 
 def eager(

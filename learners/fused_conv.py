@@ -2,18 +2,22 @@
 
 On a processor these are the fused convolutions that ``torch.compile`` emits
 (``torch.ops.mkldnn._convolution_pointwise``), called without a compiler. They are private to
-PyTorch, so they are tried once on a tiny tensor; where they are missing or wrong the folded
-convolution runs on public operators.
+PyTorch, and some are wrong for some shapes: each is proved for a shape before its first use
+(``kernel_proof.py``). Where one is missing or fails, the folded convolution runs on public
+operators, and where those fail in bfloat16, in float32.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from learners.kernel_proof import framed, normal_values, proved, right_twice, tiled_like
+from learners.proved_operators import run_proved
 
 _ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
     "none": ("none", []),
@@ -21,6 +25,7 @@ _ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
 _LANES = 16  # output channels that one AVX-512 accumulator holds
+_PUBLIC = 0  # instead of a number of pixels: the public operator
 
 
 class FusedConv(nn.Module):
@@ -58,7 +63,8 @@ class FusedConv(nn.Module):
         self._folded = [weight, bias]
         self._kernel = tuple(weight.shape[2:])
         self._outputs = weight.shape[0]
-        self._ready: dict[int, tuple[Any, ...]] = {}
+        self._ready: dict[Hashable, tuple[Any, ...]] = {}
+        self._forms: dict[Hashable, int] = {}
 
     @classmethod
     def of(
@@ -68,46 +74,105 @@ class FusedConv(nn.Module):
         assert not isinstance(conv.padding, str)
         weight, bias = fold_batch_norm(conv, norm)
         geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        native = weight.device.type == "cpu" and onednn_available(dtype)
+        native = weight.device.type == "cpu" and onednn_available()
         return cls(weight, bias, geometry, activation, dtype, native=native)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolves ``x``; ``other`` is added before the activation."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        if not self.native:
-            weight, bias, padding, stride, dilation, groups = self._arguments(1, x)
-            y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-            return self._activate(y if other is None else y + other)
-        width = self._size(x, 1)
-        pixels = self._pixels(width)
         if other is None:
-            return _spread(self._call(x, pixels), pixels, self._outputs)
-        shape = (x.shape[0], self._outputs, self._size(x, 0), width)
+            return self._run(x, None, self.activation)
+        shape = (x.shape[0], self._outputs, self._size(x, 0), self._size(x, 1))
         if other.shape != shape or self.activation == "relu6":
-            y = torch.ops.mkldnn._convolution_pointwise(x, *self._arguments(1, x), "none", [], "")
-            return self._activate(y + other)
+            return _activate(self._run(x, None, "none") + other, self.activation)
         other = other.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return _spread(self._sum(x, _pack(other, pixels), pixels), pixels, self._outputs)
+        return self._run(x, other, self.activation)
 
-    def _call(self, x: Tensor, pixels: int) -> Tensor:
-        name, scalars = _ACTIVATIONS[self.activation]
-        operator = torch.ops.mkldnn._convolution_pointwise
-        result = operator(x, *self._arguments(pixels, x), name, scalars, "")
-        assert isinstance(result, Tensor)
-        return result
+    def _run(self, x: Tensor, other: Tensor | None, activation: str) -> Tensor:
+        """Computes by the fastest form that is proved for these shapes.
 
-    def _sum(self, x: Tensor, other: Tensor, pixels: int) -> Tensor:
-        activation = "relu" if self.activation == "relu" else None
-        tail = (*self._arguments(pixels, x), "add", 1.0, activation, [], "")
+        All are in channels-last layout and of this module's type.
+        """
+        key = (x.shape, x.stride(), other is None, activation)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = self._choose(x, other, activation)
+        if form == _PUBLIC:
+            y = self._public(x)
+            return _activate(y if other is None else y + other, activation)
+        return self._native(self._arguments(form, x), form, x, other, activation)
+
+    def _choose(self, x: Tensor, other: Tensor | None, activation: str) -> int:
+        """Returns the most pixels to compute as one by a proved kernel, or the public operator."""
+        if not self.native or x.numel() == 0:
+            return _PUBLIC
+        sums = None if other is None else self.overwrites
+        geometry = tuple(tuple(g) if isinstance(g, list) else g for g in self.geometry)
+        kind = ("fused convolution", self.dtype, activation, sums, geometry)
+        summand = None if other is None else other.stride()
+        shapes = (self._folded[0].shape, x.shape, x.stride(), summand)
+        for pixels in self._bundles(self._size(x, 1)):
+            key = (*kind, *shapes, pixels)
+            if proved(key, lambda p=pixels: self._trial(p, x, other, activation)):  # type: ignore[misc]
+                return pixels
+        return _PUBLIC
+
+    def _trial(self, pixels: int, x: Tensor, other: Tensor | None, activation: str) -> bool:
+        """Tries a form on random weights and images of these shapes."""
+        shape = self._folded[0].shape
+        # Outputs of standard deviation 3: every activation bends some of them.
+        scale = 3 / max(shape[1:].numel(), 1) ** 0.5
+        weight = normal_values(shape.numel(), 1).view(shape) * scale
+        bias = normal_values(shape[0], 2)
+        batch, images = tiled_like(x, self.dtype, 3)
+        rounded = [part.to(self.dtype).float() for part in (weight, bias)]
+        with torch.autocast("cpu", enabled=False):
+            expected = _convolve(images, rounded[0], rounded[1], self.geometry)
+        summand: Tensor | None = None
+        if other is not None:
+            summand, few = tiled_like(other, self.dtype, 4)
+            expected = expected + few
+        expected = _activate(expected, activation)
+        arguments = self._prepare(pixels, weight, bias, x.shape)
+
+        def run() -> list[Tensor]:
+            # A sum may be written over its summand.
+            fresh = None if summand is None else framed(summand, summand.stride())
+            return [self._native(arguments, pixels, batch, fresh, activation)]
+
+        sizes = [n * x.element_size() for n in (x.numel(), expected[0].numel() * x.shape[0])]
+        return right_twice(run, [expected], self.dtype, sizes)
+
+    def _public(self, x: Tensor) -> Tensor:
+        weight, bias, padding, stride, dilation, groups = self._arguments(_PUBLIC, x)
+        y = run_proved(F.conv2d, (x, weight, bias, stride, padding, dilation, groups), {})
+        assert isinstance(y, Tensor)
+        return y
+
+    def _native(
+        self,
+        arguments: tuple[Any, ...],
+        pixels: int,
+        x: Tensor,
+        other: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        """Computes by oneDNN's fused operators, ``pixels`` neighbouring outputs as one."""
+        operators = torch.ops.mkldnn
+        if other is None:
+            name, scalars = _ACTIVATIONS[activation]
+            y = operators._convolution_pointwise(x, *arguments, name, scalars, "")
+            return _spread(y, pixels, self._outputs)
+        other = _pack(other, pixels)
+        tail = (*arguments, "add", 1.0, "relu" if activation == "relu" else None, [], "")
         if self.overwrites:
-            result = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *tail)
+            y = operators._convolution_pointwise_.binary(other, x, *tail)
         else:
-            result = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *tail)
-        assert isinstance(result, Tensor)
-        return result
+            y = operators._convolution_pointwise.binary(x, other, *tail)
+        return _spread(y, pixels, self._outputs)
 
-    def _pixels(self, width: int) -> int:
-        """Returns how many neighbouring output pixels to compute as one.
+    def _bundles(self, width: int) -> list[int]:
+        """Returns how many neighbouring output pixels may be computed as one, fastest first.
 
         Eight output channels leave half of every vector register empty. Two neighbouring pixels
         of eight channels lie in channels-last memory just as one pixel of sixteen does, so a
@@ -116,41 +181,67 @@ class FusedConv(nn.Module):
         """
         _, stride, dilation, groups = self.geometry
         if groups > 1 or stride[1] > 1 or dilation[1] > 1 or self._kernel[1] == 1:
-            return 1
-        fitting = [p for p in (4, 2) if p * self._outputs <= _LANES and width % p == 0]
-        return fitting[0] if fitting else 1
+            return [1]
+        return [p for p in (4, 2) if p * self._outputs <= _LANES and width % p == 0] + [1]
 
     def _arguments(self, pixels: int, x: Tensor) -> tuple[Any, ...]:
-        """Returns weight, bias and geometry of the operator, prepared at the first call.
+        """Returns weight, bias and geometry of the operator, prepared at the first call."""
+        key = (pixels, x.shape if self.native else None)
+        if key not in self._ready:
+            self._ready[key] = self._prepare(pixels, self._folded[0], self._folded[1], x.shape)
+        return self._ready[key]
 
-        The best layout of the weights depends on the size of the input ``x``: without it every
-        call may reorder them again (0.9 ms a call for 40 channels).
+    def _prepare(
+        self, pixels: int, weight: Tensor, bias: Tensor, size: Sequence[int]
+    ) -> tuple[Any, ...]:
+        """Returns weight, bias and geometry as the operator takes them.
+
+        The best layout of the weights depends on the size of the input: without it every call may
+        reorder them again (0.9 ms a call for 40 channels).
         """
-        if pixels not in self._ready:
-            weight, bias = self._folded
-            padding, stride, dilation, groups = self.geometry
-            if pixels > 1:
-                stride = [stride[0], pixels]
-                shifted = [F.pad(weight, (p, pixels - 1 - p)) for p in range(pixels)]
-                weight, bias = torch.cat(shifted), bias.repeat(pixels)
-            geometry = (padding, stride, dilation, groups)
-            weight = weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            if self.native:
-                reorder = torch.ops.mkldnn._reorder_convolution_weight
-                weight = reorder(weight, *geometry, list(x.shape))
-            self._ready[pixels] = (weight, bias.to(self.dtype), *geometry)
-        return self._ready[pixels]
-
-    def _activate(self, y: Tensor) -> Tensor:
-        if self.activation == "relu":
-            return y.relu()
-        return F.relu6(y) if self.activation == "relu6" else y
+        padding, stride, dilation, groups = self.geometry
+        if pixels > 1:
+            stride = [stride[0], pixels]
+            shifted = [F.pad(weight, (p, pixels - 1 - p)) for p in range(pixels)]
+            weight, bias = torch.cat(shifted), bias.repeat(pixels)
+        geometry = (padding, stride, dilation, groups)
+        weight = weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        if pixels != _PUBLIC:
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            weight = reorder(weight, *geometry, list(size))
+        return weight, bias.to(self.dtype), *geometry
 
     def _size(self, x: Tensor, axis: int) -> int:
         """Returns the output's size along a spatial axis."""
         padding, stride, dilation, _ = self.geometry
         reach = dilation[axis] * (self._kernel[axis] - 1) + 1
         return (x.shape[2 + axis] + 2 * padding[axis] - reach) // stride[axis] + 1
+
+
+def _activate(y: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return y.relu()
+    return F.relu6(y) if activation == "relu6" else y
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: tuple[list[int], list[int], list[int], int],
+) -> Tensor:
+    """Convolves by a matrix product: independent of oneDNN, and no kernel has to be compiled."""
+    padding, stride, dilation, groups = geometry
+    if groups > 1:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    height, width = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
+        + 1
+        for i in (0, 1)
+    )
+    columns = F.unfold(x, *map(tuple, (weight.shape[2:], dilation, padding, stride)))
+    y = weight.flatten(1) @ columns + bias[:, None]
+    return y.view(x.shape[0], weight.shape[0], height, width)
 
 
 def _pack(x: Tensor, pixels: int) -> Tensor:
@@ -186,25 +277,9 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tenso
     return weight * scale.view(-1, 1, 1, 1), bias
 
 
-@lru_cache
-def onednn_available(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's fused convolutions exist here and agree with the public operator."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(8, 3, 3, 3, generator=generator)
-    bias = torch.randn(8, generator=generator)
-    images = torch.randn(2, 3, 6, 6, generator=generator)
-    other = torch.randn(2, 8, 4, 4, generator=generator)
-    module = FusedConv(weight, bias, ([0, 0], [1, 1], [1, 1], 1), "relu", dtype, native=True)
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            found = [module(images), module(images, other)]
-            module.overwrites = True
-            found.append(module(images, other.clone()))
-            exact = F.conv2d(images, weight, bias)
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-        return False
-    expected = [exact.relu(), (exact + other).relu(), (exact + other).relu()]
-    tolerance = 1e-4 if dtype == torch.float32 else 0.25
-    return all(
-        torch.allclose(a.float(), b, atol=tolerance) for a, b in zip(found, expected, strict=True)
+def onednn_available() -> bool:
+    """Whether oneDNN's fused convolutions exist here; what they compute is proved per shape."""
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    return bool(torch.backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
+        hasattr(torch.ops.mkldnn, name) for name in names
     )

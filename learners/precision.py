@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from learners.proved_operators import ProvedOperators
 
 PRECISIONS = ("auto", "fp32", "bf16")
+_ROUNDINGS = 4
 
 
 def resolve_precision(precision: str, device: str | torch.device = "cpu") -> torch.dtype:
@@ -57,14 +62,36 @@ def working_dtype(
     return dtype
 
 
-def autocast(dtype: torch.dtype, device: str | torch.device) -> AbstractContextManager[None]:
-    """Return the context in which a network computes in ``dtype`` (its weights stay fp32)."""
+@contextmanager
+def autocast(dtype: torch.dtype, device: str | torch.device) -> Iterator[None]:
+    """Enters the context in which a network computes in ``dtype`` (its weights stay fp32).
+
+    On a processor, operators that are not proved in bf16 for their shapes compute in fp32, see
+    ``proved_operators.py``.
+    """
+    kind = torch.device(device).type
+    rounds = dtype == torch.bfloat16
+    proving = ProvedOperators() if rounds and kind == "cpu" else nullcontext()
     # The cache of cast weights would go stale between training steps inside one context; every
     # step opens its own.
-    context: AbstractContextManager[None] = torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=dtype == torch.bfloat16
-    )
-    return context
+    with torch.autocast(kind, torch.bfloat16, enabled=rounds), proving:
+        yield
+
+
+def hides_in_rounding(network: nn.Module) -> bool:
+    """Whether a channel varies by a few roundings of bf16 around its mean, ahead of a batch norm.
+
+    So it is with channels that compression has cut off from nearly all images. A norm divides by
+    that spread: rounding becomes the signal, and the accuracy another one than in fp32.
+    """
+    for norm in network.modules():
+        if not isinstance(norm, _BatchNorm) or norm.running_var is None:
+            continue
+        assert norm.running_mean is not None
+        rounding = norm.running_mean * (_ROUNDINGS * torch.finfo(torch.bfloat16).eps)
+        if bool((norm.running_var + norm.eps < rounding.square()).any()):
+            return True
+    return False
 
 
 def _has_depthwise(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import TrainingDivergedError
 from learners.layout import laid_out
-from learners.precision import autocast
+from learners.precision import autocast, hides_in_rounding
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
@@ -84,7 +84,8 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtyp
     Args:
         network: The candidate, changed in place.
         batches: Calibration images, few and big.
-        dtype: Type to compute in; the statistics themselves are float32.
+        dtype: Type to compute in; the statistics themselves are float32. Where rounding would
+            hide the spread of a channel, all are measured in float32.
     """
     norms = batch_norms(network)
     if not norms:
@@ -95,20 +96,27 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtyp
         for n in norms
     ]
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        device = batches[0].device
-        with torch.no_grad(), autocast(dtype, device):
-            for batch in batches:
-                network(batch)
+        _measure(network, norms, batches, dtype)
+        if dtype == torch.bfloat16 and hides_in_rounding(network):
+            _measure(network, norms, batches, torch.float32)
     finally:
         for norm, (momentum, tracked) in zip(norms, before, strict=True):
             norm.momentum = momentum
             if tracked is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(tracked)
             norm.eval()
+
+
+def _measure(
+    network: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad(), autocast(dtype, batches[0].device):
+        for batch in batches:
+            network(batch)
 
 
 def finetune_briefly(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
-from learners.candidates import Evaluator, fusion_works, limited_threads
+from learners.candidates import Evaluator, fusion_works, limited_threads, settled_dtype
 from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from learners.channel_pruning.decisions import keep_ratio_decisions
+from learners.channel_pruning.narrow import narrow_candidates
 from learners.channel_pruning.preparation import preload
 from learners.channel_pruning.ranking import group_contexts
 from learners.channel_pruning.reconstruction import (
@@ -153,12 +154,12 @@ class ChannelPruning(Learner):
     ) -> None:
         """Preloads the validation images and measures the original network."""
         probe = probe[:8].to(self.device)
-        smallest = {d.target: torch.arange(d.units(d.choices[0])) for d in self.decisions}
+        networks = [reference, *narrow_candidates(self.traced, self.decisions)]
         # What is fused computes channels last.
         fused = self._layout == torch.channels_last and all(
-            fusion_works(network, probe, self._dtype)
-            for network in (reference, self.traced.slice(smallest).eval())
+            fusion_works(network, probe, self._dtype) for network in networks[:2]
         )
+        self._dtype = settled_dtype(networks, probe, self._dtype, fused=fused, layout=self._layout)
         order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
         images, labels = images[order], labels[order]
         n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from learners.candidates import Evaluator, channels_last, fusion_works
+from learners.candidates import Evaluator, channels_last, fusion_works, settled_dtype
 from learners.fusion import fuse
 from learners.layout import layout_of
 from learners.precision import resolve_precision
@@ -69,6 +69,9 @@ class QuantizedJudge:
             and fusion_works(reference, probe, self._dtype)
             and fusion_works(without_identities(bake(of_weights)), probe, self._dtype)
             and _runs_fused(without_identities(bake(candidate)), probe)
+        )
+        self._dtype = settled_dtype(
+            [reference], probe, self._dtype, fused=self._fused, layout=self._layout
         )
         self.original_accuracy = self.accuracy(reference)
 
