@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from contracts.precision_contract import PrecisionContract
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -161,7 +162,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-class LearnerContract:
+class LearnerContract(PrecisionContract):
     """Inherit, and define :meth:`make`; the attributes say what differs between learners."""
 
     budget = Budget(macs=0.6)
@@ -190,6 +191,11 @@ class LearnerContract:
         model = make_model(name)
         learner = self.make(model, EXAMPLE, make_data(96, 2), make_data(200, 3), **options)
         return model, learner
+
+    def with_much_data(self, name, precision):
+        """A learner whose accuracies are counted on more images than the other tests need."""
+        data = make_data(96, 2), make_data(2000, 3)
+        return self.make(make_model(name), EXAMPLE, *data, precision=precision)
 
     def random_plan(self, learner, seed=0):
         rng = np.random.default_rng(seed)
