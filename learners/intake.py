@@ -109,8 +109,9 @@ def count_outputs(model: nn.Module, images: Tensor) -> int:
         raise InputDataError(
             f"Expected a network that runs on float32 images of shape {tuple(images.shape[1:])} "
             f"(inputs of other types, integers too, are converted to that), got "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; where it is made for "
-            f"other inputs, wrap it so that it converts them itself, e.g. by x.long()."
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; weights are float32 "
+            f"here too, so the forward must take them as they are, and where it needs other inputs "
+            f"convert them itself, e.g. by x.long()."
         ) from error
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -29,6 +29,7 @@ _QUANTIZED = (
     "torch.ao.nn.intrinsic.quantized",
     "torch.ao.nn.sparse.quantized",
 )
+_DEPTH = 6  # of containers in an attribute
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -124,7 +125,7 @@ def wrapped_child(module: nn.Module) -> nn.Module | None:
         UntraceableModelError: If the wrapper has hooks, which would be lost with it.
     """
     name = "_orig_mod" if _is_compiled(module) else "module"
-    if name == "module" and not isinstance(module, _WRAPPERS):
+    if name == "module" and not _is_wrapper(module):
         return None
     if module._forward_hooks or module._forward_pre_hooks:
         raise UntraceableModelError(
@@ -138,6 +139,21 @@ def _is_compiled(module: nn.Module) -> bool:
     # Only a process that has compiled something has loaded the compiler, which takes a second.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
+
+def stays_wrapped(model: nn.Module) -> bool:
+    """Whether a network reaches through wrappers inside of it, as ``self.body.module.stem(x)``.
+
+    What ``torch.compile`` returns has the attributes of what it was given; of the others only
+    ``module`` leads inside, so that they cannot be taken out of the way.
+    """
+    forwards = (getattr(type(m), "forward", None) for m in model.modules() if not _is_wrapper(m))
+    codes = (getattr(forward, "__code__", None) for forward in forwards)
+    return any(code is not None and "module" in code.co_names for code in codes)
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return isinstance(module, _WRAPPERS)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -285,8 +301,10 @@ def detached(model: nn.Module) -> dict[int, object]:
     }
 
 
-def _tensors_of(value: object) -> list[Tensor]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    values = value if isinstance(value, list | tuple | set) else (value,)
-    return [entry for entry in values if isinstance(entry, Tensor)]
+def _tensors_of(value: object, depth: int = 0) -> Iterator[Tensor]:
+    """Yields the tensors in an attribute: itself, or what lists and dictionaries hold."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set) and depth < _DEPTH:
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_of(entry, depth + 1)

@@ -20,6 +20,7 @@ from learners.network_forms import (
     check_weight_forms,
     detached,
     resolve_weights,
+    stays_wrapped,
     unwrapped,
     wrapped_child,
 )
@@ -126,13 +127,13 @@ def take_in(
         dtypes = float_types(copied)
         if dtypes:
             copied.float()
-        copied = copied if device is None else copied.to(device)
     except Exception as error:
         raise _uncopied(error) from error
     notes += resolved
     if dtypes:
         came = ", ".join(sorted({str(d).removeprefix("torch.") for d in dtypes.values()}))
         notes.append(f"weights in {came}: everything is computed in float32")
+    copied = copied if device is None else copied.to(device)
     return TakenIn(copied.eval(), Form(dtypes, tuple(notes)), own)
 
 
@@ -209,12 +210,18 @@ def _copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """Returns a copy without wrappers inside, and which there were."""
     memo, nested = detached(model), list[str]()
     try:
+        reached = stays_wrapped(model)
         # From the inside out, so that a wrapper inside of a wrapper is gone already.
         for name, module in reversed(list(model.named_modules())):
-            if (inner := wrapped_child(module)) is not None:
+            inner = wrapped_child(module)
+            if inner is not None and not (reached and "module" in module._modules):
                 memo[id(module)] = copy.deepcopy(inner, memo)
                 nested.append(f"{type(module).__name__} of {name}")
-        return copy.deepcopy(model, memo), nested[::-1]
+        copied = copy.deepcopy(model, memo)
+        for module in copied.modules():
+            if isinstance(module, nn.DataParallel):
+                module.device_ids = []  # it stayed, and calls its module as it is
+        return copied, nested[::-1]
     except UntraceableModelError:
         raise
     except Exception as error:

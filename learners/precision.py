@@ -38,13 +38,17 @@ def check_device(device: str | torch.device | None) -> None:
     """Checks that numbers can be computed on a device.
 
     Raises:
-        ValueError: If they cannot: on ``"meta"`` there are none.
+        ValueError: If they cannot: it is not there, or is ``"meta"``.
     """
-    if device is not None and torch.device(device).type == "meta":
+    if device is None or torch.device(device).type == "cpu":
+        return
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            "Expected a device that computes, got 'meta', which has shapes and no numbers; use cpu"
-            " or cuda."
-        )
+            f"Expected a device that computes, got {str(device)!r}"
+            f" ({str(error).splitlines()[0].rstrip('.')}); use another one, such as cpu."
+        ) from error
 
 
 def working_dtype(

@@ -49,6 +49,7 @@ from learners.network_intake import take_in
 from learners.quantization import load_packed, save_packed
 
 FORMS = EXACT | TYPED
+UNCHANGED = ("plain", "compiled in place", "keeps its output", "reaches inside")
 
 
 def make_data(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -137,9 +138,7 @@ def test_what_is_taken_in_computes_the_same_and_nothing_is_touched(form):
     assert not taken.network.training
     assert set(types_of(taken.network).values()) == {torch.float32}
     assert not any(parametrize.is_parametrized(m) for m in taken.network.modules())
-    assert bool(taken.form.notes) == (
-        form not in ("plain", "compiled in place", "keeps its output")
-    )
+    assert bool(taken.form.notes) == (form not in UNCHANGED)
     # Not run where it would have to be compiled.
     single = network() if "compiled" in form else copy.deepcopy(base, detached(base)).float()
     with torch.no_grad():
@@ -167,7 +166,7 @@ def test_a_form_has_the_groups_of_its_plain_network_and_slices_in_its_types(form
     traced = trace(model, EXAMPLE)
     sliced = traced.slice({g.name: torch.arange(8) for g in traced.graph.groups})
     before.check()
-    prefix = "inner." if form == "keeps its output" else ""
+    prefix = {"keeps its output": "inner.", "reaches inside": "inner.module."}.get(form, "")
     assert [g.name for g in traced.graph.groups] == [f"{prefix}{n}" for n in ("0", "3.0", "5")]
     assert types_of(sliced) == types_of(traced.model)
     assert traced.model.training is sliced.training is True

@@ -50,10 +50,21 @@ class KeepsItsOutput(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.seen = [inner(EXAMPLE)]
+        self.seen = {"first": [inner(EXAMPLE)]}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
+
+
+class ReachesInside(nn.Module):
+    """A network whose forward goes through a wrapper, which therefore has to stay."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.DataParallel(inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner.module(x)
 
 
 class Average(nn.Module):
@@ -144,6 +155,7 @@ EXACT: dict[str, Callable[[nn.Sequential], nn.Module]] = {
     "orthogonal": orthogonal,
     "prune": pruned,
     "keeps its output": KeepsItsOutput,
+    "reaches inside": ReachesInside,
 }
 """Name -> what makes a network of that form; it computes the same as a plain float32 network."""
 
