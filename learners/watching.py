@@ -11,6 +11,7 @@ from torch import nn
 
 from learners.cases import Case
 from learners.counting import visible_attention
+from learners.dead_layers import is_mentioned
 from learners.forward_tracing import TracedForward, TraceMemory
 from learners.label_rules import LabelMode
 from learners.labels import LabelTable
@@ -54,7 +55,7 @@ class Watch:
         self.model = model
         self.probes = probes
         self.ignore = ignore
-        self.blind, self.unseen = _blind_modules(probes)
+        self.blind, self.unseen = _blind_modules(model, probes)
         self.names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
         self.movers: frozenset[str] = frozenset()
         self.memories: dict[str, TraceMemory] = {}
@@ -177,7 +178,7 @@ def _leave(mode: LabelMode) -> Callable[..., None]:
     return hook
 
 
-def _blind_modules(probes: Probes) -> tuple[dict[str, str], dict[str, str]]:
+def _blind_modules(model: nn.Module, probes: Probes) -> tuple[dict[str, str], dict[str, str]]:
     """Finds where parameters that no case has read could have been used.
 
     Their layer would be called by the innermost module around it that ran: what passes through
@@ -195,6 +196,9 @@ def _blind_modules(probes: Probes) -> tuple[dict[str, str], dict[str, str]]:
         caller = owner
         while caller and caller not in probes.modules:
             caller = caller.rpartition(".")[0]
+        if not is_mentioned(model, caller, name):
+            unseen.setdefault(layer, "nothing runs it")
+            continue
         blind.setdefault(caller, f"it may meet {layer}, which no input that was tried runs")
         unseen.setdefault(layer, "no input that was tried runs it")
     return blind, unseen

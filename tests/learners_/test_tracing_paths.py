@@ -138,6 +138,46 @@ def test_what_may_feed_a_layer_that_never_ran_stays_whole() -> None:
         assert small(EXAMPLE).shape == (1, 4)
 
 
+def _helped(net: nn.Module, z: Tensor) -> Tensor:
+    return net.spare(z)
+
+
+REACHED = {
+    "named": lambda net, x, other=False: net.classify(
+        net.spare(net.a(x)) if other else net.a(x).relu()
+    ),
+    "by string": lambda net, x, other=False: net.classify(
+        getattr(net, "spare")(net.a(x)) if other else net.a(x).relu()  # noqa: B009
+    ),
+    "by helper": lambda net, x, other=False: net.classify(
+        _helped(net, net.a(x)) if other else net.a(x).relu()
+    ),
+    "in general": lambda net, x, other=False: net.classify(
+        list(net.children())[-1](net.a(x)) if other else net.a(x).relu()
+    ),
+    "never": lambda net, x, other=False: net.classify(net.a(x).relu()),
+}
+
+
+@pytest.mark.parametrize("way", ["named", "by string", "by helper", "in general", "never"])
+def test_layers_that_no_code_names_keep_nothing_whole(way: str) -> None:
+    class Leftover(Trunk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = conv(8, 8)
+
+        forward = REACHED[way]
+
+    net = Leftover().eval()
+    model = trace(net, EXAMPLE)
+    if way == "never":
+        assert sizes(model) == {"a": 8, "b": 6}
+        assert model.graph.frozen["spare"] == "nothing runs it"
+    else:
+        assert not sizes(model)
+        assert "spare" in model.graph.frozen["a"]
+
+
 def test_a_weight_that_its_module_did_not_use_keeps_the_module_whole() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
