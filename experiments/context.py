@@ -29,6 +29,7 @@ from experiments.runs import RunFolder, TaskFacts
 from experiments.teachers import load_teacher
 from learners.channel_pruning import ChannelPruning
 from learners.tracing import trace
+from learners.wide_layers import wide_layers_note
 
 if TYPE_CHECKING:
     from learners.base import Learner
@@ -194,7 +195,10 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
     traced = trace(model, example, ignore=config.ignore)
     bytes_count = "bytes" in Budget.parse(config.budget).bounds
     check_feasible(config, make_problem(config, traced, example=example if bytes_count else None))
-    return (*notes, *(f"note: {remark}" for remark in traced.graph.remarks()))
+    remarks = traced.graph.remarks()
+    if config.prunes or config.sparsifies:
+        remarks = (*remarks, *wide_layers_note(traced.graph))
+    return (*notes, *(f"note: {remark}" for remark in remarks))
 
 
 def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from learners.hooks import TrainingHook
 from learners.intake import check_weights
 from learners.network_intake import Form, take_in
 from learners.training import TrainingConfig, TrainingResult, train
+from learners.wide_layers import wide_layers_note
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,6 +44,9 @@ class Learner(ABC):
             :meth:`compress` hands back the types that came.
     """
 
+    repairs_layers: ClassVar[bool] = False
+    """Whether layers are fitted anew by least squares after a cut."""
+
     form: Form = Form()
     graph: LayerGraph
     decisions: tuple[Decision, ...]
@@ -57,8 +61,9 @@ class Learner(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the given network to come to a plain float one, for the user."""
-        return self.form.notes
+        """What the user should know of the network: form, fixed costs, layers not repaired."""
+        wide = wide_layers_note(self.graph) if self.repairs_layers else ()
+        return (*self.form.notes, *self.graph.remarks(), *wide)
 
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:

@@ -77,6 +77,7 @@ class ChannelPruning(Learner):
     """
 
     name = "channels"
+    repairs_layers = True
 
     def __init__(
         self,

@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-MAX_COLUMNS = 5000
-"""Wider patches are left alone: the Gram matrix of 5,000 columns takes 100 MB in float32."""
+from learners.wide_layers import MAX_COLUMNS
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _DOUBLE_UP_TO = 1024
 """Wider Gram matrices are kept in float32: half the memory, and twice the speed of a solve."""
 

@@ -91,6 +91,7 @@ class WeightSparsification(Learner):
     """
 
     name = "density"
+    repairs_layers = True
 
     def __init__(
         self,
