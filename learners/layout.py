@@ -26,10 +26,14 @@ def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) 
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
-    """Lays out the 4-d weights of a network, in place; one with 5-d weights stays as it is."""
+    """Lays out the 4-d weights of a network, in place; one with 5-d weights stays as it is.
+
+    Its weights stay normal tensors: those made in inference mode could never be trained again.
+    """
     if layout == torch.channels_last and any(p.dim() == 5 for p in network.parameters()):
         return  # refused: that format is one of four axes
-    network.to(memory_format=layout)  # type: ignore[call-overload]
+    with torch.inference_mode(mode=False):
+        network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:

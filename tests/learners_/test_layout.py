@@ -19,8 +19,9 @@ from learners import (
     UniformQuantization,
     WeightSparsification,
 )
+from learners.candidates import Evaluator, settled_dtype
 from learners.deep_compression import deep_compression
-from learners.layout import laid_out, usable_layout
+from learners.layout import laid_out, set_layout, usable_layout
 from learners.quantization.preparation import training_batches
 from learners.training import TrainingConfig, evaluate, train
 
@@ -178,3 +179,32 @@ def test_a_network_of_one_channel_that_views_its_maps_trains_from_our_loader(aug
         learner = ChannelPruning(model, pixels[:1].float(), loader, loader, round_to=2)
         small = learner.compress(CompressionPlan({d.key: d.choices[0] for d in learner.decisions}))
         assert len(learner.finetune(small, loader, epochs=1, config=config).history) == 1
+
+
+def laid_out_in_inference(network: nn.Module, layout: torch.memory_format) -> None:
+    with torch.inference_mode():
+        set_layout(network, layout)
+
+
+def settled(network: nn.Module, layout: torch.memory_format) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    settled_dtype([network], images, torch.bfloat16, fused=False, layout=layout)
+
+
+def evaluated(network: nn.Module, layout: torch.memory_format) -> None:
+    labels = torch.zeros(4, dtype=torch.int64)
+    evaluator = Evaluator(
+        torch.rand(4, 3, 8, 8), labels, dtype=torch.float32, device=torch.device("cpu"),
+        fused=False, layout=layout,
+    )  # fmt: skip
+    evaluator.logits(network)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("use", [laid_out_in_inference, settled, evaluated])
+def test_what_is_evaluated_can_be_trained_afterwards(use: Any, layout: torch.memory_format) -> None:
+    network = LeNet(flatten=True)
+    use(network, torch.channels_last)
+    use(network, layout)
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert all(p.grad is not None and not p.is_inference() for p in network.parameters())
