@@ -238,7 +238,7 @@ class RunFolder:
             import fcntl
         except ImportError:  # Windows: no advisory locks, the user has to take care
             return
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / ".lock").open("a")  # it may be a link: never emptied
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -7,7 +7,7 @@ folder does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Trust:
 
     Args:
         everything: Whatever it asks for (``--trust``).
-        named: The code that the command itself names, as ``package.module:name``.
+        named: The code that the command itself names, as :func:`call_text` writes it.
         pickle: Weights files that may run code (``--allow-pickle``).
     """
 
@@ -71,10 +71,18 @@ NOTHING = Trust()
 EVERYTHING = Trust(everything=True)
 
 
+def call_text(reference: str, arguments: Sequence[str]) -> str:
+    """Returns code with what it is called with: ``"net:make(checkpoint=old.pt)"``.
+
+    Arguments count, because they may say which file the code opens.
+    """
+    return f"{reference}({', '.join(sorted(arguments))})" if arguments else reference
+
+
 def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
     """Returns option -> the code that it names, for the options that name any."""
     values = {
-        "model": (config.model,),
+        "model": (call_text(config.model, config.model_args),),
         "teacher": (config.teacher,),
         "reward": (config.reward,),
         "cost": tuple(own_cost_references(config.cost).values()),

@@ -164,6 +164,7 @@ Original = Annotated[
 def evaluate(
     ctx: typer.Context,
     model: str,
+    model_args: list[str] | None,
     weights: Path | None,
     trust: bool,
     directory: Directory = None,
@@ -183,10 +184,10 @@ def evaluate(
             --data data/cifar10
     """
     from experiments.measure import measure_file, measure_run
-    from experiments.trust import Trust
+    from experiments.trust import Trust, call_text
 
     if directory is not None:
-        allowed = Trust(trust, named=frozenset({model}))
+        allowed = Trust(trust, named=frozenset({call_text(model, model_args or ())}))
         print(json.dumps(measure_run(directory, original=original, trust=allowed)))
     elif weights is not None:
         print(json.dumps(measure_file(config_from(ctx.params), weights)))

@@ -67,6 +67,52 @@ def test_no_code_is_run_because_a_folder_names_it(
     assert "evil_net" not in sys.modules
 
 
+OPENER = """
+from pathlib import Path
+def make(n_classes, in_channels, file=None):
+    from experiments.models import make_model
+    Path(file or "evil_code_ran").touch()
+    return make_model("digitsnet", n_classes=n_classes, in_channels=in_channels)
+"""
+
+
+def test_the_command_names_what_code_is_called_with_too(
+    foreign: Path, fails: Callable[..., str]
+) -> None:
+    (foreign / "evil_net.py").write_text(OPENER)
+    change(foreign, model="evil_net:make", model_args=["file=theirs"])
+    named = ["evaluate", ".", "--model", "evil_net:make"]
+    assert "'evil_net:make(file=theirs)'" in fails(*named)
+    assert "'evil_net:make(file=theirs)'" in fails(*named, "--model-args", "file=mine")
+    assert not (foreign / "theirs").exists()
+    assert run([*named, "--model-args", "file=theirs"]) == 0
+    change(foreign, model_args=[])
+    assert "'evil_net:make'" in fails(*named, "--model-args", "file=mine")
+
+
+def test_no_file_outside_is_written_through_a_link(foreign: Path, tmp_path: Path) -> None:
+    names = [
+        "config.json",
+        "state.json",
+        "report.html",
+        "summary.json",
+        ".lock",
+        "model.safetensors",
+    ]
+    change(foreign, epochs=0)
+    outside = {}
+    for name in names:
+        target = tmp_path / f"outside{name}"
+        source = foreign / name
+        target.write_bytes(source.read_bytes() if name != ".lock" else b"precious")
+        source.unlink(missing_ok=True)
+        source.symlink_to(target)
+        outside[target] = target.read_bytes()
+    assert run(["report", "."]) == 0
+    assert run(["finetune", ".", "--epochs", "0", "-q"]) == 0
+    assert {path: path.read_bytes() for path in outside} == outside
+
+
 def test_code_is_run_because_the_command_says_so(
     foreign: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
