@@ -79,6 +79,12 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolves ``x``; ``other`` is added before the activation."""
+        # All here is proved, or asks for a proof itself: nothing has to watch the single calls,
+        # which would take an eighth of an episode of a small network.
+        with torch._C.DisableTorchFunction():
+            return self._convolve(x, other)
+
+    def _convolve(self, x: Tensor, other: Tensor | None) -> Tensor:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         if other is None:
             return self._run(x, None, self.activation)

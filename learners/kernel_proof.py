@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -221,10 +220,3 @@ def _agrees(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 def _within(found: Tensor, expected: Tensor, bound: float) -> bool:
     # Not the other way round: NaN is within no bound.
     return not found.numel() or float((found - expected).abs_().max()) <= bound
-
-
-def signature(value: Any) -> Hashable:
-    """Returns what of an operator's argument a kernel may be chosen by."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    return tuple(value) if isinstance(value, list | tuple) else value

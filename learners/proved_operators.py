@@ -19,7 +19,6 @@ from learners.kernel_proof import (
     proved,
     random_like,
     right_twice,
-    signature,
     tiled_like,
 )
 
@@ -66,21 +65,35 @@ def run_proved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping
         args: What it takes: tensors, numbers and lists of numbers.
         kwargs: The same by name.
     """
-    values = [*args, *kwargs.values()]
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not all(t.device.type == "cpu" and t.dtype in _FLOATS for t in tensors):
-        return func(*args, **kwargs)
-    rounds = torch.is_autocast_enabled("cpu") or any(t.dtype == torch.bfloat16 for t in tensors)
-    if not rounds or not all(t.numel() for t in tensors):
-        return func(*args, **kwargs)
-    # One flag per tensor: which gradients are computed decides which kernels run.
-    learns = tuple(torch.is_grad_enabled() and t.requires_grad for t in tensors)
-    key = (func, tuple(kwargs), tuple(map(signature, values)), learns)
-    if proved(key, lambda: _trial(func, args, kwargs, learns)):
+    grad = torch.is_grad_enabled()
+    # All that decides, in one pass: this runs before every operator of every network.
+    facts = [
+        (v.shape, v.stride(), v.dtype, v.is_cpu, grad and v.requires_grad)
+        if isinstance(v, Tensor)
+        else (tuple(v) if isinstance(v, list) else v)
+        for v in (*args, *kwargs.values())
+    ]
+    rounds = torch.is_autocast_enabled("cpu")
+    key = (func, tuple(kwargs), tuple(facts), rounds)
+    if proved(key, lambda: _is_right(func, args, kwargs, rounds=rounds)):
         return func(*args, **kwargs)
     with torch.autocast("cpu", enabled=False):
         exact = func(*map(_float, args), **{name: _float(v) for name, v in kwargs.items()})
     return exact.to(torch.bfloat16)
+
+
+def _is_right(
+    func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any], *, rounds: bool
+) -> bool:
+    """Whether the operator may run as it is: it has nothing to round here, or passes its trial."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not all(t.is_cpu and t.dtype in _FLOATS and t.numel() for t in tensors):
+        return True
+    if not rounds and all(t.dtype == torch.float32 for t in tensors):
+        return True
+    # One flag per tensor: which gradients are computed decides which kernels run.
+    grad = torch.is_grad_enabled()
+    return _trial(func, args, kwargs, [grad and t.requires_grad for t in tensors])
 
 
 def _float(value: Any) -> Any:
