@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,7 @@ from amc_env.actions import READINGS, ReadingContext
 from amc_env.answers import checked_accuracy, checked_reward, wishes_of
 from amc_env.budget import Bounds, Budget, BudgetLike, value_span
 from amc_env.checks import check_numbers, checked, shown
+from amc_env.copies import copied
 from amc_env.cost import COSTS, CostModel, make_cost
 from amc_env.cost_model import CostFunction
 from amc_env.entered_cost import entered, original_costs
@@ -176,6 +177,10 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
         self.outcome(CompressionPlan.full(self.decisions), learner.original_accuracy)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns an environment with an episode of its own and the same learner."""
+        return copied(self, memo, (self.learner, self.graph, *self.costs.values()))
 
     @checked
     def set_budget(self, budget: BudgetLike) -> None:

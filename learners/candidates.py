@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amc_env.errors import TrainingDivergedError
 from learners.fusion import fuse
-from learners.layout import laid_out, set_layout
+from learners.layout import laid_out, layout_name, layout_named, owned, set_layout
 from learners.precision import autocast, hides_in_rounding
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
@@ -71,14 +71,19 @@ class Evaluator:
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.dtype = dtype
-        self.layout = layout
+        self._layout = layout_name(layout)
         self.device = device
         self.fused = fused
         self.n_images = images.shape[0]
-        self._labels = labels.to(device)
+        self._labels = owned(labels.to(device))
         self._images = [
-            laid_out(part.to(device, dtype), layout) for part in _equal(images, batch_size)
+            owned(laid_out(part.to(device, dtype), layout)) for part in _equal(images, batch_size)
         ]
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of images and weights."""
+        return layout_named(self._layout)
 
     def logits(self, network: nn.Module) -> Tensor:
         """Returns the outputs for all images as float32, shape (n, classes).
@@ -119,7 +124,9 @@ def _equal(images: Tensor, batch_size: int) -> list[Tensor]:
     count = max(1, -(-n // batch_size))
     size = -(-n // count)
     missing = size * count - n
-    return list(torch.split(torch.cat((images, images[:missing])), size)) if n else [images]
+    parts = list(torch.split(images, size)) if n else [images]
+    parts[-1] = torch.cat((parts[-1], images[:missing])) if missing else parts[-1]
+    return parts
 
 
 def compiled(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,33 +36,67 @@ def collect(
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
-    with seeded(batches, seed):
-        for batch in batches:
-            if not isinstance(batch, list | tuple) or len(batch) != 2:
-                raise InputDataError(
-                    f"Expected (images, labels) batches in the {name} data, got "
-                    f"{type(batch).__name__}."
-                )
-            x, y = batch
-            _check_batch(x, y, name, example)
-            images.append(x.detach().cpu().float())
-            labels.append(y.detach().cpu().long())
-            count += x.shape[0]
-            if limit is not None and count >= limit:
-                break
+    for x, y in read_batches(batches, name, example.shape[1:], seed):
+        images.append(x)
+        labels.append(y)
+        count += x.shape[0]
+        if limit is not None and count >= limit:
+            break
     if count == 0:
-        raise InputDataError(f"Expected at least one batch of {name} images, got none.")
+        raise no_batch(name)
     # In the layout that networks are written for, however the loader has stored its batches.
     joined = laid_out(torch.cat(images)[:limit], torch.contiguous_format)
     return joined, torch.cat(labels)[:limit]
 
 
-def _check_batch(x: Tensor, y: Tensor, name: str, example: Tensor) -> None:
+def no_batch(name: str) -> InputDataError:
+    """Returns the error for data without a batch."""
+    return InputDataError(f"Expected at least one batch of {name} images, got none.")
+
+
+def read_batches(
+    batches: Iterable[tuple[Tensor, Tensor]], name: str, shape: Sequence[int], seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches of a loader: images in float32 and labels in int64, on the processor.
+
+    The seed decides the order of loaders that shuffle. The loader's random numbers are its own:
+    those that the caller draws between two batches change nothing, nor are they changed.
+
+    Args:
+        batches: The loader.
+        name: What to call the data in messages.
+        shape: Of one image.
+        seed: Decides the order.
+
+    Raises:
+        InputDataError: If a batch is not what the network expects.
+    """
+    with seeded(batches, seed):
+        iterator = iter(batches)
+        state = torch.get_rng_state()
+    end = object()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            batch = next(iterator, end)
+            state = torch.get_rng_state()
+        if batch is end:
+            return
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise InputDataError(
+                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
+            )
+        x, y = batch
+        _check_batch(x, y, name, shape)
+        yield x.detach().cpu().float(), y.detach().cpu().long()
+
+
+def _check_batch(x: Tensor, y: Tensor, name: str, shape: Sequence[int]) -> None:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise InputDataError(f"Expected tensors in the {name} data, got {type(x).__name__}.")
-    if x.shape[1:] != example.shape[1:]:
+    if x.shape[1:] != shape:
         raise InputDataError(
-            f"Expected {name} images of shape {tuple(example.shape[1:])} like the example input, "
+            f"Expected {name} images of shape {tuple(shape)} like the example input, "
             f"got {tuple(x.shape[1:])}; resize them or trace with another example input."
         )
     if not x.isfinite().all():

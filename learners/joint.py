@@ -14,7 +14,8 @@ from amc_env.checks import checked
 from learners.base import Batches
 from learners.candidates import limited_threads
 from learners.channel_pruning import ChannelPruning
-from learners.intake import check_weights
+from learners.held_out import HeldOut
+from learners.intake import check_weights, collect
 from learners.joint_learner import BriefTraining, JointCompression, QuantizationPart, apply_parts
 from learners.joint_storage import joint_storage, plan_at
 from learners.layout import layout_of
@@ -207,8 +208,9 @@ def prepare_joint(
     reference = taken.network
     check_weights(reference)
     seen, held_out, n_outputs = read_images(
-        reference, calibration, validation, count, example_input
-    )
+        reference, calibration, validation, count, example_input,
+        n_validation=options.n_validation, seed=options.seed,
+    )  # fmt: skip
     dtype = working_dtype(reference, options.precision, options.device)
     device = torch.device(options.device)
     batches = training_batches(
@@ -220,7 +222,7 @@ def prepare_joint(
         layout=layout_of(reference, seen[0][:1].to(device)),
         seed=options.seed,
     )
-    few = [(held_out[0][:_PART_IMAGES], held_out[1][:_PART_IMAGES])]
+    few = [collect(held_out.batches, _PART_IMAGES, "validation", example_input)]
     given, shared = (reference, example_input, [seen], few), options.of_parts()
     matching = "recalibration" if "recalibration" in options.proxy else "none"
     bits = quantize(*given, **{**shared, "proxy": matching, **quantization})
@@ -238,7 +240,7 @@ def prepare_joint(
 def _joined(
     parts: Sequence[PlanPart],
     bits: QuantizationLearner,
-    held_out: tuple[Tensor, Tensor],
+    held_out: HeldOut,
     example: Tensor,
     training: BriefTraining,
     options: JointOptions,
@@ -251,17 +253,15 @@ def _joined(
             parts[0].original,
             network,
             _with_float_inputs(network),
-            *held_out,
-            n_validation=options.n_validation,
+            held_out,
             precision=options.precision,
             device=torch.device(options.device),
-            seed=options.seed,
         )
     return JointCompression(
         parts,
         judge,
         storage=storage,
-        validation=judge.validation,
+        validation=held_out.batches,
         training=training,
         settings=bits._training_defaults(),  # its steps are the more delicate ones
         device=options.device,

@@ -12,6 +12,21 @@ import torch
 from torch import Tensor, nn
 
 
+def layout_name(layout: torch.memory_format) -> str:
+    """Returns what objects that are pickled keep instead of a layout.
+
+    PyTorch pickles a layout by a bare name that only a process which has it imported can find.
+    """
+    return str(layout).removeprefix("torch.")
+
+
+def layout_named(name: str) -> torch.memory_format:
+    """Returns the layout that :func:`layout_name` named."""
+    layout = getattr(torch, name)
+    assert isinstance(layout, torch.memory_format)
+    return layout
+
+
 def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
     """Returns images of any dimension, 4-d ones in ``layout``, with exactly the strides of it.
 
@@ -23,6 +38,15 @@ def laid_out(images: Tensor, layout: torch.memory_format = torch.channels_last) 
     images = images.contiguous(memory_format=wanted)
     strides = torch.empty(images.shape, device="meta", memory_format=wanted).stride()
     return images if images.stride() == strides else images.as_strided(images.shape, strides)
+
+
+def owned(values: Tensor) -> Tensor:
+    """Returns values that share no memory with a larger tensor: a copy, if they are a part of one.
+
+    A part keeps all of it in memory, and a pickle of a part holds all of it.
+    """
+    whole = values.untyped_storage().nbytes()
+    return values if whole <= values.numel() * values.element_size() else values.clone()
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:

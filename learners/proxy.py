@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import TrainingDivergedError
-from learners.layout import laid_out
+from learners.layout import laid_out, owned
 from learners.precision import autocast, hides_in_rounding
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
@@ -179,4 +179,4 @@ def image_batches(
 ) -> list[Tensor]:
     """Splits images into batches on the device, none smaller than half a batch."""
     count = max(1, round(images.shape[0] / size))
-    return [laid_out(part.to(device), layout) for part in images.tensor_split(count)]
+    return [owned(laid_out(part.to(device), layout)) for part in images.tensor_split(count)]

@@ -24,7 +24,7 @@ from learners.channel_pruning.discrimination_training import endless_batches, tr
 from learners.channel_pruning.learner import ChannelPruning
 from learners.channel_pruning.ranking import read_or_made
 from learners.intake import count_outputs
-from learners.layout import laid_out
+from learners.layout import laid_out, layout_named
 
 _BATCH = 128
 _ADDITIONS = 16
@@ -129,10 +129,11 @@ class DiscriminationAwarePruning(ChannelPruning):
         n_outputs: int,
     ) -> dict[str, Tensor]:
         parts = zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True)
-        data = [(laid_out(x.to(self.device), self._layout), y.to(self.device)) for x, y in parts]
+        layout = layout_named(self._layout)
+        data = [(laid_out(x.to(self.device), layout), y.to(self.device)) for x, y in parts]
         assert self._loader is not None
         batches = endless_batches(
-            self._loader, self._example, n_outputs, self.device, self.seed, self._layout
+            self._loader, self._example, n_outputs, self.device, self.seed, layout
         )
         slots = {g.name: read_or_made(self.traced, g.name) for g in self.graph.groups}
         n_stages = len(self.places.places) + 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amc_env.plan import CompressionPlan
 from learners.base import Batches, Learner
-from learners.candidates import Evaluator, fusion_works, limited_threads, settled_dtype
+from learners.candidates import fusion_works, limited_threads, settled_dtype
 from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from learners.channel_pruning.decisions import keep_ratio_decisions
 from learners.channel_pruning.narrow import narrow_candidates
@@ -28,8 +28,9 @@ from learners.channel_pruning.scores import Repair, gradient_scores
 from learners.channel_pruning.sensitivity import error_curve
 from learners.channel_pruning.statistics import collect_statistics
 from learners.fusion import following_norms
+from learners.held_out import HeldOut
 from learners.intake import check_labels, collect, count_outputs
-from learners.layout import laid_out, layout_of
+from learners.layout import laid_out, layout_name, layout_named, layout_of
 from learners.network_intake import as_float, plain_float
 from learners.precision import resolve_precision, working_dtype
 from learners.proxy import Proxy, finetune_briefly, recalibrate
@@ -117,11 +118,14 @@ class ChannelPruning(Learner):
         self.seconds = EpisodeSeconds()
         reference = self._take_in(model)
         images, labels = collect(calibration, n_calibration, "calibration", example_input, seed)
-        held_out, classes = collect(validation, None, "validation", example_input, seed)
+        self._held_out = HeldOut(
+            validation, example_input, n_validation=n_validation, seed=seed, loader_seed=seed
+        )
         n_outputs = count_outputs(reference, images[:2].to(self.device))
         check_labels(labels, n_outputs, "calibration")
-        check_labels(classes, n_outputs, "validation")
-        self._layout = layout_of(reference, images[:1].to(self.device))
+        check_labels(self._held_out.labels, n_outputs, "validation")
+        layout = layout_of(reference, images[:1].to(self.device))
+        self._layout = layout_name(layout)
 
         self.traced: TracedModel = trace(
             reference, example_input.to(self.device), ignore=tuple(ignore)
@@ -133,48 +137,32 @@ class ChannelPruning(Learner):
             # (2.2 times on MobileNet V1); training is not, so that follows its own rule.
             self._dtype = resolve_precision(precision, self.device)
             self._training_dtype = working_dtype(reference, precision, self.device)
-            self._prepare_evaluators(reference, held_out, classes, images, n_validation)
+            self._prepare_evaluation(reference, images, layout)
             self._data = preload(
                 images[:n_recalibration], labels[:n_recalibration], train, finetune_steps,
-                example_input, n_outputs, self.device, self._layout, seed,
+                example_input, n_outputs, self.device, layout, seed,
             )  # fmt: skip
             self._prepare_statistics(reference, images, progress)
             self.ranking = self._rank(reference, images, labels, scorer)
 
     def _split(self, images: Tensor) -> list[Tensor]:
         parts = torch.split(images, _STATISTICS_BATCH)
-        return [laid_out(part.to(self.device), self._layout) for part in parts]
+        return [laid_out(part.to(self.device), layout_named(self._layout)) for part in parts]
 
-    def _prepare_evaluators(
-        self,
-        reference: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        probe: Tensor,
-        n_validation: int | None,
+    def _prepare_evaluation(
+        self, reference: nn.Module, images: Tensor, layout: torch.memory_format
     ) -> None:
-        """Preloads the validation images and measures the original network."""
-        probe = probe[:8].to(self.device)
+        """Settles how candidates are evaluated, and measures the original network."""
+        probe = images[:8].to(self.device)
         networks = [reference, *narrow_candidates(self.traced, self.decisions)]
         # What is fused computes channels last.
-        fused = self._layout == torch.channels_last and all(
+        fused = layout == torch.channels_last and all(
             fusion_works(network, probe, self._dtype) for network in networks[:2]
         )
-        self._dtype = settled_dtype(networks, probe, self._dtype, fused=fused, layout=self._layout)
-        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(self.seed))
-        images, labels = images[order], labels[order]
-        n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
-
-        def evaluator(x: Tensor, y: Tensor) -> Evaluator:
-            return Evaluator(
-                x, y, dtype=self._dtype, device=self.device, fused=fused, layout=self._layout
-            )
-
-        self._evaluator = evaluator(images[:n], labels[:n])
-        self._rest = evaluator(images[n:], labels[n:]) if n < images.shape[0] else None
-        # Kept in float32 for choosing the best epoch of a fine-tuning; shares no memory above.
-        self.validation = list(zip(torch.split(images, 250), torch.split(labels, 250), strict=True))
-        self.original_accuracy = self._evaluator.accuracy(reference)
+        self._dtype = settled_dtype(networks, probe, self._dtype, fused=fused, layout=layout)
+        self._held_out.settle([self._dtype], device=self.device, fused=fused, layout=layout)
+        self.validation = self._held_out.batches
+        self.original_accuracy = self._held_out.accuracy(reference, self._dtype)
 
     def _prepare_statistics(self, reference: nn.Module, images: Tensor, progress: bool) -> None:
         """Runs the original network once over the calibration images."""
@@ -249,7 +237,7 @@ class ChannelPruning(Learner):
         with limited_threads(self.threads):
             network = self._candidate(kept, self._dtype, self.proxy, self.seconds)
             start = time.process_time()
-            accuracy = self._evaluator.accuracy(network)
+            accuracy = self._held_out.accuracy(network, self._dtype)
         self.seconds.evaluation += time.process_time() - start
         self.seconds.episodes += 1
         return accuracy
@@ -281,12 +269,7 @@ class ChannelPruning(Learner):
         """
         network = plain_float(network)
         with limited_threads(self.threads):
-            first = self._evaluator.accuracy(network)
-            if not full or self._rest is None:
-                return first
-            rest = self._rest.accuracy(network)
-        n, m = self._evaluator.n_images, self._rest.n_images
-        return (round(first * n) + round(rest * m)) / (n + m)
+            return self._held_out.accuracy(network, self._dtype, full=full)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: sliced, repaired as the proxy says, not fine-tuned.

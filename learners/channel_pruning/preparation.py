@@ -11,7 +11,7 @@ from torch import Tensor
 from amc_env.errors import InputDataError
 from learners.base import Batches
 from learners.intake import check_labels, collect
-from learners.layout import laid_out
+from learners.layout import laid_out, owned
 from learners.proxy import RECALIBRATION_BATCH, image_batches
 from learners.stepping import seeded
 
@@ -63,7 +63,8 @@ def preload(
         InputDataError: If there is no training batch, or one does not fit the network.
     """
     parts = image_batches(images, RECALIBRATION_BATCH, device, layout)
-    data = Preloaded(parts, list(torch.split(labels, [len(part) for part in parts])))
+    classes = torch.split(labels, [len(part) for part in parts])
+    data = Preloaded(parts, [owned(part) for part in classes])
     if not steps or train_batches is None:
         return data
     with seeded(train_batches, seed):

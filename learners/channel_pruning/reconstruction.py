@@ -16,6 +16,8 @@ independently of each other and in any order.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from multiprocessing.context import get_spawning_popen
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,29 @@ class LayerReconstruction:
         self.weight = weight.detach().to(dtype).reshape(self.conv_groups, -1, self.gram.shape[1])
         self.target = self.gram @ self.weight.transpose(1, 2)  # X^T Y, (groups, n, outputs)
         self.energy = (self.target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the half of ``G`` that mirrors the other.
+
+        Not for a process that is being started: tensors are shared with it, whole, instead of
+        copied.
+        """
+        state = dict(vars(self))
+        if get_spawning_popen() is None and torch.equal(self.gram, self.gram.mT):
+            state["gram"] = None
+            state["half"] = self.gram[:, _half(self.gram.shape[1])]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        half = state.pop("half", None)
+        if half is not None:
+            size = state["weight"].shape[2]
+            chosen = _half(size).to(half.device)
+            gram = half.new_zeros(half.shape[0], size, size)
+            gram[:, chosen] = half
+            state["gram"] = torch.where(chosen, gram, gram.mT)
+        vars(self).update(state)
 
     def solve(self, inputs: Tensor, outputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the repaired ``(weight, bias)`` of the sliced layer.
@@ -130,6 +155,11 @@ class LayerReconstruction:
         outputs = outputs.to(self.gram.device)
         owner = outputs // per_group
         return [outputs[owner == g] - g * per_group for g in range(self.conv_groups)]
+
+
+def _half(size: int) -> Tensor:
+    """Returns which entries of a square matrix are on its diagonal or above, bool."""
+    return torch.ones(size, size, dtype=torch.bool).triu()
 
 
 def prepare_reconstruction(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from learners.candidates import Evaluator, channels_last, fusion_works, settled_dtype
+from learners.candidates import channels_last, fusion_works, settled_dtype
 from learners.fusion import fuse
+from learners.held_out import HeldOut
 from learners.layout import layout_of
 from learners.precision import resolve_precision
 from learners.quantization.modules import quantized_layers
@@ -24,17 +25,13 @@ class QuantizedJudge:
         reference: The original network, in ``eval`` mode.
         candidate: A quantized network of the most bits.
         of_weights: The same with float activations.
-        images: All validation images.
-        labels: Their classes.
-        n_validation: Images that judge an episode, a fixed random subset; all if ``None``.
+        held_out: The validation images.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         device: Where to work.
-        seed: Draws the subset.
         layout: Of images and weights, see ``learners.layout``; tried on ``reference`` if ``None``.
 
     Attributes:
         original_accuracy: Of the original on the images of an episode.
-        validation: All images in batches, float32.
     """
 
     def __init__(
@@ -42,37 +39,28 @@ class QuantizedJudge:
         reference: nn.Module,
         candidate: nn.Module,
         of_weights: nn.Module,
-        images: Tensor,
-        labels: Tensor,
+        held_out: HeldOut,
         *,
-        n_validation: int | None,
         precision: str,
         device: torch.device,
-        seed: int,
         layout: torch.memory_format | None = None,
     ) -> None:
-        self._device = device
+        self._held_out = held_out
         self._dtype = resolve_precision(precision, device)
         self._exact = torch.float32 if precision == "auto" else self._dtype
-        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(seed))
-        self._images, self._labels = images[order], labels[order]
-        self._n = images.shape[0] if n_validation is None else min(n_validation, images.shape[0])
-        self._evaluators: dict[tuple[torch.dtype, bool], Evaluator] = {}
-        pairs = zip(torch.split(self._images, 250), torch.split(self._labels, 250), strict=True)
-        self.validation: list[tuple[Tensor, Tensor]] = list(pairs)
-        probe = self._images[:8].to(device)
-        self._layout = layout or layout_of(reference, probe[:1])
+        probe = held_out.first(8).to(device)
+        layout = layout or layout_of(reference, probe[:1])
         # The structure is compared with float activations: a rounding difference that moves an
         # activation to its next value is not an error. What is fused computes channels last.
-        self._fused = (
-            self._layout == torch.channels_last
+        fused = (
+            layout == torch.channels_last
             and fusion_works(reference, probe, self._dtype)
             and fusion_works(without_identities(bake(of_weights)), probe, self._dtype)
             and _runs_fused(without_identities(bake(candidate)), probe)
         )
-        self._dtype = settled_dtype(
-            [reference], probe, self._dtype, fused=self._fused, layout=self._layout
-        )
+        self._dtype = settled_dtype([reference], probe, self._dtype, fused=fused, layout=layout)
+        dtypes = {self._dtype, self._type_for(candidate)}
+        held_out.settle(dtypes, device=device, fused=fused, layout=layout)
         self.original_accuracy = self.accuracy(reference)
 
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
@@ -85,31 +73,14 @@ class QuantizedJudge:
         Raises:
             TrainingDivergedError: If an output is not finite.
         """
-        layers = quantized_layers(network)
-        sees_codes = any(layer.input_quantizer is not None for layer in layers.values())
-        dtype = self._exact if sees_codes else self._dtype
-        ready = without_identities(bake(network)) if layers else network
-        first = self._evaluator(dtype, rest=False)
-        accuracy = first.accuracy(ready)
-        if not full or self._n == self._images.shape[0]:
-            return accuracy
-        rest = self._evaluator(dtype, rest=True)
-        right = round(accuracy * first.n_images) + round(rest.accuracy(ready) * rest.n_images)
-        return right / (first.n_images + rest.n_images)
+        ready = without_identities(bake(network)) if quantized_layers(network) else network
+        return self._held_out.accuracy(ready, self._type_for(network), full=full)
 
-    def _evaluator(self, dtype: torch.dtype, *, rest: bool) -> Evaluator:
-        """Returns what judges on the first images or on the others; preloaded when first asked."""
-        if (dtype, rest) not in self._evaluators:
-            part = slice(self._n, None) if rest else slice(None, self._n)
-            self._evaluators[dtype, rest] = Evaluator(
-                self._images[part],
-                self._labels[part],
-                dtype=dtype,
-                device=self._device,
-                fused=self._fused,
-                layout=self._layout,
-            )
-        return self._evaluators[dtype, rest]
+    def _type_for(self, network: nn.Module) -> torch.dtype:
+        """Returns the type that a network is evaluated in."""
+        layers = quantized_layers(network).values()
+        sees_codes = any(layer.input_quantizer is not None for layer in layers)
+        return self._exact if sees_codes else self._dtype
 
 
 def _runs_fused(candidate: nn.Module, probe: Tensor) -> bool:

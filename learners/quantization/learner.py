@@ -17,7 +17,8 @@ from amc_env.plan import CompressionPlan
 from amc_env.storage import OFF_BITS, StorageFormat
 from learners.base import Batches, Learner
 from learners.candidates import limited_threads
-from learners.layout import laid_out, layout_of
+from learners.held_out import HeldOut
+from learners.layout import laid_out, layout_of, owned
 from learners.network_intake import plain_float
 from learners.precision import working_dtype
 from learners.proxy import finetune_briefly
@@ -149,27 +150,29 @@ class QuantizationLearner(Learner):
         self._precision = precision
         reference = self._reference = self._take_in(model)
         check_dense(reference)
-        given = read_images(reference, calibration, validation, n_calibration, example_input)
-        (images, labels), held_out, n_outputs = given
-        self._labels = labels[:n_recalibration]
+        (images, labels), held_out, n_outputs = read_images(
+            reference, calibration, validation, n_calibration, example_input,
+            n_validation=n_validation, seed=seed,
+        )  # fmt: skip
+        self._labels = owned(labels[:n_recalibration])
         images = images.to(self.device)
-        self._layout = layout_of(reference, images[:1])
+        layout = layout_of(reference, images[:1])
         self.traced: TracedModel = trace(reference, example_input.to(self.device))
         self.graph = self.traced.graph
         with limited_threads(threads):
-            self._float, self._folded = folded_copy(reference, laid_out(images[:8], self._layout))
+            self._float, self._folded = folded_copy(reference, laid_out(images[:8], layout))
             self._recalibration, self._observation, self.layers = observe_layers(
                 self._float, self.graph, images, n_recalibration, ignore,
-                layout=self._layout, seed=seed, progress=progress,
+                layout=layout, seed=seed, progress=progress,
             )  # fmt: skip
             self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
             self._price()
-            self._prepare_judge(*held_out, n_validation)
+            self._prepare_judge(held_out, layout)
         self._training_dtype = working_dtype(self._float, precision, self.device)
         self._training = training_batches(
             train, finetune_steps, example_input, n_outputs, self.device,
-            layout=self._layout, seed=seed,
+            layout=layout, seed=seed,
         )  # fmt: skip
 
     def _choose(self, weight_bits: Bits, activation_bits: Bits, first_last: int | None) -> None:
@@ -221,23 +224,20 @@ class QuantizationLearner(Learner):
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
 
-    def _prepare_judge(self, images: Tensor, labels: Tensor, n_validation: int | None) -> None:
-        """Preloads the validation images and measures the original network."""
+    def _prepare_judge(self, held_out: HeldOut, layout: torch.memory_format) -> None:
+        """Settles how candidates are evaluated, and measures the original network."""
         bits = self._choice.read(CompressionPlan.full(self.decisions))
         of_weights = {n: LayerBits(b.weights, OFF_BITS) for n, b in bits.items()}
         self._judge = QuantizedJudge(
             self._reference,
             self._build(self._float, bits, self._observation),
             self._build(self._float, of_weights, self._observation),
-            images,
-            labels,
-            n_validation=n_validation,
+            held_out,
             precision=self._precision,
             device=self.device,
-            seed=self.seed,
-            layout=self._layout,
+            layout=layout,
         )
-        self.validation = self._judge.validation
+        self.validation = held_out.batches
         self.original_accuracy = self._judge.original_accuracy
 
     def fixed_plan(self, weight_bits: int, activation_bits: int | None = None) -> CompressionPlan:

@@ -14,8 +14,9 @@ from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan
 from learners.base import Batches
+from learners.held_out import HeldOut
 from learners.intake import check_labels, collect, count_outputs
-from learners.layout import laid_out
+from learners.layout import laid_out, owned
 from learners.masking import masked_layers
 from learners.precision import resolve_precision
 from learners.proxy import Proxy
@@ -99,23 +100,26 @@ def read_images(
     validation: Batches,
     n_calibration: int,
     example: Tensor,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
-    """Reads both kinds of batches once and checks them against the network.
+    *,
+    n_validation: int | None,
+    seed: int,
+) -> tuple[tuple[Tensor, Tensor], HeldOut, int]:
+    """Reads both kinds of batches and checks them against the network.
 
     Returns:
-        Calibration images and labels, validation images and labels, the number of classes.
+        Calibration images and labels, the validation images, the number of classes.
 
     Raises:
         InputDataError: If images or labels are not what the network takes, or all the same.
     """
     images, labels = collect(calibration, n_calibration, "calibration", example)
-    held_out, classes = collect(validation, None, "validation", example)
+    held_out = HeldOut(validation, example, n_validation=n_validation, seed=seed)
     device = next(network.parameters()).device
     n_outputs = count_outputs(network, images[:2].to(device))
     check_labels(labels, n_outputs, "calibration")
-    check_labels(classes, n_outputs, "validation")
+    check_labels(held_out.labels, n_outputs, "validation")
     check_not_constant(images)
-    return (images, labels), (held_out, classes), n_outputs
+    return (images, labels), held_out, n_outputs
 
 
 def check_dense(network: nn.Module) -> None:
@@ -178,7 +182,7 @@ def observe_layers(
         ValueError: If a name to ignore is that of no layer.
     """
     names = quantizable_layers(network, graph, ignore)
-    recalibration = laid_out(images[:n_recalibration], layout)
+    recalibration = owned(laid_out(images[:n_recalibration], layout))
     batches = [laid_out(x, layout) for x in torch.split(images, _CALIBRATION_BATCH)]
     seen = observe(network, batches, names, seed=seed, progress=progress)
     there = observe(network, [recalibration], names, seed=seed)

@@ -138,8 +138,10 @@ class WeightSparsification(Learner):
         self.seconds = EpisodeSeconds()
         self.original = self._take_in(model)
         needed = max(n_calibration, n_recalibration)
-        given = read_images(self.original, calibration, validation, needed, example_input)
-        (images, labels), held_out, n_outputs = given
+        (images, labels), held_out, n_outputs = read_images(
+            self.original, calibration, validation, needed, example_input,
+            n_validation=n_validation, seed=seed,
+        )  # fmt: skip
         traced: TracedModel = trace(self.original, example_input.to(self.device))
         self.graph = traced.graph
         choice = sparse_choice(self.original, self.graph, self.pattern, min_density, ignore)
@@ -154,8 +156,8 @@ class WeightSparsification(Learner):
         with limited_threads(threads):
             # Candidates are plain networks with zeros: what runs of them is what runs of this one.
             self._judge = QuantizedJudge(
-                *(self.original,) * 3, *held_out, n_validation=n_validation,
-                precision=precision, device=self.device, seed=seed, layout=layout,
+                *(self.original,) * 3, held_out,
+                precision=precision, device=self.device, layout=layout,
             )  # fmt: skip
             self._norms = following_norms(self.original)
             names = [d.target for d in self.decisions]
@@ -163,7 +165,7 @@ class WeightSparsification(Learner):
                 self.original, images[:n_calibration], names, self._norms,
                 device=self.device, seed=seed, progress=progress, layout=layout,
             )  # fmt: skip
-        self.validation = self._judge.validation
+        self.validation = held_out.batches
         self.original_accuracy = self._judge.original_accuracy
         self._fitted = FittedWeights(
             self.original, self._layers, self.pattern, self.proxy.reconstruct

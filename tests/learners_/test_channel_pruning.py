@@ -115,7 +115,11 @@ def test_the_seed_decides_what_shuffling_loaders_give():
                 n_calibration=32, n_validation=32, precision="fp32",
             )  # fmt: skip
             assert torch.equal(torch.get_rng_state(), state)
-        parts = learner._data.recalibration, learner._data.training[1], learner._evaluator._images
+        parts = (
+            learner._data.recalibration,
+            learner._data.training[1],
+            learner._held_out._evaluators[torch.float32]._images,
+        )
         return [part[0] for part in parts]
 
     own = torch.Generator().manual_seed(3)
