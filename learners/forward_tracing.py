@@ -127,6 +127,10 @@ class _Recorder(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         return self.module.training if target == "training" else super().fetch_attr(target)
 
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Returns what the forward returns, in containers that its caller may change."""
+        return _mutable(args[0])
+
     def run_node(self, n: fx.Node) -> Any:
         seen: set[str] = set()
         self.mode.observed.append(seen)
@@ -147,6 +151,18 @@ class _Recorder(fx.Interpreter):
             return leaf
         labels = self.mode.label(leaf)
         return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if labels is None else labels
+
+
+def _mutable(value: Any) -> Any:
+    """Replaces the containers of fx by those that they stand for."""
+    if isinstance(value, dict):
+        return {key: _mutable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_mutable(entry) for entry in value]
+    if isinstance(value, tuple):
+        entries = [_mutable(entry) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+    return value
 
 
 def _is_movement(node: fx.Node, seen: set[str]) -> bool:

@@ -133,7 +133,9 @@ class _Tracer(fx.Tracer):
         ]
 
         def forward(root: nn.Module) -> Any:
-            return self.call.call(root_fn, root, proxies)
+            out = self.call.call(root_fn, root, proxies)
+            _check_containers(out)
+            return out
 
         return forward, [self.root]
 
@@ -167,6 +169,20 @@ class _Tracer(fx.Tracer):
             node = self.create_proxy("call_function", operator.truth, (obj,), {}).node
         self.guards[node] = self.known[node]
         return bool(self.known[node])
+
+
+def _check_containers(value: Any) -> None:
+    """Checks that a graph can return a value as it is: fx makes plain ones of its containers.
+
+    Raises:
+        ValueError: If it holds a mapping or sequence of a class of its own.
+    """
+    if not isinstance(value, (Mapping, list, tuple)):
+        return
+    if type(value) not in (dict, list, tuple) and not hasattr(value, "_fields"):
+        raise ValueError(f"it returns a {type(value).__name__}")
+    for entry in value.values() if isinstance(value, Mapping) else value:
+        _check_containers(entry)
 
 
 def _evaluated(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

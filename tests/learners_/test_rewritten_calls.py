@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -226,3 +228,59 @@ def test_a_rewrite_that_computes_something_else_is_dropped_with_its_groups(
     assert {"good.before": 12, "good.module.qkv": 4}.items() <= found.items()
     assert "shuffle.a" not in found
     assert "the forward of 'shuffle' cannot be rewritten" in model.graph.frozen["shuffle.a"]
+
+
+class Packed(OrderedDict[str, Tensor]):
+    """What libraries return: a dictionary whose entries are attributes too."""
+
+    @property
+    def image(self) -> Tensor:
+        return self["image"]
+
+
+class Pair(NamedTuple):
+    image: Tensor
+    others: list[Tensor]
+
+
+def _appended(out: list[Tensor]) -> Tensor:
+    out.append(out[0])
+    return out[1]
+
+
+def _updated(out: dict[str, Any]) -> Tensor:
+    out["others"].append(out.pop("image"))
+    return sum(out["others"])
+
+
+# How a module packs its output, what its caller does with that, and whether a graph can do so too.
+PACKINGS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor], bool]] = {
+    "list": (lambda x: [x], _appended, True),
+    "dictionary": (lambda x: {"image": x, "others": [x]}, _updated, True),
+    "named tuple": (lambda x: Pair(x, [x]), lambda out: out.image + _appended(out.others), True),
+    "own class": (lambda x: Packed(image=x), lambda out: out.image, False),
+    "own class inside": (lambda x: (1, [Packed(image=x)]), lambda out: out[1][0].image, False),
+}
+
+
+class Packing(Shuffle):
+    def __init__(self, pack: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x: Tensor, groups: int = 4) -> Any:
+        return self.pack(super().forward(x, groups))
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_a_module_may_pack_its_output_as_it_likes(name: str) -> None:
+    pack, use, can_be_rewritten = PACKINGS[name]
+    torch.manual_seed(0)
+    model = trace(Net(Packing(pack), lambda module, x: use(module(x))).eval(), EXAMPLE)
+    assert ("module.a" in sizes(model)) == can_be_rewritten
+    assert "before" in sizes(model)
+    kept = halved(model)
+    for images in OTHERS:
+        assert difference(model.slice(kept)(images), model.mask(kept)(images)) <= 1e-5
+    if not can_be_rewritten:
+        assert "it returns a Packed" in model.graph.frozen["module.a"]
