@@ -141,12 +141,20 @@ def count_macs(model: nn.Module, arguments: Sequence[Any]) -> int:
         model: In the mode that it is to run in.
         arguments: Its inputs.
     """
-    with (
-        FlopCounterMode(display=False, custom_mapping=_ADDED) as counter,
-        torch.no_grad(),
-        visible_attention(),
-    ):
-        model(*arguments)
+    # The counter follows gradients of what modules get, and fails on a parameter without any.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with (
+            FlopCounterMode(display=False, custom_mapping=_ADDED) as counter,
+            torch.no_grad(),
+            visible_attention(),
+        ):
+            model(*arguments)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops()) // _FLOPS_PER_MAC
 
 

@@ -256,3 +256,34 @@ def test_remarks_are_few_where_everything_can_be_cut():
     (remark,) = LayerGraph((*layers, *fixed), groups).remarks()
     assert "f0 (18.6%), f1 (16.3%), " in remark
     assert "f4 (9.3%) and 2 more" in remark
+
+
+class Reader(nn.Module):
+    """Reads a memory; what asks is learned, and is handed to the module as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.last = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, asking, memory):
+        return asking + self.last(self.keys(memory).relu()).mean(1, keepdim=True)
+
+
+class Latents(nn.Module):
+    def __init__(self, trained):
+        super().__init__()
+        self.stem, self.reader, self.head = nn.Linear(6, 8), Reader(), nn.Linear(8, 3)
+        self.asking = nn.Parameter(torch.randn(1, 4, 8), requires_grad=trained)
+
+    def forward(self, x):
+        return self.head(self.reader(self.asking, memory=self.stem(x)).mean(1))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_module_may_be_called_with_a_parameter(trained):
+    net = Latents(trained)
+    example = torch.randn(1, 5, 6)
+    assert count_macs(net, (example,)) == counted_macs(net.requires_grad_(False), example)
+    net.asking.requires_grad_(trained)
+    assert "reader.keys" in {group.name for group in trace(net, example).graph.groups}
+    assert net.asking.requires_grad == trained
