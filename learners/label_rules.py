@@ -236,9 +236,9 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         n_axes = next((int(name[i - 1]) for i in range(1, len(name)) if name[i] == "d"
                        and name[i - 1].isdigit()), source.dim() - 2)  # fmt: skip
         axes = range(source.dim() - n_axes, source.dim())
-        if any(varies(labels, axis) for axis in axes):
-            self.table.freeze(labels, f"{name} runs over it")
-        for axis in axes:
-            labels = labels.narrow(axis, 0, 1)
+        for axis in axes:  # positions are read together, as in position embeddings that are resized
+            first = labels.narrow(axis, 0, 1)
+            self.table.tie(first, labels)
+            labels = first
         result = tree_leaves(out)[0]
         self.set_label(result, labels.expand(result.shape))

@@ -79,7 +79,7 @@ class Surgeon:
         for name in self._patched:
             _patch(source.get_submodule(name), model.get_submodule(name))
         for name, units in self.grouping.norms.items():
-            _patch_norm(model.get_submodule(name), len(units), int(alive[units].sum()))
+            _patch_norm(model.get_submodule(name), alive[units])
         device = next((p.device for p in source.parameters()), alive.device)
         for rewrite in self.rewrites:
             if rewrite.is_needed(alive):
@@ -171,10 +171,13 @@ def _patch_conv(old: nn.Module, new: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: 
     new.in_channels = weight.shape[1] * new.groups
 
 
-def _patch_norm(new: nn.Module, width: int, kept: int) -> None:
+def _patch_norm(new: nn.Module, stays: Tensor) -> None:
     """Brings the attributes of a norm in line with its kept channels, with weights or without."""
-    if isinstance(new, nn.GroupNorm) and new.num_channels == width:
+    name = "num_channels" if isinstance(new, nn.GroupNorm) else "num_features"
+    width = getattr(new, name, None)
+    if not isinstance(width, int) or len(stays) % width:
+        return
+    kept = int(stays[:width].sum())  # instance norms get the channels of all images in a row
+    if isinstance(new, nn.GroupNorm):
         new.num_groups = new.num_groups * kept // width
-        new.num_channels = kept
-    elif isinstance(new, nn.modules.batchnorm._NormBase) and new.num_features == width:
-        new.num_features = kept
+    setattr(new, name, kept)
