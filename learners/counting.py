@@ -141,7 +141,7 @@ def count_macs(model: nn.Module, arguments: Sequence[Any]) -> int:
         model: In the mode that it is to run in.
         arguments: Its inputs.
     """
-    # The counter follows gradients of what modules get, and fails on a parameter without any.
+    # The counter follows the gradients of what modules get, and fails on views of parameters.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

@@ -259,7 +259,7 @@ def test_remarks_are_few_where_everything_can_be_cut():
 
 
 class Reader(nn.Module):
-    """Reads a memory; what asks is learned, and is handed to the module as it is."""
+    """Reads a memory; what asks is learned, and handed on for every sample."""
 
     def __init__(self):
         super().__init__()
@@ -276,11 +276,13 @@ class Latents(nn.Module):
         self.asking = nn.Parameter(torch.randn(1, 4, 8), requires_grad=trained)
 
     def forward(self, x):
-        return self.head(self.reader(self.asking, memory=self.stem(x)).mean(1))
+        return self.head(
+            self.reader(self.asking.expand(len(x), -1, -1), memory=self.stem(x)).mean(1)
+        )
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_module_may_be_called_with_a_parameter(trained):
+def test_a_module_may_be_called_with_a_view_of_a_parameter(trained):
     net = Latents(trained)
     example = torch.randn(1, 5, 6)
     assert count_macs(net, (example,)) == counted_macs(net.requires_grad_(False), example)
