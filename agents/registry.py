@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from agents.random_search import RandomSearch
 from agents.seeded import Seeded
 from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
 from amc_env.checks import checked
+from amc_env.json_text import parse_json
 
 
 def ddpg_seeded_by_sensitivity(
@@ -179,7 +179,7 @@ def _value(text: str) -> Any:
     if text in ("True", "False"):  # as Python spells them
         return text == "True"
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text)
+    except ValueError:
         return text
     return value if isinstance(value, bool | int | float) else text

@@ -39,6 +39,9 @@ _NAMES: dict[Any, str] = {
 _ABSTRACT = (Sequence, Iterable, Mapping, Set)
 _INT64 = 2**63
 
+MOST_THREADS = 1024
+"""More processor threads than machines have; far more end the process when they are started."""
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -123,6 +126,19 @@ def check_seed(seed: Any) -> int:
             f"Expected a seed, a whole number from 0 to {SEED_LIMIT - 1}, got {shown(seed)}."
         )
     return int(seed)
+
+
+def check_threads(name: str, threads: object, least: int = 1) -> int:
+    """Returns a number of processor threads.
+
+    Raises:
+        ArgumentError: If it is none from ``least`` to ``MOST_THREADS``.
+    """
+    if not _is_number(threads, int) or not least <= threads <= MOST_THREADS:  # type: ignore[operator]
+        raise ArgumentError(
+            f"Expected {name}, a whole number from {least} to {MOST_THREADS}, got {shown(threads)}."
+        )
+    return int(threads)  # type: ignore[call-overload, no-any-return]
 
 
 def check_whole(name: str, value: object, least: int) -> int:

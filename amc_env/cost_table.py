@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from amc_env.errors import CompressionError
 from amc_env.graph import LayerGraph, LayerSpec
+from amc_env.json_text import parse_json
 
 Array = npt.NDArray[np.float64]
 
@@ -198,8 +199,8 @@ class CostTable:
                 holds values that no measurement gives.
         """
         try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise CostTableError(
                 f"The cost table {path} cannot be read ({error}); make one with amc latency-table."
             ) from error
@@ -213,7 +214,7 @@ class CostTable:
             CostTableError: As :meth:`read`.
         """
         try:
-            document = json.loads(text)
+            document = parse_json(text)
         except ValueError as error:
             raise CostTableError(
                 f"{name} is no JSON or cut short ({error}); restore it, or measure it again with "
@@ -232,7 +233,7 @@ class CostTable:
             return _table(document)
         except CostTableError as error:
             raise CostTableError(f"{name}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CostTableError(
                 f"{name} is damaged: {type(error).__name__} {error}; the form is described in "
                 f"docs/latency_tables.md."

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from amc_env.checks import checked, shown
 from amc_env.errors import ArgumentError, PlanMismatchError
+from amc_env.json_text import parse_json
 
 PLAN_VERSION = 1
 _CHOICE_TOLERANCE = 1e-6
@@ -212,7 +213,7 @@ class CompressionPlan(Mapping[str, float]):
         )
 
     @classmethod
-    def from_json(cls, text: str) -> CompressionPlan:
+    def from_json(cls, text: str | bytes) -> CompressionPlan:
         """Reads what :meth:`to_json` wrote.
 
         Raises:
@@ -221,18 +222,18 @@ class CompressionPlan(Mapping[str, float]):
         if not isinstance(text, str | bytes):
             raise ArgumentError(f"Expected a plan as text, got {shown(text)}.")
         try:
-            document = json.loads(text)
+            document = parse_json(text)
             version = document["version"]
             if document["format"] != "compression-plan":
                 raise KeyError("format")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise PlanMismatchError(
                 f"Expected a compression plan in JSON, got something else or a file cut short "
                 f"({type(error).__name__}: {error})."
             ) from error
         if version != PLAN_VERSION:
             raise PlanMismatchError(
-                f"Expected a plan of version {PLAN_VERSION}, got version {version}; "
+                f"Expected a plan of version {PLAN_VERSION}, got version {shown(version)}; "
                 f"write it again with this release."
             )
         try:
@@ -240,6 +241,10 @@ class CompressionPlan(Mapping[str, float]):
                 f"{row['target']}:{DecisionKind(row['kind']).value}": float(row["value"])
                 for row in document["decisions"]
             }
-        except (KeyError, TypeError, ValueError) as error:
+            if len(values) < len(document["decisions"]):
+                raise ValueError("it decides twice about the same thing")
+            if not all(map(math.isfinite, values.values())):
+                raise ValueError("it holds values that are no finite numbers")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanMismatchError(f"A row of the plan is damaged: {error}.") from error
         return cls(values)

@@ -20,6 +20,7 @@ from amc_env.answers import checked_accuracy
 from amc_env.errors import CompressionError
 from amc_env.facts_json import task_from_json, task_to_json
 from amc_env.graph import LayerGraph
+from amc_env.json_text import parse_json
 from amc_env.plan import Decision
 from amc_env.storage import StorageFormat
 from amc_env.surrogate import Surrogate, SurrogateSettings
@@ -185,7 +186,7 @@ def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDAr
         ) from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            facts = json.loads(archive["facts"].tobytes())
+            facts = parse_json(archive["facts"].tobytes())
             arrays = {name: archive[name] for name in _ARRAYS}
         is_ours = facts["format"] == FORMAT
     except _UNREADABLE as error:

@@ -14,8 +14,16 @@ import typer
 
 from amc_env.errors import CompressionError
 from experiments.commands import automl, compare, latency, record, runs, stages
+from experiments.config_values import check_size
 from experiments.files import is_disk_full, is_memory_full
-from experiments.user_code import exit_call, explanation, last_place, one_line, what_it_says
+from experiments.user_code import (
+    exit_call,
+    explanation,
+    last_place,
+    one_line,
+    readable,
+    what_it_says,
+)
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -41,6 +49,8 @@ def watched(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            for name, value in kwargs.items():
+                check_size(name, value)
             command(*args, **kwargs)
         except typer.Exit as error:
             if explanation(error) is None:  # it is our own
@@ -169,7 +179,7 @@ def _explain_own(error: BaseException) -> tuple[str, int]:
 
 
 def _complain(message: str) -> None:
-    print(f"amc: {message}", file=sys.stderr, flush=True)
+    print(f"amc: {readable(message)}", file=sys.stderr, flush=True)
 
 
 def _verb(arguments: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from experiments.context import (
 from experiments.evaluate import run_evaluate, run_export
 from experiments.export import require_onnx
 from experiments.finetune import run_finetune, training_config
+from experiments.occupied import check_place
 from experiments.progressive import stage_budgets
 from experiments.runs import RunFolder
 from experiments.search import run_search
@@ -56,6 +57,7 @@ def open_task(
         stages: What will be run, to know what to check.
         quiet: Whether to hide progress bars and notes.
     """
+    check_place(out, "--out")
     check_device(config)
     if "search" in stages:
         check_search_options(config)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from amc_env.checks import SEED_LIMIT, check_threads
 from amc_env.cost import COSTS
 from amc_env.errors import InputDataError
 from amc_env.references import is_reference
@@ -51,6 +53,8 @@ _POSITIVE = (
     "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
     "sparse_strength",
 )  # fmt: skip
+SEEDS = ("seed", "first_seed")
+_MOST, _DIGITS = 2**31 - 1, 30
 _SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
 _PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
 
@@ -134,6 +138,7 @@ def check_numbers(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ValueError(f"Expected {option(name)} >= {least:g}, got {value}.")
+    check_threads("--threads", config.threads, 0)
     for name in _POSITIVE:
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -142,6 +147,7 @@ def check_numbers(config: RunConfig) -> None:
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
     check_normalisation(config.mean, config.std)
+    _check_schedule(config)
     if not 0.0 < config.min_density <= 1.0:
         raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
     stages = (1.0, *config.stages, 0.0)
@@ -150,11 +156,41 @@ def check_numbers(config: RunConfig) -> None:
             f"Expected --stages as falling shares between 1 and 0, e.g. 0.75,0.5, got "
             f"{','.join(f'{share:g}' for share in config.stages)}."
         )
+
+
+def _check_schedule(config: RunConfig) -> None:
     if config.schedule_begin > config.schedule_end:
         raise ValueError(
             f"Expected --schedule-begin no later than --schedule-end, got "
             f"{config.schedule_begin:g} and {config.schedule_end:g}; shares of the training."
         )
+
+
+def check_size(name: str, value: object) -> None:
+    """Rejects numbers that no option can mean: NaN, infinite ones, and whole ones beyond 32 bits.
+
+    Args:
+        name: Of the option, as in Python.
+        value: What it was given; what is no number passes.
+
+    Raises:
+        ValueError: With the range.
+    """
+    most = SEED_LIMIT - 1 if name in SEEDS else _MOST
+    if isinstance(value, int) and not isinstance(value, bool) and not -most <= value <= most:
+        raise ValueError(f"Expected {option(name)} <= {most}, got {shown_number(value)}.")
+    if name in ("mean", "std") and isinstance(value, tuple):
+        numbers = [x for x in value if isinstance(x, float)]
+        check_normalisation(**{"mean": None, "std": None, name: numbers})
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"Expected {option(name)} as a finite number, got {value}.")
+
+
+def shown_number(value: int) -> str:
+    """Returns a whole number; one of very many digits as how many it has."""
+    if abs(value) < 10**_DIGITS:
+        return str(value)
+    return f"a number of {int(math.log10(abs(value))) + 1} digits"
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

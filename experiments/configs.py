@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from amc_env import Budget, RunFolderError
+from amc_env.checks import check_argument
 from amc_env.storage import OFF_BITS
 from experiments.bit_widths import bits_text, parse_bits
 from experiments.config_defaults import (
@@ -22,6 +24,7 @@ from experiments.config_values import (
     CHANNEL_LEARNERS,
     check_choices,
     check_numbers,
+    check_size,
     option,
     own_cost_references,
 )
@@ -137,6 +140,11 @@ class RunConfig:
     schedule_frequency: int | None = _option(None, "finetune")
 
     def __post_init__(self) -> None:
+        hints = _hints()
+        for f in dataclasses.fields(self):  # None stands for what depends on other options
+            if (value := getattr(self, f.name)) is not None or f.default is not None:
+                check_size(f.name, value)
+                object.__setattr__(self, f.name, check_argument(f.name, value, hints[f.name]))
         for name, value in own_defaults(self).items():
             if getattr(self, name) in ("", NOT_GIVEN):
                 object.__setattr__(self, name, value)
@@ -268,6 +276,11 @@ class RunConfig:
             and f.name not in but
             and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(RunConfig)
 
 
 def package_versions() -> dict[str, str | None]:

@@ -28,6 +28,7 @@ from experiments.problem import Problem, check_feasible, make_problem
 from experiments.runs import RunFolder, TaskFacts
 from experiments.teachers import load_teacher
 from learners.channel_pruning import ChannelPruning
+from learners.precision import check_device as check_computes
 from learners.tracing import trace
 from learners.wide_layers import wide_layers_note
 
@@ -154,13 +155,7 @@ def check_device(config: RunConfig) -> None:
     Raises:
         ValueError: If torch cannot use it.
     """
-    try:
-        torch.zeros(1, device=config.device).item()  # of which the meta device has none
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"The device {config.device!r} cannot be used ({reason}); try --device cpu."
-        ) from error
+    check_computes(config.device)
 
 
 def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> tuple[str, ...]:

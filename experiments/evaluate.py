@@ -20,6 +20,7 @@ from experiments.networks import example_input, load_smaller
 from experiments.onnx_options import OnnxOptions, file_metadata
 from experiments.problem import Problem
 from experiments.runs import PACKED, RunFolder
+from experiments.stored_state import blamed_on
 from learners.masking import masked_layers
 from learners.quantization.modules import quantized_layers
 from learners.sparsification.finalise import finalise
@@ -154,7 +155,9 @@ def run_evaluate(task: Task) -> None:
             densities=layer_densities(small),
             n_images=task.data.test.n_images,
         )
-    write_json(folder / "summary.json", summarise(folder))
+    with blamed_on(folder / "state.json"):
+        summary = summarise(folder)
+    write_json(folder / "summary.json", summary)
 
 
 def predicted_costs(problem: Problem, plan: CompressionPlan) -> dict[str, float]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
+from amc_env.checks import shown
+from amc_env.json_text import parse_json
+from experiments.shapes import check_shape
 
 # errno values that mean "no more room": a full disk, and a full quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -80,6 +83,53 @@ def write_json(path: Path, document: Any) -> None:
     write_atomic(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
+_START_AGAIN = "restore it, or start the run again in a new folder"
+
+
+def read_content(path: Path, remedy: str = _START_AGAIN, missing: str | None = None) -> bytes:
+    """Reads a file of a run.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be read, as the end of a sentence.
+        missing: The sentence to say if it is not there; ``remedy`` if not given.
+
+    Raises:
+        RunFolderError: If it is missing, is no file, or cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise RunFolderError(f"Expected a file at {path}, got something else; {remedy}.")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunFolderError(missing or f"{path} is missing; {remedy}.") from error
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
+
+
+def read_document(
+    path: Path, remedy: str = _START_AGAIN, *, missing: str | None = None, shape: Any = Any
+) -> Any:
+    """Reads a JSON file of a run; every way in which it can be damaged is one sentence.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damaged file, as the end of a sentence.
+        missing: The sentence to say if it is not there; ``remedy`` if not given.
+        shape: What it must hold, as :mod:`experiments.shapes` says it.
+
+    Raises:
+        RunFolderError: If it is missing, cannot be read, or holds something else.
+    """
+    content = read_content(path, remedy, missing)
+    try:
+        document = parse_json(content)
+        check_shape(document, shape)
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged or cut short ({error}); {remedy}.") from error
+    return document
+
+
 def read_json(path: Path, form: str, version: int) -> dict[str, Any]:
     """Reads a JSON document that says what it is.
 
@@ -91,18 +141,12 @@ def read_json(path: Path, form: str, version: int) -> dict[str, Any]:
     Raises:
         RunFolderError: If the file is missing, cut short, something else, or of another version.
     """
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"{path.parent} is no run folder: {path.name} is missing; expected a folder that "
-            f"amc made with --out."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise RunFolderError(
-            f"{path} is damaged or cut short ({error}); restore it, or start the run again in a "
-            f"new folder."
-        ) from error
+    document = read_document(
+        path,
+        _START_AGAIN,
+        missing=f"{path.parent} is no run folder: {path.name} is missing; expected a folder that "
+        f"amc made with --out.",
+    )
     if not isinstance(document, dict) or document.get("format") != form:
         raise RunFolderError(
             f"{path} is not what this program writes (expected format {form!r}); choose another "
@@ -110,7 +154,7 @@ def read_json(path: Path, form: str, version: int) -> dict[str, Any]:
         )
     if document.get("version") != version:
         raise RunFolderError(
-            f"{path} has version {document.get('version')}, this release reads version {version}; "
-            f"use the release that wrote it, or start again in a new folder."
+            f"{path} has version {shown(document.get('version'))}, this release reads version "
+            f"{version}; use the release that wrote it, or start again in a new folder."
         )
     return document

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments.context import Task
 from experiments.events import open_writer
-from experiments.files import write_json
+from experiments.files import read_document, write_json
 from experiments.networks import load_smaller, read_shape, save_network
 from learners.group_finetuning import group_finetune
 from learners.sparse_training import cut_after, sparse_training
@@ -56,7 +55,7 @@ def starting_network(task: Task, settings: TrainingConfig, checkpoints: Path) ->
         network.cpu()
         write_json(checkpoints / _SECONDS, {"seconds": time.perf_counter() - started})
         save_network(network, path, plan=folder.read_plan(), kept=kept)
-    seconds = json.loads((checkpoints / _SECONDS).read_text())["seconds"]
+    seconds = read_document(checkpoints / _SECONDS, shape={"seconds": float})["seconds"]
     # From the file in any case, so that a resumed run begins with the same.
     name = str(path.relative_to(folder.path))
     return Start(load_smaller(folder, name), read_shape(path).kept, seconds)

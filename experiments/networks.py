@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from amc_env import CompressionPlan, InputDataError, RunFolderError
+from amc_env.json_text import parse_json
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.models.arguments import parse_arguments
@@ -177,7 +178,7 @@ def read_shape(path: Path) -> Shape:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        facts = json.loads(metadata[_ENTRY]) if _ENTRY in metadata else metadata
+        facts = parse_json(metadata[_ENTRY]) if _ENTRY in metadata else metadata
         if (version := facts.get("version")) != NETWORK_VERSION:
             raise RunFolderError(
                 f"{path} has version {version}, this release reads {NETWORK_VERSION}; use the "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 from pathlib import Path
 
 from amc_env import RunFolderError
+from amc_env.json_text import parse_json
 
 CONFIG_FORMAT = "amc-run"
 """What the ``config.json`` of a run says it is."""
@@ -25,12 +26,27 @@ def is_used(path: Path) -> bool:
     return False
 
 
+def check_place(path: Path, option: str) -> None:
+    """Checks that there is a folder, or that nothing stands in the way of making one.
+
+    Raises:
+        RunFolderError: If a file is there, or in the place of a folder above.
+    """
+    path = path.expanduser()
+    nearest = next((p for p in (path, *path.parents) if os.path.lexists(p)), None)
+    if nearest is not None and not nearest.is_dir():
+        raise RunFolderError(
+            f"{nearest} is a file or leads nowhere; expected a folder for {option}."
+        )
+
+
 def check_no_run(path: Path, option: str) -> None:
     """Checks that a folder for something else is not that of a run.
 
     Raises:
-        RunFolderError: If it is.
+        RunFolderError: If it is, or if there can be no folder.
     """
+    check_place(path, option)
     if _is_run(path.expanduser() / "config.json"):
         raise RunFolderError(
             f"{path} is the folder of a run, of which nothing may be mixed with other things; "
@@ -41,7 +57,7 @@ def check_no_run(path: Path, option: str) -> None:
 def _is_run(config: Path) -> bool:
     """Whether a file is the ``config.json`` of a run, of whatever version."""
     try:
-        document = json.loads(config.read_text())
+        document = parse_json(config.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("format") == CONFIG_FORMAT

@@ -7,24 +7,26 @@ little, fine-tunes, and searches again from what that came to, as the authors of
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from agents import agent_from_label
 from agents.base import Trial
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env.checks import checked
 from amc_env.env import DEFAULT_READING
 from amc_env.errors import RunFolderError
 from experiments.composition import Composition
-from experiments.files import write_json
+from experiments.files import read_document, write_json
 from experiments.models import load_weights
 from experiments.networks import read_shape, save_network
+from experiments.stored_state import blamed_on
 from experiments.trials import TrialRecorder, read_trials
 from experiments.user_code import place_of
 from learners.base import Batches
@@ -40,6 +42,11 @@ _ASKED = "asked.json"
 MakeLearner = Callable[[nn.Module], ChannelPruning]
 
 
+MOST_STAGES = 100
+"""Each is a search and a training of its own; the budgets of more could hardly differ."""
+
+
+@checked
 @dataclass(frozen=True)
 class StageFacts:
     """What one stage has come to; costs are shares of the original's.
@@ -102,8 +109,8 @@ def stage_budgets(budget: Budget, stages: int | Sequence[float]) -> list[Budget]
     """
     name, (_, upper) = next(iter(budget.bounds.items()))
     if isinstance(stages, int):
-        if stages < 1:
-            raise ValueError(f"Expected at least 1 stage, got {stages}.")
+        if not 1 <= stages <= MOST_STAGES:
+            raise ValueError(f"Expected 1 to {MOST_STAGES} stages, got {stages}.")
         parts = [(k + 1) / stages for k in range(stages - 1)]
     else:
         shares = [share for share in stages if not math.isclose(share, upper)]
@@ -247,7 +254,9 @@ class _Run:
         kept = read_shape(place / _NETWORK).kept
         network = self.original.traced.slice(kept).cpu().eval()
         load_weights(network, place / _NETWORK)
-        return network, kept, StageFacts(**json.loads((place / _FACTS).read_text()))
+        facts_row = read_document(place / _FACTS, shape=dict[str, Any])
+        with blamed_on(place / _FACTS):
+            return network, kept, StageFacts(**facts_row)
 
     def note(self, budget: Budget, place: Path) -> None:
         """Writes what a stage was asked for, or compares with what the first run wrote.
@@ -265,7 +274,7 @@ class _Run:
             place.mkdir(parents=True, exist_ok=True)
             write_json(path, asked)
             return
-        before = json.loads(path.read_text())
+        before = read_document(path, shape=dict[str, Any])
         if names := [name for name in asked if before.get(name) != asked[name]]:
             raise RunFolderError(
                 f"The stage in {place} was searched for something else: "

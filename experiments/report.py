@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -13,9 +12,10 @@ from typing import Any
 from amc_env import Budget, CompressionPlan, RunFolderError
 from experiments.charts import Axis, Chart
 from experiments.configs import RunConfig
-from experiments.files import write_atomic
+from experiments.files import read_document, write_atomic
 from experiments.report_plan import plan_parts
 from experiments.runs import RunFolder
+from experiments.stored_state import blamed_on
 from experiments.summary import fixed_choice, read_summary, rows
 from experiments.trials import RecordedTrial, read_trials
 
@@ -34,14 +34,12 @@ def run_report(folder: RunFolder) -> None:
     Raises:
         RunFolderError: If the run is not finished or one of its files is damaged.
     """
-    try:
+    remedy = (
+        f"`amc export {folder.path}` makes the summary again, else start the run again in a new "
+        f"folder"
+    )
+    with blamed_on(folder.path, remedy):
         page = _page(folder)
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise RunFolderError(
-            f"The files in {folder.path} do not hold what a run writes ({type(error).__name__}: "
-            f"{error}); `amc export {folder.path}` makes the summary again, else start the run "
-            f"again in a new folder."
-        ) from error
     write_atomic(folder / "report.html", page)
 
 
@@ -319,7 +317,7 @@ def _duration(seconds: float) -> str:
 
 
 def _options(folder: RunFolder) -> dict[str, str]:
-    document = json.loads((folder / "config.json").read_text())
+    document = read_document(folder / "config.json")
     lines = [
         f"<tr><td>--{escape(name.replace('_', '-'))}</td><td>{escape(str(value))}</td></tr>"
         for name, value in document["options"].items()

@@ -29,11 +29,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from amc_env import CompressionError, CompressionPlan, RunFolderError
+from amc_env import CompressionPlan, PlanMismatchError, RunFolderError
+from amc_env.checks import checked
 from experiments.configs import STAGES, RunConfig, package_versions
-from experiments.files import read_json, write_atomic, write_json
+from experiments.files import read_content, read_json, write_atomic, write_json
 from experiments.leftovers import is_filled, remove_leftovers, remove_run
 from experiments.occupied import CONFIG_FORMAT, is_used
+from experiments.stored_state import check_state
 from experiments.trials import JUDGED_BEFORE
 from experiments.trust import CODE, NOTHING, Trust
 
@@ -44,8 +46,10 @@ PACKED = "model.packed"
 _FREE_AFTER_FAILURE = ("agent", "episodes", "budget", "reward", "cost", "reading")
 """Options of a search on which no judgement depends."""
 _STATE = "amc-run-state"
+_LONGEST_SIDE = 2**16  # of images; longer ones are no images
 
 
+@checked
 @dataclass(frozen=True)
 class TaskFacts:
     """What a run must know of its data to rebuild the network without them.
@@ -64,6 +68,25 @@ class TaskFacts:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.n_classes < 1 or not all(1 <= n <= _LONGEST_SIDE for n in self.image_shape):
+            raise ValueError(
+                f"expected classes and images, got {self.n_classes} classes and images of shape "
+                f"{self.image_shape}"
+            )
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> TaskFacts:
+        """Reads what ``dataclasses.asdict`` made, as it comes from a file.
+
+        Raises:
+            LookupError: If something is missing.
+            TypeError, ValueError: If something is of another type, or out of its range.
+        """
+        values = {name: row[name] for name in ("data_name", "n_classes")}
+        lists = {name: tuple(row.get(name, ())) for name in ("class_names", "notes")}
+        return cls(**values, image_shape=tuple(row["image_shape"]), **lists)
 
 
 class RunFolder:
@@ -134,20 +157,11 @@ class RunFolder:
         document = read_json(path / "config.json", CONFIG_FORMAT, RUN_VERSION)
         try:
             config = RunConfig.from_dict(document["options"])
-            row = document["data"]
-            facts = TaskFacts(
-                row["data_name"],
-                int(row["n_classes"]),
-                (
-                    int(row["image_shape"][0]),
-                    int(row["image_shape"][1]),
-                    int(row["image_shape"][2]),
-                ),
-                tuple(row["class_names"]),
-                tuple(row.get("notes", ())),
-            )
+            facts = TaskFacts.from_dict(document["data"])
             command = str(document["command"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except RunFolderError as error:
+            raise RunFolderError(f"{path / 'config.json'}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunFolderError(
                 f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); start the "
                 f"run again in a new folder."
@@ -155,6 +169,7 @@ class RunFolder:
         state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
         if (path / "state.json").exists():
             state = read_json(path / "state.json", _STATE, RUN_VERSION)
+            check_state(state, path / "state.json")
         trust.check(config, path, uses)
         folder = cls(path, config, facts, state)
         folder.allow_pickle = trust.allows_pickle(config)
@@ -364,13 +379,10 @@ class RunFolder:
             RunFolderError: If it is missing or damaged.
         """
         path = self.path / "plan.json"
+        missing = f"{self.path} holds no plan.json yet; run `amc search` or `amc compress` first."
         try:
-            return CompressionPlan.from_json(path.read_text())
-        except FileNotFoundError as error:
-            raise RunFolderError(
-                f"{self.path} holds no plan.json yet; run `amc search` or `amc compress` first."
-            ) from error
-        except (CompressionError, UnicodeDecodeError) as error:
+            return CompressionPlan.from_json(read_content(path, missing=missing))
+        except PlanMismatchError as error:
             raise RunFolderError(f"{path} is damaged: {error}") from error
 
     def __truediv__(self, name: str) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from amc_env import RunFolderError
 from amc_env.storage import FLOAT_BITS, OFF_BITS
 from experiments.configs import RunConfig
+from experiments.files import read_document
+from experiments.stored_state import SUMMARY
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -18,17 +18,13 @@ def read_summary(directory: Path) -> dict[str, Any]:
         RunFolderError: If it is missing or damaged.
     """
     path = directory / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"{path} is missing: the run is not finished. Continue it with `amc compress ... "
-            f"--resume`, or run `amc finetune` and `amc export` first."
-        ) from error
-    except ValueError as error:
-        raise RunFolderError(
-            f"{path} is damaged or cut short ({error}); `amc export {directory}` makes it again."
-        ) from error
+    summary: dict[str, Any] = read_document(
+        path,
+        f"`amc export {directory}` makes it again",
+        missing=f"{path} is missing: the run is not finished. Continue it with `amc compress ... "
+        f"--resume`, or run `amc finetune` and `amc export` first.",
+        shape=SUMMARY,
+    )
     return summary
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.answers import checked_accuracy
 from amc_env.checks import checked
-from experiments.files import write_atomic
+from amc_env.json_text import parse_json
+from experiments.files import read_content, write_atomic
 
 if TYPE_CHECKING:
     from agents.base import Trial
@@ -87,13 +88,13 @@ def read_trials(path: Path, cost_of: CostOf | None = None) -> list[RecordedTrial
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_content(path).split(b"\n")
     # Every complete line ends in a newline, so what follows the last one was cut short.
     trials = []
     known: dict[CompressionPlan, float] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: dict[str, Any] = parse_json(line)
             trial = RecordedTrial(**row)
             _check_against(trial, known, cost_of)
         except (ValueError, TypeError) as error:

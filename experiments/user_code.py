@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from amc_env.references import Source, sources
 _PACKAGES = ("amc_env", "agents", "learners", "experiments")
 _OURS = tuple(str(Path(__file__).absolute().parent.parent / name) + os.sep for name in _PACKAGES)
 _LONGEST = 400
+_KEPT = 200
+_ENDLESS = re.compile(rf"\S{{{3 * _KEPT},}}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,16 @@ def one_line(text: str) -> str:
     """Returns a text on one line, cut where it is very long."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def readable(message: str) -> str:
+    """Returns a message that any terminal can show, whatever was quoted in it.
+
+    A value or a path of thousands of letters is cut, and what is no letter but steers a terminal
+    is written as Python writes it.
+    """
+    shorter = _ENDLESS.sub(lambda match: f"{match[0][:_KEPT]}...", message)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shorter)
 
 
 def exit_call(error: SystemExit) -> str:

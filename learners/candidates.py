@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from amc_env.checks import check_threads
 from amc_env.errors import TrainingDivergedError
 from learners.fusion import fuse
 from learners.layout import laid_out, layout_name, layout_named, owned, set_layout
@@ -31,10 +32,13 @@ def limited_threads(threads: int | None) -> Iterator[None]:
 
     Several processes that share the cores of a machine lose more than half of their speed to
     spinning OpenMP threads, and on these small networks a second thread gains little.
+
+    Raises:
+        ArgumentError: If it is no number of threads that a machine can have.
     """
     before = torch.get_num_threads()
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(check_threads("threads", threads))
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from amc_env.checks import check_whole, checked
 from amc_env.errors import PlanMismatchError, RunFolderError
+from amc_env.json_text import parse_json
 from amc_env.plan import CompressionPlan, Decision
 from learners.base import Batches
 from learners.channel_pruning.learner import ChannelPruning
@@ -181,7 +182,7 @@ def _note_kept(folder: Path, kept: Mapping[str, Tensor], digest: str, resume: bo
                 f"The folder {folder} already holds a stage: resume it, or choose another folder."
             )
         try:
-            stored = json.loads(path.read_text())
+            stored = parse_json(path.read_bytes())
             before, network = dict(stored["kept"]), str(stored["network"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(

@@ -22,6 +22,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import f1_score, mean_squared_error
 
 from amc_env import MissingDependencyError
+from amc_env.json_text import parse_json
 from experiments.automl.datasets import DataSet, Split, TaskKind, split
 from experiments.automl.environments import (
     Failed,
@@ -246,7 +247,7 @@ def _failure(row: Row, ended: Ended, protocol: Protocol, log: Path) -> Row:
 
 def _scored(row: Row, answer: Path, parts: Split, task: TaskKind) -> Row:
     try:
-        document = json.loads(answer.read_text())
+        document = parse_json(answer.read_bytes())
         predicted = _predictions(document["predictions"], len(parts.y_test), task)
         return replace(
             row,

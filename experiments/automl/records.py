@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
+from amc_env.json_text import parse_json
 from experiments.files import write_atomic
 
 FORMAT = "amc-automl"
@@ -114,7 +115,7 @@ def read_results(path: Path) -> Results:
     # Every complete line ends in a newline, so what follows the last one was cut short.
     for number, line in enumerate(lines[1:-1], start=2):
         try:
-            row = Row(**json.loads(line))
+            row = Row(**parse_json(line))
         except (ValueError, TypeError) as error:
             raise RunFolderError(
                 f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
@@ -168,7 +169,7 @@ class ResultsFile:
 
 def _protocol_from(line: str, path: Path) -> Protocol:
     try:
-        head = json.loads(line)
+        head = parse_json(line)
         if head["format"] != FORMAT:
             raise _something_else(path)
         version = head["version"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
+from amc_env.json_text import parse_json
 
 
 def read_rows(path: Path | None) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def read_rows(path: Path | None) -> list[dict[str, Any]]:
     # Every complete line ends in a newline, so what follows the last one was cut short.
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError(f"{type(row).__name__}, not an object")
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,7 +182,7 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
     if out is None:
         print(text, end="")
         return
-    if out.resolve() == source.resolve():
+    if os.path.realpath(out) == os.path.realpath(source):
         raise ValueError(f"{out} holds the results; choose another --out for the table.")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)

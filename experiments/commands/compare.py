@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -227,8 +228,8 @@ def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
         model, equals, path = text.partition("=")
         if not equals or not model or not path:
             raise ValueError(f"Expected --weights MODEL=FILE, got {text!r}.")
-        files[model] = str(Path(path).resolve())
-    return Places(None if data is None else str(data.resolve()), files)
+        files[model] = os.path.realpath(path)
+    return Places(None if data is None else os.path.realpath(data), files)
 
 
 def _check_reference(reference: str, comparison: Comparison, known: Results) -> None:

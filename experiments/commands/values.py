@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,13 @@ def _absolute(path: str | None) -> str | None:
     if path is None or path == _EMBEDDED:
         return path
     if Path(path).exists():
-        return str(Path(path).resolve())
+        return os.path.realpath(path)
     if "::" in path:  # weights
         file, key = split_key(path)
-        return f"{file.resolve()}::{key}" if file.exists() else path
+        return f"{os.path.realpath(file)}::{key}" if file.exists() else path
     folder, colon, configuration = path.rpartition(":")
     if folder and Path(folder).is_dir():  # data
-        return f"{Path(folder).resolve()}{colon}{configuration}"
+        return f"{os.path.realpath(folder)}{colon}{configuration}"
     return path
 
 
@@ -82,7 +83,7 @@ def _names(given: Sequence[str] | None) -> tuple[str, ...]:
 def _files(given: Sequence[str] | None) -> tuple[str, ...]:
     """Paths, repeated or with commas."""
     parts = [part.strip() for text in given or () for part in text.split(",")]
-    return tuple(str(Path(part).resolve()) for part in parts if part)
+    return tuple(os.path.realpath(part) for part in parts if part)
 
 
 def _bits_or_none(text: str) -> int | None:
@@ -105,7 +106,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "cost": lambda given: tuple(
         part.strip() for text in given or () for part in text.split(",") if part.strip()
     ),
-    "warm_start": lambda path: None if path is None else str(path.expanduser().resolve()),
+    "warm_start": lambda path: None if path is None else os.path.realpath(path.expanduser()),
     "stages": lambda text: _numbers("stages", text) or (),
     "first_last_bits": _bits_or_none,
 }

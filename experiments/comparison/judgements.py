@@ -18,6 +18,7 @@ from typing import Any
 
 from amc_env import CompressionEnv, RunFolderError
 from amc_env.checks import check_whole
+from amc_env.json_text import parse_json
 
 FORMAT = "amc-judgements"
 VERSION = 1
@@ -152,7 +153,7 @@ class JudgementStore:
 
     def _take(self, line: bytes) -> None:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:  # cut short
             return
         try:
@@ -214,7 +215,7 @@ class JudgementStore:
 
     def _check_header(self, line: bytes) -> None:
         try:
-            head = json.loads(line)
+            head = parse_json(line)
             is_ours = head["format"] == FORMAT
             version, task = head["version"], head["task"]
         except (ValueError, KeyError, TypeError):

@@ -19,7 +19,8 @@ from typing import Any
 from amc_env import RunFolderError
 from amc_env.answers import checked_accuracy
 from amc_env.checks import check_whole, checked
-from experiments.files import write_atomic
+from amc_env.json_text import parse_json
+from experiments.files import read_content, write_atomic
 
 RESULTS = "results.jsonl"
 """Name of the file in the folder of a comparison."""
@@ -206,9 +207,9 @@ def read_results(path: Path) -> Results:
     """
     if not path.exists():
         return Results()
-    lines = path.read_bytes().split(b"\n")
+    lines = read_content(path, "restore it, or choose another --out").split(b"\n")
     try:
-        head = json.loads(lines[0])
+        head = parse_json(lines[0])
         is_ours = head["format"] == FORMAT
         version = head["version"]
     except (ValueError, KeyError, TypeError):
@@ -232,7 +233,7 @@ def read_results(path: Path) -> Results:
     # Every complete line ends in a newline, so what follows the last one was cut short.
     for number, line in enumerate(lines[1:-1], start=2):
         try:
-            record = _search_from(json.loads(line))
+            record = _search_from(parse_json(line))
             _check_plans(record, tasks.get(record.task))
         except (ValueError, TypeError, KeyError) as error:
             raise RunFolderError(

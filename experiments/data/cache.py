@@ -18,6 +18,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from amc_env.json_text import parse_json
+
 _LIMIT = 2 * 1024**3  # bytes of pixels above which decoding again is the smaller nuisance
 _VERSION = "v2"
 
@@ -58,7 +60,7 @@ def read_cache(cache: Path | None) -> Decoded | None:
         return None
     try:
         with safetensors.safe_open(cache, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
+            facts = parse_json(file.metadata()["facts"])
             return Decoded(file.get_tensor("pixels"), file.get_tensor("digests"), facts)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amc_env.errors import InputDataError
+from amc_env.json_text import parse_json
 from experiments.data.image_folders import stored_image_folder
 from experiments.data.stored import (
     IMAGE_COLUMNS,
@@ -234,7 +234,7 @@ def _saved(folder: Path, configuration: str, columns: Columns) -> StoredData:
         files = _saved_files(folder)
         return StoredData({"train": stored_tables(files, "train", columns, notes)}, notes)
     try:
-        names = [str(name) for name in json.loads((folder / _SAVED_SPLITS).read_text())["splits"]]
+        names = [str(name) for name in parse_json((folder / _SAVED_SPLITS).read_bytes())["splits"]]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / _SAVED_SPLITS) from error
     splits = {}
@@ -255,7 +255,7 @@ def _saved(folder: Path, configuration: str, columns: Columns) -> StoredData:
 def _saved_files(folder: Path) -> list[Path]:
     """The files that the folder's ``state.json`` lists; caches lie beside them."""
     try:
-        rows = json.loads((folder / _SAVED).read_text())["_data_files"]
+        rows = parse_json((folder / _SAVED).read_bytes())["_data_files"]
         files = [folder / str(row["filename"]) for row in rows]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(folder / _SAVED) from error

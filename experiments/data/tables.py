@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from amc_env.errors import InputDataError
+from amc_env.json_text import parse_json
 from experiments.data.stored import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -160,7 +160,7 @@ def _encoded(row: object, index: int, file: Path) -> bytes:
 def _class_names(schema: pyarrow.Schema, label: str) -> tuple[str, ...]:
     """The names in the schema's "huggingface" entry; empty where there are none."""
     try:
-        info = json.loads((schema.metadata or {})[b"huggingface"])
+        info = parse_json((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return ()

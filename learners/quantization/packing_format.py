@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.errors import InputDataError
+from amc_env.json_text import parse_json
 from learners.quantization import packing_sparse
 
 MAGIC = b"AMCPACK\n"
@@ -284,7 +285,7 @@ def read_file(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Stored]
     if zlib.crc32(data[PREFIX.size :]) != check:
         raise InputDataError(f"{name} is damaged (its check sum differs); copy it again.")
     try:
-        document: dict[str, Any] = json.loads(
+        document: dict[str, Any] = parse_json(
             zlib.decompress(data[PREFIX.size : PREFIX.size + n_header])
         )
         return document, _read_arrays(document.pop("tensors"), data, PREFIX.size + n_header)
