@@ -14,10 +14,13 @@ class PrecisionContract:
     The class that inherits builds learners with ``made`` and draws plans with ``random_plan``.
     """
 
+    precision = "bf16"
+    """What is compared with fp32."""
+
     @pytest.mark.slow
     def test_bf16_is_within_a_point_of_float32_and_the_same_twice(self, name):
         exact = self.with_much_data(name, "fp32")
-        rounded, again = (self.with_much_data(name, "bf16") for _ in range(2))
+        rounded, again = (self.with_much_data(name, self.precision) for _ in range(2))
         plans = [self.random_plan(exact, seed) for seed in range(N_PLANS)]
         found = [rounded.evaluate(plan) for plan in plans]
         # Another learner, in another order.

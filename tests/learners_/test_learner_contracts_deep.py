@@ -79,6 +79,9 @@ class TestJointOfThreeKinds(SparseContract):
     """Of a cut layer's weights a density may ask for parts: whole ones are delivered, not more."""
 
     budget = Budget(macs=0.7, density=0.3, bops=0.2)
+    # Asked for outright, bf16 also rounds activations that are quantized: a second time, and by
+    # more where cut and sparse channels hardly vary. What is usual evaluates those in fp32.
+    precision = "auto"
 
     def make(self, model, example, calibration, validation, **options):
         return joint_compression(
