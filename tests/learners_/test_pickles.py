@@ -6,7 +6,9 @@ import io
 import pickle
 import subprocess
 import sys
+from copyreg import dispatch_table
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -99,6 +101,23 @@ def test_no_pickle_holds_more_than_what_its_tensors_show(
 
         Tensors(io.BytesIO()).dump(env)
         assert sum(wasted) == 0, name
+
+
+def test_every_name_in_a_pickle_says_its_module(environments: dict[str, CompressionEnv]) -> None:
+    """A memory format does not: it is looked for in whatever script was imported first."""
+    for name, env in environments.items():
+        homeless = []
+
+        class Names(pickle.Pickler):
+            def reducer_override(self, item: object) -> Any:
+                if not isinstance(item, type | FunctionType) and type(item) not in dispatch_table:
+                    is_name = isinstance(item.__reduce_ex__(4), str)
+                    if is_name and getattr(item, "__module__", None) is None:
+                        homeless.append(item)  # noqa: B023
+                return NotImplemented
+
+        Names(io.BytesIO()).dump(env)
+        assert homeless == [], name
 
 
 def test_half_of_a_symmetric_matrix_is_pickled(environments: dict[str, CompressionEnv]) -> None:
