@@ -11,7 +11,7 @@ from torch import nn
 
 from learners.cases import Case
 from learners.counting import visible_attention
-from learners.dead_layers import is_mentioned
+from learners.dead_layers import Mentions
 from learners.forward_tracing import TracedForward, TraceMemory
 from learners.label_rules import LabelMode
 from learners.labels import LabelTable
@@ -190,13 +190,14 @@ def _blind_modules(model: nn.Module, probes: Probes) -> tuple[dict[str, str], di
     """
     blind: dict[str, str] = {}
     unseen: dict[str, str] = {}
+    mentions = Mentions(model) if probes.unseen else None
     for name in probes.unseen:
         owner = name.rpartition(".")[0]
         layer = layer_name(name) if owner in probes.modules else owner
         caller = owner
         while caller and caller not in probes.modules:
             caller = caller.rpartition(".")[0]
-        if not is_mentioned(model, caller, name):
+        if mentions is not None and not mentions.is_mentioned(caller, name):
             unseen.setdefault(layer, "nothing runs it")
             continue
         blind.setdefault(caller, f"it may meet {layer}, which no input that was tried runs")

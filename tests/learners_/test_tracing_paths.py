@@ -178,6 +178,62 @@ def test_layers_that_no_code_names_keep_nothing_whole(way: str) -> None:
         assert "spare" in model.graph.frozen["a"]
 
 
+class Leading(Trunk):
+    """Its methods name ``spare``; which of them run is the business of a subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = conv(8, 8)
+
+    def features(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.spare(self.a(x)) if other else self.a(x).relu()
+
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.classify(self.features(x, other))
+
+
+class Overridden(Leading):
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.classify(self.a(x).relu())
+
+
+class Inheriting(Leading):
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return super().forward(x, other)
+
+
+class ByItsBase(Leading):
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return Leading.forward(self, x, other)
+
+
+class Decorated(Overridden):
+    @torch.no_grad()
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.classify(self.features(x, other))
+
+
+class Outside(nn.Module):
+    """Another module calls the method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Overridden()
+
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.inner.classify(self.inner.features(x) if other else self.inner.a(x).relu())
+
+
+@pytest.mark.parametrize("kind", [Leading, Overridden, Inheriting, ByItsBase, Decorated, Outside])
+def test_methods_that_nothing_calls_keep_nothing_whole(kind: type[nn.Module]) -> None:
+    model = trace(kind().eval(), EXAMPLE)
+    if kind is Overridden:
+        assert sizes(model) == {"a": 8, "b": 6}
+        assert model.graph.frozen["spare"] == "nothing runs it"
+    else:
+        assert "spare" in model.graph.frozen["inner.a" if kind is Outside else "a"]
+
+
 def test_a_weight_that_its_module_did_not_use_keeps_the_module_whole() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
