@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from amc_env import MissingDependencyError
 from experiments.files import replace
-from experiments.onnx_options import INPUT, OnnxOptions, finish
+from experiments.onnx_options import INPUT, OUTPUT, OnnxOptions, finish
 from experiments.onnx_program import ExportError as ExportError
 from experiments.onnx_program import capture
 from learners.masking import masked_layers
@@ -173,7 +173,7 @@ def write_unchecked(
                 (),
                 str(path),
                 input_names=[INPUT],
-                output_names=["logits"],
+                output_names=[OUTPUT],
                 opset_version=options.opset,
                 dynamo=True,
                 external_data=False,

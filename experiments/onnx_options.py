@@ -17,6 +17,7 @@ from experiments.onnx_graph import forget_origins, initializers
 
 BATCH = "batch"
 INPUT = "images"
+OUTPUT = "logits"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _LARGEST_PIXEL = 255.0  # what 8 bits hold
 
@@ -54,6 +55,8 @@ class OnnxOptions:
                 f"Expected --input-name as a name of letters, digits and _, got "
                 f"{self.input_name!r}."
             )
+        if self.input_name == OUTPUT:
+            raise ValueError(f"Expected another --input-name than {OUTPUT!r}, which is the output.")
         scale = _LARGEST_PIXEL if self.preprocessing is None else self.preprocessing.scale
         if scale > _LARGEST_PIXEL:
             raise ValueError(

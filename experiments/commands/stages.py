@@ -129,6 +129,11 @@ def export(
     with task.folder as folder:
         folder.results("finetune")
         require_onnx()
+        if half and folder.config.quantizes:  # before the files that are there are given up
+            raise ValueError(
+                f"Expected a float network for --half, got one of --learner "
+                f"{folder.config.learner}, whose bits are decided; leave --half out."
+            )
         folder.forget("export")
         run_stages(task, ("export", "evaluate"), silent if quiet else say)
         print_summary(folder.path)

@@ -57,7 +57,8 @@ class Fit:
         if self.left_out:
             shown = ", ".join(self.left_out[:_SHOWN])
             more = ", ..." if len(self.left_out) > _SHOWN else ""
-            parts.append(f"{len(self.left_out)} other tensors left out ({shown}{more})")
+            tensors = "tensor" if len(self.left_out) == 1 else "tensors"
+            parts.append(f"{len(self.left_out)} other {tensors} left out ({shown}{more})")
         if others:
             names = " or ".join(f"FILE::{other.name or '.'}" for other in others[:_SHOWN])
             parts.append(f"the file also holds others that fit: choose with {names}")

@@ -157,7 +157,8 @@ def test_integer_files_take_the_same_options(network: nn.Module, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [({"opset": 3}, "--opset from 18"), ({"batch": 0}, "--batch >= 1"), ({"input_name": "a b"},
+    [({"input_name": "logits"}, "is the output"),
+     ({"opset": 3}, "--opset from 18"), ({"batch": 0}, "--batch >= 1"), ({"input_name": "a b"},
       "--input-name"), ({"preprocessing": Normalisation(65535.0, (0.5,), (0.5,))}, "8-bit pixels")],
 )  # fmt: skip
 def test_options_out_of_range_are_named(bad, message) -> None:

@@ -128,6 +128,20 @@ def test_integers_are_exported_and_agree(run_of: Callable[[str], Path]) -> None:
     assert np.mean(got.argmax(1) == expected.argmax(1)) > 0.98
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_half_of_a_quantized_run_costs_nothing_that_is_there(
+    learner: str, run_of: Callable[[str], Path], fails: Callable[..., str]
+) -> None:
+    out = run_of(learner)
+
+    def files() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+
+    before = files()
+    assert "leave --half out" in fails("export", str(out), "--half", "-q")
+    assert files() == before
+
+
 def test_report_shows_the_bits_of_every_layer(run_of: Callable[[str], Path]) -> None:
     out = run_of("joint")
     page = (out / "report.html").read_text()
