@@ -84,9 +84,13 @@ class TaskFacts:
             LookupError: If something is missing.
             TypeError, ValueError: If something is of another type, or out of its range.
         """
-        values = {name: row[name] for name in ("data_name", "n_classes")}
-        lists = {name: tuple(row.get(name, ())) for name in ("class_names", "notes")}
-        return cls(**values, image_shape=tuple(row["image_shape"]), **lists)
+        return cls(
+            row["data_name"],
+            row["n_classes"],
+            tuple(row["image_shape"]),
+            class_names=tuple(row.get("class_names", ())),
+            notes=tuple(row.get("notes", ())),
+        )
 
 
 class RunFolder:

@@ -21,6 +21,20 @@ LAST = "last.pt"
 BEST = "best.safetensors"
 
 
+def check_folder(folder: Path | None, resume: bool) -> None:
+    """Checks that a run can begin or go on in a folder.
+
+    Raises:
+        RunFolderError: If it is to be resumed without a folder, or begun where another one is.
+    """
+    if resume and folder is None:
+        raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
+    if not resume and folder is not None and (folder / LAST).exists():
+        raise RunFolderError(
+            f"The folder {folder} already holds a checkpoint: resume it, or choose another folder."
+        )
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file such that at any moment the old or the new one is there, complete.
 

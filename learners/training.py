@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_env.checks import checked
-from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
+from amc_env.errors import InputDataError, TrainingDivergedError
 from learners.checkpoints import (
-    LAST,
     check_extra_state,
+    check_folder,
     extra_state,
     load_best,
     load_last,
@@ -238,7 +238,7 @@ def train(
     """
     if not isinstance(train_loader, Sized) or len(train_loader) == 0:
         raise InputDataError("The training loader must have a length of at least one batch.")
-    _check_folder(checkpoint_dir, resume)
+    check_folder(checkpoint_dir, resume)
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputDataError(
             f"Expected a teacher network or None, got {type(teacher).__name__}: load it first."
@@ -253,15 +253,6 @@ def train(
         result = run.to_the_end(writer, progress)
     model.eval()  # a wrapper has a mode of its own
     return result
-
-
-def _check_folder(folder: Path | None, resume: bool) -> None:
-    if resume and folder is None:
-        raise RunFolderError("Resuming needs the checkpoint_dir of the first run, got None.")
-    if not resume and folder is not None and (folder / LAST).exists():
-        raise RunFolderError(
-            f"The folder {folder} already holds a checkpoint: resume it, or choose another folder."
-        )
 
 
 @dataclass

@@ -176,8 +176,7 @@ class LearnerContract(PrecisionContract):
 
     unknown_key = "elsewhere:keep_ratio"
 
-    def make(self, model, example, calibration, validation, **options) -> Learner:
-        raise NotImplementedError
+    def make(self, model, example, calibration, validation, **options) -> Learner: ...
 
     def measured(self, learner, network, original) -> dict[str, float]:
         """Cost ratios of a delivered network, found by watching and counting."""
@@ -193,8 +192,7 @@ class LearnerContract(PrecisionContract):
         return model, learner
 
     def with_much_data(self, name, precision):
-        """A learner whose accuracies are counted on more images than the other tests need."""
-        data = make_data(96, 2), make_data(2000, 3)
+        data = make_data(96, 2), make_data(2000, 3)  # more images: an accuracy has finer steps
         return self.make(make_model(name), EXAMPLE, *data, precision=precision)
 
     def random_plan(self, learner, seed=0):
