@@ -13,12 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from amc_env import CompressionPlan, InputDataError, RunFolderError
+from amc_env import CompressionError, CompressionPlan, InputDataError, RunFolderError
 from amc_env.json_text import parse_json
 from experiments.files import write_atomic
 from experiments.models import load_weights, make_model
 from experiments.models.arguments import parse_arguments
 from experiments.runs import RunFolder, TaskFacts
+from experiments.shapes import check_shape
 from experiments.trust import EVERYTHING, NOTHING
 from learners.masking import masked_layers
 from learners.network_intake import take_in
@@ -29,6 +30,11 @@ from learners.tracing import TracedModel, trace
 
 NETWORK_VERSION = 2
 _ENTRY = "amc-network"
+_FACTS = {"kept": dict[str, Sequence[int]], "structure?": dict[str, Any]}
+_UNFIT = (
+    CompressionError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError,
+    RuntimeError,
+)  # fmt: skip
 
 
 def example_input(facts: TaskFacts) -> Tensor:
@@ -184,6 +190,7 @@ def read_shape(path: Path) -> Shape:
                 f"{path} has version {version}, this release reads {NETWORK_VERSION}; use the "
                 f"release that wrote it."
             )
+        check_shape(facts, _FACTS)
         rows = facts["kept"]
         kept = {group: torch.tensor(index, dtype=torch.int64) for group, index in rows.items()}
         return Shape(kept, facts.get("structure"))
@@ -191,7 +198,7 @@ def read_shape(path: Path) -> Shape:
         raise RunFolderError(
             f"{path} is missing; continue the run with `amc compress ... --resume`."
         ) from error
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(
             f"{path} is damaged or holds no compressed network ({type(error).__name__}: {error}); "
             f"start the run again in a new folder."
@@ -227,11 +234,21 @@ def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None
     shape = read_shape(path)
     if traced is None:
         traced = trace_original(folder, load_original(folder))
-    model = traced.slice(shape.kept)
-    if shape.structure is not None:
-        model = rebuild(model, shape.structure)
+    model = _of_shape(traced, shape, path)
     load_weights(model, path)
     return model.eval()
+
+
+def _of_shape(traced: TracedModel, shape: Shape, path: Path) -> nn.Module:
+    """The original, cut and rebuilt as a file says."""
+    try:
+        model = traced.slice(shape.kept)
+        return model if shape.structure is None else rebuild(model, shape.structure)
+    except _UNFIT as error:
+        raise RunFolderError(
+            f"{path} is damaged, or of another network ({str(error).rstrip('.')}); restore it, or "
+            f"start the run again in a new folder."
+        ) from error
 
 
 def trace_original(folder: RunFolder, model: nn.Module) -> TracedModel:
