@@ -191,11 +191,12 @@ def test_the_same_units_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_bad_options_and_plans_are_refused() -> None:
     model = make_model("plain").eval()
     _, plan = planned(model)
-    for groups in (0, 1.5, True):
-        with pytest.raises(ValueError, match=f"groups >= 1, a whole number, got {groups}"):
+    other = "to be a whole number"
+    for groups, expected in ((0, ">= 1, a whole number"), (1.5, other), (True, other)):
+        with pytest.raises(ValueError, match=f"groups {expected}, got {groups}"):
             staged(model, plan, groups=groups)
-    for epochs in (-1, 0.5):
-        with pytest.raises(ValueError, match=f"epochs_between >= 0, a whole number, got {epochs}"):
+    for epochs, expected in ((-1, ">= 0, a whole number"), (0.5, other)):
+        with pytest.raises(ValueError, match=f"epochs_between {expected}, got {epochs}"):
             staged(model, plan, epochs_between=epochs)
     with pytest.raises(PlanMismatchError):
         staged(model, CompressionPlan({"x:keep_ratio": 0.5}))

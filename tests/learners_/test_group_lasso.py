@@ -268,8 +268,8 @@ def test_selections_that_cannot_be_are_refused(make, group, count, sentence):
 
 
 def test_no_iterations_are_refused():
-    for iterations in (0, 2.5):
-        with pytest.raises(ValueError, match=f"iterations >= 1, a whole number, got {iterations}"):
+    for iterations, expected in ((0, ">= 1, a whole number"), (2.5, "to be a whole number")):
+        with pytest.raises(ValueError, match=f"iterations {expected}, got {iterations}"):
             prepared(GroupLassoPruning, network("plain"), iterations=iterations)
 
 
