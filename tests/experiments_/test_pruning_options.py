@@ -143,7 +143,7 @@ def test_deep_compression_has_the_defaults_of_its_paper() -> None:
         (["--learner", "joint", "--pattern", "2:4"], "without --density"),
         (["--learner", "joint", "--min-density", "0.1"], "without --density"),
         (["--learner", "joint", "--density", "--schedule", "one-shot"], "--schedule has no effect"),
-        (["--progressive", "2", "--cost-table", "table.json"], "--cost-table counts by the layers of"),
+        (["--progressive", "2", "--cost-table", "table.json"], "--cost-table counts by the layers"),
     ],
 )  # fmt: skip
 def test_mistake_gives_one_sentence_and_leaves_no_folder(
