@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _OPTION = re.compile(r"[\w.]+\s*=")
 
+MOST_SEEDS = 100_000
+"""More searches than any statistics need; the list of far more fills the memory."""
+
 DEFAULT_TASKS = ("digits-channels",)
 DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg-one-shot")
 
@@ -145,6 +148,8 @@ def compare(
     require_rliable()
     if first_seed < 0:
         raise ValueError(f"Expected --first-seed >= 0, got {first_seed}.")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ValueError(f"Expected --seeds from 1 to {MOST_SEEDS}, got {seeds}.")
     places = places_of(data, weights)
     winners_of = _agents(finetune_agent)
     _check_finetuning(finetune_epochs, winners_of, finetune_seeds)

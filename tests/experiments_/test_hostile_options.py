@@ -155,6 +155,13 @@ def test_device_that_is_not_there_is_one_sentence(verb: str, device: str, ending
     assert ending(Case((verb,), "--device", "text", device)) is None
 
 
+def test_more_seeds_than_fit_into_memory_are_rejected(
+    tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert "--seeds" in fails("compare", "--seeds", "2147483647", "--out", out, "-q")
+
+
 def test_thousands_of_threads_end_no_process(tmp_path: Path) -> None:
     command = ["train", "--epochs", "1", "--threads", "100000", "--out", "run", "-q"]
     ended = subprocess.run(
