@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from amc_env.errors import UntraceableModelError
+from learners.closures import check_functions
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Classes whose child ``module`` computes what they compute."""
@@ -51,6 +52,7 @@ def check_form(model: nn.Module) -> None:
         )
     for name, module in model.named_modules():
         _check_module(name, module)
+    check_functions(model)
     check_weight_forms(model)
 
 
