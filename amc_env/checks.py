@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import reprlib
 import sys
 import types
@@ -110,6 +111,8 @@ def check_argument(name: str, value: Any, hint: Any) -> Any:
     """
     if name == "seed" and (hint is int or value is not None):
         return check_seed(value)
+    if isinstance(value, PathLike) and str in plain_kinds(hint) and Path not in plain_kinds(hint):
+        value = os.fspath(value)  # the word for a file may be a path
     if not matches(value, hint):
         raise ArgumentError(f"Expected {name} to be {described(hint)}, got {shown(value)}.")
     return value.item() if isinstance(value, np.generic) and value.ndim == 0 else value
