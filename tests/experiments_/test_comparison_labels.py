@@ -21,7 +21,7 @@ def test_options_of_agent_and_environment_are_told_apart():
         ("uniform:env.bugdet=1", r"env.action or env.budget .* got env.bugdet"),
         ("uniform:env.reward=haq", "got env.reward; everything else would be another problem"),
         ("uniform:env.action=sideways", "one of absolute, interval, centred, got 'sideways'"),
-        ("uniform:env.budget=0.5", "Expected a budget like"),
+        ("uniform:env.budget=half", "Expected a budget like"),
         ("uniform:env.budget=macs=1.5", "a ratio of 0.5 means"),
         ("uniform:env.budget", "Expected a"),
     ],
