@@ -210,9 +210,7 @@ def test_an_identity_that_no_checkpoint_holds_is_refused_before_the_first_step()
 
 def test_what_is_no_hook_and_no_teacher_is_refused() -> None:
     model = network()
-    with pytest.raises(
-        ValueError, match=r"each a TrainingHook\), got \[1\]"
-    ):
+    with pytest.raises(ValueError, match=r"each a TrainingHook\), got \[1\]"):
         train(model, Data(), Data(), CONFIG, hooks=[1])
     with pytest.raises(ValueError, match="teacher to be a Module or None, got 'resnet20"):
         train(model, Data(), Data(), CONFIG, teacher="resnet20.safetensors")
