@@ -56,7 +56,11 @@ def watched(command: Callable[..., None]) -> Callable[..., None]:
             if explanation(error) is None:  # it is our own
                 raise
             raise EndedCommandError(error) from error
-        except BaseException as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            raise EndedCommandError(error) from error
+        except BaseException as error:  # of another kind: a user's own, or not for us to answer
+            if explanation(error) is None:
+                raise
             raise EndedCommandError(error) from error
 
     return wrapper
