@@ -16,7 +16,7 @@ def remove_leftovers(folder: Path, *, but_of_running: bool = False) -> None:
     """Removes the temporary files of writes that were killed, at any depth of a folder.
 
     Args:
-        folder: The folder; nobody else may be writing into it, unless
+        folder: The folder; no other process may be writing into it, unless
         but_of_running: files of processes that are running here are left alone.
     """
     for path in list(folder.rglob("*")):

@@ -82,7 +82,7 @@ class OnnxOptions:
 def file_metadata(
     class_names: Sequence[str], normalisation: Normalisation, image_shape: Sequence[int]
 ) -> dict[str, str]:
-    """Returns what whoever runs the file has to know: classes, and how images are prepared.
+    """Returns what users of the file need to know: classes, and how images are prepared.
 
     Args:
         class_names: By number of the output.

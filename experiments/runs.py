@@ -7,7 +7,7 @@
 ``plan.json``             the plan that the search chose
 ``stages/``               of a progressive run: trials and network of every stage
 ``trials.jsonl``          one line per episode
-``judged_before.jsonl``   what an agent judged that failed: nothing of it is judged twice
+``judged_before.jsonl``   what an agent that failed had evaluated: none of it is evaluated twice
 ``warm_start.jsonl``      those of the run that the search began with, if it did
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units
@@ -44,7 +44,7 @@ PACKED = "model.packed"
 """The network in the bits it has, in the folder of a run that quantizes."""
 
 _FREE_AFTER_FAILURE = ("agent", "episodes", "budget", "reward", "cost", "reading")
-"""Options of a search on which no judgement depends."""
+"""Options of a search on which no evaluation depends."""
 _STATE = "amc-run-state"
 _LONGEST_SIDE = 2**16  # of images; longer ones are no images
 
@@ -265,7 +265,7 @@ class RunFolder:
             raise RunFolderError(
                 f"Another process is working in {self.path}; wait for it, or choose another --out."
             ) from error
-        remove_leftovers(self.path)  # of writes that were killed: nobody else writes here now
+        remove_leftovers(self.path)  # of writes that were killed: no other process writes here now
 
     def close(self) -> None:
         """Lets other processes write into the folder."""
@@ -296,12 +296,12 @@ class RunFolder:
         self.close()
 
     def _holds_work(self) -> bool:
-        """Whether anything is there that took time to make: a training, or judged plans."""
+        """Whether anything is there that took time to make: a training, or evaluated plans."""
         trained = self.is_done("train") and bool(self._stages["train"].get("epochs"))
         return trained or self._has_judged() or is_filled(self.path / "checkpoints")
 
     def _has_judged(self) -> bool:
-        """Whether a search has judged anything."""
+        """Whether a search has evaluated anything."""
         places = ("trials.jsonl", JUDGED_BEFORE, "stages")
         return any(is_filled(self.path / name) for name in places)
 

@@ -151,14 +151,14 @@ class TrialRecorder:
 
     @property
     def known(self) -> list[RecordedTrial]:
-        """Whatever was judged: what is on record, and what an agent judged that failed."""
+        """All evaluated plans: those on record, and those of an agent that failed."""
         before = read_trials(self.path.with_name(JUDGED_BEFORE), self._cost_of)
         return [*before, *self.recorded]
 
     def set_aside(self) -> None:
         """Begins the record anew, because the agent's code failed and will be another.
 
-        What was judged stays known, so that nothing is judged twice.
+        What was evaluated stays known, so that nothing is evaluated twice.
         """
         before = {CompressionPlan(t.plan): t for t in self.known}
         write_atomic(self.path.with_name(JUDGED_BEFORE), "".join(map(line_of, before.values())))

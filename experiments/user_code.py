@@ -112,7 +112,7 @@ def exit_call(error: SystemExit) -> str:
 
 
 def last_place(error: BaseException) -> str:
-    """Returns file and line in which an error was raised, whoever's they are."""
+    """Returns file and line in which an error was raised, in any code."""
     frames = list(_frames(error))
     if not frames:
         return "an unknown place"

@@ -178,7 +178,7 @@ def test_a_command_that_fails_leaves_no_folder(
     assert (out / "original.safetensors").exists()  # it took a training to make
     monkeypatch.undo()
     monkeypatch.setattr("experiments.context.make_learner", no)
-    for budget in ("macs=0.4", "macs=0.6"):  # nothing was judged: the options are still free
+    for budget in ("macs=0.4", "macs=0.6"):  # nothing was evaluated: the options are still free
         assert "No." in fails(*arguments, "--budget", budget, "--resume")
 
 

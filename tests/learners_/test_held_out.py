@@ -133,7 +133,7 @@ def test_the_same_images_are_evaluated_whatever_yields_them(
     assert found.accuracy(model, torch.float32) == of_episode
     for _ in range(2):
         assert found.accuracy(model, torch.float32, full=True) == of_all
-    # In a type that nobody announced: read again.
+    # In a type that was not announced: read again.
     assert found.accuracy(model, torch.bfloat16) > 0.5
     assert accuracy_of(model, list(found.batches)) == of_all
 
