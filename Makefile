@@ -15,7 +15,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint format install clean
+# The import names as a tree of links, for tools that read files and run nothing (mypy, editors).
+NAMES := .names
+
+.PHONY: names demo test test-all lint format install clean
 
 install: $(STAMP)
 
@@ -34,7 +37,12 @@ demo: $(STAMP)
 	@$(BIN)/amc compress --model digitsnet --data digits --budget macs=0.5 --agent ddpg-one-shot \
 		--episodes 100 --seed 0 --out $(DEMO) --resume
 
-lint: $(STAMP)
+names:
+	@rm -rf $(NAMES) && mkdir -p $(NAMES)/amc_compress
+	@ln -s ../amc_env $(NAMES)/amc_env
+	@for item in agents learners experiments/*; do ln -s ../../$$item $(NAMES)/amc_compress/; done
+
+lint: $(STAMP) names
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -53,4 +61,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .names .mypy_cache .ruff_cache .pytest_cache .hypothesis

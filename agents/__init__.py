@@ -1,29 +1,49 @@
 """Agents: who chooses the plan.
 
 >>> import gymnasium
->>> from agents import RandomSearch
+>>> from amc_compress.agents import RandomSearch
 >>> env = gymnasium.make("amc_env:amc/synthetic-v0")
 >>> result = RandomSearch().search(env, episodes=5, seed=0)
 >>> len(result.trials)
 5
 """
 
-from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ, OneShotDDPG, OneShotTD3
-from agents.base import Agent, AgentError, SearchResult, Trial
-from agents.evolution import Evolution
-from agents.exploration import Exploration
-from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
-from agents.local_search import LocalSearch
-from agents.logging import EpisodeLogger
-from agents.one_policy import Front, OnePolicy
-from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess, OptunaSearch
-from agents.pareto import pareto_front
-from agents.random_search import RandomSearch
-from agents.recipe import Recipe
-from agents.registry import AGENTS, agent_from_label, is_deterministic, make_agent
-from agents.rollout import Search
-from agents.seeded import Seeded
-from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
+from amc_compress.agents.actor_critic.algorithms import (
+    DDPG,
+    SAC,
+    TD3,
+    TQC,
+    CrossQ,
+    OneShotDDPG,
+    OneShotTD3,
+)
+from amc_compress.agents.actor_critic.exploration import Exploration
+from amc_compress.agents.actor_critic.one_policy import Front, OnePolicy
+from amc_compress.agents.actor_critic.recipe import Recipe
+from amc_compress.agents.base import Agent
+from amc_compress.agents.curves.sensitivity import (
+    GradientScores,
+    LayerErrors,
+    Sensitivity,
+    SensitivityThreshold,
+)
+from amc_compress.agents.heuristics.evolution import Evolution
+from amc_compress.agents.heuristics.handcrafted import DeepHeavy, ShallowHeavy, Uniform
+from amc_compress.agents.heuristics.local_search import LocalSearch
+from amc_compress.agents.heuristics.random_search import RandomSearch
+from amc_compress.agents.logging import EpisodeLogger
+from amc_compress.agents.pareto import pareto_front
+from amc_compress.agents.registry import AGENTS, agent_from_label, is_deterministic, make_agent
+from amc_compress.agents.rollout import Search
+from amc_compress.agents.samplers.optuna_search import (
+    CMAES,
+    NSGA2,
+    TPE,
+    GaussianProcess,
+    OptunaSearch,
+)
+from amc_compress.agents.seeded import Seeded
+from amc_compress.agents.trials import AgentError, SearchResult, Trial
 
 __all__ = [
     "Agent",

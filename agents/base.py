@@ -4,87 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 
-from amc_env import ArgumentError, CompressionEnv, CompressionPlan, EvaluationError
-from amc_env.checks import check_constructor, checked
+from amc_compress.agents.trials import AgentError, OnTrial, SearchResult, Trial, best_distinct
+from amc_env import ArgumentError, CompressionEnv
+from amc_env.validation.checks import check_constructor, checked
 
 if TYPE_CHECKING:
-    from agents.logging import EpisodeLogger
-    from agents.rollout import Search
+    from amc_compress.agents.logging import EpisodeLogger
+    from amc_compress.agents.rollout import Search
 
 DEFAULT_REJUDGE = 5
-
-
-class AgentError(EvaluationError):
-    """An agent, or what evaluates its plans, answered something unusable."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One judged plan.
-
-    Args:
-        episode: Counted from 0.
-        plan: The complete plan.
-        accuracy: Its proxy accuracy, in [0, 1].
-        reward: What the environment's reward function made of it.
-        cost_ratio: Cost name -> cost / original cost.
-        seconds: Wall time since the previous trial (the agent's own work included).
-        source: Who proposed it, e.g. ``"uniform"``, ``"warm-up"``, ``"policy"``, ``"elite"``.
-        within_budget: Whether it may win. Some agents judge plans outside the budget to learn what
-            single decisions cost; these count like all others, and never win.
-    """
-
-    episode: int
-    plan: CompressionPlan
-    accuracy: float
-    reward: float
-    cost_ratio: dict[str, float]
-    seconds: float
-    source: str
-    within_budget: bool = True
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found and what it cost.
-
-    Args:
-        plan: The best plan, judged by this search or known to it from its warm start.
-        reward: Its reward; from the full validation split if the plans were re-judged there.
-        trials: Every judged plan, in order.
-        seconds: Wall time of the search.
-        cpu_seconds: Processor time of the search.
-        agent: Name of the agent.
-        seed: Seed of the search.
-        rejudged: Episode -> reward on the full validation split, of the best few trials; empty
-            if the learner has no ``evaluate_full``.
-        prior: The usable trials of the warm start; their episodes are negative.
-    """
-
-    plan: CompressionPlan
-    reward: float
-    trials: tuple[Trial, ...]
-    seconds: float
-    cpu_seconds: float
-    agent: str
-    seed: int
-    rejudged: Mapping[int, float]
-    prior: tuple[Trial, ...] = ()
-
-    @property
-    def best_trial(self) -> Trial:
-        """The trial that proposed :attr:`plan` first."""
-        known = (*self.prior, *self.trials)
-        return next(trial for trial in known if trial.plan == self.plan)
-
-
-OnTrial = Callable[[Trial], None]
 
 
 class Agent(ABC):
@@ -168,7 +102,7 @@ class Agent(ABC):
             AgentError: If the agent proposes something unusable, e.g. NaN.
             EvaluationError: If the learner or the reward function does.
         """
-        from agents.rollout import Search
+        from amc_compress.agents.rollout import Search
 
         bare = unwrap(env)
         if episodes < 1:
@@ -240,19 +174,6 @@ def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
         )
         for i, (trial, outcome) in enumerate(usable)
     )
-
-
-def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:
-    """Returns the best ``count`` trials within the budget with different plans.
-
-    Of equally good ones the earlier comes first.
-    """
-    first: dict[CompressionPlan, Trial] = {}
-    for trial in trials:
-        if trial.within_budget:
-            first.setdefault(trial.plan, trial)
-    # A stable sort: trials come in the order in which they were judged.
-    return sorted(first.values(), key=lambda trial: -trial.reward)[:count]
 
 
 def _final_judgement(

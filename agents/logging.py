@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agents.base import Trial
+from amc_compress.agents.trials import Trial
 from amc_env import CompressionEnv
-from amc_env.checks import checked
 from amc_env.render import plan_picture, plan_table
+from amc_env.validation.checks import checked
 
 DEFAULT_PICTURE_EVERY = 25
 

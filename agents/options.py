@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amc_env.checks import check_argument, hints_of_function, plain_kinds
+from amc_env.validation.checks import check_argument, hints_of_function, plain_kinds
 
 _WORDS = {str, Path, type(None)}
 

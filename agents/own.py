@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agents.base import Agent
-from agents.options import check_options, hints_of
-from amc_env.references import FORM, is_reference, resolve
+from amc_compress.agents.base import Agent
+from amc_compress.agents.options import check_options, hints_of
+from amc_env.validation.references import FORM, is_reference, resolve
 
 _HEAD = re.compile(r"[^:=,]*:[^:=,]*")
 
@@ -46,12 +46,15 @@ def import_agent(path: str) -> Callable[..., Any]:
     is_class = inspect.isclass(factory)
     if not callable(factory) or (is_class and not issubclass(factory, Agent)):
         raise ValueError(
-            f"Expected {path!r} to be a subclass of agents.Agent, or a function that returns an "
+            f"Expected {path!r} to be a subclass of amc_compress.agents.Agent, or a function that "
+            "returns an "
             f"agent; {module_name} has {attribute} = {factory!r}."
         )
     if inspect.isabstract(factory):
         missing = ", ".join(sorted(factory.__abstractmethods__))
-        raise ValueError(f"Expected the class {path} to implement {missing}; see agents.Agent.")
+        raise ValueError(
+            f"Expected the class {path} to implement {missing}; see amc_compress.agents.Agent."
+        )
     result: Callable[..., Any] = factory
     return result
 
@@ -78,7 +81,7 @@ def make_own(path: str, options: Mapping[str, Any]) -> Agent:
 
 def _checked(agent: object, path: str) -> Agent:
     if not isinstance(agent, Agent):
-        raise ValueError(f"Expected {path} to return an agents.Agent, got {agent!r}.")
+        raise ValueError(f"Expected {path} to return an amc_compress.agents.Agent, got {agent!r}.")
     name = getattr(agent, "name", None)
     if not isinstance(name, str) or not name:
         raise ValueError(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.base import Trial
-from amc_env.checks import checked
+from amc_compress.agents.trials import Trial
+from amc_env.validation.checks import checked
 
 
 @checked

@@ -6,19 +6,32 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from agents.actor_critics import DDPG, SAC, TD3, TQC, CrossQ, OneShotDDPG, OneShotTD3
-from agents.base import DEFAULT_REJUDGE, Agent
-from agents.evolution import Evolution
-from agents.handcrafted import DeepHeavy, ShallowHeavy, Uniform
-from agents.local_search import LocalSearch
-from agents.options import check_options, hints_of, words_of
-from agents.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
-from agents.own import FORM, import_agent, is_own, make_own, own_head
-from agents.random_search import RandomSearch
-from agents.seeded import Seeded
-from agents.sensitivity import GradientScores, LayerErrors, Sensitivity, SensitivityThreshold
-from amc_env.checks import checked
-from amc_env.json_text import parse_json
+from amc_compress.agents.actor_critic.algorithms import (
+    DDPG,
+    SAC,
+    TD3,
+    TQC,
+    CrossQ,
+    OneShotDDPG,
+    OneShotTD3,
+)
+from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.curves.sensitivity import (
+    GradientScores,
+    LayerErrors,
+    Sensitivity,
+    SensitivityThreshold,
+)
+from amc_compress.agents.heuristics.evolution import Evolution
+from amc_compress.agents.heuristics.handcrafted import DeepHeavy, ShallowHeavy, Uniform
+from amc_compress.agents.heuristics.local_search import LocalSearch
+from amc_compress.agents.heuristics.random_search import RandomSearch
+from amc_compress.agents.options import check_options, hints_of, words_of
+from amc_compress.agents.own import FORM, import_agent, is_own, make_own, own_head
+from amc_compress.agents.samplers.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
+from amc_compress.agents.seeded import Seeded
+from amc_env.validation.checks import checked
+from amc_env.validation.json_text import parse_json
 
 
 def ddpg_seeded_by_sensitivity(

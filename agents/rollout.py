@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from agents.base import AgentError, OnTrial, Trial
-from agents.determinism import isolated_randomness
+from amc_compress.agents.determinism import isolated_randomness
+from amc_compress.agents.trials import AgentError, OnTrial, Trial
 from amc_env import CompressionEnv, CompressionPlan, Outcome
 
 if TYPE_CHECKING:
-    from agents.logging import EpisodeLogger
+    from amc_compress.agents.logging import EpisodeLogger
 
 Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 """Observation and the last info -> action, shape ``(1,)``, in [0, 1]."""

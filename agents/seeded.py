@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.base import DEFAULT_REJUDGE, Agent
-from agents.rollout import Search
+from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.rollout import Search
 
 
 class Seeded(Agent):

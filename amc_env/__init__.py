@@ -4,8 +4,9 @@ Importing the package registers the tasks, so ``gymnasium.make("amc_env:amc/digi
 works from a script that knows only Gymnasium.
 """
 
-from amc_env.budget import Budget
-from amc_env.cost import COSTS, CostModel, make_cost
+from amc_env.budgets.budget import Budget
+from amc_env.costs.costs import COSTS, CostModel, make_cost
+from amc_env.costs.storage import StorageFormat
 from amc_env.env import Compressible, CompressionEnv, Outcome
 from amc_env.errors import (
     ArgumentError,
@@ -22,10 +23,9 @@ from amc_env.errors import (
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
 from amc_env.one_shot import OneShotEnv
 from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
-from amc_env.recorded import RecordedLearner
-from amc_env.registration import TASKS, register_tasks
+from amc_env.recorded_tasks.recorded import RecordedLearner
+from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
-from amc_env.storage import StorageFormat
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from amc_env.budget import Bounds
+from amc_env.budgets.budget import Bounds
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
 from amc_env.actions import READINGS, ReadingContext
-from amc_env.answers import checked_accuracy, checked_reward, wishes_of
-from amc_env.budget import Bounds, Budget, BudgetLike, value_span
-from amc_env.checks import check_numbers, checked, shown
+from amc_env.budgets.budget import Bounds, Budget, BudgetLike, value_span
+from amc_env.budgets.feasible import FeasibleSet
 from amc_env.copies import copied
-from amc_env.cost import COSTS, CostModel, make_cost
-from amc_env.cost_model import CostFunction
-from amc_env.entered_cost import entered, original_costs
+from amc_env.costs.cost_model import CostFunction
+from amc_env.costs.costs import COSTS, CostModel, make_cost
+from amc_env.costs.entered_cost import entered, original_costs
+from amc_env.costs.own_costs import own_costs
 from amc_env.errors import ArgumentError
-from amc_env.feasible import FeasibleSet
 from amc_env.graph import LayerGraph
 from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
-from amc_env.own_costs import own_costs
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
+from amc_env.validation.answers import checked_accuracy, checked_reward, wishes_of
+from amc_env.validation.checks import check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
 
@@ -113,7 +113,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
     ``interval``. Last step, in addition: ``accuracy``, ``cost_ratio``, ``cost`` and ``plan``.
 
     Args:
-        learner: What compresses and judges, e.g. ``learners.ChannelPruning``.
+        learner: What compresses and judges, e.g. ``amc_compress.learners.ChannelPruning``.
         budget: The bounds in any form that ``Budget.of`` reads: ``Budget(macs=0.5)``,
             ``"macs=0.5,bytes=0.2:0.3"``, ``{"macs": [0.45, 0.5]}``, or ``0.5``, which means
             ``macs=0.5``.

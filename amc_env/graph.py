@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from amc_env.checks import checked
+from amc_env.validation.checks import checked
 
 _WORTH_A_REMARK = 0.05  # share of the multiply-adds
 _MOST_NAMED = 5

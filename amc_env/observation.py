@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.budget import Bounds, Budget, value_span
-from amc_env.feasible import FeasibleSet
+from amc_env.budgets.budget import Bounds, Budget, value_span
+from amc_env.budgets.feasible import FeasibleSet
 from amc_env.graph import LayerGraph, LayerSpec
 from amc_env.plan import Decision, DecisionKind
 

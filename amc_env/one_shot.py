@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
-from amc_env.answers import wishes_of
-from amc_env.budget import value_span
-from amc_env.checks import check_numbers, checked
+from amc_env.budgets.budget import value_span
 from amc_env.env import Action, CompressionEnv
 from amc_env.observation import Observation, scaled
 from amc_env.plan import CompressionPlan
+from amc_env.validation.answers import wishes_of
+from amc_env.validation.checks import check_numbers, checked
 
 _BISECTIONS = 40
 

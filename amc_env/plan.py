@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from amc_env.checks import checked, shown
 from amc_env.errors import ArgumentError, PlanMismatchError
-from amc_env.json_text import parse_json
+from amc_env.validation.checks import checked, shown
+from amc_env.validation.json_text import parse_json
 
 PLAN_VERSION = 1
 _CHOICE_TOLERANCE = 1e-6

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.cost import COSTS, CostModel, make_cost, original_cost
+from amc_env.costs.costs import COSTS, CostModel, make_cost, original_cost
+from amc_env.costs.storage import OFF_BITS
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-from amc_env.storage import OFF_BITS
 
 _BAR_WIDTH = 20
 _PIXELS_PER_INCH = 80

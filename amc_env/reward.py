@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from amc_env.checks import checked
 from amc_env.errors import InputDataError
-from amc_env.references import FORM, is_reference, resolve
+from amc_env.validation.checks import checked
+from amc_env.validation.references import FORM, is_reference, resolve
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ from typing import Any
 
 import typer
 
-from amc_env.errors import CompressionError
-from experiments.commands import automl, compare, latency, record, runs, stages
-from experiments.config_values import check_size
-from experiments.files import is_disk_full, is_memory_full
-from experiments.user_code import (
+from amc_compress.commands import automl, compare, latency, record, runs, stages
+from amc_compress.config.values import check_size
+from amc_compress.user_code import (
     exit_call,
     explanation,
     last_place,
@@ -24,6 +22,8 @@ from experiments.user_code import (
     readable,
     what_it_says,
 )
+from amc_env.errors import CompressionError
+from amc_env.files import is_disk_full, is_memory_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from amc_compress.data import DataSplits, load_data
+from amc_compress.learners import ChannelPruning, joint_compression
+from amc_compress.learners.joint.prepare import quantizer_named
+from amc_compress.learners.sparsification import WeightSparsification
+from amc_compress.models import load_weights, make_model
 from amc_env import CompressionEnv
-from amc_env.budget import BudgetLike
+from amc_env.budgets.budget import BudgetLike
 from amc_env.env import DEFAULT_READING
-from experiments.data import DataSplits, load_data
-from experiments.models import load_weights, make_model
-from learners import ChannelPruning, joint_compression
-from learners.joint import quantizer_named
-from learners.sparsification import WeightSparsification
 
 SplitKind = Literal["random", "tail"]
 
@@ -48,7 +48,7 @@ def make_channels(
     """Builds a channel-pruning task for any network, data set and weights file.
 
     Args:
-        model: Name from ``experiments.models`` or ``package.module:factory``.
+        model: Name from ``amc_compress.models`` or ``package.module:factory``.
         data: ``"digits"``, a folder of parquet files, or a hub name.
         weights: Trained weights; None takes those shipped for ``digitsnet`` on ``digits``.
         budget: ``"macs=0.5"``, ``"macs=0.45:0.5,bytes=0.3"``, ``{"macs": [0.45, 0.5]}``, or
@@ -361,7 +361,7 @@ def trained_network(model: str, data: str, weights: str | None, splits: DataSpli
     """Returns a trained network for these data, in eval mode.
 
     Args:
-        model: Name from ``experiments.models`` or ``package.module:factory``.
+        model: Name from ``amc_compress.models`` or ``package.module:factory``.
         data: The name under which the data were loaded.
         weights: The weights file; None takes those shipped for ``digitsnet`` on ``digits``.
         splits: The data.

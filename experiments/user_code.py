@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from amc_env.errors import CompressionError
-from amc_env.references import Source, sources
+from amc_env.validation.references import Source, sources
 
 _PACKAGES = ("amc_env", "agents", "learners", "experiments")
 _OURS = tuple(str(Path(__file__).absolute().parent.parent / name) + os.sep for name in _PACKAGES)

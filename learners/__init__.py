@@ -1,19 +1,30 @@
 """Learners: how a plan becomes a smaller network, and how networks are trained."""
 
-from learners.base import Learner
-from learners.channel_pruning import ChannelPruning, GroupLassoPruning, RemasteredPruning
-from learners.channel_pruning.discrimination import DiscriminationAwarePruning
-from learners.deep_compression import compress_deeply, deep_compression
-from learners.feature_matching import FeatureMatching
-from learners.group_finetuning import GroupFinetuned, group_finetune
-from learners.joint import JointCompression, joint_compression
-from learners.quantization import UniformQuantization
-from learners.quantization.codebook import CodebookQuantization
-from learners.regularisers import GroupLassoPenalty, GrowingRegularisation
-from learners.sparse_training import cut_after, sparse_training
-from learners.sparsification import WeightSparsification
-from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig, TrainingResult, evaluate, train
+from amc_compress.learners.base import Learner
+from amc_compress.learners.channel_pruning import (
+    ChannelPruning,
+    GroupLassoPruning,
+    RemasteredPruning,
+)
+from amc_compress.learners.channel_pruning.discrimination.learner import DiscriminationAwarePruning
+from amc_compress.learners.channel_pruning.gradual.group_finetuning import (
+    GroupFinetuned,
+    group_finetune,
+)
+from amc_compress.learners.channel_pruning.gradual.regularisers import (
+    GroupLassoPenalty,
+    GrowingRegularisation,
+)
+from amc_compress.learners.channel_pruning.gradual.sparse_training import cut_after, sparse_training
+from amc_compress.learners.joint.deep import compress_deeply, deep_compression
+from amc_compress.learners.joint.prepare import JointCompression, joint_compression
+from amc_compress.learners.quantization import UniformQuantization
+from amc_compress.learners.quantization.codebook.learner import CodebookQuantization
+from amc_compress.learners.sparsification import WeightSparsification
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.feature_matching import FeatureMatching
+from amc_compress.learners.training.loop import TrainingResult, evaluate, train
 
 __all__ = [
     "Learner",

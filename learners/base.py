@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from amc_env.checks import check_constructor, checked
+from amc_compress.learners.layers.wide_layers import wide_layers_note
+from amc_compress.learners.networks.intake import Form, take_in
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import check_weights
+from amc_compress.learners.training.hooks import TrainingHook
+from amc_compress.learners.training.loop import TrainingResult, train
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
-from learners.hooks import TrainingHook
-from learners.intake import check_weights
-from learners.network_intake import Form, take_in
-from learners.training import TrainingConfig, TrainingResult, train
-from learners.wide_layers import wide_layers_note
+from amc_env.validation.checks import check_constructor, checked
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -114,7 +115,7 @@ class Learner(ABC):
             train_loader: Training batches.
             epochs: Overrides the number in ``config``.
             teacher: Network to distil from, usually the original one.
-            hooks: What happens beside the loss, see ``learners.hooks``; the learner's own come
+            hooks: What happens beside the loss, see ``hooks``; the learner's own come
                 first.
             config: All other settings.
             validation: Batches that choose the best epoch; the learner's own if not given.

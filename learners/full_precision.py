@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.gradient_scores import Scores
+from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.tracing.traced_model import trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.loop import evaluate
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
-from learners.base import Batches, Learner
-from learners.gradient_scores import Scores
-from learners.network_intake import take_in
-from learners.tracing import trace
-from learners.training import TrainingConfig, evaluate
 
 
 class FullPrecision(Learner):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.error import InvalidAction
 
-import agents
+import amc_compress.agents as agents
+import amc_compress.learners as learners
 import amc_env
-import learners
-from agents import AGENTS, Exploration, OnePolicy, Recipe, Seeded, make_agent
+from amc_compress.agents import AGENTS, Exploration, OnePolicy, Recipe, Seeded, make_agent
+from amc_compress.learners import TrainingConfig
 from amc_env import (
     Budget,
     ChannelGroup,
@@ -26,14 +27,13 @@ from amc_env import (
     keep_ratio_decision,
     make_cost,
 )
-from amc_env.checks import checked
-from amc_env.synthetic import (
+from amc_env.recorded_tasks.synthetic import (
     SyntheticBitsLearner,
     SyntheticDensityLearner,
     SyntheticLearner,
     make_synthetic,
 )
-from learners import TrainingConfig
+from amc_env.validation.checks import checked
 
 LEARNER = SyntheticLearner(3)
 ENV = CompressionEnv(LEARNER, "macs=0.5")

@@ -8,24 +8,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"amc_env", "agents", "learners", "experiments"}
+AGENTS, LEARNERS = "amc_compress.agents", "amc_compress.learners"
 ALLOWED = {
     "amc_env": {"amc_env"},
-    "agents": {"agents", "amc_env"},
-    "learners": {"learners", "amc_env"},
-    "experiments": OURS,
+    "agents": {AGENTS, "amc_env"},
+    "learners": {LEARNERS, "amc_env"},
+    "experiments": {AGENTS, LEARNERS, "amc_env", "amc_compress"},
 }
 
 
 def imported(path: Path) -> set[str]:
-    """Our top-level packages that a file imports, wherever in the file."""
+    """Our packages that a file imports, wherever in the file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
-    return names & OURS
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {package for name in names if (package := _package(name))}
+
+
+def _package(name: str) -> str | None:
+    parts = name.split(".")
+    if parts[0] == "amc_compress":
+        full = ".".join(parts[:2])
+        return full if full in (AGENTS, LEARNERS) else "amc_compress"
+    return "amc_env" if parts[0] == "amc_env" else None
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))

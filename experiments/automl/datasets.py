@@ -15,7 +15,7 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from experiments.automl.frameworks import choose
+from amc_compress.automl.frameworks import choose
 
 TaskKind = Literal["classification", "regression"]
 

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from amc_compress.automl.frameworks import Framework
 from amc_env import MissingDependencyError
-from experiments.automl.frameworks import Framework
 
 
 def find_interpreter(framework: Framework) -> Path:

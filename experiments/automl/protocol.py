@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import f1_score, mean_squared_error
 
-from amc_env import MissingDependencyError
-from amc_env.json_text import parse_json
-from experiments.automl.datasets import DataSet, Split, TaskKind, split
-from experiments.automl.environments import (
+from amc_compress.automl.datasets import DataSet, Split, TaskKind, split
+from amc_compress.automl.environments import (
     Failed,
     Installed,
     folder_of,
@@ -32,10 +30,12 @@ from experiments.automl.environments import (
     read_status,
     reason_from,
 )
-from experiments.automl.frameworks import ADAPTERS, Framework
-from experiments.automl.interpreters import check_java
-from experiments.automl.processes import Ended, run_limited
-from experiments.automl.records import Protocol, ResultsFile, Row
+from amc_compress.automl.frameworks import ADAPTERS, Framework
+from amc_compress.automl.interpreters import check_java
+from amc_compress.automl.processes import Ended, run_limited
+from amc_compress.automl.records import Protocol, ResultsFile, Row
+from amc_env import MissingDependencyError
+from amc_env.validation.json_text import parse_json
 
 CONSTANT = "constant"
 """Name of the prediction that ignores the features: the commonest class, or the mean."""

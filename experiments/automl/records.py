@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
-from amc_env.json_text import parse_json
-from experiments.files import write_atomic
+from amc_env.files import write_atomic
+from amc_env.validation.json_text import parse_json
 
 FORMAT = "amc-automl"
 VERSION = 1

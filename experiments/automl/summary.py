@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from amc_compress.automl.protocol import CONSTANT
+from amc_compress.automl.records import Row
 from amc_env import RunFolderError
-from experiments.automl.protocol import CONSTANT
-from experiments.automl.records import Row
 
 Rows = Mapping[tuple[str, str, int], Row]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.automl.datasets import DATA_SETS, TaskKind
-from experiments.automl.frameworks import FRAMEWORKS
-from experiments.automl.protocol import CONSTANT
-from experiments.automl.records import Results
-from experiments.automl.summary import Cell, Overall, cell, names_of, overall
+from amc_compress.automl.datasets import DATA_SETS, TaskKind
+from amc_compress.automl.frameworks import FRAMEWORKS
+from amc_compress.automl.protocol import CONSTANT
+from amc_compress.automl.records import Results
+from amc_compress.automl.summary import Cell, Overall, cell, names_of, overall
 
 _TITLES: tuple[tuple[TaskKind, str], ...] = (
     ("classification", "Classification: weighted F1, higher is better"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
-from amc_env.json_text import parse_json
+from amc_env.validation.json_text import parse_json
 
 
 def read_rows(path: Path | None) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from experiments.automl.datasets import DataSet
-    from experiments.automl.frameworks import Framework
-    from experiments.automl.records import Row
+    from amc_compress.automl.datasets import DataSet
+    from amc_compress.automl.frameworks import Framework
+    from amc_compress.automl.records import Row
 
 HELP = """Compare TPOT, H2O, auto-sklearn and auto_ml on equal terms.
 
@@ -87,9 +87,9 @@ def setup(
         amc automl setup auto_ml --python /opt/python3.7/bin/python \\
             --root automl
     """
+    from amc_compress.automl.environments import folder_of, setup
+    from amc_compress.automl.frameworks import FRAMEWORKS, choose
     from amc_env import MissingDependencyError
-    from experiments.automl.environments import folder_of, setup
-    from experiments.automl.frameworks import FRAMEWORKS, choose
 
     names = list(FRAMEWORKS) if name == "all" else [choose("framework", name, (*FRAMEWORKS, "all"))]
     if python is not None and len(names) > 1:
@@ -142,9 +142,9 @@ def run(
       Then:
         amc automl table automl.jsonl
     """
-    from experiments.automl.locks import only_one
-    from experiments.automl.protocol import check_ready, make_protocol, run_all
-    from experiments.automl.records import ResultsFile
+    from amc_compress.automl.locks import only_one
+    from amc_compress.automl.protocol import check_ready, make_protocol, run_all
+    from amc_compress.automl.records import ResultsFile
 
     protocol = make_protocol(seconds)
     frameworks, data_sets = _chosen(framework, dataset)
@@ -174,9 +174,9 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
       amc automl table automl.jsonl
       amc automl table automl.jsonl --out automl.md
     """
-    from experiments.automl.records import read_results
-    from experiments.automl.table import make_table
-    from experiments.files import write_atomic
+    from amc_compress.automl.records import read_results
+    from amc_compress.automl.table import make_table
+    from amc_env.files import write_atomic
 
     text = make_table(read_results(source))
     if out is None:
@@ -192,8 +192,8 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
 def _chosen(
     framework: list[str] | None, dataset: list[str] | None
 ) -> tuple[list[Framework], list[DataSet]]:
-    from experiments.automl.datasets import DATA_SETS, find_data_set
-    from experiments.automl.frameworks import FRAMEWORKS, choose
+    from amc_compress.automl.datasets import DATA_SETS, find_data_set
+    from amc_compress.automl.frameworks import FRAMEWORKS, choose
 
     known = tuple(FRAMEWORKS)
     frameworks = [FRAMEWORKS[choose("framework", n, known)] for n in framework or known]

@@ -1,4 +1,4 @@
-"""The options of quantization, for ``experiments.commands.options``."""
+"""The options of quantization, for ``amc_compress.commands.options``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.configs import RunConfig
+from amc_compress.config.run_config import RunConfig
 
 _BITS = "Bits (--learner uniform, codebook, deep, joint)"
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.options import takes
+from amc_compress.commands.options import takes
 
 if TYPE_CHECKING:
-    from experiments.comparison.finetuning import Finetuning
-    from experiments.comparison.records import Results, SearchRecord
-    from experiments.comparison.running import Comparison
-    from experiments.comparison.tasks import Places
+    from amc_compress.comparison.records import Results, SearchRecord
+    from amc_compress.comparison.searches.finetuning import Finetuning
+    from amc_compress.comparison.searches.running import Comparison
+    from amc_compress.comparison.tasks import Places
 
 _OPTION = re.compile(r"[\w.]+\s*=")
 
@@ -138,11 +138,11 @@ def compare(
     if listing:
         _show_list()
         return
-    from experiments.comparison.records import RESULTS, read_results
-    from experiments.comparison.report import write_report
-    from experiments.comparison.running import Comparison
-    from experiments.comparison.statistics import require_rliable
-    from experiments.occupied import check_no_run
+    from amc_compress.comparison.records import RESULTS, read_results
+    from amc_compress.comparison.report.report import write_report
+    from amc_compress.comparison.searches.running import Comparison
+    from amc_compress.comparison.statistics.statistics import require_rliable
+    from amc_compress.runs.storage.occupied import check_no_run
 
     check_no_run(out, "--out")
     require_rliable()
@@ -183,9 +183,14 @@ def _search(
     Returns:
         The results, and how many searches and trainings failed.
     """
-    from experiments.comparison.finetuning import finetune_winners
-    from experiments.comparison.records import RESULTS, read_results
-    from experiments.comparison.running import jobs_left, jobs_of, make_searches, only_results
+    from amc_compress.comparison.records import RESULTS, read_results
+    from amc_compress.comparison.searches.finetuning import finetune_winners
+    from amc_compress.comparison.searches.running import (
+        jobs_left,
+        jobs_of,
+        make_searches,
+        only_results,
+    )
 
     missing = comparison.check()
     known = read_results(comparison.folder / RESULTS)
@@ -226,7 +231,7 @@ def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
     Raises:
         ValueError: If a weights option has another form.
     """
-    from experiments.comparison.tasks import Places
+    from amc_compress.comparison.tasks import Places
 
     files = {}
     for text in weights or ():
@@ -262,8 +267,8 @@ def _check_finetuning(epochs: int, agents: Sequence[str], seeds: int) -> None:
 
 def _training(comparison: Comparison, epochs: int, agents: Sequence[str], seeds: int) -> Finetuning:
     """Returns how the winners of this comparison, and of no other in the file, are trained."""
-    from experiments.comparison.finetuning import Finetuning
-    from experiments.comparison.tasks import find_task
+    from amc_compress.comparison.searches.finetuning import Finetuning
+    from amc_compress.comparison.tasks import find_task
 
     if all(find_task(name).is_recorded for name in comparison.tasks):
         raise ValueError(
@@ -321,7 +326,7 @@ class _Teller:
 
     def not_finetuned(self, record: SearchRecord, error: Exception) -> None:
         """Tells of a winner whose training failed."""
-        from experiments.comparison.searching import in_one_line
+        from amc_compress.comparison.searches.searching import in_one_line
 
         self.failures += 1
         text = in_one_line(error)
@@ -337,9 +342,9 @@ def _name(record: SearchRecord) -> str:
 
 
 def _show_list() -> None:
-    from agents import AGENTS, make_agent
+    from amc_compress.agents import AGENTS, make_agent
+    from amc_compress.comparison.tasks import TASKS, is_shipped
     from amc_env.errors import MissingDependencyError
-    from experiments.comparison.tasks import TASKS, is_shipped
 
     print("Tasks:")
     for task in TASKS.values():

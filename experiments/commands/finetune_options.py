@@ -1,4 +1,4 @@
-"""The options of fine-tuning, for ``experiments.commands.options``."""
+"""The options of fine-tuning, for ``amc_compress.commands.options``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.configs import RunConfig
+from amc_compress.config.run_config import RunConfig
 
 _FINETUNE = "Fine-tuning"
 _CUT = "Fine-tuning around the cut (learners that only cut channels)"

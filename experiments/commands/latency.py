@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from experiments.commands import options as o
-from experiments.commands.options import takes
+from amc_compress.commands import options as o
+from amc_compress.commands.options import takes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from experiments.latency_table import TableOptions
+    from amc_compress.learners.latency.table import TableOptions
 
 _RUNTIMES = ("onnxruntime",)
 
@@ -74,10 +74,10 @@ def latency_table(
         amc latency-table --model resnet20 --template --precision w4a4 \\
             --precision w8a8 --out tables/board.json
     """
-    from experiments.latency_networks import PRECISIONS
-    from experiments.latency_table import TableOptions
-    from experiments.models import make_model
-    from experiments.models.arguments import parse_arguments
+    from amc_compress.learners.latency.networks import PRECISIONS
+    from amc_compress.learners.latency.table import TableOptions
+    from amc_compress.models import make_model
+    from amc_compress.models.arguments import parse_arguments
 
     image = _image_shape(shape)
     precisions = tuple(dict.fromkeys(precision or PRECISIONS))
@@ -106,8 +106,8 @@ def latency_table(
 
 
 def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Path) -> None:
-    from experiments.files import write_atomic
-    from experiments.latency_table import empty_table
+    from amc_compress.learners.latency.table import empty_table
+    from amc_env.files import write_atomic
 
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out for the form.")
@@ -117,7 +117,7 @@ def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Pa
 
 
 def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: bool) -> None:
-    from experiments.latency_table import measure_table
+    from amc_compress.learners.latency.table import measure_table
 
     bar: tqdm[Any] | None = None
 

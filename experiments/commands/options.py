@@ -10,11 +10,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from experiments.commands.bit_options import BITS, BitOptions
-from experiments.commands.finetune_options import FINETUNE as FINETUNE
-from experiments.commands.finetune_options import FinetuneOptions
-from experiments.commands.pruning_options import PRUNING, PruningOptions
-from experiments.configs import RunConfig
+from amc_compress.commands.bit_options import BITS, BitOptions
+from amc_compress.commands.finetune_options import FINETUNE as FINETUNE
+from amc_compress.commands.finetune_options import FinetuneOptions
+from amc_compress.commands.pruning_options import PRUNING, PruningOptions
+from amc_compress.config.run_config import RunConfig
 
 _TASK = "Network and data"
 _SEARCH = "Search"

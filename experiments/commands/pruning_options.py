@@ -1,4 +1,4 @@
-"""The options of pruning, for ``experiments.commands.options``."""
+"""The options of pruning, for ``amc_compress.commands.options``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.configs import RunConfig
+from amc_compress.config.run_config import RunConfig
 
 _CHANNELS = "Channels (--learner channels, group-lasso, remastered, discrimination, joint)"
 _SPARSE = "Single weights (--learner sparse, deep, joint --density)"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.commands.compare import Data, Weights, places_of
-from experiments.commands.options import takes
+from amc_compress.commands.compare import Data, Weights, places_of
+from amc_compress.commands.options import takes
 
 if TYPE_CHECKING:
-    from amc_env.recorded_file import RecordedTask
+    from amc_env.recorded_tasks.recorded_file import RecordedTask
 
 TaskName = Annotated[str, typer.Option(help="Which one; `amc compare --list` shows them.")]
 Out = Annotated[Path, typer.Option(help="The file, TASK.npz.")]
@@ -57,16 +57,16 @@ def record(
       In Python, afterwards:
         gymnasium.make("amc_env:amc/digits-channels-recorded-v0", task="TASK.npz")
     """
-    from amc_env.recorded_file import write_recorded
-    from experiments.comparison.judging import trials_of
-    from experiments.comparison.recording import RecordingOptions
-    from experiments.comparison.recording import record as record_task
-    from experiments.comparison.records import RESULTS, read_results
-    from experiments.comparison.refinement import Refinement
-    from experiments.comparison.searching import open_store
-    from experiments.comparison.tasks import build_env, check_task, find_task
-    from experiments.files import write_atomic
-    from experiments.occupied import check_no_run
+    from amc_compress.comparison.recording.recording import RecordingOptions
+    from amc_compress.comparison.recording.recording import record as record_task
+    from amc_compress.comparison.recording.refinement import Refinement
+    from amc_compress.comparison.records import RESULTS, read_results
+    from amc_compress.comparison.searches.judging import trials_of
+    from amc_compress.comparison.searches.searching import open_store
+    from amc_compress.comparison.tasks import build_env, check_task, find_task
+    from amc_compress.runs.storage.occupied import check_no_run
+    from amc_env.files import write_atomic
+    from amc_env.recorded_tasks.recorded_file import write_recorded
 
     chosen = find_task(task)
     if chosen.is_recorded:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from experiments.commands import options as o
-from experiments.commands.options import takes
-from experiments.commands.values import config_from
-from experiments.configs import STAGES, RunConfig
+from amc_compress.commands import options as o
+from amc_compress.commands.options import takes
+from amc_compress.commands.values import config_from
+from amc_compress.config.run_config import STAGES, RunConfig
 
 
 @takes(*o.NEW_RUN, "no_export", *o.OUTPUT, *o.TASK, *o.SEARCH, *o.FINETUNE)
@@ -49,7 +49,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
       It was interrupted; go on where it stopped:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
-    from experiments.compress import open_task, run_stages, say, silent
+    from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
     stages = [s for s in STAGES if not (no_export and s == "export")]
     config = config_from(ctx.params)
@@ -75,7 +75,7 @@ def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
       Hill climbing instead, with a lower bound on the budget too:
         amc search --budget macs=0.45:0.5 --agent local --out runs/local
     """
-    from experiments.compress import open_task, run_stages, say, silent
+    from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
     stages = ("train", "search")
     task = open_task(out, config_from(ctx.params), resume=resume, stages=stages, quiet=quiet)
@@ -108,8 +108,8 @@ def train(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
         amc compress --model digitsnet --weights runs/full/model.safetensors \\
             --data digits --out runs/small
     """
-    from experiments.compress import open_task, run_stages, say, silent
-    from experiments.train import write_training_results
+    from amc_compress.stages.pipeline import open_task, run_stages, say, silent
+    from amc_compress.stages.train import write_training_results
 
     parameters = dict(ctx.params)
     parameters["train_epochs"] = parameters.pop("epochs")
@@ -123,6 +123,6 @@ def train(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
 
 def print_summary(path: Path) -> None:
     """Prints the before/after table of a finished run, on stdout."""
-    from experiments.summary import summary_table
+    from amc_compress.report.summary import summary_table
 
     print(summary_table(path))

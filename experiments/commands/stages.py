@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from experiments.commands import options as o
-from experiments.commands.options import takes
-from experiments.commands.values import config_from, given
+from amc_compress.commands import options as o
+from amc_compress.commands.options import takes
+from amc_compress.commands.values import config_from, given
 
 
 @takes("directory", *o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
@@ -38,11 +38,11 @@ def finetune(
       Without the original as a teacher:
         amc finetune runs/resnet20 --teacher none
     """
-    from experiments.compress import reopen_task, run_stages, say, silent
-    from experiments.finetune import training_config
-    from experiments.learner_options import check_options
-    from experiments.teachers import load_teacher
-    from experiments.trust import Trust
+    from amc_compress.config.learner_options import check_options
+    from amc_compress.runs.storage.trust import Trust
+    from amc_compress.runs.teachers import load_teacher
+    from amc_compress.stages.finetune import training_config
+    from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = given(ctx)
     options.pop("allow_pickle", None)  # it holds for this command, not for the run
@@ -117,11 +117,11 @@ def export(
         session = onnxruntime.InferenceSession("runs/resnet20/model.onnx")
         logits = session.run(None, {"images": images})[0]
     """
-    from experiments.commands.runs import print_summary
-    from experiments.compress import reopen_task, run_stages, say, silent
-    from experiments.export import require_onnx
-    from experiments.onnx_options import OnnxOptions
-    from experiments.trust import Trust
+    from amc_compress.commands.runs import print_summary
+    from amc_compress.learners.export.onnx_options import OnnxOptions
+    from amc_compress.learners.export.runtime import require_onnx
+    from amc_compress.runs.storage.trust import Trust
+    from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
     task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost"), quiet=quiet)
@@ -148,8 +148,8 @@ def report(directory: Path) -> None:
     \b
       amc report runs/resnet20
     """
-    from experiments.report import run_report
-    from experiments.runs import RunFolder
+    from amc_compress.report.page import run_report
+    from amc_compress.runs.folder import RunFolder
 
     with RunFolder.open(directory, uses=()) as folder:
         run_report(folder)
@@ -188,8 +188,8 @@ def evaluate(
         amc evaluate --model resnet20 --weights resnet20.safetensors \\
             --data data/cifar10
     """
-    from experiments.measure import measure_file, measure_run
-    from experiments.trust import Trust, call_text
+    from amc_compress.runs.storage.trust import Trust, call_text
+    from amc_compress.stages.measure import measure_file, measure_run
 
     if directory is not None:
         allowed = Trust(trust, named=frozenset({call_text(model, model_args or ())}))

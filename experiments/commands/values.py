@@ -11,10 +11,10 @@ from typing import Any
 
 import typer
 
-from experiments.bit_widths import parse_bits
-from experiments.config_defaults import NOT_GIVEN
-from experiments.configs import RunConfig
-from experiments.models.weights import split_key
+from amc_compress.config.bit_widths import parse_bits
+from amc_compress.config.defaults import NOT_GIVEN
+from amc_compress.config.run_config import RunConfig
+from amc_compress.models.weights import split_key
 
 
 def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agents import AGENTS, Agent, agent_from_label
-from agents.registry import read_label
+from amc_compress.agents import AGENTS, Agent, agent_from_label
+from amc_compress.agents.registry import read_label
 from amc_env import Budget
 from amc_env.actions import READINGS
-from amc_env.budget import Bounds
-from amc_env.cost import COSTS
+from amc_env.budgets.budget import Bounds
+from amc_env.costs.costs import COSTS
 
 _ENV = "env."
 _OUTSIDE = ("storage", "study", "worker", "policy")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
-from amc_env.answers import checked_accuracy
-from amc_env.checks import check_whole, checked
-from amc_env.json_text import parse_json
-from experiments.files import read_content, write_atomic
+from amc_env.files import read_content, write_atomic
+from amc_env.validation.answers import checked_accuracy
+from amc_env.validation.checks import check_whole, checked
+from amc_env.validation.json_text import parse_json
 
 RESULTS = "results.jsonl"
 """Name of the file in the folder of a comparison."""

@@ -11,12 +11,12 @@ from typing import Any
 import gymnasium as gym
 from torch import nn
 
+from amc_compress import tasks as ready_made
+from amc_compress.comparison.origins import origin_of as judgements_of
+from amc_compress.data import DataSplits, load_data
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
-from amc_env.recorded import recorded_names
-from experiments import tasks as ready_made
-from experiments.comparison.judging import origin_of as judgements_of
-from experiments.data import DataSplits, load_data
+from amc_env.recorded_tasks.recorded import recorded_names
 
 _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "channels": ready_made.make_channels,

@@ -1,7 +1,8 @@
 """Data sets in memory: digits, tables, image folders, the Hugging Face hub."""
 
-from experiments.data.loader import Augmentation, Normalisation, RandomResizedCrop, TensorLoader
-from experiments.data.splits import DataSplits, RawSplit, load_data
+from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader
+from amc_compress.data.splits import DataSplits, RawSplit, load_data
+from amc_compress.learners.networks.normalisation import Normalisation
 
 __all__ = [
     "DataSplits", "load_data", "TensorLoader", "Augmentation", "RandomResizedCrop",

@@ -18,7 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amc_env.json_text import parse_json
+from amc_env.validation.json_text import parse_json
 
 _LIMIT = 2 * 1024**3  # bytes of pixels above which decoding again is the smaller nuisance
 _VERSION = "v2"

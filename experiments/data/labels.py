@@ -16,8 +16,8 @@ import torch
 from pyarrow import types
 from torch import Tensor
 
+from amc_compress.data.sources.stored import LabelColumn
 from amc_env.errors import InputDataError
-from experiments.data.stored import LabelColumn
 
 _REMEDY = (
     "number the classes from 0 without gaps, or store their names as strings, which are numbered "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
 
 
@@ -36,21 +37,6 @@ class RandomResizedCrop:
     flip: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """``(pixel / scale - mean) / std`` per channel."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Uint8 (N, C, H, W) -> float32 of the same shape."""
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        std = torch.tensor(self.std).view(-1, 1, 1)
-        return (pixels.float() / self.scale - mean) / std
 
 
 class TensorLoader:

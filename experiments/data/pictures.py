@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from amc_compress.data.sources.stored import Picture
 from amc_env.errors import InputDataError
-from experiments.data.stored import Picture
 
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")

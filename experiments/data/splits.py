@@ -12,21 +12,16 @@ import sklearn.datasets
 import torch
 from torch import Tensor
 
+from amc_compress.config.values import check_normalisation
+from amc_compress.data.copies import are_in, digests_of, repeated
+from amc_compress.data.decoding import decode_splits
+from amc_compress.data.labels import number_labels
+from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader, centre
+from amc_compress.data.sources.folders import read_folder
+from amc_compress.data.sources.hub import read_hub
+from amc_compress.data.sources.stored import Columns, StoredData, counted
+from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
-from experiments.config_values import check_normalisation
-from experiments.data.copies import are_in, digests_of, repeated
-from experiments.data.decoding import decode_splits
-from experiments.data.folders import read_folder
-from experiments.data.hub import read_hub
-from experiments.data.labels import number_labels
-from experiments.data.loader import (
-    Augmentation,
-    Normalisation,
-    RandomResizedCrop,
-    TensorLoader,
-    centre,
-)
-from experiments.data.stored import Columns, StoredData, counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

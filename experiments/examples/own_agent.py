@@ -1,20 +1,20 @@
 r"""A search agent of your own, and how it does beside those that are here.
 
-The cross-entropy method of ``own_policy.py`` as an ``agents.Agent``: what it gains are records,
+The cross-entropy method of ``own_policy.py`` as an ``Agent``: what it gains are records,
 resuming, TensorBoard and fair comparisons. Name it as module and class wherever an agent
 is named::
 
     amc compare --task digits-channels-recorded --seeds 20 --evaluations 100 \
-        --agent experiments.examples.own_agent:CrossEntropy,local,ddpg-one-shot --out runs/mine
-    amc compress --agent experiments.examples.own_agent:CrossEntropy:batch=5 --out runs/smaller
+        --agent amc_compress.examples.own_agent:CrossEntropy,local,ddpg-one-shot --out runs/mine
+    amc compress --agent amc_compress.examples.own_agent:CrossEntropy:batch=5 --out runs/smaller
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from agents import Agent, Search
-from agents.base import DEFAULT_REJUDGE
+from amc_compress.agents import Agent, Search
+from amc_compress.agents.base import DEFAULT_REJUDGE
 
 
 class CrossEntropy(Agent):

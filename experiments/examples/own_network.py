@@ -1,6 +1,6 @@
 """Compress a network of your own with the Python API: half the MACs, in about a minute.
 
-python -m experiments.examples.own_network
+python -m amc_compress.examples.own_network
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from agents import OneShotDDPG
+from amc_compress.agents import OneShotDDPG
+from amc_compress.data import load_data
+from amc_compress.learners import ChannelPruning, TrainingConfig, evaluate, train
+from amc_compress.learners.export.onnx_file import export_onnx
 from amc_env import Budget, CompressionEnv
-from experiments.data import load_data
-from experiments.export import export_onnx
-from learners import ChannelPruning, TrainingConfig, evaluate, train
 
 
 class MyNetwork(nn.Module):

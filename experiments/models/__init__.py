@@ -1,6 +1,6 @@
 """The model zoo, and the way to a network of the user's own."""
 
-from experiments.models.registry import MODELS, ModelFactory, make_model
-from experiments.models.weights import load_weights, pretrained_weights
+from amc_compress.models.registry import MODELS, ModelFactory, make_model
+from amc_compress.models.weights import load_weights, pretrained_weights
 
 __all__ = ["MODELS", "ModelFactory", "make_model", "load_weights", "pretrained_weights"]

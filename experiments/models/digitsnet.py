@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.models.mobilenet import conv_bn
-from experiments.models.resnet import BasicBlock
+from amc_compress.models.mobilenet import conv_bn
+from amc_compress.models.resnet import BasicBlock
 
 
 class DigitsNet(nn.Module):

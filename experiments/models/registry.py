@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
+from amc_compress.models.arguments import call_factory
+from amc_compress.models.densenet import densenet40
+from amc_compress.models.digitsnet import digitsnet
+from amc_compress.models.lenet import lenet
+from amc_compress.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_fast
+from amc_compress.models.resnet import plain20, resnet20, resnet32, resnet56
+from amc_compress.models.vgg import vgg16_bn
 from amc_env.errors import InputDataError
-from amc_env.references import resolve
-from experiments.models.arguments import call_factory
-from experiments.models.densenet import densenet40
-from experiments.models.digitsnet import digitsnet
-from experiments.models.lenet import lenet
-from experiments.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_fast
-from experiments.models.resnet import plain20, resnet20, resnet32, resnet56
-from experiments.models.vgg import vgg16_bn
+from amc_env.validation.references import resolve
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -54,7 +54,7 @@ def make_model(
         name: A key of ``MODELS``, or ``package.module:factory`` for a function (or class) of the
             user's own or of a library (``torchvision.models:resnet18``, ``timm:resnet18``); the
             current directory is searched too. It is given the keywords below under the names that
-            it knows, see ``experiments.models.arguments``.
+            it knows, see ``amc_compress.models.arguments``.
         n_classes: Number of outputs.
         in_channels: Channels of the images.
         image_size: Height (= width) of the images, for networks whose linear layers need it.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learners.sharing import shared_names
+from amc_compress.learners.packing.sharing import shared_names
 
 _DEPTH = 4
 _WRAPPERS = frozenset(("_orig_mod", "module"))  # of torch.compile; of (Distributed)DataParallel

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from amc_compress.models.state_dicts import Fit, contents, find_fits
 from amc_env.errors import InputDataError
-from experiments.models.state_dicts import Fit, contents, find_fits
 
 _SHOWN = 3
 _SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]

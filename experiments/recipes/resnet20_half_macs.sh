@@ -16,11 +16,11 @@ for seed in 0 1 2; do
         amc search "${options[@]}" --agent "$agent" --seed "$seed" --out "$out/$agent-$seed" --resume
     done
 done
-python -m experiments.benchmarks.compare_runs "$out"/*-[0-9]
+python -m amc_compress.benchmarks.agents.compare_runs "$out"/*-[0-9]
 
 [ -n "$winner" ] || exit 0
 for seed in 0 1 2; do
     amc compress "${options[@]}" --agent "$winner" --seed "$seed" --out "$out/$winner-$seed" --resume \
         --epochs 12 --learning-rate 0.05
 done
-python -m experiments.benchmarks.compare_runs "$out/$winner"-[0-9]
+python -m amc_compress.benchmarks.agents.compare_runs "$out/$winner"-[0-9]

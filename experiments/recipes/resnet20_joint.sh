@@ -7,7 +7,7 @@
 # Twelve percent of the bytes is half of the channels' 50 % at 8 bits, or all of them at 4: the search
 # says where which is better. The two-stage way, at equal episodes and the same budget, is
 #
-#   python -m experiments.benchmarks.joint --help
+#   python -m amc_compress.benchmarks.learners.joint --help
 #
 # The weights were adapted on rows 0-44,999 of the train file, so the validation split is its tail.
 set -euo pipefail
@@ -20,4 +20,4 @@ for seed in 0 1 2; do
         --learner joint --weight-bits 2-8 --activation-bits 8 --budget macs=0.5,bytes=0.12 \
         --agent ddpg --episodes 200 --epochs 30 "$@"
 done
-python -m experiments.benchmarks.compare_runs "$out"-[0-9]
+python -m amc_compress.benchmarks.agents.compare_runs "$out"-[0-9]

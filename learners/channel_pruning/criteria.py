@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.channel_pruning.lasso import entry_order_scores
+from amc_compress.learners.channel_pruning.lasso import entry_order_scores
 
 
 @dataclass(frozen=True)

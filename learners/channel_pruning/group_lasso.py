@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_env.checks import check_whole
-from learners.base import Batches
-from learners.channel_pruning.criteria import rank_units
-from learners.channel_pruning.ranking import consumers
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.channel_pruning.selection import SolvedSelection
+from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.channel_pruning.criteria import rank_units
+from amc_compress.learners.channel_pruning.ranking import consumers
+from amc_compress.learners.channel_pruning.selection import SolvedSelection
+from amc_env.validation.checks import check_whole
 
 _EXACT_SIZE = 1024
 """Up to here all eigenvalues of a matrix take less time than a selection."""
@@ -141,7 +141,7 @@ class GroupLassoPruning(SolvedSelection):
     units that stay are repaired by least squares, like those of any channel pruning.
 
     Args:
-        model: See :class:`learners.ChannelPruning`, as the next three and all ``options``.
+        model: See ``ChannelPruning``, as the next three and all ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for input statistics.
         validation: Batches to judge candidates on.

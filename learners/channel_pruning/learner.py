@@ -11,32 +11,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.plan import CompressionPlan
-from learners.base import Batches, Learner
-from learners.candidates import fusion_works, limited_threads, settled_dtype
-from learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
-from learners.channel_pruning.decisions import keep_ratio_decisions
-from learners.channel_pruning.narrow import narrow_candidates
-from learners.channel_pruning.preparation import preload
-from learners.channel_pruning.ranking import group_contexts
-from learners.channel_pruning.reconstruction import (
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.evaluator import fusion_works, limited_threads, settled_dtype
+from amc_compress.learners.candidates.held_out import HeldOut
+from amc_compress.learners.candidates.input_moments import collect_statistics
+from amc_compress.learners.candidates.preparation import preload
+from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly, recalibrate
+from amc_compress.learners.candidates.reconstruction import (
     LayerReconstruction,
     prepare_reconstruction,
     write_layer,
 )
-from learners.channel_pruning.scores import Repair, gradient_scores
-from learners.channel_pruning.sensitivity import error_curve
-from learners.channel_pruning.statistics import collect_statistics
-from learners.fusion import following_norms
-from learners.held_out import HeldOut
-from learners.intake import check_labels, collect, count_outputs
-from learners.layout import laid_out, layout_name, layout_named, layout_of
-from learners.network_intake import as_float, plain_float
-from learners.precision import resolve_precision, working_dtype
-from learners.proxy import Proxy, finetune_briefly, recalibrate
-from learners.timing import EpisodeSeconds
-from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig
+from amc_compress.learners.candidates.timing import EpisodeSeconds
+from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
+from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
+from amc_compress.learners.channel_pruning.narrow import narrow_candidates
+from amc_compress.learners.channel_pruning.ranking import group_contexts
+from amc_compress.learners.channel_pruning.scores import Repair, gradient_scores
+from amc_compress.learners.channel_pruning.sensitivity import error_curve
+from amc_compress.learners.layers.following_norms import following_norms
+from amc_compress.learners.networks.intake import as_float, plain_float
+from amc_compress.learners.numerics.layout import laid_out, layout_name, layout_named, layout_of
+from amc_compress.learners.numerics.precision import resolve_precision, working_dtype
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import check_labels, collect, count_outputs
+from amc_env.plan import CompressionPlan
 
 _STATISTICS_BATCH = 64
 
@@ -258,7 +258,7 @@ class ChannelPruning(Learner):
         return self.accuracy(network, full=True)
 
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Judges any network of these classes (``learners.parts.Judge``).
+        """Judges any network of these classes (``amc_compress.learners.joint.parts.Judge``).
 
         Args:
             network: In ``eval`` mode.
@@ -296,7 +296,7 @@ class ChannelPruning(Learner):
         return self.traced.model
 
     def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
-        """Cuts the original network as one part of a joint plan (``learners.parts.PlanPart``).
+        """Cuts the original network as one part of a joint plan (``PlanPart``).
 
         Args:
             network: :attr:`original`; the moments of the repair are those of its layers, so
@@ -371,7 +371,7 @@ class ChannelPruning(Learner):
 
         Per decision key an array over its choices, from gradients on the recalibration images;
         the layers that read the group are repaired, all else is whole, see
-        ``learners.gradient_scores``. It never rises; the last entry, nothing cut, is 0.
+        ``gradient_scores``. It never rises; the last entry, nothing cut, is 0.
         """
         repair = Repair(self._layers, self.proxy, self._norms)
         with limited_threads(self.threads):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_env import Decision
-from learners.tracing import TracedModel
 
 _UNITS = (0, 2, 4, 8)  # 0: the smallest choice. Kernels that bundle pixels have at most 8 outputs
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from learners.channel_pruning.criteria import GroupContext, SlotView
-from learners.channel_pruning.lasso import contribution_matrix
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.tracing import TracedModel, UnitSlot
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.channel_pruning.criteria import GroupContext, SlotView
+from amc_compress.learners.channel_pruning.lasso import contribution_matrix
+from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
 
 
 def group_contexts(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learners.candidates import limited_threads
-from learners.channel_pruning.criteria import Criterion, rank_units
-from learners.channel_pruning.lasso import entry_order_scores
-from learners.channel_pruning.ranking import contributions
-from learners.channel_pruning.selection import SolvedSelection
+from amc_compress.learners.candidates.evaluator import limited_threads
+from amc_compress.learners.channel_pruning.criteria import Criterion, rank_units
+from amc_compress.learners.channel_pruning.lasso import entry_order_scores
+from amc_compress.learners.channel_pruning.ranking import contributions
+from amc_compress.learners.channel_pruning.selection import SolvedSelection
 
 _CHECK_EVERY = 25
 _SMALLEST = 1e-9  # penalty, relative to the one that leaves nothing
@@ -196,7 +196,7 @@ class RemasteredPruning(SolvedSelection):
     units by when they enter the path, a unit that leaves again at a smaller penalty is gone.
 
     Args:
-        model: See :class:`learners.ChannelPruning`, as the next three and all ``options``.
+        model: See ``ChannelPruning``, as the next three and all ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for input statistics.
         validation: Batches to judge candidates on.

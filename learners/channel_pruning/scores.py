@@ -1,6 +1,6 @@
 """What cutting one group costs the loss, estimated from gradients and the Gram matrices alone.
 
-Equation (1) of ``learners.gradient_scores``, summed over the layers that read the group; ``D`` is
+Equation (1) of ``gradient_scores``, summed over the layers that read the group; ``D`` is
 what the repair changes of their weights, the cut columns included.
 """
 
@@ -13,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc_env.plan import Decision
-from learners.channel_pruning.ranking import per_unit, read_or_made
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.gradient_scores import (
+from amc_compress.learners.candidates.gradient_scores import (
     Batch,
     Scores,
     curvature_root,
@@ -24,8 +21,11 @@ from learners.gradient_scores import (
     rise_from_weights,
     weight_fisher,
 )
-from learners.proxy import Proxy
-from learners.tracing import TracedModel, UnitSlot
+from amc_compress.learners.candidates.proxy import Proxy
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.channel_pruning.ranking import per_unit, read_or_made
+from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
+from amc_env.plan import Decision
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gradient_scores(
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
     Readers without moments or gradients, and groups that nothing with weights reads, count the
-    weights of the cut units by equation (2) of ``learners.gradient_scores``.
+    weights of the cut units by equation (2) of ``gradient_scores``.
 
     Args:
         decisions: Keep ratios.

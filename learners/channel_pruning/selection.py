@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.base import Batches
-from learners.candidates import limited_threads
-from learners.channel_pruning.learner import ChannelPruning
+from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.evaluator import limited_threads
+from amc_compress.learners.channel_pruning.learner import ChannelPruning
 
 
 class SolvedSelection(ChannelPruning):

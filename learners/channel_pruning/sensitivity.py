@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from torch import Tensor
 
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_env.plan import Decision
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.tracing import TracedModel
 
 
 def error_curve(

@@ -1,15 +1,19 @@
 """Quantization: k-bit weights and activations, uniform or by codebook."""
 
-from learners.quantization.codebook import CodebookQuantization
-from learners.quantization.codebook_quantizer import CodebookQuantizer
-from learners.quantization.learner import QuantizationLearner
-from learners.quantization.modules import QuantizedConv2d, QuantizedLinear, quantized_layers
-from learners.quantization.packing import load_packed, save_packed
-from learners.quantization.quantizer import Quantizer
-from learners.quantization.ranges import RANGE_RULES, clipping_ranges
-from learners.quantization.structure import bake, describe, fold_norms, rebuild
-from learners.quantization.uniform import UniformQuantization
-from learners.quantization.uniform_quantizer import UniformQuantizer
+from amc_compress.learners.layers.quantized import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    quantized_layers,
+)
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.structure import bake, describe, fold_norms, rebuild
+from amc_compress.learners.packing.packed_file import load_packed, save_packed
+from amc_compress.learners.quantization.codebook.learner import CodebookQuantization
+from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
+from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.quantization.uniform.learner import UniformQuantization
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.ranges import RANGE_RULES, clipping_ranges
 
 __all__ = [
     "QuantizationLearner",

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
+from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
+from amc_compress.learners.numerics.precision import autocast
 from amc_env.errors import InputDataError
-from learners.masking import mask_of
-from learners.precision import autocast
-from learners.proxy import batch_norms, recalibrate
-from learners.quantization.modules import QuantizedLayer, quantized_layers
 
 SAMPLE = 32_768  # numbers per layer from which activation ranges are found
 _LARGEST_RESCALING = 2.0  # beyond that the channel is noise, and its std says nothing
@@ -49,21 +48,6 @@ class Observation:
     def once(self) -> dict[str, LayerOutputs]:
         """Returns the outputs of the layers that run once, which can be matched."""
         return {name: seen for name, seen in self.outputs.items() if self.calls[name] == 1}
-
-
-def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Returns the weights of a layer, and which of them count (``None`` if all do)."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer.weight, Tensor)
-    return layer.weight.detach(), mask_of(layer)
-
-
-def same_weights(network: nn.Module, other: nn.Module, name: str) -> bool:
-    """Whether a layer has the same weights in two networks, and the same of them count."""
-    (weight, mask), (expected, kept) = layer_weights(network, name), layer_weights(other, name)
-    if mask is None or kept is None:
-        return mask is kept and torch.equal(weight, expected)
-    return torch.equal(mask, kept) and torch.equal(weight, expected)
 
 
 def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from amc_compress.learners.quantization.uniform.quantizer import MAX_BITS, MIN_BITS
+from amc_env.costs.storage import LEGAL_BITS, OFF_BITS
 from amc_env.plan import CompressionPlan, Decision, DecisionKind
-from amc_env.storage import LEGAL_BITS, OFF_BITS
-from learners.quantization.uniform_quantizer import MAX_BITS, MIN_BITS
 
 Bits = int | Sequence[int]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.masked import mask_of
+from amc_compress.learners.layers.quantizer import Quantizer
 from amc_env.plan import Decision, DecisionKind
-from learners.masking import mask_of
-from learners.quantization.quantizer import Quantizer
 
 _IMAGES = 32
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.quantization.decisions import BitChoice
+from amc_env.costs.storage import OFF_BITS
 from amc_env.plan import Decision, DecisionKind
-from amc_env.storage import OFF_BITS
-from learners.quantization.decisions import BitChoice
-from learners.quantization.quantizer import Quantizer
 
 Make = Callable[[str, int], Quantizer]
 """``(layer, bits) -> quantizer``."""

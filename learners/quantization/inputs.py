@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from learners.quantization.calibration import LayerInputs
-from learners.quantization.ranges import clipping_ranges
-from learners.quantization.uniform_quantizer import UniformQuantizer, affine_parameters
+from amc_compress.learners.quantization.calibration import LayerInputs
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, affine_parameters
+from amc_compress.learners.quantization.uniform.ranges import clipping_ranges
 
 
 def input_quantizer(

@@ -12,53 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import BytesCost, CostModel, make_cost
-from amc_env.plan import CompressionPlan
-from amc_env.storage import OFF_BITS, StorageFormat
-from learners.base import Batches, Learner
-from learners.candidates import limited_threads
-from learners.held_out import HeldOut
-from learners.layout import laid_out, layout_of, owned
-from learners.network_intake import plain_float
-from learners.precision import working_dtype
-from learners.proxy import finetune_briefly
-from learners.quantization.calibration import (
-    Observation,
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.evaluator import limited_threads
+from amc_compress.learners.candidates.held_out import HeldOut
+from amc_compress.learners.candidates.judge import QuantizedJudge
+from amc_compress.learners.candidates.preparation import check_counts, read_images, training_batches
+from amc_compress.learners.candidates.proxy import finetune_briefly
+from amc_compress.learners.candidates.timing import EpisodeSeconds
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.structure import (
+    folded_copy,
+    folded_like,
     layer_weights,
-    match_outputs,
-    observe,
+    quantize_layers,
+    same_state,
     same_weights,
 )
-from learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
-from learners.quantization.entropy import stored_bytes
-from learners.quantization.errors import layer_errors
-from learners.quantization.fitted import FittedQuantizers
-from learners.quantization.inputs import input_quantizer
-from learners.quantization.judge import QuantizedJudge
-from learners.quantization.preparation import (
+from amc_compress.learners.networks.intake import plain_float
+from amc_compress.learners.numerics.layout import laid_out, layout_of, owned
+from amc_compress.learners.numerics.precision import working_dtype
+from amc_compress.learners.packing.sizes import header_bytes, stored_bytes
+from amc_compress.learners.quantization.calibration import Observation, match_outputs, observe
+from amc_compress.learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
+from amc_compress.learners.quantization.errors import layer_errors
+from amc_compress.learners.quantization.fitted import FittedQuantizers
+from amc_compress.learners.quantization.inputs import input_quantizer
+from amc_compress.learners.quantization.preparation import (
     check_bit_options,
-    check_counts,
     check_dense,
     check_fitting,
     check_judging,
-    header_bytes,
     observe_layers,
     quantized_proxy,
     quantized_training,
-    read_images,
-    training_batches,
 )
-from learners.quantization.quantizer import Quantizer
-from learners.quantization.scores import gradient_scores
-from learners.quantization.structure import (
-    folded_copy,
-    folded_like,
-    quantize_layers,
-    same_state,
-)
-from learners.timing import EpisodeSeconds
-from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig
+from amc_compress.learners.quantization.scores import gradient_scores
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_env.costs.costs import BytesCost, CostModel, make_cost
+from amc_env.costs.storage import OFF_BITS, StorageFormat
+from amc_env.plan import CompressionPlan
 
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 
@@ -384,7 +377,7 @@ class QuantizationLearner(Learner):
         """Returns how much the loss rises by each choice of each decision, estimated in nats.
 
         Per decision key an array over its choices, while all else is float; see
-        ``learners.gradient_scores``. It never rises, and is 0 for float.
+        ``amc_compress.learners.candidates.gradient_scores``. It never rises, and is 0 for float.
         """
         images, quantizers = self._recalibration, self._fitted.of_choices(self.decisions)
         matched = self._observation.once() if self.proxy.recalibrate else ()

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.plan import Decision
-from learners.gradient_scores import (
+from amc_compress.learners.candidates.gradient_scores import (
     Scores,
     curvature_root,
     falling,
     output_rows,
     rise_from_covariance,
 )
-from learners.quantization.errors import watch_changes
-from learners.quantization.quantizer import Quantizer
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.quantization.errors import watch_changes
+from amc_env.plan import Decision
 
 _IMAGES = 64
 
@@ -32,7 +32,7 @@ def gradient_scores(
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
-    By equation (1) of ``learners.gradient_scores`` with what really changes of the outputs of 64
+    By equation (1) of ``gradient_scores`` with what really changes of the outputs of 64
     images, be it by the weights or by the inputs. 0 for layers without a gradient: nothing of
     them reaches the loss.
 

@@ -1,8 +1,8 @@
 """Weight sparsification: zeros that stay zeros (Zhu & Gupta 2017; Han et al. 2015)."""
 
-from learners.sparsification.finalise import finalise
-from learners.sparsification.learner import WeightSparsification
-from learners.sparsification.patterns import Pattern
-from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+from amc_compress.learners.layers.finalise import finalise
+from amc_compress.learners.sparsification.learner import WeightSparsification
+from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.sparsification.schedule import GradualSparsity, SparsitySchedule
 
 __all__ = ["WeightSparsification", "GradualSparsity", "SparsitySchedule", "Pattern", "finalise"]

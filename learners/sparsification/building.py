@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.reconstruction import write_layer
+from amc_compress.learners.layers.masked import sparse_layer
+from amc_compress.learners.layers.structure import replace_module
+from amc_compress.learners.sparsification.fitted import FittedWeights
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
-from learners.channel_pruning.reconstruction import write_layer
-from learners.masking import sparse_layer
-from learners.quantization.structure import replace_module
-from learners.sparsification.fitted import FittedWeights
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:

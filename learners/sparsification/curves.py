@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from amc_env.plan import Decision
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.gradient_scores import (
+from amc_compress.learners.candidates.gradient_scores import (
     Batch,
     Scores,
     curvature_root,
@@ -19,9 +17,11 @@ from learners.gradient_scores import (
     rise_from_weights,
     weight_fisher,
 )
-from learners.sparsification.building import weight_of
-from learners.sparsification.fitted import FittedWeights
-from learners.sparsification.refit import relative_error
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.sparsification.building import weight_of
+from amc_compress.learners.sparsification.fitted import FittedWeights
+from amc_compress.learners.sparsification.refit import relative_error
+from amc_env.plan import Decision
 
 _POINTS = 10
 
@@ -61,7 +61,7 @@ def gradient_scores(
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss at every choice, in nats.
 
-    By equation (1) of ``learners.gradient_scores`` for the change of the weights, the re-fit
+    By equation (1) of ``gradient_scores`` for the change of the weights, the re-fit
     included; layers without moments or gradients by equation (2) for the weights set to zero.
 
     Args:

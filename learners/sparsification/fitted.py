@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learners.channel_pruning.reconstruction import LayerReconstruction, prepare_reconstruction
-from learners.channel_pruning.statistics import collect_statistics
-from learners.layout import laid_out
-from learners.sparsification.patterns import Pattern
-from learners.sparsification.refit import refit
+from amc_compress.learners.candidates.input_moments import collect_statistics
+from amc_compress.learners.candidates.reconstruction import (
+    LayerReconstruction,
+    prepare_reconstruction,
+)
+from amc_compress.learners.numerics.layout import laid_out
+from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.sparsification.refit import refit
 
 _REMEMBERED_BYTES = 256 * 2**20
 _STATISTICS_BATCH = 64
@@ -40,7 +43,7 @@ def moments_of_layers(
         device: Where the network is.
         seed: Of the rows that are sampled.
         progress: Whether to show a progress bar.
-        layout: Of images; see ``learners.layout``.
+        layout: Of images; see ``amc_compress.learners.numerics.layout``.
     """
     report: Callable[[int], object] | None = None
     if progress:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from amc_compress.learners.layers.structure import quantizable_layers
+from amc_compress.learners.sparsification.patterns import Pattern
 from amc_env.errors import UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-from learners.quantization.structure import quantizable_layers
-from learners.sparsification.patterns import Pattern
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_env.cost import COSTS, CostModel, make_cost
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.evaluator import limited_threads
+from amc_compress.learners.candidates.judge import QuantizedJudge
+from amc_compress.learners.candidates.preparation import (
+    check_counts,
+    check_training,
+    preload,
+    read_images,
+)
+from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly, recalibrate
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.candidates.timing import EpisodeSeconds
+from amc_compress.learners.layers.finalise import finalise
+from amc_compress.learners.layers.following_norms import following_norms
+from amc_compress.learners.layers.masked import masked_layers
+from amc_compress.learners.networks.intake import plain_float
+from amc_compress.learners.numerics.layout import layout_of
+from amc_compress.learners.numerics.precision import resolve_precision, working_dtype
+from amc_compress.learners.sparsification.building import counts_in, masked, weight_of, with_zeros
+from amc_compress.learners.sparsification.curves import gradient_scores, layer_errors
+from amc_compress.learners.sparsification.fitted import FittedWeights, moments_in, moments_of_layers
+from amc_compress.learners.sparsification.layers import sparse_choice
+from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.sparsification.protocols import check_density, plan_for, scores_of
+from amc_compress.learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+from amc_compress.learners.sparsification.storage import sparse_storage, with_header
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.hooks import TrainingHook
+from amc_env.costs.costs import COSTS, CostModel, make_cost
+from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan
-from amc_env.storage import StorageFormat
-from learners.base import Batches, Learner
-from learners.candidates import limited_threads
-from learners.channel_pruning.preparation import preload
-from learners.channel_pruning.reconstruction import LayerReconstruction
-from learners.fusion import following_norms
-from learners.hooks import TrainingHook
-from learners.layout import layout_of
-from learners.masking import masked_layers
-from learners.network_intake import plain_float
-from learners.precision import resolve_precision, working_dtype
-from learners.proxy import Proxy, finetune_briefly, recalibrate
-from learners.quantization.judge import QuantizedJudge
-from learners.quantization.preparation import check_counts, check_training, read_images
-from learners.sparsification.building import counts_in, masked, weight_of, with_zeros
-from learners.sparsification.curves import gradient_scores, layer_errors
-from learners.sparsification.finalise import finalise
-from learners.sparsification.fitted import FittedWeights, moments_in, moments_of_layers
-from learners.sparsification.layers import sparse_choice
-from learners.sparsification.patterns import Pattern
-from learners.sparsification.protocols import check_density, plan_for, scores_of
-from learners.sparsification.schedule import GradualSparsity, SparsitySchedule
-from learners.sparsification.storage import sparse_storage, with_header
-from learners.timing import EpisodeSeconds
-from learners.tracing import TracedModel, trace
-from learners.training import TrainingConfig
 
 SCHEDULES = ("gradual", "one-shot")
 _TYPICAL_DENSITY = 0.25
@@ -192,7 +196,7 @@ class WeightSparsification(Learner):
         """Returns the plan of a hand-made rule.
 
         Args:
-            protocol: Name in ``learners.sparsification.protocols.PROTOCOLS``.
+            protocol: Name in ``amc_compress.learners.sparsification.protocols.PROTOCOLS``.
             density: Share of all weights of convolutions and linear layers that may stay, those
                 of layers left dense included: what ``Budget(density=...)`` bounds.
 
@@ -252,7 +256,7 @@ class WeightSparsification(Learner):
             return self._judge.accuracy(network, full=True)
 
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Judges any network of these classes (``learners.parts.Judge``).
+        """Judges any network of these classes (``amc_compress.learners.joint.parts.Judge``).
 
         Args:
             network: In ``eval`` mode, with masks or without.
@@ -279,7 +283,7 @@ class WeightSparsification(Learner):
         return self.form.hand_back(self.apply(self.original, plan))
 
     def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
-        """Makes a network sparse as one part of a joint plan (``learners.parts.PlanPart``).
+        """Makes a network sparse as one part of a joint plan (``PlanPart``).
 
         Args:
             network: :attr:`original`, or what earlier parts made of it. In the latter masks are
@@ -380,7 +384,7 @@ class WeightSparsification(Learner):
         """Returns how much the loss rises by each choice of each decision, estimated in nats.
 
         Per decision key an array over its choices, the layer re-fitted while all else is whole;
-        see ``learners.gradient_scores``. It never rises; the last entry, nothing zero, is 0.
+        see ``gradient_scores``. It never rises; the last entry, nothing zero, is 0.
         """
         with limited_threads(self.threads):
             return gradient_scores(

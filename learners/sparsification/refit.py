@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learners.channel_pruning.reconstruction import LayerReconstruction
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 
 _MAX_ITERATIONS = 50
 _MIN_ITERATIONS = 5

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_env.checks import check_whole
-from learners.hooks import TrainingHook
-from learners.masking import MASK, Masked, masked_layers
-from learners.sparsification.patterns import Pattern
+from amc_compress.learners.layers.masked import MASK, Masked, masked_layers
+from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.training.hooks import TrainingHook
+from amc_env.validation.checks import check_whole
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
-from amc_env.cost import BytesCost
-from amc_env.cost_model import with_weights
+from amc_compress.learners.packing.packed_file import packed_bytes
+from amc_compress.learners.packing.sparse import encode
+from amc_compress.learners.sparsification.fitted import FittedWeights
+from amc_compress.learners.sparsification.patterns import Pattern
+from amc_env.costs.cost_model import with_weights
+from amc_env.costs.costs import BytesCost
+from amc_env.costs.sparse_form import SparseForm
+from amc_env.costs.storage import FLOAT_BITS, StorageFormat
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
-from amc_env.sparse_form import SparseForm
-from amc_env.storage import FLOAT_BITS, StorageFormat
-from learners.quantization.packing import packed_bytes
-from learners.quantization.packing_sparse import encode
-from learners.sparsification.fitted import FittedWeights
-from learners.sparsification.patterns import Pattern
 
 _DENSITIES = (0.05, 0.1, 0.25, 0.5, 1.0)
 _LARGEST_GROUP = 8  # N:M with more are stored as unstructured zeros are

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Agent, LocalSearch, Trial
+from amc_compress.agents import Agent, LocalSearch, Trial
 from amc_env import CompressionEnv, CompressionPlan, EvaluationError, PlanMismatchError
-from amc_env.synthetic import SyntheticLearner
+from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
 EPISODES = 7
 

@@ -14,10 +14,10 @@ from contracts.precision_contract import PrecisionContract
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from amc_compress.learners.base import Learner
+from amc_compress.learners.training.config import TrainingConfig
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.errors import PlanMismatchError
-from learners.base import Learner
-from learners.training import TrainingConfig
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 CLASSES = 4

@@ -6,7 +6,7 @@ import torch
 from contracts.learner_contract import EXAMPLE
 from torch import nn
 
-from learners.quantization import quantized_layers
+from amc_compress.learners.quantization import quantized_layers
 
 
 def _macs_per_layer(network: nn.Module) -> dict[str, int]:

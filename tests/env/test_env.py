@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import amc_env
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError
 from amc_env.observation import FEATURES
-from amc_env.synthetic import SyntheticLearner
+from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
 
 def make_env(budget="macs=0.5", **options):

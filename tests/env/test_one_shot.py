@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from amc_env import CompressionPlan, OneShotEnv
 from amc_env.one_shot import fits, positions, rescale
-from amc_env.synthetic import (
+from amc_env.recorded_tasks.synthetic import (
     make_synthetic,
     make_synthetic_bits,
     make_synthetic_density,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.automl.datasets import DataSet
-from experiments.automl.environments import Installed
-from experiments.automl.frameworks import Framework
-from experiments.automl.records import Protocol
+from amc_compress.automl.datasets import DataSet
+from amc_compress.automl.environments import Installed
+from amc_compress.automl.frameworks import Framework
+from amc_compress.automl.records import Protocol
 
 LIMITS = Protocol(seconds=0.5, hard_seconds=60.0, evaluation_seconds=0.1)
 

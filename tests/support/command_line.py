@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.models import pretrained_weights
+from amc_compress.models import pretrained_weights
 
 WEIGHTS = str(pretrained_weights("digitsnet"))
 QUICK = ["--weights", WEIGHTS, "--episodes", "6", "--epochs", "2", "--round-to", "4",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.comparison.records import (
+from amc_compress.comparison.records import (
     FinalJudgement,
     JudgedPlan,
     Results,

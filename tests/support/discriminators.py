@@ -9,8 +9,8 @@ import torch
 from contracts.learner_contract import make_model
 from torch import nn
 
-from learners.channel_pruning.discrimination_heads import Discriminator
-from learners.channel_pruning.discrimination_places import find_places
+from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
+from amc_compress.learners.channel_pruning.discrimination.places import find_places
 
 
 @functools.cache

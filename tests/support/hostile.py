@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-from experiments.cli import app
+from amc_compress.cli import app
 
 BEYOND = ("9223372036854775808", "-9223372036854775809", "1" + "0" * 400, "9" * 5000)
 """Whole numbers that 64 bits do not hold; Python does not even read the last one."""

@@ -10,11 +10,9 @@ import torch
 from contracts.learner_contract import EXAMPLE, make_data
 from torch import Tensor, nn
 
-from experiments.quantized_export import (
-    export_quantized,
-)
-from learners.quantization.structure import fold_norms, quantize_layer, replace_module
-from learners.quantization.uniform_quantizer import (
+from amc_compress.learners.export.onnx_quantized import export_quantized
+from amc_compress.learners.layers.structure import fold_norms, quantize_layer, replace_module
+from amc_compress.learners.quantization.uniform.quantizer import (
     UniformQuantizer,
     affine_parameters,
     split_buckets,

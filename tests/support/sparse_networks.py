@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc_env.sparse_form import measured_value_bits
-from amc_env.storage import FLOAT_BITS
-from learners.masking import masked_layers, sparse_layer
-from learners.quantization.modules import quantized_layers
-from learners.quantization.packing_sparse import encode
-from learners.quantization.structure import replace_module
+from amc_compress.learners.layers.masked import masked_layers, sparse_layer
+from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.structure import replace_module
+from amc_compress.learners.packing.sparse import encode
+from amc_env.costs.sparse_form import measured_value_bits
+from amc_env.costs.storage import FLOAT_BITS
 
 
 def layer_names(network: nn.Module) -> list[str]:

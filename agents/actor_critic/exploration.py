@@ -1,0 +1,266 @@
+"""Who proposes the plan of the next episode, and with how much noise the policy acts.
+
+Exploration is not SB3's ``action_noise``: SB3 adds that noise to its warm-up actions too, clips
+instead of truncating, measures it on [-1, 1] and counts resets that are no episodes. Off-policy
+learning does not mind who acted, because the replay buffer stores the executed action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
+
+from amc_compress.agents.curves.allocation import Curves
+from amc_compress.agents.curves.prior import PRIORS, prior_of, standardised
+from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.rollout import Search
+from amc_compress.agents.trials import Trial, best_distinct
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.one_shot import rescale
+from amc_env.validation.checks import checked
+
+Score = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
+"""Plans -> what the critics think of them, shape ``(n_critics, n_plans)``."""
+
+_MAX_TRIES = 20
+
+
+def truncated_normal(mean: float, sigma: float, rng: np.random.Generator) -> float:
+    """Draws from N(mean, sigma) conditioned on [0, 1] (no mass piles up on the bounds)."""
+    if sigma <= 0.0:
+        return mean
+    low, high = ndtr((0.0 - mean) / sigma), ndtr((1.0 - mean) / sigma)
+    drawn = mean + sigma * float(ndtri(low + rng.random() * (high - low)))
+    return min(1.0, max(0.0, drawn))
+
+
+@checked
+@dataclass(frozen=True)
+class Exploration:
+    """The schedule of an agent's exploration.
+
+    Sigmas are on the action scale [0, 1].
+
+    Args:
+        warmup_episodes: How many plans must be known before the policy acts, the uniform plan and
+            those of a warm start among them.
+        warmup: ``"perturb"`` draws around the uniform plan's actions; ``"random"`` draws
+            from U(0, 1) as AMC does.
+        warmup_sigma: Spread of ``"perturb"``.
+        sigma: Noise of the first episode in which the policy acts.
+        final_sigma: Noise of the last episode but one; the last one is noise-free. The decay is
+            geometric per episode.
+        elite_share: Probability that an episode starts from one of the best plans so far instead
+            of the policy.
+        elite_count: How many best plans count as elite.
+        elite_step: Reach of an elite's change, as a share of a decision's grid.
+        screen: How many changed elites the critic chooses from (Dulac-Arnold et al. 2015 let it
+            choose among the actions nearest to the actor's); 1 takes the first.
+        optimism: What the critics' disagreement is worth in that choice: their standard deviation
+            times this is added to their mean.
+        prior: Curves of the learner that help the critics choose (``prior``), and choose
+            alone among as many draws in the warm-up; ``"none"``, or a learner without: nothing.
+        prior_weight: Worth of the prior beside the critics, both standardised over the candidates,
+            when the search begins.
+        prior_half_life: After so many judgements it is worth half as much.
+    """
+
+    warmup_episodes: int = 10
+    warmup: str = "perturb"
+    warmup_sigma: float = 0.2
+    sigma: float = 0.15
+    final_sigma: float = 0.02
+    elite_share: float = 0.4
+    elite_count: int = 3
+    elite_step: float = 0.35
+    screen: int = 1
+    optimism: float = 0.0
+    prior: str = "none"
+    prior_weight: float = 2.0
+    prior_half_life: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.warmup not in ("perturb", "random"):
+            raise ValueError(f"Expected warmup 'perturb' or 'random', got {self.warmup!r}.")
+        if self.warmup_episodes < 1 or self.elite_count < 1 or self.screen < 1:
+            raise ValueError("Expected warmup_episodes, elite_count and screen >= 1.")
+        if not 0.0 <= self.elite_share <= 1.0 or not 0.0 < self.elite_step <= 1.0:
+            raise ValueError("Expected elite_share in [0, 1] and elite_step in (0, 1].")
+        if min(self.warmup_sigma, self.sigma, self.final_sigma) < 0.0:
+            raise ValueError("Expected sigmas >= 0.")
+        if self.prior not in PRIORS:
+            raise ValueError(f"Expected prior to be one of {PRIORS}, got {self.prior!r}.")
+        if self.prior_weight < 0.0 or self.prior_half_life <= 0.0:
+            raise ValueError("Expected prior_weight >= 0 and prior_half_life > 0.")
+
+    def sigma_at(self, episode: int, first: int, episodes: int) -> float:
+        """Returns the noise on the policy's actions in an episode of a search.
+
+        Args:
+            episode: Counted from 0.
+            first: The first episode in which the policy acts.
+            episodes: Length of the whole search.
+        """
+        if episode < first or episode >= episodes - 1:
+            return 0.0
+        if self.sigma == 0.0 or self.final_sigma == 0.0:
+            return self.sigma
+        span = max(1, episodes - 2 - first)
+        return float(self.sigma * (self.final_sigma / self.sigma) ** ((episode - first) / span))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Who acts in an episode.
+
+    Args:
+        plan: What is played; None where the policy acts.
+        source: Who proposes it.
+        sigma: Noise on the policy's actions.
+        known: The trial that is played again only to be learned from; None for a new episode.
+        greedy: Whether the policy acts without noise of its own.
+    """
+
+    plan: CompressionPlan | None
+    source: str
+    sigma: float = 0.0
+    known: Trial | None = None
+    greedy: bool = False
+
+
+class Proposals:
+    """Episode after episode: what is known already, a warm-up, then the policy or changed elites.
+
+    Everything that is known when the search begins is played first, at no judgement. The last
+    episode is the bare policy, and so is the first one where the policy has learned before.
+
+    Args:
+        search: The search; the uniform plan must be known.
+        exploration: The schedule.
+        one_shot: Whether the warm-up draws whole plans that are rescaled instead of actions.
+        has_learned: Whether the policy comes from an earlier search: no warm-up then.
+        curves: Damages by the exploration's prior; None: there is none.
+
+    Attributes:
+        score: What the critics think of plans, for screening; None until there are critics.
+        n_known: How many episodes are played again.
+        n_warmup: How many new episodes are warm-up, if the search is long enough.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        exploration: Exploration,
+        one_shot: bool,
+        *,
+        has_learned: bool = False,
+        curves: Curves | None = None,
+    ) -> None:
+        self._search = search
+        self._has_learned = has_learned
+        self._exploration = exploration
+        self._one_shot = one_shot
+        self._known = search.known
+        self._started = len(search.trials)
+        self._centre = uniform_actions(search.env)
+        self._prior = None if curves is None else prior_of(search.env, curves)
+        self._played = 0
+        self.score: Score | None = None
+        self.n_known = len(self._known)
+        self.n_warmup = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
+
+    @property
+    def first_update(self) -> int:
+        """After how many episodes, those played again included, learning begins.
+
+        A policy that comes from an earlier search shows first what it has learned there.
+        """
+        return self.n_known + self.n_warmup + int(self._has_learned)
+
+    def next(self) -> Proposal:
+        """Returns who acts in the episode that begins."""
+        if self._played < self.n_known:
+            trial = self._known[self._played]
+            self._played += 1
+            return Proposal(trial.plan, trial.source, known=trial)
+        search, rng, settings = self._search, self._search.rng, self._exploration
+        episode, last = len(search.trials), search.episodes - 1
+        first = self._started + self.n_warmup
+        sigma = settings.sigma_at(episode, first, search.episodes)
+        if episode < first:
+            return Proposal(self._warmup(), "warm-up")
+        if self._has_learned and episode == self._started:
+            return Proposal(None, "policy", greedy=True)
+        if episode < last and rng.random() < settings.elite_share:
+            return Proposal(self._changed_elite(), "elite", sigma)
+        return Proposal(None, "policy", sigma, greedy=episode >= last)
+
+    def elites(self) -> list[CompressionPlan]:
+        """Returns the best plans known, the best one first."""
+        best = best_distinct(self._search.known, self._exploration.elite_count)
+        return [trial.plan for trial in best]
+
+    def _warmup(self) -> CompressionPlan:
+        count = 1 if self._prior is None else self._exploration.screen
+        # Critics that have not learned anything yet would only add noise to the prior.
+        return self._preferred([self._drawn() for _ in range(count)], with_critics=False)
+
+    def _drawn(self) -> CompressionPlan:
+        settings, rng, env = self._exploration, self._search.rng, self._search.env
+        if settings.warmup == "random":
+            drawn = rng.random(env.n_decisions, dtype=np.float32)
+        else:
+            centre = np.full(env.n_decisions, 0.5) if self._one_shot else self._centre
+            noisy = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in centre]
+            drawn = np.array(noisy, dtype=np.float32)
+        return rescale(env, drawn) if self._one_shot else env.decode(drawn)
+
+    def _changed_elite(self) -> CompressionPlan:
+        search, rng, settings = self._search, self._search.rng, self._exploration
+        elites = self.elites()
+
+        def changed() -> CompressionPlan:
+            start = elites[int(rng.integers(len(elites)))]
+            return neighbour(search.env, start, rng, settings.elite_step)
+
+        if settings.screen == 1:
+            return changed()
+        judged = {trial.plan for trial in search.known}
+        candidates: dict[CompressionPlan, None] = {}
+        for _ in range(_MAX_TRIES * settings.screen):
+            if (plan := changed()) not in judged:
+                candidates.setdefault(plan)
+            if len(candidates) == settings.screen:
+                break
+        return self._preferred([*candidates]) if candidates else changed()
+
+    def _preferred(
+        self, plans: Sequence[CompressionPlan], *, with_critics: bool = True
+    ) -> CompressionPlan:
+        """The plan that critics and prior like best, the first one where there are neither."""
+        settings = self._exploration
+        if len(plans) == 1:
+            return plans[0]
+        merit = np.zeros(len(plans))
+        if with_critics and self.score is not None:
+            values = self.score(plans)
+            merit += standardised(values.mean(0) + settings.optimism * values.std(0))
+        if self._prior is not None:
+            half_lives = len(self._search.trials) / settings.prior_half_life
+            merit += settings.prior_weight * 0.5**half_lives * standardised(self._prior(plans))
+        return plans[int(np.argmax(merit))]
+
+
+def uniform_actions(env: CompressionEnv) -> npt.NDArray[np.float32]:
+    """Returns the actions of the uniform plan: 0.5 in the centred reading, encoded in the others.
+
+    In the centred reading 0.5 means "balanced with what is left" wherever the episode has gone,
+    which a fixed list of encoded actions would not.
+    """
+    centre = np.full(env.n_decisions, 0.5, dtype=np.float32)
+    plan = env.uniform_plan()
+    return centre if env.decode([float(c) for c in centre]) == plan else env.encode(plan)

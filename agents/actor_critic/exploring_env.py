@@ -1,0 +1,114 @@
+"""The environment as an off-policy learner plays it: proposals are carried out and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from amc_compress.agents.actor_critic.exploration import Proposal, Proposals, truncated_normal
+from amc_compress.agents.determinism import isolated_randomness, torch_threads
+from amc_compress.agents.rollout import Search, checked_action
+from amc_env import CompressionPlan, OneShotEnv
+
+Action = npt.NDArray[np.float32]
+Observation = npt.NDArray[np.float32]
+Step = tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]
+
+
+class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Turns what the policy asks into what is done, centres the reward, records every trial.
+
+    Who acts is decided by the proposals when the first action of an episode arrives: by then the
+    learner has learned from the episode before.
+
+    Args:
+        search: Judges and records.
+        proposals: Decide who acts.
+        baseline: Returns the reward that becomes 0, asked at the end of every episode.
+        one_shot: Whether an action is a whole plan.
+        options: Returns the options of the reset that begins an episode.
+
+    Attributes:
+        scalars: Returns further numbers for the log, asked after every episode.
+        greedy: The policy without any noise: observation -> action.
+        episode_length: Steps of every episode.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        proposals: Proposals,
+        baseline: Callable[[], float],
+        one_shot: bool,
+        options: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        self._shots = OneShotEnv(search.env) if one_shot else None
+        super().__init__(search.env if self._shots is None else self._shots)
+        self._search = search
+        self._proposals = proposals
+        self._baseline = baseline
+        self._options = options
+        self._proposal: Proposal | None = None
+        self._script: Action | None = None
+        self._step = 0
+        self._observation: Observation | None = None
+        self._outer_threads = torch.get_num_threads()
+        self.scalars: Callable[[], dict[str, float]] = dict
+        self.greedy: Callable[[Observation], Action] | None = None
+        self.episode_length = 1 if one_shot else search.env.n_decisions
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode."""
+        self._proposal, self._step = None, 0
+        self._observation, info = super().reset(seed=seed, options=options or self._options())
+        return self._observation, info
+
+    def step(self, action: Action) -> Step:
+        """Executes the proposal's action, or the policy's with noise."""
+        if self._proposal is None:
+            self._proposal = self._proposals.next()
+            plan = self._proposal.plan
+            self._script = None if plan is None else self._search.env.encode(plan)[:, None]
+        with isolated_randomness(), torch_threads(self._outer_threads):
+            observation, _, terminated, truncated, info = self._execute(self._proposal, action)
+        self._step += 1
+        self._observation = observation
+        if not terminated:
+            return observation, 0.0, terminated, truncated, info
+        return observation, self._finish(info), terminated, truncated, info
+
+    def _execute(self, proposal: Proposal, action: Action) -> Step:
+        if proposal.plan is None:
+            return super().step(self._policy(action))
+        if self._shots is not None:
+            return self._shots.play(proposal.plan)
+        assert self._script is not None
+        return super().step(self._script[self._step])
+
+    def _policy(self, action: Action) -> Action:
+        """The policy's action, with the noise of this episode."""
+        assert self._proposal is not None
+        assert self._observation is not None
+        if self._proposal.greedy and self.greedy is not None:
+            action = self.greedy(self._observation)
+        assert self.action_space.shape is not None
+        means = checked_action(action, self.action_space.shape[0])
+        sigma, rng = self._proposal.sigma, self._search.rng
+        return np.array([truncated_normal(float(m), sigma, rng) for m in means], np.float32)
+
+    def _finish(self, info: dict[str, Any]) -> float:
+        """Records the trial, unless it is an old one; returns the centred reward."""
+        assert self._proposal is not None
+        if self._proposal.known is not None:
+            return self._proposal.known.reward - self._baseline()
+        outcome = self._search.env.evaluate(CompressionPlan(info["plan"]))
+        scalars = {"exploration/sigma": self._proposal.sigma, **self.scalars()}
+        trial = self._search.record(outcome, self._proposal.source, scalars)
+        return trial.reward - self._baseline()

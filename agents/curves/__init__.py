@@ -1,0 +1,1 @@
+"""Agents that measure each decision on its own, and priors made from such curves."""

@@ -1,0 +1,166 @@
+"""Agents that measure how much each decision hurts on its own, and then compute the plan."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import PchipInterpolator
+
+from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.curves.allocation import Curves, allocate, allocate_by_threshold
+from amc_compress.agents.curves.prior import read_curves
+from amc_compress.agents.rollout import Search
+from amc_compress.agents.trials import AgentError
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.plan import CURVES
+
+ALLOCATIONS = ("knapsack", "threshold")
+SENSITIVITIES = ("accuracy", *CURVES)
+
+_WORST_ACCURACY = 0.01
+
+
+class Sensitivity(Agent):
+    """Curves of single decisions, once; then the exact plan of least damage.
+
+    With ``curves="accuracy"`` the damage of a choice is ``log(original accuracy / accuracy)`` of
+    the network in which nothing else is changed. These judgements are counted like all others;
+    where there are not enough of them for all choices, some are judged and the rest interpolated,
+    monotonically. The other curves cost no judgement: ``"layer_errors"`` are the errors of the
+    layers' outputs, ``"gradient_scores"`` second-order estimates of the loss (both are the
+    learner's). The uniform plan is judged as well, so the result is never below it.
+
+    Args:
+        curves: Name in :data:`SENSITIVITIES`.
+        allocation: ``"knapsack"``: the least sum of damages; ``"threshold"``: the same largest
+            damage everywhere.
+        points: Judgements per decision, at most.
+        rejudge: See :class:`Agent`.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    name = "sensitivity"
+    deterministic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        curves: str = "accuracy",
+        allocation: str = "knapsack",
+        points: int = 8,
+        rejudge: int = DEFAULT_REJUDGE,
+    ) -> None:
+        super().__init__(rejudge=rejudge)
+        if curves not in SENSITIVITIES:
+            raise ValueError(f"Expected curves to be one of {SENSITIVITIES}, got {curves!r}.")
+        if allocation not in ALLOCATIONS:
+            raise ValueError(f"Expected allocation to be one of {ALLOCATIONS}, got {allocation!r}.")
+        if points < 1:
+            raise ValueError(f"Expected points >= 1, got {points}.")
+        self.curves = curves
+        self.allocation = allocation
+        self.points = points
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        uniform = search.uniform()
+        measured = self.curves == "accuracy"
+        if measured and search.remaining < search.env.n_decisions + 1:
+            return  # not one judgement for every decision: the uniform plan is all there is
+        curves = self._probe(search) if measured else _curves_of(search.env, self.curves)
+        decide = allocate if self.allocation == "knapsack" else allocate_by_threshold
+        plan = decide(search.env, curves)
+        if plan != uniform.plan and search.remaining:
+            search.judge(plan, self.name)
+
+    def _probe(self, search: Search) -> Curves:
+        """Judges some choices of each decision, all else whole."""
+        env = search.env
+        share = (search.remaining - 1) // env.n_decisions
+        whole = [d.choices[-1] for d in env.decisions]
+        curves = []
+        for i, decision in enumerate(env.decisions):
+            n = len(decision.choices)
+            chosen = spread(n - 1, min(share, self.points))
+            damages = []
+            for k in chosen:
+                values = [*whole[:i], decision.choices[k], *whole[i + 1 :]]
+                trial = search.probe(CompressionPlan.from_values(env.decisions, values))
+                damages.append(_damage(env, trial.accuracy))
+            curves.append(interpolated(chosen, damages, n))
+        return curves
+
+
+def _damage(env: CompressionEnv, accuracy: float) -> float:
+    original = max(env.learner.original_accuracy, _WORST_ACCURACY)
+    return math.log(original / max(accuracy, _WORST_ACCURACY))
+
+
+def spread(n: int, count: int) -> list[int]:
+    """``count`` of the first ``n`` indices, evenly, the first one among them."""
+    count = min(count, n)
+    return [k * n // count for k in range(count)]
+
+
+def interpolated(indices: list[int], damages: list[float], n: int) -> npt.NDArray[np.float64]:
+    """Returns a damage for each of ``n`` choices that never rises with the choice; 0 for the last.
+
+    Judgements are noisy: isotonic regression makes those that are there monotone, and a monotone
+    cubic (Fritsch & Carlson 1980) fills in between.
+
+    Args:
+        indices: Which choices were judged, ascending, without the last.
+        damages: Their damages.
+        n: How many choices there are.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    x = np.array([*indices, n - 1], dtype=float)
+    y = np.array([*(max(0.0, d) for d in damages), 0.0])
+    if len(x) == 1:
+        return np.zeros(n)
+    falling = IsotonicRegression(increasing=False).fit(x, y).predict(x)
+    falling -= falling[-1]
+    curve: npt.NDArray[np.float64] = PchipInterpolator(x, falling)(np.arange(n))
+    return curve
+
+
+def _curves_of(env: CompressionEnv, name: str) -> Curves:
+    curves = read_curves(env, name)
+    if curves is None:
+        raise AgentError(
+            f"Expected a learner with {name}(), which {type(env.learner).__name__} has not; take "
+            f'curves="accuracy", or another agent.'
+        )
+    return curves
+
+
+class SensitivityThreshold(Sensitivity):
+    """Sensitivity and bisection: the same largest damage for every decision."""
+
+    name = "sensitivity-threshold"
+
+    def __init__(self, *, allocation: str = "threshold", **options: object) -> None:
+        super().__init__(allocation=allocation, **options)  # type: ignore[arg-type]
+
+
+class GradientScores(Sensitivity):
+    """Gradient scores and integer programming: seconds, and two judgements."""
+
+    name = "gradient"
+
+    def __init__(self, *, curves: str = "gradient_scores", **options: object) -> None:
+        super().__init__(curves=curves, **options)  # type: ignore[arg-type]
+
+
+class LayerErrors(Sensitivity):
+    """Errors of the layers' outputs and integer programming: seconds, and two judgements."""
+
+    name = "layer-errors"
+
+    def __init__(self, *, curves: str = "layer_errors", **options: object) -> None:
+        super().__init__(curves=curves, **options)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Agents without a model: random, hand-made, hill climbing, evolution."""

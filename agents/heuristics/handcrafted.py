@@ -1,0 +1,65 @@
+"""Plans that no search is needed for."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.rollout import Search
+from amc_env.one_shot import rescale
+
+
+class Uniform(Agent):
+    """The same ratio everywhere: the line every search must beat.
+
+    It judges exactly one plan, ``env.uniform_plan()``, however many episodes are offered.
+    """
+
+    name = "uniform"
+    deterministic: ClassVar[bool] = True
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        search.judge(search.env.uniform_plan(), "uniform")
+
+
+class Ramp(Agent):
+    """One plan whose ratios rise or fall in a straight line from the first decision to the last.
+
+    The "shallow" and "deep" rules that He et al. 2018 (AMC, section 4.1) compare with cut the first
+    or the last layers most.
+
+    Args:
+        strength: How much less than the one end the other end keeps, before the whole is rescaled
+            to the budget.
+        rejudge: See :class:`Agent`.
+    """
+
+    deterministic: ClassVar[bool] = True
+    cuts_deep: ClassVar[bool]
+
+    def __init__(self, *, strength: float = 0.6, rejudge: int = DEFAULT_REJUDGE) -> None:
+        super().__init__(rejudge=rejudge)
+        if not 0.0 < strength < 1.0:
+            raise ValueError(f"Expected 0 < strength < 1, got {strength}.")
+        self.strength = strength
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        wishes = np.linspace(1.0, 1.0 - self.strength, search.env.n_decisions)
+        plan = rescale(search.env, wishes if self.cuts_deep else wishes[::-1])
+        search.judge(plan, self.name)
+
+
+class DeepHeavy(Ramp):
+    """Cuts the last layers most."""
+
+    name = "deep-heavy"
+    cuts_deep: ClassVar[bool] = True
+
+
+class ShallowHeavy(Ramp):
+    """Cuts the first layers most."""
+
+    name = "shallow-heavy"
+    cuts_deep: ClassVar[bool] = False

@@ -1,0 +1,288 @@
+"""Samplers of Optuna (Akiba et al. 2019) as agents: they ask for a plan and are told its reward.
+
+A parameter per decision in [0, 1] is a wish, 0.5 being what the best plan known at the start (the
+uniform one, without a warm start) gives that decision. Wishes become a plan by
+``amc_env.one_shot.rescale``, which spends the budget, or, where costs are objectives too, by
+``env.project``, which need not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.determinism import isolated_randomness, one_thread
+from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.rollout import Search
+from amc_compress.agents.samplers.shared_study import SharedStudy, require_optuna
+from amc_compress.agents.trials import AgentError, Trial, best_distinct
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.budgets.budget import value_span
+from amc_env.one_shot import positions, rescale
+
+if TYPE_CHECKING:
+    import optuna
+
+SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
+
+_MAX_REPEATS = 10
+_REACH = 0.35
+_MIN_POPULATION = 4
+
+
+class WishSpace:
+    """A box of parameters, one per decision, and what they mean.
+
+    Args:
+        env: The decision problem.
+        centre: The plan that 0.5 everywhere means.
+        spend: Whether wishes are rescaled until the budget is spent; projected otherwise.
+    """
+
+    def __init__(self, env: CompressionEnv, centre: CompressionPlan, spend: bool) -> None:
+        self._env = env
+        self._spend = spend
+        # A corner would leave one half of the box without room.
+        self._centre = np.clip(positions(env, centre).astype(float), 0.02, 0.98)
+        self.names = [decision.key for decision in env.decisions]
+
+    def plan(self, parameters: Sequence[float]) -> CompressionPlan:
+        """Returns the plan that parameters mean."""
+        u, c = np.asarray(parameters, dtype=float), self._centre
+        wishes = np.where(u <= 0.5, 2 * u * c, c + (2 * u - 1) * (1 - c))
+        if self._spend:
+            return rescale(self._env, wishes)
+        spans = np.array([value_span(d) for d in self._env.decisions])
+        return self._env.project(spans[:, 0] + wishes * (spans[:, 1] - spans[:, 0]))
+
+    def parameters(self, plan: CompressionPlan) -> npt.NDArray[np.float64]:
+        """Returns parameters that mean a plan, as nearly as rounding allows."""
+        p, c = positions(self._env, plan).astype(float), self._centre
+        u: npt.NDArray[np.float64] = np.where(p <= c, p / (2 * c), 0.5 + (p - c) / (2 * (1 - c)))
+        return np.clip(u, 0.0, 1.0)
+
+
+class OptunaSearch(Agent):
+    """A sampler of Optuna, by ask and tell.
+
+    A plan that was judged before is told again and asked anew; if it keeps coming back, a plan near
+    it is judged instead, so that a judgement is only wasted where no unseen plan is found nearby.
+
+    With a ``storage``, processes (on one machine or several) that search with the same ``study``
+    see each other's judgements; each spends its own episodes, the last one on the best plan of all,
+    and a process that was killed goes on where it was when it is started again with the same
+    ``worker``. The order in which others report is nobody's to decide, so such searches are not
+    repeatable; without a storage the same seed gives the same trials.
+
+    Args:
+        sampler: ``"tpe"``, ``"gp"``, ``"cmaes"``, ``"nsga2"`` or ``"random"``.
+        objectives: Costs to be made small beside the reward made large, with commas; ``"budget"``
+            means all costs that have a bound, ``""`` none. TPE and NSGA-II can; what a search
+            finds is its front, ``amc_compress.agents.pareto_front(result.trials)``.
+        storage: ``"journal:FILE"``, or the URL of a database as Optuna takes it, e.g.
+            ``"sqlite:///study.db"``; empty keeps the study in memory.
+        study: Name of the study in the storage.
+        worker: Name of this process in the study; by default its seed.
+        rejudge: See :class:`Agent`.
+
+    Raises:
+        ValueError: If there is no such sampler, or it cannot have several objectives.
+        MissingDependencyError: If Optuna is not installed.
+    """
+
+    name = "optuna"
+
+    def __init__(
+        self,
+        sampler: str = "tpe",
+        *,
+        objectives: str = "",
+        storage: str = "",
+        study: str = "amc",
+        worker: str = "",
+        rejudge: int = DEFAULT_REJUDGE,
+    ) -> None:
+        super().__init__(rejudge=rejudge)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"Unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}.")
+        if objectives and sampler not in ("tpe", "nsga2", "random"):
+            raise ValueError(
+                f"The sampler {sampler!r} has one objective; use 'tpe' or 'nsga2' for "
+                f"objectives={objectives!r}."
+            )
+        require_optuna(sampler)
+        self.sampler = sampler
+        self.objectives = objectives
+        self.storage = storage
+        self.study = study
+        self.worker = worker
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        costs = self._costs(search.env)
+        with _quiet(), isolated_randomness():
+            study = SharedStudy(
+                self._make_sampler(search),
+                search.env,
+                n_objectives=1 + len(costs),
+                storage=self.storage,
+                name=self.study,
+                worker=self.worker or f"seed {search.seed}",
+            )
+            # Whoever shares a study must mean the same by its parameters.
+            space = WishSpace(search.env, search.env.uniform_plan(), spend=not costs)
+            replayed = study.replay(
+                search,
+                lambda asked: space.plan([asked[name] for name in space.names]),
+                lambda trial: self._goals(trial, costs),
+                self.sampler,
+            )
+            uniform = search.uniform() if search.remaining else None
+            if not self.storage:
+                best = max(search.known, key=lambda trial: trial.reward)
+                space = WishSpace(search.env, best.plan, spend=not costs)
+            if not replayed:
+                self._tell_what_is_known(search, study, space, costs, uniform)
+            self._search(search, study, space, costs)
+
+    def _search(
+        self, search: Search, study: SharedStudy, space: WishSpace, costs: Sequence[str]
+    ) -> None:
+        repeats = 0
+        while search.remaining:
+            if search.remaining == 1 and (best := study.best_of_others(search)) is not None:
+                search.judge(best, "another worker")
+                return
+            with one_thread():
+                asked = study.ask(space.names)
+            plan = space.plan([asked.params[name] for name in space.names])
+            known = search.find(plan)
+            trial = known or search.judge(plan, self.sampler)
+            study.tell(asked, trial, self._goals(trial, costs))
+            repeats = 0 if known is None else repeats + 1
+            if repeats > _MAX_REPEATS:
+                plan, repeats = self._unseen_near(search, plan), 0
+                trial = search.judge(plan, self.sampler)
+                self._add(study, space, trial, costs, own=True)
+
+    def _unseen_near(self, search: Search, plan: CompressionPlan) -> CompressionPlan:
+        for _ in range(_MAX_REPEATS):
+            near = neighbour(search.env, plan, search.rng, _REACH)
+            if search.find(near) is None:
+                break
+        return near
+
+    def _add(
+        self,
+        study: SharedStudy,
+        space: WishSpace,
+        trial: Trial,
+        costs: Sequence[str],
+        *,
+        own: bool,
+    ) -> None:
+        parameters = dict(zip(space.names, space.parameters(trial.plan), strict=True))
+        study.add(parameters, trial, self._goals(trial, costs), own=own)
+
+    def _tell_what_is_known(
+        self,
+        search: Search,
+        study: SharedStudy,
+        space: WishSpace,
+        costs: Sequence[str],
+        uniform: Trial | None,
+    ) -> None:
+        for trial in search.known:
+            own = trial is uniform and trial in search.trials
+            self._add(study, space, trial, costs, own=own)
+        if self.sampler == "nsga2":  # its first generation holds what is known to be good
+            for trial in best_distinct(search.known, self._population(search) // 2):
+                study.enqueue(dict(zip(space.names, space.parameters(trial.plan), strict=True)))
+
+    def _costs(self, env: CompressionEnv) -> list[str]:
+        if self.objectives == "budget":
+            return [*env.budget.bounds]
+        names = [name.strip() for name in self.objectives.split(",") if name.strip()]
+        if unknown := sorted(set(names) - env.costs.keys()):
+            raise AgentError(
+                f"No cost named {', '.join(unknown)} to make small; available: "
+                f"{', '.join(sorted(env.costs))}."
+            )
+        return names
+
+    def _goals(self, trial: Trial, costs: Sequence[str]) -> list[float]:
+        return [trial.reward, *(trial.cost_ratio[name] for name in costs)]
+
+    def _population(self, search: Search) -> int:
+        """About ten generations, however short the search is."""
+        return min(50, max(_MIN_POPULATION, search.episodes // 10))
+
+    def _make_sampler(self, search: Search) -> optuna.samplers.BaseSampler:
+        from optuna import samplers
+
+        seed = int(search.rng.integers(2**31))
+        if self.sampler == "tpe":
+            return samplers.TPESampler(seed=seed)
+        if self.sampler == "gp":
+            return samplers.GPSampler(seed=seed, deterministic_objective=True)
+        if self.sampler == "cmaes":
+            return samplers.CmaEsSampler(seed=seed)
+        if self.sampler == "nsga2":
+            return samplers.NSGAIISampler(seed=seed, population_size=self._population(search))
+        return samplers.RandomSampler(seed=seed)
+
+
+class TPE(OptunaSearch):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), multivariate."""
+
+    name = "tpe"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("tpe", **options)
+
+
+class GaussianProcess(OptunaSearch):
+    """Bayesian optimisation: Gaussian process, Matern 5/2, expected improvement."""
+
+    name = "gp"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("gp", **options)
+
+
+class CMAES(OptunaSearch):
+    """Covariance matrix adaptation (Hansen & Ostermeier 2001) from the best plan known."""
+
+    name = "cmaes"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("cmaes", **options)
+
+
+class NSGA2(OptunaSearch):
+    """NSGA-II (Deb et al. 2002): a front of reward against every bounded cost, below the budget."""
+
+    name = "nsga2"
+
+    def __init__(self, *, objectives: str = "budget", **options: Any) -> None:
+        super().__init__("nsga2", objectives=objectives, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Optuna from writing a line per trial and from warning about its own plans."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,1 @@
+"""Budgets, and which values of a decision still meet them."""

@@ -1,0 +1,1 @@
+"""What a plan costs: multiply-adds, parameters, bytes, bit operations, measured tables."""

@@ -1,0 +1,210 @@
+"""What a plan costs: pure arithmetic on graph facts, no network is touched.
+
+A cost model maps the values of all decisions (in decision order) to a number and never decreases
+when a value grows; the budget's exactness rests on that monotonicity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from amc_env.costs.cost_model import Array, CostModel, original_cost, whole, with_weights
+from amc_env.costs.layer_terms import LayerBits, LayerDensities, LayerWeights, WidthMatrix
+from amc_env.costs.size_costs import BytesCost, FloatBytesCost, ParamsCost
+from amc_env.costs.storage import FLOAT_BITS, StorageFormat
+from amc_env.graph import LayerGraph
+from amc_env.plan import Decision, DecisionKind
+from amc_env.validation.checks import checked
+
+__all__ = [
+    "COSTS",
+    "BopsCost",
+    "BytesCost",
+    "CostModel",
+    "DensityCost",
+    "FloatBytesCost",
+    "MacsCost",
+    "MeanBitsCost",
+    "ParamsCost",
+    "make_cost",
+    "original_cost",
+]
+
+
+class MacsCost(CostModel):
+    """Multiply-adds for one image (FLOPs = 2 x MACs); biases and activations are not counted.
+
+    Densities change nothing: the kernels that compute a layer multiply its zeros too.
+    """
+
+    name = "macs"
+
+    def __init__(self, graph: LayerGraph, decisions: Sequence[Decision]) -> None:
+        layers = graph.layers
+        self._factor: Array = np.array([x.positions * math.prod(x.kernel) for x in layers], float)
+        self._inputs = WidthMatrix([x.in_width for x in layers], graph, decisions)
+        self._outputs = WidthMatrix([x.out_width for x in layers], graph, decisions)
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        return whole(float(self._factor @ (self._inputs.at(v) * self._outputs.at(v))))
+
+    def per_layer(self, values: Array) -> Array:
+        """Returns the multiply-adds of each layer, shape ``(n_layers,)``."""
+        return self._factor * self._inputs.at(values) * self._outputs.at(values)
+
+
+class BopsCost(CostModel):
+    """Bit operations for one image: ``sum(MACs * weight bits * activation bits)``.
+
+    Densities change nothing, as for multiply-adds.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order.
+        storage: Bits of the layers that no decision is about.
+
+    Raises:
+        ValueError: If the storage or a bit decision names something that is not in the network.
+    """
+
+    name = "bops"
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        decisions: Sequence[Decision],
+        storage: StorageFormat | None = None,
+    ) -> None:
+        form = storage if storage is not None else StorageFormat()
+        self._macs = MacsCost(graph, decisions)
+        layers = graph.layers
+        self._weight_bits = LayerBits(
+            layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits
+        )
+        self._activation_bits = LayerBits(
+            layers, graph, decisions, DecisionKind.ACTIVATION_BITS, form.activation_bits
+        )
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        bits = self._weight_bits.effective(v) * self._activation_bits.effective(v)
+        return whole(float(self._macs.per_layer(v) @ bits))
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns ``MACs * 32 * 32`` with all channels."""
+        return FLOAT_BITS * FLOAT_BITS * self._macs.original(decisions)
+
+
+class MeanBitsCost(CostModel):
+    """Bits per weight, averaged over the weights of the original network.
+
+    "Equivalent to k bits". Cut channels keep their share in the average, so that the number speaks
+    of bits alone.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order.
+        storage: Bits of the layers that no decision is about.
+
+    Raises:
+        ValueError: If the storage or a bit decision names something that is not in the network.
+    """
+
+    name = "mean_bits"
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        decisions: Sequence[Decision],
+        storage: StorageFormat | None = None,
+    ) -> None:
+        form = storage if storage is not None else StorageFormat()
+        layers, full = with_weights(graph), graph.full()
+        self._bits = LayerBits(layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits)
+        self._weights: Array = np.array([x.weights(full) for x in layers], dtype=np.float64)
+        self._total = max(float(self._weights.sum()), 1.0)
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        return whole(float(self._weights @ self._bits.effective(v))) / self._total
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns 32."""
+        return float(FLOAT_BITS)
+
+
+class DensityCost(CostModel):
+    """Share of the original network's weights (of its layers) that are there and not zero.
+
+    Channels that are cut take their weights along: a layer with half of its input channels and a
+    density of a half has a quarter of its weights.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order.
+        storage: Densities of the layers that no decision is about.
+
+    Raises:
+        ValueError: If the storage or a density decision names something that is not in the network.
+    """
+
+    name = "density"
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        decisions: Sequence[Decision],
+        storage: StorageFormat | None = None,
+    ) -> None:
+        form = storage if storage is not None else StorageFormat()
+        layers, full = with_weights(graph), graph.full()
+        self._weights = LayerWeights(layers, graph, decisions)
+        self._densities = LayerDensities(layers, graph, decisions, form.densities)
+        self._total = max(float(sum(x.weights(full) for x in layers)), 1.0)
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        kept = float(self._weights.at(v)[1] @ self._densities.at(v))
+        parts = self._densities.parts
+        return whole(kept * parts) / (parts * self._total)  # one division, one rounding
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns 1."""
+        return 1.0
+
+
+COSTS: dict[str, Callable[[LayerGraph, Sequence[Decision], StorageFormat | None], CostModel]] = {
+    "macs": lambda graph, decisions, _: MacsCost(graph, decisions),
+    "params": ParamsCost,
+    "bytes": BytesCost,
+    "bops": BopsCost,
+    "mean_bits": MeanBitsCost,
+    "density": DensityCost,
+}
+
+
+@checked
+def make_cost(
+    name: str,
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    storage: StorageFormat | None = None,
+) -> CostModel:
+    """Builds the cost model of that name.
+
+    Args:
+        name: One of ``COSTS``.
+        graph: The network.
+        decisions: All decisions in order.
+        storage: How quantized layers are stored, for the costs that depend on it.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in COSTS:
+        raise ValueError(f"Unknown cost {name!r}; expected one of {sorted(COSTS)}.")
+    return COSTS[name](graph, decisions, storage)

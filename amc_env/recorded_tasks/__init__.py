@@ -1,0 +1,1 @@
+"""Tasks without a network: recorded ones, a synthetic one, and their registration."""

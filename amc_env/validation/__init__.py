@@ -1,0 +1,1 @@
+"""Checks of arguments, references, documents and answers: one sentence for each fault."""

@@ -1,0 +1,69 @@
+"""What agents ask and learners answer, checked where it enters an environment."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction
+
+from amc_env.errors import EvaluationError
+from amc_env.validation.checks import shown
+
+
+def wishes_of(action: object, count: int) -> npt.NDArray[np.float64]:
+    """Returns an action as numbers, shape ``(count,)``.
+
+    Raises:
+        InvalidAction: If it is something else than so many numbers in [0, 1]; NaN is none.
+    """
+    try:
+        array = np.asarray(action)
+        fits = array.dtype.kind in "fiu" and array.shape == (count,)
+        if fits and bool(((array >= 0.0) & (array <= 1.0)).all()):
+            return array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    number = "one number" if count == 1 else f"{count} numbers"
+    raise InvalidAction(f"Expected {number} in [0, 1], shape ({count},), got {shown(action)}.")
+
+
+def checked_accuracy(answer: object, source: str) -> float:
+    """Returns an accuracy as a number.
+
+    Args:
+        answer: What a learner, or a file, says.
+        source: Where it comes from, for the message.
+
+    Raises:
+        EvaluationError: If it is no finite number in [0, 1].
+    """
+    try:
+        number = float(answer)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0.0 <= number <= 1.0:
+        raise EvaluationError(
+            f"Expected a finite accuracy in [0, 1] from {source}, got {shown(answer)}; check the "
+            f"network's weights, the data and the learner."
+        )
+    return number
+
+
+def checked_reward(answer: object) -> float:
+    """Returns a reward as a number.
+
+    Raises:
+        EvaluationError: If it is no finite number.
+    """
+    try:
+        number = float(answer)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise EvaluationError(
+            f"Expected the reward function to return a finite number, got {shown(answer)}; "
+            f"correct the function."
+        )
+    return number

@@ -1,0 +1,246 @@
+"""Agents and readings of the action side by side on small compression problems.
+
+A score of 0 is the uniform plan, 1 the best plan that any run here or a long local search found;
+negative is worse than uniform. What each part of DDPG's recipe is worth is measured by
+``experiments/recipes/ddpg_ablation.sh``. Examples::
+
+    python -m amc_compress.benchmarks.agents.agents_synthetic --table agents
+    python -m amc_compress.benchmarks.agents.agents_synthetic --table readings --episodes 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DDPG as SB3DDPG
+from stable_baselines3.common.noise import NormalActionNoise
+
+import amc_env
+from amc_compress.agents import AGENTS, Agent, Search, make_agent
+from amc_compress.benchmarks.rows import append_rows, read_rows
+from amc_env import CompressionPlan
+
+_REFERENCE = "long local search"
+
+
+class PlainSB3(Agent):
+    """SB3's DDPG with every default, or with the noise its documentation shows."""
+
+    name = "plain-sb3"
+
+    def __init__(self, *, noise: float = 0.0, **_: Any) -> None:
+        super().__init__(rejudge=0)
+        self.noise = noise
+
+    def run(self, search: Search) -> None:
+        """Plays the episodes through SB3 and records them."""
+        noise = NormalActionNoise(np.zeros(1), np.full(1, self.noise)) if self.noise else None
+        model = SB3DDPG("MlpPolicy", _Recording(search), action_noise=noise, seed=search.seed)
+        model.learn(search.episodes * search.env.n_decisions)
+
+
+class _Recording(gym.Wrapper[Any, Any, Any, Any]):
+    """Notes every finished episode."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(search.env)
+        self._search = search
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Passes the action on unchanged."""
+        step = super().step(action)
+        if step[2]:
+            plan = CompressionPlan(step[4]["plan"])
+            self._search.record(self._search.env.evaluate(plan), "sb3")
+        return step
+
+
+AGENTS["plain-sb3"] = PlainSB3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search."""
+
+    row: str
+    agent: str
+    options: tuple[tuple[str, Any], ...]
+    env: str
+    env_options: tuple[tuple[str, Any], ...]
+    episodes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it: rewards in order of the trials, and processor seconds."""
+
+    job: Job
+    uniform: float
+    rewards: tuple[float, ...]
+    cpu_seconds: float
+
+    @property
+    def problem(self) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        """The problem without the reading, which changes the way but not the goal."""
+        return self.job.env, tuple(x for x in self.job.env_options if x[0] != "action")
+
+    def best(self, count: int) -> float:
+        """Best reward of the first ``count`` trials."""
+        return max(self.rewards[:count])
+
+
+@cache
+def environment(env: str, options: tuple[tuple[str, Any], ...]) -> amc_env.CompressionEnv:
+    """Makes an environment once per process, so that its runs share what is judged."""
+    bare = gym.make(f"amc_env:{env}", disable_env_checker=True, **dict(options)).unwrapped
+    assert isinstance(bare, amc_env.CompressionEnv)  # noqa: S101
+    return bare
+
+
+def execute(job: Job) -> Run:
+    """Runs one search on one thread."""
+    torch.set_num_threads(1)
+    bare = environment(job.env, job.env_options)
+    uniform = bare.evaluate(bare.uniform_plan()).reward
+    agent = make_agent(job.agent, rejudge=0, **dict(job.options))
+    result = agent.search(bare, job.episodes, job.seed)
+    rewards = tuple(trial.reward for trial in result.trials)
+    return Run(job, uniform, rewards, result.cpu_seconds)
+
+
+def rows_of(table: str) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Returns ``(label, agent, agent options, environment options)`` of a table."""
+    if table == "agents":
+        names = ("uniform", "random", "local", "ddpg", "ddpg-one-shot")
+        return [
+            *((name, name, {}, {}) for name in names),
+            ("SB3's DDPG as it comes", "plain-sb3", {}, {}),
+            ("SB3's DDPG with NormalActionNoise(0.1)", "plain-sb3", {"noise": 0.1}, {}),
+        ]
+    return [  # what "random" means depends on the reading, what "ddpg" starts from too
+        (f"{agent}, {reading}", agent, {}, {"action": reading})
+        for agent in ("random", "ddpg")
+        for reading in ("absolute", "interval", "centred")
+    ]
+
+
+def problems(arguments: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Returns environment ids with their options."""
+    budget = {"budget": arguments.budget} if arguments.budget else {}
+    if arguments.env == "amc/synthetic-v0":
+        size = {"n_layers": arguments.layers}
+        return [(arguments.env, {"seed": i} | size | budget) for i in arguments.instances]
+    return [(arguments.env, budget)]
+
+
+def run_all(jobs: list[Job], workers: int, out: Path | None) -> list[Run]:
+    """Runs the jobs, in this process or in several; those already in the file are read from it."""
+    done = _read(out)
+    missing = [job for job in jobs if _key(job) not in done]
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
+    for run in pool.map(execute, missing) if pool else map(execute, missing):
+        done[_key(run.job)] = run
+        append_rows(out, [asdict(run)])
+    if pool:
+        pool.shutdown()
+    return [replace(done[_key(job)], job=job) for job in jobs]
+
+
+def _key(job: Job) -> str:
+    """A job as text, the same before and after the file."""
+    return json.dumps(asdict(job) | {"row": ""})
+
+
+def _read(out: Path | None) -> dict[str, Run]:
+    runs = {}
+    for row in read_rows(out):
+        facts = row.pop("job")
+        for name in ("options", "env_options"):
+            facts[name] = tuple((key, value) for key, value in facts[name])
+        run = Run(job=Job(**facts), **{**row, "rewards": tuple(row["rewards"])})
+        runs[_key(run.job)] = run
+    return runs
+
+
+def _mean(values: list[float], digits: int) -> str:
+    """Mean and sample standard deviation; the mean alone of one value."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def print_table(runs: list[Run], marks: list[int]) -> None:
+    """Prints one Markdown row per label: mean and sample standard deviation of the scores."""
+    best_known: dict[Any, float] = {}
+    for run in runs:
+        best_known[run.problem] = max(best_known.get(run.problem, -np.inf), max(run.rewards))
+
+    def score(run: Run, reward: float) -> float:
+        room = best_known[run.problem] - run.uniform
+        return (reward - run.uniform) / room if room > 0 else 0.0
+
+    print(
+        "| | "
+        + " | ".join(f"best@{m}" for m in marks)
+        + " | best reward | last 10 | CPU s/episode | n |"
+    )
+    print("|---|" + "---|" * (len(marks) + 4))
+    for label in dict.fromkeys(run.job.row for run in runs):
+        if label == _REFERENCE:
+            continue
+        mine = [run for run in runs if run.job.row == label]
+        cells = []
+        for mark in marks:
+            cells.append(_mean([score(run, run.best(mark)) for run in mine], 2))
+        cells.append(_mean([run.best(marks[-1]) for run in mine], 4))
+        tail = np.mean([score(run, float(np.mean(run.rewards[-10:]))) for run in mine])
+        cost = np.mean([run.cpu_seconds / len(run.rewards) for run in mine])
+        print(f"| {label} | {' | '.join(cells)} | {tail:.2f} | {cost:.3f} | {len(mine)} |")
+
+
+def main() -> None:
+    """Reads the command line and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--table", choices=["agents", "readings"], default="agents")
+    parser.add_argument("--env", default="amc/synthetic-v0")
+    parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--budget", default="")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="rows are kept here and read back")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    jobs = [
+        Job(_REFERENCE, "local", (), env, tuple(options.items()), 4 * arguments.episodes, 99)
+        for env, options in problems(arguments)
+    ]
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for seed in seeds:  # seed by seed, so that a broken-off table is balanced
+        for env, options in problems(arguments):
+            jobs += [
+                Job(label, agent, tuple(agent_options.items()), env,
+                    tuple((options | extra).items()), arguments.episodes, seed)
+                for label, agent, agent_options, extra in rows_of(arguments.table)
+            ]  # fmt: skip
+    marks = [m for m in (25, 50, 100, 200) if m <= arguments.episodes]
+    print_table(run_all(jobs, arguments.workers, arguments.out), marks or [arguments.episodes])
+    print(f"\n{len(jobs)} searches, {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

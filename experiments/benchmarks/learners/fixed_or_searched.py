@@ -1,0 +1,216 @@
+r"""Are searched bit-widths better than the same ones everywhere? Both at equal bytes.
+
+For every number of bits k: the network with k-bit weights in all layers but the first and the last
+(8 bits, as is usual), and a search over all layers whose budget is that network's bytes. Plans are
+chosen on validation images; ``--epochs`` then trains the chosen network (quantization-aware), and
+the test set is touched once, by the final network. Rows are appended to a file as they come; a row
+that is there is not made again.
+
+    python -m amc_compress.benchmarks.learners.fixed_or_searched --out runs/bits-digits.jsonl \
+        --bits 3
+    python -m amc_compress.benchmarks.learners.fixed_or_searched \
+        --model resnet20 --data DIR --weights FILE \
+        --validation-split tail --quantizer codebook --bits 2 --way searched --seed 0 \
+        --out runs/bits.jsonl
+    python -m amc_compress.benchmarks.learners.fixed_or_searched --out runs/bits.jsonl --table
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from amc_compress.agents import make_agent
+from amc_compress.benchmarks.rows import append_rows, read_rows
+from amc_compress.data import DataSplits, load_data
+from amc_compress.learners.joint.prepare import quantizer_named
+from amc_compress.learners.packing.packed_file import save_packed
+from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.training.loop import evaluate
+from amc_compress.tasks import SplitKind, trained_network
+from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
+
+WAYS = ("fixed", "searched")
+ENDS_BITS = 8.0
+N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
+
+
+@dataclass(frozen=True)
+class Row:
+    """What names a row.
+
+    Args:
+        model: The network.
+        quantizer: ``"uniform"`` or ``"codebook"``.
+        bits: Weight bits everywhere, or whose bytes the search may spend.
+        activations: Activation bits of all layers; 16 is off.
+        way: ``"fixed"`` or ``"searched"``.
+        seed: Seeds search, calibration and training.
+        epochs: Of quantization-aware training; 0 for none.
+        agent: Who searches.
+        episodes: How many plans it judges; both are ignored by fixed rows.
+    """
+
+    model: str
+    quantizer: str
+    bits: int
+    activations: int
+    way: str
+    seed: int
+    epochs: int
+    agent: str = ""
+    episodes: int = 0
+
+
+def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLearner:
+    """Prepares the quantizer of a row."""
+    return quantizer_named(row.quantizer)(
+        network,
+        splits.calibration.images[:1],
+        splits.calibration,
+        splits.validation,
+        activation_bits=row.activations,
+        first_last_bits=None,
+        n_validation=N_JUDGED,
+        seed=row.seed,
+    )
+
+
+def fixed_plan(row: Row, learner: QuantizationLearner) -> CompressionPlan:
+    """Returns the row's bits in every layer but the first and the last, which get 8."""
+    values = dict(learner.fixed_plan(row.bits))
+    weights = [d.key for d in learner.decisions if d.kind is DecisionKind.WEIGHT_BITS]
+    return CompressionPlan(values | {weights[0]: ENDS_BITS, weights[-1]: ENDS_BITS})
+
+
+def choose(
+    row: Row, learner: QuantizationLearner, rows: Sequence[Mapping[str, Any]]
+) -> CompressionPlan:
+    """Returns the plan of a row: fixed, or found within the fixed one's bytes.
+
+    Training does not change what a search would find, so the plan of the untrained row is taken
+    where there is one.
+    """
+    fixed = fixed_plan(row, learner)
+    if row.way == "fixed":
+        return fixed
+    if (found := find(replace(row, epochs=0), rows)) is not None:
+        return CompressionPlan(found["plan"])
+    cost = learner.cost_models["bytes"]
+    share = cost(fixed.values_for(learner.decisions)) / cost.original(learner.decisions)
+    env = CompressionEnv(learner, Budget(bytes=share))
+    return make_agent(row.agent).search(env, row.episodes, row.seed).plan
+
+
+def measure(
+    row: Row,
+    learner: QuantizationLearner,
+    splits: DataSplits,
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Makes a row: choose, quantize, train if wanted, pack, and the test set at the end."""
+    started = time.process_time()
+    plan = choose(row, learner, rows)
+    search_seconds = time.process_time() - started
+    network = learner.compress(plan)
+    result: dict[str, Any] = {"validation": learner.evaluate_full(plan)}
+    if row.epochs:
+        learner.finetune(network, splits.train, epochs=row.epochs)
+        result["trained validation"] = evaluate(network, splits.validation, precision="fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        save_packed(network, Path(folder) / "network.packed", plan=plan)
+        size = (Path(folder) / "network.packed").stat().st_size
+    return {
+        **asdict(row),
+        **result,
+        "test": evaluate(network, splits.test, precision="fp32"),
+        "original": learner.original_accuracy,
+        "mean_bits": learner.cost_models["mean_bits"](plan.values_for(learner.decisions)),
+        "bytes": size,
+        "search_cpu_seconds": round(search_seconds, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "plan": dict(plan),
+    }
+
+
+def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the row as it was made, or None."""
+    wanted = asdict(row).items()
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns mean and sample standard deviation over seeds, one line per kind of row."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    names = ("model", "quantizer", "bits", "activations", "way", "agent", "episodes", "epochs")
+    for row in rows:
+        kinds[tuple(row[name] for name in names)].append(row)
+    columns = ("validation", "trained validation", "test", "mean_bits", "bytes")
+    lines = [
+        "| " + " | ".join([*names, "seeds", *columns]) + " |",
+        "|---" * (len(names) + 1 + len(columns)) + "|",
+    ]
+    for kind, members in sorted(kinds.items(), key=str):
+        cells = [_cell([m[c] for m in members if c in m]) for c in columns]
+        lines.append("| " + " | ".join([*map(str, kind), str(len(members)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(numbers: list[float]) -> str:
+    if not numbers:
+        return ""
+    mean = float(np.mean(numbers))
+    if len(numbers) == 1 or np.ptp(numbers) == 0:
+        return f"{mean:.4g}" if mean < 1000 else f"{mean:,.0f}"
+    spread = float(np.std(numbers, ddof=1))
+    return f"{mean:.4g} ± {spread:.2g}" if mean < 1000 else f"{mean:,.0f} ± {spread:,.0f}"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
+    model: str = "digitsnet",
+    data: str = "digits",
+    weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
+    quantizer: Annotated[list[str], typer.Option(help="uniform, codebook.")] = ["uniform"],  # noqa: B006
+    bits: Annotated[list[int], typer.Option(help="Weight bits; repeat for more.")] = [4],  # noqa: B006
+    way: Annotated[list[str], typer.Option(help="fixed, searched.")] = list(WAYS),  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Repeat for more.")] = [0],  # noqa: B006
+    activations: Annotated[int, typer.Option(help="Activation bits; 16 is off.")] = 16,
+    agent: Annotated[str, typer.Option(help="Who searches.")] = "local",
+    episodes: int = 100,
+    epochs: Annotated[int, typer.Option(help="Quantization-aware training; 0: none.")] = 0,
+    validation_split: SplitKind = "random",
+    only_table: Annotated[bool, typer.Option("--table", help="Only print the rows.")] = False,
+) -> None:
+    """Prints a table of fixed against searched bit-widths at equal bytes."""
+    torch.set_num_threads(1)
+    todo = [
+        Row(model, q, k, activations, w, s, epochs, *((agent, episodes) if w != "fixed" else ()))
+        for s in seed
+        for k in bits
+        for q in quantizer
+        for w in way
+    ]
+    known = read_rows(out)
+    todo = [] if only_table else [row for row in todo if find(row, known) is None]
+    if todo:
+        splits = load_data(data, validation_split=validation_split)
+        network = trained_network(model, data, str(weights) if weights else None, splits)
+    for row in todo:
+        made = measure(row, make_learner(row, network, splits), splits, read_rows(out))
+        append_rows(out, [made])
+        print(row, made["validation"], made["test"], flush=True)
+    print(table(read_rows(out)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

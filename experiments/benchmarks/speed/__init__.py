@@ -1,0 +1,1 @@
+"""Benchmarks of speed: episodes, latency tables, exported files."""

@@ -1,0 +1,1 @@
+"""Recorded tasks: evaluated plans and a surrogate, made from a real task."""

@@ -1,0 +1,155 @@
+"""How well a surrogate predicts plans that it has not seen, beside two yardsticks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
+from sklearn.model_selection import KFold
+
+from amc_compress.comparison.recording.surrogate import (
+    WARPS,
+    Array,
+    Plans,
+    SurrogateModel,
+    fit_model,
+)
+from amc_env import Decision
+from amc_env.recorded_tasks.surrogate import TARGETS, Surrogate
+
+FOLDS = 5
+
+Predictor = Callable[[Plans, Array, Plans], Array]
+"""Training plans, their accuracies, further plans -> predicted accuracies of these."""
+
+YARDSTICKS: dict[str, Callable[[int], Any]] = {
+    "ExtraTrees": lambda seed: ExtraTreesRegressor(400, random_state=seed),
+    "HistGradientBoosting": lambda seed: HistGradientBoostingRegressor(random_state=seed),
+}
+"""What scikit-learn offers ready-made for tables; with its defaults, from the choices' indices."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well predictions agree with judgements.
+
+    Args:
+        n: Number of plans.
+        spearman: Rank correlation; None if all accuracies are equal.
+        rmse: Root mean squared error, in accuracy.
+        bias: Mean of prediction - judgement.
+    """
+
+    n: int
+    spearman: float | None
+    rmse: float
+    bias: float
+
+    @classmethod
+    def of(cls, judged: Array, predicted: Array) -> Agreement:
+        """Compares predictions with judgements, both of shape ``(n,)``."""
+        error = predicted - judged
+        constant = min(np.ptp(judged), np.ptp(predicted)) == 0.0
+        rank = None if constant else float(spearmanr(judged, predicted).statistic)
+        return cls(len(judged), rank, float(np.sqrt(np.mean(error**2))), float(error.mean()))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Agreement on plans that were held out.
+
+    Args:
+        all: Of all of them.
+        top: Of the quarter with the highest judged accuracy: agents end there.
+    """
+
+    all: Agreement
+    top: Agreement
+
+    @classmethod
+    def of(cls, judged: Array, predicted: Array) -> Quality:
+        """Compares predictions with judgements, both of shape ``(n,)``."""
+        is_top = judged >= np.quantile(judged, 0.75)
+        return cls(Agreement.of(judged, predicted), Agreement.of(judged[is_top], predicted[is_top]))
+
+
+def predictions(surrogate: Surrogate, plans: Plans) -> Array:
+    """Returns the predicted accuracies of plans, shape ``(n_plans,)``."""
+    return np.array([surrogate.predict(plan) for plan in plans])
+
+
+def cross_validated(predict: Predictor, plans: Plans, accuracies: Array, seed: int) -> Quality:
+    """Predicts every plan from the four fifths of the plans that it is not among.
+
+    Args:
+        predict: Fits and predicts.
+        plans: Distinct plans, so that none is in two folds.
+        accuracies: Their proxy accuracies.
+        seed: Shuffles the plans before they are dealt to the folds.
+    """
+    predicted = np.empty(len(plans))
+    for seen, held_out in KFold(FOLDS, shuffle=True, random_state=seed).split(plans):
+        predicted[held_out] = predict(plans[seen], accuracies[seen], plans[held_out])
+    return Quality.of(accuracies, predicted)
+
+
+def of_model(model: SurrogateModel) -> Predictor:
+    """Fits weights with the model's hyper-parameters; they are not fitted again."""
+    return lambda seen, judged, asked: predictions(model.fit(seen, judged), asked)
+
+
+def of_yardstick(name: str, seed: int) -> Predictor:
+    """Fits a model of :data:`YARDSTICKS`."""
+
+    def predict(seen: Plans, judged: Array, asked: Plans) -> Array:
+        return np.asarray(YARDSTICKS[name](seed).fit(seen, judged).predict(asked))
+
+    return predict
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A warp and a target, and what cross-validation says of them."""
+
+    warp: str
+    target: str
+    quality: Quality
+
+
+def choose(
+    decisions: Sequence[Decision],
+    plans: Plans,
+    accuracies: Array,
+    *,
+    n: int = 1500,
+    n_fit: int = 500,
+    seed: int = 0,
+) -> list[Choice]:
+    """Tries every warp with every target, the best one first.
+
+    The best has the smallest error in the top quarter, where agents end.
+
+    Args:
+        decisions: All decisions in order.
+        plans: Distinct plans.
+        accuracies: Their proxy accuracies.
+        n: How many plans, drawn at random, are cross-validated.
+        n_fit: How many of them the hyper-parameters are fitted to.
+        seed: Draws everything.
+    """
+    part = np.random.default_rng(seed).permutation(len(plans))[:n]
+    plans, accuracies = plans[part], accuracies[part]
+    found = []
+    for warp in WARPS:
+        for target in TARGETS:
+            model = fit_model(
+                decisions, plans, accuracies, warp=warp, target=target, n_fit=n_fit, seed=seed
+            )
+            found.append(
+                Choice(warp, target, cross_validated(of_model(model), plans, accuracies, seed))
+            )
+    return sorted(found, key=lambda choice: choice.quality.top.rmse)

@@ -1,0 +1,1 @@
+"""The searches of a comparison: run, stored, resumed."""

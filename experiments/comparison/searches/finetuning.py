@@ -1,0 +1,199 @@
+"""The winners of a comparison, fine-tuned, and the test set once, by the finished network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from amc_compress.comparison.records import (
+    FinalJudgement,
+    Results,
+    ResultsFile,
+    SearchKey,
+    SearchRecord,
+)
+from amc_compress.comparison.tasks import (
+    ComparisonTask,
+    Places,
+    build_env,
+    find_task,
+    open_data,
+    original_network,
+)
+from amc_compress.learners import Learner
+from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.loop import evaluate
+from amc_env import CompressionPlan
+
+Tell = Callable[[SearchRecord], None]
+Complain = Callable[[SearchRecord, Exception], None]
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How winners are trained.
+
+    Args:
+        epochs: Passes over the training images, taught by the original network.
+        agents: Labels of the agents whose winners are trained; all if empty.
+        seeds: Seeds of the searches whose winners are trained; all if empty.
+        tasks: Whose winners are trained; those of all if empty.
+        evaluations: Judgements of the searches whose winners are trained; any if None.
+    """
+
+    epochs: int
+    agents: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"Expected epochs >= 1, got {self.epochs}.")
+
+    def covers(self, task: str, agent: str, seed: int, evaluations: int) -> bool:
+        """Whether the winner of such a search is asked for."""
+        return (
+            (not self.tasks or task in self.tasks)
+            and (not self.agents or agent in self.agents)
+            and (not self.seeds or seed in self.seeds)
+            and self.evaluations in (None, evaluations)
+            and not find_task(task).is_recorded
+        )
+
+    def wants(self, record: SearchRecord) -> bool:
+        """Whether the winner of a search is to be trained and was not."""
+        final = record.final
+        return final is not None and final.test is None and self.covers(*record.key)
+
+    def check(self, results: Results, asked: Iterable[SearchKey] = ()) -> None:
+        """Refuses to train winners of a task longer or shorter than those that were trained.
+
+        Where a file does not say how long that was, as older ones do not, nothing is added.
+
+        Args:
+            results: What is known before.
+            asked: Keys of the searches that are about to be made or are there already.
+
+        Raises:
+            ValueError: If columns of the report would mix lengths of training.
+        """
+        known = {search.key: search.final for search in results.searches}
+        tasks = {
+            key[0]
+            for key in dict.fromkeys([*known, *asked])
+            if self.covers(*key) and self._would_mix(known.get(key))
+        }
+        for search in results.searches:
+            final = search.final
+            if final is None or final.test is None or search.task not in tasks:
+                continue
+            if final.finetune_epochs != self.epochs:
+                raise ValueError(
+                    f"Expected the winners of {search.task} to be fine-tuned for "
+                    f"{self.epochs} epochs each, got {search.agent}, seed {search.seed}, which was "
+                    f"for {final.finetune_epochs or 'a number that was not noted'}: repeat that "
+                    f"--finetune-epochs, or compare in a new folder."
+                )
+
+    def _would_mix(self, final: FinalJudgement | None) -> bool:
+        """Whether a winner that is asked for is not known to be there, of this length or any."""
+        if final is None or final.test is None:
+            return True
+        return final.finetune_epochs not in (None, self.epochs)
+
+
+def finetune_winners(
+    file: ResultsFile,
+    places: Places,
+    settings: Finetuning,
+    tell: Tell = lambda record: None,
+    complain: Complain = lambda record, error: None,
+) -> None:
+    """Trains the winners that were not trained, one after the other; each is noted at once.
+
+    Equal plans of a task are trained once: the training does not depend on who found them. A
+    training that fails stops no other.
+
+    Args:
+        file: The results.
+        places: Where data and weights are.
+        settings: How, and which.
+        tell: Called with every record that is complete.
+        complain: Called with every record that could not be completed, and why.
+
+    Raises:
+        ValueError: As :meth:`Finetuning.check`.
+        OSError: If a record cannot be written.
+    """
+    settings.check(file.results)
+    todo = [record for record in file.results.searches if settings.wants(record)]
+    for name in dict.fromkeys(record.task for record in todo):
+        winners = [record for record in todo if record.task == name]
+        try:
+            trainer = _Trainer(find_task(name), places, settings.epochs)
+        except Exception as error:
+            for record in winners:
+                complain(record, error)
+            continue
+        for record in winners:
+            assert record.final is not None  # noqa: S101
+            try:
+                done = _trained_before(file, record, settings.epochs)
+                done = done or trainer.train(record.final)
+            except Exception as error:
+                complain(record, error)
+                continue
+            complete = replace(record, final=done)
+            file.add(complete)
+            tell(complete)
+
+
+def _trained_before(file: ResultsFile, record: SearchRecord, epochs: int) -> FinalJudgement | None:
+    """What an equal plan of the same task came to in so many epochs."""
+    assert record.final is not None  # noqa: S101
+    for other in file.results.searches:
+        final = other.final if other.task == record.task else None
+        if (
+            final is not None
+            and final.plan == record.final.plan
+            and final.test is not None
+            and final.finetune_epochs == epochs
+        ):
+            return final
+    return None
+
+
+class _Trainer:
+    """Trains networks of one task."""
+
+    def __init__(self, task: ComparisonTask, places: Places, epochs: int) -> None:
+        self._env = build_env(task, places)
+        self._splits = open_data(task, places, seed=0)
+        self._teacher = original_network(task, places, self._splits)
+        self._config = TrainingConfig(
+            epochs=epochs,
+            learning_rate=task.learning_rate,
+            gradient_clip=None if task.kind == "channels" else QUANTIZED_GRADIENT_CLIP,
+        )
+
+    def train(self, final: FinalJudgement) -> FinalJudgement:
+        """Fine-tunes a plan and touches the test set once."""
+        decisions = self._env.decisions
+        values = [d.choices[i] for d, i in zip(decisions, final.plan, strict=True)]
+        learner = self._env.learner
+        assert isinstance(learner, Learner)  # noqa: S101
+        network = learner.compress(CompressionPlan.from_values(decisions, values))
+        started = time.process_time()
+        result = learner.finetune(
+            network, self._splits.train, config=self._config, teacher=self._teacher
+        )
+        return replace(
+            final,
+            finetuned_validation=result.best_accuracy,
+            test=evaluate(network, self._splits.test, precision="fp32"),
+            finetune_seconds=round(time.process_time() - started, 1),
+            finetune_epochs=self._config.epochs,
+        )

@@ -1,0 +1,239 @@
+"""Judged plans of one task in a file that several processes append to at the same time.
+
+The first line is ``{"format": "amc-judgements", "version": 1, "task": {...}}`` with a fingerprint
+of the task; every further line is ``{"plan": [indices], "accuracy": a, "seconds": s}``. A line is
+written by one ``write`` to a file opened for appending, so lines of different processes do not mix.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amc_env import CompressionEnv, RunFolderError
+from amc_env.validation.checks import check_whole
+from amc_env.validation.json_text import parse_json
+
+FORMAT = "amc-judgements"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskFingerprint:
+    """What must be equal for judgements to be of the same task; the budget may differ.
+
+    Args:
+        decisions: Keys of the decisions, in order.
+        choices: The legal values of each, ascending.
+        original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
+        origin: Model, data, checksum of the weights and options of the learner, as a text.
+    """
+
+    decisions: tuple[str, ...]
+    choices: tuple[tuple[float, ...], ...]
+    original_accuracy: float
+    origin: str = ""
+
+    @classmethod
+    def of(cls, env: CompressionEnv, origin: str = "") -> TaskFingerprint:
+        """Returns the fingerprint of an environment's task."""
+        return cls(
+            tuple(d.key for d in env.decisions),
+            tuple(d.choices for d in env.decisions),
+            float(env.learner.original_accuracy),
+            origin,
+        )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a plan was found to be worth.
+
+    Args:
+        accuracy: Proxy accuracy, in [0, 1].
+        seconds: Processor seconds that judging it took.
+    """
+
+    accuracy: float
+    seconds: float
+
+
+class JudgementStore:
+    """Judgements of one task; the file is made if it is missing.
+
+    Of two lines about the same plan the first one counts, for every process that reads the file.
+    A line that was cut short, because its process was killed or the disk was full, is left out:
+    its plan is judged again.
+
+    Args:
+        path: The file; its folder is made too.
+        task: What the judgements are of.
+
+    Raises:
+        RunFolderError: If the file is something else, of another version, or of another task.
+    """
+
+    def __init__(self, path: Path, task: TaskFingerprint) -> None:
+        self.path = path
+        self.task = task
+        self._judged: dict[tuple[int, ...], Judgement] = {}
+        self._is_cut = False
+        if not path.exists():
+            self._begin()
+        with path.open("rb") as file:
+            self._check_header(file.readline())
+            self._position = file.tell()
+        self._end_cut_line()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._judged)
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], Judgement]]:
+        """Iterates over ``(plan, judgement)`` in the order of the file."""
+        return iter(self._judged.items())
+
+    def get(self, plan: Sequence[int]) -> Judgement | None:
+        """Returns what is known of a plan (the index of each decision's choice), or None."""
+        return self._judged.get(tuple(plan))
+
+    def add(self, plan: Sequence[int], accuracy: float, seconds: float) -> Judgement:
+        """Appends a judgement and reads what others have appended meanwhile.
+
+        Args:
+            plan: Index of each decision's choice.
+            accuracy: Proxy accuracy, in [0, 1].
+            seconds: Processor seconds that judging it took.
+
+        Returns:
+            The judgement that counts: that of another process, if its line came first.
+
+        Raises:
+            ValueError: If the plan does not fit the task or a number is out of range.
+            OSError: If the line cannot be written, for example because the disk is full.
+        """
+        row = {
+            "plan": [int(i) for i in plan],
+            "accuracy": float(accuracy),
+            "seconds": float(seconds),
+        }
+        known = self._checked(row)
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self._append(b"\n" + line if self._is_cut else line)
+        self.refresh()
+        return self._judged[known[0]]
+
+    def refresh(self) -> int:
+        """Reads what was appended since, by this or another process.
+
+        Returns:
+            How many plans are new.
+
+        Raises:
+            RunFolderError: If a line holds what is no judgement of this task.
+        """
+        before = len(self._judged)
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            content = file.read()
+        # What follows the last newline was cut short, or is about to be completed.
+        complete = content.rpartition(b"\n")[0]
+        if not complete:
+            return 0
+        self._position += len(complete) + 1
+        for line in complete.split(b"\n"):
+            self._take(line)
+        return len(self._judged) - before
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row = parse_json(line)
+        except ValueError:  # cut short
+            return
+        try:
+            plan, judgement = self._checked(row)
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunFolderError(
+                f"A line of {self.path} is no judgement of this task ({error}); remove it: "
+                f"{line.decode(errors='replace')[:200]}"
+            ) from error
+        self._judged.setdefault(plan, judgement)
+
+    def _checked(self, row: dict[str, Any]) -> tuple[tuple[int, ...], Judgement]:
+        plan = tuple(check_whole("the index of a choice", i, 0) for i in row["plan"])
+        if len(plan) != len(self.task.choices) or not all(
+            0 <= i < len(grid) for i, grid in zip(plan, self.task.choices, strict=True)
+        ):
+            raise ValueError(
+                f"Expected the index of a choice for each of {len(self.task.choices)} decisions, "
+                f"got {list(plan)}."
+            )
+        accuracy, seconds = float(row["accuracy"]), float(row["seconds"])
+        if not (0.0 <= accuracy <= 1.0 and math.isfinite(seconds) and seconds >= 0.0):
+            raise ValueError(
+                f"Expected an accuracy in [0, 1] and seconds of at least 0, got {accuracy} and "
+                f"{seconds}."
+            )
+        return plan, Judgement(accuracy, seconds)
+
+    def _begin(self) -> None:
+        """Makes the file with its first line, unless it is there: all of it or none of it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        head = {"format": FORMAT, "version": VERSION, "task": asdict(self.task)}
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(json.dumps(head).encode() + b"\n")
+        try:
+            os.link(temporary, self.path)  # of several processes one succeeds
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+
+    def _end_cut_line(self) -> None:
+        """Keeps what is appended next apart from a last line that was cut short."""
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            is_whole = file.read(1) == b"\n"
+        if not is_whole:
+            self._append(b"\n")
+
+    def _append(self, line: bytes) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            written = os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+        self._is_cut = written < len(line)
+        if self._is_cut:
+            raise OSError(errno.ENOSPC, "No space left for a judgement", str(self.path))
+
+    def _check_header(self, line: bytes) -> None:
+        try:
+            head = parse_json(line)
+            is_ours = head["format"] == FORMAT
+            version, task = head["version"], head["task"]
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise RunFolderError(
+                f"Expected judgements of plans in {self.path}, got something else; choose another "
+                f"file."
+            )
+        if version != VERSION:
+            raise RunFolderError(
+                f"Expected judgements of version {VERSION} in {self.path}, got version {version}; "
+                f"read them with the release that wrote them, or judge again in a new file."
+            )
+        ours = json.loads(json.dumps(asdict(self.task)))
+        if changed := [key for key, value in ours.items() if task.get(key) != value]:
+            raise RunFolderError(
+                f"The judgements in {self.path} are of another task: other "
+                f"{', '.join(changed)}. Judge with the data, weights and options of then, or into "
+                f"a new file."
+            )

@@ -1,0 +1,135 @@
+"""Plans that are worth judging, and judging them once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from scipy.stats import qmc
+from tqdm import tqdm
+
+from amc_compress.agents.curves.sensitivity import spread
+from amc_compress.comparison.records import Results
+from amc_compress.comparison.searches.judgements import JudgementStore
+from amc_env import CompressionEnv, CompressionError, CompressionPlan
+
+Choices = tuple[int, ...]
+"""A plan as the index of each decision's choice."""
+
+_MAX_EMPTY_ROUNDS = 3
+
+
+def latin_hypercube(env: CompressionEnv, n: int, seed: int) -> list[CompressionPlan]:
+    """Returns distinct plans within the budget, spread over all actions.
+
+    Points of a Latin hypercube (McKay et al. 1979) over [0, 1]^decisions are read as the actions
+    of an episode. Where several mean the same plan, further hypercubes fill the gap.
+
+    Args:
+        env: The decision problem; its reading and its budget decide what an action means.
+        n: How many plans.
+        seed: Draws the points; the same seed gives the same plans.
+
+    Raises:
+        ValueError: If ``n`` is not positive.
+        CompressionError: If the budget does not leave so many plans.
+    """
+    if n < 1:
+        raise ValueError(f"Expected at least one plan, got {n}.")
+    sampler = qmc.LatinHypercube(env.n_decisions, rng=seed)
+    found: dict[CompressionPlan, None] = {}
+    empty = 0
+    while len(found) < n:
+        before = len(found)
+        for actions in sampler.random(n):
+            found.setdefault(env.decode(actions))
+            if len(found) == n:
+                break
+        empty = empty + 1 if len(found) == before else 0
+        if empty == _MAX_EMPTY_ROUNDS:
+            raise CompressionError(
+                f"Found only {len(found)} distinct plans within the budget {env.budget}, expected "
+                f"{n}; ask for fewer, or relax the budget."
+            )
+    return list(found)
+
+
+def single_decisions(env: CompressionEnv, points: int) -> list[Choices]:
+    """Returns the plans that curves are read from: one decision is made, all else stays whole.
+
+    Args:
+        env: The decision problem; these plans are hardly ever within its budget.
+        points: Choices of every decision, at most, spread as those of ``Sensitivity``.
+    """
+    whole = [len(d.choices) - 1 for d in env.decisions]
+    return [
+        (*whole[:i], choice, *whole[i + 1 :])
+        for i, last in enumerate(whole)
+        for choice in spread(last, points)
+    ]
+
+
+def judge_plans(
+    env: CompressionEnv,
+    plans: Iterable[Choices],
+    store: JudgementStore,
+    *,
+    progress: bool = False,
+) -> dict[Choices, float]:
+    """Judges the plans that the store does not know, each stored as soon as it is judged.
+
+    A run that was killed goes on where it was, and several processes may share the work of one
+    store: give each the same plans in another order.
+
+    Args:
+        env: Judges; its budget does not matter.
+        plans: Index of each decision's choice.
+        store: Of the same task.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The accuracy of every one of the plans.
+    """
+    judged: dict[Choices, float] = {}
+    for choices in tqdm(list(plans), desc="judge", unit="plan", disable=not progress):
+        judgement = store.get(choices)  # perhaps another process was faster
+        if judgement is None:
+            start = time.process_time()
+            plan = CompressionPlan.from_choices(env.decisions, choices)
+            accuracy = float(env.learner.evaluate(plan))
+            judgement = store.add(choices, accuracy, time.process_time() - start)
+        judged[choices] = judgement.accuracy
+    return judged
+
+
+def trials_of(results: Results, task: str, env: CompressionEnv) -> dict[str, dict[Choices, float]]:
+    """Returns the trials of a comparison: agent -> plan -> accuracy.
+
+    Args:
+        results: Of the comparison.
+        task: Name of the task in it; its budget may be another one.
+        env: The task.
+
+    Raises:
+        CompressionError: If the comparison has no such task, or it is another one.
+    """
+    if task not in results.tasks:
+        raise CompressionError(
+            f"The comparison has no task {task!r}, only {sorted(results.tasks)}; name one of them."
+        )
+    facts = results.tasks[task]
+    ours = (
+        tuple(d.key for d in env.decisions),
+        tuple(d.choices for d in env.decisions),
+        env.learner.original_accuracy,
+    )
+    if ours != (facts.decisions, facts.choices, facts.original_accuracy):
+        raise CompressionError(
+            f"The task {task!r} of the comparison has other decisions or another original "
+            f"accuracy; record it with the data, weights and options of the comparison."
+        )
+    trials: dict[str, dict[Choices, float]] = {}
+    for search in results.searches:
+        if search.task == task:
+            trials.setdefault(search.agent, {}).update({t.plan: t.accuracy for t in search.trials})
+    return trials

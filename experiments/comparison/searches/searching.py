@@ -1,0 +1,180 @@
+"""One search of a comparison: a task, an agent and a seed become a record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amc_compress.agents import Trial
+from amc_compress.comparison.labels import EnvOptions, parse_label
+from amc_compress.comparison.records import FinalJudgement, JudgedPlan, SearchRecord, TaskFacts
+from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
+from amc_compress.comparison.searches.stored_learner import StoredJudgements
+from amc_compress.comparison.tasks import ComparisonTask, Places, build_env, origin_of
+from amc_compress.user_code import exit_call, explanation
+from amc_env import CompressionEnv, CompressionPlan
+from amc_env.env import DEFAULT_READING, Compressible
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task that is ready to be searched.
+
+    Args:
+        task: Its name and options.
+        learner: What judges.
+        env: An environment of it; searches get fresh ones.
+        facts: For the results file.
+        prepare_seconds: Processor seconds that this took.
+    """
+
+    task: ComparisonTask
+    learner: Compressible
+    env: CompressionEnv
+    facts: TaskFacts
+    prepare_seconds: float
+
+    def fresh_env(self, wishes: EnvOptions) -> CompressionEnv:
+        """Returns an environment in which nothing was judged yet.
+
+        Raises:
+            ValueError: If more is wished than the task allows.
+        """
+        budget = wishes.within(self.env.budget)
+        return CompressionEnv(self.learner, budget, action=wishes.action or DEFAULT_READING)
+
+
+def in_one_line(error: BaseException | str) -> str:
+    """Returns what an error says, on one line; its type where it says nothing."""
+    if isinstance(error, BaseException) and (said := explanation(error)) is not None:
+        return said
+    if isinstance(error, SystemExit):
+        return f"It called {exit_call(error)}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
+    """Prepares a task; judgements are kept below ``folder``.
+
+    Raises:
+        InputDataError: If data or weights are missing or damaged.
+        RunFolderError: If the judgements in the folder are those of another task.
+    """
+    started = time.process_time()
+    env = build_env(task, places)
+    learner: Compressible = env.learner
+    if not task.is_recorded:
+        store = open_store(task, places, folder, env)
+        full = None
+        if hasattr(learner, "evaluate_full"):
+            full = open_store(task, places, folder, env, whole_split=True)
+        learner = StoredJudgements(learner, store, full)
+        env = CompressionEnv(learner, env.budget)
+    facts = TaskFacts(
+        name=task.name,
+        decisions=tuple(d.key for d in env.decisions),
+        choices=tuple(d.choices for d in env.decisions),
+        budget=str(env.budget),
+        original_accuracy=env.learner.original_accuracy,
+        uniform_reward=env.evaluate(env.uniform_plan()).reward,
+        recorded=task.is_recorded,
+    )
+    return OpenTask(task, learner, env, facts, time.process_time() - started)
+
+
+def open_store(
+    task: ComparisonTask,
+    places: Places,
+    folder: Path,
+    env: CompressionEnv,
+    *,
+    whole_split: bool = False,
+) -> JudgementStore:
+    """Opens the judgements of a task in the folder of a comparison.
+
+    Args:
+        task: The task.
+        places: Where its weights are.
+        folder: Of the comparison.
+        env: Its environment.
+        whole_split: Whether those on the whole validation split are meant.
+
+    Raises:
+        RunFolderError: If the judgements in the folder are those of another task.
+    """
+    origin = origin_of(task, places)
+    name = task.name
+    if whole_split:
+        origin, name = f"{origin}, whole validation split", f"{name}-whole-split"
+    path = folder / "judgements" / f"{name}.jsonl"
+    return JudgementStore(path, TaskFingerprint.of(env, origin))
+
+
+class TrialClock:
+    """Turns trials into rows, with the agent's seconds and the judge's apart."""
+
+    def __init__(self, env: CompressionEnv) -> None:
+        self._env = env
+        self._judge: StoredJudgements | None = (
+            env.learner if isinstance(env.learner, StoredJudgements) else None
+        )
+        self._cpu = time.process_time()
+        self._spent, self._counted = self._judging()
+        self.rows: list[JudgedPlan] = []
+
+    def _judging(self) -> tuple[float, float]:
+        return (0.0, 0.0) if self._judge is None else (self._judge.spent, self._judge.counted)
+
+    def __call__(self, trial: Trial) -> None:
+        """Notes a trial; seconds of plans outside the budget are those of the next one within."""
+        if not trial.within_budget:
+            return
+        cpu, (spent, counted) = time.process_time(), self._judging()
+        agent = (cpu - self._cpu) - (spent - self._spent)
+        ratio = {name: trial.cost_ratio[name] for name in self._env.budget.bounds}
+        row = JudgedPlan(
+            evaluation=trial.episode + 1,
+            plan=tuple(trial.plan.choices_for(self._env.decisions)),
+            accuracy=trial.accuracy,
+            reward=trial.reward,
+            cost_ratio=ratio,
+            agent_seconds=round(max(0.0, agent), 5),
+            judge_seconds=round(counted - self._counted, 5),
+            source=trial.source,
+        )
+        self.rows.append(row)
+        self._cpu, self._spent, self._counted = cpu, spent, counted
+
+
+def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> SearchRecord:
+    """Runs one search; whatever an agent does wrong becomes the record's error.
+
+    Args:
+        opened: The task.
+        label: As :func:`amc_compress.comparison.labels.parse_label` reads it.
+        seed: Of the search.
+        evaluations: How many judgements it may spend.
+    """
+    record = SearchRecord(
+        opened.task.name, label, seed, evaluations, prepare_seconds=opened.prepare_seconds
+    )
+    clock: TrialClock | None = None
+    try:
+        agent, wishes = parse_label(label)
+        env = opened.fresh_env(wishes)
+        clock = TrialClock(env)
+        result = agent.search(env, evaluations, seed, on_trial=clock)
+        final = _judge_winner(env, result.plan)
+        record = replace(record, deterministic=agent.deterministic)
+    except (Exception, SystemExit) as error:  # an agent of the user's may call sys.exit
+        rows = tuple(clock.rows) if clock is not None else ()
+        return SearchRecord(**{**vars(record), "trials": rows, "error": in_one_line(error)})
+    return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})
+
+
+def _judge_winner(env: CompressionEnv, plan: CompressionPlan) -> FinalJudgement:
+    """Judges a winner on the whole validation split; a record has none, and says so."""
+    full = getattr(env.learner, "evaluate_full", None)
+    validation = None if full is None else float(full(plan))
+    return FinalJudgement(tuple(plan.choices_for(env.decisions)), validation)

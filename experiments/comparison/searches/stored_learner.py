@@ -1,0 +1,63 @@
+"""Judgements that are made once, however many agents, seeds and processes ask for them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from amc_compress.comparison.searches.judgements import JudgementStore
+from amc_env import CompressionPlan
+from amc_env.env import Compressible
+
+
+class StoredJudgements:
+    """A learner whose judgements are looked up before they are made.
+
+    All else is the learner's own, so an agent that asks for its error curves gets them.
+
+    Args:
+        learner: Judges what is not stored.
+        store: Proxy accuracies.
+        full: Accuracies on the whole validation split, where the learner has them.
+
+    Attributes:
+        spent: Processor seconds that judging took in this process.
+        counted: The same as if nothing had been stored: what it took when it was first judged.
+    """
+
+    def __init__(
+        self, learner: Compressible, store: JudgementStore, full: JudgementStore | None
+    ) -> None:
+        self._learner: Any = learner
+        self._store = store
+        self._full = full
+        self.spent = 0.0
+        self.counted = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "evaluate_full" and self._full is not None:
+            return self._evaluate_full
+        return getattr(self._learner, name)
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a complete plan."""
+        return self._judged(plan, self._store, self._learner.evaluate)
+
+    def _evaluate_full(self, plan: CompressionPlan) -> float:
+        assert self._full is not None  # noqa: S101
+        return self._judged(plan, self._full, self._learner.evaluate_full)
+
+    def _judged(self, plan: CompressionPlan, store: JudgementStore, judge: Any) -> float:
+        choices = plan.choices_for(self._learner.decisions)
+        known = store.get(choices)
+        if known is None:
+            store.refresh()  # another process may have been here
+            known = store.get(choices)
+        if known is None:
+            started = time.process_time()
+            accuracy = float(judge(plan))
+            seconds = time.process_time() - started
+            self.spent += seconds
+            known = store.add(choices, accuracy, seconds)
+        self.counted += known.seconds
+        return known.accuracy

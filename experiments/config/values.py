@@ -1,0 +1,210 @@
+"""What options may be: the names on offer, and the ranges of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amc_env.costs.costs import COSTS
+from amc_env.errors import InputDataError
+from amc_env.validation.checks import SEED_LIMIT, check_threads
+from amc_env.validation.references import is_reference
+
+if TYPE_CHECKING:
+    from amc_compress.config.run_config import RunConfig
+
+CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
+"""Learners that cut channels, each with a way of its own to select them."""
+
+LEARNERS = (*CHANNEL_LEARNERS, "sparse", "deep", "uniform", "codebook", "joint")
+QUANTIZERS = ("uniform", "codebook")
+PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
+"""Who distributes the density of a sparse network over its layers: an agent, or a rule."""
+
+OWN_TEACHERS = ("original", "none")
+"""What ``--teacher`` may be beside the name of a network."""
+
+CHOICES = {
+    "validation_split": ("random", "tail"),
+    "precision": ("auto", "fp32", "bf16"),
+    "learner": LEARNERS,
+    "protocol": PROTOCOLS,
+    "schedule": ("gradual", "one-shot"),
+    "sparse_training": ("none", "growing", "group-lasso"),
+    "granularity": ("tensor", "channel", "split"),
+    "weight_range": ("minmax", "percentile", "mse", "kl", "lsq"),
+    "activation_range": ("minmax", "percentile", "mse", "kl"),
+    "codebook_mode": ("weights", "clusters", "both"),
+    "codebook_init": ("kmeans", "quantile", "uniform"),
+    "quantizer": QUANTIZERS,
+}
+
+_LEAST: dict[str, float] = {
+    "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
+    "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
+    "discrimination_stages": 1, "block_steps": 1, "schedule_frequency": 1,
+    "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
+    "image_size": 1, "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
+}  # fmt: skip
+_POSITIVE = (
+    "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
+    "sparse_strength",
+)  # fmt: skip
+SEEDS = ("seed", "first_seed")
+_MOST, _DIGITS = 2**31 - 1, 30
+_SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
+_PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
+
+
+def option(name: str) -> str:
+    """Returns how an option is written: ``"--round-to"`` for ``"round_to"``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_choices(config: RunConfig) -> None:
+    """Refuses names that are not on offer.
+
+    Raises:
+        ValueError: With those that are.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(
+                f"Expected {option(name)} to be one of {', '.join(choices)}, got {value!r}."
+            )
+    of_how_many(config.pattern)
+    _check_teacher(config)
+
+
+def _check_teacher(config: RunConfig) -> None:
+    if config.teacher in OWN_TEACHERS or config.teacher_weights or ":" in config.teacher:
+        return
+    raise ValueError(
+        f"Expected --teacher as original, none or another network, which needs --teacher-weights "
+        f"FILE to know anything; got {config.teacher!r} without. Only a factory of yours "
+        f"(package.module:factory) may bring its own."
+    )
+
+
+def own_cost_references(texts: Sequence[str]) -> dict[str, str]:
+    """Returns cost name -> ``package.module:Class`` of ``--cost``; nothing is imported.
+
+    Raises:
+        ValueError: If a text has another form, or a name is taken.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, reference = (part.strip() for part in text.partition("="))
+        if not name.isidentifier() or not is_reference(reference):
+            raise ValueError(
+                f"Expected --cost as NAME=package.module:Class, e.g. energy=costs:Energy, got "
+                f"{text!r}."
+            )
+        if name in COSTS or name in found:
+            raise ValueError(
+                f"Expected --cost with a name that is free, got {name!r} "
+                f"{'twice' if name in found else ', which is counted already'}; choose another."
+            )
+        found[name] = reference
+    return found
+
+
+def of_how_many(pattern: str) -> tuple[int, int] | None:
+    """Returns ``(2, 4)`` for the pattern ``"2:4"``; None for one that is no N:M.
+
+    Raises:
+        ValueError: If there is no such pattern.
+    """
+    match = _PATTERN.fullmatch(pattern)
+    if match is None or (match[1] and not int(match[1]) < int(match[2])):
+        raise ValueError(
+            f"Expected --pattern as unstructured, block4 (squares of 4 x 4 weights; any number), "
+            f"or 2:4 (2 of 4 weights stay; any N:M with N < M), got {pattern!r}."
+        )
+    return (int(match[1]), int(match[2])) if match[1] else None
+
+
+def check_numbers(config: RunConfig) -> None:
+    """Refuses numbers out of their range.
+
+    Raises:
+        ValueError: With the range.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"Expected {option(name)} >= {least:g}, got {value}.")
+    check_threads("--threads", config.threads, 0)
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected {option(name)} > 0, got {value}.")
+    for name in _SHARES:
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
+    check_normalisation(config.mean, config.std)
+    _check_schedule(config)
+    if not 0.0 < config.min_density <= 1.0:
+        raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
+    stages = (1.0, *config.stages, 0.0)
+    if not all(later < sooner for sooner, later in itertools.pairwise(stages)):
+        raise ValueError(
+            f"Expected --stages as falling shares between 1 and 0, e.g. 0.75,0.5, got "
+            f"{','.join(f'{share:g}' for share in config.stages)}."
+        )
+
+
+def _check_schedule(config: RunConfig) -> None:
+    if config.schedule_begin > config.schedule_end:
+        raise ValueError(
+            f"Expected --schedule-begin no later than --schedule-end, got "
+            f"{config.schedule_begin:g} and {config.schedule_end:g}; shares of the training."
+        )
+
+
+def check_size(name: str, value: object) -> None:
+    """Rejects numbers that no option can mean: NaN, infinite ones, and whole ones beyond 32 bits.
+
+    Args:
+        name: Of the option, as in Python.
+        value: What it was given; what is no number passes.
+
+    Raises:
+        ValueError: With the range.
+    """
+    most = SEED_LIMIT - 1 if name in SEEDS else _MOST
+    if isinstance(value, int) and not isinstance(value, bool) and not -most <= value <= most:
+        raise ValueError(f"Expected {option(name)} <= {most}, got {shown_number(value)}.")
+    if name in ("mean", "std") and isinstance(value, tuple):
+        numbers = [x for x in value if isinstance(x, float)]
+        check_normalisation(**{"mean": None, "std": None, name: numbers})
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"Expected {option(name)} as a finite number, got {value}.")
+
+
+def shown_number(value: int) -> str:
+    """Returns a whole number; one of very many digits as how many it has."""
+    if abs(value) < 10**_DIGITS:
+        return str(value)
+    return f"a number of {int(math.log10(abs(value))) + 1} digits"
+
+
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Rejects means and deviations that no pixels between 0 and 1 have; None is not looked at.
+
+    Raises:
+        InputDataError: With the range.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        for value in values or ():
+            fits = 0.0 <= value <= 1.0 and (name == "mean" or value > 0.0)  # NaN fits nowhere
+            if not fits:
+                raise InputDataError(
+                    f"Expected --{name} as {'a positive std' if name == 'std' else 'a number'} "
+                    f"for each channel, at most 1: pixels are divided by their largest value, "
+                    f"usually 255, first; got {value:g}."
+                )

@@ -1,0 +1,1 @@
+"""Where images come from: tables, folders, the Hugging Face hub."""

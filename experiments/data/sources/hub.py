@@ -1,0 +1,96 @@
+"""Data sets of the Hugging Face hub, through the optional ``datasets`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from amc_compress.data.sources.stored import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    SPLIT_NAMES,
+    Columns,
+    LabelColumn,
+    Picture,
+    StoredData,
+    StoredSplit,
+    check_splits,
+)
+from amc_env.errors import InputDataError, MissingDependencyError
+
+
+def read_hub(name: str, columns: Columns) -> StoredData:
+    """Finds the splits of the hub's data set ``owner/name`` or ``owner/name:configuration``.
+
+    Raises:
+        MissingDependencyError: The ``datasets`` library is not installed.
+        InputDataError: There is no such data set, or it is not image classification.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"There is no folder {name!r}, and data sets of the Hugging Face hub need the "
+            'datasets library: pip install "amc-compress[hub]".'
+        ) from error
+    path, _, configuration = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(path, configuration or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        raise InputDataError(
+            f"The data set {name!r} cannot be loaded from the Hugging Face hub: {reason}; check "
+            "the name and the network, or give a folder of parquet files."
+        ) from error
+    data = StoredData({})
+    for split, aliases in SPLIT_NAMES.items():
+        found = next((alias for alias in aliases if alias in loaded), None)
+        if found is not None:
+            data.splits[split] = _stored(loaded[found], split, name, datasets, columns)
+    return check_splits(data, f"The data set {name!r}", list(loaded))
+
+
+def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -> StoredSplit:
+    image = _column(data, columns.image, IMAGE_COLUMNS, name)
+    label = _column(data, columns.label, LABEL_COLUMNS, name)
+    try:
+        encoded = data.cast_column(image, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise InputDataError(
+            f"The column {image!r} of the data set {name!r} holds no images "
+            f"({(str(error).splitlines() or [''])[0][:100]}): choose another with --image-column."
+        ) from error
+    names = getattr(data.features[label], "names", None) or ()
+
+    def pictures() -> Iterator[Picture]:
+        for row in encoded:
+            entry = row[image]
+            if entry is None or (entry["bytes"] is None and entry["path"] is None):
+                raise InputDataError(
+                    f"The {split} split of {name} has a row without an image: remove it."
+                )
+            yield entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
+
+    try:
+        values = pyarrow.chunked_array([pyarrow.array(list(data[label][:]))])
+    except pyarrow.ArrowException as error:
+        raise InputDataError(
+            f"The labels of the {split} split ({name}) must be of one kind, got several "
+            f"({str(error)[:80]}): choose another column with --label-column."
+        ) from error
+    return StoredSplit(split, len(data), pictures, [LabelColumn(values, tuple(names), name)])
+
+
+def _column(data: Any, asked: str | None, usual: Sequence[str], name: str) -> str:
+    wanted = usual if asked is None else (asked,)
+    for column in wanted:
+        if column in data.column_names:
+            return column
+    raise InputDataError(
+        f"The data set {name!r} is not image classification: expected the columns "
+        f"{'/'.join(IMAGE_COLUMNS)} and {'/'.join(LABEL_COLUMNS)}, got "
+        f"{', '.join(data.column_names)}; name them with --image-column and --label-column."
+    )

@@ -1,0 +1,80 @@
+"""How long the header of a packed file will be: known from a network without data or training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.joint.prepare import joint_compression, quantizer_named
+from amc_compress.runs.learner_factory import bit_options, pruning_options
+from amc_env.costs.storage import OFF_BITS
+
+_IMAGES = 8
+
+
+def header_bytes(config: RunConfig, model: nn.Module, example: Tensor) -> float:
+    """Returns the bytes of a packed file that are no tensor's, as the run's learner counts them.
+
+    A header holds names, shapes and the plan, which do not depend on images or weights, so that
+    the learner itself is asked, prepared in the cheapest way: for noise, and for no more than the
+    most bits. What the images of a run change is whether the inputs of a layer are negative
+    anywhere: a few bytes per layer.
+
+    Args:
+        config: The options of a run that quantizes.
+        model: The network, trained or not; it is not changed.
+        example: A batch as the network takes it; only its shape matters.
+    """
+    dice = torch.Generator().manual_seed(0)
+    images = torch.randn(_IMAGES, *example.shape[1:], generator=dice)
+    batches = [(images, torch.zeros(_IMAGES, dtype=torch.int64))]
+    network, example = _disturbed(model, dice), example.cpu()
+    bits = bit_options(config) | {"activation_range": "minmax"}
+    for name in ("weight_bits", "activation_bits"):
+        bits[name] = _most(bits[name])
+    if config.quantization == "codebook":
+        bits["init"] = "uniform"
+    else:
+        bits["weight_range"] = "minmax"
+    shared: dict[str, Any] = {"proxy": "none", "precision": "fp32", "n_validation": _IMAGES}
+    with torch.random.fork_rng(devices=[]):
+        if config.learner == "joint":
+            learner: Any = joint_compression(
+                network,
+                example,
+                batches,
+                batches,
+                quantizer=config.quantizer,
+                pruning=pruning_options(config) | {"criterion": "l1"},
+                quantization=bits,
+                **shared,
+            )
+        else:
+            learner = quantizer_named(config.learner)(
+                network, example, batches, batches, **shared, **bits
+            )
+    return float(learner.storage.fixed_bytes)
+
+
+def _most(bits: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Returns the one choice of the network that headers are measured on; decided as before."""
+    if isinstance(bits, int):
+        return bits
+    return (max((b for b in bits if b < OFF_BITS), default=bits[-1]),)
+
+
+@torch.no_grad()
+def _disturbed(model: nn.Module, dice: torch.Generator) -> nn.Module:
+    """Returns a copy without zeros, which fresh networks are full of and files do not store."""
+    copied = copy.deepcopy(model).cpu().eval()
+    for tensor in copied.state_dict().values():
+        if tensor.is_floating_point():
+            # Never negative: some of it are variances.
+            tensor += 0.01 * torch.rand(tensor.shape, generator=dice)
+        elif tensor.dtype != torch.bool:
+            tensor += 1
+    return copied

@@ -1,0 +1,89 @@
+"""What ``state.json`` and ``summary.json`` must hold, and whose fault it is if they do not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from amc_env import CompressionError, RunFolderError
+from amc_env.validation.checks import shown
+from amc_env.validation.shapes import check_shape
+
+_START_AGAIN = "restore it, or start the run again in a new folder"
+_OUTCOME = {"accuracy": float, "reward": float, "cost_ratio": dict[str, float]}
+_TIMED = {"latency_ms": dict[str, dict[str, float]] | None, "onnx_bytes": dict[str, int] | None}
+_RESULTS: Mapping[str, Mapping[str, Any]] = {
+    "train": {"seconds": float, "epochs": int, "taken": str, "validation_accuracy": float},
+    "search": {
+        "seconds": float, "cpu_seconds_per_episode": float, "n_trials": int, "reward": float,
+        "best": _OUTCOME, "uniform": _OUTCOME, "stages": list,
+    },
+    "finetune": {
+        "seconds": float, "epochs": int, "validation_accuracy_before": float,
+        "validation_accuracy": float,
+    },
+    "export": {
+        "seconds": float, **_TIMED, "refused": str, "max_difference": float,
+        "agreement": float, "n_images": int,
+    },
+    "evaluate": {
+        "seconds": float,
+        "accuracy": {"original": float, "compressed": float},
+        "costs": {"original": dict[str, float], "compressed": dict[str, float]},
+        "group_sizes": dict[str, int],
+        "bits": dict[str, dict[str, int | None]],
+        "densities": dict[str, list[Any]],
+    },
+    "report": {},
+}  # fmt: skip
+"""Stage -> what it has noted when it is done; see what is handed to ``RunFolder.finish``."""
+
+_NETWORK = {
+    "accuracy": float, "macs": float, "params": float, "bytes": float,
+    "latency_ms": dict[str, float] | None, "onnx_bytes?": float | None, "bops?": float,
+    "mean_bits?": float, "density?": float, "predicted?": dict[str, float],
+}  # fmt: skip
+SUMMARY = {"original": _NETWORK, "compressed": _NETWORK, "cpu_seconds_per_episode": float}
+
+
+def check_state(state: Mapping[str, Any], path: Path) -> None:
+    """Checks that what the state of a run holds is of the kind that its stages write.
+
+    A key that is missing is told where it is needed, see :func:`blamed_on`.
+
+    Args:
+        state: The content of the file.
+        path: The file.
+
+    Raises:
+        RunFolderError: If a stage is unknown, or a value is of another type.
+    """
+    try:
+        check_shape(state, {"stages": dict[str, dict[str, Any]]})
+        for stage, results in state["stages"].items():
+            if stage not in _RESULTS:
+                raise ValueError(f"it names the stage {shown(stage)}, which no run has")
+            shape = {f"{key}?": each for key, each in _RESULTS[stage].items()}
+            check_shape(results, {"done": bool, **shape}, f"stages.{stage}")
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); {_START_AGAIN}.") from error
+
+
+@contextlib.contextmanager
+def blamed_on(path: Path, remedy: str = _START_AGAIN) -> Iterator[None]:
+    """Says which files cannot be understood, if the block fails: it does nothing but read them.
+
+    Raises:
+        RunFolderError: In place of what a key that is missing, or a value that does not fit, gives
+            rise to.
+    """
+    try:
+        yield
+    except CompressionError:  # it is said already
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path} does not hold what a run writes ({type(error).__name__}: {error}); {remedy}."
+        ) from error

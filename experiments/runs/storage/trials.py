@@ -1,0 +1,226 @@
+"""``trials.jsonl``: one line per episode, appended as it happens, verified when replayed.
+
+Searches are deterministic, so a search is resumed by running it again from episode 0 with the
+recorded accuracies given to the environment beforehand: what was already judged costs nothing but
+the agent's own updates. The recorder checks that the replay says what the record says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amc_env import CompressionPlan, RunFolderError
+from amc_env.files import read_content, write_atomic
+from amc_env.validation.answers import checked_accuracy
+from amc_env.validation.checks import checked
+from amc_env.validation.json_text import parse_json
+
+if TYPE_CHECKING:
+    from amc_compress.agents.trials import Trial
+
+JUDGED_BEFORE = "judged_before.jsonl"
+"""The trials of a search whose agent failed, beside the record."""
+
+_TOLERANCE = 1e-6  # costs and accuracies of equal plans, on any processor
+
+CostOf = Callable[[CompressionPlan], Mapping[str, float]]
+
+
+@checked
+@dataclass(frozen=True)
+class RecordedTrial:
+    """One line of ``trials.jsonl``.
+
+    Args:
+        episode: Counts from 0.
+        plan: Decision key -> value.
+        cost: Cost name -> absolute cost.
+        cost_ratio: Cost name -> cost / original cost.
+        accuracy: Proxy accuracy, in [0, 1].
+        reward: What the agent was given.
+        seconds: Wall time since the previous trial, the agent's updates included.
+        cpu_seconds: The same in processor time.
+        source: Where the plan came from, e.g. ``"warm-up"``.
+        within_budget: Whether the plan may win; what an agent judged to learn about single
+            decisions need not meet the budget.
+
+    Raises:
+        ValueError: If a number is not finite, or out of its range.
+    """
+
+    episode: int
+    plan: dict[str, float]
+    cost: dict[str, float]
+    cost_ratio: dict[str, float]
+    accuracy: float
+    reward: float
+    seconds: float
+    cpu_seconds: float
+    source: str
+    within_budget: bool = True
+
+    def __post_init__(self) -> None:
+        checked_accuracy(self.accuracy, "a recorded trial")
+        for what in ("cost", "cost_ratio"):
+            if any(number < 0.0 for number in getattr(self, what).values()):
+                raise ValueError(f"Expected every {what} to be at least 0.")
+        if min(self.seconds, self.cpu_seconds) < 0.0:
+            raise ValueError("Expected seconds of at least 0.")
+
+
+def read_trials(path: Path, cost_of: CostOf | None = None) -> list[RecordedTrial]:
+    """Reads the trials; a half-written last line (a crash while writing it) is left out.
+
+    Args:
+        path: The file; a missing one has no trials.
+        cost_of: Plan -> absolute costs of the network at hand, which the record must agree with.
+
+    Raises:
+        RunFolderError: If any other line is damaged, or says what cannot be: an accuracy outside
+            [0, 1], a plan off the grid, other costs than the plan has, or two accuracies of a plan.
+    """
+    if not path.exists():
+        return []
+    lines = read_content(path).split(b"\n")
+    # Every complete line ends in a newline, so what follows the last one was cut short.
+    trials = []
+    known: dict[CompressionPlan, float] = {}
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row: dict[str, Any] = parse_json(line)
+            trial = RecordedTrial(**row)
+            _check_against(trial, known, cost_of)
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"Line {number} of {path} is damaged ({str(error).rstrip('.')}); restore the file, "
+                f"or start the search again in a new folder."
+            ) from error
+        trials.append(trial)
+    return trials
+
+
+def _check_against(
+    trial: RecordedTrial, known: dict[CompressionPlan, float], cost_of: CostOf | None
+) -> None:
+    """Compares a trial with those before it and with the network."""
+    plan = CompressionPlan(trial.plan)
+    if not _is_close(known.setdefault(plan, trial.accuracy), trial.accuracy):
+        raise ValueError(
+            f"Expected the accuracy {known[plan]} that an earlier line has for the same plan, got "
+            f"{trial.accuracy}"
+        )
+    if cost_of is None:
+        return
+    for name, cost in cost_of(plan).items():
+        if name in trial.cost and not _is_close(cost, trial.cost[name]):
+            raise ValueError(
+                f"Expected {name} of {cost:.10g}, as the plan has, got {trial.cost[name]:.10g}"
+            )
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
+
+
+class TrialRecorder:
+    """Appends each trial to ``trials.jsonl``; on resume verifies instead of appending.
+
+    Args:
+        path: The file; what it holds already is expected again in the same order.
+        cost_of: Plan -> absolute costs, for the record.
+
+    Raises:
+        RunFolderError: If the file is damaged, or of another search.
+    """
+
+    def __init__(self, path: Path, cost_of: CostOf) -> None:
+        self.path = path
+        self.recorded = read_trials(path, cost_of)
+        self._cost_of = cost_of
+        self._seen = 0
+        if path.exists():  # drop a half-written last line before anything is appended to it
+            write_atomic(path, "".join(line_of(trial) for trial in self.recorded))
+        self.restart_clock()
+
+    @property
+    def known(self) -> list[RecordedTrial]:
+        """All evaluated plans: those on record, and those of an agent that failed."""
+        before = read_trials(self.path.with_name(JUDGED_BEFORE), self._cost_of)
+        return [*before, *self.recorded]
+
+    def set_aside(self) -> None:
+        """Begins the record anew, because the agent's code failed and will be another.
+
+        What was evaluated stays known, so that nothing is evaluated twice.
+        """
+        before = {CompressionPlan(t.plan): t for t in self.known}
+        write_atomic(self.path.with_name(JUDGED_BEFORE), "".join(map(line_of, before.values())))
+        self.path.unlink(missing_ok=True)
+
+    @property
+    def trials(self) -> list[RecordedTrial]:
+        """Everything on record."""
+        return self.recorded
+
+    def restart_clock(self) -> None:
+        """Starts the time of the next trial now."""
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def since_last(self) -> tuple[float, float]:
+        """Returns wall and processor seconds since the last trial (or the start)."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+    def __call__(self, trial: Trial) -> None:
+        """Records or verifies one trial.
+
+        Raises:
+            RunFolderError: If a replayed trial is not the recorded one.
+        """
+        if self._seen < len(self.recorded):
+            self._verify(trial, self.recorded[self._seen])
+        else:
+            self._append(trial)
+        self._seen += 1
+        self.restart_clock()
+
+    def _verify(self, trial: Trial, old: RecordedTrial) -> None:
+        same_plan = CompressionPlan(old.plan) == CompressionPlan(dict(trial.plan))
+        same_reward = math.isclose(old.reward, trial.reward, rel_tol=1e-9, abs_tol=1e-12)
+        if not (same_plan and same_reward and old.source == trial.source):
+            raise RunFolderError(
+                f"Episode {old.episode} went differently than {self.path} says, so the run cannot "
+                f"be continued to the same result; resume it on the machine and with the package "
+                f"versions it was started with, or start again in a new folder."
+            )
+
+    def _append(self, trial: Trial) -> None:
+        seconds, cpu_seconds = self.since_last()
+        row = RecordedTrial(
+            episode=trial.episode,
+            plan=dict(trial.plan),
+            cost=dict(self._cost_of(trial.plan)),
+            cost_ratio=dict(trial.cost_ratio),
+            accuracy=trial.accuracy,
+            reward=trial.reward,
+            seconds=round(seconds, 4),
+            cpu_seconds=round(cpu_seconds, 4),
+            source=trial.source,
+            within_budget=trial.within_budget,
+        )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line_of(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.recorded.append(row)
+
+
+def line_of(trial: RecordedTrial) -> str:
+    """Returns a trial as a line of the file."""
+    return json.dumps(vars(trial)) + "\n"

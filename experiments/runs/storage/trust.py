@@ -1,0 +1,95 @@
+"""What a run folder may make a command do.
+
+A folder may come from anywhere, and its ``config.json`` may name code: a model, a teacher, a
+reward, a cost. Code is run, and pickles are opened, because the command says so, never because a
+folder does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.config.values import own_cost_references
+from amc_env import RunFolderError
+
+CODE = ("model", "teacher", "reward", "cost")
+"""Options of a folder that may name code. Agents are built from the command's own options only."""
+
+
+class UntrustedFolderError(RunFolderError):
+    """A run folder names code that the command does not name."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a command allows a folder to ask for.
+
+    Args:
+        everything: Whatever it asks for (``--trust``).
+        named: The code that the command itself names, as :func:`call_text` writes it.
+        pickle: Weights files that may run code (``--allow-pickle``).
+    """
+
+    everything: bool = False
+    named: frozenset[str] = frozenset()
+    pickle: bool = False
+
+    def check(self, config: RunConfig, path: Path, uses: Collection[str]) -> None:
+        """Checks that all code that a folder asks for may be run.
+
+        Args:
+            config: Of the folder.
+            path: The folder.
+            uses: The options whose code will be run.
+
+        Raises:
+            UntrustedFolderError: With the code that is asked for.
+        """
+        if self.everything:
+            return
+        asked = {o: c for o, c in code_of(config).items() if o in uses and not c <= self.named}
+        if asked:
+            names = ", ".join(
+                f"the {option} {reference!r}"
+                for option, references in asked.items()
+                for reference in sorted(references - self.named)
+            )
+            raise UntrustedFolderError(
+                f"The run in {path} names code to be run: {names}; look at it, then add --trust "
+                f"(in Python trust=True), or leave a folder alone that you do not know."
+            )
+
+    def allows_pickle(self, config: RunConfig) -> bool:
+        """Whether weights files may run code."""
+        return self.pickle or (self.everything and config.allow_pickle)
+
+
+NOTHING = Trust()
+EVERYTHING = Trust(everything=True)
+
+
+def call_text(reference: str, arguments: Sequence[str]) -> str:
+    """Returns code with what it is called with: ``"net:make(checkpoint=old.pt)"``.
+
+    Arguments count, because they may say which file the code opens.
+    """
+    return f"{reference}({', '.join(sorted(arguments))})" if arguments else reference
+
+
+def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
+    """Returns option -> the code that it names, for the options that name any."""
+    values = {
+        "model": (call_text(config.model, config.model_args),),
+        "teacher": (config.teacher,),
+        "reward": (config.reward,),
+        "cost": tuple(own_cost_references(config.cost).values()),
+    }
+    found = {
+        # What is no text, or has a colon in another form, is none of our names either.
+        option: frozenset(str(v) for v in texts if not isinstance(v, str) or ":" in v)
+        for option, texts in values.items()
+    }
+    return {option: texts for option, texts in found.items() if texts}

@@ -1,0 +1,115 @@
+"""What another run judged, known to a search from its start (``--warm-start RUN``).
+
+The other run must have judged by the same rules: the same network, data, learner and proxy. Agent,
+budget, reward and the reading of actions may differ, as rewards and costs are computed anew. Its
+trials are copied into the run folder, so that an interrupted search goes on without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from amc_compress.agents.trials import Trial
+from amc_compress.config.run_config import RunConfig
+from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.storage.trials import CostOf, RecordedTrial, line_of, read_trials
+from amc_env import CompressionPlan, RunFolderError
+from amc_env.files import write_atomic
+
+FILE = "warm_start.jsonl"
+"""The trials of the other run, in the folder of this one."""
+
+_FREE = (
+    "warm_start", "agent", "episodes", "budget", "reward", "reading", "threads",
+    "allow_pickle",
+)  # fmt: skip
+
+
+def check_warm_start(config: RunConfig, out: Path) -> None:
+    """Refuses a run to begin with that judged by other rules, or nothing, before any work is done.
+
+    Args:
+        config: The options of the run that begins.
+        out: Its folder; where the trials have been copied already, nothing is asked.
+
+    Raises:
+        ValueError: If no agent searches, or in several stages.
+        RunFolderError: If there is no such run, it has no trials, or its options differ.
+    """
+    if config.warm_start is None or (out.expanduser() / FILE).exists():
+        return
+    if not config.decides or config.is_progressive:
+        raise ValueError(
+            "--warm-start is for one search by an agent; leave it out where the plan is fixed, or "
+            "reached in stages."
+        )
+    place = Path(config.warm_start)
+    other = RunFolder.open(place, uses=()).config
+    stages = {"task", "search"} | ({"train"} if config.weights is None else set())
+    if differences := other.differences(config, stages, but=_FREE):
+        raise RunFolderError(
+            f"The run in {place} judged its plans by other rules: {'; '.join(differences)}. Begin "
+            f"with one that differs in agent, episodes, budget, reward or action only."
+        )
+    if not _known_to(place):
+        raise RunFolderError(f"The run in {place} has judged no plan yet; name another one.")
+
+
+def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Trial]:
+    """Returns the trials that the search of a run begins with, none without ``--warm-start``.
+
+    Args:
+        folder: Of the run.
+        cost_of: Plan -> absolute costs, which the trials must agree with.
+
+    Raises:
+        RunFolderError: If the other run is gone or damaged, or compressed another network.
+    """
+    if folder.config.warm_start is None:
+        return []
+    copy = folder / FILE
+    if not copy.exists():
+        place = Path(folder.config.warm_start)
+        _check_network(folder.path, place)
+        write_atomic(copy, "".join(map(line_of, _known_to(place))))
+    return [
+        Trial(
+            episode=t.episode,
+            plan=CompressionPlan(t.plan),
+            accuracy=t.accuracy,
+            reward=t.reward,
+            cost_ratio=t.cost_ratio,
+            seconds=t.seconds,
+            source=t.source,
+            within_budget=t.within_budget,
+        )
+        for t in read_trials(copy, cost_of)
+    ]
+
+
+def _known_to(place: Path) -> list[RecordedTrial]:
+    """What a run has judged, behind what it knew from its own warm start."""
+    return [*read_trials(place / FILE), *read_trials(place / "trials.jsonl")]
+
+
+def _check_network(here: Path, there: Path) -> None:
+    """Equal options train equal networks on one machine; these may come from two."""
+    mine, other = _tensors(here), _tensors(there)
+    if mine.keys() != other.keys() or any(not mine[k].equal(other[k]) for k in mine):
+        raise RunFolderError(
+            f"The run in {there} compressed a network with other weights; give the same --weights "
+            f"to both."
+        )
+
+
+def _tensors(place: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(place / "original.safetensors")
+    except Exception as error:
+        raise RunFolderError(
+            f"Cannot read {place / 'original.safetensors'} ({error}), the network that was "
+            f"compressed there; begin with another run."
+        ) from error

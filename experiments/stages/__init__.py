@@ -1,0 +1,1 @@
+"""The stages of a run: train, search, fine-tune, export, evaluate, report."""

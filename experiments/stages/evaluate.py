@@ -1,0 +1,191 @@
+"""Stages ``export`` and ``evaluate``: the files for deployment, and before and after in numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc_compress.learners.layers.masked import masked_layers
+from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.training.loop import evaluate
+from amc_compress.runs.folder import PACKED, RunFolder
+from amc_compress.runs.networks import load_smaller
+from amc_compress.runs.problem import Problem
+from amc_compress.runs.storage.stored_state import blamed_on
+from amc_compress.runs.task import Task, use_threads
+from amc_env import Budget, CompressionPlan
+from amc_env.costs.costs import COSTS
+from amc_env.costs.latency import TableCost
+from amc_env.files import write_json
+
+
+def run_evaluate(task: Task) -> None:
+    """Touches the test set, once, and writes ``summary.json``."""
+    folder, config = task.folder, task.config
+    if not folder.is_done("evaluate"):
+        folder.results("finetune")
+        folder.start("evaluate")
+        use_threads(config, folder.facts, training=True)
+        started = time.perf_counter()
+        small = load_smaller(folder, "model.safetensors")
+        accuracy = {
+            name: evaluate(model, task.data.test, precision="fp32", device=config.device)
+            for name, model in (("original", task.original), ("compressed", small))
+        }
+        problem = task.problem
+        folder.finish(
+            "evaluate",
+            seconds=round(time.perf_counter() - started, 3),
+            accuracy=accuracy,
+            costs={
+                "original": problem.original(),
+                "compressed": predicted_costs(problem, folder.read_plan()),
+            },
+            group_sizes={group.name: group.size for group in problem.graph.groups},
+            bits=layer_bits(small),
+            densities=layer_densities(small),
+            n_images=task.data.test.n_images,
+        )
+    with blamed_on(folder / "state.json"):
+        summary = summarise(folder)
+    write_json(folder / "summary.json", summary)
+
+
+def predicted_costs(problem: Problem, plan: CompressionPlan) -> dict[str, float]:
+    """Returns the absolute costs of a complete plan; of tables the sum of what was measured.
+
+    What budgets count is the least monotone cost above that, which is no prediction.
+
+    Raises:
+        PlanMismatchError: If the plan does not fit.
+    """
+    values = plan.values_for(problem.decisions)
+    tables = {n: cost for n, cost in problem.costs.items() if isinstance(cost, TableCost)}
+    return problem.cost(plan) | {name: cost.predict(values) for name, cost in tables.items()}
+
+
+def layer_bits(network: nn.Module) -> dict[str, dict[str, int | None]]:
+    """Returns the bits of every quantized layer; None where something is left in float32."""
+
+    def bits(quantizer: Any) -> int | None:
+        return None if quantizer is None else int(quantizer.bits)
+
+    return {
+        name: {
+            "weights": bits(layer.weight_quantizer),
+            "activations": bits(layer.input_quantizer),
+        }
+        for name, layer in quantized_layers(network).items()
+    }
+
+
+def layer_densities(network: nn.Module) -> dict[str, list[int]]:
+    """Returns left and original weights of every layer with a mask."""
+    return {
+        name: [int(layer.masked_weight().count_nonzero()), layer.weight.numel()]
+        for name, layer in masked_layers(network).items()
+    }
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """Returns the content of ``summary.json``.
+
+    ``bytes`` is the size of each network's file: safetensors, and for a quantized or sparse
+    network the packed file; ``onnx_bytes`` is the size of the files that ``latency_ms`` was
+    measured on. Both are null for a run without export, and where no runtime
+    executes the network. A run that quantizes has ``bops`` and ``mean_bits`` as well, one with
+    zeros in its weights ``density``; a run with cost tables has what they predict: the sum of the
+    measured values, which a budget may count higher.
+    """
+    config = folder.config
+    search, finetune = folder.results("search"), folder.results("finetune")
+    measured = folder.results("evaluate")
+    export = folder.results("export") if folder.is_done("export") else None
+    latency = export["latency_ms"] if export else None
+    files = {
+        "original": "original.safetensors",
+        "compressed": PACKED if config.packs else "model.safetensors",
+    }
+    networks = {
+        name: {
+            "accuracy": measured["accuracy"][name],
+            **shown_costs(
+                measured["costs"][name], quantized=config.quantizes, sparse=config.sparsifies
+            ),
+            "bytes": (folder / file).stat().st_size,
+            "latency_ms": latency[name] if latency else None,
+            "onnx_bytes": export["onnx_bytes"][name] if export and latency else None,
+        }
+        for name, file in files.items()
+    }
+    more: dict[str, Any] = {}
+    if config.quantizes:
+        more = {
+            "learner": config.learner,
+            "bits": measured["bits"],
+            "export_refused": export.get("refused") if export else None,
+        }
+    elif config.learner != "channels":
+        more = {"learner": config.learner}
+    if "steps" in finetune:
+        more["steps"] = finetune["steps"]
+    if "stages" in search:
+        more["stages"] = search["stages"]
+    if config.sparsifies:
+        more["densities"] = measured["densities"]
+    return {
+        **networks,
+        "cost_ratio": search["best"]["cost_ratio"],
+        "budget": {n: list(bounds) for n, bounds in Budget.parse(config.budget).bounds.items()},
+        "agent": config.agent,
+        "episodes": search["n_trials"],
+        "seed": config.seed,
+        "seconds": {
+            "search": search["seconds"],
+            "finetune": finetune["seconds"],
+            "export": export["seconds"] if export else None,
+        },
+        "cpu_seconds_per_episode": search["cpu_seconds_per_episode"],
+        **more,
+    }
+
+
+def shown_costs(
+    costs: Mapping[str, float], *, quantized: bool, sparse: bool = False
+) -> dict[str, Any]:
+    """Returns the costs that are reported as numbers of their own; bytes are those of a file."""
+    shown: dict[str, Any] = {name: round(costs[name]) for name in ("macs", "params")}
+    if quantized:
+        shown |= {"bops": round(costs["bops"]), "mean_bits": round(costs["mean_bits"], 4)}
+    if sparse:
+        shown["density"] = round(costs["density"], 4)
+    if predicted := {name: value for name, value in costs.items() if name not in COSTS}:
+        shown["predicted"] = predicted
+    return shown
+
+
+def measure(
+    model: nn.Module, costs: Mapping[str, float], loader: Any, n_bytes: int | None
+) -> dict[str, Any]:
+    """Returns accuracy and costs of one network, for ``amc evaluate``.
+
+    Args:
+        model: The network.
+        costs: Its costs by name.
+        loader: Images and labels.
+        n_bytes: Size of its file; the predicted one if there is no file.
+    """
+    with torch.no_grad():
+        accuracy = evaluate(model, loader, precision="fp32")
+    return {
+        "accuracy": accuracy,
+        "n_images": loader.n_images,
+        **shown_costs(
+            costs, quantized=bool(quantized_layers(model)), sparse=bool(masked_layers(model))
+        ),
+        "bytes": round(costs["bytes"]) if n_bytes is None else n_bytes,
+    }

@@ -1,0 +1,149 @@
+"""Stage ``finetune``: the smaller network recovers its accuracy, taught by the original one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.packing.packed_file import save_packed
+from amc_compress.learners.quantization.codebook.learner import set_mode
+from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.feature_matching import FeatureMatching
+from amc_compress.learners.training.hooks import TrainingHook
+from amc_compress.learners.training.loop import evaluate, train
+from amc_compress.runs.events import open_writer
+from amc_compress.runs.folder import PACKED
+from amc_compress.runs.learner_factory import training_hooks
+from amc_compress.runs.networks import example_input, save_network
+from amc_compress.runs.task import Task, use_threads
+from amc_compress.stages.finetune_deep import finetune_deeply
+from amc_compress.stages.finetune_start import starting_network
+from amc_env import CompressionPlan
+
+
+def training_config(config: RunConfig) -> TrainingConfig:
+    """Returns the settings of the fine-tuning, and of the trainings that lead to it."""
+    return TrainingConfig(
+        epochs=max(config.epochs, 1),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        gradient_clip=QUANTIZED_GRADIENT_CLIP if config.quantizes else None,
+        precision=config.precision,
+        distillation_temperature=config.distillation_temperature,
+        distillation_weight=config.distillation_weight,
+        seed=config.seed,
+    )
+
+
+def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
+    """Returns what the fine-tuning needs and teaches beside answers."""
+    config, steps = task.config, task.config.epochs * len(task.data.train)
+    hooks = training_hooks(config, task.original, model, steps)
+    if config.feature_matching:
+        hooks += (FeatureMatching(weight=config.feature_matching),)
+    return hooks
+
+
+def run_finetune(task: Task) -> None:
+    """Writes ``model.safetensors``; with ``epochs`` 0 the smaller network as it is.
+
+    A quantized or sparse network is written packed as well: that file's size is what it takes
+    to store.
+    """
+    folder, config = task.folder, task.config
+    if folder.is_done("finetune"):
+        return
+    folder.results("search")
+    plan: CompressionPlan = folder.read_plan()
+    settings = training_config(config)
+    checkpoints = folder / "checkpoints" / "finetune"
+    if not folder.has_begun("finetune"):  # what lies there is of an earlier fine-tuning
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    folder.start("finetune")
+    use_threads(config, folder.facts, training=True)
+    more: dict[str, Any] = {}
+    if config.learner == "deep":
+        deep = finetune_deeply(task, settings, checkpoints)
+        done = _Done(deep.network, {}, deep.seconds, deep.before, deep.after)
+        more = {"steps": deep.stages}
+    else:
+        done = _finetune(task, settings, checkpoints)
+    done.network.cpu()
+    save_network(done.network, folder / "model.safetensors", plan=plan, kept=done.kept)
+    if config.packs:
+        example = example_input(folder.facts)
+        save_packed(done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example)
+    folder.finish(
+        "finetune",
+        seconds=round(done.seconds, 3),
+        epochs=config.epochs,
+        validation_accuracy_before=done.before,
+        validation_accuracy=done.after,
+        **more,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A fine-tuned network, the units that stay, and validation accuracies."""
+
+    network: nn.Module
+    kept: Mapping[str, Tensor]
+    seconds: float
+    before: float
+    after: float
+
+
+def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
+    """Trains the network that the search has made, or one that was cut with more care."""
+    folder, config = task.folder, task.config
+    start = starting_network(task, settings, checkpoints)
+    model, seconds = start.network, start.seconds
+    if config.quantization == "codebook":
+        set_mode(model, config.codebook_mode)
+    before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
+    after = before
+    state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    if config.epochs:
+        with open_writer(folder / "tensorboard" / "finetune") as writer:
+            result = train(
+                model,
+                task.data.train,
+                task.data.validation,
+                settings,
+                teacher=task.teacher,
+                hooks=_hooks(task, model),
+                checkpoint_dir=checkpoints,
+                resume=True,
+                writer=writer,
+                progress=task.progress,
+                device=config.device,
+            )
+        seconds, after = seconds + result.seconds, result.best_accuracy
+        if config.packs:
+            after = _no_worse_than(state, before, model, task)
+    return _Done(model, start.kept, seconds, before, after)
+
+
+def _no_worse_than(
+    start: Mapping[str, Tensor], before: float, model: nn.Module, task: Task
+) -> float:
+    """Goes back to the start if no epoch was better; returns the validation accuracy.
+
+    A quantized or sparse network is good from the start, and a few epochs may do no more than
+    shake it.
+    """
+    validation, device = task.data.validation, task.config.device
+    after = evaluate(model, validation, precision="fp32", device=device)
+    if after >= before:
+        return after
+    model.load_state_dict(start)
+    return before

@@ -1,0 +1,73 @@
+"""Accuracy and costs of one network, for ``amc evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.tracing.traced_model import trace
+from amc_compress.models.weights import split_key
+from amc_compress.runs.folder import PACKED, RunFolder
+from amc_compress.runs.networks import (
+    build_with_weights,
+    compressed_name,
+    example_input,
+    load_original,
+    load_smaller,
+    trace_original,
+)
+from amc_compress.runs.problem import make_problem
+from amc_compress.runs.storage.trust import NOTHING, Trust
+from amc_compress.runs.task import facts_of, load_splits, use_threads
+from amc_compress.stages.evaluate import measure, predicted_costs
+from amc_compress.stages.pipeline import say
+from amc_env import make_cost
+from amc_env.costs.costs import COSTS
+
+
+def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> dict[str, Any]:
+    """Measures the compressed (or the original) network of a run on its test images.
+
+    Raises:
+        RunFolderError: If the folder is no run, or names a model that may not be run.
+    """
+    folder = RunFolder.open(directory, trust=trust, uses=("model",))
+    use_threads(folder.config, folder.facts, training=True)
+    network = load_original(folder)
+    traced = trace_original(folder, network)
+    problem = make_problem(folder.config, traced, tables=False)
+    data = load_splits(folder.config)
+    folder.check_facts(facts_of(data))
+    loader = data.test
+    if original:
+        size = (folder / "original.safetensors").stat().st_size
+        return measure(network, problem.original(), loader, size)
+    name = compressed_name(folder)
+    small = load_smaller(folder, name, traced)
+    costs = predicted_costs(problem, folder.read_plan())
+    return measure(small, costs, loader, _file_size(folder, name))
+
+
+def _file_size(folder: RunFolder, name: str) -> int | None:
+    """Bytes of what is stored; None for a network that will be packed and is not yet."""
+    if not folder.config.packs:
+        return (folder / name).stat().st_size
+    return (folder / PACKED).stat().st_size if folder.is_done("finetune") else None
+
+
+def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
+    """Measures a weights file on the test images."""
+    data = load_splits(config, say)
+    facts = facts_of(data)
+    use_threads(config, facts, training=True)
+    built = build_with_weights(
+        config.model, facts, path, config.model_args, allow_pickle=config.allow_pickle
+    )
+    network = built.network
+    for note in filter(None, (built.taken, *built.notes)):
+        print(note, file=sys.stderr)  # not among the results, which are one line of JSON
+    graph = trace(network, example_input(facts)).graph
+    costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
+    return measure(network, costs, data.test, split_key(path)[0].stat().st_size)

@@ -1,0 +1,214 @@
+"""The stages one after the other: what ``amc compress`` does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.export.runtime import require_onnx
+from amc_compress.report.summary import cost_text, fixed_choice
+from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.problem import stage_budgets
+from amc_compress.runs.storage.occupied import check_place
+from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
+from amc_compress.runs.task import (
+    Task,
+    check_device,
+    check_network,
+    check_search_options,
+    facts_of,
+    load_splits,
+)
+from amc_compress.runs.teachers import load_teacher
+from amc_compress.runs.warm_start import check_warm_start
+from amc_compress.stages.evaluate import run_evaluate
+from amc_compress.stages.export import run_export
+from amc_compress.stages.finetune import run_finetune, training_config
+from amc_compress.stages.search import run_search
+from amc_compress.stages.train import run_train
+from amc_env import Budget
+
+Say = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """Tells the user what happens, on stderr, beside the progress bars."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+def open_task(
+    out: Path, config: RunConfig, *, resume: bool, stages: Sequence[str], quiet: bool = False
+) -> Task:
+    """Checks every option, then makes (or continues) the run folder.
+
+    Whatever can be refused is refused here, before hours are spent and before a folder is made.
+
+    Args:
+        out: The run folder.
+        config: The options.
+        resume: Whether a used folder is continued.
+        stages: What will be run, to know what to check.
+        quiet: Whether to hide progress bars and notes.
+    """
+    check_place(out, "--out")
+    check_device(config)
+    if "search" in stages:
+        check_search_options(config)
+        check_warm_start(config, out)
+    if "finetune" in stages:
+        training_config(config)
+    if "export" in stages:
+        require_onnx()
+    data = load_splits(config, silent if quiet else say)
+    facts = facts_of(data)
+    for note in check_network(config, facts, with_budget="search" in stages):
+        if not quiet:
+            say(note)
+    if "finetune" in stages:
+        load_teacher(config, facts, allow_pickle=config.allow_pickle)
+    folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
+    return Task(folder, data, progress=_bars(quiet))
+
+
+def reopen_task(
+    directory: Path, *, trust: Trust = NOTHING, uses: Collection[str] = CODE, quiet: bool = False
+) -> Task:
+    """Opens the run in a folder with its data, to continue it.
+
+    Args:
+        directory: The folder.
+        trust: Which code that the folder names may be run.
+        uses: The options of the folder whose code will be run.
+        quiet: Whether to hide progress bars.
+
+    Raises:
+        RunFolderError: If it is no run folder, its data have changed, or it names code that may not
+            be run.
+    """
+    folder = RunFolder.open(directory, lock=True, trust=trust, uses=uses)
+    with folder.closed_on_error():
+        data = load_splits(folder.config, silent if quiet else say)
+        folder.check_facts(facts_of(data))
+    return Task(folder, data, progress=_bars(quiet))
+
+
+def _bars(quiet: bool) -> bool:
+    """Whether to show progress bars: in a log file they would be thousands of lines."""
+    return not quiet and sys.stderr.isatty()
+
+
+def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
+    """Runs the stages that are not done yet."""
+    from amc_compress.report.page import run_report
+
+    runners: dict[str, Callable[[Task], None]] = {
+        "train": run_train,
+        "search": run_search,
+        "finetune": run_finetune,
+        "export": run_export,
+        "evaluate": run_evaluate,
+        "report": lambda task: run_report(task.folder),
+    }
+    for number, stage in enumerate(stages, start=1):
+        head = f"[{number}/{len(stages)}] {stage}"
+        if task.folder.is_done(stage) and stage not in ("evaluate", "report"):
+            talk(f"{head}: done before")
+            continue
+        talk(f"{head}: {describe(stage, task)}")
+        started = time.perf_counter()
+        runners[stage](task)
+        talk(f"    {outcome(stage, task)} ({time.perf_counter() - started:.1f} s)")
+
+
+def describe(stage: str, task: Task) -> str:
+    """Returns what a stage is about to do, in one line."""
+    config, folder = task.config, task.folder
+    texts = {
+        "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
+        if config.weights is None
+        else f"taking the weights of {config.model} from {config.weights}",
+        "search": f"{_stages_text(config)}{config.agent}, {config.episodes} episodes, budget "
+        f"{config.budget}"
+        if config.decides
+        else f"nothing to choose: {fixed_choice(config)}",
+        "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: {config.teacher}"
+        if config.epochs
+        else f"{_before_finetuning(config)}no training (0 epochs)",
+        "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
+        f"timed on one thread",
+        "evaluate": f"both networks on {task.data.test.n_images} test images",
+        "report": str(folder / "report.html"),
+    }
+    return texts[stage]
+
+
+def _stages_text(config: RunConfig) -> str:
+    if not config.is_progressive:
+        return ""
+    budgets = stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
+    return f"{len(budgets)} stages ({'; '.join(map(str, budgets))}), each: "
+
+
+def _before_finetuning(config: RunConfig) -> str:
+    if config.learner == "deep":
+        return f"{config.retraining_epochs} epochs in float, then quantized, then "
+    if config.sparse_training != "none":
+        return f"{config.sparse_epochs} epochs until the channels have faded, then "
+    if config.finetune_groups > 1:
+        return f"{config.finetune_groups} groups, {config.group_epochs} epochs in between, then "
+    return ""
+
+
+def outcome(stage: str, task: Task) -> str:
+    """Returns what a stage has come to, in one line."""
+    folder = task.folder
+    if stage == "report":
+        return f"open {folder / 'report.html'}"
+    result = folder.results(stage)
+    if stage == "train" and not result["epochs"]:
+        return result.get("taken") or "weights taken"
+    if stage == "train":
+        return f"validation accuracy {result['validation_accuracy']:.2%}"
+    if stage == "search":
+        return _search_outcome(task.config, result)
+    if stage == "finetune":
+        before, after = result["validation_accuracy_before"], result["validation_accuracy"]
+        if not task.config.epochs:
+            return f"skipped, 0 epochs: validation accuracy {after:.2%}, as after the search"
+        return f"validation accuracy {before:.2%} -> {after:.2%}"
+    if stage == "export":
+        return _export_outcome(task.config, result)
+    accuracy = result["accuracy"]
+    return f"test accuracy {accuracy['original']:.2%} -> {accuracy['compressed']:.2%}"
+
+
+def _search_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
+    best, uniform = result["best"], result["uniform"]
+    costs = ", ".join(cost_text(name, best["cost_ratio"][name]) for name in config.shown_costs)
+    head = f"best plan: {costs}" if config.decides else costs
+    tail = f" (uniform plan {uniform['accuracy']:.2%})" if config.decides else ""
+    return f"{head}; proxy accuracy {best['accuracy']:.2%}{tail}"
+
+
+def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
+    if "refused" in result:
+        return f"no ONNX file: {result['refused']}"
+    latency = result["latency_ms"]
+    agreement = (
+        f"same class as torch for {result['agreement']:.1%} of {result['n_images']} images"
+        if config.quantizes
+        else f"largest difference to torch {result['max_difference']:.1g}"
+    )
+    times = [
+        f"batch {size}: {before:.3g} -> {latency['compressed'][size]:.3g} ms"
+        for size, before in latency["original"].items()
+    ]
+    return ", ".join([*times, agreement])

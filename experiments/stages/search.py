@@ -1,0 +1,249 @@
+"""Stage ``search``: an agent looks for the plan; every episode is on disk when the next begins."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.base import Learner
+from amc_compress.learners.sparsification import WeightSparsification
+from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.networks import save_network
+from amc_compress.runs.problem import check_the_only_plan
+from amc_compress.runs.storage.trials import TrialRecorder
+from amc_compress.runs.task import Task, use_threads
+from amc_compress.runs.warm_start import warm_start_of
+from amc_compress.stages.finetune import training_config
+from amc_compress.user_code import place_of
+from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env.files import write_atomic
+from amc_env.reward import Result, resolve_reward
+
+
+def run_search(task: Task) -> None:
+    """Writes ``plan.json``, ``trials.jsonl`` and ``pruned.safetensors``.
+
+    A search that was interrupted is replayed with its recorded judgements, to the same result.
+    ``--progressive`` searches stage after stage, each in a folder of its own below ``stages``.
+    Where no agent decides, the one plan there is is judged: that of fixed bits, or of a rule.
+    """
+    folder, config = task.folder, task.config
+    if folder.is_done("search"):
+        return
+    folder.start("search")
+    use_threads(config, folder.facts, training=False)
+    wall, cpu = time.perf_counter(), time.process_time()
+    learner = task.learner
+    found = _way_of(config, learner)(task, learner, wall, cpu)
+    network, kept = found.cut or _cut(learner, found.plan)
+    save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
+    folder.write_plan(found.plan)
+    folder.finish(
+        "search",
+        seconds=round(found.seconds, 3),
+        prepare_seconds=round(found.prepare_seconds, 3),
+        cpu_seconds_per_episode=round(found.cpu_seconds / max(1, found.n_trials), 5),
+        n_trials=found.n_trials,
+        original_accuracy=learner.original_accuracy,
+        best=_facts(found.best),
+        uniform=_facts(found.uniform),
+        reward=found.reward,
+        **found.more,
+    )
+
+
+def _way_of(config: RunConfig, learner: Learner) -> Callable[[Task, Learner, float, float], _Found]:
+    """Returns the way to the plan."""
+    if config.is_progressive:
+        return _search_in_stages
+    return _search if config.decides and learner.decisions else _judge_the_only_plan
+
+
+def _cut(learner: Learner, plan: CompressionPlan) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    keep: Any = getattr(learner, "kept_units", lambda plan: {})
+    return learner.compress(plan), keep(plan)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search ends with; seconds are those of all processes that it took.
+
+    ``cut`` are the network of the plan and the units that stay, where the learner does not make it
+    from the original network; ``more`` are further results of the stage.
+    """
+
+    plan: CompressionPlan
+    reward: float
+    best: Outcome
+    uniform: Outcome
+    n_trials: int
+    prepare_seconds: float
+    seconds: float
+    cpu_seconds: float
+    cut: tuple[nn.Module, Mapping[str, Tensor]] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from amc_compress.agents import agent_from_label
+    from amc_compress.agents.logging import EpisodeLogger
+
+    folder, config = task.folder, task.config
+    env = CompressionEnv(
+        learner,
+        config.budget,
+        action=config.reading,
+        reward=config.reward,
+        cost_models=task.problem.further if config.cost_table or config.cost else None,
+    )
+    recorder = TrialRecorder(folder / "trials.jsonl", lambda plan: cost_of(env, plan))
+    for trial in recorder.known:
+        env.remember(CompressionPlan(trial.plan), trial.accuracy)
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+    events = folder / "tensorboard" / "search"
+    shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
+    recorder.restart_clock()
+    with EpisodeLogger(events) as logger, _begun_anew_if_it_fails(recorder, folder):
+        result = agent_from_label(config.agent)[0].search(
+            env,
+            config.episodes,
+            config.seed,
+            warm_start=warm_start_of(folder, lambda plan: cost_of(env, plan)),
+            on_trial=recorder,
+            logger=logger,
+            progress=task.progress,
+        )
+    # Seconds of a resumed search are those of its trials, whichever process judged them.
+    finish_wall, finish_cpu = recorder.since_last()
+    trials = recorder.trials
+    return _Found(
+        plan=result.plan,
+        reward=result.reward,
+        best=env.evaluate(result.plan),
+        uniform=env.evaluate(env.uniform_plan()),
+        n_trials=len(trials),
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
+        cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
+    )
+
+
+@contextlib.contextmanager
+def _begun_anew_if_it_fails(recorder: TrialRecorder, folder: RunFolder) -> Iterator[None]:
+    """Lets a search whose agent (or reward, or cost) failed be resumed with other code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if place_of(error) is not None:
+            recorder.set_aside()
+            folder.fail_search()
+        raise
+
+
+def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from amc_compress.stages.progressive import TRIALS, progressive_compression
+
+    folder, config = task.folder, task.config
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    stages = folder / "stages"
+    result = progressive_compression(
+        task.channel_learner,
+        task.original,
+        task.data.train,
+        config.budget,
+        stages=config.stages or config.progressive,
+        agent=config.agent,
+        episodes=config.episodes,
+        seed=config.seed,
+        action=config.reading,
+        reward=config.reward,
+        epochs_between=config.stage_epochs,
+        config=training_config(config),
+        teacher=task.teacher,
+        folder=stages,
+        progress=task.progress,
+    )
+    last = stages / str(len(result.stages))
+    write_atomic(folder / "trials.jsonl", (last / TRIALS).read_bytes())
+    for place in stages.iterdir():
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    facts = result.stages
+    return _Found(
+        plan=result.plan,
+        reward=result.best.reward,
+        best=result.best,
+        uniform=result.uniform,
+        n_trials=facts[-1].n_trials,
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + sum(stage.seconds for stage in facts),
+        # Per episode of all stages, although the trials on record are those of the last one.
+        cpu_seconds=(prepare_cpu + sum(stage.cpu_seconds for stage in facts))
+        * (facts[-1].n_trials / sum(stage.n_trials for stage in facts)),
+        cut=(result.network, result.kept),
+        more={"stages": [asdict(stage) for stage in facts]},
+    )
+
+
+def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    from amc_compress.agents.trials import Trial
+
+    config = task.config
+    # The learner's own costs, where it has some, count the header of the packed file as well.
+    costs = {**task.problem.costs, **getattr(learner, "cost_models", {})}
+    problem = replace(task.problem, costs=costs)
+    budget = Budget.parse(config.budget)
+    plan = _plan_of_rule(config, learner, budget)
+    check_the_only_plan(budget, problem, plan)
+    recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    recorder.restart_clock()
+    known = recorder.recorded
+    accuracy = known[0].accuracy if known else float(learner.evaluate(plan))
+    cost, original = problem.cost(plan), problem.original()
+    ratio = {name: value / original[name] for name, value in cost.items()}
+    targets = {name: upper for name, (_, upper) in budget.bounds.items()}
+    result = Result(accuracy, learner.original_accuracy, cost, ratio, targets)
+    reward = float(resolve_reward(config.reward)(result))
+    outcome = Outcome(plan, accuracy, cost, ratio, reward, feasible=budget.is_met(ratio))
+    seconds, _ = recorder.since_last()
+    recorder(Trial(0, plan, accuracy, reward, ratio, seconds, "fixed"))
+    trial = recorder.trials[0]
+    return _Found(
+        plan=plan,
+        reward=reward,
+        best=outcome,
+        uniform=outcome,
+        n_trials=1,
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + trial.seconds,
+        cpu_seconds=prepare_cpu + trial.cpu_seconds,
+    )
+
+
+def _plan_of_rule(config: RunConfig, learner: Learner, budget: Budget) -> CompressionPlan:
+    """The plan of ``--protocol``; an empty one for fixed bits."""
+    if not isinstance(learner, WeightSparsification):
+        return CompressionPlan({})
+    return learner.plan_for(config.protocol, budget.bounds["density"][1])
+
+
+def cost_of(env: CompressionEnv, plan: CompressionPlan) -> dict[str, float]:
+    """Returns the absolute costs of a complete plan."""
+    values = plan.values_for(env.decisions)
+    return {name: cost(values) for name, cost in env.costs.items()}
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "accuracy": outcome.accuracy,
+        "reward": outcome.reward,
+        "cost_ratio": outcome.cost_ratio,
+    }

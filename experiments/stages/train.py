@@ -1,0 +1,106 @@
+"""Stage ``train``: the full-precision network, from scratch or from given weights."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.loop import train
+from amc_compress.runs.events import open_writer
+from amc_compress.runs.folder import TaskFacts
+from amc_compress.runs.networks import (
+    build_original,
+    build_with_weights,
+    save_network,
+    trace_original,
+)
+from amc_compress.runs.task import Task, use_threads
+from amc_compress.stages.evaluate import measure
+from amc_env import make_cost
+from amc_env.costs.costs import COSTS
+from amc_env.files import write_atomic, write_json
+
+
+def initial_network(config: RunConfig, facts: TaskFacts) -> nn.Module:
+    """Returns the network before training; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+        torch.manual_seed(config.seed)
+        return build_original(config.model, facts, config.model_args)
+
+
+def run_train(task: Task) -> None:
+    """Writes ``original.safetensors``: the given weights, or the network trained from scratch."""
+    folder, config = task.folder, task.config
+    if folder.is_done("train"):
+        return
+    folder.start("train")
+    use_threads(config, folder.facts, training=True)
+    started = time.perf_counter()
+    if config.weights is not None:
+        built = build_with_weights(
+            config.model, folder.facts, config.weights, config.model_args,
+            allow_pickle=config.allow_pickle,
+        )  # fmt: skip
+        save_network(built.network, folder / "original.safetensors")
+        seconds = time.perf_counter() - started
+        folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=built.taken)
+        return
+    model = initial_network(config, folder.facts)
+    settings = TrainingConfig(
+        epochs=config.train_epochs,
+        learning_rate=config.train_learning_rate,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    checkpoints = folder / "checkpoints" / "train"
+    with open_writer(folder / "tensorboard" / "train") as writer:
+        result = train(
+            model,
+            task.data.train,
+            task.data.validation,
+            settings,
+            checkpoint_dir=checkpoints,
+            resume=True,
+            writer=writer,
+            progress=task.progress,
+            device=config.device,
+        )
+    save_network(model, folder / "original.safetensors")
+    folder.finish(
+        "train",
+        seconds=round(result.seconds, 3),
+        epochs=len(result.history),
+        best_epoch=result.best_epoch,
+        validation_accuracy=result.best_accuracy,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def write_training_results(task: Task) -> Path:
+    """Writes ``model.safetensors`` and ``summary.json`` of a run that only trains."""
+    folder, config = task.folder, task.config
+    path = folder / "model.safetensors"
+    write_atomic(path, (folder / "original.safetensors").read_bytes())
+    graph = trace_original(folder, task.original).graph
+    costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
+    measured = measure(task.original, costs, task.data.test, path.stat().st_size)
+    stage = folder.results("train")
+    write_json(
+        folder / "summary.json",
+        {
+            **measured,
+            "validation_accuracy": stage.get("validation_accuracy"),
+            "model": config.model,
+            "data": config.data,
+            "epochs": stage["epochs"],
+            "seed": config.seed,
+            "seconds": stage["seconds"],
+        },
+    )
+    return path

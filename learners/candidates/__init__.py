@@ -1,0 +1,1 @@
+"""Candidate networks: built, repaired and evaluated."""

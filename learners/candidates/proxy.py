@@ -1,0 +1,182 @@
+"""How a sliced candidate is made presentable before it is judged.
+
+``none``            the original weights as they are
+``reconstruction``  least-squares repair of every layer that lost inputs
+``recalibration``   batch-norm statistics measured again, on the candidate itself
+each with ``finetune_steps`` SGD steps on fixed batches if wanted.
+
+Reconstruction uses moments that were collected once; what is left per candidate is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amc_compress.learners.numerics.layout import laid_out, owned
+from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
+from amc_env.errors import TrainingDivergedError
+
+PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
+RECALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Which repairs a candidate gets.
+
+    Args:
+        reconstruct: Whether layers are fitted to the original outputs.
+        recalibrate: Whether batch-norm statistics are measured again.
+        finetune_steps: SGD steps before judging.
+        learning_rate: Of these steps.
+        gradient_clip: Largest norm of their gradients; ``None`` for no limit.
+    """
+
+    reconstruct: bool = True
+    recalibrate: bool = True
+    finetune_steps: int = 0
+    learning_rate: float = 0.01
+    gradient_clip: float | None = None
+
+    @classmethod
+    def parse(cls, name: str, finetune_steps: int = 0) -> Proxy:
+        """Reads a proxy by name.
+
+        Raises:
+            ValueError: If there is none of that name, or the steps are negative.
+        """
+        if name not in PROXIES:
+            raise ValueError(f"Unknown proxy {name!r}; choose one of {list(PROXIES)}.")
+        if finetune_steps < 0:
+            raise ValueError(f"Expected finetune_steps >= 0, got {finetune_steps}.")
+        return cls("reconstruction" in name, "recalibration" in name, finetune_steps)
+
+    def restores_mean(self, has_norm: bool) -> bool:
+        """Whether repairs restore the mean of what a layer emits.
+
+        Args:
+            has_norm: Whether a batch norm is right behind it.
+        """
+        return self.reconstruct or (self.recalibrate and has_norm)
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Returns the batch norms that keep running statistics."""
+    return [
+        m
+        for m in network.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None
+    ]
+
+
+def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Measures batch-norm statistics again; weights stay, all else is in ``eval`` mode.
+
+    Every batch norm normalises by its batch while it averages over the batches
+    (``momentum=None``), so later layers see what their new predecessors really emit.
+
+    Args:
+        network: The candidate, changed in place.
+        batches: Calibration images, few and big.
+        dtype: Type to compute in; the statistics themselves are float32. Where rounding would
+            hide the spread of a channel, all are measured in float32.
+    """
+    norms = batch_norms(network)
+    if not norms:
+        return
+    network.eval()
+    before = [
+        (n.momentum, None if n.num_batches_tracked is None else n.num_batches_tracked.clone())
+        for n in norms
+    ]
+    try:
+        _measure(network, norms, batches, dtype)
+        if dtype == torch.bfloat16 and hides_in_rounding(network):
+            _measure(network, norms, batches, torch.float32)
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if tracked is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(tracked)
+            norm.eval()
+
+
+def _measure(
+    network: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad(), autocast(dtype, batches[0].device):
+        for batch in batches:
+            network(batch)
+
+
+def finetune_briefly(
+    network: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    proxy: Proxy,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> None:
+    """Runs a few SGD steps on fixed batches, the same for every candidate.
+
+    Momentum 0.9 and a learning rate that falls linearly to zero, so that the last steps settle.
+
+    Raises:
+        TrainingDivergedError: If the loss is not finite.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    optimizer = torch.optim.SGD(parameters, lr=proxy.learning_rate, momentum=0.9)
+    network.train()
+    devices = [batches[0][0].device] if batches[0][0].is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)  # dropout, inside the fork: the caller's generator is untouched
+        for step in range(proxy.finetune_steps):
+            rate = proxy.learning_rate * (1 - step / proxy.finetune_steps)
+            optimizer.param_groups[0]["lr"] = rate
+            _sgd_step(network, batches[step % len(batches)], optimizer, dtype, proxy.gradient_clip)
+    network.eval()
+
+
+def _sgd_step(
+    network: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    gradient_clip: float | None,
+) -> None:
+    images, labels = batch
+    with autocast(dtype, images.device):
+        outputs = network(images)
+    loss = F.cross_entropy(outputs.float(), labels)
+    if not loss.isfinite():
+        raise TrainingDivergedError(
+            f"Expected a finite loss in the proxy's fine-tuning, got {loss.item()}; "
+            f"take fewer steps or start from finite weights."
+        )
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    if gradient_clip is not None:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], gradient_clip)
+    optimizer.step()
+
+
+def image_batches(
+    images: Tensor,
+    size: int,
+    device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
+) -> list[Tensor]:
+    """Splits images into batches on the device, none smaller than half a batch."""
+    count = max(1, round(images.shape[0] / size))
+    return [owned(laid_out(part.to(device), layout)) for part in images.tensor_split(count)]

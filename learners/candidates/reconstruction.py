@@ -1,0 +1,210 @@
+"""Least-squares repair of a layer that lost input channels (He et al. 2017, equation 5).
+
+With ``Y = X W^T`` of the original network, the weights on the columns ``m`` that stay solve
+
+    min_W' ||X_m W'^T - Y||^2 + lambda ||W' - W_m||^2
+    (G_mm + lambda I) W'^T = (G W^T)_m + lambda W_m^T,       G = X^T X,  lambda = ridge tr(G_mm)/n
+
+so ``X`` is never seen again: one small Cholesky solve per layer and plan instead of a fit on tens
+of thousands of rows. The ridge pulls towards the original weights, not towards zero: channels
+whose inputs are always zero keep what they had. Layers with a bias are fitted with an intercept,
+that is with centred ``X`` and ``Y``; so are layers with a batch norm right behind them, whose
+running mean takes the intercept. ``G`` comes from the original network, so layers are repaired
+independently of each other and in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from multiprocessing.context import get_spawning_popen
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.candidates.input_moments import InputStatistics
+
+RIDGE = 1e-6
+
+
+class LayerReconstruction:
+    """All of one layer's repair that does not depend on the plan.
+
+    Args:
+        weight: Original weight, shape (outputs, inputs per conv group, *kernel).
+        bias: Original bias, shape (outputs,), or ``None``.
+        statistics: Second moments of the original inputs.
+        ridge: Regularisation relative to the mean diagonal of ``G``.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        statistics: InputStatistics,
+        ridge: float = RIDGE,
+    ) -> None:
+        self.shape = weight.shape
+        self.conv_groups = statistics.gram.shape[0]
+        self.ridge = ridge
+        self.kernel_size = weight[0, 0].numel()
+        self.rows = statistics.rows
+        self.mean: Tensor | None = None
+        if bias is None:
+            self.gram = statistics.uncentred()
+        else:
+            self.gram = statistics.centred()
+            self.mean = statistics.mean()
+        dtype = self.gram.dtype
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        # (conv groups, outputs per group, n)
+        self.weight = weight.detach().to(dtype).reshape(self.conv_groups, -1, self.gram.shape[1])
+        self.target = self.gram @ self.weight.transpose(1, 2)  # X^T Y, (groups, n, outputs)
+        self.energy = (self.target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the half of ``G`` that mirrors the other.
+
+        Not for a process that is being started: tensors are shared with it, whole, instead of
+        copied.
+        """
+        state = dict(vars(self))
+        if get_spawning_popen() is None and torch.equal(self.gram, self.gram.mT):
+            state["gram"] = None
+            state["half"] = self.gram[:, _half(self.gram.shape[1])]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        half = state.pop("half", None)
+        if half is not None:
+            size = state["weight"].shape[2]
+            chosen = _half(size).to(half.device)
+            gram = half.new_zeros(half.shape[0], size, size)
+            gram[:, chosen] = half
+            state["gram"] = torch.where(chosen, gram, gram.mT)
+        vars(self).update(state)
+
+    def solve(self, inputs: Tensor, outputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns the repaired ``(weight, bias)`` of the sliced layer.
+
+        Args:
+            inputs: Kept coordinates of weight axis 1, sorted.
+            outputs: Kept coordinates of weight axis 0, sorted; all if not given.
+        """
+        columns = self._columns(inputs)
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for group, rows in enumerate(self._rows_per_group(outputs)):
+            if rows.numel() == 0:
+                continue
+            solved = self._solve_group(group, columns, rows)  # (n kept, outputs kept)
+            weights.append(solved.T)
+            if self.bias is not None and self.mean is not None:
+                per_group = self.shape[0] // self.conv_groups
+                original = self.mean[group] @ self.weight[group].index_select(0, rows).T
+                now = self.mean[group].index_select(0, columns) @ solved
+                biases.append(self.bias[group * per_group + rows] + original - now)
+        weight = torch.cat(weights).reshape(-1, inputs.numel(), *self.shape[2:])
+        return weight.float(), torch.cat(biases).float() if biases else None
+
+    def relative_error(self, inputs: Tensor) -> float:
+        """Returns ``||Y - Y'||^2 / ||Y||^2`` on the sampled rows, in [0, 1] up to rounding.
+
+        Layers with a bias count the variation of ``Y`` around its mean only.
+        """
+        return self.squared_error(inputs) / self.energy if self.energy > 0.0 else 0.0
+
+    def squared_error(self, inputs: Tensor) -> float:
+        """Returns ``||Y - X_m W'^T||^2`` with the repaired weights, from ``G`` alone."""
+        columns = self._columns(inputs)
+        total = 0.0
+        for group, rows in enumerate(self._rows_per_group(None)):
+            solved = self._solve_group(group, columns, rows)
+            sub = self.gram[group].index_select(0, columns).index_select(1, columns)
+            cross = self.target[group].index_select(0, columns)
+            total += ((sub @ solved - 2.0 * cross) * solved).sum().item()
+        return max(0.0, self.energy + total)
+
+    def _solve_group(self, group: int, columns: Tensor, rows: Tensor) -> Tensor:
+        """Solves the normal equations of one convolution group."""
+        sub = self.gram[group].index_select(0, columns).index_select(1, columns)
+        right = self.target[group].index_select(0, columns).index_select(1, rows)
+        before = self.weight[group].index_select(0, rows).index_select(1, columns).T
+        damping = max(self.ridge * sub.diagonal().mean().item(), 1e-12)
+        for _ in range(4):
+            damped = sub.clone()
+            damped.diagonal().add_(damping)
+            factor, info = torch.linalg.cholesky_ex(damped)
+            if not info.item():
+                return torch.cholesky_solve(right + damping * before, factor)
+            damping *= 100.0  # rounding of a wide float32 matrix can exceed the usual ridge
+        return before.clone()
+
+    def _columns(self, inputs: Tensor) -> Tensor:
+        """Expands input channels to patch columns."""
+        offsets = torch.arange(self.kernel_size, device=inputs.device)
+        columns = (inputs.unsqueeze(1) * self.kernel_size + offsets).reshape(-1)
+        return columns.to(self.gram.device)
+
+    def _rows_per_group(self, outputs: Tensor | None) -> list[Tensor]:
+        """Splits kept outputs by convolution group, as indices inside the group."""
+        per_group = self.shape[0] // self.conv_groups
+        if outputs is None:
+            outputs = torch.arange(self.shape[0])
+        outputs = outputs.to(self.gram.device)
+        owner = outputs // per_group
+        return [outputs[owner == g] - g * per_group for g in range(self.conv_groups)]
+
+
+def _half(size: int) -> Tensor:
+    """Returns which entries of a square matrix are on its diagonal or above, bool."""
+    return torch.ones(size, size, dtype=torch.bool).triu()
+
+
+def prepare_reconstruction(
+    model: nn.Module,
+    statistics: Mapping[str, InputStatistics],
+    with_norm: Collection[str] = (),
+    ridge: float = RIDGE,
+) -> dict[str, LayerReconstruction]:
+    """Returns the plan-independent part of the repair for every layer with statistics.
+
+    Args:
+        model: The original network.
+        statistics: Second moments by layer name.
+        with_norm: Layers with a batch norm right behind them: they are fitted with an intercept
+            even if they have no bias, because the batch norm's running mean can take it.
+        ridge: See :class:`LayerReconstruction`.
+    """
+    modules = dict(model.named_modules())
+    prepared = {}
+    for name, moments in statistics.items():
+        weight, bias = modules[name].weight, modules[name].bias
+        assert isinstance(weight, Tensor)
+        if not isinstance(bias, Tensor):
+            bias = weight.new_zeros(weight.shape[0]) if name in with_norm else None
+        prepared[name] = LayerReconstruction(weight, bias, moments, ridge)
+    return prepared
+
+
+def write_layer(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None
+) -> None:
+    """Copies repaired weights into a sliced layer.
+
+    Args:
+        module: The sliced layer.
+        weight: Its new weight.
+        bias: Its new bias, or the intercept that ``norm`` takes.
+        norm: The batch norm behind a layer without a bias.
+    """
+    with torch.no_grad():
+        assert isinstance(module.weight, Tensor)
+        module.weight.copy_(weight)
+        if bias is None:
+            return
+        if isinstance(module.bias, Tensor):
+            module.bias.copy_(bias)
+        elif norm is not None and isinstance(norm.running_mean, Tensor):
+            norm.running_mean.sub_(bias.to(norm.running_mean.device))

@@ -1,0 +1,112 @@
+"""Training with discrimination-aware losses (Zhuang et al. 2018, algorithm 1, line 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.base import Batches
+from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
+from amc_compress.learners.numerics.layout import laid_out
+from amc_compress.learners.training.data_checks import check_labels, collect, seed_loader
+from amc_env.errors import InputDataError, TrainingDivergedError
+
+LEARNING_RATE = 0.01
+HEAD_RATE = 0.1
+"""Ten times the network's: a head starts from nothing."""
+
+_WEIGHT_DECAY = 1e-4
+
+
+def endless_batches(
+    loader: Batches,
+    example: Tensor,
+    n_outputs: int,
+    device: torch.device,
+    seed: int,
+    layout: torch.memory_format = torch.channels_last,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields checked training batches for ever, epoch after epoch.
+
+    Args:
+        loader: Can be read more than once.
+        example: One batch as the network takes it.
+        n_outputs: Classes of the network.
+        device: Where to put the batches.
+        seed: Decides the order, for loaders that can be told.
+        layout: Of images; see ``amc_compress.learners.numerics.layout``.
+
+    Raises:
+        InputDataError: If a pass yields nothing to train on, or a batch does not fit the network.
+    """
+    for epoch in count():
+        seed_loader(loader, seed, epoch)
+        empty = True
+        for batch in loader:
+            x, y = collect([batch], None, "training", example)
+            check_labels(y, n_outputs, "training")
+            if len(y) < 2:
+                continue  # batch norm cannot train on a single 1 x 1 feature map
+            empty = False
+            yield laid_out(x.to(device), layout), y.to(device)
+        if empty:
+            raise InputDataError(
+                "Expected training batches of two images or more, as often as they are read, got "
+                f"none in pass {epoch + 1}; pass a DataLoader or a list rather than an iterator."
+            )
+
+
+def train_stage(
+    discriminator: Discriminator,
+    stage: int,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    report: Callable[[], object],
+) -> None:
+    """Trains the network on ``L_S^p + L_f``, in the last stage on ``L_f`` alone.
+
+    SGD with momentum 0.9 and a rate that falls linearly to zero, so that the last steps settle.
+    The heads of earlier stages learn on, from features whose gradient stops there: they keep up
+    with the network, and have no say in it.
+
+    Args:
+        discriminator: Changed in place; afterwards in ``eval`` mode.
+        stage: From 0.
+        batches: Training batches.
+        steps: How many to take.
+        report: Called after each step.
+
+    Raises:
+        TrainingDivergedError: If the loss is not finite.
+    """
+    last = len(discriminator.places)
+    heads: list[nn.Parameter] = [
+        p for head in discriminator.heads[: stage + 1] for p in head.parameters()
+    ]
+    groups = [
+        {"params": list(discriminator.network.parameters()), "rate": LEARNING_RATE},
+        {"params": heads, "rate": HEAD_RATE},
+    ]
+    discriminator.requires_grad_(True).train()
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=_WEIGHT_DECAY)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * (1 - step / steps)
+        images, labels = next(batches)
+        found = discriminator.losses(
+            images, labels, {*range(stage + 1), last}, detached=range(min(stage, last))
+        )
+        loss = torch.stack(list(found.values())).sum()
+        if not loss.isfinite():
+            raise TrainingDivergedError(
+                f"Expected a finite loss in the training of stage {stage + 1} of {last + 1}, got "
+                f"{loss.item()}; start from finite weights, or train the network first."
+            )
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        report()
+    discriminator.requires_grad_(False).eval()

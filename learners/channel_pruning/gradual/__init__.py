@@ -1,0 +1,1 @@
+"""Pruning while the network trains: penalties, sparse training, group by group."""

@@ -1,0 +1,1 @@
+"""ONNX files: float and 8-bit networks, and the runtime that executes them."""

@@ -1,0 +1,391 @@
+"""The float export of a network turned into one of 8-bit integers, by ONNX Runtime's quantizer."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.export import onnx_graph
+from amc_compress.learners.export.onnx_program import ExportError
+from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
+from amc_compress.learners.quantization.uniform.quantizer import SMALLEST_SCALE, UniformQuantizer
+
+CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
+"""How ranges are found that a network does not have itself."""
+
+SHORTCUTS = ("shared", "own")
+"""Whether shortcuts read the clipped input of the layer beside them, or the whole range."""
+
+# Operators that have an 8-bit kernel, and those that only move numbers around. Batch norms and
+# softmax are left in float: they are rare once norms are folded, and 8 bits harm them.
+_COMPUTING = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
+_MOVING = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad")
+
+_BATCH = 32
+# A bias is stored as a 32-bit integer of step (input scale x weight scale).
+_LARGEST_BIAS = 2.0**30
+_COPY = "_own_input"
+_INT4_OPSET = 21
+
+
+def runs_in_integers(layer: QuantizedLayer) -> bool:
+    """Returns whether a layer's weights and inputs are both integers times one scale."""
+    weights = layer.weight_quantizer
+    return layer.input_quantizer is not None and has_integers(weights)
+
+
+def has_integers(quantizer: Any) -> bool:
+    """Returns whether the numbers are integers times one scale per tensor or channel."""
+    return isinstance(quantizer, UniformQuantizer) and quantizer.granularity != "split"
+
+
+def weight_integers(layer: QuantizedLayer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a layer's weights in units of their scales, int32 (out, in, ...), and the scales.
+
+    The zero points are subtracted, because ONNX Runtime wants the same one in all channels.
+
+    Args:
+        layer: A layer for whose weights :func:`has_integers` holds.
+    """
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    if not isinstance(quantizer, UniformQuantizer):
+        raise TypeError(f"Expected uniform weights, got {type(quantizer).__name__}.")
+    zero = quantizer.zero_point.view(-1, *(1,) * (weight.dim() - 1)).to(torch.int32)
+    integers = quantizer.encode(weight).to(torch.int32) + quantizer.quant_min - zero
+    if layer.weight_mask is not None:
+        integers = integers * layer.weight_mask
+    return integers.cpu().numpy(), _scales(quantizer, len(weight))
+
+
+def fits_int8(integers: np.ndarray) -> bool:
+    """Returns whether all are in -128 .. 127."""
+    return bool(integers.min() >= -128 and integers.max() <= 127)
+
+
+def _scales(quantizer: UniformQuantizer, count: int) -> np.ndarray:
+    """Returns the scales as used, float32, shape (count,), one for each channel."""
+    scale = quantizer.scale.detach().float().cpu().numpy()
+    if quantizer.learned:  # as the quantizer does: a gradient step may carry it across zero
+        scale = np.maximum(scale, np.float32(SMALLEST_SCALE))
+    return np.broadcast_to(scale, (count,)).copy()
+
+
+def quantize_float(float_path: Path, out: Path, calibration: Tensor, method: str) -> None:
+    """Quantizes a float file to 8 bits: signed weights per channel, unsigned activations."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(float_path), str(out))  # folds what is left of norms
+    model = onnx.load(out)
+    onnx_graph.simplify(model)
+    run_quantizer(model, out, calibration, method, exclude=_constant_sums(model))
+
+
+def run_quantizer(
+    model: Any,
+    out: Path,
+    calibration: Tensor,
+    method: str,
+    *,
+    overrides: dict[str, list[dict[str, Any]]] | None = None,
+    exclude: list[str] | None = None,
+) -> None:
+    """Lets ONNX Runtime's quantizer write an 8-bit twin of a float model.
+
+    Args:
+        model: The float model.
+        out: The file to write.
+        calibration: Images for the ranges.
+        method: How ranges are taken from them.
+        overrides: Tensor -> what to take instead.
+        exclude: Nodes to leave in float.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    quantize_static(
+        model,
+        str(out),
+        _reader(model.graph.input[0].name, calibration),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=[*_COMPUTING, *_MOVING],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=exclude or [],
+        calibrate_method={
+            "minmax": CalibrationMethod.MinMax,
+            "percentile": CalibrationMethod.Percentile,
+            "entropy": CalibrationMethod.Entropy,
+        }[method],
+        extra_options={
+            # Only what an integer kernel reads becomes 8 bits: sums before an activation and the
+            # network's outputs keep their precision.
+            "OpTypesToExcludeOutputQuantization": list(_COMPUTING),
+            "TensorQuantOverrides": overrides or {},
+            "QDQDisableWeightAdjustForInt32Bias": overrides is not None,
+        },
+    )
+    model = onnx.load(out)
+    onnx_graph.pad_integers(model)
+    onnx_graph.remove_copies(model, _COPY)
+    onnx_graph.keep_float(model)
+    onnx_graph.align_images(model)
+    onnx.save(model, out)
+
+
+def _reader(name: str, calibration: Tensor) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            batches = torch.split(calibration.float().cpu(), _BATCH)
+            self.batches = iter([{name: batch.contiguous().numpy()} for batch in batches])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    return Reader()
+
+
+def _constant_sums(model: Any) -> list[str]:
+    """Returns the sums and products with constants: 8 bits are too few for a bias."""
+    constants = {t.name for t in model.graph.initializer}
+    onnx_graph.name_nodes(model)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Add", "Mul") and constants & set(node.input)
+    ]
+
+
+def count_layers(path: Path) -> tuple[int, int]:
+    """Returns how many layers ONNX Runtime computes in 8-bit integers, and how many in float.
+
+    Counted in the graph as ONNX Runtime has optimised it: what the file asks for is one thing,
+    what gets fused into integer kernels another.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # One level below the highest: that one chooses layouts for this very processor, and a file
+    # written with them is only valid here.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    kinds = [node.op_type for node in graph.node]
+    integer = sum(kind in onnx_graph.INTEGER_LAYERS for kind in kinds)
+    return integer, sum(kind in onnx_graph.FLOAT_LAYERS for kind in kinds)
+
+
+class IntegerWriter:
+    """Turns the float export of a quantized network into one with the network's own integers."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: Path,
+        calibration: Tensor,
+        *,
+        method: str,
+        weight_only: str,
+        shortcuts: str,
+    ) -> None:
+        import onnx
+
+        self.path, self.calibration, self.method = path, calibration, method
+        self.weight_only, self.shortcuts = weight_only, shortcuts
+        self.model = onnx.load(path)
+        self.layers = quantized_layers(network)
+        onnx_graph.simplify(self.model)
+        self.nodes = onnx_graph.weighted_nodes(
+            self.model,
+            {n: m.quantized_weight().detach().cpu().numpy() for n, m in self.layers.items()},
+        )
+        self.overrides: dict[str, list[dict[str, Any]]] = {}
+
+    def write(self, out: Path) -> None:
+        """Writes the quantized file.
+
+        Raises:
+            ExportError: If the exporter has rewritten a layer's weights.
+        """
+        import onnx
+
+        lost = [name for name, nodes in self.nodes.items() if not nodes]
+        if lost:
+            raise ExportError(
+                f"The exporter has rewritten the weights of {', '.join(lost)} (a batch norm that "
+                f"follows them?), their integers are lost; fold the norms first or leave these "
+                f"layers float with ignore."
+            )
+        self._set_weights()
+        self._set_inputs()
+        onnx.save(self.model, out)
+        if self.overrides:
+            run_quantizer(
+                self.model,
+                out,
+                self.calibration,
+                self.method,
+                overrides=self.overrides,
+                exclude=[*self._float_nodes(), *_constant_sums(self.model)],
+            )
+        model = onnx.load(out)
+        self._store_weight_only(model)
+        onnx.save(model, out)
+
+    def _float_nodes(self) -> list[str]:
+        """Returns the nodes to leave alone: float layers, and what follows float layers only."""
+        integer = {n.name for name in self._integer_layers() for n in self.nodes[name]}
+        behind: dict[str, bool] = {}  # tensor -> whether an integer layer is upstream of it
+        left = []
+        for node in self.model.graph.node:
+            near = any(behind.get(tensor, False) for tensor in node.input)
+            if node.op_type in onnx_graph.FLOAT_LAYERS:
+                near = node.name in integer
+            if not near:
+                left.append(node.name)
+            behind.update(dict.fromkeys(node.output, near))
+        return left
+
+    def _integer_layers(self) -> list[str]:
+        return [name for name, layer in self.layers.items() if runs_in_integers(layer)]
+
+    def _set_weights(self) -> None:
+        """Hands the integer layers' scales to the quantizer, which then finds their integers."""
+        from onnxruntime.quantization import QuantType
+
+        for name in self._integer_layers():
+            layer = self.layers[name]
+            integers, scales = weight_integers(layer)
+            _make_room_for_bias(layer, integers, scales)
+            values = integers * scales.reshape(-1, *(1,) * (integers.ndim - 1))
+            for node in self.nodes[name]:
+                axis = onnx_graph.output_axis(node, integers)
+                turned = values if axis == 0 else values.T
+                onnx_graph.set_initializer(
+                    self.model, node.input[1], np.ascontiguousarray(turned, dtype=np.float32)
+                )
+                self.overrides[node.input[1]] = [
+                    {"axis": axis, "scale": s, "zero_point": 0, "quant_type": QuantType.QInt8}
+                    for s in scales
+                ]
+
+    def _set_inputs(self) -> None:
+        """Gives the inputs of the integer layers their scales and zero points.
+
+        Where layers of different scales read one tensor, the widest range becomes the tensor's,
+        and the others quantize it once more; so whoever made it needs only one 8-bit output.
+        With ``shortcuts="own"`` they do so as well where a sum reads the tensor, which gets a
+        range of its own.
+        """
+        from onnx import helper
+        from onnxruntime.quantization import QuantType
+
+        readers: dict[str, list[tuple[float, int, Any]]] = {}
+        for name in self._integer_layers():
+            scale, zero = _input_parameters(self.layers[name])
+            for node in self.nodes[name]:
+                readers.setdefault(node.input[0], []).append((scale, zero, node))
+        for tensor, users in readers.items():
+            widest: tuple[float, int] | None = max(users, key=lambda user: user[0])[:2]
+            if self.shortcuts == "own" and self._has_others(tensor, [node for *_, node in users]):
+                widest = None
+            for scale, zero, node in users:
+                own = tensor
+                if (scale, zero) != widest:
+                    own = f"{tensor}_{node.name}"
+                    copied = helper.make_node("Identity", [tensor], [own], f"{node.name}{_COPY}")
+                    onnx_graph.insert_before(self.model, node, copied)
+                    node.input[0] = own
+                self.overrides[own] = [
+                    {
+                        "scale": np.asarray(scale, np.float32),
+                        "zero_point": np.asarray(zero, np.uint8),
+                        "quant_type": QuantType.QUInt8,
+                    }
+                ]
+
+    def _has_others(self, tensor: str, users: list[Any]) -> bool:
+        """Returns whether something reads a tensor in 8 bits that is none of ``users``."""
+        return any(
+            reader.op_type in (*_COMPUTING, *_MOVING)
+            for reader in onnx_graph.readers(self.model, tensor)
+            if reader not in users and not reader.name.endswith(_COPY)
+        )
+
+    def _store_weight_only(self, model: Any) -> None:
+        """Replaces float weights by integers that are multiplied by their scales when they run."""
+        from onnx import TensorProto, helper, version_converter
+
+        small = {
+            name: weight_integers(layer)
+            for name, layer in self.layers.items()
+            if self.weight_only == "integer"
+            and layer.input_quantizer is None
+            and has_integers(layer.weight_quantizer)
+        }
+        small = {n: (i, s) for n, (i, s) in small.items() if fits_int8(i)}
+        fits = {n for n, (i, _) in small.items() if i.min() >= -8 and i.max() <= 7}
+        if fits:
+            converted = version_converter.convert_version(model, _INT4_OPSET)
+            model.CopyFrom(converted)
+        places = {node.name: node for node in model.graph.node}
+        for name, (integers, scales) in small.items():
+            for old in self.nodes[name]:
+                node = places[old.name]
+                axis = onnx_graph.output_axis(node, integers)
+                stored: Any = integers if axis == 0 else integers.T
+                if name in fits:
+                    stored = helper.make_tensor(
+                        "", TensorProto.INT4, stored.shape, stored.flatten()
+                    )
+                else:
+                    stored = np.ascontiguousarray(stored, dtype=np.int8)
+                onnx_graph.set_initializer(model, f"{name}.integers", stored)
+                onnx_graph.set_initializer(model, f"{name}.scales", scales)
+                numbers = f"{node.name}_weight"
+                decode = helper.make_node(
+                    "DequantizeLinear",
+                    [f"{name}.integers", f"{name}.scales"],
+                    [numbers],
+                    f"{node.name}_decode",
+                    axis=axis,
+                )
+                onnx_graph.insert_before(model, node, decode)
+                node.input[1] = numbers
+        onnx_graph.remove_unused(model)
+
+
+def _input_parameters(layer: QuantizedLayer) -> tuple[float, int]:
+    """Returns scale and zero point of a layer's input as unsigned 8-bit integers."""
+    quantizer = layer.input_quantizer
+    if not isinstance(quantizer, UniformQuantizer):
+        raise TypeError(f"Expected a uniform input, got {type(quantizer).__name__}.")
+    smallest = -128 if quantizer.symmetric else quantizer.quant_min
+    return float(_scales(quantizer, 1)[0]), int(quantizer.zero_point) - smallest
+
+
+def _make_room_for_bias(layer: QuantizedLayer, integers: np.ndarray, scales: np.ndarray) -> None:
+    """Widens the scales of channels whose bias would not fit into 32 bits, in place.
+
+    The weights of such a channel add less than a thousandth of their own bias, mostly because all
+    of them are 0.
+    """
+    if layer.bias is None:
+        return
+    bias = np.abs(layer.bias.detach().cpu().numpy())
+    factor = bias / (_LARGEST_BIAS * _input_parameters(layer)[0] * scales.astype(np.float64))
+    for channel in np.flatnonzero(factor > 1):
+        integers[channel] = np.rint(integers[channel] / factor[channel])
+        scales[channel] *= factor[channel]

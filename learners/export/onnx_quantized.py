@@ -1,0 +1,326 @@
+"""Quantized networks as ONNX files that ONNX Runtime executes in 8-bit integers.
+
+Two ways lead there. :func:`post_training_int8` takes a float network and leaves all choices to
+ONNX Runtime's quantizer. :func:`export_quantized` takes a network of the quantization learners and
+writes *its* integers and *its* input scales, so that the file predicts what the network predicts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.export.onnx_file import batches_of, write_unchecked
+from amc_compress.learners.export.onnx_int8 import (
+    CALIBRATION_METHODS,
+    SHORTCUTS,
+    IntegerWriter,
+    count_layers,
+    fits_int8,
+    quantize_float,
+    runs_in_integers,
+    weight_integers,
+)
+from amc_compress.learners.export.onnx_options import OnnxOptions, finish
+from amc_compress.learners.export.runtime import open_session, quiet, require_onnx, run_session
+from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.structure import bake
+from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_env import CompressionError
+from amc_env.errors import InputDataError
+from amc_env.files import replace
+
+WEIGHT_ONLY = ("integer", "float")
+"""How the weights of layers with float inputs are stored."""
+
+
+class UnsupportedPrecisionError(CompressionError):
+    """No runtime executes a network of these precisions."""
+
+
+@dataclass(frozen=True)
+class QuantizedExport:
+    """A written ONNX file, compared with the network it was made from.
+
+    Args:
+        path: The file.
+        agreement: Share of the images for which ONNX Runtime and torch choose the same class.
+        max_difference: Largest difference of a logit.
+        n_images: How many images were compared.
+        n_int8_layers: Layers with weights that ONNX Runtime computes in 8-bit integers.
+        n_float_layers: Layers with weights that it computes in float32.
+        bytes: Size of the file.
+    """
+
+    path: Path
+    agreement: float
+    max_difference: float
+    n_images: int
+    n_int8_layers: int
+    n_float_layers: int
+    bytes: int
+
+
+def post_training_int8(
+    model: nn.Module,
+    example_input: Tensor,
+    path: str | Path,
+    *,
+    calibration: Tensor,
+    images: Tensor | None = None,
+    method: str = "minmax",
+    options: OnnxOptions | None = None,
+) -> QuantizedExport:
+    """Quantizes a float network to 8 bits by ONNX Runtime's quantizer, without training.
+
+    Weights are signed, symmetric, one scale per output channel; activations unsigned, one range
+    per tensor. Signed activations would be slower than float on x86 processors.
+
+    Args:
+        model: Any float network, a pruned one as well, in any form; a copy is exported, in eval
+            mode, in fp32, from the CPU.
+        example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
+        path: The file to write, atomically.
+        calibration: Images to take the ranges from, shape (N, C, H, W).
+        images: Images on which to compare with torch; the calibration images if not given.
+        method: ``"minmax"``, ``"percentile"`` (99.999 %) or ``"entropy"``; the last two take
+            several times as long and much memory.
+        options: Batch, names and metadata of the file.
+
+    Raises:
+        MissingDependencyError: If the ``onnx`` extra is not installed.
+        ExportError: If the network cannot be exported.
+        UnsupportedPrecisionError: If the network is a quantized one already.
+    """
+    model = take_in(model, "cpu").network
+    if quantized_layers(model):
+        raise UnsupportedPrecisionError(
+            "post_training_int8 takes a float network, this one is quantized already; use "
+            "export_quantized."
+        )
+    _check_choice("method", method, CALIBRATION_METHODS)
+
+    def quantize(float_path: Path, out: Path) -> None:
+        quantize_float(float_path, out, calibration, method)
+
+    return _export(model, example_input, path, calibration, images, quantize, options)
+
+
+def export_quantized(
+    network: nn.Module,
+    example_input: Tensor,
+    path: str | Path,
+    *,
+    calibration: Tensor,
+    images: Tensor | None = None,
+    method: str = "minmax",
+    weight_only: str = "integer",
+    shortcuts: str = "shared",
+    options: OnnxOptions | None = None,
+) -> QuantizedExport:
+    """Writes a quantized network as ONNX with exactly its integers, scales and zero points.
+
+    Layers with 8-bit inputs and uniform weights of 2 to 8 bits per tensor or channel run in
+    integers; weights of fewer than 8 bits are 8-bit numbers in their small range. Tensors
+    between the layers that integer execution needs in 8 bits as well (sums, pooled maps) get
+    ranges from the calibration images. Codebook weights and weights in buckets have no integer
+    arithmetic and are written as the float32 numbers that they stand for.
+
+    Args:
+        network: A network with quantized layers; exported in eval mode, from the CPU.
+        example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
+        path: The file to write, atomically.
+        calibration: Images to take the missing ranges from, shape (N, C, H, W).
+        images: Images on which to compare with torch; the calibration images if not given.
+        method: How the missing ranges are found, as for :func:`post_training_int8`.
+        weight_only: What becomes of the weights of layers whose inputs are float:
+            ``"integer"`` stores them as 4-bit (up to 4 bits) or 8-bit integers, a small file
+            that is slower than float32; ``"float"`` as float32 numbers.
+        shortcuts: Where a layer's input is read by a sum as well: ``"shared"`` gives the sum the
+            numbers that the layer reads, cut off at the layer's range; ``"own"`` a range of its
+            own and the layer a second rounding, nearer to the network if ranges cut off much,
+            and about a fifth slower.
+        options: Batch, names and metadata of the file.
+
+    Raises:
+        MissingDependencyError: If the ``onnx`` extra is not installed.
+        UnsupportedPrecisionError: If nothing executes the network's precisions.
+        ExportError: If the network cannot be exported.
+    """
+    network = take_in(network, "cpu").network
+    check_executable(network)
+    _check_choice("method", method, CALIBRATION_METHODS)
+    _check_choice("weight_only", weight_only, WEIGHT_ONLY)
+    _check_choice("shortcuts", shortcuts, SHORTCUTS)
+
+    def quantize(float_path: Path, out: Path) -> None:
+        IntegerWriter(
+            network,
+            float_path,
+            calibration,
+            method=method,
+            weight_only=weight_only,
+            shortcuts=shortcuts,
+        ).write(out)
+
+    return _export(network, example_input, path, calibration, images, quantize, options)
+
+
+def check_executable(network: nn.Module) -> None:
+    """Checks that ONNX Runtime executes a network's precisions.
+
+    Raises:
+        UnsupportedPrecisionError: Naming the layers that nothing executes, and the packed file
+            that stores them instead.
+    """
+    layers = quantized_layers(network)
+    if not layers:
+        raise UnsupportedPrecisionError(
+            "This network has no quantized layers; use post_training_int8."
+        )
+    by_bits: dict[int, list[str]] = {}
+    mixed = []
+    for name, layer in layers.items():
+        inputs = layer.input_quantizer
+        if inputs is not None and not (
+            isinstance(inputs, UniformQuantizer)
+            and inputs.bits == 8
+            and inputs.granularity == "tensor"
+        ):
+            by_bits.setdefault(inputs.bits, []).append(name)
+        elif runs_in_integers(layer) and not fits_int8(weight_integers(layer)[0]):
+            mixed.append(name)
+    problems = [
+        f"{bits}-bit activations ({', '.join(names)})" for bits, names in sorted(by_bits.items())
+    ]
+    if mixed:
+        problems.append(f"8-bit weights with zero points outside int8 ({', '.join(mixed)})")
+    if problems:
+        raise UnsupportedPrecisionError(
+            f"No runtime executes {'; '.join(problems)}: activations must have 8 bits (or 16, "
+            f"which means float) and weights must be symmetric or have fewer bits. Store the "
+            f"network with amc_compress.learners.packing.save_packed instead, or quantize it anew "
+            f"with activation_bits=8."
+        )
+
+
+def onnx_accuracy(path: str | Path, loader: Any) -> float:
+    """Returns the share of images that an ONNX file classifies correctly.
+
+    Args:
+        path: The file.
+        loader: Iterable of ``(images, labels)``.
+    """
+    session = open_session(Path(path))
+    right = total = 0
+    for images, labels in loader:
+        right += int((run_session(session, images.float()).argmax(1) == labels.numpy()).sum())
+        total += len(labels)
+    if not total:
+        raise InputDataError("Expected at least one image, got none.")
+    return right / total
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """Returns a copy with plain layers that hold their weights as used; inputs stay float."""
+    network = copy.deepcopy(network).cpu()
+    for layer in quantized_layers(network).values():
+        layer.input_quantizer = None
+    return bake(network)
+
+
+def _export(
+    network: nn.Module,
+    example_input: Tensor,
+    path: str | Path,
+    calibration: Tensor,
+    images: Tensor | None,
+    quantize: Callable[[Path, Path], None],
+    options: OnnxOptions | None,
+) -> QuantizedExport:
+    """Writes the float file, lets it be quantized, and compares the result with the network."""
+    require_onnx()
+    options = options or OnnxOptions()
+    if options.half:
+        raise UnsupportedPrecisionError(
+            "Expected a float network for float16, got one that is written in 8-bit integers; "
+            "leave --half out."
+        )
+    _check_images("calibration", calibration, example_input)
+    images = calibration if images is None else images
+    _check_images("images", images, example_input)
+    path = Path(path)
+    stem = path.with_name(f".{path.name}.{os.getpid()}")
+    float_path, temporary = Path(f"{stem}.float.onnx"), Path(f"{stem}.tmp.onnx")
+    try:
+        # Calibration takes batches of its own sizes: the batch is fixed at the end, by `finish`.
+        write_unchecked(
+            _plain(network), example_input, float_path, dataclasses.replace(options, batch=None)
+        )
+        with _muted():
+            quantize(float_path, temporary)
+        finish(temporary, options)
+        agreement, difference = _compare(network, images, temporary, options)
+        n_int8, n_float = count_layers(temporary)
+        size = temporary.stat().st_size
+        replace(temporary, path)
+    finally:
+        for leftover in (float_path, temporary):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+    return QuantizedExport(path, agreement, difference, len(images), n_int8, n_float, size)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Unknown {name} {value!r}; expected one of {', '.join(choices)}.")
+
+
+def _check_images(name: str, images: Tensor, example_input: Tensor) -> None:
+    if not len(images) or images.shape[1:] != example_input.shape[1:]:
+        raise InputDataError(
+            f"Expected {name} of shape (N, {', '.join(map(str, example_input.shape[1:]))}), got "
+            f"{tuple(images.shape)}."
+        )
+    if not images.isfinite().all():
+        raise InputDataError(f"Expected finite {name}, got NaN or infinite pixels.")
+
+
+def _compare(
+    network: nn.Module, images: Tensor, path: Path, options: OnnxOptions
+) -> tuple[float, float]:
+    session = open_session(path)
+    same, seen, difference = 0, 0, 0.0
+    for batch in batches_of(images.float().cpu(), options.batch):
+        taken, fed = options.feed(batch)
+        with torch.no_grad():
+            expected = network(taken).float().numpy()
+        got = run_session(session, fed)
+        same += int((got.argmax(1) == expected.argmax(1)).sum())
+        seen += len(batch)
+        difference = max(difference, float(np.abs(got - expected).max()))
+    return same / seen, difference
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Silences ONNX Runtime's quantizer, which advises on the root logger."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,139 @@
+"""A learner some of whose decisions are already made: what is left is searched, all is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from amc_compress.learners.base import Learner
+from amc_compress.learners.training.config import TrainingConfig
+from amc_env.costs.costs import COSTS, CostModel, make_cost, original_cost
+from amc_env.errors import PlanMismatchError
+from amc_env.plan import CURVES, CompressionPlan, Decision
+
+
+class FixedDecisions(Learner):
+    """A view of a learner in which some decisions are fixed and the others are free.
+
+    Its plans hold the free decisions only; :meth:`whole` adds the others. Costs are those of the
+    whole plan, and ratios of the uncompressed network, so that a budget means the same in the view
+    as in the learner itself. Searching in stages is a chain of such views.
+
+    Args:
+        learner: The learner with all decisions.
+        fixed: Decision key -> value, from the grid.
+        assumed: Values that costs count for fixed decisions instead of those in ``fixed``, where a
+            later stage will decide them anew: with the smallest bit-widths here, a bound on bytes
+            asks only that the later stage can still meet it.
+
+    Raises:
+        PlanMismatchError: If a key is unknown or a value is off the grid.
+        ValueError: If nothing is left to decide.
+
+    Example:
+        >>> channels = FixedDecisions(joint, {"conv1:weight_bits": 8.0})  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        fixed: Mapping[str, float],
+        *,
+        assumed: Mapping[str, float] | None = None,
+    ) -> None:
+        full = dict(CompressionPlan.full(learner.decisions))
+        for values in (fixed, assumed or {}):
+            CompressionPlan({**full, **values}).values_for(learner.decisions)
+        if foreign := sorted((assumed or {}).keys() - fixed.keys()):
+            raise PlanMismatchError(f"Expected assumptions about fixed decisions, got {foreign}.")
+        self.learner = learner
+        self.fixed = dict(fixed)
+        self.graph = learner.graph
+        self.decisions: tuple[Decision, ...] = tuple(
+            d for d in learner.decisions if d.key not in self.fixed
+        )
+        if not self.decisions:
+            raise ValueError("Expected at least one decision that is not fixed, got none.")
+        self.original_accuracy = learner.original_accuracy
+        self.validation = learner.validation
+        self.device = learner.device
+        self.form = learner.form
+        counted = self.fixed | dict(assumed or {})
+        models: dict[str, CostModel] = {
+            name: make_cost(name, learner.graph, learner.decisions) for name in COSTS
+        } | dict(getattr(learner, "cost_models", {}))
+        self.cost_models: dict[str, CostModel] = {
+            name: _WholeCost(model, learner.decisions, counted) for name, model in models.items()
+        }
+
+    def whole(self, plan: CompressionPlan) -> CompressionPlan:
+        """Returns the learner's plan: the free decisions of ``plan`` and the fixed ones.
+
+        Raises:
+            PlanMismatchError: If the plan is none of the free decisions.
+        """
+        free = dict(
+            zip((d.key for d in self.decisions), plan.values_for(self.decisions), strict=True)
+        )
+        return CompressionPlan({d.key: (free | self.fixed)[d.key] for d in self.learner.decisions})
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of the whole plan, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        return self.learner.evaluate(self.whole(plan))
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of the whole plan.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit.
+        """
+        return self.learner.compress(self.whole(plan))
+
+    def __getattr__(self, name: str) -> Any:
+        """Offers what not every learner does, where this one does, in terms of the free decisions.
+
+        ``evaluate_full`` and ``kept_units`` take a plan of the free decisions, ``layer_errors``
+        and ``gradient_scores`` return their curves.
+        """
+        offered = ("evaluate_full", "kept_units", *CURVES)
+        if name not in offered or "learner" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        method = getattr(self.learner, name)
+        if name in CURVES:
+            free = {d.key for d in self.decisions}
+            return lambda: {key: curve for key, curve in method().items() if key in free}
+        return lambda plan: method(self.whole(plan))
+
+    def _training_defaults(self) -> TrainingConfig:
+        return self.learner._training_defaults()
+
+
+class _WholeCost(CostModel):
+    """A cost of all decisions as a function of the free ones."""
+
+    def __init__(
+        self, model: CostModel, decisions: Sequence[Decision], fixed: Mapping[str, float]
+    ) -> None:
+        self.name = model.name
+        self._model = model
+        self._decisions = tuple(decisions)
+        self._values = np.array([fixed.get(d.key, np.nan) for d in decisions])
+        self._free = np.flatnonzero(np.isnan(self._values))
+
+    def __call__(self, values: Sequence[float] | npt.NDArray[np.float64]) -> float:
+        whole = self._values.copy()
+        whole[self._free] = values
+        return self._model(whole)
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns the cost of the uncompressed network, whoever asks."""
+        return original_cost(self._model, self._decisions)

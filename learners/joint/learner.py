@@ -1,0 +1,291 @@
+"""Several kinds of compression decided in one episode: channels, densities, bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.evaluator import limited_threads
+from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
+from amc_compress.learners.channel_pruning import ChannelPruning
+from amc_compress.learners.joint.parts import (
+    ErrorCurves,
+    Judge,
+    PartSeconds,
+    PlanPart,
+    check_same_network,
+    interleaved,
+    plan_of,
+    scores_of,
+)
+from amc_compress.learners.networks.intake import Form
+from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.training.config import TrainingConfig
+from amc_env.costs.costs import COSTS, CostModel, make_cost
+from amc_env.costs.storage import StorageFormat
+from amc_env.graph import LayerGraph
+from amc_env.plan import CompressionPlan, Decision
+
+
+class QuantizationPart:
+    """Quantization as a part of a joint plan; the last one, for nothing else reads what it makes.
+
+    Args:
+        learner: Prepared for the original network.
+    """
+
+    name = "bits"
+
+    def __init__(self, learner: QuantizationLearner) -> None:
+        self.learner = learner
+
+    @property
+    def original(self) -> nn.Module:
+        """The uncompressed network; not to be changed."""
+        return self.learner.traced.model
+
+    @property
+    def graph(self) -> LayerGraph:
+        """Facts about the network."""
+        return self.learner.graph
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The bit-widths that are decided."""
+        return self.learner.decisions
+
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Folds, quantizes and recalibrates, the same way for a candidate and for good.
+
+        Weights that earlier parts have changed get ranges of their own, and so do activations:
+        they are calibrated on the network at hand, once, and static from then on.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit, or a layer is missing.
+        """
+        return self.learner.quantize(network, plan, recalibrate=self.learner.proxy.recalibrate)
+
+    def layer_errors(self) -> ErrorCurves:
+        """Returns the quantization error of every choice."""
+        return self.learner.layer_errors()
+
+    def gradient_scores(self) -> ErrorCurves:
+        """Returns the estimated rise of the loss by every choice, in nats."""
+        return self.learner.gradient_scores()
+
+
+@dataclass(frozen=True)
+class BriefTraining:
+    """SGD steps that a finished candidate takes before it is judged.
+
+    Args:
+        batches: The same for every candidate.
+        steps: How many; 0 for none.
+        dtype: Type to compute in.
+        seed: Of dropout.
+    """
+
+    batches: Sequence[tuple[Tensor, Tensor]] = ()
+    steps: int = 0
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    def run(self, network: nn.Module) -> None:
+        """Trains in place.
+
+        Raises:
+            TrainingDivergedError: If the loss is not finite.
+        """
+        if self.steps:
+            proxy = Proxy(finetune_steps=self.steps, gradient_clip=QUANTIZED_GRADIENT_CLIP)
+            finetune_briefly(network, self.batches, proxy, self.dtype, self.seed)
+
+
+class JointCompression(Learner):
+    """Decides several kinds of compression at once, interleaved by depth.
+
+    Args:
+        parts: What can be decided, in the order in which it is carried out, see
+            ``PlanPart``: channel pruning first, quantization last.
+        judge: What networks are judged by.
+        storage: How the finished network is stored, for the costs.
+        validation: Batches that choose the best epoch of a fine-tuning.
+        training: What a candidate gets before it is judged, beside the repairs of its parts.
+        settings: What :meth:`finetune` does where nothing else is said.
+        device: Where networks are trained.
+        threads: Threads while candidates are made; ``None`` leaves PyTorch's setting alone.
+
+    Attributes:
+        parts: As given.
+        storage: As given.
+        cost_models: Costs of all decisions together, those that count bits included.
+        seconds: What candidates have cost so far, by part.
+
+    Raises:
+        ValueError: If the parts were prepared for different networks, or decide about the same.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[PlanPart],
+        judge: Judge,
+        *,
+        storage: StorageFormat | None = None,
+        validation: Batches = (),
+        training: BriefTraining | None = None,
+        settings: TrainingConfig | None = None,
+        device: str | torch.device = "cpu",
+        threads: int | None = 1,
+    ) -> None:
+        self.parts = tuple(parts)
+        check_same_network(self.parts)
+        # The first part's: what later parts call a layer is a layer of it, with the widths that
+        # the keep ratios move.
+        self.graph = self.parts[0].graph
+        self.decisions: tuple[Decision, ...] = interleaved(
+            self.graph, [part.decisions for part in self.parts]
+        )
+        self.form = getattr(parts[0], "form", Form())
+        self.judge = judge
+        self.original_accuracy = judge.original_accuracy
+        self.storage = storage
+        self.cost_models: dict[str, CostModel] = {
+            name: make_cost(name, self.graph, self.decisions, storage) for name in COSTS
+        }
+        self.validation = validation
+        self.training = training or BriefTraining()
+        self._settings = settings or TrainingConfig()
+        self.device = torch.device(device)
+        self.threads = threads
+        self.seconds = PartSeconds()
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        network = self._candidate(plan, self.seconds)
+        start = time.process_time()
+        with limited_threads(self.threads):
+            accuracy = self.judge.accuracy(network)
+        self.seconds.add("evaluation", time.process_time() - start)
+        self.seconds.episodes += 1
+        return accuracy
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1].
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+            TrainingDivergedError: If the candidate's outputs are not finite.
+        """
+        network = self._candidate(plan)
+        with limited_threads(self.threads):
+            return self.judge.accuracy(network, full=True)
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan: every part applied in turn, not fine-tuned.
+
+        Always from the original weights; equal plans give equal networks. In float32 where it has
+        quantized layers, else in the types that came.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        plan.values_for(self.decisions)  # refuses foreign keys, which no part would see
+        with limited_threads(self.threads):
+            return self.form.hand_back(apply_parts(self.parts, plan, exact=True))
+
+    def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
+        """Returns the units that stay, sorted, for every group that loses some.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+        plan.values_for(self.decisions)
+        return kept_units(self.parts, plan)
+
+    def layer_errors(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns the error curves of all parts: decision key -> error of every choice."""
+        curves: ErrorCurves = {}
+        for part in self.parts:
+            curves |= part.layer_errors()
+        return {d.key: curves[d.key] for d in self.decisions}
+
+    def gradient_scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        The curves of all parts, each while all else of the original is whole; on one scale, see
+        ``amc_compress.learners.candidates.gradient_scores``.
+
+        Raises:
+            CompressionError: If a part offers none.
+        """
+        curves: ErrorCurves = {}
+        for part in self.parts:
+            curves |= scores_of(part)
+        return {d.key: curves[d.key] for d in self.decisions}
+
+    def _candidate(self, plan: CompressionPlan, seconds: PartSeconds | None = None) -> nn.Module:
+        """Applies every part and trains briefly; adds what it took to ``seconds``."""
+        plan.values_for(self.decisions)
+        with limited_threads(self.threads):
+            network = apply_parts(self.parts, plan, exact=False, seconds=seconds)
+            start = time.process_time()
+            self.training.run(network)
+        if seconds is not None and self.training.steps:
+            seconds.add("finetuning", time.process_time() - start)
+        return network
+
+    def _training_defaults(self) -> TrainingConfig:
+        return self._settings
+
+
+def kept_units(parts: Sequence[PlanPart], plan: CompressionPlan) -> dict[str, Tensor]:
+    """Returns the units that stay, sorted, for every group that loses some.
+
+    Raises:
+        PlanMismatchError: If the plan lacks a decision, or has a value off the grid.
+    """
+    kept: dict[str, Tensor] = {}
+    for part in parts:
+        if isinstance(part, ChannelPruning):
+            kept |= part.kept_units(plan_of(part, plan))
+    return kept
+
+
+def apply_parts(
+    parts: Sequence[PlanPart],
+    plan: CompressionPlan,
+    *,
+    exact: bool,
+    seconds: PartSeconds | None = None,
+) -> nn.Module:
+    """Returns what the parts make of the original, in turn.
+
+    Args:
+        parts: In the order in which they are carried out.
+        plan: The decisions of all parts.
+        exact: See ``PlanPart.apply``.
+        seconds: Where to add what each part took.
+
+    Raises:
+        PlanMismatchError: If the plan lacks a decision, or has a value off the grid.
+    """
+    network = parts[0].original
+    for part in parts:
+        start = time.process_time()
+        network = part.apply(network, plan_of(part, plan), exact=exact)
+        if seconds is not None:
+            seconds.add(part.name, time.process_time() - start)
+    return network

@@ -1,0 +1,208 @@
+"""What a kind of compression offers to be one part of a joint plan, beside others.
+
+A joint plan holds the decisions of several parts: keep ratios of channel groups, densities and
+bits of layers. Each part decides about the same network in its own way, and they are applied one
+after the other, each to the network that the one before it has left::
+
+    original --channels--> sliced, repaired --density--> masked, refitted --bits--> quantized
+
+Nothing here knows which kinds there are. Modules keep their names from part to part; shapes need
+not stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from amc_env.errors import CompressionError, PlanMismatchError
+from amc_env.graph import LayerGraph
+from amc_env.plan import CompressionPlan, Decision
+
+ErrorCurves = dict[str, npt.NDArray[np.float64]]
+
+
+@runtime_checkable
+class PlanPart(Protocol):
+    """One kind of compression, prepared for one network.
+
+    Attributes:
+        name: What the part is called where seconds and messages are told apart, ``"channels"``.
+        original: The network it was prepared for, in ``eval`` mode; nobody changes it.
+        graph: Facts about that network.
+        decisions: What this part decides, in network order.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def original(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def graph(self) -> LayerGraph: ...  # noqa: D102
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]: ...  # noqa: D102
+
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Returns the network with this part's decisions carried out and repaired.
+
+        Args:
+            network: What the earlier parts made of the original, with its module names; the first
+                part gets the original itself. It is not changed.
+            plan: The decisions of this part, complete.
+            exact: In float32 and without training, as for a network that is kept; otherwise as a
+                candidate inside an episode, as fast as the part can.
+
+        Returns:
+            A new network in ``eval`` mode with the same module names.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit.
+        """
+
+    def layer_errors(self) -> ErrorCurves:
+        """Returns decision key -> error of every choice, relative to the output; the last is least.
+
+        Comparable between parts: squared error over squared output of the layers concerned.
+        """
+
+
+@runtime_checkable
+class ScoredPart(PlanPart, Protocol):
+    """A part that also estimates what its choices cost the loss."""
+
+    def gradient_scores(self) -> ErrorCurves:
+        """Returns decision key -> rise of the loss by every choice; the last is least.
+
+        Comparable between parts: in nats, while all else of the original is whole, see
+        ``amc_compress.learners.candidates.gradient_scores``.
+        """
+
+
+class Judge(Protocol):
+    """Tells how good a network is, fast, and on everything.
+
+    Attributes:
+        original_accuracy: Of the uncompressed network on the images of :meth:`accuracy`.
+    """
+
+    @property
+    def original_accuracy(self) -> float: ...  # noqa: D102
+
+    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the share of images classified correctly, in [0, 1].
+
+        Args:
+            network: As the last part has left it; it may be laid out anew, nothing else.
+            full: On all validation images instead of the ``n_validation`` of an episode.
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+
+
+def interleaved(graph: LayerGraph, parts: Sequence[Sequence[Decision]]) -> tuple[Decision, ...]:
+    """Returns the decisions of all parts by depth, and at the same layer in the order of the parts.
+
+    A decision about a layer stands at that layer; one about a channel group at the layer that the
+    group is named after, its first producer, or where that is no layer (a table, a parameter) at
+    the first layer that the group touches.
+
+    Args:
+        graph: The network.
+        parts: The decisions of each part.
+
+    Raises:
+        ValueError: If two parts decide about the same thing.
+    """
+    depth = {layer.name: place for place, layer in enumerate(graph.layers)}
+    groups = {group.name: group for group in graph.groups}
+
+    def place(decision: Decision) -> int:
+        if decision.target in depth:
+            return depth[decision.target]
+        group = groups.get(decision.target)
+        names = (*group.producers, *group.consumers) if group else ()
+        return min((depth[name] for name in names if name in depth), default=len(depth))
+
+    decisions = [decision for part in parts for decision in part]
+    keys = [decision.key for decision in decisions]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(
+            f"Expected parts that decide about different things, but several decide about {twice}."
+        )
+    return tuple(sorted(decisions, key=place))  # stable: parts stay in order
+
+
+def plan_of(part: PlanPart, plan: CompressionPlan) -> CompressionPlan:
+    """Returns the decisions of one part from a joint plan."""
+    try:
+        return CompressionPlan({d.key: plan[d.key] for d in part.decisions})
+    except KeyError as error:
+        raise PlanMismatchError(f"The plan lacks decisions of this network: {error}.") from error
+
+
+def scores_of(part: PlanPart) -> ErrorCurves:
+    """Returns the gradient scores of a part.
+
+    Raises:
+        CompressionError: If it offers none.
+    """
+    if not isinstance(part, ScoredPart):
+        raise CompressionError(
+            f"Expected parts that offer gradient_scores(), got the part {part.name!r} without; "
+            f"add the method (see ScoredPart), or use layer_errors()."
+        )
+    return part.gradient_scores()
+
+
+def check_same_network(parts: Sequence[PlanPart]) -> None:
+    """Refuses parts that were prepared for different networks.
+
+    Raises:
+        ValueError: If there is no part, or their layers differ.
+    """
+    if not parts:
+        raise ValueError(
+            "Expected at least one part, e.g. JointCompression(pruning, quantization)."
+        )
+    first = _shape(parts[0].graph)
+    for part in parts[1:]:
+        other = _shape(part.graph)
+        if other != first:
+            different = sorted(
+                name for name in {*first, *other} if first.get(name) != other.get(name)
+            )
+            raise ValueError(
+                f"Expected parts prepared for the same network, but {parts[0].name} and "
+                f"{part.name} differ in {different[:3]}; prepare both with the same model."
+            )
+
+
+def _shape(graph: LayerGraph) -> dict[str, tuple[str, float, int]]:
+    full = graph.full()
+    return {x.name: (x.kind, x.weights(full), x.positions) for x in graph.layers}
+
+
+@dataclass
+class PartSeconds:
+    """CPU-seconds spent on candidates so far, by part; ``evaluation`` is the judge's."""
+
+    episodes: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds seconds of one part."""
+        self.parts[name] = self.parts.get(name, 0.0) + seconds
+
+    def mean(self) -> Mapping[str, float]:
+        """Returns the mean CPU-seconds per candidate of each part and of all together."""
+        parts = {name: value / max(self.episodes, 1) for name, value in self.parts.items()}
+        return {**parts, "total": sum(parts.values())}

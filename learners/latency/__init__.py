@@ -1,0 +1,1 @@
+"""Latency tables measured on this machine."""

@@ -1,0 +1,226 @@
+"""Whole networks as small ONNX models whose layers can be told apart: float32 and 8-bit.
+
+What ONNX Runtime does with a layer depends on its neighbours (layouts, fusions, caches), so layers
+are measured inside their network. Values do not matter for time; only shapes do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.export.onnx_graph import set_initializer
+from amc_compress.learners.export.onnx_int8 import quantize_float
+from amc_compress.learners.export.runtime import quiet
+from amc_compress.learners.layers.structure import fold_norms, foldable_norms
+from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.tracing.slots import weight_name
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_env import CompressionError, LayerGraph
+from amc_env.costs.cost_table import measured_layers
+
+PRECISIONS = ("fp32", "int8")
+_MARK = "amc{}_"
+_OPSET = 20
+
+
+class LatencyError(CompressionError):
+    """A network cannot be measured."""
+
+
+def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> TracedModel:
+    """Returns a traced copy of a network, without equal tensors, which exporters would merge.
+
+    Networks that were just made have batch norms and biases that are all alike.
+
+    Args:
+        model: The network; not changed.
+        input_shape: Of one image, (C, H, W).
+        seed: Of the numbers put into the copy.
+    """
+    model = take_in(model, "cpu").network
+    traced = trace(model, torch.zeros(1, *input_shape))
+    # Only now, because random norms make activations too large for the proof of the tracing.
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                noise = torch.rand(tensor.shape, generator=generator)
+                if tensor.dim() < 2:  # positive, because variances are among them
+                    tensor.copy_(0.5 + 0.5 * noise)
+                else:  # as He et al. 2015, so that activations neither vanish nor explode
+                    tensor.copy_((noise - 0.5) * (24.0 / max(tensor[0].numel(), 1)) ** 0.5)
+    return traced
+
+
+def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
+    """Returns the network with the first ``kept[group]`` units of each group, norms folded."""
+    network = traced.slice({name: torch.arange(count) for name, count in kept.items()})
+    norms = foldable_norms(network)
+    # A norm behind a linear layer may run over another axis than the layer's outputs.
+    fold_norms(
+        network, {n: x for n, x in norms.items() if isinstance(network.get_submodule(x), nn.Conv2d)}
+    )
+    return network.eval()
+
+
+def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
+    """Returns a network as an ONNX model whose layers bear marks.
+
+    Args:
+        network: As :func:`cut` returns it.
+        graph: Of the uncut network, for the layers' names.
+        images: What it is called with, shape (N, C, H, W); the model is for that shape only.
+
+    Raises:
+        LatencyError: If it cannot be exported, or a layer is not found again in the export.
+    """
+    import onnx
+
+    buffer: Any = io.BytesIO()  # which the exporter takes, but does not say so
+    try:
+        with _silence():
+            # The older exporter: 0.2 s instead of 4 s, and it leaves the layers as they are.
+            torch.onnx.export(
+                network, (images,), buffer, dynamo=False, opset_version=_OPSET,
+                input_names=["images"], output_names=["logits"],
+            )  # fmt: skip
+    except Exception as error:  # whatever the exporter meets in a user's forward
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LatencyError(
+            f"This network cannot be exported to ONNX for measuring ({reason}); make a table "
+            f"elsewhere (docs/latency_tables.md)."
+        ) from error
+    model = _simplified(onnx.load_from_string(buffer.getvalue()))
+    _reshape(model)
+    _mark(model, network, [layer.name for layer in measured_layers(graph)])
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hides warnings of the exporter and of the quantizer about their own internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _simplified(model: Any) -> Any:
+    """Folds constants as ONNX Runtime does before quantization (see ``quant_pre_process``)."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+
+
+def _reshape(model: Any) -> None:
+    """Turns ``Flatten`` into the newer exporter's ``Reshape``, which runs in 8 bits."""
+    for node in model.graph.node:
+        if node.op_type == "Flatten" and all(a.i == 1 for a in node.attribute):
+            shape = f"{node.output[0]}_shape"
+            set_initializer(model, shape, np.array([0, -1]))
+            node.op_type = "Reshape"
+            node.input.append(shape)
+            del node.attribute[:]
+
+
+def _mark(model: Any, network: nn.Module, layers: Sequence[str]) -> None:
+    """Names the node of every layer, its output, and an activation behind it, by its number.
+
+    ONNX Runtime names what it fuses after one of these.
+    """
+    from onnx import numpy_helper
+
+    parameters = dict(network.named_parameters())
+    names = [weight_name(layer, parameters) for layer in layers]
+    weights = {
+        tensor.detach().numpy().tobytes(): number
+        for number, name in enumerate(names)
+        if name is not None
+        for tensor in _both_ways(parameters[name])
+    }
+    numbers = {
+        tensor.name: weights[content]
+        for tensor in model.graph.initializer
+        if (content := numpy_helper.to_array(tensor).tobytes()) in weights
+    }
+    renamed: dict[str, str] = {}
+    found = set()
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in model.graph.node:
+        number = next((numbers[name] for name in node.input[1:2] if name in numbers), None)
+        if number is None:
+            continue
+        found.add(number)
+        node.name = _MARK.format(number)
+        outputs = {o.name for o in model.graph.output}
+        followers = readers.get(node.output[0], [])
+        activation = len(followers) == 1 and followers[0].op_type in ("Relu", "Clip")
+        for name, end in ((node, "out"), *([(followers[0], "act")] if activation else [])):
+            if name.output[0] not in outputs:
+                renamed[name.output[0]] = _MARK.format(number) + end
+    if lost := [name for number, name in enumerate(layers) if number not in found]:
+        raise LatencyError(
+            f"The exported network has no layer of its own for {', '.join(lost[:5])}; only "
+            f"convolutions and linear layers that are called once can be measured."
+        )
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for info in model.graph.value_info:
+        info.name = renamed.get(info.name, info.name)
+
+
+def _both_ways(weight: Tensor) -> Iterator[Tensor]:
+    yield weight.contiguous()
+    if weight.dim() == 2:  # matrix products hold it transposed
+        yield weight.t().contiguous()
+
+
+def marked_layer(name: str) -> int | None:
+    """Returns the number of the layer whose mark a node's name bears."""
+    if not name.startswith("amc"):
+        return None
+    digits = name[3:].partition("_")[0]
+    return int(digits) if digits.isdigit() else None
+
+
+def to_int8(model: Any, images: Tensor) -> Any:
+    """Returns the model as ``post_training_int8`` would write it.
+
+    Args:
+        model: As :func:`to_onnx` returns it.
+        images: For the ranges of the activations; which ones does not matter for time.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantize_float(source, target, images, "minmax")
+        return onnx.load(target)

@@ -1,0 +1,398 @@
+"""Tables of latencies measured on this machine: every layer at all widths and precisions.
+
+Whole networks are run, at widths from ``design``, and each network's time is
+split among its layers. The file is written after every network, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+from torch import nn
+
+from amc_compress.learners.export.runtime import require_onnx
+from amc_compress.learners.latency.design import Kept, axis_points, check_points, levels_of, plans
+from amc_compress.learners.latency.networks import (
+    PRECISIONS,
+    LatencyError,
+    cut,
+    prepare,
+    to_int8,
+    to_onnx,
+)
+from amc_compress.learners.latency.timing import (
+    QUANTILE,
+    empty_model,
+    layer_times,
+    open_model,
+    time_together,
+)
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_env import CostModel, Decision, LayerGraph, LayerSpec
+from amc_env.costs.cost_table import (
+    CostTable,
+    CostTableError,
+    LayerTable,
+    layer_shape,
+    measured_layers,
+    precision_bits,
+)
+from amc_env.costs.latency import TableCost, interpolation_shares
+from amc_env.costs.storage import StorageFormat
+from amc_env.files import write_atomic
+
+Array = npt.NDArray[np.float64]
+Sample = dict[str, Any]
+
+_PROFILED_RUNS = 60
+# Weight of the smooth surface against one network's time; 0 would leave unseen cells undecided.
+_PULL = 0.03
+_SECONDS = 0.25  # of timing, per network
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a table is about; a table is continued only with the same options.
+
+    Args:
+        model: Name of the network, for the reader.
+        input_shape: Of one image, (C, H, W).
+        batch: Images per call.
+        round_to: Kept channels come in multiples of this.
+        points: Widths per axis, at most: 3, 5 or 7.
+        precisions: ``"fp32"``, ``"int8"``.
+        measured: Whether this machine measures it, which takes those precisions only.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    batch: int = 1
+    round_to: int = 8
+    points: int = 7
+    precisions: tuple[str, ...] = PRECISIONS
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        for precision in self.precisions:
+            precision_bits(precision)
+        unknown = [p for p in self.precisions if p not in PRECISIONS and self.measured]
+        if unknown or not self.precisions:
+            raise ValueError(
+                f"ONNX Runtime is measured in {' and '.join(PRECISIONS)}, got "
+                f"{', '.join(unknown) or 'none'}; other precisions come from tables made elsewhere "
+                f"(docs/latency_tables.md)."
+            )
+        if self.batch < 1:
+            raise ValueError(f"Expected a batch of at least 1, got {self.batch}.")
+        if self.round_to < 1:
+            raise ValueError(f"Expected channels in multiples of at least 1, got {self.round_to}.")
+        check_points(self.points)
+
+    def document(self) -> dict[str, Any]:
+        """Returns the options as they stand in the file."""
+        return {
+            "model": self.model, "input_shape": list(self.input_shape),
+            "round_to": self.round_to, "points": self.points,
+            "precisions": list(self.precisions),
+        }  # fmt: skip
+
+
+class Bench:
+    """Builds and times networks.
+
+    Args:
+        traced: The network, with random weights.
+        batch: Images per call.
+        input_shape: Of one image, (C, H, W).
+    """
+
+    def __init__(self, traced: TracedModel, batch: int, input_shape: Sequence[int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.rand(batch, *input_shape, generator=generator)
+        self._traced = traced
+        self._feed = self._images.numpy()
+        self._empty = open_model(empty_model(self._feed))
+        self._references: dict[str, Any] = {}
+        self.graph = traced.graph
+
+    def build(self, kept: Kept, precision: str) -> Any:
+        """Returns the ONNX model of a cut network."""
+        model = to_onnx(cut(self._traced, kept), self._traced.graph, self._images)
+        return to_int8(model, self._images) if precision == "int8" else model
+
+    def total(self, model: Any, precision: str, seconds: float = _SECONDS) -> tuple[float, ...]:
+        """Times a network, in turns with the uncut one and with an empty one.
+
+        Returns:
+            Milliseconds per call of the three. The uncut network is always the same, so it
+            tells how fast the machine was at that moment.
+        """
+        if precision not in self._references:
+            self._references[precision] = open_model(self.build({}, precision))
+        sessions = [open_model(model), self._references[precision], self._empty]
+        return tuple(time_together(sessions, self._feed, seconds))
+
+    def sample(self, kept: Kept, precision: str) -> Sample:
+        """Measures one network and all of its layers."""
+        model = self.build(kept, precision)
+        total, reference, empty = self.total(model, precision)
+        n_layers = len(measured_layers(self._traced.graph))
+        layers = layer_times(model, self._feed, total - empty, n_layers, _PROFILED_RUNS)
+        return {
+            "precision": precision,
+            "kept": dict(kept),
+            "total": round(total, 6),
+            "reference": round(reference, 6),
+            "empty": round(empty, 6),
+            "layers": [round(x, 6) for x in layers.tolist()],
+        }
+
+
+def measure_table(
+    model: nn.Module,
+    options: TableOptions,
+    path: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> CostTable:
+    """Measures what is missing in a table, and writes it.
+
+    Args:
+        model: The network; its weights do not matter.
+        options: What to measure.
+        path: The table; if it exists, it is continued.
+        progress: Called with (networks measured, networks in all).
+
+    Raises:
+        CostTableError: If the file is damaged, or was made with other options or elsewhere.
+        LatencyError: If the network cannot be measured.
+        MissingDependencyError: If ONNX Runtime is not installed.
+    """
+    require_onnx()
+    traced = prepare(model, options.input_shape)
+    graph = traced.graph
+    levels = levels_of(graph, options.round_to, options.points)
+    # Taking turns, so that a slow minute of the machine does not hit one precision only.
+    todo = [
+        (kept, precision)
+        for kept in plans(graph, levels, options.points)
+        for precision in options.precisions
+    ]
+    samples = _continue(path, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [(sample["kept"], sample["precision"]) for sample in samples]
+    bench: Bench | None = None
+    progress(len(samples), len(todo))
+    for kept, precision in todo:
+        if (kept, precision) in known:
+            continue
+        bench = bench or Bench(traced, options.batch, options.input_shape)
+        samples.append(bench.sample(kept, precision))
+        complete = len(samples) == len(todo)
+        write_atomic(path, _compile(graph, options, samples, complete).to_json())
+        progress(len(samples), len(todo))
+    return CostTable.read(path)
+
+
+def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTable:
+    """Returns a table whose values are all missing, to be filled in elsewhere."""
+    graph = trace(model.eval(), torch.zeros(1, *options.input_shape)).graph
+    return CostTable(
+        quantity="latency",
+        unit="ms",
+        runtime=runtime,
+        batch=options.batch,
+        machine="fill in",
+        layers=_layer_tables(graph, options, []),
+        details={"form": True},
+    )
+
+
+def load_cost_models(
+    paths: Sequence[str | Path],
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    storage: StorageFormat | None = None,
+) -> dict[str, CostModel]:
+    """Reads tables as costs for budgets: ``{"latency": ..., "energy": ...}``.
+
+    Args:
+        paths: Tables of different quantities.
+        graph: The network.
+        decisions: What plans decide, in order.
+        storage: Bits of layers that no decision is about.
+
+    Raises:
+        CostTableError: If a table does not fit, or two are about the same quantity.
+    """
+    models: dict[str, CostModel] = {}
+    for path in paths:
+        table = CostTable.read(path)
+        if table.quantity in models:
+            raise CostTableError(
+                f"Expected one table per quantity, got two of {table.quantity}; {path} is the "
+                f"second."
+            )
+        models[table.quantity] = TableCost(table, graph, decisions, storage)
+    return models
+
+
+def runtime_name() -> str:
+    """Returns what measures, with its version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def machine_name() -> str:
+    """Returns the processor in words, and how many threads are used of it."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model na"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name} ({platform.machine()}), 1 thread"
+
+
+def _continue(path: Path, options: TableOptions) -> list[Sample]:
+    """Returns what an earlier run has measured."""
+    if not path.exists():
+        return []
+    table = CostTable.read(path)
+    if table.is_form:
+        raise CostTableError(
+            f"{path} is a form to fill in by hand (made by --template), which measuring does not "
+            f"continue. Choose another --out."
+        )
+    samples = table.details.get("samples")
+    made = {
+        "runtime": table.runtime, "machine": table.machine, "batch": table.batch,
+        **{key: table.details.get(key) for key in options.document()},
+    }  # fmt: skip
+    wanted = {
+        "runtime": runtime_name(), "machine": machine_name(), "batch": options.batch,
+        **options.document(),
+    }  # fmt: skip
+    differ = [f"{key} {made[key]!r} (now {wanted[key]!r})" for key in wanted
+              if json.dumps(made[key]) != json.dumps(wanted[key])]  # fmt: skip
+    if differ or not isinstance(samples, list):
+        raise CostTableError(
+            f"{path} was measured with {', '.join(differ) or 'another program'}: figures of "
+            f"different measurements do not add up. Choose another --out."
+        )
+    return samples
+
+
+# ---------------------------------------------------------------------- from samples to a table
+
+
+def _compile(
+    graph: LayerGraph, options: TableOptions, samples: Sequence[Sample], complete: bool
+) -> CostTable:
+    usual = _at_usual_speed(samples)
+    return CostTable(
+        quantity="latency",
+        unit="ms",
+        runtime=runtime_name(),
+        batch=options.batch,
+        machine=machine_name(),
+        layers=_layer_tables(graph, options, usual if complete else []),
+        constant=round(float(np.median([sample["empty"] for sample in usual])), 6),
+        details={**options.document(), "samples": list(samples)},
+    )
+
+
+def _layer_tables(
+    graph: LayerGraph, options: TableOptions, samples: Sequence[Sample]
+) -> dict[str, LayerTable]:
+    levels = levels_of(graph, options.round_to, options.points)
+    return {
+        layer.name: _layer_table(number, layer, levels, options, samples)
+        for number, layer in enumerate(measured_layers(graph))
+    }
+
+
+def _at_usual_speed(samples: Sequence[Sample]) -> list[Sample]:
+    """Returns the samples with slow moments of the machine taken out of their times.
+
+    The reference is always the same network, so its time tells how fast the machine was.
+    """
+    references: dict[str, list[float]] = {}
+    for sample in samples:
+        references.setdefault(sample["precision"], []).append(sample["reference"])
+    result = []
+    for sample in samples:
+        usual = float(np.quantile(references[sample["precision"]], QUANTILE))
+        factor = usual / sample["reference"]
+        layers = [time * factor for time in sample["layers"]]
+        result.append({**sample, "layers": layers, "empty": sample["empty"] * factor})
+    return result
+
+
+def _layer_table(
+    number: int,
+    layer: LayerSpec,
+    levels: Mapping[str, Sequence[int]],
+    options: TableOptions,
+    samples: Sequence[Sample],
+) -> LayerTable:
+    inputs = axis_points(layer.in_width, levels, options.points)
+    outputs = axis_points(layer.out_width, levels, options.points)
+    values = {}
+    for precision in options.precisions:
+        seen = [
+            (layer.in_width.at(s["kept"]), layer.out_width.at(s["kept"]), s["layers"][number])
+            for s in samples
+            if s["precision"] == precision
+        ]
+        values[precision] = _cells(seen, inputs, outputs).round(6)
+    kind, kernel, stride, depthwise, input_size = layer_shape(layer)
+    return LayerTable(
+        layer.name, kind, inputs, outputs, values, kernel, stride, depthwise, input_size
+    )
+
+
+def _cells(
+    seen: Sequence[tuple[float, float, float]], inputs: Sequence[int], outputs: Sequence[int]
+) -> Array:
+    """Returns the costs at each pair of widths that explain what was seen.
+
+    Least squares of bilinear interpolation, drawn a little to the surface
+    ``a + b in + c out + d in out``. A pair that networks had exactly gets about their mean, one
+    that none had (an axis shared by many groups) what its neighbours and the surface say.
+    """
+    shape = (len(inputs), len(outputs))
+    if not seen:
+        return np.full(shape, math.nan)
+    x, y, time = np.array(seen).T
+    weights, _ = nnls(_terms(x, y), time)
+    grid_in, grid_out = np.meshgrid(inputs, outputs, indexing="ij")
+    surface = _terms(grid_in.ravel(), grid_out.ravel()) @ weights
+    shares = interpolation_shares(x, inputs), interpolation_shares(y, outputs)
+    share = np.einsum("si,sj->sij", *shares).reshape(len(time), -1)
+    normal = share.T @ share + _PULL * np.eye(len(surface))
+    cells = surface + np.linalg.solve(normal, share.T @ (time - share @ surface))
+    result: Array = np.maximum(cells, 0.0).reshape(shape)
+    return result
+
+
+def _terms(inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> Array:
+    columns = (np.ones(len(inputs)), inputs, outputs, inputs * outputs)
+    terms: Array = np.stack(columns, axis=1).astype(np.float64)
+    return terms
+
+
+__all__ = [
+    "Bench", "LatencyError", "TableOptions", "empty_table", "load_cost_models", "measure_table",
+]  # fmt: skip

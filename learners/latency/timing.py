@@ -1,0 +1,152 @@
+"""Times an ONNX model as a whole, and tells what share of the time each of its layers takes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amc_compress.learners.latency.networks import LatencyError, marked_layer
+
+Array = npt.NDArray[np.float64]
+
+# Whatever else the machine does makes a call slower, never faster.
+QUANTILE = 0.2
+_WARM_UP = 5
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_LEAST_SHARE = 0.05  # of a microsecond, for a node faster than the profiler can see
+
+
+def open_model(model: Any, *, profile: Path | None = None) -> Any:
+    """Opens a model on one thread; with a path prefix, a run writes a profile there."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def empty_model(images: npt.NDArray[np.float32]) -> Any:
+    """Returns a model that hands back one number: what calling a session costs."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Shape", ["images"], ["logits"])],
+        "empty",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, images.shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.INT64, [images.ndim])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def time_together(
+    sessions: Sequence[Any], images: npt.NDArray[np.float32], seconds: float, least: int = 20
+) -> list[float]:
+    """Times sessions in turns.
+
+    Args:
+        sessions: Opened models.
+        images: What each is called with.
+        seconds: About how many processor seconds to measure.
+        least: Rounds, at least.
+
+    Returns:
+        Milliseconds per call of each: a low quantile of all rounds.
+    """
+    feed = {"images": images}
+    for session in sessions:
+        for _ in range(_WARM_UP):
+            session.run(None, feed)
+    samples: list[list[float]] = [[] for _ in sessions]
+    # Seconds of this process, so that a busy machine does not leave fewer rounds.
+    end = time.process_time() + seconds
+    rounds = 0
+    while rounds < least or time.process_time() < end:
+        rounds += 1
+        for session, times in zip(sessions, samples, strict=True):
+            session.run(None, feed)  # its own data back into the caches
+            start = time.perf_counter()
+            session.run(None, feed)
+            times.append(time.perf_counter() - start)
+    return [1000.0 * float(np.quantile(times, QUANTILE)) for times in samples]
+
+
+def layer_times(
+    model: Any, images: npt.NDArray[np.float32], total: float, n_layers: int, runs: int
+) -> Array:
+    """Splits the time of a network among its layers.
+
+    A layer has the time of its own node and of everything since the layer before it: activations,
+    sums, changes of layout, quantization; the last layer has everything behind it too. The
+    profiler makes every node slower by about the same time, which is taken off so that the layers
+    add up to ``total``.
+
+    Args:
+        model: A model with marked layers.
+        images: What it is called with.
+        total: Milliseconds that the layers add up to.
+        n_layers: How many there are.
+        runs: Calls under the profiler.
+
+    Returns:
+        Milliseconds of each layer, shape ``(n_layers,)``.
+
+    Raises:
+        LatencyError: If a layer does not show up in the profile.
+    """
+    nodes = _profile(model, images, runs)
+    durations = np.array([duration for _, _, duration in nodes])
+    excess = (durations.sum() - 1000.0 * total) / len(nodes)
+    shares = np.maximum(durations - max(excess, 0.0), _LEAST_SHARE)
+    shares *= total / shares.sum()
+    times = np.zeros(n_layers)
+    seen: list[int] = []
+    waiting = 0.0
+    for (name, operator, _), share in zip(nodes, shares.tolist(), strict=True):
+        waiting += share
+        number = marked_layer(name)
+        if number is not None and any(kind in operator for kind in _PRODUCTS):
+            times[number] += waiting
+            waiting = 0.0
+            seen.append(number)
+    if len(set(seen)) < n_layers:
+        raise LatencyError(
+            f"ONNX Runtime merged or removed {n_layers - len(set(seen))} of the {n_layers} layers; "
+            f"they cannot be measured one by one."
+        )
+    times[seen[-1]] += waiting
+    return times
+
+
+def _profile(
+    model: Any, images: npt.NDArray[np.float32], runs: int
+) -> list[tuple[str, str, float]]:
+    """Returns (name, operator, microseconds) of every node in the order they run."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_model(model, profile=Path(folder) / "profile")
+        for _ in range(_WARM_UP + runs):
+            session.run(None, {"images": images})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    order: dict[str, tuple[str, list[int]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            order.setdefault(name, (event["args"]["op_name"], []))[1].append(event["dur"])
+    # The profiler rounds down to whole microseconds; the mean of the faster half sees below that.
+    return [
+        (name, operator, 0.5 + float(np.mean(sorted(times[_WARM_UP:])[: max(runs // 2, 1)])))
+        for name, (operator, times) in order.items()
+    ]

@@ -1,0 +1,71 @@
+"""Which batch norm follows which layer, and nothing else in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from amc_compress.learners.layers.masked import Masked
+
+
+class ImageTracer(fx.Tracer):
+    """Traces a network as it is called with images alone: all other arguments have their defaults.
+
+    A proxy for a mask that is None by default would take the code to where there is a mask.
+    """
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Makes one placeholder; ``concrete_args`` is not read."""
+
+        def forward(root: nn.Module, images: fx.Proxy) -> Any:
+            return root_fn(root, images)
+
+        images = self.create_proxy("placeholder", "images", (), {})
+        return forward, [self.root, images]
+
+
+class _Tracer(ImageTracer):
+    """Sees masked and quantized layers as layers, not as what they compute."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Masked) or super().is_leaf_module(m, module_qualified_name)
+
+
+def following_norms(network: nn.Module) -> dict[str, str]:
+    """Returns convolution -> batch norm for all that read nothing but each other.
+
+    Networks that cannot be traced have none.
+    """
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:
+        # As in ``fusion_works``: whatever a forward does that tracing does not take.
+        return {}
+    modules = dict(network.named_modules())
+    targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+    found = {}
+    for node in graph.nodes:
+        follower = _only_user(node)
+        norm = _module(follower, modules)
+        if _module(node, modules) is None or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        assert follower is not None
+        first, second = str(node.target), str(follower.target)
+        if norm.running_mean is not None and targets.count(first) == targets.count(second) == 1:
+            found[first] = second
+    return found
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _module(node: fx.Node | None, modules: dict[str, nn.Module]) -> nn.Module | None:
+    if node is None or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    return modules.get(str(node.target))

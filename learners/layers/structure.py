@@ -1,0 +1,346 @@
+"""Builds compressed networks: folds norms, describes and rebuilds them, bakes the weights in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amc_compress.learners.layers.following_norms import ImageTracer, following_norms
+from amc_compress.learners.layers.masked import (
+    Masked,
+    SparseConv2d,
+    SparseLinear,
+    mask_of,
+    sparse_layer,
+    twin_of,
+)
+from amc_compress.learners.layers.quantized import (
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    quantized_layers,
+)
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_env.errors import InputDataError, PlanMismatchError
+from amc_env.graph import LayerGraph
+
+DESCRIPTION_VERSION = 1
+
+_QUANTIZABLE = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
+_FOLDABLE = (
+    *((kind, nn.BatchNorm2d) for kind in (nn.Conv2d, SparseConv2d)),
+    *((kind, nn.BatchNorm1d) for kind in (nn.Linear, SparseLinear)),
+)
+
+
+def foldable_norms(network: nn.Module) -> dict[str, str]:
+    """Returns norm -> convolution or linear layer that it directly follows.
+
+    Networks that ``torch.fx`` cannot trace have none, and keep their norms in float.
+    """
+    modules = dict(network.named_modules())
+    found = {}
+    for layer, norm in following_norms(network).items():
+        pair = (type(modules[layer]), type(modules[norm]))
+        if pair in _FOLDABLE:
+            found[norm] = layer
+    return found
+
+
+@torch.no_grad()
+def fold_norms(network: nn.Module, norms: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Folds batch norms into the layers before them, in place: ``W' = W g / sqrt(v + eps)``.
+
+    The norm becomes an ``nn.Identity``, the layer gains a bias. Equal to the network in ``eval``
+    mode up to rounding.
+
+    Args:
+        network: The network, changed.
+        norms: Norm -> layer; found by tracing if ``None``.
+
+    Returns:
+        What was folded: norm -> layer.
+    """
+    folded = dict(foldable_norms(network) if norms is None else norms)
+    for norm, layer in folded.items():
+        _fold(network.get_submodule(layer), network.get_submodule(norm))
+        replace_module(network, norm, nn.Identity())
+    return folded
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    shift = torch.zeros_like(factor)
+    if norm.affine:
+        factor, shift = factor * norm.weight, norm.bias.detach().clone()
+    before: Tensor | float = 0.0 if layer.bias is None else layer.bias
+    weight = layer.weight * factor.view(-1, *(1,) * (layer.weight.dim() - 1))
+    # New parameters, because the old ones may be shared with another layer.
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter((before - norm.running_mean) * factor + shift)
+
+
+def folded_copy(network: nn.Module, probe: Tensor) -> tuple[nn.Module, dict[str, str]]:
+    """Returns a copy with its norms folded, unless that changes its outputs, and what was folded.
+
+    A norm behind a linear layer may run over another axis than the layer's outputs, which only
+    running it can tell.
+
+    Args:
+        network: The network in ``eval`` mode.
+        probe: A few real images.
+    """
+    folded = copy.deepcopy(network)
+    norms = fold_norms(folded)
+    with torch.no_grad():
+        expected, found = network(probe), folded(probe)
+    scale = expected.abs().max().clamp(min=1e-6)
+    if bool(((found - expected).abs() <= 1e-3 * scale).all()):
+        return folded, norms
+    return copy.deepcopy(network), {}
+
+
+def quantizable_layers(
+    network: nn.Module, graph: LayerGraph, ignore: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the convolutions and linear layers that may be quantized, in network order.
+
+    Raises:
+        ValueError: If a name to ignore is that of no layer.
+    """
+    modules = dict(network.named_modules())
+    # What the example does not run has no inputs to measure ranges on.
+    layers = [x.name for x in graph.layers if x.kind in ("conv", "linear") and x.positions]
+
+    def within(layer: str, name: str) -> bool:
+        return layer == name or layer.startswith(f"{name}.")
+
+    for name in ignore:
+        if not any(within(x, name) for x in layers):
+            raise ValueError(f"Expected layers to ignore, got {name!r}; layers: {layers}.")
+    return tuple(
+        x
+        for x in layers
+        if type(modules.get(x)) in _QUANTIZABLE and not any(within(x, name) for name in ignore)
+    )
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module where the one of that qualified name was."""
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent) if parent else network, last, module)
+
+
+def quantize_layer(
+    layer: nn.Module, weights: Quantizer | None, inputs: Quantizer | None
+) -> QuantizedLayer:
+    """Returns the quantized twin of a convolution or linear layer; parameters are shared."""
+    if isinstance(layer, nn.Conv2d):
+        return QuantizedConv2d.of(layer, weights, inputs)
+    assert isinstance(layer, nn.Linear)
+    return QuantizedLinear.of(layer, weights, inputs)
+
+
+def quantize_layers(
+    network: nn.Module, quantizers: Mapping[str, tuple[Quantizer | None, Quantizer | None]]
+) -> nn.Module:
+    """Replaces layers by their quantized twins, in place; all parameters become trainable.
+
+    Args:
+        network: The folded network.
+        quantizers: Layer -> quantizers of its weights and of its input.
+    """
+    network.requires_grad_(True)
+    for name, (weights, inputs) in quantizers.items():
+        replace_module(network, name, quantize_layer(network.get_submodule(name), weights, inputs))
+    return network.eval()
+
+
+def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[str]) -> nn.Module:
+    """Returns a folded copy of a float network with the original's module names.
+
+    Args:
+        network: The network, sliced for example; norms folded already are skipped.
+        norms: What was folded in the original: norm -> layer.
+        layers: What will be quantized.
+
+    Raises:
+        PlanMismatchError: If a layer is missing, or quantized already.
+    """
+    modules = dict(network.named_modules())
+    for name in layers:
+        if type(modules.get(name)) not in _QUANTIZABLE:
+            raise PlanMismatchError(
+                f"Expected a float convolution or linear layer {name!r} as in the original "
+                f"network, got {type(modules.get(name)).__name__}."
+            )
+    folded = copy.deepcopy(network).eval()
+    fold_norms(folded, {n: x for n, x in norms.items() if isinstance(modules.get(n), _BatchNorm)})
+    return folded
+
+
+def same_state(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have equal parameters and buffers."""
+    state, expected = network.state_dict(), other.state_dict()
+    return state.keys() == expected.keys() and all(
+        torch.equal(value, expected[key]) for key, value in state.items()
+    )
+
+
+def describe(network: nn.Module) -> dict[str, Any]:
+    """Returns plain JSON values from which :func:`rebuild` makes the same modules."""
+    layers = {}
+    for name, layer in quantized_layers(network).items():
+        weights, inputs = layer.weight_quantizer, layer.input_quantizer
+        layers[name] = {
+            "weight": None if weights is None else weights.describe(),
+            "input": None if inputs is None else inputs.describe(),
+            "bias": layer.bias is not None,
+        }
+    identities = [name for name, m in network.named_modules() if type(m) is nn.Identity]
+    described = {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
+    # Under all its names, where one layer is used in several places.
+    modules = network.named_modules(remove_duplicate=False)
+    masked = {n: _has_bias(m) for n, m in modules if mask_of(m) is not None}
+    if masked:
+        described["masked"] = masked
+    return described
+
+
+def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Module:
+    """Builds the modules that :func:`describe` saw; values come by ``load_state_dict``.
+
+    Masks are values too: until they come, all weights count.
+
+    Args:
+        float_network: The network before masking, folding and quantizing, sliced already if the
+            described one was; it is copied.
+        description: What :func:`describe` returned.
+
+    Raises:
+        InputDataError: If the description is of another network or version.
+    """
+    if description.get("version") != DESCRIPTION_VERSION:
+        raise InputDataError(
+            f"Expected a description of version {DESCRIPTION_VERSION}, got "
+            f"{description.get('version')!r}; write it again with this release."
+        )
+    network = copy.deepcopy(float_network).eval()
+    masked: dict[nn.Module, nn.Module] = {}
+    for name, has_bias in description.get("masked", {}).items():
+        layer = _described_layer(network, name, has_bias)
+        if layer not in masked:
+            masked[layer] = sparse_layer(layer, torch.ones_like(layer.weight, dtype=torch.bool))
+        network = _with_module(network, name, masked[layer])
+    modules = dict(network.named_modules())
+    for name, entry in description["layers"].items():
+        layer = _described_layer(network, name, entry["bias"])
+        weights, inputs = (
+            None if part is None else Quantizer.from_description(part)
+            for part in (entry["weight"], entry["input"])
+        )
+        network = _with_module(network, name, quantize_layer(layer, weights, inputs))
+    for name in description["identities"]:
+        if isinstance(modules.get(name), _BatchNorm):
+            replace_module(network, name, nn.Identity())
+    return network
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return isinstance(layer.bias, Tensor)
+
+
+def _described_layer(network: nn.Module, name: str, has_bias: bool) -> nn.Conv2d | nn.Linear:
+    """Returns a layer of the float network, with the bias that it got from a folded norm."""
+    layer = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise InputDataError(
+            f"Expected a convolution or linear layer {name!r} as described, got "
+            f"{type(layer).__name__}; rebuild from the network that was compressed."
+        )
+    if has_bias and layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
+    return layer
+
+
+def _with_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Puts a module in the place of one in the network, or of the network itself."""
+    if name == "":
+        return module
+    replace_module(network, name, module)
+    return network
+
+
+@torch.no_grad()
+def bake(network: nn.Module) -> nn.Module:
+    """Returns a copy with plain layers that hold their weights as used, in ``eval`` mode.
+
+    Quantized weights are the numbers that they stand for, masked ones are zeros. A layer with a
+    quantized input becomes ``nn.Sequential(quantizer, layer)``. Outputs equal those of ``network``
+    in ``eval`` mode exactly.
+    """
+    baked = copy.deepcopy(network).eval()
+    layers = {n: m for n, m in baked.named_modules(remove_duplicate=False) if isinstance(m, Masked)}
+    plain = {layer: _bake_layer(layer) for layer in layers.values()}  # one that is used twice: once
+    for name, layer in layers.items():
+        baked = _with_module(baked, name, plain[layer])
+    return baked
+
+
+def _bake_layer(layer: Masked) -> nn.Module:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    kind: type[nn.Conv2d] | type[nn.Linear] = (
+        nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    )
+    plain = twin_of(kind, layer)
+    for unused in ("weight_quantizer", "input_quantizer"):  # there if they are None
+        plain.__dict__.pop(unused, None)
+    quantizer = None
+    weight = layer.masked_weight()
+    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        weight, quantizer = layer.quantized_weight(), layer.input_quantizer
+    plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
+
+
+def without_identities(network: nn.Module) -> nn.Module:
+    """Returns the network as a graph in which no ``nn.Identity`` separates what can be fused.
+
+    Modules are shared with ``network``, which is returned itself where it cannot be traced.
+    """
+    try:
+        traced = fx.GraphModule(network, ImageTracer().trace(network))
+    except Exception:
+        # As in ``following_norms``: whatever a forward does that tracing does not take.
+        return network
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """Returns the weights of a layer, and which of them count (``None`` if all do)."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.detach(), mask_of(layer)
+
+
+def same_weights(network: nn.Module, other: nn.Module, name: str) -> bool:
+    """Whether a layer has the same weights in two networks, and the same of them count."""
+    (weight, mask), (expected, kept) = layer_weights(network, name), layer_weights(other, name)
+    if mask is None or kept is None:
+        return mask is kept and torch.equal(weight, expected)
+    return torch.equal(mask, kept) and torch.equal(weight, expected)

@@ -1,0 +1,153 @@
+"""PyTorch's own bfloat16 operators on a processor, proved for each shape like any fast kernel.
+
+They are the same oneDNN kernels that fused convolutions use. An operator that fails its trial
+computes in float32 and rounds its result: the types in the network stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from amc_compress.learners.numerics.kernel_proof import (
+    normal_values,
+    proved,
+    random_like,
+    right_twice,
+    tiled_like,
+)
+
+_BATCHED: set[Callable[..., Any]] = {
+    torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+    torch.conv_transpose3d, F.linear,
+}  # fmt: skip
+_PRODUCTS: set[Callable[..., Any]] = {
+    torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.Tensor.matmul,
+    torch.Tensor.mm, torch.Tensor.bmm, torch.Tensor.__matmul__,
+}  # fmt: skip
+PROVED: frozenset[Callable[..., Any]] = frozenset(_BATCHED | _PRODUCTS)
+"""Operators that are tried. Recurrent layers and fused attention are not among them."""
+
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+class ProvedOperators(TorchFunctionMode):
+    """Within it every operator of :data:`PROVED` on a processor is proved for its shapes.
+
+    Enter it with ``torch.autocast("cpu", torch.bfloat16)``: that is what the operators are tried
+    under, forwards and, where gradients are asked for, backwards.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Calls ``func``, in float32 if it is not proved."""
+        kwargs = kwargs or {}
+        if func not in PROVED:
+            return func(*args, **kwargs)
+        return run_proved(func, args, kwargs)
+
+
+def run_proved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Calls an operator in bfloat16 if that is proved for these shapes, else in float32.
+
+    Args:
+        func: One of :data:`PROVED`.
+        args: What it takes: tensors, numbers and lists of numbers.
+        kwargs: The same by name.
+    """
+    grad = torch.is_grad_enabled()
+    # All that decides, in one pass: this runs before every operator of every network.
+    facts = [
+        (v.shape, v.stride(), v.dtype, v.is_cpu, grad and v.requires_grad)
+        if isinstance(v, Tensor)
+        else (tuple(v) if isinstance(v, list) else v)
+        for v in (*args, *kwargs.values())
+    ]
+    rounds = torch.is_autocast_enabled("cpu")
+    key = (func, tuple(kwargs), tuple(facts), rounds)
+    if proved(key, lambda: _is_right(func, args, kwargs, rounds=rounds)):
+        return func(*args, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        exact = func(*map(_float, args), **{name: _float(v) for name, v in kwargs.items()})
+    return exact.to(torch.bfloat16)
+
+
+def _is_right(
+    func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any], *, rounds: bool
+) -> bool:
+    """Whether the operator may run as it is: it has nothing to round here, or passes its trial."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not all(t.is_cpu and t.dtype in _FLOATS and t.numel() for t in tensors):
+        return True
+    if not rounds and all(t.dtype == torch.float32 for t in tensors):
+        return True
+    # One flag per tensor: which gradients are computed decides which kernels run.
+    grad = torch.is_grad_enabled()
+    return _trial(func, args, kwargs, [grad and t.requires_grad for t in tensors])
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def _trial(
+    func: Callable[..., Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    learns: Sequence[bool],
+) -> bool:
+    """Tries an operator on random values of the arguments' shapes."""
+    names = list(kwargs)
+    values = [*args, *kwargs.values()]
+    short = list(values)
+    # Gradients of weights are sums over all images, so all of them count.
+    tiles = func in _BATCHED and not any(learns) and len(args) > 0
+    # Weights of a convolution have as many axes as a batch of images.
+    axes = max(value.dim() for value in values if isinstance(value, Tensor))
+    batched = 2 if func is F.linear else axes
+    for index, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            continue
+        if index == 0 and tiles and value.dim() >= batched:
+            values[0], short[0] = tiled_like(value, torch.bfloat16, index)
+        else:
+            values[index] = random_like(value, torch.bfloat16, index)
+            short[index] = values[index].float()
+
+    def outcome(given: Sequence[Any]) -> list[Tensor]:
+        leaves = [v.detach() if isinstance(v, Tensor) else v for v in given]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        wanted = [t.requires_grad_() for t, needed in zip(tensors, learns, strict=True) if needed]
+        n = len(given) - len(names)
+        result = func(*leaves[:n], **dict(zip(names, leaves[n:], strict=True)))
+        if not wanted:
+            return [result]
+        weight = normal_values(result.numel(), len(given)).view(result.shape).to(torch.bfloat16)
+        gradients = torch.autograd.grad(result, wanted, weight.to(result.dtype))
+        return [result.detach(), *gradients]
+
+    with torch.autocast("cpu", enabled=False):
+        expected = outcome(short)
+
+    def run() -> list[Tensor]:
+        # Without its cache: that of the surrounding context would keep the trial's weights.
+        nested = torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", torch.bfloat16, enabled=nested, cache_enabled=False):
+            return outcome(values)
+
+    # Results are bfloat16; gradients and inputs may be float32.
+    sizes = [v.numel() * v.element_size() for v in values if isinstance(v, Tensor)]
+    sizes += [e.numel() * size for e in expected for size in (2, 4)]
+    if isinstance(args[0] if args else None, Tensor) and tiles:
+        sizes.append(2 * expected[0][0].numel() * args[0].shape[0])
+    return right_twice(run, expected, torch.bfloat16, sizes)

@@ -1,0 +1,5 @@
+"""Quantization by learned codebooks."""
+
+from amc_compress.learners.quantization.codebook.learner import CodebookQuantization
+
+__all__ = ["CodebookQuantization"]

@@ -1,0 +1,165 @@
+"""Uniform quantization of weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.base import Batches
+from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.quantization.calibration import Observation
+from amc_compress.learners.quantization.inputs import input_quantizer
+from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.quantization.uniform.quantizer import (
+    UniformQuantizer,
+    affine_parameters,
+    integer_range,
+    split_buckets,
+)
+from amc_compress.learners.quantization.uniform.ranges import check_rule, clipping_ranges
+from amc_env.costs.storage import StorageFormat
+
+
+class UniformQuantization(QuantizationLearner):
+    """Equally spaced values for weights and activations; a plan holds bits per layer.
+
+    Args:
+        model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
+        example_input: One batch as the network takes it.
+        calibration: Batches for ranges.
+        validation: Batches to judge candidates on.
+        symmetric: Whether weights are signed with zero point 0 (what integer kernels are fast
+            at), or affine.
+        weight_range: Name in ``RANGE_RULES``: how the range of weights is found.
+        learned_steps: Whether :meth:`finetune` trains the scales of weights and activations too
+            (LSQ, Esser et al. 2020); the weights' scales then start at ``2 <|w|> / sqrt(Q_p)``
+            if ``weight_range`` is ``"lsq"``.
+        **options: Everything else.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        *,
+        symmetric: bool = True,
+        weight_range: str = "mse",
+        learned_steps: bool = False,
+        **options: Any,
+    ) -> None:
+        if weight_range != "lsq":
+            check_rule(weight_range)
+        self.symmetric = symmetric
+        self.weight_range = weight_range
+        self.learned_steps = learned_steps
+        super().__init__(model, example_input, calibration, validation, **options)
+
+    def _make_weight_quantizer(
+        self, name: str, weight: Tensor, mask: Tensor | None, bits: int
+    ) -> Quantizer:
+        scale, zero = weight_scales(
+            weight,
+            bits,
+            self.weight_range,
+            symmetric=self.symmetric,
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            name=f"the weights of layer {name!r}",
+            mask=mask,
+        )
+        # LSQ divides by the root of the numbers that share a scale; masked ones have no part in it.
+        numbers = None if mask is None else max(1, int(mask.sum()) // scale.numel())
+        return UniformQuantizer(
+            bits,
+            scale,
+            zero,
+            symmetric=self.symmetric,
+            granularity=self.granularity,
+            bucket_size=self.bucket_size,
+            learned=self.learned_steps,
+            numbers=numbers,
+        )
+
+    def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
+        return input_quantizer(
+            seen.inputs[name], bits, self.activation_range, name, learned=self.learned_steps
+        )
+
+    def _stored_form(self) -> StorageFormat:
+        # A file stores zero points as one byte: they are at most 255.
+        return replace(super()._stored_form(), bytes_per_bucket=4.0 if self.symmetric else 5.0)
+
+
+def weight_scales(
+    weight: Tensor,
+    bits: int,
+    rule: str,
+    *,
+    symmetric: bool,
+    granularity: str,
+    bucket_size: int,
+    name: str = "the weights",
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns scale and zero point of every bucket of a layer's weights.
+
+    Args:
+        weight: Weights, shape (out, in, ...).
+        bits: Bits per weight.
+        rule: Name in ``RANGE_RULES``, or ``"lsq"``: ``2 <|w|> / sqrt(Q_p)`` (Esser et al. 2020).
+        symmetric: Whether the zero point is 0.
+        granularity: What shares a scale.
+        bucket_size: Weights per bucket of ``"split"``.
+        name: What to call the weights in messages.
+        mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
+            if ``None``.
+
+    Raises:
+        InputDataError: If a weight is NaN or infinite.
+    """
+    rows = _rows(weight, granularity, bucket_size)
+    kept = None if mask is None else _rows(mask.to(rows), granularity, bucket_size)
+    if kept is not None:
+        # Every range holds 0 exactly, so zeros change no extreme and no error.
+        rows = rows * kept
+    if rule == "lsq":
+        steps = integer_range(bits, symmetric)[1]
+        count = rows.shape[1] if kept is None else kept.sum(1).clamp(min=1)
+        scale = 2 * rows.abs().sum(1) / count / torch.tensor(float(steps)).sqrt()
+        high = scale * steps / (1 if symmetric else 2)
+        return affine_parameters(-high, high, bits, symmetric)
+    if rule == "percentile" and kept is not None:
+        low, high = _percentiles_of_kept(rows, kept > 0, bits, symmetric, name)
+    else:
+        found = clipping_ranges(rows, [bits], rule, symmetric=symmetric, name=name)
+        low, high = (ends[0] for ends in found)
+    return affine_parameters(low, high, bits, symmetric)
+
+
+def _rows(weight: Tensor, granularity: str, bucket_size: int) -> Tensor:
+    if granularity == "split":
+        return split_buckets(weight, bucket_size)
+    return weight.reshape(weight.shape[0] if granularity == "channel" else 1, -1)
+
+
+def _percentiles_of_kept(
+    rows: Tensor, kept: Tensor, bits: int, symmetric: bool, name: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the ends of the ranges; zeros would move a percentile, so they are left out."""
+    ends = rows.new_zeros(2, rows.shape[0])
+    for index, (row, counted) in enumerate(zip(rows, kept, strict=True)):
+        if bool(counted.any()):
+            numbers = row[counted][None]
+            low, high = clipping_ranges(
+                numbers, [bits], "percentile", symmetric=symmetric, name=name
+            )
+            ends[:, index] = torch.stack([low[0, 0], high[0, 0]])
+    return ends[0], ends[1]

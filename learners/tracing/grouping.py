@@ -1,0 +1,213 @@
+"""From tied labels to channel groups, slots and a layer graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.tracing.labels.label_rules import LabelMode
+from amc_compress.learners.tracing.labels.labels import varies
+from amc_compress.learners.tracing.layer_facts import LayerFacts
+from amc_compress.learners.tracing.slots import Slot, layer_name
+from amc_env.graph import ChannelGroup, LayerGraph
+
+_TIED_TOGETHER = "all its channels are tied together"
+
+
+@dataclass
+class Grouping:
+    """Groups and everything that surgery needs to cut them.
+
+    Args:
+        graph: The facts for the environment.
+        slots: All axes that some group controls.
+        first_unit: Group name -> index of its first unit in the table of units.
+        unit_of_label: Unit of every label, 0 for none, shape ``(n_labels,)``.
+        n_units: Length of the table of units.
+        norms: Modules that normalise -> the unit of each of their channels.
+    """
+
+    graph: LayerGraph
+    slots: list[Slot]
+    first_unit: dict[str, int]
+    unit_of_label: Tensor
+    n_units: int
+    norms: dict[str, Tensor]
+
+
+class Grouper:
+    """Builds groups from what a run under :class:`LabelMode` has tied.
+
+    Args:
+        model: The network that ran.
+        mode: The mode that watched it.
+        batch: Batch size of the run.
+        unseen: Layers that never ran -> what is said about them.
+    """
+
+    def __init__(
+        self, model: nn.Module, mode: LabelMode, batch: int, unseen: Mapping[str, str]
+    ) -> None:
+        self.mode = mode
+        self.unseen = unseen
+        self.table = mode.table
+        self.batch = batch
+        self.tensors: dict[str, Tensor] = {
+            **dict(model.named_parameters()),
+            **dict(model.named_buffers()),
+        }
+        self.model = model
+        self.order = self._layer_order()
+        self.usual = self._layer_order(training=False)  # run outside of training, too
+
+    def _layer_order(self, training: bool = True) -> dict[str, None]:
+        order: dict[str, None] = {}
+        for call in self.mode.calls:
+            if call.weight is not None and (training or not call.training):
+                order.setdefault(self.mode.parameters[id(call.weight)])
+        return order
+
+    # ------------------------------------------------------------------ slots
+
+    def build(self, rejected: Mapping[int, str]) -> Grouping:
+        """Returns the grouping.
+
+        Args:
+            rejected: Label -> reason, for classes that must not be cut.
+        """
+        for label, reason in rejected.items():
+            self.table.freeze(torch.tensor([label]), reason)
+        slots = self._slots()
+        members = self._members(slots)
+        roots = self.table.roots()
+        units = torch.zeros(len(self.table), dtype=torch.int64)
+        first_unit: dict[str, int] = {}
+        groups: list[ChannelGroup] = []
+        n_units = 1
+        for name, classes, signature in members:
+            first_unit[name] = n_units
+            units[classes] = torch.arange(n_units, n_units + len(classes))
+            n_units += len(classes)
+            groups.append(self._group(name, len(classes), signature, slots))
+        unit_of_label = units[roots]
+        for slot in slots:
+            slot.units = unit_of_label[slot.units]
+        facts = LayerFacts(
+            self.model, self.mode, self.batch, groups, unit_of_label, set(self.usual)
+        )
+        inseparable = facts.inseparable_labels()
+        if len(inseparable):
+            return self.build(dict.fromkeys(inseparable, "it shapes a matrix product in two ways"))
+        graph = facts.graph(slots, self._frozen())
+        kept = [slot for slot in slots if bool(slot.units.any())]
+        norms = {name: unit_of_label[ids] for name, ids in self.mode.norm_channels.items()}
+        norms = {name: channels for name, channels in norms.items() if bool(channels.any())}
+        return Grouping(graph, kept, first_unit, unit_of_label, n_units, norms)
+
+    def _slots(self) -> list[Slot]:
+        slots: list[Slot] = []
+        for name in self.order:
+            key = id(self.tensors[name])
+            rows, columns = self.mode.axis_labels.get(key, (None, None))
+            if rows is None or columns is None:
+                continue
+            if name not in self.usual and len(columns) > 1:
+                # Its parameters count, its work does not: that takes at most one width.
+                self.table.freeze(rows, "it runs in training only")
+            if key in self.mode.parameter_labels:
+                reason = "its weight is used outside its layer"
+                for labels in (rows, columns, self.mode.parameter_labels[key]):
+                    self.table.freeze(labels, reason)
+            slots.append(Slot(name, 0, "producer", rows))
+            slots.append(Slot(name, 1, "consumer", columns))
+        biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
+        for name, tensor in self.tensors.items():
+            known = self.mode.parameter_labels.get(id(tensor))
+            if known is None or id(tensor) in self.mode.axis_labels:
+                continue
+            role = "producer" if id(tensor) in biases else "per_channel"
+            axis = self._channel_axis(name, known)
+            if axis is not None:
+                slots.append(Slot(name, axis, role, known.movedim(axis, 0).flatten(1)[:, 0]
+                                  if known.dim() > 1 else known))  # fmt: skip
+        return slots
+
+    def _channel_axis(self, name: str, labels: Tensor) -> int | None:
+        """Returns the only axis along which the classes of a parameter differ."""
+        roots = torch.tensor([self.table.find(x) for x in labels.flatten().tolist()])
+        roots = roots.view(labels.shape)
+        if labels.dim() == 1:
+            return 0
+        axes = [axis for axis in range(labels.dim()) if varies(roots, axis)]
+        if len(axes) == 1:
+            return axes[0]
+        self.table.freeze(labels, f"the parameter {name} mixes channels")
+        return None
+
+    # ------------------------------------------------------------------ groups
+
+    def _members(self, slots: Sequence[Slot]) -> list[tuple[str, Tensor, tuple[int, ...]]]:
+        """Returns ``(name, classes, slot indices)`` per group, in network order."""
+        roots = self.table.roots()
+        occurrences: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        produced: dict[int, None] = {}
+        for index, slot in enumerate(slots):
+            is_layer = (
+                slot.role == "producer" and id(self.tensors[slot.name]) in self.mode.axis_labels
+            )
+            for root in roots[slot.units].tolist():
+                if root:
+                    occurrences[root][index] += 1
+                    if is_layer:
+                        produced.setdefault(root)
+        by_signature: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+        for root in produced:  # ordered by first producer, then coordinate
+            by_signature[tuple(sorted(occurrences[root].items()))].append(root)
+        for root in occurrences.keys() - produced.keys():
+            self.table.freeze(torch.tensor([root]), "no layer produces it")
+        members, names = [], set[str]()
+        for signature, classes in by_signature.items():
+            if len(classes) == 1:
+                self.table.freeze(torch.tensor(classes), _TIED_TOGETHER)
+                continue
+            base = layer_name(slots[signature[0][0]].name)
+            name, copy = base, 1
+            while name in names:
+                copy += 1
+                name = f"{base}#{copy}"
+            names.add(name)
+            members.append((name, torch.tensor(classes), tuple(index for index, _ in signature)))
+        return members
+
+    def _group(
+        self, name: str, size: int, signature: Sequence[int], slots: Sequence[Slot]
+    ) -> ChannelGroup:
+        def layers(axis: int) -> tuple[str, ...]:
+            return tuple(
+                layer_name(slots[i].name)
+                for i in signature
+                if slots[i].axis == axis and slots[i].name in self.usual
+            )
+
+        return ChannelGroup(name, size, layers(0), layers(1))
+
+    def _frozen(self) -> dict[str, str]:
+        frozen: dict[str, str] = {}
+        for name in self.order:
+            layer = layer_name(name)
+            axes = self.mode.axis_labels.get(id(self.tensors[name]))
+            reason = None if axes is None else self.table.first_reason(axes[0].tolist())
+            if axes is None:
+                reason = "its weight is not understood"
+            if reason is not None:
+                frozen.setdefault(layer, reason)
+        for call in self.mode.calls:
+            if call.operation:
+                frozen.setdefault(call.module, f"the cost of its {call.operation} is fixed")
+            elif call.weight is None and not call.factors:
+                frozen.setdefault(call.module, "its weight is computed")
+        return {**self.unseen, **frozen}

@@ -1,0 +1,1 @@
+"""Labels: which coordinates of a network's tensors can only be cut together."""

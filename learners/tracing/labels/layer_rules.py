@@ -1,0 +1,178 @@
+"""How labels pass through layers with weights and through products of activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc_compress.learners.tracing.labels.label_state import Call
+from amc_compress.learners.tracing.labels.labels import varies
+from amc_compress.learners.tracing.labels.movement_rules import MovementRules
+
+
+class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
+    """Rules for convolutions, linear layers, matrix products and attention."""
+
+    def _op_convolution(
+        self, source: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+        dilation: Any, transposed: bool, output_padding: Any, groups: int, *, out: Tensor,
+    ) -> None:  # fmt: skip
+        pixels = (source if transposed else out)[0, 0].numel()
+        self.calls.append(
+            Call(
+                weight if self.is_parameter(weight) else None, self.modules[-1],
+                tuple(weight.shape),
+                tuple(weight.shape[2:]), tuple(stride), groups, pixels * source.shape[0],
+                bias if self.is_parameter(bias) and not transposed else None,
+                tuple(source.shape[2:]),
+            )
+        )  # fmt: skip
+        if transposed or not self.is_parameter(weight):
+            reason = "it meets a " + ("transposed" if transposed else "computed") + " weight"
+            if self.is_parameter(weight):
+                self._freeze_weight(weight, reason)
+            self._freeze_all([x for x in (source, weight, bias) if x is not None], reason)
+            return
+        rows, columns = self._axes(weight)
+        labels = self.label(source)
+        inputs = None if labels is None else self.table.tie_axis(labels, 1)
+        self._tie_convolution(weight, rows, columns, inputs, groups)
+        self._tie_bias(bias, rows)
+        self.set_label(out, rows.view(-1, *[1] * (out.dim() - 2)).expand(out.shape))
+
+    def _tie_convolution(
+        self, weight: Tensor, rows: Tensor, columns: Tensor, inputs: Tensor | None, groups: int
+    ) -> None:
+        depthwise = groups > 1 and weight.shape[1] == 1
+        if inputs is None:
+            reason = "it reads data of fixed width"
+            self.table.freeze(rows if depthwise else columns, reason)
+        elif depthwise:
+            self.table.tie(rows, inputs.repeat_interleave(len(rows) // groups))
+        else:
+            self.table.tie(inputs.view(groups, -1), columns)
+        if groups > 1 and not depthwise:
+            # The same position in every group, so that all groups stay equally wide.
+            by_group = rows.view(groups, -1)
+            self.table.tie(by_group[:1], by_group)
+
+    def _tie_bias(self, bias: Tensor | None, rows: Tensor) -> None:
+        labels = None if bias is None else self.label(bias)
+        if labels is not None:
+            self.table.tie(labels, rows)
+        elif bias is not None:
+            self.table.freeze(rows, "its bias is computed")
+
+    def _op_addmm(
+        self, bias: Tensor, first: Tensor, second: Tensor, *, out: Tensor, **_: Any
+    ) -> None:
+        self._op_mm(first, second, out=out, bias=bias)
+
+    def _op_mm(
+        self, first: Tensor, second: Tensor, *, out: Tensor, bias: Tensor | None = None
+    ) -> None:
+        weight = self._transposed.get(id(second))
+        if weight is None:
+            self._product(first, second, out)
+            if bias is not None:
+                self._pointwise((bias, out), {}, out)
+            return
+        self.calls.append(
+            Call(weight, self.modules[-1], tuple(weight.shape), positions=first.shape[0],
+                 bias=bias if self.is_parameter(bias) else None)
+        )  # fmt: skip
+        rows, columns = self._axes(weight)
+        labels = self.label(first)
+        if labels is None:
+            self.table.freeze(columns, "it reads data of fixed width")
+        else:
+            self.table.tie(self.table.tie_axis(labels, 1), columns)
+        self._tie_bias(bias, rows)
+        self.set_label(out, rows.view(1, -1).expand(out.shape))
+
+    def _op_bmm(self, first: Tensor, second: Tensor, *, out: Tensor) -> None:
+        self._product(first, second, out)
+
+    def _op_baddbmm(
+        self, bias: Tensor, first: Tensor, second: Tensor, *, out: Tensor, **_: Any
+    ) -> None:
+        self._product(first, second, out)
+        self._pointwise((bias, out), {}, out)
+
+    # ------------------------------------------------------------------ products of activations
+
+    def _activation_label(self, tensor: Tensor) -> Tensor | None:
+        """Labels of an activation; a raw parameter in a product is of fixed width."""
+        if id(tensor) in self._transposed or id(tensor) in self.parameters:
+            self._freeze_all([tensor], "its weight is used in a bare matrix product")
+            return None
+        return self.label(tensor)
+
+    def _product(self, first: Tensor, second: Tensor, out: Tensor) -> None:
+        a, b = self._activation_label(first), self._activation_label(second)
+        if first.dim() == 2:
+            a = None if a is None else a.unsqueeze(0)
+            b = None if b is None else b.unsqueeze(0)
+        rows, inner = first.shape[-2:]
+        columns = second.shape[-1]
+        batch = first.shape[0] if first.dim() == 3 else 1
+        result = self._contract(a, b, (batch, rows, inner, columns))
+        if result is not None:
+            self.set_label(out, result.view(out.shape) if first.dim() == 2 else result)
+
+    def _contract(
+        self, a: Tensor | None, b: Tensor | None, shape: tuple[int, int, int, int]
+    ) -> Tensor | None:
+        """Labels of ``einsum('zik,zkj->zij', a, b)``; notes what the product costs."""
+        batch, rows, _, columns = shape
+        either = a if a is not None else b
+        axes = (
+            None if either is None else either[:, 0, 0],
+            None if a is None else a[0, :, 0],
+            None if a is None else a[0, 0, :],
+            None if b is None else b[0, 0, :],
+        )
+        self.calls.append(Call(None, self.modules[-1], shape, factors=axes))
+        if either is None:
+            return None
+        if a is None or b is None:
+            inner_axis = 2 if b is None else 1
+            if varies(either, inner_axis) or varies(either, 0):
+                self.table.freeze(either, "it is multiplied with a matrix of fixed size")
+            one = either.narrow(inner_axis, 0, 1)
+            return one.expand(batch, rows, columns)
+        left, right = a[:, :, :1], b[:, :1, :]
+        self.table.tie(left, a)
+        self.table.tie(right, b)
+        self.table.tie(left, right)
+        return left.expand(batch, rows, columns)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, out: Any) -> None:
+        shape = query.shape[:-2]
+        q, k, v = (
+            None if labels is None else labels.reshape(-1, *labels.shape[-2:])
+            for labels in (
+                self._activation_label(query),
+                self._shared_heads(key, shape),
+                self._shared_heads(value, shape),
+            )
+        )
+        tokens, inner = query.shape[-2:]
+        memory, width = value.shape[-2:]
+        heads = shape.numel()
+        transposed = None if k is None else k.transpose(1, 2)
+        scores = self._contract(q, transposed, (heads, tokens, inner, memory))
+        if scores is not None and varies(scores, 2):
+            self.table.freeze(scores, "a softmax runs over it")
+        result = self._contract(scores, v, (heads, tokens, memory, width))
+        if result is not None:
+            self.set_label(out[0], result.reshape(*shape, tokens, width))
+
+    def _shared_heads(self, tensor: Tensor, shape: torch.Size) -> Tensor | None:
+        """Labels of keys or values, one per head of the query: several may share a key."""
+        labels = self._activation_label(tensor)
+        if labels is None or labels.shape[:-2] == shape:
+            return labels
+        return labels.repeat_interleave(shape[-1] // labels.shape[-3], dim=-3)

@@ -1,0 +1,264 @@
+"""Finds the ways through a network: both modes, both sides of its branches, other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.tracing.cases import Case, Path, follow, parameter_storages
+
+# Runs that look for further paths in each mode; the forwards of one proof are many more.
+_MAX_RUNS = 32
+# Paths on which every group proves itself alone; on further ones all groups do so together.
+_MAX_ALONE = 6
+_MANY = 16  # random inputs, of which some get through any rectifier
+# Answers tried in place of an integer read from data, such as the number of an expert.
+_MAX_INTEGER = 8
+# Larger and smaller by a part of the side, or the double and the half: (numerator, steps).
+_LARGER, _SMALLER = ((1, 2), (1, 1), (4, 4)), ((-1, -2), (-1, -1), (-2, -2))
+
+
+@dataclass
+class Probes:
+    """The cases in which a network is traced and proved.
+
+    Args:
+        example: The usual one: its work is what costs count.
+        paths: Further ones that run other code than the example: labels follow all of them.
+        alone: Where every group proves itself alone.
+        together: Where all groups prove themselves together.
+        wide: Many random inputs, for a group that no output of the others depends on.
+        unseen: Parameters that no case reads.
+        modules: Modules that ran in some case.
+    """
+
+    example: Case
+    paths: list[Case] = field(default_factory=list)
+    alone: list[Case] = field(default_factory=list)
+    together: list[Case] = field(default_factory=list)
+    wide: list[Case] = field(default_factory=list)
+    unseen: tuple[str, ...] = ()
+    modules: frozenset[str] = frozenset()
+
+    @property
+    def labelled(self) -> list[Case]:
+        """Cases that labels follow, the one that costs count first."""
+        return [self.example, *self.paths]
+
+
+def find_probes(
+    model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
+) -> Probes:
+    """Looks for the ways through a network.
+
+    Args:
+        model: A network in evaluation mode; it stays as it is.
+        arguments: Inputs on which it runs.
+        generator: Source of random inputs.
+    """
+    return _Search(model, arguments, generator).probes()
+
+
+class _Search:
+    def __init__(
+        self, model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
+    ) -> None:
+        self.model = model
+        self.generator = generator
+        self.names = parameter_storages(model)
+        self.seen: set[tuple[int, bool]] = set()  # keys of paths, by mode
+        self.touched: set[str] = set()
+        self.modules: set[str] = set()
+        self.has_decisions = False
+        self.found = Probes(Case(arguments))
+
+    def probes(self) -> Probes:
+        """Returns what was found."""
+        found, arguments = self.found, self.found.example.arguments
+        first = self._follow(found.example)
+        pair = tuple(_joined(x, 1, self.generator) for x in arguments)
+        main = Case(pair)
+        path = self._follow(main)
+        if path is None:  # a network for one sample at a time
+            main, path = found.example, first
+        else:
+            many = tuple(_joined(x, _MANY - 1, self.generator) for x in arguments)
+            found.wide.append(replace(main, arguments=many))
+            if path.key != (first or path).key:
+                found.paths.append(main)
+        found.alone.append(main)
+        triple = tuple(_joined(x, 2, self.generator) for x in arguments)
+        self._light(replace(main, arguments=triple, what=" on a batch of another size"))
+        self._sizes(arguments)
+        self._natural(main)
+        if path is not None:
+            self._answers(main, path)
+        self._training(replace(main, arguments=triple), arguments, path)
+        if self.modules:  # else nothing can be followed, and nothing said
+            found.unseen = tuple(sorted(self._missing()))
+        found.modules = frozenset(self.modules)
+        return found
+
+    # ------------------------------------------------------------------ notes
+
+    def _follow(self, case: Case) -> Path | None:
+        path = follow(self.model, case, self.names)
+        if path is not None:
+            self.touched |= path.touched
+            self.modules |= path.modules
+            self.has_decisions |= bool(path.reads) or path.is_dynamic
+            self.seen.add((path.key, case.training))
+        return path
+
+    def _light(self, case: Case) -> bool:
+        """Adds a case for all groups together, and what is new in it; False if it fails."""
+        known = set(self.seen)
+        path = self._follow(case)
+        if path is None:
+            return False
+        if (path.key, case.training) in known:
+            self.found.together.append(case)
+        else:
+            self._add(case)
+        return True
+
+    def _add(self, case: Case) -> None:
+        self.found.paths.append(case)
+        crowded = len(self.found.alone) >= _MAX_ALONE
+        (self.found.together if crowded else self.found.alone).append(case)
+
+    def _other(self, case: Case) -> Path | None:
+        """Adds a case if it runs code that none before has run; returns its path then."""
+        known = set(self.seen)
+        path = self._follow(case)
+        if path is None or (path.key, case.training) in known:
+            return None
+        self._add(case)
+        return path
+
+    # ------------------------------------------------------------------ further inputs
+
+    def _sizes(self, arguments: tuple[Tensor, ...]) -> None:
+        for steps in (_LARGER, _SMALLER):
+            for resized in _resized(arguments, steps):
+                if self._light(Case(resized, " on inputs of another size")):
+                    break
+
+    def _natural(self, main: Case) -> None:
+        """Tries inputs that may lead elsewhere, where something depends on data."""
+        if not self._is_incomplete():
+            return
+        words = " on other data"
+        for change in (torch.neg, torch.zeros_like, lambda x: x * 100, torch.abs, lambda x: x / 100,
+                       lambda x: -100 * x.abs()):  # fmt: skip
+            arguments = tuple(change(x) if x.is_floating_point() else x for x in main.arguments)
+            self._other(Case(arguments, words))
+        for _ in range(2):
+            self._other(Case(tuple(_noise(x, self.generator) for x in main.arguments), words))
+
+    def _is_incomplete(self) -> bool:
+        return self.has_decisions or bool(self._missing())
+
+    def _training(self, case: Case, single: tuple[Tensor, ...], usual: Path | None) -> None:
+        """Adds training mode; random paths are looked for with several seeds."""
+        first: Path | None = None
+        for arguments in (case.arguments, single):
+            case = Case(arguments, " in training mode", training=True)
+            first = self._follow(case)
+            if first is not None:
+                break
+        if first is None:
+            return
+        if usual is None or first.key != usual.key:
+            self.found.paths.append(case)
+        if usual is None or first.touched != usual.touched:
+            self.found.alone.append(case)
+        else:
+            self.found.together.append(case)
+        for seed in range(1, 4):
+            path = self._other(replace(case, seed=seed))
+            if path is None and not first.reads:
+                break
+        self._answers(case, first)
+
+    # ------------------------------------------------------------------ decisions
+
+    def _answers(self, case: Case, path: Path) -> None:
+        """Answers what is read from data otherwise, first one number, then more on top."""
+        words = case.what + " with another decision about the data"
+        queue = [(case, path)]
+        runs = 0
+        while queue:
+            case, path = queue.pop(0)
+            for index, value in enumerate(path.reads):
+                if index in case.answers:
+                    continue
+                for answer in self._alternatives(value):
+                    if runs >= _MAX_RUNS:
+                        return
+                    runs += 1
+                    other = replace(case, answers={**case.answers, index: answer}, what=words)
+                    further = self._other(other)
+                    if further is not None:
+                        queue.append((other, further))
+
+    def _alternatives(self, value: object) -> Iterator[bool | int]:
+        if isinstance(value, bool):
+            yield not value
+        elif isinstance(value, int) and self._missing():
+            yield from (x for x in range(_MAX_INTEGER) if x != value)
+
+    def _missing(self) -> set[str]:
+        return {name for names in self.names.values() for name in names} - self.touched
+
+
+# ---------------------------------------------------------------------- inputs
+
+
+def _joined(tensor: Tensor, more: int, generator: torch.Generator) -> Tensor:
+    """Returns an input with ``more`` random ones behind it."""
+    if not tensor.dim():
+        return tensor
+    return torch.cat((tensor, *(_noise(tensor, generator) for _ in range(more))))
+
+
+def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point() or not tensor.dim():
+        return tensor
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _resized(
+    arguments: tuple[Tensor, ...], steps: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the inputs in other sizes, all of them changed alike."""
+    for step in steps:
+        for from_behind in (True, False):
+            resized = tuple(_stretched(tensor, step, from_behind) for tensor in arguments)
+            if any(a.shape != b.shape for a, b in zip(arguments, resized, strict=True)):
+                yield resized
+
+
+def _stretched(tensor: Tensor, steps: tuple[int, int], from_behind: bool) -> Tensor:
+    """Repeats or crops an input along its space or its tokens by some quarters of a side.
+
+    Tokens may lie along axis 1 or, ``from_behind``, along the last axis.
+    """
+    dims = tensor.dim()
+    if dims > 3:
+        axes = range(2, dims) if from_behind else range(1, dims - 1)
+    elif dims == 3:
+        axes = range(2, 3) if from_behind else range(1, 2)
+    else:  # numbers of tokens, while floats are features
+        axes = range(1, dims) if not tensor.is_floating_point() else range(0)
+    for axis, step in zip(axes, (*steps, *steps), strict=False):
+        size = tensor.shape[axis]
+        part = 1 << max(0, (size // 4).bit_length() - 1)
+        wanted = size + step * part
+        if size > 1 and wanted > 0:
+            repeated = torch.cat([tensor] * -(-wanted // size), axis)
+            tensor = repeated.narrow(axis, 0, wanted)
+    return tensor

@@ -1,0 +1,1 @@
+"""Rewrites forwards that have channel numbers baked in."""

@@ -1,0 +1,183 @@
+"""Cuts a network: a really smaller copy, or a masked one of the same shapes for comparison."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.networks.forms import detached
+from amc_compress.learners.tracing.grouping import Grouping
+from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
+from amc_compress.learners.tracing.slots import Slot
+
+
+class Surgeon:
+    """Makes cut copies of a network.
+
+    Args:
+        model: The original network; its current weights are read at every cut.
+        grouping: Its channel groups and slots.
+        rewrites: Modules whose forward has channel numbers baked in.
+    """
+
+    def __init__(self, model: nn.Module, grouping: Grouping, rewrites: Sequence[Rewrite]) -> None:
+        self.model = model
+        self.grouping = grouping
+        self.rewrites = rewrites
+        self._slots: dict[str, list[Slot]] = {}
+        for slot in grouping.slots:
+            self._slots.setdefault(slot.name, []).append(slot)
+        owners = {name.rpartition(".")[0] for name in self._slots}
+        self._patched = sorted(owners)
+
+    def alive(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """Returns which units stay, shape ``(n_units,)``.
+
+        Raises:
+            ValueError: If a group is unknown or its units are not sorted, distinct and in range.
+        """
+        alive = torch.ones(self.grouping.n_units, dtype=torch.bool)
+        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        for name, units in kept.items():
+            if name not in sizes:
+                raise ValueError(f"No channel group named {name!r}; groups: {sorted(sizes)}.")
+            units = torch.as_tensor(units, dtype=torch.int64, device="cpu")
+            size = sizes[name]
+            if (
+                units.dim() != 1 or not len(units) or int(units[0]) < 0 or int(units[-1]) >= size
+                or bool((units[1:] <= units[:-1]).any())
+            ):  # fmt: skip
+                raise ValueError(
+                    f"Expected at least one, sorted, distinct units below {size} for group"
+                    f" {name!r}, got {units.tolist()}."
+                )
+            start = self.grouping.first_unit[name]
+            alive[start : start + size] = False
+            alive[start + units] = True
+        return alive
+
+    def slice(self, kept: Mapping[str, Tensor], network: nn.Module | None = None) -> nn.Module:
+        """Returns a smaller copy of the model, or of another network of its shapes.
+
+        Module names and state-dict keys stay.
+
+        Raises:
+            ValueError: If the other network has not the model's names and shapes.
+        """
+        alive = self.alive(kept)
+        source = self.model if network is None else network
+        if source is not self.model:
+            self._check_shapes(source)
+        memo = detached(source)
+        with torch.no_grad():
+            for name, tensor in _tensors(source):
+                memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
+        model = copy.deepcopy(source, memo)
+        for name in self._patched:
+            _patch(source.get_submodule(name), model.get_submodule(name))
+        for name, units in self.grouping.norms.items():
+            _patch_norm(model.get_submodule(name), alive[units])
+        device = next((p.device for p in source.parameters()), alive.device)
+        for rewrite in self.rewrites:
+            if rewrite.is_needed(alive):
+                rewrite.apply(model.get_submodule(rewrite.name), alive, device)
+        return model
+
+    def _check_shapes(self, network: nn.Module) -> None:
+        shapes = {name: tensor.shape for name, tensor in _tensors(self.model)}
+        others = {name: tensor.shape for name, tensor in _tensors(network)}
+        for name in sorted(shapes.keys() | others.keys()):
+            expected, got = shapes.get(name), others.get(name)
+            if expected != got:
+                raise ValueError(
+                    f"Expected a network with the shapes of the traced one, but its {name} has "
+                    f"{'none' if got is None else list(got)} instead of "
+                    f"{'none' if expected is None else list(expected)}: pass an uncut copy."
+                )
+
+    def _cut(self, tensor: Tensor, name: str, alive: Tensor) -> Tensor:
+        result = tensor.detach()
+        for slot in self._slots.get(name, ()):
+            stays = alive[slot.units]
+            if not bool(stays.all()):
+                index = stays.nonzero()[:, 0].to(tensor.device)
+                result = result.index_select(slot.axis, index)
+        return result.clone() if result.shape == tensor.shape else result
+
+    def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
+        """Returns a copy of the original's shapes that ignores the cut channels.
+
+        Whatever reads a cut channel has zero weights for it, so that not even the shift of its
+        batch norm leaks; this is the reference that a slice must equal.
+        """
+        model = copy.deepcopy(self.model, detached(self.model))
+        self.mask_copy(model, kept)
+        return model
+
+    def mask_copy(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        """Masks a copy of the network in place, whatever it was masked by before."""
+        alive = self.alive(kept)
+        originals, tensors = dict(_tensors(self.model)), dict(_tensors(model))
+        with torch.no_grad():
+            for slot in self.grouping.slots:
+                if slot.role == "consumer":
+                    tensor = tensors[slot.name]
+                    cut = (~alive[slot.units]).nonzero()[:, 0].to(tensor.device)
+                    tensor.copy_(originals[slot.name]).index_fill_(slot.axis, cut, 0.0)
+
+    def kept_coordinates(self, tensor: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
+        """Returns the sorted coordinates of one axis that stay."""
+        alive = self.alive(kept)
+        for slot in self._slots.get(tensor, ()):
+            if slot.axis == axis:
+                return alive[slot.units].nonzero()[:, 0]
+        return torch.arange(self.model.get_parameter(tensor).shape[axis])
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _like(original: Tensor, data: Tensor) -> Tensor:
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(data, requires_grad=original.requires_grad)
+    return data
+
+
+# ---------------------------------------------------------------------- attributes
+
+
+def _patch(old: nn.Module, new: nn.Module) -> None:
+    """Brings the width attributes of a layer in line with its sliced tensors."""
+    weight = getattr(new, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(new, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        _patch_conv(old, new, weight)
+    elif isinstance(new, nn.Linear):
+        new.out_features, new.in_features = weight.shape
+    elif isinstance(new, nn.PReLU):
+        new.num_parameters = len(weight)
+
+
+def _patch_conv(old: nn.Module, new: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: Tensor) -> None:
+    width_out, width_in = int(old.out_channels), int(old.in_channels)  # type: ignore[arg-type]
+    new.out_channels = weight.shape[0]
+    if width_in == new.groups != 1:  # depthwise
+        new.groups = weight.shape[0] // (width_out // width_in)
+    new.in_channels = weight.shape[1] * new.groups
+
+
+def _patch_norm(new: nn.Module, stays: Tensor) -> None:
+    """Brings the attributes of a norm in line with its kept channels, with weights or without."""
+    name = "num_channels" if isinstance(new, nn.GroupNorm) else "num_features"
+    width = getattr(new, name, None)
+    if not isinstance(width, int) or len(stays) % width:
+        return
+    kept = int(stays[:width].sum())  # instance norms get the channels of all images in a row
+    if isinstance(new, nn.GroupNorm):
+        new.num_groups = new.num_groups * kept // width
+    setattr(new, name, kept)

@@ -1,0 +1,82 @@
+"""What may happen beside the loss while a network is trained: masks, penalties, further lessons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from amc_env.errors import InputDataError
+
+
+class TrainingHook:
+    """Does nothing; subclasses override what they need.
+
+    The training loop calls ``start`` once, then for every step ``before_step``, the forward pass,
+    ``loss``, the optimiser, ``after_step``; and ``finish`` at the end, whatever ended it. All state
+    that a resumed training needs is a pure function of the step, or in :meth:`state_dict`.
+
+    Attributes:
+        name: Of the hook, unique in a training.
+    """
+
+    name = "hook"
+
+    def identity(self) -> Mapping[str, Any]:
+        """Returns the settings that must be equal for a run to be the same run; JSON values."""
+        return {}
+
+    def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
+        """Looks at the networks before the first step, of a resumed training too.
+
+        Args:
+            model: What is trained, on its device.
+            teacher: The network that teaches it, if there is one.
+            total_steps: Optimiser steps of the whole training.
+        """
+
+    def before_step(self, step: int) -> None:
+        """Comes before the forward pass of ``step``, from 0."""
+
+    def loss(self) -> Tensor | None:
+        """Returns what is added to the loss of the step, a scalar, or ``None``."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Comes after the weights have changed in ``step``, from 0."""
+
+    def is_ready(self, step: int) -> bool:
+        """Whether a network after ``step`` steps may be kept as the best one.
+
+        A network that is still too large, however accurate, is none that was asked for.
+        """
+        return True
+
+    def finish(self) -> None:
+        """Removes what :meth:`start` has attached to the networks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what cannot be found from the step: tensors, numbers, strings."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Brings back what :meth:`state_dict` returned."""
+
+
+def check_hooks(hooks: Sequence[TrainingHook]) -> None:
+    """Refuses what a training could not call, or tell apart.
+
+    Raises:
+        InputDataError: If one is no :class:`TrainingHook`.
+        ValueError: If two have the same name.
+    """
+    for hook in hooks:
+        if not isinstance(hook, TrainingHook):
+            raise InputDataError(
+                f"Expected hooks of amc_compress.learners.training.TrainingHook, "
+                f"got {type(hook).__name__}."
+            )
+    names = [hook.name for hook in hooks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected hooks of different names, got {', '.join(names)}.")

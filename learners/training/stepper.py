@@ -1,0 +1,265 @@
+"""The inside of the training loop: one step, one epoch, and the state they carry along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from amc_compress.learners.networks.intake import private_copy, take_in
+from amc_compress.learners.numerics.layout import laid_out, set_layout, usable_layout
+from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.training.data_checks import Batches, check_batch, forward, seed_loader
+from amc_compress.learners.training.distillation import combined_loss
+from amc_compress.learners.training.hooks import TrainingHook
+from amc_compress.learners.training.schedules import learning_rate_factor
+from amc_env.errors import InputDataError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    from amc_compress.learners.training.config import TrainingConfig
+
+
+class Stepper:
+    """Model, optimiser, moving average and step counter of a run.
+
+    ``candidate`` is the network that is validated and kept: the moving average if there is one,
+    else the model itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: int,
+        config: TrainingConfig,
+        teacher: nn.Module | None,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        hooks: Sequence[TrainingHook] = (),
+    ) -> None:
+        self.model = model.to(device)
+        set_layout(model, torch.channels_last)
+        self.config = config
+        self.batches = batches
+        self.dtype = dtype
+        self.device = device
+        self.optimizer = make_optimizer(model, config)
+        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = take_in(teacher, device).network.requires_grad_(False)
+            set_layout(self.teacher, torch.channels_last)
+        self.layout: torch.memory_format | None = None  # settled by the first batch
+        self.step_count = 0
+        self.learning_rate = config.learning_rate
+        self.hooks = tuple(hooks)
+        try:
+            for hook in self.hooks:
+                hook.start(self.model, self.teacher, config.epochs * batches)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def candidate(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the candidate is what was asked for, as far as the hooks know."""
+        return all(hook.is_ready(self.step_count) for hook in self.hooks)
+
+    def release(self) -> None:
+        """Give the model back in the usual memory layout, which files expect."""
+        for hook in self.hooks:
+            hook.finish()
+        set_layout(self.model, torch.contiguous_format)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float]:
+        """Train for one pass over ``loader``; return its mean loss and accuracy."""
+        self.model.train()
+        loss_sum, correct, seen = 0.0, 0, 0
+        # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
+        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            torch.manual_seed(seed_loader(loader, self.config.seed, epoch))
+            bar = tqdm(
+                loader,
+                f"epoch {epoch + 1}",
+                total=self.batches,
+                leave=False,
+                disable=not progress,
+            )
+            for images, labels in bar:
+                images, labels = check_batch(images, labels, self.device)
+                images = self._laid_out(images)
+                loss, right = self.step(images, labels, epoch)
+                loss_sum += loss * len(labels)
+                correct += right
+                seen += len(labels)
+                if progress:
+                    bar.set_postfix(loss=f"{loss_sum / seen:.3f}", acc=f"{correct / seen:.3f}")
+        if seen == 0:
+            raise InputDataError("Expected at least one training image, got none.")
+        return loss_sum / seen, correct / seen
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Return images in the layout that model and teacher can take, found with the first."""
+        if self.layout is None:
+            self.layout = torch.channels_last
+            networks = [n for n in (self.model, self.teacher) if n is not None]
+            if any(usable_layout(n, images[:1]) != torch.channels_last for n in networks):
+                self.layout = torch.contiguous_format
+                for network in (*networks, self.candidate):
+                    set_layout(network, self.layout)
+        return laid_out(images, self.layout)
+
+    def step(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[float, int]:
+        """Take one optimiser step; return the loss and how many images were right."""
+        config = self.config
+        factor = learning_rate_factor(
+            config.schedule,
+            self.step_count,
+            config.epochs * self.batches,
+            round(config.warmup_epochs * self.batches),
+        )
+        self.learning_rate = config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        for hook in self.hooks:
+            hook.before_step(self.step_count)
+        loss, logits = self._loss(images, labels, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            if not math.isfinite(norm.item()):
+                self._raise_diverged("gradient", norm.item(), epoch)
+        self.optimizer.step()
+        for hook in self.hooks:
+            hook.after_step(self.step_count)
+        if self.average is not None:
+            self.average.update(self.model, self.step_count)
+        self.step_count += 1
+        return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+
+    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the whole loss, which is finite, and the logits."""
+        config, answers = self.config, None
+        with autocast(self.dtype, self.device):
+            if self.teacher is not None:
+                answers = forward(self.teacher, images, labels, "teacher")
+            logits = forward(self.model, images, labels)
+        loss = combined_loss(
+            logits,
+            labels,
+            answers,
+            temperature=config.distillation_temperature,
+            weight=config.distillation_weight,
+            label_smoothing=config.label_smoothing,
+        )
+        for hook in self.hooks:
+            if (more := hook.loss()) is not None:
+                loss = loss + more
+        value = loss.item()
+        if not math.isfinite(value):
+            if answers is not None and not bool(answers.isfinite().all()):
+                raise InputDataError(
+                    "Expected a teacher with finite answers, got NaN or infinite ones: give "
+                    "another teacher."
+                )
+            self._raise_diverged("loss", value, epoch)
+        return loss, logits
+
+    def _raise_diverged(self, what: str, value: float, epoch: int) -> NoReturn:
+        raise TrainingDivergedError(
+            f"The {what} became {value} in epoch {epoch + 1}, step {self.step_count + 1}: lower "
+            f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the "
+            "weights of the best epoch so far are kept."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next epoch depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "step": self.step_count,
+            "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring back what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        self.step_count = state["step"]
+        for hook in self.hooks:
+            hook.load_state_dict(state["hooks"][hook.name])
+
+
+class MovingAverage:
+    """Exponential moving average of weights and of batch-norm statistics.
+
+    ``a <- d a + (1 - d) w`` after every step, with ``d = min(decay, (1 + t) / (10 + t))`` at step t
+    (from 0), so that short runs are not dominated by the start. Statistics are averaged like
+    weights: those of the moment do not belong to the averaged weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = private_copy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take the weights after ``step`` (from 0) into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        # Not the state_dict, in which tied weights come twice.
+        averages = chain(self.model.parameters(), self.model.buffers())
+        for average, value in zip(
+            averages, chain(model.parameters(), model.buffers()), strict=True
+        ):
+            if average.is_floating_point():
+                average.lerp_(value, 1.0 - decay)
+            else:
+                average.copy_(value)
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Build the optimiser; frozen parameters are left out, biases and norms do not decay.
+
+    Nor do parameters of a module with a true ``no_weight_decay``, whatever their shape: a
+    codebook is a matrix of values, not of weights.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputDataError("The network has no parameter to train: all of them are frozen.")
+    exempt = {
+        id(p)
+        for module in model.modules()
+        if getattr(module, "no_weight_decay", False) is True
+        for p in module.parameters()
+    }
+    decaying = [p for p in parameters if p.ndim > 1 and id(p) not in exempt]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in exempt]
+    groups = [
+        {"params": decaying, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
+    )
+
+
+def _cuda_devices(device: str | torch.device) -> list[torch.device]:
+    device = torch.device(device)
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,370 @@
+"""Recording a task: the plans that are judged, the surrogate, and what its figures say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from amc_compress.agents import make_agent
+from amc_compress.comparison.recording.recording import (
+    HYPERCUBE,
+    REFINING,
+    SINGLE,
+    RecordingOptions,
+    judge_plans,
+    latin_hypercube,
+    origin_of,
+    record,
+    trials_of,
+)
+from amc_compress.comparison.recording.refinement import Refinement
+from amc_compress.comparison.recording.surrogate import HammingKernel, fit_model
+from amc_compress.comparison.recording.surrogate_quality import (
+    Agreement,
+    Quality,
+    cross_validated,
+    of_model,
+    predictions,
+)
+from amc_compress.comparison.records import JudgedPlan, Results, SearchRecord, TaskFacts
+from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
+from amc_compress.comparison.searches.judging import single_decisions
+from amc_env import CompressionEnv, CompressionError, CompressionPlan
+from amc_env.recorded_tasks.recorded import RecordedLearner
+from amc_env.recorded_tasks.recorded_file import read_recorded, write_recorded
+from amc_env.recorded_tasks.surrogate import TARGETS, located
+from amc_env.recorded_tasks.synthetic import SyntheticBitsLearner, SyntheticLearner
+
+SMALL = RecordingOptions(
+    n_plans=120,
+    refinement=Refinement(rounds=1, searches=2, episodes=30, plans=6),
+    n_fit=80,
+    check_seeds=2,
+    check_episodes=20,
+)
+
+
+class CountingLearner(SyntheticLearner):
+    calls = 0
+
+    def evaluate(self, plan):
+        self.calls += 1
+        return super().evaluate(plan)
+
+
+def make_env(budget="macs=0.5", n_layers=4):
+    return CompressionEnv(CountingLearner(n_layers, seed=3), budget)
+
+
+def make_store(env, path):
+    return JudgementStore(path, TaskFingerprint.of(env, "a formula"))
+
+
+def local_trials(env):
+    trials = make_agent("local", rejudge=0).search(env, 60, seed=0).trials
+    return {t.plan.choices_for(env.decisions): t.accuracy for t in trials}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    env = make_env()
+    store = make_store(env, tmp_path_factory.mktemp("store") / "judged.jsonl")
+    trials = {"local": local_trials(env)}
+    return record(env, store, name="chain", trials=trials, options=SMALL)
+
+
+def judged_hypercube(n, n_layers=4):
+    env = make_env(n_layers=n_layers)
+    plans = latin_hypercube(env, n, seed=1)
+    accuracies = np.array([env.evaluate(plan).accuracy for plan in plans])
+    return env, np.array([plan.choices_for(env.decisions) for plan in plans]), accuracies
+
+
+# -- the Latin hypercube -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", ["macs=0.5", "macs=0.45:0.5", "macs=0.6,params=0.5"])
+def test_the_plans_are_distinct_and_within_the_budget(budget):
+    env = make_env(budget, n_layers=6)
+    plans = latin_hypercube(env, 200, seed=0)
+    assert len(set(plans)) == len(plans) == 200
+    assert all(env.budget.is_met(env.cost_ratio(plan)) for plan in plans)
+    assert env.learner.calls == 0
+
+
+def test_the_same_seed_gives_the_same_plans_and_another_one_others():
+    one, two, other = (latin_hypercube(make_env(), 50, seed) for seed in (5, 5, 6))
+    assert one == two
+    assert set(one) != set(other)
+
+
+def test_every_choice_of_every_decision_is_covered():
+    env = CompressionEnv(SyntheticBitsLearner(4, channels=True), "macs=0.6,bytes=0.15")
+    plans = latin_hypercube(env, 400, seed=0)
+    for decision in env.decisions:
+        assert {plan[decision.key] for plan in plans} == set(decision.choices)
+
+
+def test_more_plans_than_the_budget_leaves_are_an_error():
+    env = CompressionEnv(SyntheticLearner(1), "macs=0.5")
+    with pytest.raises(CompressionError, match=r"Found only \d+ distinct plans .*; ask for fewer"):
+        latin_hypercube(env, 1000, seed=0)
+    with pytest.raises(ValueError, match="at least one plan"):
+        latin_hypercube(env, 0, seed=0)
+
+
+def test_plans_are_judged_once_and_a_killed_recording_goes_on(tmp_path):
+    env = make_env()
+    plans = [p.choices_for(env.decisions) for p in latin_hypercube(env, 30, seed=0)]
+    store = make_store(env, tmp_path / "judged.jsonl")
+    judge_plans(env, plans[:20], store)
+    assert env.learner.calls == 20
+    again = make_store(env, tmp_path / "judged.jsonl")
+    judged = judge_plans(env, plans, again)
+    assert env.learner.calls == 30
+    expected = [CompressionPlan.from_choices(env.decisions, plan) for plan in plans]
+    assert judged == {p: env.learner.evaluate(e) for p, e in zip(plans, expected, strict=True)}
+
+
+# -- the surrogate -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_predictions_equal_those_of_scikit_learn(target):
+    env, plans, accuracies = judged_hypercube(160)
+    model = fit_model(
+        env.decisions, plans[:120], accuracies[:120], warp="log", target=target, n_fit=90
+    )
+    surrogate = model.fit(plans[:120], accuracies[:120])
+    s = model.settings
+    process = GaussianProcessRegressor(
+        ConstantKernel(s.amplitude) * Matern(1.0, nu=2.5)
+        + ConstantKernel(s.rough_amplitude) * HammingKernel(s.rough_length)
+        + WhiteKernel(model.noise),
+        optimizer=None,
+    )
+    scale = TARGETS[target]
+    standard = (scale.forward(accuracies[:120]) - s.offset) / s.scale
+    process.fit(located(s.coordinates, plans[:120]), standard)
+    expected = scale.backward(
+        s.offset + s.scale * process.predict(located(s.coordinates, plans))
+    ).clip(0.0, 1.0)
+    np.testing.assert_allclose(predictions(surrogate, plans), expected, atol=1e-4)
+    assert np.ptp(expected) > 0.05
+
+
+def test_the_rough_kernel_falls_with_the_decisions_that_differ():
+    x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
+    two, four = np.exp(-2 / 1.5), np.exp(-4 / 1.5)
+    kernel = HammingKernel(1.5)
+    np.testing.assert_allclose(kernel(x), [[1, two, four], [two, 1, four], [four, four, 1]])
+    np.testing.assert_allclose(kernel(x[:1], x[1:]), [[two, four]])
+    gradient = kernel(x, eval_gradient=True)[1][:, :, 0]
+    step = 1e-6
+    higher, lower = (kernel.clone_with_theta(kernel.theta + s)(x) for s in (step, -step))
+    np.testing.assert_allclose(gradient, (higher - lower) / (2 * step), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_and_their_inverses_cancel_and_increase(target):
+    accuracy = np.linspace(0.0, 1.0, 101)
+    scaled = TARGETS[target].forward(accuracy)
+    assert np.isfinite(scaled).all()
+    assert (np.diff(scaled) > 0.0).all()
+    np.testing.assert_allclose(TARGETS[target].backward(scaled), accuracy, atol=1e-12)
+
+
+def test_a_formula_is_predicted_well_where_it_was_not_seen():
+    env, plans, accuracies = judged_hypercube(250)
+    model = fit_model(env.decisions, plans, accuracies, warp="value", target="log-error", n_fit=150)
+    quality = cross_validated(of_model(model), plans, accuracies, seed=0)
+    assert quality.all.n == 250
+    assert quality.all.spearman > 0.99
+    assert quality.top.spearman > 0.9
+    assert quality.top.rmse < 0.01
+
+
+def test_held_out_plans_are_not_looked_at():
+    env, plans, _ = judged_hypercube(200)
+    noise = np.random.default_rng(0).uniform(0.2, 0.8, len(plans))
+    model = fit_model(env.decisions, plans, noise, warp="value", target="accuracy", n_fit=100)
+    eager = dataclasses.replace(model, noise=1e-6)  # reproduces what it has seen
+    seen = Agreement.of(noise, predictions(eager.fit(plans, noise), plans))
+    assert seen.spearman > 0.95
+    assert abs(cross_validated(of_model(eager), plans, noise, seed=0).all.spearman) < 0.2
+
+
+def test_agreement_by_hand():
+    found = Quality.of(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.1, 0.3, 0.8]))
+    assert found.all.rmse == pytest.approx(np.sqrt((0.01 + 0.01 + 0 + 0.16) / 4))
+    assert found.all.bias == pytest.approx(0.1)
+    assert found.all.spearman == pytest.approx(0.8)
+    assert found.top == Agreement(1, None, pytest.approx(0.4), pytest.approx(0.4))
+
+
+@pytest.mark.parametrize("names", [("cube", "accuracy"), ("log", "cube")])
+def test_unknown_names_are_refused(names):
+    env, plans, accuracies = judged_hypercube(10)
+    with pytest.raises(ValueError, match="Expected a warp of"):
+        fit_model(env.decisions, plans, accuracies, warp=names[0], target=names[1])
+
+
+def test_equal_accuracies_are_nothing_to_fit_to():
+    env, plans, accuracies = judged_hypercube(10)
+    with pytest.raises(ValueError, match="different accuracies"):
+        fit_model(env.decisions, plans, 0 * accuracies, warp="log", target="accuracy")
+
+
+# -- the record ----------------------------------------------------------------------------------
+
+
+def test_the_record_holds_every_source_and_figures_for_each(recorded):
+    counts = recorded.counts()
+    assert counts[HYPERCUBE] == 120
+    assert 0 < counts[REFINING] <= 12
+    assert 0 < counts["local"] <= 60
+    assert sum(counts.values()) == len(recorded.plans) == len(set(map(tuple, recorded.plans)))
+    quality = recorded.quality
+    assert len(quality["tried"]) == 12
+    assert {"surrogate", "ExtraTrees", "HistGradientBoosting"} < quality["cross_validation"].keys()
+    within = len(recorded.plans) - counts[SINGLE]
+    assert quality["cross_validation"]["surrogate"]["all"]["n"] == within
+    assert quality["searches"]["local"]["all"]["n"] <= 60
+    assert [row["searches"] for row in quality["refinement"]] == [2]
+    assert quality["winners"]["searches"] == 2
+    json.dumps(quality, allow_nan=False)
+
+
+def test_single_decisions_are_predicted_and_do_not_widen_the_cost_range(recorded):
+    env = make_env()
+    plans = single_decisions(env, 8)
+    assert len(plans) == len(set(plans))
+    assert set(plans) <= set(map(tuple, recorded.plans.tolist()))
+    assert recorded.counts()[SINGLE] > len(plans) / 2  # a few are within the budget, and known
+    assert recorded.cost_range["macs"][1] <= 0.5
+    whole = tuple(len(d.choices) - 1 for d in env.decisions)
+    for plan in plans:
+        assert sum(a != b for a, b in zip(plan, whole, strict=True)) == 1
+        judged = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
+        assert recorded.surrogate.predict(plan) == pytest.approx(judged, abs=0.02)
+
+
+def test_curves_are_read_from_the_choices_that_sensitivity_judges(monkeypatch):
+    env = make_env()
+    agent, judged = make_agent("sensitivity", rejudge=0), []
+    evaluate = env.learner.evaluate
+    monkeypatch.setattr(env.learner, "evaluate", lambda plan: judged.append(plan) or evaluate(plan))
+    agent.search(env, 2 + 8 * env.n_decisions, seed=0)
+    alone = {CompressionPlan.from_choices(env.decisions, p) for p in single_decisions(env, 8)}
+    assert alone <= set(judged)
+
+
+def test_recorded_accuracies_are_those_of_the_learner(recorded):
+    env = make_env()
+    for plan, accuracy in zip(recorded.plans[::9], recorded.accuracies[::9], strict=True):
+        judged = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
+        assert accuracy == np.float32(judged)
+
+
+def test_winners_of_the_surrogate_are_as_good_as_it_says(recorded):
+    winners = recorded.quality["winners"]
+    assert winners["judged"] == pytest.approx(winners["predicted"], abs=0.02)
+
+
+def test_recording_again_from_the_same_judgements_gives_the_same_file(tmp_path):
+    options = dataclasses.replace(SMALL, n_plans=60)
+    env = make_env()
+    store = make_store(env, tmp_path / "judged.jsonl")
+    first = write_recorded(record(env, store, name="chain", options=options))
+    calls = env.learner.calls
+    again = make_store(env, tmp_path / "judged.jsonl")
+    assert write_recorded(record(env, again, name="chain", options=options)) == first
+    assert env.learner.calls == calls
+
+
+def test_a_file_comes_back_as_it_was(recorded, tmp_path):
+    path = tmp_path / "chain.npz"
+    path.write_bytes(write_recorded(recorded))
+    again = read_recorded(path)
+    np.testing.assert_array_equal(again.plans, recorded.plans)
+    np.testing.assert_array_equal(again.accuracies, recorded.accuracies)
+    for name in ("graph", "decisions", "storage", "budget", "original_accuracy", "name", "origin"):
+        assert getattr(again, name) == getattr(recorded, name)
+    assert again.counts() == recorded.counts()
+    assert again.quality == json.loads(json.dumps(recorded.quality))
+    assert again.cost_range == recorded.cost_range
+    for plan in recorded.plans:
+        assert again.surrogate.predict(plan) == recorded.surrogate.predict(plan)
+    assert write_recorded(again) == path.read_bytes()
+
+
+def test_costs_that_a_record_cannot_keep_are_refused_before_anything_is_judged(tmp_path):
+    env = CompressionEnv(
+        CountingLearner(3), "latency=0.9", cost_models={"latency": lambda v: float(sum(v))}
+    )
+    with pytest.raises(CompressionError, match=r"bounds latency, which does not follow .*macs"):
+        record(env, make_store(env, tmp_path / "judged.jsonl"), name="chain", options=SMALL)
+    assert env.learner.calls == 0
+
+
+def test_costs_of_the_storage_come_back(tmp_path):
+    learner = SyntheticBitsLearner(3, channels=True)
+    env = CompressionEnv(learner, "macs=0.6,bytes=0.15")
+    options = dataclasses.replace(SMALL, n_plans=60, check_seeds=0)
+    task = record(env, make_store(env, tmp_path / "judged.jsonl"), name="joint", options=options)
+    again = CompressionEnv(RecordedLearner(task), task.budget)
+    plan = env.uniform_plan()
+    assert again.uniform_plan() == plan
+    assert again.cost_ratio(plan) == env.cost_ratio(plan)
+    curves = again.learner.layer_errors()
+    for key, curve in learner.layer_errors().items():
+        np.testing.assert_array_equal(curves[key], curve)
+
+
+# -- a comparison's trials -----------------------------------------------------------------------
+
+
+def results_of(env, **changes):
+    facts = TaskFacts(
+        "chain",
+        tuple(d.key for d in env.decisions),
+        tuple(d.choices for d in env.decisions),
+        "macs=0.5",
+        env.learner.original_accuracy,
+        0.5,
+    )
+    trials = [
+        JudgedPlan(i + 1, plan, accuracy, accuracy, {}, 0.0, 0.0, "local")
+        for i, (plan, accuracy) in enumerate(local_trials(env).items())
+    ]
+    searches = (
+        SearchRecord("chain", "local", 0, 60, tuple(trials[:40])),
+        SearchRecord("chain", "local", 1, 60, tuple(trials[30:])),
+        SearchRecord("chain", "tpe", 0, 60, error="it failed"),
+        SearchRecord("other", "local", 0, 60, tuple(trials)),
+    )
+    return Results({"chain": dataclasses.replace(facts, **changes)}, searches)
+
+
+def test_the_trials_of_a_comparison_are_merged_by_agent():
+    env = make_env()
+    assert trials_of(results_of(env), "chain", env) == {"local": local_trials(env), "tpe": {}}
+
+
+def test_trials_of_another_task_are_refused():
+    env = make_env()
+    with pytest.raises(CompressionError, match=r"no task 'nothing', only \['chain'\]"):
+        trials_of(results_of(env), "nothing", env)
+    with pytest.raises(CompressionError, match="other decisions or another original accuracy"):
+        trials_of(results_of(env, original_accuracy=0.5), "chain", env)
+
+
+def test_the_origin_names_options_and_the_checksum_of_the_weights(tmp_path):
+    (tmp_path / "weights").write_bytes(b"abc")
+    text = origin_of(tmp_path / "weights", model="resnet20", data="cifar10")
+    assert text == "data=cifar10, model=resnet20, weights=sha256:ba7816bf8f01cfea"

@@ -1,0 +1,42 @@
+"""Fixtures for the tests of the command line: a complete run, and commands that must fail."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.command_line import QUICK
+
+from amc_compress.cli import run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run; one for all tests, which must leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert run(["compress", *QUICK, "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the complete run, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail, and returns its one sentence."""
+
+    def call(*arguments: str, code: int = 2) -> str:
+        capsys.readouterr()
+        assert run(arguments) == code
+        lines = capsys.readouterr().err.strip().splitlines()
+        sentence = lines[-1]
+        assert sentence.startswith("amc: ")
+        assert not any("Traceback" in line for line in lines)
+        return sentence
+
+    return call
