@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger
     from amc_compress.agents.rollout import Search
 
-DEFAULT_REJUDGE = 5
+DEFAULT_FINALISTS = 5
 
 
 class Agent(ABC):
-    """Whoever chooses plans: learning, searching or hand-made.
+    """Base class of search agents.
 
     A subclass names itself and implements :meth:`run`; seeding, recording, logging, progress and
-    the final judgement are done here, the same way for everybody.
+    the final evaluation are done here, the same way for everybody.
 
-    Everything an agent does follows from the seed and the judgements, so a search that was killed
-    is resumed by starting it again with the old judgements preloaded (``env.remember``): it
+    Everything an agent does follows from the seed and the evaluations, so a search that was killed
+    is resumed by starting it again with the old evaluations preloaded (``env.remember``): it
     replays to where it was, at the price of the agent's own updates only.
 
     Args:
-        rejudge: How many of the best distinct trials are judged again on the whole validation
+        finalists: How many of the best distinct trials are evaluated again on the whole validation
             split at the end, where the learner offers ``evaluate_full``; the maximum over hundreds
-            of noisy judgements is optimistic. 0 trusts the proxy.
+            of noisy evaluations is optimistic. 0 trusts the proxy.
     """
 
     name: str
 
     deterministic: ClassVar[bool] = False
-    """Whether every seed gives the same trials, if equal plans are judged equally."""
+    """Whether every seed gives the same trials, if equal plans are evaluated equally."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Lets the constructor of every agent check its arguments by its annotations."""
@@ -48,14 +48,14 @@ class Agent(ABC):
         check_constructor(cls)
 
     @checked
-    def __init__(self, *, rejudge: int = DEFAULT_REJUDGE) -> None:
-        if rejudge < 0:
-            raise ValueError(f"Expected rejudge >= 0, got {rejudge}.")
-        self.rejudge = rejudge
+    def __init__(self, *, finalists: int = DEFAULT_FINALISTS) -> None:
+        if finalists < 0:
+            raise ValueError(f"Expected finalists >= 0, got {finalists}.")
+        self.finalists = finalists
 
     @abstractmethod
     def run(self, search: Search) -> None:
-        """Spends up to ``search.episodes`` judgements through ``search``."""
+        """Spends up to ``search.episodes`` evaluations through ``search``."""
 
     def hyperparameters(self) -> dict[str, Any]:
         """Returns the agent's settings as plain values, for the log."""
@@ -81,14 +81,14 @@ class Agent(ABC):
 
         Args:
             env: A ``CompressionEnv``, bare or as ``gymnasium.make`` wraps it.
-            episodes: Upper bound on the number of judged plans.
+            episodes: Upper bound on the number of evaluated plans.
             seed: The same seed gives the same trials, bit for bit.
             warm_start: Trials of another search on the same task, the ``trials`` of its result for
                 example. They are known from the start (a replay buffer holds them, a sampler has
-                seen them, a climb begins at the best one) and cost no judgement; the best of them
+                seen them, a climb begins at the best one) and cost no evaluation; the best of them
                 is the result if nothing better is found. A plan that the budget of this environment
                 forbids is passed over.
-            on_trial: Called with every trial as soon as it is judged.
+            on_trial: Called with every trial as soon as it is evaluated.
             logger: Writes every trial to TensorBoard.
             progress: Whether to show a progress bar on stderr.
 
@@ -115,7 +115,7 @@ class Agent(ABC):
             self.run(search)
         if search.best is None:
             raise AgentError(f"The agent {self.name!r} proposed no plan within the budget.")
-        rejudged, best = _final_judgement(bare, search.known, self.rejudge)
+        finalist_rewards, best = _final_evaluation(bare, search.known, self.finalists)
         if logger is not None:
             logger.finish(best)
         return SearchResult(
@@ -126,7 +126,7 @@ class Agent(ABC):
             cpu_seconds=time.process_time() - cpu_started,
             agent=self.name,
             seed=seed,
-            rejudged=rejudged,
+            finalist_rewards=finalist_rewards,
             prior=prior,
         )
 
@@ -176,17 +176,17 @@ def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     )
 
 
-def _final_judgement(
+def _final_evaluation(
     env: CompressionEnv, trials: Sequence[Trial], count: int
 ) -> tuple[dict[int, float], Trial]:
-    """Judges the best few again on the whole validation split, against selection bias."""
+    """Evaluates the best few again on the whole validation split, against selection bias."""
     finalists = best_distinct(trials, max(1, count))
-    judge = getattr(env.learner, "evaluate_full", None)
-    if judge is None or count == 0:
+    evaluate = getattr(env.learner, "evaluate_full", None)
+    if evaluate is None or count == 0:
         return {}, finalists[0]
-    judged: list[Trial] = []
+    evaluated: list[Trial] = []
     for trial in finalists:
-        outcome = env.outcome(trial.plan, float(judge(trial.plan)))
-        judged.append(replace(trial, accuracy=outcome.accuracy, reward=outcome.reward))
-    best = max(judged, key=lambda trial: (trial.reward, -trial.episode))
-    return {trial.episode: trial.reward for trial in judged}, best
+        outcome = env.outcome(trial.plan, float(evaluate(trial.plan)))
+        evaluated.append(replace(trial, accuracy=outcome.accuracy, reward=outcome.reward))
+    best = max(evaluated, key=lambda trial: (trial.reward, -trial.episode))
+    return {trial.episode: trial.reward for trial in evaluated}, best

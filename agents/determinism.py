@@ -1,8 +1,8 @@
 """Keeps the process-wide generators and thread count out of a search, and the other way round.
 
 Stable-Baselines3 draws from the global generators of ``random``, NumPy and torch. A search seeds
-them for itself, gives them back as it found them, and never lets the judgement of a plan move
-them: otherwise a resumed search, whose first judgements come from a record, would see other random
+them for itself, gives them back as it found them, and never lets the evaluation of a plan move
+them: otherwise a resumed search, whose first evaluations come from a record, would see other random
 numbers than the first run did.
 """
 

@@ -66,7 +66,7 @@ class EpisodeLogger:
         """Writes one trial.
 
         Args:
-            trial: What was just judged.
+            trial: What was just evaluated.
             best: The best trial within the budget so far, None if there is none yet.
             scalars: Further numbers by tag (exploration, losses).
         """

@@ -88,7 +88,7 @@ def _checked(agent: object, path: str) -> Agent:
             f'Expected the class of the agent {path} to have a name, as in name = "mine", got '
             f"{name!r}."
         )
-    if not hasattr(agent, "rejudge"):
+    if not hasattr(agent, "finalists"):
         raise ValueError(
             f"Expected the class of the agent {path} to call super().__init__() in its "
             f"constructor; it does not."

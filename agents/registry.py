@@ -15,7 +15,7 @@ from amc_compress.agents.actor_critic.algorithms import (
     OneShotDDPG,
     OneShotTD3,
 )
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.curves.sensitivity import (
     GradientScores,
     LayerErrors,
@@ -35,17 +35,17 @@ from amc_env.validation.json_text import parse_json
 
 
 def ddpg_seeded_by_sensitivity(
-    *, points: int = 3, rejudge: int = DEFAULT_REJUDGE, **options: Any
+    *, points: int = 3, finalists: int = DEFAULT_FINALISTS, **options: Any
 ) -> Agent:
     """Builds ``ddpg-sensitivity``: curves of the single decisions, then one-shot DDPG.
 
     Args:
-        points: Judgements per decision for the curves.
-        rejudge: See :class:`Agent`.
+        points: Evaluations per decision for the curves.
+        finalists: See :class:`Agent`.
         **options: Those of :class:`OneShotDDPG`.
     """
     return Seeded(
-        Sensitivity(points=points), OneShotDDPG(**options), "ddpg-sensitivity", rejudge=rejudge
+        Sensitivity(points=points), OneShotDDPG(**options), "ddpg-sensitivity", finalists=finalists
     )
 
 
@@ -152,6 +152,9 @@ def split_label(label: str) -> tuple[str, str]:
     return own.strip(), label[len(own) :].removeprefix(":")
 
 
+_RENAMED = {"rejudge": "finalists"}  # in labels of older results
+
+
 def _texts(label: str) -> dict[str, str]:
     """The options of a label as they stand there."""
     texts: dict[str, str] = {}
@@ -162,7 +165,7 @@ def _texts(label: str) -> dict[str, str]:
                 f"Expected an agent like 'ddpg' or 'ddpg:elite_share=0.2,warmup=random', got "
                 f"{label!r}."
             )
-        texts[key.strip()] = value.strip()
+        texts[_RENAMED.get(key.strip(), key.strip())] = value.strip()
     return texts
 
 

@@ -1,4 +1,4 @@
-"""The one way in which plans are judged and episodes are played, whoever the agent is."""
+"""Evaluation of plans and the episode loop, the same for every agent."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 
 
 class Search:
-    """A search under way: it judges, counts, records and reports.
+    """A search under way: it evaluates, counts, records and reports.
 
     Args:
         env: The decision problem.
-        episodes: How many judgements may be spent.
+        episodes: How many evaluations may be spent.
         seed: Seeds :attr:`rng`.
         on_trial: Called with every trial.
         logger: Writes every trial to TensorBoard.
         progress: Whether to show a progress bar.
-        prior: Trials within the budget that another search judged.
+        prior: Trials within the budget that another search evaluated.
 
     Attributes:
         rng: The one generator of the agent's own randomness.
-        trials: Everything judged so far.
+        trials: Everything evaluated so far.
         best: The best trial within the budget so far, those of ``prior`` included (the earlier one
             among equals), None before the first.
     """
@@ -82,7 +82,7 @@ class Search:
 
     @property
     def remaining(self) -> int:
-        """How many judgements are left."""
+        """How many evaluations are left."""
         return self.episodes - len(self.trials)
 
     @property
@@ -95,23 +95,23 @@ class Search:
         return next((trial for trial in self.known if trial.plan == plan), None)
 
     def uniform(self) -> Trial:
-        """Returns the judgement of the uniform plan, which is spent only where it is not known.
+        """Returns the evaluation of the uniform plan, which is spent only where it is not known.
 
         Raises:
-            AgentError: If no judgement is left for it.
+            AgentError: If no evaluation is left for it.
         """
         plan = self.env.uniform_plan()
-        return self.find(plan) or self.judge(plan, "uniform")
+        return self.find(plan) or self.evaluate(plan, "uniform")
 
     def probe(self, plan: CompressionPlan, source: str = "probe") -> Trial:
-        """Judges a plan that need not meet the budget; it counts like any other.
+        """Evaluates a plan that need not meet the budget; it counts like any other.
 
         Args:
             plan: Complete.
             source: Who asks.
 
         Raises:
-            AgentError: If it is no plan, or no judgement is left.
+            AgentError: If it is no plan, or no evaluation is left.
             PlanMismatchError: If the plan does not fit the network.
         """
         _check_plan(plan)
@@ -119,10 +119,10 @@ class Search:
             outcome = self.env.evaluate(plan)
         return self.record(outcome, source)
 
-    def judge(
+    def evaluate(
         self, plan: CompressionPlan, source: str, scalars: Mapping[str, float] | None = None
     ) -> Trial:
-        """Judges a plan as a whole; a search method needs no steps.
+        """Evaluates a plan as a whole; a search method needs no steps.
 
         Args:
             plan: Complete and within the budget.
@@ -130,7 +130,7 @@ class Search:
             scalars: Further numbers for the log.
 
         Raises:
-            AgentError: If it is no plan, breaks the budget, or no judgement is left.
+            AgentError: If it is no plan, breaks the budget, or no evaluation is left.
             PlanMismatchError: If the plan does not fit the network.
         """
         _check_plan(plan)
@@ -164,13 +164,13 @@ class Search:
     def record(
         self, outcome: Outcome, source: str, scalars: Mapping[str, float] | None = None
     ) -> Trial:
-        """Notes a judged plan.
+        """Notes an evaluated plan.
 
         Raises:
-            AgentError: If the judgement is no finite number, or none is left.
+            AgentError: If the evaluation is no finite number, or none is left.
         """
         if self.remaining < 1:
-            raise AgentError(f"The agent asked for more than its {self.episodes} judgements.")
+            raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
         if not (math.isfinite(outcome.accuracy) and math.isfinite(outcome.reward)):
             raise AgentError(
                 f"Expected a finite accuracy and reward, got {outcome.accuracy} and "

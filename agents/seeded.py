@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.rollout import Search
 
 
 class Seeded(Agent):
-    """Lets one agent begin and another one go on with what is left of the judgements.
+    """Lets one agent begin and another one go on with what is left of the evaluations.
 
-    All that the first one judged within the budget is known to the second: a replay buffer holds
+    All that the first one evaluated within the budget is known to the second: a replay buffer holds
     it, a sampler has been told, a climb begins at the best of it.
 
     Args:
-        first: Begins; it should leave judgements over.
+        first: Begins; it should leave evaluations over.
         then: Goes on.
         name: What the two together are called.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
     """
 
     name = "seeded"
 
     def __init__(
-        self, first: Agent, then: Agent, name: str = "", *, rejudge: int = DEFAULT_REJUDGE
+        self, first: Agent, then: Agent, name: str = "", *, finalists: int = DEFAULT_FINALISTS
     ) -> None:
-        super().__init__(rejudge=rejudge)
+        super().__init__(finalists=finalists)
         self._agents = (first, then)
         self.first = first.name
         self.then = then.name

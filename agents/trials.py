@@ -18,7 +18,7 @@ class AgentError(EvaluationError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One judged plan.
+    """One evaluated plan.
 
     Args:
         episode: Counted from 0.
@@ -28,8 +28,8 @@ class Trial:
         cost_ratio: Cost name -> cost / original cost.
         seconds: Wall time since the previous trial (the agent's own work included).
         source: Who proposed it, e.g. ``"uniform"``, ``"warm-up"``, ``"policy"``, ``"elite"``.
-        within_budget: Whether it may win. Some agents judge plans outside the budget to learn what
-            single decisions cost; these count like all others, and never win.
+        within_budget: Whether it may win. Some agents evaluate plans outside the budget to learn
+            what single decisions cost; these count like all others, and never win.
     """
 
     episode: int
@@ -47,15 +47,15 @@ class SearchResult:
     """What a search found and what it cost.
 
     Args:
-        plan: The best plan, judged by this search or known to it from its warm start.
-        reward: Its reward; from the full validation split if the plans were re-judged there.
-        trials: Every judged plan, in order.
+        plan: The best plan, evaluated by this search or known to it from its warm start.
+        reward: Its reward; from the full validation split if the plans were re-evaluated there.
+        trials: Every evaluated plan, in order.
         seconds: Wall time of the search.
         cpu_seconds: Processor time of the search.
         agent: Name of the agent.
         seed: Seed of the search.
-        rejudged: Episode -> reward on the full validation split, of the best few trials; empty
-            if the learner has no ``evaluate_full``.
+        finalist_rewards: Episode -> reward on the full validation split, of the best few trials;
+            empty if the learner has no ``evaluate_full``.
         prior: The usable trials of the warm start; their episodes are negative.
     """
 
@@ -66,7 +66,7 @@ class SearchResult:
     cpu_seconds: float
     agent: str
     seed: int
-    rejudged: Mapping[int, float]
+    finalist_rewards: Mapping[int, float]
     prior: tuple[Trial, ...] = ()
 
     @property
@@ -88,5 +88,5 @@ def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:
     for trial in trials:
         if trial.within_budget:
             first.setdefault(trial.plan, trial)
-    # A stable sort: trials come in the order in which they were judged.
+    # A stable sort: trials come in the order in which they were evaluated.
     return sorted(first.values(), key=lambda trial: -trial.reward)[:count]

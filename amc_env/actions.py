@@ -1,6 +1,6 @@
-"""Three readings of an action in [0, 1], and their inverses.
+"""Action mappings: what an action in [0, 1] asks for, and the inverses.
 
-A reading turns what the agent asks into a wished value; the feasible set then snaps the wish onto
+A mapping turns an action into a requested value; the feasible set then snaps the request onto
 the grid. ``encode`` gives back the action that means the executed value, which is what a replay
 buffer should store.
 """
@@ -14,8 +14,8 @@ from amc_env.budgets.budget import Bounds
 
 
 @dataclass(frozen=True)
-class ReadingContext:
-    """What a reading may depend on.
+class MappingContext:
+    """What an action mapping may depend on.
 
     Args:
         span: The scale of the decision's values, (0, 1) for ratios.
@@ -29,11 +29,11 @@ class ReadingContext:
 
 
 @dataclass(frozen=True)
-class ActionReading:
+class ActionMapping:
     """A pair of inverse maps between an action in [0, 1] and a decision's value."""
 
-    decode: Callable[[float, ReadingContext], float]
-    encode: Callable[[float, ReadingContext], float]
+    decode: Callable[[float, MappingContext], float]
+    encode: Callable[[float, MappingContext], float]
 
 
 def _position(value: float, low: float, high: float) -> float:
@@ -43,30 +43,30 @@ def _position(value: float, low: float, high: float) -> float:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _decode_absolute(action: float, context: ReadingContext) -> float:
+def _decode_absolute(action: float, context: MappingContext) -> float:
     low, high = context.span
     return low + action * (high - low)
 
 
-def _encode_absolute(value: float, context: ReadingContext) -> float:
+def _encode_absolute(value: float, context: MappingContext) -> float:
     return _position(value, *context.span)
 
 
-def _decode_interval(action: float, context: ReadingContext) -> float:
+def _decode_interval(action: float, context: MappingContext) -> float:
     low, high = context.interval
     return low + action * (high - low)
 
 
-def _encode_interval(value: float, context: ReadingContext) -> float:
+def _encode_interval(value: float, context: MappingContext) -> float:
     return _position(value, *context.interval)
 
 
-def _centre(context: ReadingContext) -> float:
+def _centre(context: MappingContext) -> float:
     low, high = context.interval
     return min(high, max(low, context.balanced))
 
 
-def _decode_centred(action: float, context: ReadingContext) -> float:
+def _decode_centred(action: float, context: MappingContext) -> float:
     low, high = context.interval
     centre = _centre(context)
     if action <= 0.5:
@@ -74,7 +74,7 @@ def _decode_centred(action: float, context: ReadingContext) -> float:
     return centre + (2 * action - 1) * (high - centre)
 
 
-def _encode_centred(value: float, context: ReadingContext) -> float:
+def _encode_centred(value: float, context: MappingContext) -> float:
     low, high = context.interval
     centre = _centre(context)
     if value == centre:
@@ -84,10 +84,10 @@ def _encode_centred(value: float, context: ReadingContext) -> float:
     return 0.5 + 0.5 * _position(value, centre, high)
 
 
-READINGS: dict[str, ActionReading] = {
-    "absolute": ActionReading(_decode_absolute, _encode_absolute),
-    "interval": ActionReading(_decode_interval, _encode_interval),
-    "centred": ActionReading(_decode_centred, _encode_centred),
+ACTION_MAPPINGS: dict[str, ActionMapping] = {
+    "absolute": ActionMapping(_decode_absolute, _encode_absolute),
+    "interval": ActionMapping(_decode_interval, _encode_interval),
+    "centred": ActionMapping(_decode_centred, _encode_centred),
 }
-"""Reading name -> maps: the value itself; the position in the feasible interval; piecewise
+"""Action mapping name -> maps: the value itself; the position in the feasible interval; piecewise
 linear with 0.5 at the balanced value (PocketFlow's mapping, made budget-relative)."""

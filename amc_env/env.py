@@ -1,4 +1,4 @@
-"""The environment: it orders budget, reading, observation and reward, and computes nothing."""
+"""The environment: orchestrates budget, action mapping, observation and reward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
-from amc_env.actions import READINGS, ReadingContext
+from amc_env.actions import ACTION_MAPPINGS, MappingContext
 from amc_env.budgets.budget import Bounds, Budget, BudgetLike, value_span
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.copies import copied
@@ -25,17 +25,17 @@ from amc_env.observation import Observation, ObservationEncoder, features_for, s
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
-from amc_env.validation.answers import checked_accuracy, checked_reward, wishes_of
+from amc_env.validation.answers import checked_accuracy, checked_reward, requests_of
 from amc_env.validation.checks import check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
 
-DEFAULT_READING = "centred"
+DEFAULT_ACTION_MAPPING = "centred"
 
 
 @runtime_checkable
 class Compressible(Protocol):
-    """What the environment needs of a learner; read-only facts and one judgement.
+    """What the environment needs of a learner; read-only facts and one evaluation.
 
     Attributes:
         graph: Facts about the network.
@@ -60,7 +60,7 @@ class Compressible(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A judged plan.
+    """An evaluated plan.
 
     Args:
         plan: The complete plan.
@@ -83,7 +83,7 @@ class Outcome:
 class CompressionEnv(gym.Env[Observation, Action]):
     """Chooses one compression decision after the other, in network order, under a hard budget.
 
-    **Action.** ``Box(0, 1, (1,))``, float32. Its meaning is the *reading*:
+    **Action.** ``Box(0, 1, (1,))``, float32. Its meaning is the *action mapping*:
 
     ========== ==================================================================================
     absolute   the value itself (the ratio; from the fewest to the most bits), projected onto
@@ -97,11 +97,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
     still be met, above and below; ``info["executed_action"]`` is the action that means it.
 
     **Observation.** ``Box(0, 1, (22,))``, float32, 27 entries if bits are decided, 28 if densities
-    are beside something else; see ``amc_env.observation.features_for`` for name and meaning of
-    each. All zeros after the last decision.
+    come together with something else; see ``amc_env.observation.features_for`` for name and meaning
+    of each. All zeros after the last decision.
 
-    **Reward.** 0 until the last step, then the reward function of the judged plan (by default its
-    proxy accuracy).
+    **Reward.** 0 until the last step, then the reward function of the evaluated plan (by default
+    its proxy accuracy).
 
     **Start.** Nothing decided. Deterministic; ``reset(options={"budget": "macs=0.4"})`` changes
     the budget for this episode and the following ones.
@@ -113,15 +113,15 @@ class CompressionEnv(gym.Env[Observation, Action]):
     ``interval``. Last step, in addition: ``accuracy``, ``cost_ratio``, ``cost`` and ``plan``.
 
     Args:
-        learner: What compresses and judges, e.g. ``amc_compress.learners.ChannelPruning``.
+        learner: What compresses and evaluates, e.g. ``amc_compress.learners.ChannelPruning``.
         budget: The bounds in any form that ``Budget.of`` reads: ``Budget(macs=0.5)``,
             ``"macs=0.5,bytes=0.2:0.3"``, ``{"macs": [0.45, 0.5]}``, or ``0.5``, which means
             ``macs=0.5``.
-        action: Name of the reading.
+        action: Name of the action mapping.
         reward: Name from ``amc_env.reward.REWARDS``, a function of a ``Result``, or where one is:
             ``"package.module:name"``.
         cost_models: Further costs by name (say ``{"latency": table}``), usable in budget and
-            reward beside those of ``amc_env.COSTS`` and the learner's own, which they replace; or
+            reward besides those of ``amc_env.COSTS`` and the learner's own, which they replace; or
             where their classes are, ``{"energy": "package.module:Energy"}``.
         render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
 
@@ -137,13 +137,15 @@ class CompressionEnv(gym.Env[Observation, Action]):
         learner: Compressible,
         budget: BudgetLike,
         *,
-        action: str = DEFAULT_READING,
+        action: str = DEFAULT_ACTION_MAPPING,
         reward: str | RewardFunction = "accuracy",
         cost_models: Mapping[str, CostFunction | str] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if action not in READINGS:
-            raise ValueError(f"Unknown action reading {action!r}; expected one of {[*READINGS]}.")
+        if action not in ACTION_MAPPINGS:
+            raise ValueError(
+                f"Unknown action mapping {action!r}; expected one of {[*ACTION_MAPPINGS]}."
+            )
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"Unknown render mode {render_mode!r}; see env.metadata.")
         self.learner = learner
@@ -159,7 +161,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.observation_space = gym.spaces.Box(
             0.0, 1.0, (len(features_for(self.decisions)),), np.float32
         )
-        self._reading = READINGS[action]
+        self._action_mapping = ACTION_MAPPINGS[action]
         self._reward = resolve_reward(reward)
         self.costs: dict[str, CostModel] = {
             **{name: make_cost(name, self.graph, self.decisions) for name in COSTS},
@@ -172,7 +174,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ),
         }
         self.original_cost = original_costs(self.costs, self.decisions)
-        self._judged: dict[CompressionPlan, float] = {}
+        self._evaluated: dict[CompressionPlan, float] = {}
         self._values: list[float] | None = None
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
@@ -217,7 +219,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """Executes one decision.
 
         Args:
-            action: The agent's wish, shape ``(1,)``, in [0, 1].
+            action: The agent's request, shape ``(1,)``, in [0, 1].
 
         Returns:
             ``(observation, reward, terminated, truncated, info)`` as the class describes.
@@ -228,10 +230,12 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """
         if self._values is None or len(self._values) == self.n_decisions:
             raise ResetNeeded("No decision is waiting; call reset() first.")
-        wish = wishes_of(action, 1)
+        request = requests_of(action, 1)
         decision, context = self.decisions[len(self._values)], self._context
-        value = self._feasible.nearest(self._values, self._reading.decode(float(wish[0]), context))
-        executed = self._reading.encode(value, context)
+        value = self._feasible.nearest(
+            self._values, self._action_mapping.decode(float(request[0]), context)
+        )
+        executed = self._action_mapping.encode(value, context)
         self._values.append(value)
         info: dict[str, Any] = {
             "decision": decision.key,
@@ -251,18 +255,18 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self._encoder.terminal(), outcome.reward, True, False, info
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
-        """Judges a complete plan without an episode; equal plans are evaluated once.
+        """Evaluates a complete plan without an episode; equal plans are evaluated once.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
-        if snapped not in self._judged:
+        if snapped not in self._evaluated:
             answer = self.learner.evaluate(snapped)
-            self._judged[snapped] = checked_accuracy(
+            self._evaluated[snapped] = checked_accuracy(
                 answer, f"{type(self.learner).__name__}.evaluate"
             )
-        return self.outcome(snapped, self._judged[snapped])
+        return self.outcome(snapped, self._evaluated[snapped])
 
     def outcome(self, plan: CompressionPlan, accuracy: float) -> Outcome:
         """Returns costs and reward of a complete plan whose accuracy is known from elsewhere.
@@ -281,13 +285,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     @property
     def n_evaluations(self) -> int:
-        """How many different plans the learner has judged so far."""
-        return len(self._judged)
+        """How many different plans the learner has evaluated so far."""
+        return len(self._evaluated)
 
     def remember(self, plan: CompressionPlan, accuracy: float) -> None:
-        """Takes over a judgement made earlier, so that a resumed run does not repeat it."""
+        """Takes over an evaluation made earlier, so that a resumed run does not repeat it."""
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
-        self._judged[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
+        self._evaluated[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
 
     def cost_ratio(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns cost / original cost of a complete plan, for every cost model."""
@@ -308,15 +312,15 @@ class CompressionEnv(gym.Env[Observation, Action]):
             raise ArgumentError(f"Expected actions in [0, 1], got {asked.tolist()}.")
         values: list[float] = []
         for action in asked:
-            wish = self._reading.decode(float(action), self._make_context(values))
-            values.append(self._feasible.nearest(values, wish))
+            request = self._action_mapping.decode(float(action), self._make_context(values))
+            values.append(self._feasible.nearest(values, request))
         return CompressionPlan.from_values(self.decisions, values)
 
     def encode(self, plan: CompressionPlan) -> npt.NDArray[np.float32]:
         """Returns the actions, shape ``(n_decisions,)``, that lead to a feasible plan."""
         values = self._values_of(plan)
         actions = [
-            self._reading.encode(value, self._make_context(values[:i]))
+            self._action_mapping.encode(value, self._make_context(values[:i]))
             for i, value in enumerate(values)
         ]
         return np.array(actions, dtype=np.float32)
@@ -324,7 +328,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
     def trajectory(self, plan: CompressionPlan) -> tuple[Observation, npt.NDArray[np.float32]]:
         """Returns what an agent sees and does in the episode that ends with a feasible plan.
 
-        Arithmetic only: nothing is judged, and an episode under way is not disturbed.
+        Arithmetic only: nothing is evaluated, and an episode under way is not disturbed.
 
         Args:
             plan: Complete and within the budget.
@@ -339,19 +343,19 @@ class CompressionEnv(gym.Env[Observation, Action]):
             context = self._make_context(values[:i])
             balanced = scaled(context.balanced, context.span)
             observations.append(self._encoder.encode(values[:i], context.interval, balanced))
-            actions.append(self._reading.encode(value, context))
+            actions.append(self._action_mapping.encode(value, context))
         return np.stack(observations), np.array(actions, dtype=np.float32)
 
     def project(self, values: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
-        """Returns the feasible plan nearest to the wished values, decision by decision.
+        """Returns the feasible plan nearest to the requested values, decision by decision.
 
         Raises:
             ArgumentError: If they are not one finite number per decision.
         """
         asked = check_numbers("values", values, self.n_decisions).tolist()
-        wished = [d.nearest(v) for d, v in zip(self.decisions, asked, strict=True)]
-        if self._feasible.is_met(wished):  # then every one of them is the nearest feasible one
-            return CompressionPlan.from_values(self.decisions, wished)
+        requested = [d.nearest(v) for d, v in zip(self.decisions, asked, strict=True)]
+        if self._feasible.is_met(requested):  # then every one of them is the nearest feasible one
+            return CompressionPlan.from_values(self.decisions, requested)
         chosen: list[float] = []
         for value in asked:
             chosen.append(self._feasible.nearest(chosen, value))
@@ -362,8 +366,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
         values: list[float] = []
         for decision in self.decisions:
             low, high = value_span(decision)
-            wish = low + self._feasible.balanced(values) * (high - low)
-            values.append(self._feasible.nearest(values, wish))
+            request = low + self._feasible.balanced(values) * (high - low)
+            values.append(self._feasible.nearest(values, request))
         return CompressionPlan.from_values(self.decisions, values)
 
     def render(self) -> Any:
@@ -383,11 +387,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
             )
         return plan.values_for(self.decisions)
 
-    def _make_context(self, prefix: Sequence[float]) -> ReadingContext:
+    def _make_context(self, prefix: Sequence[float]) -> MappingContext:
         span: Bounds = value_span(self.decisions[len(prefix)])
         low, high = span
         balanced = low + self._feasible.balanced(prefix) * (high - low)
-        return ReadingContext(span, self._feasible.interval(prefix), balanced)
+        return MappingContext(span, self._feasible.interval(prefix), balanced)
 
     def _encode(self) -> Observation:
         assert self._values is not None

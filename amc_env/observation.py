@@ -46,12 +46,12 @@ BIT_FEATURES: tuple[tuple[str, str], ...] = (
     ("weight_bits", "weight bits decided for the layer on their scale, 1 if they are not decided"),
     ("room", "slack / undecided: the part of what can still move that the budget pays for"),
 )
-"""Further entries where bits are decided, or densities beside others: the kinds interleave."""
+"""Further entries where bits, or densities and other kinds, are decided: the kinds interleave."""
 
 DENSITY_FEATURES: tuple[tuple[str, str], ...] = (
     ("density", "density decided for the layer, 1 if it is not decided"),
 )
-"""Further entries where densities are decided beside other kinds."""
+"""Further entries where densities are decided together with other kinds."""
 
 _N_STATIC = 14
 _BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)

@@ -14,7 +14,7 @@ from amc_env.budgets.budget import value_span
 from amc_env.env import Action, CompressionEnv
 from amc_env.observation import Observation, scaled
 from amc_env.plan import CompressionPlan
-from amc_env.validation.answers import wishes_of
+from amc_env.validation.answers import requests_of
 from amc_env.validation.checks import check_numbers, checked
 
 _BISECTIONS = 40
@@ -25,7 +25,7 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     """A compression environment whose episodes have one step.
 
     **Action.** ``Box(0, 1, (n_decisions,))``, float32: how much each decision should keep, relative
-    to the others. All wishes are multiplied by one number, found by bisection, so that the budget
+    to the others. All requests are multiplied by one number, found by bisection, so that the budget
     is spent (see :func:`rescale`); only their proportions matter.
 
     **Observation.** ``Box(0, 1, (n_bounds,))``, float32: the upper bounds of the budget, in the
@@ -75,13 +75,13 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         return np.array([upper for _, upper in self.problem.budget.bounds.values()], np.float32)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Judges the plan that an action means.
+        """Evaluates the plan that an action means.
 
         Raises:
             InvalidAction: If the action is not in the action space (NaN included).
             ResetNeeded: If ``reset`` has not been called.
         """
-        return self.play(rescale(self.problem, wishes_of(action, self.problem.n_decisions)))
+        return self.play(rescale(self.problem, requests_of(action, self.problem.n_decisions)))
 
     def play(self, plan: CompressionPlan) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Ends the episode with a plan of one's own instead of a rescaled action.
@@ -111,23 +111,23 @@ def positions(env: CompressionEnv, plan: CompressionPlan) -> npt.NDArray[np.floa
     return np.array(found, dtype=np.float32)
 
 
-def rescale(env: CompressionEnv, wishes: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
-    """Returns the plan that spends the budget in the proportions of the wishes.
+def rescale(env: CompressionEnv, requests: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
+    """Returns the plan that spends the budget in the proportions of the requests.
 
-    A wish is a position on the scale of its decision, in [0, 1]. The largest ``m`` is found for
-    which no upper bound is broken when decision ``i`` takes the position ``m * wishes[i]``, off
+    A request is a position on the scale of its decision, in [0, 1]. The largest ``m`` is found for
+    which no upper bound is broken when decision ``i`` takes the position ``m * requests[i]``, off
     the grid but within its smallest and largest choice; values are rounded down to the grid, and
     what that leaves is spent step by step, on the decision that lies farthest below what it was
     to get. The feasible plan nearest to the result meets the lower bounds too.
 
     Args:
         env: The decision problem.
-        wishes: Shape ``(n_decisions,)``.
+        requests: Shape ``(n_decisions,)``.
 
     Raises:
         ArgumentError: If they are not one finite number per decision.
     """
-    asked = check_numbers("wishes", wishes, env.n_decisions)
+    asked = check_numbers("requests", requests, env.n_decisions)
     spans = np.array([value_span(d) for d in env.decisions])
     lowest = np.array([d.choices[0] for d in env.decisions])
     highest = np.array([d.choices[-1] for d in env.decisions])
@@ -135,8 +135,8 @@ def rescale(env: CompressionEnv, wishes: Sequence[float] | npt.NDArray[Any]) -> 
     def values_at(share: float) -> npt.NDArray[np.float64]:
         factor = share / (1.0 - share) if share < 1.0 else np.inf
         place = np.where(asked > 0.0, np.minimum(1.0, factor * np.maximum(asked, 1e-12)), 0.0)
-        wished = spans[:, 0] + place * (spans[:, 1] - spans[:, 0])
-        inside: npt.NDArray[np.float64] = np.clip(wished, lowest, highest)
+        requested = spans[:, 0] + place * (spans[:, 1] - spans[:, 0])
+        inside: npt.NDArray[np.float64] = np.clip(requested, lowest, highest)
         return inside
 
     low, high = 0.0, 1.0  # shares m / (1 + m), so that any m is in reach
@@ -157,18 +157,18 @@ def fits(env: CompressionEnv, values: npt.NDArray[np.float64]) -> bool:
     )
 
 
-def _spend(env: CompressionEnv, wished: npt.NDArray[np.float64]) -> list[float]:
+def _spend(env: CompressionEnv, requested: npt.NDArray[np.float64]) -> list[float]:
     """Rounds down to the grid, then spends what is left of the budget."""
     grids = [np.array(d.choices) for d in env.decisions]
     index = [
         max(0, int(np.searchsorted(grid, value + 1e-9, side="right")) - 1)
-        for grid, value in zip(grids, wished, strict=True)
+        for grid, value in zip(grids, requested, strict=True)
     ]
     values = np.array([grid[i] for grid, i in zip(grids, index, strict=True)])
     widths = np.array([grid[-1] - grid[0] or 1.0 for grid in grids])
     open_ = [i for i, grid in enumerate(grids) if index[i] + 1 < len(grid)]
     while open_:
-        i = max(open_, key=lambda k: ((wished[k] - values[k]) / widths[k], -k))
+        i = max(open_, key=lambda k: ((requested[k] - values[k]) / widths[k], -k))
         values[i] = grids[i][index[i] + 1]
         if fits(env, values):
             index[i] += 1

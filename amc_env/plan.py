@@ -18,7 +18,7 @@ PLAN_VERSION = 1
 _CHOICE_TOLERANCE = 1e-6
 
 CURVES = ("layer_errors", "gradient_scores")
-"""Optional methods of learners that say, without a judgement, what every choice damages: decision
+"""Optional methods of learners that say, without an evaluation, what every choice damages: decision
 key -> one number per choice, larger is worse."""
 
 

@@ -53,7 +53,7 @@ def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
 
     Args:
         cost: Cost name, e.g. ``"bytes"`` or ``"latency"``.
-        exponent: Negative; -0.07 trades a doubling of the cost for about 5 % of accuracy.
+        exponent: Negative; -0.07 trades a doubling of the cost for about 5% of accuracy.
     """
 
     def reward(result: Result) -> float:

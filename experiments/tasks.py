@@ -17,7 +17,7 @@ from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.models import load_weights, make_model
 from amc_env import CompressionEnv
 from amc_env.budgets.budget import BudgetLike
-from amc_env.env import DEFAULT_READING
+from amc_env.env import DEFAULT_ACTION_MAPPING
 
 SplitKind = Literal["random", "tail"]
 
@@ -32,7 +32,7 @@ def make_channels(
     data: str = "digits",
     weights: str | None = None,
     budget: BudgetLike = "macs=0.5",
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     proxy: str = "reconstruction+recalibration",
     finetune_steps: int = 0,
@@ -53,13 +53,13 @@ def make_channels(
         weights: Trained weights; None takes those shipped for ``digitsnet`` on ``digits``.
         budget: ``"macs=0.5"``, ``"macs=0.45:0.5,bytes=0.3"``, ``{"macs": [0.45, 0.5]}``, or
             ``0.5``, which means ``macs=0.5``.
-        action: Reading of the action, see ``CompressionEnv``.
+        action: Action mapping, see ``CompressionEnv``.
         reward: Name from ``amc_env.REWARDS``, or ``"package.module:name"``.
-        proxy: How a candidate is repaired before it is judged.
-        finetune_steps: Training steps of a candidate before it is judged.
+        proxy: How a candidate is repaired before it is evaluated.
+        finetune_steps: Training steps of a candidate before it is evaluated.
         criterion: How channels are ranked.
         round_to: Kept channels come in multiples of this.
-        n_validation: Images that judge a candidate inside an episode.
+        n_validation: Images that a candidate is evaluated on inside an episode.
         validation_split: ``"random"`` or ``"tail"``.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         seed: Draws everything random in the learner; the splits are always the same.
@@ -129,7 +129,7 @@ def make_bits(
     quantizer: str = "uniform",
     weight_bits: int | Sequence[int] = ALL_BITS,
     activation_bits: int | Sequence[int] = 8,
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     proxy: str = "recalibration",
     finetune_steps: int = 0,
@@ -184,7 +184,7 @@ def make_density(
     budget: BudgetLike = "density=0.25",
     pattern: str = "unstructured",
     min_density: float = 0.02,
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     proxy: str = "reconstruction+recalibration",
     finetune_steps: int = 0,
@@ -235,7 +235,7 @@ def make_joint(
     quantizer: str = "uniform",
     weight_bits: int | Sequence[int] = ALL_BITS,
     activation_bits: int | Sequence[int] = 8,
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     proxy: str = "reconstruction+recalibration",
     finetune_steps: int = 0,
@@ -370,7 +370,7 @@ def trained_network(model: str, data: str, weights: str | None, splits: DataSpli
         ValueError: If no weights are given for a network that none are shipped for.
     """
     channels, side, _ = splits.image_shape
-    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
+    with torch.random.fork_rng(devices=[]):  # its weights are replaced; the global RNG state stays
         network = make_model(
             model, n_classes=splits.n_classes, in_channels=channels, image_size=side
         )

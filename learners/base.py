@@ -115,7 +115,7 @@ class Learner(ABC):
             train_loader: Training batches.
             epochs: Overrides the number in ``config``.
             teacher: Network to distil from, usually the original one.
-            hooks: What happens beside the loss, see ``hooks``; the learner's own come
+            hooks: What happens besides the loss, see ``hooks``; the learner's own come
                 first.
             config: All other settings.
             validation: Batches that choose the best epoch; the learner's own if not given.
@@ -154,7 +154,7 @@ class Learner(ABC):
         return taken.network
 
     def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
-        """What every training of a network of this learner needs beside the loss."""
+        """What every training of a network of this learner needs besides the loss."""
         return ()
 
     def _training_defaults(self) -> TrainingConfig:

@@ -21,7 +21,7 @@ class FullPrecision(Learner):
     Args:
         model: The network; :meth:`finetune` trains it in place.
         example_input: One batch of images, for the layer graph.
-        validation: Batches that judge it.
+        validation: Batches that it is evaluated on.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
         device: Where it runs.
     """

@@ -94,7 +94,7 @@ TARGETS = {
     ),
     "SyntheticDensityLearner": (SyntheticDensityLearner, {"n_layers": 3, "step": 0.1}),
     "make_synthetic": (make_synthetic, {"n_layers": 3, "seed": 0, "action": "centred"}),
-    "make_agent": (make_agent, {"name": "random", "rejudge": 0}),
+    "make_agent": (make_agent, {"name": "random", "finalists": 0}),
     "agent_from_label": (agents.agent_from_label, {"label": "random", "prefix": ""}),
     "is_deterministic": (agents.is_deterministic, {"label": "random"}),
     "Recipe": (Recipe, {"hidden": 8, "tau": 0.1, "credit": "broadcast", "one_shot": True}),
@@ -164,7 +164,7 @@ def test_vectors_are_checked(bad):
 def test_numpy_scalars_are_numbers():
     learner = SyntheticLearner(np.int64(3), np.uint8(2), np.int32(4), np.float32(0.1))
     env = CompressionEnv(learner, Budget(macs=np.float64(0.5)))
-    result = make_agent("random", rejudge=np.int8(0)).search(env, np.int64(2), np.uint64(5))
+    result = make_agent("random", finalists=np.int8(0)).search(env, np.int64(2), np.uint64(5))
     assert type(result.seed) is int
     assert len(result.trials) == 2
     assert type(TrainingConfig(epochs=np.int64(3)).epochs) is int

@@ -1,4 +1,4 @@
-"""Who proposes the plan of the next episode, and with how much noise the policy acts.
+"""Exploration schedule and proposal distribution, and with how much noise the policy acts.
 
 Exploration is not SB3's ``action_noise``: SB3 adds that noise to its warm-up actions too, clips
 instead of truncating, measures it on [-1, 1] and counts resets that are no episodes. Off-policy
@@ -64,9 +64,9 @@ class Exploration:
             times this is added to their mean.
         prior: Curves of the learner that help the critics choose (``prior``), and choose
             alone among as many draws in the warm-up; ``"none"``, or a learner without: nothing.
-        prior_weight: Worth of the prior beside the critics, both standardised over the candidates,
-            when the search begins.
-        prior_half_life: After so many judgements it is worth half as much.
+        prior_weight: Weight of the prior relative to the critics, both standardised over the
+            candidates, when the search begins.
+        prior_half_life: After so many evaluations it is worth half as much.
     """
 
     warmup_episodes: int = 10
@@ -135,7 +135,7 @@ class Proposal:
 class Proposals:
     """Episode after episode: what is known already, a warm-up, then the policy or changed elites.
 
-    Everything that is known when the search begins is played first, at no judgement. The last
+    Everything that is known when the search begins is played first, at no evaluation. The last
     episode is the bare policy, and so is the first one where the policy has learned before.
 
     Args:
@@ -229,10 +229,10 @@ class Proposals:
 
         if settings.screen == 1:
             return changed()
-        judged = {trial.plan for trial in search.known}
+        evaluated = {trial.plan for trial in search.known}
         candidates: dict[CompressionPlan, None] = {}
         for _ in range(_MAX_TRIES * settings.screen):
-            if (plan := changed()) not in judged:
+            if (plan := changed()) not in evaluated:
                 candidates.setdefault(plan)
             if len(candidates) == settings.screen:
                 break
@@ -256,9 +256,9 @@ class Proposals:
 
 
 def uniform_actions(env: CompressionEnv) -> npt.NDArray[np.float32]:
-    """Returns the actions of the uniform plan: 0.5 in the centred reading, encoded in the others.
+    """Returns the actions of the uniform plan: 0.5 in the centred mapping, encoded in the others.
 
-    In the centred reading 0.5 means "balanced with what is left" wherever the episode has gone,
+    In the centred mapping 0.5 means "balanced with what is left" wherever the episode has gone,
     which a fixed list of encoded actions would not.
     """
     centre = np.full(env.n_decisions, 0.5, dtype=np.float32)

@@ -27,7 +27,7 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
     learner has learned from the episode before.
 
     Args:
-        search: Judges and records.
+        search: Evaluates and records.
         proposals: Decide who acts.
         baseline: Returns the reward that becomes 0, asked at the end of every episode.
         one_shot: Whether an action is a whole plan.

@@ -36,7 +36,7 @@ class Front:
         best: Budget -> the best trial of the whole search that meets it.
         uniform: Budget -> the trial of its uniform plan.
         policy: Budget -> the trial of the trained policy, without noise.
-        trials: Everything judged, in order; each was within the budget of its episode.
+        trials: Everything evaluated, in order; each was within the budget of its episode.
         agent: What trained; its ``save_policy`` keeps the policy.
         seconds: Wall time.
     """
@@ -107,7 +107,7 @@ class OnePolicy:
         if options.get("one_shot"):
             raise ValueError("Expected one action per decision: one_shot has no state to see.")
         self.between = between
-        self.agent = DDPG(rejudge=0, **options)
+        self.agent = DDPG(finalists=0, **options)
 
     @checked
     def search(
@@ -126,7 +126,7 @@ class OnePolicy:
         Args:
             env: A ``CompressionEnv``; its budget is left as it was.
             budgets: What plans are wanted for.
-            episodes: Judgements in all, at least three for each budget.
+            episodes: Evaluations in all, at least three for each budget.
             seed: The same seed gives the same trials, bit for bit.
             on_trial: As in :meth:`Agent.search`.
             logger: As in :meth:`Agent.search`.
@@ -163,7 +163,7 @@ class OnePolicy:
         uniform = {}
         for budget in line.anchors:
             search.env.set_budget(budget)
-            uniform[budget] = search.judge(search.env.uniform_plan(), "uniform")
+            uniform[budget] = search.evaluate(search.env.uniform_plan(), "uniform")
         proposals = _BudgetProposals(search, self.agent.recipe.exploration, len(line.anchors))
         draws = _Draws(search, line, uniform, self.between, proposals)
         env = ExploringEnv(search, proposals, draws.baseline, False, draws.options)
@@ -244,5 +244,5 @@ def _best_within(trials: Sequence[Trial], budget: Budget) -> Trial:
     """The best trial that meets a budget, whatever the budget of its episode was."""
     met = [trial for trial in trials if budget.is_met(trial.cost_ratio)]
     if not met:
-        raise AgentError(f"No plan within {budget} was judged.")
+        raise AgentError(f"No plan within {budget} was evaluated.")
     return max(met, key=lambda trial: (trial.reward, -trial.episode))

@@ -37,8 +37,8 @@ class Recipe:
             the first episode of the policy begins.
         centre_rewards: Whether the reward of the uniform plan is the zero of all rewards.
         scale_rewards: Whether rewards are divided by their spread in the warm-up.
-        opening: Whether the plan of least damage by the exploration's prior is judged right after
-            the uniform one.
+        opening: Whether the plan of least damage by the exploration's prior is evaluated right
+            after the uniform one.
         exploration: Warm-up, noise, elites and screening.
     """
 
@@ -72,7 +72,7 @@ class Recipe:
 
 
 def make_recipe(options: Mapping[str, Any]) -> Recipe:
-    """Builds a recipe from flat options; exploration's options stand beside the others.
+    """Builds a recipe from flat options; exploration's options stand among the others.
 
     Raises:
         TypeError: If an option is unknown.

@@ -27,7 +27,7 @@ from amc_compress.agents.actor_critic.exploration import Proposals
 from amc_compress.agents.actor_critic.exploring_env import ExploringEnv
 from amc_compress.agents.actor_critic.policies import read_policy, write_policy
 from amc_compress.agents.actor_critic.recipe import make_recipe
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.curves.allocation import Curves, allocate
 from amc_compress.agents.curves.prior import read_curves
 from amc_compress.agents.determinism import isolated_randomness, torch_threads
@@ -91,7 +91,7 @@ class SB3Agent(Agent):
     Args:
         policy: File of a policy to begin with, from :meth:`save_policy`; it may stem from another
             network. There is no warm-up then, and the first episode is the bare policy.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
         **options: Fields of :class:`Recipe` and of :class:`Exploration`.
 
     Raises:
@@ -101,12 +101,14 @@ class SB3Agent(Agent):
     defaults: ClassVar[dict[str, Any]] = {}
     """Options that suit the algorithm better than those of the recipe."""
 
-    def __init__(self, *, policy: str = "", rejudge: int = DEFAULT_REJUDGE, **options: Any) -> None:
-        super().__init__(rejudge=rejudge)
+    def __init__(
+        self, *, policy: str = "", finalists: int = DEFAULT_FINALISTS, **options: Any
+    ) -> None:
+        super().__init__(finalists=finalists)
         self.recipe = make_recipe({**self.defaults, **options})
         self.policy = policy
         self._saved = read_policy(Path(policy)) if policy else None
-        self.algorithm()  # refuses here and now if its package is missing
+        self.algorithm()  # raises here if its package is missing
         self._model: TwoLearningRates | None = None
 
     def algorithm(self) -> type[TwoLearningRates]:
@@ -194,7 +196,7 @@ class SB3Agent(Agent):
     def _open(self, search: Search, curves: Curves) -> None:
         plan = allocate(search.env, curves)
         if search.find(plan) is None:
-            search.judge(plan, "prior")
+            search.evaluate(plan, "prior")
 
     def _make_model(
         self, search: Search, env: ExploringEnv, proposals: Proposals

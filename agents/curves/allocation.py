@@ -201,7 +201,7 @@ def _solve_by_rounds(
 ) -> list[int] | None:
     """Solves with costs that are right around the last plan; keeps the best that fits.
 
-    A plan that turns out too dear tightens the bound of the next round by as much.
+    A plan that turns out too expensive tightens the bound of the next round by as much.
     """
     index = [len(grid) // 2 for grid in grids]
     best: list[int] | None = None

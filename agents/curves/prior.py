@@ -1,4 +1,4 @@
-"""What the learner itself expects of plans, before anything was judged."""
+"""What the learner itself expects of plans, before anything was evaluated."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.curves.allocation import Curves, allocate, allocate_by_threshold
 from amc_compress.agents.curves.prior import read_curves
 from amc_compress.agents.rollout import Search
@@ -27,18 +27,18 @@ class Sensitivity(Agent):
     """Curves of single decisions, once; then the exact plan of least damage.
 
     With ``curves="accuracy"`` the damage of a choice is ``log(original accuracy / accuracy)`` of
-    the network in which nothing else is changed. These judgements are counted like all others;
-    where there are not enough of them for all choices, some are judged and the rest interpolated,
-    monotonically. The other curves cost no judgement: ``"layer_errors"`` are the errors of the
-    layers' outputs, ``"gradient_scores"`` second-order estimates of the loss (both are the
-    learner's). The uniform plan is judged as well, so the result is never below it.
+    the network in which nothing else is changed. These evaluations are counted like all others;
+    where there are not enough of them for all choices, some are evaluated and the rest
+    interpolated, monotonically. The other curves cost no evaluation: ``"layer_errors"`` are the
+    errors of the layers' outputs, ``"gradient_scores"`` second-order estimates of the loss (both
+    are the learner's). The uniform plan is evaluated as well, so the result is never below it.
 
     Args:
         curves: Name in :data:`SENSITIVITIES`.
         allocation: ``"knapsack"``: the least sum of damages; ``"threshold"``: the same largest
             damage everywhere.
-        points: Judgements per decision, at most.
-        rejudge: See :class:`Agent`.
+        points: Evaluations per decision, at most.
+        finalists: See :class:`Agent`.
 
     Raises:
         ValueError: If an option has no such value.
@@ -53,9 +53,9 @@ class Sensitivity(Agent):
         curves: str = "accuracy",
         allocation: str = "knapsack",
         points: int = 8,
-        rejudge: int = DEFAULT_REJUDGE,
+        finalists: int = DEFAULT_FINALISTS,
     ) -> None:
-        super().__init__(rejudge=rejudge)
+        super().__init__(finalists=finalists)
         if curves not in SENSITIVITIES:
             raise ValueError(f"Expected curves to be one of {SENSITIVITIES}, got {curves!r}.")
         if allocation not in ALLOCATIONS:
@@ -70,15 +70,15 @@ class Sensitivity(Agent):
         uniform = search.uniform()
         measured = self.curves == "accuracy"
         if measured and search.remaining < search.env.n_decisions + 1:
-            return  # not one judgement for every decision: the uniform plan is all there is
+            return  # not one evaluation for every decision: the uniform plan is all there is
         curves = self._probe(search) if measured else _curves_of(search.env, self.curves)
         decide = allocate if self.allocation == "knapsack" else allocate_by_threshold
         plan = decide(search.env, curves)
         if plan != uniform.plan and search.remaining:
-            search.judge(plan, self.name)
+            search.evaluate(plan, self.name)
 
     def _probe(self, search: Search) -> Curves:
-        """Judges some choices of each decision, all else whole."""
+        """Evaluates some choices of each decision, all else whole."""
         env = search.env
         share = (search.remaining - 1) // env.n_decisions
         whole = [d.choices[-1] for d in env.decisions]
@@ -109,11 +109,11 @@ def spread(n: int, count: int) -> list[int]:
 def interpolated(indices: list[int], damages: list[float], n: int) -> npt.NDArray[np.float64]:
     """Returns a damage for each of ``n`` choices that never rises with the choice; 0 for the last.
 
-    Judgements are noisy: isotonic regression makes those that are there monotone, and a monotone
+    Evaluations are noisy: isotonic regression makes those that are there monotone, and a monotone
     cubic (Fritsch & Carlson 1980) fills in between.
 
     Args:
-        indices: Which choices were judged, ascending, without the last.
+        indices: Which choices were evaluated, ascending, without the last.
         damages: Their damages.
         n: How many choices there are.
     """
@@ -149,7 +149,7 @@ class SensitivityThreshold(Sensitivity):
 
 
 class GradientScores(Sensitivity):
-    """Gradient scores and integer programming: seconds, and two judgements."""
+    """Gradient scores and integer programming: seconds, and two evaluations."""
 
     name = "gradient"
 
@@ -158,7 +158,7 @@ class GradientScores(Sensitivity):
 
 
 class LayerErrors(Sensitivity):
-    """Errors of the layers' outputs and integer programming: seconds, and two judgements."""
+    """Errors of the layers' outputs and integer programming: seconds, and two evaluations."""
 
     name = "layer-errors"
 

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.heuristics.local_search import neighbour
 from amc_compress.agents.rollout import Search
 from amc_compress.agents.trials import Trial, best_distinct
@@ -28,7 +28,7 @@ class Evolution(Agent):
         tournament: How many of them are drawn.
         crossover: Probability that a child has two parents.
         max_step: Largest change of a decision, as a share of its grid.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
     """
 
     name = "evolution"
@@ -40,9 +40,9 @@ class Evolution(Agent):
         tournament: int = 5,
         crossover: float = 0.3,
         max_step: float = 0.35,
-        rejudge: int = DEFAULT_REJUDGE,
+        finalists: int = DEFAULT_FINALISTS,
     ) -> None:
-        super().__init__(rejudge=rejudge)
+        super().__init__(finalists=finalists)
         if not 1 <= tournament <= population:
             raise ValueError(
                 f"Expected 1 <= tournament <= population, got {tournament} and {population}."
@@ -62,7 +62,7 @@ class Evolution(Agent):
         while search.remaining:
             parent = uniform if len(members) < size else self._winner(search, members)
             plan = self._new(search, parent, members)
-            members.append(search.judge(plan, "evolution"))
+            members.append(search.evaluate(plan, "evolution"))
 
     def _winner(self, search: Search, members: deque[Trial]) -> Trial:
         count = min(self.tournament, len(members))
@@ -70,7 +70,7 @@ class Evolution(Agent):
         return max((members[int(i)] for i in drawn), key=lambda trial: trial.reward)
 
     def _new(self, search: Search, parent: Trial, members: deque[Trial]) -> CompressionPlan:
-        """A child that was not judged before, if one is found."""
+        """A child that was not evaluated before, if one is found."""
         for _ in range(_MAX_TRIES):
             plan = parent.plan
             if search.rng.random() < self.crossover:
@@ -85,7 +85,7 @@ class Evolution(Agent):
     ) -> CompressionPlan:
         """Each decision from either parent; the whole is rescaled to the budget."""
         env = search.env
-        wishes = np.where(
+        requests = np.where(
             search.rng.random(env.n_decisions) < 0.5, positions(env, one), positions(env, other)
         )
-        return rescale(env, wishes)
+        return rescale(env, requests)

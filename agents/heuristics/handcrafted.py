@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.rollout import Search
 from amc_env.one_shot import rescale
 
@@ -14,14 +14,14 @@ from amc_env.one_shot import rescale
 class Uniform(Agent):
     """The same ratio everywhere: the line every search must beat.
 
-    It judges exactly one plan, ``env.uniform_plan()``, however many episodes are offered.
+    It evaluates exactly one plan, ``env.uniform_plan()``, however many episodes are offered.
     """
 
     name = "uniform"
     deterministic: ClassVar[bool] = True
 
     def run(self, search: Search) -> None:  # noqa: D102
-        search.judge(search.env.uniform_plan(), "uniform")
+        search.evaluate(search.env.uniform_plan(), "uniform")
 
 
 class Ramp(Agent):
@@ -33,22 +33,22 @@ class Ramp(Agent):
     Args:
         strength: How much less than the one end the other end keeps, before the whole is rescaled
             to the budget.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
     """
 
     deterministic: ClassVar[bool] = True
     cuts_deep: ClassVar[bool]
 
-    def __init__(self, *, strength: float = 0.6, rejudge: int = DEFAULT_REJUDGE) -> None:
-        super().__init__(rejudge=rejudge)
+    def __init__(self, *, strength: float = 0.6, finalists: int = DEFAULT_FINALISTS) -> None:
+        super().__init__(finalists=finalists)
         if not 0.0 < strength < 1.0:
             raise ValueError(f"Expected 0 < strength < 1, got {strength}.")
         self.strength = strength
 
     def run(self, search: Search) -> None:  # noqa: D102
-        wishes = np.linspace(1.0, 1.0 - self.strength, search.env.n_decisions)
-        plan = rescale(search.env, wishes if self.cuts_deep else wishes[::-1])
-        search.judge(plan, self.name)
+        requests = np.linspace(1.0, 1.0 - self.strength, search.env.n_decisions)
+        plan = rescale(search.env, requests if self.cuts_deep else requests[::-1])
+        search.evaluate(plan, self.name)
 
 
 class DeepHeavy(Ramp):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.rollout import Search
 from amc_env import CompressionEnv, CompressionPlan
 
@@ -16,18 +16,18 @@ class LocalSearch(Agent):
 
     Each episode changes one or two decisions of the best plan by a few grid steps, repairs the
     budget with other decisions (see :func:`neighbour`) and keeps the result if it is better or
-    equal. A plan that was already judged is drawn again, a few times, before it is accepted as a
+    equal. A plan that was already evaluated is drawn again, a few times, before it is accepted as a
     wasted episode.
 
     Args:
         max_step: Largest change of a decision, as a share of its grid.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
     """
 
     name = "local"
 
-    def __init__(self, *, max_step: float = 0.35, rejudge: int = DEFAULT_REJUDGE) -> None:
-        super().__init__(rejudge=rejudge)
+    def __init__(self, *, max_step: float = 0.35, finalists: int = DEFAULT_FINALISTS) -> None:
+        super().__init__(finalists=finalists)
         if not 0.0 < max_step <= 1.0:
             raise ValueError(f"Expected 0 < max_step <= 1, got {max_step}.")
         self.max_step = max_step
@@ -43,7 +43,7 @@ class LocalSearch(Agent):
                 if plan not in seen:
                     break
             seen.add(plan)
-            trial = search.judge(plan, "local")
+            trial = search.evaluate(plan, "local")
             if trial.reward >= current.reward:
                 current = trial
 

@@ -11,8 +11,8 @@ from amc_compress.agents.rollout import Search
 class RandomSearch(Agent):
     """Every action of every episode is drawn from U(0, 1); the best plan seen wins.
 
-    What a random action means is the environment's reading: with ``centred``, half of the draws
-    keep more than the balanced ratio and half less.
+    What a random action means is the environment's action mapping: with ``centred``, half of the
+    draws keep more than the balanced ratio and half less.
     """
 
     name = "random"

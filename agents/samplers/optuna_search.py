@@ -1,7 +1,7 @@
 """Samplers of Optuna (Akiba et al. 2019) as agents: they ask for a plan and are told its reward.
 
-A parameter per decision in [0, 1] is a wish, 0.5 being what the best plan known at the start (the
-uniform one, without a warm start) gives that decision. Wishes become a plan by
+A parameter per decision in [0, 1] is a request, 0.5 being what the best plan known at the start
+(the uniform one, without a warm start) gives that decision. Requests become a plan by
 ``amc_env.one_shot.rescale``, which spends the budget, or, where costs are objectives too, by
 ``env.project``, which need not.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from amc_compress.agents.base import DEFAULT_REJUDGE, Agent
+from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.determinism import isolated_randomness, one_thread
 from amc_compress.agents.heuristics.local_search import neighbour
 from amc_compress.agents.rollout import Search
@@ -36,13 +36,13 @@ _REACH = 0.35
 _MIN_POPULATION = 4
 
 
-class WishSpace:
+class RequestSpace:
     """A box of parameters, one per decision, and what they mean.
 
     Args:
         env: The decision problem.
         centre: The plan that 0.5 everywhere means.
-        spend: Whether wishes are rescaled until the budget is spent; projected otherwise.
+        spend: Whether requests are rescaled until the budget is spent; projected otherwise.
     """
 
     def __init__(self, env: CompressionEnv, centre: CompressionPlan, spend: bool) -> None:
@@ -55,11 +55,11 @@ class WishSpace:
     def plan(self, parameters: Sequence[float]) -> CompressionPlan:
         """Returns the plan that parameters mean."""
         u, c = np.asarray(parameters, dtype=float), self._centre
-        wishes = np.where(u <= 0.5, 2 * u * c, c + (2 * u - 1) * (1 - c))
+        requests = np.where(u <= 0.5, 2 * u * c, c + (2 * u - 1) * (1 - c))
         if self._spend:
-            return rescale(self._env, wishes)
+            return rescale(self._env, requests)
         spans = np.array([value_span(d) for d in self._env.decisions])
-        return self._env.project(spans[:, 0] + wishes * (spans[:, 1] - spans[:, 0]))
+        return self._env.project(spans[:, 0] + requests * (spans[:, 1] - spans[:, 0]))
 
     def parameters(self, plan: CompressionPlan) -> npt.NDArray[np.float64]:
         """Returns parameters that mean a plan, as nearly as rounding allows."""
@@ -71,25 +71,26 @@ class WishSpace:
 class OptunaSearch(Agent):
     """A sampler of Optuna, by ask and tell.
 
-    A plan that was judged before is told again and asked anew; if it keeps coming back, a plan near
-    it is judged instead, so that a judgement is only wasted where no unseen plan is found nearby.
+    A plan that was evaluated before is told again and asked anew; if it keeps coming back, a plan
+    near it is evaluated instead, so that an evaluation is only wasted where no unseen plan is found
+    nearby.
 
     With a ``storage``, processes (on one machine or several) that search with the same ``study``
-    see each other's judgements; each spends its own episodes, the last one on the best plan of all,
-    and a process that was killed goes on where it was when it is started again with the same
-    ``worker``. The order in which others report is nobody's to decide, so such searches are not
+    see each other's evaluations; each spends its own episodes, the last one on the best plan of
+    all, and a process that was killed goes on where it was when it is started again with the same
+    ``worker``. The order in which others report cannot be controlled, so such searches are not
     repeatable; without a storage the same seed gives the same trials.
 
     Args:
         sampler: ``"tpe"``, ``"gp"``, ``"cmaes"``, ``"nsga2"`` or ``"random"``.
-        objectives: Costs to be made small beside the reward made large, with commas; ``"budget"``
+        objectives: Costs to be made small while the reward is made large, with commas; ``"budget"``
             means all costs that have a bound, ``""`` none. TPE and NSGA-II can; what a search
             finds is its front, ``amc_compress.agents.pareto_front(result.trials)``.
         storage: ``"journal:FILE"``, or the URL of a database as Optuna takes it, e.g.
             ``"sqlite:///study.db"``; empty keeps the study in memory.
         study: Name of the study in the storage.
         worker: Name of this process in the study; by default its seed.
-        rejudge: See :class:`Agent`.
+        finalists: See :class:`Agent`.
 
     Raises:
         ValueError: If there is no such sampler, or it cannot have several objectives.
@@ -106,9 +107,9 @@ class OptunaSearch(Agent):
         storage: str = "",
         study: str = "amc",
         worker: str = "",
-        rejudge: int = DEFAULT_REJUDGE,
+        finalists: int = DEFAULT_FINALISTS,
     ) -> None:
-        super().__init__(rejudge=rejudge)
+        super().__init__(finalists=finalists)
         if sampler not in SAMPLERS:
             raise ValueError(f"Unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}.")
         if objectives and sampler not in ("tpe", "nsga2", "random"):
@@ -134,8 +135,8 @@ class OptunaSearch(Agent):
                 name=self.study,
                 worker=self.worker or f"seed {search.seed}",
             )
-            # Whoever shares a study must mean the same by its parameters.
-            space = WishSpace(search.env, search.env.uniform_plan(), spend=not costs)
+            # Workers that share a study must give its parameters one meaning.
+            space = RequestSpace(search.env, search.env.uniform_plan(), spend=not costs)
             replayed = study.replay(
                 search,
                 lambda asked: space.plan([asked[name] for name in space.names]),
@@ -145,29 +146,29 @@ class OptunaSearch(Agent):
             uniform = search.uniform() if search.remaining else None
             if not self.storage:
                 best = max(search.known, key=lambda trial: trial.reward)
-                space = WishSpace(search.env, best.plan, spend=not costs)
+                space = RequestSpace(search.env, best.plan, spend=not costs)
             if not replayed:
                 self._tell_what_is_known(search, study, space, costs, uniform)
             self._search(search, study, space, costs)
 
     def _search(
-        self, search: Search, study: SharedStudy, space: WishSpace, costs: Sequence[str]
+        self, search: Search, study: SharedStudy, space: RequestSpace, costs: Sequence[str]
     ) -> None:
         repeats = 0
         while search.remaining:
             if search.remaining == 1 and (best := study.best_of_others(search)) is not None:
-                search.judge(best, "another worker")
+                search.evaluate(best, "another worker")
                 return
             with one_thread():
                 asked = study.ask(space.names)
             plan = space.plan([asked.params[name] for name in space.names])
             known = search.find(plan)
-            trial = known or search.judge(plan, self.sampler)
+            trial = known or search.evaluate(plan, self.sampler)
             study.tell(asked, trial, self._goals(trial, costs))
             repeats = 0 if known is None else repeats + 1
             if repeats > _MAX_REPEATS:
                 plan, repeats = self._unseen_near(search, plan), 0
-                trial = search.judge(plan, self.sampler)
+                trial = search.evaluate(plan, self.sampler)
                 self._add(study, space, trial, costs, own=True)
 
     def _unseen_near(self, search: Search, plan: CompressionPlan) -> CompressionPlan:
@@ -180,7 +181,7 @@ class OptunaSearch(Agent):
     def _add(
         self,
         study: SharedStudy,
-        space: WishSpace,
+        space: RequestSpace,
         trial: Trial,
         costs: Sequence[str],
         *,
@@ -193,7 +194,7 @@ class OptunaSearch(Agent):
         self,
         search: Search,
         study: SharedStudy,
-        space: WishSpace,
+        space: RequestSpace,
         costs: Sequence[str],
         uniform: Trial | None,
     ) -> None:

@@ -26,7 +26,7 @@ _LOST = {"gone": "is gone", "replaced": "does not hold the study any more"}
 
 
 def require_optuna(sampler: str) -> None:
-    """Refuses what this machine lacks for a sampler.
+    """Checks that this machine has what a sampler needs.
 
     Raises:
         MissingDependencyError: With the line that installs it.
@@ -48,7 +48,7 @@ class SharedStudy:
 
     Args:
         sampler: Chooses parameters.
-        env: The decision problem; a study holds judgements of one problem only.
+        env: The decision problem; a study holds evaluations of one problem only.
         n_objectives: The reward, and further costs.
         storage: ``"journal:FILE"``, the URL of a database, or empty.
         name: Name of the study in the storage.
@@ -120,14 +120,14 @@ class SharedStudy:
             ) from error
 
     def _what_remains(self, state: str) -> str:
-        """Says what to do; that judgements are kept only if the study can be read."""
+        """Says what to do; that evaluations are kept only if the study can be read."""
         if not self._is_open:
             return "Name another one, e.g. journal:study.log."
         if state == "held":
-            return "Its judgements are kept; start this worker again."
+            return "Its evaluations are kept; start this worker again."
         return (
             "Start this worker again when the storage is back; if it is lost, the worker's own "
-            "judgements remain in the trials of its run folder, if it has one, and those of "
+            "evaluations remain in the trials of its run folder, if it has one, and those of "
             "others in theirs."
         )
 
@@ -155,13 +155,13 @@ class SharedStudy:
     def add(
         self, parameters: Mapping[str, float], trial: Trial, goals: Sequence[float], *, own: bool
     ) -> None:
-        """Tells of a plan that nobody asked for.
+        """Adds a plan that the sampler did not ask for.
 
         Args:
             parameters: What means it.
-            trial: Its judgement.
+            trial: Its evaluation.
             goals: Reward and costs.
-            own: Whether this process spent a judgement on it.
+            own: Whether this process spent an evaluation on it.
         """
         import optuna
 
@@ -193,9 +193,9 @@ class SharedStudy:
         }
 
     def replay(self, search: Search, plan_of: PlanOf, goals_of: GoalsOf, source: str) -> int:
-        """Judges again, from the record, what this worker judged before; returns how many.
+        """Evaluates again, from the record, what this worker evaluated before; returns how many.
 
-        A plan that it was busy with when it was killed is judged now.
+        A plan that it was busy with when it was killed is evaluated now.
 
         Args:
             search: The search that goes on.
@@ -218,11 +218,11 @@ class SharedStudy:
             else:
                 plan = plan_of(trial.params)
             known = search.find(plan)
-            judged = known or search.judge(plan, trial.user_attrs.get("source", source))
+            evaluated = known or search.evaluate(plan, trial.user_attrs.get("source", source))
             count += known is None
             if not trial.state.is_finished():
                 with self._reachable():
-                    self._study.tell(trial.number, list(goals_of(judged)))
+                    self._study.tell(trial.number, list(goals_of(evaluated)))
         return count
 
     def best_of_others(self, search: Search) -> CompressionPlan | None:
@@ -243,7 +243,7 @@ class SharedStudy:
 
 
 def _fingerprint(env: CompressionEnv) -> dict[str, Any]:
-    """What workers must have in common, the reading of actions left out: samplers have none.
+    """What workers must have in common, the action mapping left out: samplers have none.
 
     Rewards and costs are functions, so they are asked what two plans are worth: the original and
     the uniform one, at two accuracies. Nine digits, as machines differ in the last ones. How the
@@ -286,7 +286,7 @@ def _state_of(storage: str, name: str) -> str:
         optuna.load_study(study_name=name, storage=_open_storage(storage))
     except KeyError:
         return "replaced"
-    except Exception:  # locked, or whatever else: nobody can read it
+    except Exception:  # locked, or anything else: it cannot be read
         return "unknown"
     return "held"
 

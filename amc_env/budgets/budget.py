@@ -160,7 +160,7 @@ def _number(text: str) -> float:
 
 
 def value_span(decision: Decision) -> Bounds:
-    """Returns the scale that a reading in [0, 1] refers to: ratios are their own scale."""
+    """Returns the scale that an action in [0, 1] refers to: ratios are their own scale."""
     if decision.kind in (DecisionKind.KEEP_RATIO, DecisionKind.DENSITY):
         return (0.0, 1.0)
     return (decision.choices[0], decision.choices[-1])

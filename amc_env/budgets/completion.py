@@ -99,7 +99,7 @@ class CompletionSearch:
             if not stack:
                 return None
             box_first, box_last = stack.pop()
-            verdict = self._judge_box(fixed, n, box_first, box_last)
+            verdict = self._assess_box(fixed, n, box_first, box_last)
             if verdict is None and boxes == 0:
                 verdict = self._repair(fixed, n, (first + last) // 2, near)
             if isinstance(verdict, np.ndarray):
@@ -143,7 +143,7 @@ class CompletionSearch:
         self.given_up.add(prefix)  # a cost that is not quite a multiple: nothing is proved
         return None
 
-    def _judge_box(
+    def _assess_box(
         self, fixed: np.ndarray, n: int, first: np.ndarray, last: np.ndarray
     ) -> np.ndarray | bool | None:
         """A feasible corner; False if nothing inside can be feasible; None: split further."""

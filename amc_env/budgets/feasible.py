@@ -144,10 +144,10 @@ class FeasibleSet:
         high = self._first([c for c in reversed(choices) if c >= known], prefix)
         return (low, high)
 
-    def nearest(self, prefix: Sequence[float], wish: float) -> float:
-        """Returns the feasible choice nearest to ``wish``; of two equally near ones the larger."""
+    def nearest(self, prefix: Sequence[float], request: float) -> float:
+        """Returns the feasible choice nearest to ``request``; of two equally near, the larger."""
         choices = self._candidates(prefix)
-        for choice in sorted(choices, key=lambda c: (abs(c - wish), -c)):
+        for choice in sorted(choices, key=lambda c: (abs(c - request), -c)):
             if self._can_complete((*prefix, choice)):
                 return choice
             if (*prefix, choice) in self._search.given_up:
@@ -199,7 +199,7 @@ class FeasibleSet:
         low, high = self._lowest.copy(), self._highest.copy()
         low[:n] = high[:n] = prefix
 
-        def too_dear(choice: float) -> bool:
+        def too_expensive(choice: float) -> bool:
             low[n] = choice
             return any(self.ratio(name, low) > upper for name, (_, upper) in bounds.items())
 
@@ -210,7 +210,7 @@ class FeasibleSet:
                 for name, (lower, _) in bounds.items()
             )
 
-        last = bisect.bisect_left(choices, True, key=too_dear)
+        last = bisect.bisect_left(choices, True, key=too_expensive)
         first = bisect.bisect_left(choices, True, key=lambda c: not too_cheap(c))
         inside = choices[first:last]
         # True of monotone costs; one that is not, unnoticed, must not cut off what is known.
@@ -230,8 +230,10 @@ class FeasibleSet:
         lowest, highest = self._lowest[rest], self._highest[rest]
 
         def fits(ratio: float) -> bool:
-            wished = spans[:, 0] + ratio * (spans[:, 1] - spans[:, 0])
-            values[rest] = np.minimum(np.maximum(wished, lowest), highest)  # np.clip takes longer
+            requested = spans[:, 0] + ratio * (spans[:, 1] - spans[:, 0])
+            values[rest] = np.minimum(
+                np.maximum(requested, lowest), highest
+            )  # np.clip takes longer
             return all(self.ratio(n, values) <= hi for n, (_, hi) in self.budget.bounds.items())
 
         if fits(1.0):

@@ -1,6 +1,6 @@
 """Tables of measured costs: milliseconds or millijoules of every layer at several widths and bits.
 
-A table is a JSON file. Whoever measures it (``amc latency-table``, a phone, a board, a simulator)
+A table is a JSON file. Every source (``amc latency-table``, a phone, a board, a simulator)
 writes the same form; ``docs/latency_tables.md`` describes it with an example.
 """
 

@@ -38,7 +38,7 @@ class WidthMatrix:
             for group, multiplier in width.terms:
                 if group in column:
                     self.matrix[row, column[group]] += multiplier * sizes[group]
-                else:  # nobody decides about this group, so it stays whole
+                else:  # no decision for this group, so it stays whole
                     self.offset[row] += multiplier * sizes[group]
 
     def at(self, values: Array) -> Array:
@@ -168,10 +168,10 @@ class LayerBits:
     def at(self, values: Array) -> tuple[Array, Array]:
         """Returns ``(bits if quantized, share of float32)``, shape ``(n_layers,)`` each."""
         bits, off = self._bits.copy(), self._off.copy()
-        wished = values[self._columns]
-        quantized = np.minimum(wished, self._tops)
+        requested = values[self._columns]
+        quantized = np.minimum(requested, self._tops)
         bits[self._rows] = quantized
-        off[self._rows] = (wished - quantized) * self._per_bit
+        off[self._rows] = (requested - quantized) * self._per_bit
         return bits, off
 
     def effective(self, values: Array) -> Array:
@@ -191,7 +191,7 @@ def _largest_quantized(decision: Decision) -> float:
 
 
 def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
-    """Refuses names that are not in the network.
+    """Rejects names that are not in the network.
 
     Raises:
         ValueError: If there is one.
@@ -214,7 +214,7 @@ class Buckets:
         self._entry_bytes = FLOAT_BITS / 8 if storage.codebook else 0.0
 
     def bytes(self, outputs: Array, weights: Array, bits: Array) -> Array:
-        """Returns the bytes beside the codes, shape ``(n_layers,)``."""
+        """Returns the bytes besides the codes, shape ``(n_layers,)``."""
         per_bucket = (
             self._bytes + self._entry_bytes * np.exp2(bits) if self._entry_bytes else (self._bytes)
         )

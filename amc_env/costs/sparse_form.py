@@ -23,9 +23,9 @@ Index = npt.NDArray[np.intp]
 _INDEX_EXCESS = 1.008
 _INDEX_TABLE = 40.0
 _INDEX_HALF_TABLE = 60.0
-# Bits of a float32 by the density of its layer, where nobody measured it: sign and mantissa do not
+# Bits of a float32 by the density of its layer, where it was not measured: sign and mantissa do not
 # compress, exponents do, and better so the fewer (the larger) weights are left. Measured on
-# Laplacian weights; Gaussian and trained ones differ by less than 2 %.
+# Laplacian weights; Gaussian and trained ones differ by less than 2%.
 _FLOAT_BITS: ValueBits = ((0.0, 24.9), (0.1, 25.05), (0.35, 25.45), (0.5, 25.85), (1.0, 26.87))
 _VALUE_TABLE = 25.0
 
@@ -179,7 +179,7 @@ def _value_tables(measured: Measured) -> Array:
 
 
 def _not_above_the_next(numbers: Array, measured: Measured) -> Array:
-    """What nobody measured for few bits must not count more than what was for more."""
+    """What was not measured for few bits must not count more than what was for more."""
     for row, known in enumerate(measured):
         for level in reversed(range(len(_WIDTHS))):  # those of 8 bits: not above float32's
             if _WIDTHS[level] not in known:

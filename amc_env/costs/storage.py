@@ -35,7 +35,7 @@ class StorageFormat:
         granularity: What shares one scale or codebook: ``"tensor"``, ``"channel"`` (one output
             channel) or ``"split"`` (``bucket_size`` consecutive weights).
         bucket_size: Weights per bucket when ``"split"``.
-        bytes_per_bucket: Bytes beside the codes, per bucket of a quantized layer: 4 for a scale,
+        bytes_per_bucket: Bytes besides the codes, per bucket of a quantized layer: 4 for a scale,
             5 for scale and zero point.
         bytes_per_channel: Further bytes per output channel of a quantized layer, whatever the
             buckets are: 4 for the scale of a channel that shares the codebook of its layer.

@@ -1,6 +1,6 @@
-"""Recorded tasks: environments without network and data, for plans were judged before.
+"""Recorded tasks: environments without network and data, for plans were evaluated before.
 
-A surrogate fitted to thousands of judged plans answers for every plan (the recorded ones too, so
+A surrogate fitted to thousands of evaluated plans answers for every plan (the recorded ones too, so
 that all answers are of one kind). NumPy is all that is needed; 300 episodes take seconds.
 """
 
@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from amc_env.budgets.budget import Budget, BudgetLike
 from amc_env.costs.costs import COSTS, CostModel, make_cost
-from amc_env.env import DEFAULT_READING, CompressionEnv
+from amc_env.env import DEFAULT_ACTION_MAPPING, CompressionEnv
 from amc_env.errors import CompressionError
 from amc_env.plan import CompressionPlan
 from amc_env.recorded_tasks.recorded_file import RecordedTask, read_recorded
 from amc_env.validation.checks import checked
 
 FOLDER = "recorded_tasks"
-"""Where the files of the registered tasks lie, beside this module."""
+"""The folder of the registered tasks' files, next to this module."""
 
 Curves = dict[str, npt.NDArray[np.float64]]
 
@@ -35,7 +35,7 @@ class RecordedLearner:
     """What the environment needs of a learner, from a record.
 
     ``layer_errors()`` and ``gradient_scores()`` are there if their curves were recorded, and are
-    no attributes otherwise. There is no ``evaluate_full``: nothing can be judged again.
+    no attributes otherwise. There is no ``evaluate_full``: nothing can be evaluated again.
 
     Args:
         task: The record.
@@ -85,7 +85,7 @@ class RecordedLearner:
 def make_recorded(
     task: str,
     budget: BudgetLike | None = None,
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     render_mode: str | None = None,
     cost_models: Mapping[str, str] | None = None,
@@ -97,7 +97,7 @@ def make_recorded(
             of a file that ends in ``.npz``.
         budget: As in ``CompressionEnv``; None takes the one under which the plans were recorded.
             Other ones extrapolate the further they leave it.
-        action: Reading of the action, see ``CompressionEnv``.
+        action: Action mapping, see ``CompressionEnv``.
         reward: Name from ``amc_env.REWARDS``, or ``"package.module:name"``.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
         cost_models: Further costs by name, as in ``CompressionEnv``.

@@ -1,4 +1,4 @@
-"""The file of a recorded task: one ``.npz`` without pickle, facts as JSON beside a few arrays."""
+"""The file of a recorded task: one ``.npz`` without pickle, facts as JSON and a few arrays."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)  # of a zip entry: equal tasks make equal
 
 @dataclass(frozen=True)
 class RecordedTask:
-    """A task whose plans were judged before.
+    """A task whose plans were evaluated before.
 
     Args:
         name: Of the task, e.g. ``"digits-channels"``.
-        origin: Where the judgements come from: model, data, options.
+        origin: Where the evaluations come from: model, data, options.
         budget: The budget under which they were recorded, in its text form.
         original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
         graph: The network.

@@ -83,7 +83,7 @@ class SyntheticBitsLearner(SyntheticLearner):
 
     ``accuracy = a0 * exp(-cutting - sum_i (u_i 4^(2 - weight bits) + v_i 4^(2 - activation
     bits)))`` with log-normal ``u_i`` and ``v_i``; "off" adds nothing. The first convolution and the
-    classifier have 8 bits, which nobody decides.
+    classifier have a fixed 8 bits.
 
     Args:
         n_layers: Number of convolutions, at least 2.

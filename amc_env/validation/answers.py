@@ -12,7 +12,7 @@ from amc_env.errors import EvaluationError
 from amc_env.validation.checks import shown
 
 
-def wishes_of(action: object, count: int) -> npt.NDArray[np.float64]:
+def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
     """Returns an action as numbers, shape ``(count,)``.
 
     Raises:

@@ -43,7 +43,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Split:
-    """One of the paper's splits: 70 % of the rows to learn from, 30 % to be scored on.
+    """One of the paper's splits: 70% of the rows to learn from, 30% to be scored on.
 
     Args:
         x_train: Features, shape (training rows, columns), float64.

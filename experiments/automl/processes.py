@@ -20,7 +20,7 @@ from pathlib import Path
 _MARK = "AMC_AUTOML_JOB"
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
-_FAREWELL_SECONDS = 15.0  # for servers to be shut down once the answer is there
+_SHUTDOWN_SECONDS = 15.0  # for servers to be shut down once the answer is there
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_limited(
             wall = time.monotonic() - began
             if answer.exists():
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_FAREWELL_SECONDS)
+                    process.wait(_SHUTDOWN_SECONDS)
             return Ended(process.poll(), answer.exists(), wall, used)
         finally:
             _kill(process, mark)

@@ -40,7 +40,7 @@ from amc_env.validation.json_text import parse_json
 CONSTANT = "constant"
 """Name of the prediction that ignores the features: the commonest class, or the mean."""
 
-_GRACE_SHARE = 1 / 6  # the paper's hard limit of 3.5 h beside its soft limit of 3 h
+_GRACE_SHARE = 1 / 6  # the paper's hard limit of 3.5 h over its soft limit of 3 h
 _GRACE_FLOOR = 60.0  # seconds: a Java server or a slow import takes that long, whatever the limit
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

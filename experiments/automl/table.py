@@ -1,4 +1,4 @@
-"""The results as Markdown, beside what the paper found."""
+"""The results as Markdown, next to what the paper found."""
 
 from __future__ import annotations
 

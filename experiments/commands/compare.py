@@ -1,4 +1,4 @@
-"""``amc compare``: agents on the same tasks with equal judgements, and what may be believed."""
+"""``amc compare``: agents on the same tasks with equal evaluations, and what may be believed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_SEEDS = 100_000
 DEFAULT_TASKS = ("digits-channels",)
 DEFAULT_AGENTS = ("uniform", "random", "sensitivity", "local", "evolution", "tpe", "ddpg-one-shot")
 
-Out = Annotated[Path, typer.Option(help="Where results, judgements and the report are kept.")]
+Out = Annotated[Path, typer.Option(help="Where results, evaluations and the report are kept.")]
 Task = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,7 +46,7 @@ AgentName = Annotated[
 ]
 Seeds = Annotated[int, typer.Option(help="Searches of every agent on every task.")]
 FirstSeed = Annotated[int, typer.Option(help="The seeds are this one and the following.")]
-Evaluations = Annotated[int, typer.Option(help="Plans that every search may judge.")]
+Evaluations = Annotated[int, typer.Option(help="Plans that every search may evaluate.")]
 Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
 Data = Annotated[
     Path | None,
@@ -106,11 +106,11 @@ def compare(
     listing: Listing = False,
     only_report: OnlyReport = False,
 ) -> None:
-    """Compare agents on the same tasks: equal judgements, several seeds, honest statistics.
+    """Compare agents on the same tasks: equal evaluations, several seeds, honest statistics.
 
     Every search is written to OUT/results.jsonl when it ends; the same command
     goes on where it was interrupted, and more agents, tasks or seeds are added
-    by asking for them. Equal plans are judged once, whoever proposes them. What
+    by asking for them. Equal plans are evaluated once. What
     fails stops nothing else; the exit code is 1 then.
     OUT/report.html says who won and which differences are real;
     `tensorboard --logdir OUT/tensorboard` overlays all curves.
@@ -243,7 +243,7 @@ def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
 
 
 def _check_reference(reference: str, comparison: Comparison, known: Results) -> None:
-    """Refuses, before anything is searched, a reference that nobody is called."""
+    """Rejects, before anything is searched, a reference that is not among the agents."""
     agents = dict.fromkeys([*comparison.agents, *(s.agent for s in known.searches)])
     if reference and reference not in agents:
         raise ValueError(
@@ -253,7 +253,7 @@ def _check_reference(reference: str, comparison: Comparison, known: Results) -> 
 
 
 def _check_finetuning(epochs: int, agents: Sequence[str], seeds: int) -> None:
-    """Refuses options that would do nothing, or that mean nothing."""
+    """Rejects options that have no effect or no meaning."""
     if epochs < 0:
         raise ValueError(f"Expected --finetune-epochs >= 0, got {epochs}.")
     if seeds < 0:

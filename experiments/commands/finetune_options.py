@@ -71,7 +71,7 @@ class FinetuneOptions:
     feature_matching: Annotated[
         float,
         typer.Option(
-            help="Weight of a further lesson: to look at the same places of an image as the "
+            help="Attention-transfer loss weight: attend to the same places of an image as the "
             "teacher (attention transfer); 1000 is usual, 0 is off.",
             rich_help_panel=_FINETUNE,
         ),

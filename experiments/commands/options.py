@@ -24,7 +24,7 @@ _DEFAULT = RunConfig()  # where the defaults live
 
 
 class Options(PruningOptions, BitOptions, FinetuneOptions):
-    """Every option by name, with its type, its help and its default; nobody makes one of these.
+    """Every option by name, with its type, its help and its default; never instantiated.
 
     A verb lists the names it takes, in :func:`takes`.
     """
@@ -194,7 +194,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         ),
     ] = _DEFAULT.agent
     episodes: Annotated[
-        int, typer.Option(help="How many plans are judged.", rich_help_panel=_SEARCH)
+        int, typer.Option(help="How many plans are evaluated.", rich_help_panel=_SEARCH)
     ] = _DEFAULT.episodes
     reading: Annotated[
         str,
@@ -216,7 +216,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     proxy: Annotated[
         str,
         typer.Option(
-            help="How a candidate is repaired before it is judged: reconstruction, recalibration, "
+            help="Repairs of a candidate before its evaluation: reconstruction, recalibration, "
             "reconstruction+recalibration or none. Only pruned layers are reconstructed.",
             rich_help_panel=_SEARCH,
         ),
@@ -224,7 +224,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     finetune_steps: Annotated[
         int,
         typer.Option(
-            help="Training steps of a candidate before it is judged (slower, closer to the end "
+            help="Training steps of a candidate before it is evaluated (slower, closer to the end "
             "result).",
             rich_help_panel=_SEARCH,
         ),
@@ -232,7 +232,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
     n_validation: Annotated[
         int,
         typer.Option(
-            help="Validation images that judge a candidate (at most); the best plans are judged "
+            help="Validation images per evaluation (at most); the best plans are evaluated "
             "again on all of them.",
             rich_help_panel=_SEARCH,
         ),
@@ -270,7 +270,7 @@ class Options(PruningOptions, BitOptions, FinetuneOptions):
         Path | None,
         typer.Option(
             help="Another run of the same network, data, learner and proxy: the search knows what "
-            "that one has judged, at no cost. Its agent, budget, reward and action may differ.",
+            "that one has evaluated, at no cost. Its agent, budget, reward and action may differ.",
             show_default=False,
             rich_help_panel=_SEARCH,
         ),

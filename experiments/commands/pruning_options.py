@@ -42,7 +42,7 @@ class PruningOptions:
         int,
         typer.Option(
             help="With --learner discrimination: layers inside the network that get a loss of "
-            "their own, beside the last one.",
+            "their own, besides the last one.",
             rich_help_panel=_CHANNELS,
         ),
     ] = _DEFAULT.discrimination_stages
@@ -105,7 +105,7 @@ class PruningOptions:
         bool,
         typer.Option(
             "--density",
-            help="With --learner joint: decide the density of every layer too, beside channels and "
+            help="With --learner joint: decide the density of every layer too, with channels and "
             "bits.",
             rich_help_panel=_SPARSE,
         ),

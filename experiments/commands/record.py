@@ -1,4 +1,4 @@
-"""``amc record``: a task becomes a small file that judges plans without network and data."""
+"""``amc record``: a task becomes a small file that evaluates plans without network and data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ Out = Annotated[Path, typer.Option(help="The file, TASK.npz.")]
 Folder = Annotated[
     Path,
     typer.Option(
-        help="Folder of a comparison: its judgements are used, its trials are recorded too, and "
-        "judgements made now are kept there.",
+        help="Folder of a comparison: its evaluations are used, its trials are recorded too, and "
+        "evaluations made now are kept there.",
     ),
 ]
 Plans = Annotated[int, typer.Option(help="Plans of the Latin hypercube.")]
-Rounds = Annotated[int, typer.Option(help="Rounds of searches on the surrogate, judged for real.")]
+Rounds = Annotated[
+    int, typer.Option(help="Rounds of searches on the surrogate, evaluated for real.")
+]
 Seed = Annotated[int, typer.Option(help="Draws the plans.")]
 
 
@@ -39,10 +41,10 @@ def record(
     data: Data = None,
     weights: Weights = None,
 ) -> None:
-    """Record a task: judge thousands of plans once, and fit what answers for all others.
+    """Record a task: evaluate thousands of plans once, and fit what answers for all others.
 
-    The file plays as an environment in which a judgement takes a third of a
-    millisecond. Every judgement is kept in FOLDER/judgements as it is made, so
+    The file plays as an environment in which an evaluation takes a third of a
+    millisecond. Every evaluation is kept in FOLDER/judgements as it is made, so
     the same command goes on where it was interrupted.
 
     Examples:
@@ -61,7 +63,7 @@ def record(
     from amc_compress.comparison.recording.recording import record as record_task
     from amc_compress.comparison.recording.refinement import Refinement
     from amc_compress.comparison.records import RESULTS, read_results
-    from amc_compress.comparison.searches.judging import trials_of
+    from amc_compress.comparison.searches.plan_evaluation import trials_of
     from amc_compress.comparison.searches.searching import open_store
     from amc_compress.comparison.tasks import build_env, check_task, find_task
     from amc_compress.runs.storage.occupied import check_no_run
@@ -92,7 +94,7 @@ def record(
 
 
 def _check_out(out: Path) -> None:
-    """Refuses, before anything is judged, a file that could not be written or opened.
+    """Rejects, before anything is evaluated, a file that could not be written or opened.
 
     The folder of the file is made.
 

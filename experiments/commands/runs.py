@@ -32,7 +32,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
         amc compress --model resnet20 --weights resnet20.safetensors \\
             --data data/cifar10 --budget macs=0.5 --episodes 200 --out runs/r20
     \b
-      A network of your own, with half the multiply-adds and 30 % of the bytes:
+      A network of your own, with half the multiply-adds and 30% of the bytes:
         amc compress --model mypackage.nets:make_net --weights net.pt \\
             --data data/flowers --budget macs=0.5,bytes=0.3 --out runs/mine
     \b

@@ -1,1 +1,1 @@
-"""Who should choose? Agents on the same tasks, with equal judgements, compared over seeds."""
+"""Who should choose? Agents on the same tasks, with equal evaluations, compared over seeds."""

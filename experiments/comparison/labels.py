@@ -1,8 +1,8 @@
-"""What an agent's label says: the agent, and what it wishes of the environment.
+"""What an agent's label says: the agent, and what it asks of the environment.
 
 ``"ddpg:sigma=0.3,env.action=interval"`` is ``ddpg`` with ``sigma=0.3`` in an environment that reads
-actions as positions in the feasible interval. Only what leaves the problem as it is may be wished:
-another reward, or a wider budget, would make results that nobody else's can be ranked with.
+actions as positions in the feasible interval. Only what leaves the problem as it is may be asked
+for: another reward, or a wider budget, would make results that cannot be ranked with others.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from amc_compress.agents import AGENTS, Agent, agent_from_label
 from amc_compress.agents.registry import read_label
 from amc_env import Budget
-from amc_env.actions import READINGS
+from amc_env.actions import ACTION_MAPPINGS
 from amc_env.budgets.budget import Bounds
 from amc_env.costs.costs import COSTS
 
 _ENV = "env."
 _OUTSIDE = ("storage", "study", "worker", "policy")
 """Options by which a search knows what others found: its seeds would not be independent, nor its
-judgements equal in number."""
+evaluations equal in number."""
 
 
 @dataclass(frozen=True)
 class EnvOptions:
-    """What a label wishes of the environment.
+    """What a label asks of the environment.
 
     Args:
-        action: Name of the reading; None for the task's.
+        action: Name of the action mapping; None for the task's.
         bounds: Cost name -> bounds that take the place of the task's, or join them.
     """
 
@@ -36,7 +36,7 @@ class EnvOptions:
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
     def within(self, budget: Budget) -> Budget:
-        """Returns the budget of a task, narrowed to what the label wishes.
+        """Returns the budget of a task, narrowed to what the label asks for.
 
         Raises:
             ValueError: If the label would allow what the task forbids.
@@ -56,7 +56,7 @@ class EnvOptions:
 
 
 def parse_label(label: str) -> tuple[Agent, EnvOptions]:
-    """Builds an agent, and reads what its label wishes of the environment.
+    """Builds an agent, and reads what its label asks of the environment.
 
     Args:
         label: ``"name"`` or ``"name:option=value,..."``; options that begin with ``env.`` are the
@@ -67,36 +67,37 @@ def parse_label(label: str) -> tuple[Agent, EnvOptions]:
             compared, or has no such value.
         MissingDependencyError: If the agent needs a package that is not installed.
     """
-    wishes = env_options(label)  # first, for the agent may not be installed
+    requests = env_options(label)  # first, for the agent may not be installed
     name, options = read_label(label)
     shared = [option for option in _OUTSIDE if option in options and name in AGENTS]
     if shared:
         raise ValueError(
             f"Expected an agent whose searches know nothing of each other, got {label!r}: with "
-            f"{', '.join(shared)} it would learn from judgements that are not its own. Leave that "
+            f"{', '.join(shared)} it would learn from evaluations that are not its own. Leave that "
             f"out, or search with `amc search`."
         )
-    return agent_from_label(label, _ENV)[0], wishes
+    return agent_from_label(label, _ENV)[0], requests
 
 
 def env_options(label: str) -> EnvOptions:
-    """Reads what a label wishes of the environment.
+    """Reads what a label asks of the environment.
 
     Raises:
         ValueError: As :func:`parse_label`.
     """
     options = read_label(label)[1].items()
-    wishes = {k.removeprefix(_ENV): str(v) for k, v in options if k.startswith(_ENV)}
-    if unknown := sorted(wishes.keys() - {"action", "budget"}):
+    requests = {k.removeprefix(_ENV): str(v) for k, v in options if k.startswith(_ENV)}
+    if unknown := sorted(requests.keys() - {"action", "budget"}):
         raise ValueError(
             f"Expected env.action or env.budget in {label!r}, got "
             f"{', '.join(_ENV + name for name in unknown)}; everything else would be another "
             f"problem than the other agents have."
         )
-    action = wishes.get("action")
-    if action is not None and action not in READINGS:
+    action = requests.get("action")
+    if action is not None and action not in ACTION_MAPPINGS:
         raise ValueError(
-            f"Expected env.action to be one of {', '.join(READINGS)}, got {action!r} in {label!r}."
+            f"Expected env.action to be one of {', '.join(ACTION_MAPPINGS)}, got {action!r} in "
+            f"{label!r}."
         )
-    budget = wishes.get("budget")
+    budget = requests.get("budget")
     return EnvOptions(action, {} if budget is None else Budget.parse(budget).bounds)

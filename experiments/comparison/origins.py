@@ -8,11 +8,11 @@ from typing import Any
 
 
 def origin_of(weights: Path | None = None, **facts: Any) -> str:
-    """Returns where judgements come from as a text: equal texts, equal judgements.
+    """Returns where evaluations come from as a text: equal texts, equal evaluations.
 
     Args:
         weights: File of the network's weights, named by its checksum.
-        facts: Model, data and every option that changes a judgement.
+        facts: Model, data and every option that changes an evaluation.
     """
     parts = [f"{name}={value}" for name, value in sorted(facts.items())]
     if weights is not None:

@@ -26,7 +26,7 @@ RESULTS = "results.jsonl"
 """Name of the file in the folder of a comparison."""
 
 SearchKey = tuple[str, str, int, int]
-"""Task, agent, seed and number of judgements: what makes it the same search."""
+"""Task, agent, seed and number of evaluations: what makes it the same search."""
 
 FORMAT = "amc-comparison"
 VERSION = 1
@@ -44,7 +44,7 @@ class TaskFacts:
         budget: The budget in its text form.
         original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
         uniform_reward: Reward of the uniform plan: score 0.
-        recorded: Whether plans are judged by a fitted surrogate instead of a network.
+        recorded: Whether plans are evaluated by a fitted surrogate instead of a network.
     """
 
     name: str
@@ -58,20 +58,20 @@ class TaskFacts:
 
 @checked
 @dataclass(frozen=True)
-class JudgedPlan:
+class EvaluatedPlan:
     """One trial of a search.
 
     Args:
-        evaluation: How many judgements the search had spent when this one came, itself included;
-            counted from 1. Judgements of plans outside the budget (the curves of ``sensitivity``)
+        evaluation: How many evaluations the search had spent when this one came, itself included;
+            counted from 1. Evaluations of plans outside the budget (the curves of ``sensitivity``)
             count and are no trials, so the first trial may have a large number.
         plan: Index of each decision's choice, in the order of ``TaskFacts.decisions``.
         accuracy: Proxy accuracy, in [0, 1].
         reward: What the task's reward made of it.
         cost_ratio: Cost name -> cost / original cost, of the bounded costs.
-        agent_seconds: Processor seconds of the agent since the trial before, judging left out.
-        judge_seconds: Processor seconds that judging it (and what was judged off the budget
-            since the trial before) took when it was first judged, in whatever search that was.
+        agent_seconds: Processor seconds of the agent since the trial before, evaluation left out.
+        judge_seconds: Processor seconds that evaluating it (and what was evaluated off the budget
+            since the trial before) took when it was first evaluated, in whatever search that was.
         source: Who proposed it, e.g. ``"uniform"``, ``"policy"``.
     """
 
@@ -93,13 +93,13 @@ class JudgedPlan:
 
 @checked
 @dataclass(frozen=True)
-class FinalJudgement:
+class FinalEvaluation:
     """What the winner of a search is worth.
 
     Args:
-        plan: Its choices, as in :class:`JudgedPlan`.
+        plan: Its choices, as in :class:`EvaluatedPlan`.
         validation: Its proxy accuracy on the whole validation split, in [0, 1]; None for a
-            recorded task, which has no network to judge.
+            recorded task, which has no network to evaluate.
         finetuned_validation: The same after fine-tuning; None if it was not fine-tuned.
         test: Accuracy on the test set after fine-tuning, touched once; None if not.
         finetune_seconds: Processor seconds of the fine-tuning.
@@ -129,8 +129,8 @@ class SearchRecord:
         task: Name of the task.
         agent: Label of the agent: its name, or ``name:option=value,...``.
         seed: Seed of the search.
-        evaluations: How many judgements it was given.
-        trials: What it judged within the budget, in order; empty if it failed before the first.
+        evaluations: How many evaluations it was given.
+        trials: What it evaluated within the budget, in order; empty if it failed before the first.
         final: Its winner; None if it failed.
         prepare_seconds: Processor seconds until the task was ready to be searched.
         error: Why it failed, one sentence; None if it did not.
@@ -142,8 +142,8 @@ class SearchRecord:
     agent: str
     seed: int
     evaluations: int
-    trials: tuple[JudgedPlan, ...] = ()
-    final: FinalJudgement | None = None
+    trials: tuple[EvaluatedPlan, ...] = ()
+    final: FinalEvaluation | None = None
     prepare_seconds: float = 0.0
     error: str | None = None
     deterministic: bool | None = None
@@ -154,7 +154,7 @@ class SearchRecord:
         return (self.task, self.agent, self.seed, self.evaluations)
 
     def best_at(self, evaluations: int) -> float:
-        """Returns the best reward within so many judgements, minus infinity if there is none."""
+        """Returns the best reward within so many evaluations, minus infinity if there is none."""
         found = [t.reward for t in self.trials if t.evaluation <= evaluations]
         return max(found, default=-math.inf)
 
@@ -247,7 +247,7 @@ def read_results(path: Path) -> Results:
 
 
 def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:
-    """Refuses a task that is not what it was when a results file was begun.
+    """Checks that a task is what it was when the results file was begun.
 
     Raises:
         RunFolderError: With what has changed.
@@ -317,15 +317,15 @@ def _facts_from(row: Mapping[str, Any]) -> TaskFacts:
 
 
 def _search_from(row: Mapping[str, Any]) -> SearchRecord:
-    trials = tuple(JudgedPlan(**{**t, "plan": tuple(t["plan"])}) for t in row["trials"])
+    trials = tuple(EvaluatedPlan(**{**t, "plan": tuple(t["plan"])}) for t in row["trials"])
     final = row["final"]
     if final is not None:
-        final = FinalJudgement(**{**final, "plan": tuple(final["plan"])})
+        final = FinalEvaluation(**{**final, "plan": tuple(final["plan"])})
     return SearchRecord(**{**row, "trials": trials, "final": final})
 
 
 def _without_validation(record: SearchRecord) -> SearchRecord:
-    """Drops what was once written for recorded tasks: the surrogate's answer, judged by nobody."""
+    """Drops the surrogate's answer that older versions wrote for recorded tasks."""
     if record.final is None:
         return record
     return replace(record, final=replace(record.final, validation=None))
@@ -333,7 +333,7 @@ def _without_validation(record: SearchRecord) -> SearchRecord:
 
 def _check_plans(record: SearchRecord, facts: TaskFacts | None) -> None:
     """Compares the plans of a search with the grid of its task, and equal plans with each other."""
-    plans: list[JudgedPlan | FinalJudgement] = [*record.trials]
+    plans: list[EvaluatedPlan | FinalEvaluation] = [*record.trials]
     plans += [record.final] if record.final is not None else []
     for found in plans if facts is not None else ():
         sizes = [len(choices) for choices in facts.choices] if facts is not None else []

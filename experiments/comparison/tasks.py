@@ -12,7 +12,7 @@ import gymnasium as gym
 from torch import nn
 
 from amc_compress import tasks as ready_made
-from amc_compress.comparison.origins import origin_of as judgements_of
+from amc_compress.comparison.origins import origin_of as evaluations_of
 from amc_compress.data import DataSplits, load_data
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
@@ -41,7 +41,7 @@ class ComparisonTask:
         name: What it is called on the command line and in the results.
         title: One line about it.
         kind: ``"channels"``, ``"bits"`` or ``"joint"``; ``"recorded"`` for one that a fitted
-            surrogate judges.
+            surrogate evaluates.
         budget: In its text form.
         model: Name of the network.
         data: ``"digits"``, or ``"cifar10"`` for the folder that :class:`Places` names.
@@ -62,7 +62,7 @@ class ComparisonTask:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether plans are judged by a fitted surrogate instead of a network."""
+        """Whether plans are evaluated by a fitted surrogate instead of a network."""
         return self.kind == "recorded"
 
     @property
@@ -95,14 +95,14 @@ TASKS: dict[str, ComparisonTask] = {
     for task in (
         ComparisonTask(
             "digits-channels",
-            "channels of a small network on 8 x 8 digits, 30 % of the MACs",
+            "channels of a small network on 8 x 8 digits, 30% of the MACs",
             "channels",
             "macs=0.3",
             options={"round_to": 2, "precision": "fp32"},
         ),
         ComparisonTask(
             "resnet20-channels",
-            "channels of ResNet-20 on CIFAR-10, 50 % of the MACs",
+            "channels of ResNet-20 on CIFAR-10, 50% of the MACs",
             "channels",
             "macs=0.5",
             "resnet20",
@@ -111,7 +111,7 @@ TASKS: dict[str, ComparisonTask] = {
         ),
         ComparisonTask(
             "resnet20-channels-30",
-            "channels of ResNet-20 on CIFAR-10, 30 % of the MACs",
+            "channels of ResNet-20 on CIFAR-10, 30% of the MACs",
             "channels",
             "macs=0.3",
             "resnet20",
@@ -120,7 +120,7 @@ TASKS: dict[str, ComparisonTask] = {
         ),
         ComparisonTask(
             "mobilenetv2-channels",
-            "channels of MobileNet V2 on CIFAR-10, 50 % of the MACs",
+            "channels of MobileNet V2 on CIFAR-10, 50% of the MACs",
             "channels",
             "macs=0.5",
             "mobilenet_v2_fast",
@@ -138,17 +138,17 @@ TASKS: dict[str, ComparisonTask] = {
         ),
         ComparisonTask(
             "resnet20-joint",
-            "channels and bits of ResNet-20 on CIFAR-10, 50 % of the MACs, 10 % of the bytes",
+            "channels and bits of ResNet-20 on CIFAR-10, 50% of the MACs, 10% of the bytes",
             "joint",
             "macs=0.5,bytes=0.1",
             "resnet20",
             "cifar10",
             {**_CIFAR, "round_to": 4, "activation_bits": 16},
         ),
-        _recorded("digits-channels", "channels of a small network, 30 % of the MACs"),
-        _recorded("resnet20-channels", "channels of ResNet-20, 50 % of the MACs"),
-        _recorded("resnet20-channels-30", "channels of ResNet-20, 30 % of the MACs"),
-        _recorded("mobilenetv2-channels", "channels of MobileNet V2, 50 % of the MACs"),
+        _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
+        _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),
+        _recorded("resnet20-channels-30", "channels of ResNet-20, 30% of the MACs"),
+        _recorded("mobilenetv2-channels", "channels of MobileNet V2, 50% of the MACs"),
         _recorded("resnet20-bits", "bits of the weights of ResNet-20, 4 on average"),
         _recorded("resnet20-joint", "channels and bits of ResNet-20"),
     )
@@ -175,7 +175,7 @@ def is_shipped(task: ComparisonTask) -> bool:
 
 
 def check_task(task: ComparisonTask, places: Places) -> None:
-    """Refuses a task whose data, weights or record are not there.
+    """Checks that the data, weights and record of a task exist.
 
     Raises:
         InputDataError: With what is missing and the option that names it.
@@ -226,10 +226,10 @@ def build_env(task: ComparisonTask, places: Places, **changes: Any) -> Compressi
 
 
 def origin_of(task: ComparisonTask, places: Places) -> str:
-    """Returns what judgements of a task depend on, as a text that names no path."""
+    """Returns what evaluations of a task depend on, as a text that names no path."""
     path = None if task.data == "digits" else Path(places.weights[task.model])
     facts = {"decisions": task.kind, "model": task.model, "data": task.data, **task.options}
-    return judgements_of(path, **facts)
+    return evaluations_of(path, **facts)
 
 
 def open_data(task: ComparisonTask, places: Places, seed: int) -> DataSplits:

@@ -24,15 +24,15 @@ def parse_bits(option: str, text: str) -> tuple[int, ...]:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise _refusal(option, text) from None
+            raise _invalid(option, text) from None
         wanted = range(low, high + 1)
         if not wanted or low not in LEGAL_BITS or high not in LEGAL_BITS:
-            raise _refusal(option, text)
+            raise _invalid(option, text)
         chosen.update(b for b in LEGAL_BITS if b in wanted)
     return tuple(sorted(chosen))
 
 
-def _refusal(option: str, text: str) -> ValueError:
+def _invalid(option: str, text: str) -> ValueError:
     return ValueError(
         f"Expected {option} between 2 and 8, or 16 (left in float32), as one number, a range or a "
         f"list, e.g. 4, 2-8 or 2,4,8; got {text!r}."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
 
 NOT_GIVEN = 0
-"""Bits that nobody can ask for, where None has a meaning of its own."""
+"""Bits that cannot be asked for, where None has a meaning of its own."""
 
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
@@ -64,7 +64,7 @@ def _bit_budget(config: RunConfig) -> str:
     inputs = parse_bits("bits", config.activation_bits)
     ends = None if config.first_last_bits is None else counted_bits(config.first_last_bits)
     if config.learner == "joint":
-        # 15 % of the bytes with 4 bits; what weights of more bits take, fewer channels do not.
+        # 15% of the bytes with 4 bits; what weights of more bits take, fewer channels do not.
         size = min(0.15 * max(_middle(weights, ends), 4.0) / 4, 0.5)
         return "macs=0.5" if weights == (OFF_BITS,) else f"bytes={size:.4g},macs=0.5"
     if len(weights) > 1:

@@ -1,4 +1,4 @@
-"""Which learner reads which option, and the refusal of options that would have no effect."""
+"""Which learner reads which option, and the rejection of options that would have no effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def options_of(learner: str, quantizer: str) -> set[str]:
 
 
 def check_options(config: RunConfig) -> None:
-    """Refuses options that would have no effect, for they were given in vain.
+    """Rejects options that the selected learner ignores.
 
     Raises:
         ValueError: With the learners that do read them, or the option that they depend on.
@@ -75,7 +75,7 @@ def _is_given(config: RunConfig, name: str) -> bool:
 
 
 def _check_dependent(config: RunConfig) -> None:
-    """Refuses options that another option makes void."""
+    """Rejects options that another option makes void."""
     for name, other, needed in (
         ("bucket_size", "granularity", "split"),
         *((name, "schedule", "gradual") for name in _SCHEDULE),
@@ -113,7 +113,7 @@ def _check_dependent(config: RunConfig) -> None:
 
 
 def _check_stages(config: RunConfig) -> None:
-    """Refuses ways to cut that exclude each other, and epochs of what is not asked for."""
+    """Rejects pruning options that exclude each other, and epochs without their stage."""
     ways = {
         "sparse_epochs": (config.sparse_training != "none", "--sparse-training growing"),
         "sparse_strength": (config.sparse_training != "none", "--sparse-training growing"),
@@ -139,7 +139,7 @@ def _check_stages(config: RunConfig) -> None:
 
 
 def _check_teacher(config: RunConfig) -> None:
-    """Refuses weights without their teacher, and lessons without any."""
+    """Rejects weights without a teacher, and distillation losses without one."""
     own = config.teacher in OWN_TEACHERS
     if own and config.teacher_weights is not None:
         raise ValueError(
@@ -153,5 +153,5 @@ def _check_teacher(config: RunConfig) -> None:
         )
     if config.teacher == "none" and config.feature_matching:
         raise ValueError(
-            "--feature-matching has no effect with --teacher none; it is a lesson of a teacher."
+            "--feature-matching has no effect with --teacher none; it needs a teacher."
         )

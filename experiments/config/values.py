@@ -25,7 +25,7 @@ PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """Who distributes the density of a sparse network over its layers: an agent, or a rule."""
 
 OWN_TEACHERS = ("original", "none")
-"""What ``--teacher`` may be beside the name of a network."""
+"""What ``--teacher`` may be besides the name of a network."""
 
 CHOICES = {
     "validation_split": ("random", "tail"),
@@ -65,7 +65,7 @@ def option(name: str) -> str:
 
 
 def check_choices(config: RunConfig) -> None:
-    """Refuses names that are not on offer.
+    """Rejects unknown names.
 
     Raises:
         ValueError: With those that are.
@@ -129,7 +129,7 @@ def of_how_many(pattern: str) -> tuple[int, int] | None:
 
 
 def check_numbers(config: RunConfig) -> None:
-    """Refuses numbers out of their range.
+    """Checks that numbers are in range.
 
     Raises:
         ValueError: With the range.

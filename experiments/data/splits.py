@@ -96,7 +96,7 @@ def load_data(
             chooses one of several configurations.
         batch_size: Images in a batch.
         seed: Order and augmentation of the training batches. It does not move the splits, so that
-            runs with different seeds are judged on the same images.
+            runs with different seeds are evaluated on the same images.
         validation_size: Images cut from the training data for validation; None takes a fifth for
             digits and a tenth otherwise, and all of the data set's own validation split
             where it has one.

@@ -1,4 +1,4 @@
-r"""A search agent of your own, and how it does beside those that are here.
+r"""A search agent of your own, and how it compares with the built-in ones.
 
 The cross-entropy method of ``own_policy.py`` as an ``Agent``: what it gains are records,
 resuming, TensorBoard and fair comparisons. Name it as module and class wherever an agent
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from amc_compress.agents import Agent, Search
-from amc_compress.agents.base import DEFAULT_REJUDGE
+from amc_compress.agents.base import DEFAULT_FINALISTS
 
 
 class CrossEntropy(Agent):
@@ -23,22 +23,22 @@ class CrossEntropy(Agent):
     Args:
         batch: Plans per move.
         spread: Standard deviation of the first draws, as a share of an action's range.
-        rejudge: See ``Agent``.
+        finalists: See ``Agent``.
     """
 
     name = "cross-entropy"
 
     def __init__(
-        self, *, batch: int = 10, spread: float = 0.25, rejudge: int = DEFAULT_REJUDGE
+        self, *, batch: int = 10, spread: float = 0.25, finalists: int = DEFAULT_FINALISTS
     ) -> None:
-        super().__init__(rejudge=rejudge)
+        super().__init__(finalists=finalists)
         if batch < 1 or not spread > 0.0:
             raise ValueError(f"Expected batch >= 1 and spread > 0, got {batch} and {spread}.")
         self.batch = batch
         self.spread = spread
 
     def run(self, search: Search) -> None:
-        """Spends the judgements; ``search.rng`` is the one source of chance."""
+        """Spends the evaluations; ``search.rng`` is the one source of chance."""
         search.uniform()  # so that the result is never below the uniform plan
         n = search.env.n_decisions
         mean, spread = np.full(n, 0.5), np.full(n, self.spread)

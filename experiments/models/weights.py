@@ -29,7 +29,7 @@ _PLAIN_DATA: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
     *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("_core", "core")),
 ]
-"""Classes that hold the settings and results of training scripts, beside the tensors; unpickling
+"""Classes that hold the settings and results of training scripts, besides the tensors; unpickling
 them runs no code."""
 
 

@@ -20,7 +20,7 @@ ablation() { # FOLDER RECIPE CHANGE...
         --evaluations "$evaluations" --workers "$workers" --out "$out/$folder"
 }
 
-# One action is the whole plan: an episode has one step, so credit and reading have nothing to do.
+# One action is the whole plan: an episode has one step, so credit and action mapping have nothing to do.
 ablation one-shot ddpg-one-shot prior=none opening=false elite_share=0 screen=1 n_critics=1 \
     centre_rewards=false warmup=random final_sigma=0.15 updates_per_episode=1 \
     updates_per_episode=4 "env.budget=$window"

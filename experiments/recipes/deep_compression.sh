@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Deep Compression (Han, Mao & Dally 2016) of a ResNet-20: densities and codebook bits of every layer
-# searched together for a file of 5 % of the bytes, then carried out in the paper's order: zeros grow
+# searched together for a file of 5% of the bytes, then carried out in the paper's order: zeros grow
 # while the network trains, what is left shares the entries of codebooks, the entries are trained,
 # the file is coded by entropy.
 #

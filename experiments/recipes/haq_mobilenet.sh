@@ -4,7 +4,7 @@
 #
 #   experiments/recipes/haq_mobilenet.sh DATA_FOLDER WEIGHTS [OUT] [OPTION ...]
 #
-# With the latencies of an accelerator instead of bit operations, as HAQ does (60 % of 8 bits):
+# With the latencies of an accelerator instead of bit operations, as HAQ does (60% of 8 bits):
 #
 #   experiments/recipes/haq_mobilenet.sh DATA WEIGHTS runs/haq \
 #       --cost-table accelerator.json --budget latency=0.6
@@ -16,16 +16,16 @@
 #
 # As in HAQ's code: weights symmetric, one scale per tensor; two decisions per layer, weights first;
 # 2 to 8 bits; first and last layer 8 bits; the action is the number of bits ("absolute"); reward
-# 0.1 x (accuracy - accuracy of the float network); every candidate is trained before it is judged;
+# 0.1 x (accuracy - accuracy of the float network); every candidate is trained before it is evaluated;
 # 600 episodes.
 #
 # What differs, and why:
 # - The budget. HAQ lets an episode end over it and then takes bits away from the last layer to the
 #   first, one by one, while the agent remembers what it asked for. Here no action can break it, and
-#   the agent learns from what was done. HAQ's 60 % is of the 8-bit network; ratios here are of the
+#   the agent learns from what was done. HAQ's 60% is of the 8-bit network; ratios here are of the
 #   float one, so 0.6 x (8 x 8) / (32 x 32) = 0.0375 of the bit operations. Bit operations stand in
 #   for HAQ's table, whose latencies are nearly proportional to weight bits x activation bits.
-# - The judge. HAQ's "accuracy" is that of the training images during one epoch on 20,000 of them;
+# - The evaluation. HAQ's "accuracy" is that of the training images during one epoch on 20,000 of them;
 #   here it is that of validation images, after 20 steps. More: --finetune-steps 160.
 # - The ranges. HAQ clips weights at their maximum, at less than 5 bits where the KL divergence is
 #   least; here always the latter. Ranges of activations are learned while training, as in HAQ.

@@ -13,7 +13,7 @@
 # accuracy; 200 episodes.
 #
 # What differs, and why:
-# - PocketFlow judges candidates on the test images, and takes the best. Here it is validation images;
+# - PocketFlow evaluates candidates on the test images, and takes the best. Here it is validation images;
 #   the test images are touched once, at the end.
 # - PocketFlow trains every candidate for 2,000 steps, four complete trainings in all. Here a candidate
 #   is matched to the float network layer by layer, in less than a second; --finetune-steps 50 trains

@@ -16,7 +16,7 @@
 #
 # What differs, and why:
 # - PocketFlow masks channels and leaves the network as large as it was. Here they are cut out.
-# - Its agent searches for two of the five, and judges channels on training images; the others cut
+# - Its agent searches for two of the five, and evaluates channels on training images; the others cut
 #   all layers alike. Here any agent searches for any learner, on validation images.
 # - Its group lasso takes 2,000 training steps per layer to select channels. Here it is solved on
 #   Gram matrices that are measured once.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# ResNet-20 on CIFAR-10 with half of its MACs and 12 % of its bytes: channels and bits decided in one
+# ResNet-20 on CIFAR-10 with half of its MACs and 12% of its bytes: channels and bits decided in one
 # episode, three seeds; then fine-tuned with distillation, packed, exported and reported.
 #
 #   experiments/recipes/resnet20_joint.sh DATA_FOLDER WEIGHTS [OUT] [OPTION ...]
 #
-# Twelve percent of the bytes is half of the channels' 50 % at 8 bits, or all of them at 4: the search
+# Twelve percent of the bytes is half of the channels' 50% at 8 bits, or all of them at 4: the search
 # says where which is better. The two-stage way, at equal episodes and the same budget, is
 #
 #   python -m amc_compress.benchmarks.learners.joint --help

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ResNet-20 on CIFAR-10 at 30 % of its MACs, two epochs of training in all, spent in different ways:
+# ResNet-20 on CIFAR-10 at 30% of its MACs, two epochs of training in all, spent in different ways:
 # after the cut; with feature matching; from a larger teacher; group by group; in two stages; with a
 # penalty before the cut. docs/results.md holds what it gave.
 #

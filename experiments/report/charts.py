@@ -52,7 +52,7 @@ class Axis:
 
     def text(self, value: float) -> str:
         """Returns the inscription of a tick."""
-        return f"{100 * value:.4g} %" if self.percent else f"{value:.6g}"
+        return f"{100 * value:.4g}%" if self.percent else f"{value:.6g}"
 
 
 @dataclass

@@ -174,8 +174,8 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
         )
     else:
         note += "The size is that of the safetensors file."
-    if refused := summary.get("export_refused"):
-        note += f" There is no ONNX file: {escape(str(refused))}"
+    if rejected := summary.get("export_refused"):
+        note += f" There is no ONNX file: {escape(str(rejected))}"
     if summary["original"]["latency_ms"]:
         note += (
             " Latency: of the ONNX files, in ONNX Runtime on one thread, medians of runs taken in "
@@ -191,7 +191,7 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
 
 def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
     if not trials:
-        note = "Nothing new was judged within the budget: the warm start knew the best plan."
+        note = "Nothing new was evaluated within the budget: the warm start knew the best plan."
         return {"curve": "", "curve_legend": "", "curve_note": note}
     rewards = [t.reward for t in trials]
     best = [max(rewards[: i + 1]) for i in range(len(rewards))]
@@ -229,7 +229,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     return {
         "curve": chart.svg(),
         "curve_legend": "".join(legend),
-        "curve_note": f"The {what} of every judged plan, before fine-tuning; the best plan ends "
+        "curve_note": f"The {what} of every evaluated plan, before fine-tuning; the best plan ends "
         f"{_difference(best[-1], uniform, percent)} the uniform one.{more}",
     }
 
@@ -238,8 +238,8 @@ def _if_known_before(
     folder: RunFolder, trials: Sequence[RecordedTrial], uniform: float, percent: bool
 ) -> str:
     """A sentence where the chosen plan is one that the warm start knew, which are not drawn."""
-    judged = {CompressionPlan(trial.plan) for trial in trials}
-    if folder.config.warm_start is None or folder.read_plan() in judged:
+    evaluated = {CompressionPlan(trial.plan) for trial in trials}
+    if folder.config.warm_start is None or folder.read_plan() in evaluated:
         return ""
     chosen = _difference(folder.results("search")["best"]["reward"], uniform, percent)
     return f" The chosen plan, {chosen} it, was known from the warm start."
@@ -264,7 +264,7 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dic
     chart = Chart(
         Axis.around(xs, f"{cost}, share of the original", percent=True),
         Axis.around([y for _, y in points + ends], "proxy accuracy", percent=True),
-        f"proxy accuracy against {cost} of every judged plan",
+        f"proxy accuracy against {cost} of every evaluated plan",
     )
     chart.band(upper, chart.x.high, "outside")
     if lower:
@@ -284,7 +284,7 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dic
     return {
         "cloud": chart.svg(),
         "cloud_legend": "".join(legend),
-        "cloud_note": f"Cost against proxy accuracy of every judged plan. The budget "
+        "cloud_note": f"Cost against proxy accuracy of every evaluated plan. The budget "
         f"({escape(folder.config.budget)}) is hard: no plan may lie in the red.",
     }
 

@@ -33,7 +33,7 @@ from amc_compress.config.run_config import STAGES, RunConfig, package_versions
 from amc_compress.runs.storage.leftovers import is_filled, remove_leftovers, remove_run
 from amc_compress.runs.storage.occupied import CONFIG_FORMAT, is_used
 from amc_compress.runs.storage.stored_state import check_state
-from amc_compress.runs.storage.trials import JUDGED_BEFORE
+from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
 from amc_env import CompressionPlan, PlanMismatchError, RunFolderError
 from amc_env.files import read_content, read_json, write_atomic, write_json
@@ -214,7 +214,7 @@ class RunFolder:
             raise
 
     def check_facts(self, facts: TaskFacts) -> None:
-        """Refuses data that the run did not begin with.
+        """Checks that the data are those that the run began with.
 
         Raises:
             RunFolderError: If classes or image sizes differ.
@@ -288,7 +288,7 @@ class RunFolder:
         in_vain = self._is_new and not isinstance(error, KeyboardInterrupt | None)
         if in_vain and not self._holds_work():
             remove_run(self.path, self._made)
-        elif error is not None and not self.is_done("search") and not self._has_judged():
+        elif error is not None and not self.is_done("search") and not self._has_evaluated():
             # The options of a search that came to nothing may be others the next time.
             with contextlib.suppress(OSError):  # the disk may be full
                 self._stages.pop("search", None)
@@ -298,11 +298,11 @@ class RunFolder:
     def _holds_work(self) -> bool:
         """Whether anything is there that took time to make: a training, or evaluated plans."""
         trained = self.is_done("train") and bool(self._stages["train"].get("epochs"))
-        return trained or self._has_judged() or is_filled(self.path / "checkpoints")
+        return trained or self._has_evaluated() or is_filled(self.path / "checkpoints")
 
-    def _has_judged(self) -> bool:
+    def _has_evaluated(self) -> bool:
         """Whether a search has evaluated anything."""
-        places = ("trials.jsonl", JUDGED_BEFORE, "stages")
+        places = ("trials.jsonl", EVALUATED_BEFORE, "stages")
         return any(is_filled(self.path / name) for name in places)
 
     def _write_config(self) -> None:

@@ -177,7 +177,7 @@ def schedule_options(config: RunConfig, total_steps: int) -> dict[str, Any]:
 def training_hooks(
     config: RunConfig, original: nn.Module, model: nn.Module, total_steps: int
 ) -> tuple[TrainingHook, ...]:
-    """Returns what a fine-tuning needs beside the loss, as the run's learner has it.
+    """Returns what a fine-tuning needs besides the loss, as the run's learner has it.
 
     Without the learner, whose preparation takes longer than an epoch on a small network.
 

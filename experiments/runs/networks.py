@@ -102,7 +102,7 @@ def build_with_weights(
 
 
 def _built(model: str, facts: TaskFacts, arguments: Sequence[str]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # its initial weights are replaced, nobody's dice move
+    with torch.random.fork_rng(devices=[]):  # its weights are replaced; the global RNG state stays
         return make_model(
             model,
             n_classes=facts.n_classes,

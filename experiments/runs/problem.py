@@ -104,7 +104,7 @@ def _like(config: RunConfig) -> RunConfig:
 
 
 def check_feasible(config: RunConfig, problem: Problem) -> None:
-    """Refuses a budget that no plan meets, and a reward that needs a cost nobody knows.
+    """Rejects a budget that no plan meets, and a reward that needs an unknown cost.
 
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
@@ -119,7 +119,7 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
                 f"of your own, --cost {cost}=module:Class."
             )
     if problem.decisions:
-        known = _as_far_as_known(budget, problem)
+        known = _known_bounds(budget, problem)
         FeasibleSet(known, problem.costs, problem.decisions, problem.graph.remarks())
     else:
         check_the_only_plan(budget, problem)
@@ -128,11 +128,11 @@ def check_feasible(config: RunConfig, problem: Problem) -> None:
     resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
 
 
-def _as_far_as_known(budget: Budget, problem: Problem) -> Budget:
+def _known_bounds(budget: Budget, problem: Problem) -> Budget:
     """The budget, with room for what only the prepared learner knows.
 
     The bytes of sparse layers are estimates until entropy coding has been measured; what the
-    learner can meet must not be refused here, and what it cannot, it refuses itself.
+    learner can meet must not be rejected here, and what it cannot, it rejects itself.
     """
     if not any(d.kind is DecisionKind.DENSITY for d in problem.decisions):
         return budget
@@ -146,7 +146,7 @@ def _as_far_as_known(budget: Budget, problem: Problem) -> Budget:
 def check_the_only_plan(
     budget: Budget, problem: Problem, plan: CompressionPlan | None = None
 ) -> None:
-    """Refuses a budget that fixed bits, or the plan of a rule, break.
+    """Rejects a budget that fixed bits, or the plan of a rule, break.
 
     Raises:
         InfeasibleBudgetError: If they do.

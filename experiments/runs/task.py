@@ -32,7 +32,7 @@ from amc_compress.runs.networks import (
 from amc_compress.runs.problem import Problem, check_feasible, make_problem
 from amc_compress.runs.teachers import load_teacher
 from amc_env import Budget, InputDataError
-from amc_env.actions import READINGS
+from amc_env.actions import ACTION_MAPPINGS
 from amc_env.costs.costs import COSTS
 from amc_env.reward import REWARDS, resolve_reward
 from amc_env.validation.references import FORM, is_reference
@@ -105,7 +105,7 @@ class Task:
 
     @cached_property
     def teacher(self) -> nn.Module | None:
-        """The network that teaches the smaller one, in eval mode; None if nobody does."""
+        """The network that teaches the smaller one, in eval mode; None without a teacher."""
         if self.config.teacher == "original":
             return self.original
         return load_teacher(self.config, self.folder.facts, allow_pickle=self.folder.allow_pickle)
@@ -117,10 +117,10 @@ class Task:
 
 
 def check_search_options(config: RunConfig) -> None:
-    """Refuses names that the search does not know, before any work is done.
+    """Rejects names that the search does not know, before any work is done.
 
     Raises:
-        ValueError: If an agent, reading, reward, cost, criterion or proxy is unknown, or an
+        ValueError: If an agent, action mapping, reward, cost, criterion or proxy is unknown, or an
             option has no effect on the learner.
     """
     from amc_compress.agents import agent_from_label
@@ -134,9 +134,9 @@ def check_search_options(config: RunConfig) -> None:
     if config.is_progressive:
         stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
     Proxy.parse(config.proxy, config.finetune_steps)
-    if config.reading not in READINGS:
+    if config.reading not in ACTION_MAPPINGS:
         raise ValueError(
-            f"Unknown --action {config.reading!r}; expected one of {', '.join(READINGS)}."
+            f"Unknown --action {config.reading!r}; expected one of {', '.join(ACTION_MAPPINGS)}."
         )
     if config.reward not in REWARDS and not is_reference(config.reward):
         raise ValueError(
@@ -155,7 +155,7 @@ def check_search_options(config: RunConfig) -> None:
 
 
 def check_device(config: RunConfig) -> None:
-    """Refuses a device that is not there.
+    """Checks that the device exists.
 
     Raises:
         ValueError: If torch cannot use it.

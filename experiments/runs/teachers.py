@@ -23,7 +23,7 @@ def load_teacher(
         allow_pickle: Whether its weights file may run code; asked of the command, not of a folder.
 
     Returns:
-        None if the original network teaches, or nobody does.
+        None if the original network teaches, or there is no teacher.
 
     Raises:
         InputDataError: If there is no such network, or the weights do not fit it.

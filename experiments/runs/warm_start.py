@@ -1,7 +1,7 @@
-"""What another run judged, known to a search from its start (``--warm-start RUN``).
+"""What another run evaluated, known to a search from its start (``--warm-start RUN``).
 
-The other run must have judged by the same rules: the same network, data, learner and proxy. Agent,
-budget, reward and the reading of actions may differ, as rewards and costs are computed anew. Its
+The other run must have evaluated by the same rules: the same network, data, learner and proxy.
+Agent, budget, reward and the action mapping may differ, as rewards and costs are computed anew. Its
 trials are copied into the run folder, so that an interrupted search goes on without it.
 """
 
@@ -29,7 +29,7 @@ _FREE = (
 
 
 def check_warm_start(config: RunConfig, out: Path) -> None:
-    """Refuses a run to begin with that judged by other rules, or nothing, before any work is done.
+    """Rejects a warm start from a run with other rules or no trials, before any work is done.
 
     Args:
         config: The options of the run that begins.
@@ -51,11 +51,11 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
     stages = {"task", "search"} | ({"train"} if config.weights is None else set())
     if differences := other.differences(config, stages, but=_FREE):
         raise RunFolderError(
-            f"The run in {place} judged its plans by other rules: {'; '.join(differences)}. Begin "
-            f"with one that differs in agent, episodes, budget, reward or action only."
+            f"The run in {place} evaluated its plans by other rules: {'; '.join(differences)}. "
+            f"Begin with one that differs in agent, episodes, budget, reward or action only."
         )
     if not _known_to(place):
-        raise RunFolderError(f"The run in {place} has judged no plan yet; name another one.")
+        raise RunFolderError(f"The run in {place} has evaluated no plan yet; name another one.")
 
 
 def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Trial]:
@@ -91,7 +91,7 @@ def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Tria
 
 
 def _known_to(place: Path) -> list[RecordedTrial]:
-    """What a run has judged, behind what it knew from its own warm start."""
+    """What a run has evaluated, behind what it knew from its own warm start."""
     return [*read_trials(place / FILE), *read_trials(place / "trials.jsonl")]
 
 

@@ -106,7 +106,7 @@ class Composition:
         return Budget(**bounds)
 
     def outcome(self, outcome: Outcome, decisions: Sequence[Decision]) -> Outcome:
-        """Returns what was judged about the smaller network with plan and costs of the original."""
+        """Returns an outcome of the smaller network with plan and costs of the original."""
         plan = self.in_original(outcome.plan, decisions)
         return replace(outcome, plan=plan, cost=self.cost(plan), cost_ratio=self.ratio(plan))
 

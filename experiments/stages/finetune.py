@@ -43,7 +43,7 @@ def training_config(config: RunConfig) -> TrainingConfig:
 
 
 def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
-    """Returns what the fine-tuning needs and teaches beside answers."""
+    """Returns what the fine-tuning needs and teaches besides answers."""
     config, steps = task.config, task.config.epochs * len(task.data.train)
     hooks = training_hooks(config, task.original, model, steps)
     if config.feature_matching:

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 
 def say(text: str) -> None:
-    """Tells the user what happens, on stderr, beside the progress bars."""
+    """Tells the user what happens, on stderr, along with the progress bars."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -49,7 +49,7 @@ def open_task(
 ) -> Task:
     """Checks every option, then makes (or continues) the run folder.
 
-    Whatever can be refused is refused here, before hours are spent and before a folder is made.
+    Everything is validated here, before hours are spent and before a folder is made.
 
     Args:
         out: The run folder.

@@ -1,6 +1,6 @@
 """Progressive compression: the budget in stages, each searched from the network of the last.
 
-At high ratios the network that the plans of a single search are judged by is broken, and the
+At high ratios the network that the plans of a single search are evaluated by is broken, and the
 statistics that repair it are those of a network twice its size. Here every stage takes away a
 little, fine-tunes, and searches again from what that came to, as the authors of AMC advise.
 """
@@ -29,7 +29,7 @@ from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_compress.stages.composition import Composition
 from amc_compress.user_code import place_of
 from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
-from amc_env.env import DEFAULT_READING
+from amc_env.env import DEFAULT_ACTION_MAPPING
 from amc_env.errors import RunFolderError
 from amc_env.files import read_document, write_json
 from amc_env.validation.checks import checked
@@ -52,7 +52,7 @@ class StageFacts:
 
     Args:
         budget: The bounds it had.
-        n_trials: Plans judged.
+        n_trials: Plans evaluated.
         accuracy: Proxy accuracy of the best one, in [0, 1].
         cost_ratio: Its costs.
         finetuned_accuracy: Validation accuracy after the fine-tuning; None for the last stage,
@@ -79,8 +79,8 @@ class ProgressiveResult:
         plan: Keep ratios of the original.
         kept: Channel group -> sorted units of the original that stay; the original's slice by
             them takes the weights of ``network``.
-        best: The plan of the last stage, judged.
-        uniform: The uniform plan of the last stage, judged.
+        best: The plan of the last stage, evaluated.
+        uniform: The uniform plan of the last stage, evaluated.
         stages: What every stage has come to.
         learner: Of the last stage, to fine-tune with.
     """
@@ -104,7 +104,7 @@ def progressive_compression(
     agent: str = "ddpg-one-shot",
     episodes: int = 100,
     seed: int = 0,
-    action: str = DEFAULT_READING,
+    action: str = DEFAULT_ACTION_MAPPING,
     reward: str = "accuracy",
     epochs_between: int = 3,
     config: TrainingConfig | None = None,
@@ -121,9 +121,9 @@ def progressive_compression(
         budget: Bounds as shares of the original's costs, of the finished network.
         stages: See :func:`stage_budgets`.
         agent: Name of the agent that searches every stage.
-        episodes: Plans it judges in every stage.
+        episodes: Plans it evaluates in every stage.
         seed: Of the searches.
-        action: Reading of the action, see ``CompressionEnv``.
+        action: Action mapping, see ``CompressionEnv``.
         reward: Name from ``amc_env.REWARDS``; costs in it are shares of the stage's network.
         epochs_between: Of the fine-tuning after every stage but the last, which is left to the
             caller; 0 for none.

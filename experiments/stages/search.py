@@ -30,9 +30,9 @@ from amc_env.reward import Result, resolve_reward
 def run_search(task: Task) -> None:
     """Writes ``plan.json``, ``trials.jsonl`` and ``pruned.safetensors``.
 
-    A search that was interrupted is replayed with its recorded judgements, to the same result.
+    A search that was interrupted is replayed with its recorded evaluations, to the same result.
     ``--progressive`` searches stage after stage, each in a folder of its own below ``stages``.
-    Where no agent decides, the one plan there is is judged: that of fixed bits, or of a rule.
+    Where no agent decides, the one plan there is is evaluated: that of fixed bits, or of a rule.
     """
     folder, config = task.folder, task.config
     if folder.is_done("search"):
@@ -41,7 +41,7 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    found = _way_of(config, learner)(task, learner, wall, cpu)
+    found = _search_function(config, learner)(task, learner, wall, cpu)
     network, kept = found.cut or _cut(learner, found.plan)
     save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
     folder.write_plan(found.plan)
@@ -59,11 +59,13 @@ def run_search(task: Task) -> None:
     )
 
 
-def _way_of(config: RunConfig, learner: Learner) -> Callable[[Task, Learner, float, float], _Found]:
+def _search_function(
+    config: RunConfig, learner: Learner
+) -> Callable[[Task, Learner, float, float], _Found]:
     """Returns the way to the plan."""
     if config.is_progressive:
         return _search_in_stages
-    return _search if config.decides and learner.decisions else _judge_the_only_plan
+    return _search if config.decides and learner.decisions else _evaluate_the_only_plan
 
 
 def _cut(learner: Learner, plan: CompressionPlan) -> tuple[nn.Module, Mapping[str, Tensor]]:
@@ -121,7 +123,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
             logger=logger,
             progress=task.progress,
         )
-    # Seconds of a resumed search are those of its trials, whichever process judged them.
+    # Seconds of a resumed search are those of its trials, whichever process evaluated them.
     finish_wall, finish_cpu = recorder.since_last()
     trials = recorder.trials
     return _Found(
@@ -192,7 +194,7 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
     )
 
 
-def _judge_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+def _evaluate_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     from amc_compress.agents.trials import Trial
 
     config = task.config

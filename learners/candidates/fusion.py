@@ -80,7 +80,7 @@ def _fuse_one(
 
 
 def _allow_overwriting(graph: fx.Graph, attributes: dict[str, Any]) -> None:
-    """Lets sums be written into their other summand where nobody needs it afterwards.
+    """Lets sums be written into their other summand where it is not needed afterwards.
 
     That saves a fifth of ResNet-20's time. The summand must be a fresh tensor (made by a fused
     convolution or a padding), and everybody else who reads it must come earlier and make a fresh

@@ -1,4 +1,4 @@
-"""The images that every candidate sees before it is judged."""
+"""The images that every candidate sees before it is evaluated."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def preload(
 
 
 def check_training(finetune_steps: int, train: Batches | None) -> None:
-    """Refuses steps without batches.
+    """Rejects steps without batches.
 
     Raises:
         ValueError: If there are none.
@@ -91,7 +91,7 @@ def check_training(finetune_steps: int, train: Batches | None) -> None:
 
 
 def check_counts(n_validation: int | None, n_calibration: int, n_recalibration: int) -> None:
-    """Refuses numbers of images below 1.
+    """Rejects numbers of images below 1.
 
     Raises:
         ValueError: If one is.
@@ -129,7 +129,7 @@ def read_images(
 
 
 def check_not_constant(images: Tensor) -> None:
-    """Refuses calibration images that are all the same number.
+    """Rejects calibration images that are all the same number.
 
     Raises:
         InputDataError: If they are.
@@ -151,7 +151,7 @@ def training_batches(
     layout: torch.memory_format = torch.channels_last,
     seed: int = 0,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Preloads the batches that every candidate is trained on before it is judged.
+    """Preloads the batches that every candidate is trained on before it is evaluated.
 
     Args:
         batches: ``(images, labels)``; so many as there are steps are loaded at most.

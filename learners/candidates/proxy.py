@@ -1,4 +1,4 @@
-"""How a sliced candidate is made presentable before it is judged.
+"""Cheap repairs of a sliced candidate before its evaluation.
 
 ``none``            the original weights as they are
 ``reconstruction``  least-squares repair of every layer that lost inputs
@@ -33,7 +33,7 @@ class Proxy:
     Args:
         reconstruct: Whether layers are fitted to the original outputs.
         recalibrate: Whether batch-norm statistics are measured again.
-        finetune_steps: SGD steps before judging.
+        finetune_steps: SGD steps before evaluation.
         learning_rate: Of these steps.
         gradient_clip: Largest norm of their gradients; ``None`` for no limit.
     """

@@ -71,7 +71,7 @@ Criterion = Callable[[GroupContext], Tensor]
 def l1(group: GroupContext) -> Tensor:
     """Sum of absolute weights that read the unit, over all consumers (AMC's own choice).
 
-    He et al. 2018 (AMC), code: ``importance_j = sum |W[:, j, :, :]|``. Groups that nobody with
+    He et al. 2018 (AMC), code: ``importance_j = sum |W[:, j, :, :]|``. Groups that no layer with
     weights reads are scored by the filters that write them (Li et al. 2017, section 3.1).
     """
     return _sum(group, [v.abs().sum(1) for v in group.values("consumer", "producer")])

@@ -1,4 +1,4 @@
-"""Channel pruning: slice, repair by least squares, recalibrate, judge."""
+"""Channel pruning: slice, repair by least squares, recalibrate, evaluate."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ class ChannelPruning(Learner):
         example_input: One batch as the network takes it; only its shape matters.
         calibration: ``(images, labels)`` batches for statistics and rankings, from the training
             data, in random order. The first ``n_calibration`` images are used.
-        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        validation: Batches to evaluate candidates on; not from calibration or test data.
         criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
-        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is judged.
-        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is evaluated.
+        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         round_to: Kept channels come in multiples of this.
         min_ratio: Smallest keep ratio on offer.
         ignore: Layers (or prefixes of names) that must stay whole.
         train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation.
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show a progress bar while preparing.
         n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
         n_calibration: Images for the input statistics.
         n_recalibration: Images for batch-norm statistics, the first of the calibration images.
-        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+        threads: Threads during evaluation; ``None`` leaves PyTorch's setting alone.
 
     Attributes:
         name: ``"channels"``, the part of a joint plan that this is.
@@ -258,7 +258,7 @@ class ChannelPruning(Learner):
         return self.accuracy(network, full=True)
 
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Judges any network of these classes (``amc_compress.learners.joint.parts.Judge``).
+        """Evaluates any network of these classes (``NetworkEvaluator``).
 
         Args:
             network: In ``eval`` mode.

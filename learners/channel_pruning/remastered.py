@@ -199,7 +199,7 @@ class RemasteredPruning(SolvedSelection):
         model: See ``ChannelPruning``, as the next three and all ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for input statistics.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         **options: Everything else; ``criterion`` ranks groups without input statistics.
 
     Raises:

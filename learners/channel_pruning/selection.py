@@ -23,7 +23,7 @@ class SolvedSelection(ChannelPruning):
         model: See :class:`ChannelPruning`, as the next three and all ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for input statistics.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         **options: Everything else.
     """
 
@@ -51,7 +51,7 @@ class SolvedSelection(ChannelPruning):
         if count == size:
             return torch.arange(size)
         if (group, count) not in self._selected:
-            with limited_threads(self.threads):  # as while judging: sums depend on the threads
+            with limited_threads(self.threads):  # as during evaluation: sums depend on the threads
                 solved = self._solve(group, count)
             units = super().select(group, count) if solved is None else solved
             self._selected[group, count] = units

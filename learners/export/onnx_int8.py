@@ -19,12 +19,12 @@ CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
 """How ranges are found that a network does not have itself."""
 
 SHORTCUTS = ("shared", "own")
-"""Whether shortcuts read the clipped input of the layer beside them, or the whole range."""
+"""Whether shortcuts read the clipped input of the layer next to them, or the whole range."""
 
 # Operators that have an 8-bit kernel, and those that only move numbers around. Batch norms and
 # softmax are left in float: they are rare once norms are folded, and 8 bits harm them.
-_COMPUTING = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
-_MOVING = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad")
+_MATH_OPS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
+_MOVE_OPS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad")
 
 _BATCH = 32
 # A bias is stored as a 32-bit integer of step (input scale x weight scale).
@@ -113,7 +113,7 @@ def run_quantizer(
         str(out),
         _reader(model.graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*_COMPUTING, *_MOVING],
+        op_types_to_quantize=[*_MATH_OPS, *_MOVE_OPS],
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -126,7 +126,7 @@ def run_quantizer(
         extra_options={
             # Only what an integer kernel reads becomes 8 bits: sums before an activation and the
             # network's outputs keep their precision.
-            "OpTypesToExcludeOutputQuantization": list(_COMPUTING),
+            "OpTypesToExcludeOutputQuantization": list(_MATH_OPS),
             "TensorQuantOverrides": overrides or {},
             "QDQDisableWeightAdjustForInt32Bias": overrides is not None,
         },
@@ -285,7 +285,7 @@ class IntegerWriter:
         """Gives the inputs of the integer layers their scales and zero points.
 
         Where layers of different scales read one tensor, the widest range becomes the tensor's,
-        and the others quantize it once more; so whoever made it needs only one 8-bit output.
+        and the others quantize it once more; so its producer needs only one 8-bit output.
         With ``shortcuts="own"`` they do so as well where a sum reads the tensor, which gets a
         range of its own.
         """
@@ -319,7 +319,7 @@ class IntegerWriter:
     def _has_others(self, tensor: str, users: list[Any]) -> bool:
         """Returns whether something reads a tensor in 8 bits that is none of ``users``."""
         return any(
-            reader.op_type in (*_COMPUTING, *_MOVING)
+            reader.op_type in (*_MATH_OPS, *_MOVE_OPS)
             for reader in onnx_graph.readers(self.model, tensor)
             if reader not in users and not reader.name.endswith(_COPY)
         )

@@ -95,7 +95,7 @@ def post_training_int8(
         path: The file to write, atomically.
         calibration: Images to take the ranges from, shape (N, C, H, W).
         images: Images on which to compare with torch; the calibration images if not given.
-        method: ``"minmax"``, ``"percentile"`` (99.999 %) or ``"entropy"``; the last two take
+        method: ``"minmax"``, ``"percentile"`` (99.999%) or ``"entropy"``; the last two take
             several times as long and much memory.
         options: Batch, names and metadata of the file.
 

@@ -77,7 +77,7 @@ def open_session(path: Path) -> Any:
     """Opens an ONNX file in ONNX Runtime on one thread.
 
     Raises:
-        ExportError: If ONNX Runtime refuses the file.
+        ExportError: If ONNX Runtime rejects the file.
     """
     require_onnx()
     import onnxruntime
@@ -157,7 +157,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
     for round_index in range(_ROUNDS):
         if round_index >= _LEAST_ROUNDS and time.perf_counter() > end:
             break
-        # Whoever runs first changes from round to round: what a time slice ends with is not
+        # The first to run changes from round to round: what a time slice ends with is not
         # always the same network.
         order = list(calls.items())
         for name, call in order if round_index % 2 else reversed(order):

@@ -35,7 +35,7 @@ TOLERANCE = 0.03
 """Share by which a file may exceed what budgets count: sizes are measured before any training."""
 
 SLACK_BYTES = 256
-"""Beside it: what headers differ by, more than 3 % of a file of a few thousand bytes."""
+"""Besides, what headers differ by, more than 3% of a file of a few thousand bytes."""
 
 
 @checked
@@ -64,7 +64,7 @@ def deep_compression(
         model: Any trained network; it is copied and never changed.
         example_input: One batch as the network takes it.
         calibration: Batches for statistics.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         weight_bits: Bits of codebooks, a sequence is decided layer by layer, one number is fixed.
         activation_bits: Bits of layers' inputs; 16 leaves them in float, as the paper does.
         first_last_bits: Bits of the first and the last layer; ``None`` decides them like the
@@ -223,10 +223,10 @@ class _Stages:
 
     def _accuracy(self, network: nn.Module) -> float:
         with limited_threads(self._learner.threads):
-            return self._learner.judge.accuracy(finalise(network), full=True)
+            return self._learner.evaluator.accuracy(finalise(network), full=True)
 
     def add(self, name: str, network: nn.Module) -> None:
-        """Judges and packs."""
+        """Evaluates and packs."""
         self.packed = packed_bytes(
             network, kept=self._kept, plan=self._plan, example_input=self._example
         )

@@ -1,4 +1,4 @@
-"""A learner some of whose decisions are already made: what is left is searched, all is judged."""
+"""A learner with some decisions fixed: the rest is searched, all of it evaluated."""
 
 from __future__ import annotations
 
@@ -135,5 +135,5 @@ class _WholeCost(CostModel):
         return self._model(whole)
 
     def original(self, decisions: Sequence[Decision]) -> float:
-        """Returns the cost of the uncompressed network, whoever asks."""
+        """Returns the cost of the uncompressed network."""
         return original_cost(self._model, self._decisions)

@@ -17,7 +17,7 @@ from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.joint.parts import (
     ErrorCurves,
-    Judge,
+    NetworkEvaluator,
     PartSeconds,
     PlanPart,
     check_same_network,
@@ -84,7 +84,7 @@ class QuantizationPart:
 
 @dataclass(frozen=True)
 class BriefTraining:
-    """SGD steps that a finished candidate takes before it is judged.
+    """SGD steps that a finished candidate takes before it is evaluated.
 
     Args:
         batches: The same for every candidate.
@@ -115,10 +115,10 @@ class JointCompression(Learner):
     Args:
         parts: What can be decided, in the order in which it is carried out, see
             ``PlanPart``: channel pruning first, quantization last.
-        judge: What networks are judged by.
+        evaluator: What networks are evaluated by.
         storage: How the finished network is stored, for the costs.
         validation: Batches that choose the best epoch of a fine-tuning.
-        training: What a candidate gets before it is judged, beside the repairs of its parts.
+        training: What a candidate gets before it is evaluated, besides the repairs of its parts.
         settings: What :meth:`finetune` does where nothing else is said.
         device: Where networks are trained.
         threads: Threads while candidates are made; ``None`` leaves PyTorch's setting alone.
@@ -136,7 +136,7 @@ class JointCompression(Learner):
     def __init__(
         self,
         parts: Sequence[PlanPart],
-        judge: Judge,
+        evaluator: NetworkEvaluator,
         *,
         storage: StorageFormat | None = None,
         validation: Batches = (),
@@ -154,8 +154,8 @@ class JointCompression(Learner):
             self.graph, [part.decisions for part in self.parts]
         )
         self.form = getattr(parts[0], "form", Form())
-        self.judge = judge
-        self.original_accuracy = judge.original_accuracy
+        self.evaluator = evaluator
+        self.original_accuracy = evaluator.original_accuracy
         self.storage = storage
         self.cost_models: dict[str, CostModel] = {
             name: make_cost(name, self.graph, self.decisions, storage) for name in COSTS
@@ -177,7 +177,7 @@ class JointCompression(Learner):
         network = self._candidate(plan, self.seconds)
         start = time.process_time()
         with limited_threads(self.threads):
-            accuracy = self.judge.accuracy(network)
+            accuracy = self.evaluator.accuracy(network)
         self.seconds.add("evaluation", time.process_time() - start)
         self.seconds.episodes += 1
         return accuracy
@@ -191,7 +191,7 @@ class JointCompression(Learner):
         """
         network = self._candidate(plan)
         with limited_threads(self.threads):
-            return self.judge.accuracy(network, full=True)
+            return self.evaluator.accuracy(network, full=True)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: every part applied in turn, not fine-tuned.
@@ -202,7 +202,7 @@ class JointCompression(Learner):
         Raises:
             PlanMismatchError: If the plan does not fit this network.
         """
-        plan.values_for(self.decisions)  # refuses foreign keys, which no part would see
+        plan.values_for(self.decisions)  # rejects foreign keys, which no part would see
         with limited_threads(self.threads):
             return self.form.hand_back(apply_parts(self.parts, plan, exact=True))
 

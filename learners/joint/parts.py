@@ -1,4 +1,4 @@
-"""What a kind of compression offers to be one part of a joint plan, beside others.
+"""What a kind of compression offers to be one part of a joint plan, together with others.
 
 A joint plan holds the decisions of several parts: keep ratios of channel groups, densities and
 bits of layers. Each part decides about the same network in its own way, and they are applied one
@@ -33,7 +33,7 @@ class PlanPart(Protocol):
 
     Attributes:
         name: What the part is called where seconds and messages are told apart, ``"channels"``.
-        original: The network it was prepared for, in ``eval`` mode; nobody changes it.
+        original: The network it was prepared for, in ``eval`` mode; never changed.
         graph: Facts about that network.
         decisions: What this part decides, in network order.
     """
@@ -86,7 +86,7 @@ class ScoredPart(PlanPart, Protocol):
         """
 
 
-class Judge(Protocol):
+class NetworkEvaluator(Protocol):
     """Tells how good a network is, fast, and on everything.
 
     Attributes:
@@ -164,7 +164,7 @@ def scores_of(part: PlanPart) -> ErrorCurves:
 
 
 def check_same_network(parts: Sequence[PlanPart]) -> None:
-    """Refuses parts that were prepared for different networks.
+    """Rejects parts that were prepared for different networks.
 
     Raises:
         ValueError: If there is no part, or their layers differ.
@@ -193,7 +193,7 @@ def _shape(graph: LayerGraph) -> dict[str, tuple[str, float, int]]:
 
 @dataclass
 class PartSeconds:
-    """CPU-seconds spent on candidates so far, by part; ``evaluation`` is the judge's."""
+    """CPU-seconds spent on candidates so far, by part; ``evaluation`` is the evaluator's."""
 
     episodes: int = 0
     parts: dict[str, float] = field(default_factory=dict)

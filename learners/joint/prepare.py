@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.judge import QuantizedJudge
 from amc_compress.learners.candidates.preparation import (
     check_counts,
     check_training,
@@ -21,6 +20,7 @@ from amc_compress.learners.candidates.preparation import (
     training_batches,
 )
 from amc_compress.learners.candidates.proxy import Proxy
+from amc_compress.learners.candidates.quantized_evaluator import QuantizedEvaluator
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.joint.learner import (
     BriefTraining,
@@ -56,7 +56,7 @@ QUANTIZERS: dict[str, type[QuantizationLearner]] = {
 }
 """Name -> learner that quantizes in that way."""
 
-# The parts judge nothing themselves; what they are given only has to show that images fit.
+# The parts evaluate nothing themselves; what they are given only has to show that images fit.
 _PART_IMAGES = 64
 
 
@@ -78,17 +78,17 @@ class JointOptions:
 
     Attributes:
         proxy: Name in ``amc_compress.learners.candidates.proxy.PROXIES``.
-        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         ignore: Layers (or modules that hold them) that stay whole, dense and in float.
         train: Batches for ``finetune_steps``.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation.
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show progress bars while preparing.
-        n_validation: Images that judge an episode; all if ``None``.
+        n_validation: Images that an episode is evaluated on; all if ``None``.
         n_calibration: Images for statistics and ranges.
         n_recalibration: Images for batch norms and moments of outputs.
-        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+        threads: Threads during evaluation; ``None`` leaves PyTorch's setting alone.
     """
 
     proxy: str = "reconstruction+recalibration"
@@ -105,7 +105,7 @@ class JointOptions:
     threads: int | None = 1
 
     def check(self) -> None:
-        """Refuses values that no part would take.
+        """Rejects values that no part would take.
 
         Raises:
             ValueError: If there is one.
@@ -115,7 +115,7 @@ class JointOptions:
         check_training(self.finetune_steps, self.train)
 
     def of_parts(self) -> dict[str, Any]:
-        """Returns what every part is given; parts judge and train nothing themselves."""
+        """Returns what every part is given; parts evaluate and train nothing themselves."""
         return {
             "ignore": tuple(self.ignore),
             "precision": self.precision,
@@ -148,7 +148,7 @@ def joint_compression(
         model: Any trained network; it is copied and never changed.
         example_input: One batch as the network takes it.
         calibration: Batches for statistics and ranges.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         quantizer: Name in :data:`QUANTIZERS`.
         pruning: Further options of ``ChannelPruning``, e.g. ``{"round_to": 4}``.
         quantization: Such of the quantizer, e.g. ``{"activation_bits": 16}``.
@@ -250,11 +250,11 @@ def _joined(
     training: BriefTraining,
     options: JointOptions,
 ) -> JointCompression:
-    """Joins the parts and gives them a judge."""
+    """Joins the parts and gives them an evaluator."""
     with limited_threads(options.threads):
         storage = joint_storage(parts, bits, example)
         network = apply_parts(parts, plan_at(parts, 0.0), exact=True)
-        judge = QuantizedJudge(
+        evaluator = QuantizedEvaluator(
             parts[0].original,
             network,
             _with_float_inputs(network),
@@ -264,7 +264,7 @@ def _joined(
         )
     return JointCompression(
         parts,
-        judge,
+        evaluator,
         storage=storage,
         validation=held_out.batches,
         training=training,

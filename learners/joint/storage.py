@@ -26,10 +26,13 @@ _DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
 
 def plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
     """Returns the plan of keep ratios near ``ratio``, typical densities, and all else at most."""
-    wished = {DecisionKind.KEEP_RATIO: ratio, DecisionKind.DENSITY: _TYPICAL_DENSITY}
+    requested = {DecisionKind.KEEP_RATIO: ratio, DecisionKind.DENSITY: _TYPICAL_DENSITY}
     decisions = [d for part in parts for d in part.decisions]
     return CompressionPlan(
-        {d.key: d.nearest(wished[d.kind]) if d.kind in wished else d.choices[-1] for d in decisions}
+        {
+            d.key: d.nearest(requested[d.kind]) if d.kind in requested else d.choices[-1]
+            for d in decisions
+        }
     )
 
 
@@ -76,7 +79,7 @@ def _sparse_form(
     floats = densities.storage.value_bits  # for bits that are "off"
     full = densities.graph.full()
     points: dict[str, dict[int, dict[float, float]]] = {}
-    for values in _wished(densities):
+    for values in _requested(densities):
         plan = CompressionPlan({d.key: values[d.target] for d in densities.decisions})
         networks = [densities.apply(densities.original, plan)]
         if densities.proxy.reconstruct and min(values.values()) < 1.0:
@@ -107,7 +110,7 @@ def _largest(
             yield name, width, max(size, *(other[name][width] for other in others), 0)
 
 
-def _wished(densities: WeightSparsification) -> list[Mapping[str, float]]:
+def _requested(densities: WeightSparsification) -> list[Mapping[str, float]]:
     """Returns layer -> density of the networks to measure; N:M has two choices, not four."""
-    plans = [{d.target: d.nearest(wish) for d in densities.decisions} for wish in _DENSITIES]
+    plans = [{d.target: d.nearest(request) for d in densities.decisions} for request in _DENSITIES]
     return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]

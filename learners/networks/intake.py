@@ -70,8 +70,8 @@ class Form:
         key = f"{module}.{name}".lstrip(".")
         if key in self.dtypes:
             return self.dtypes[key]
-        beside = key.rpartition(".")[0]
-        found = (d for n, d in self.dtypes.items() if n.rpartition(".")[0] == beside)
+        parent = key.rpartition(".")[0]
+        found = (d for n, d in self.dtypes.items() if n.rpartition(".")[0] == parent)
         return next(found, torch.float32)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def main_output(output: object) -> object:
     """Returns the logits among what a network returns in training, the output itself if unsure.
 
-    GoogLeNet, Inception and their kind return further classifiers beside the main one: as
+    GoogLeNet, Inception and their kind return further classifiers besides the main one: as
     ``logits`` of an object or a dictionary, or as the first item of a tuple. The further ones are
     not part of the loss.
     """

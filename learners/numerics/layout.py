@@ -55,7 +55,7 @@ def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
     Its weights stay normal tensors: those made in inference mode could never be trained again.
     """
     if layout == torch.channels_last and any(p.dim() == 5 for p in network.parameters()):
-        return  # refused: that format is one of four axes
+        return  # impossible: that format is one of four axes
     with torch.inference_mode(mode=False):
         network.to(memory_format=layout)  # type: ignore[call-overload]
 
@@ -77,7 +77,7 @@ def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
         with torch.no_grad(), torch.random.fork_rng(devices):
             network(laid_out(images))
     except Exception:
-        # A network that refuses these images in any layout says so better where it is used.
+        # A network that cannot take these images in any layout says so better where it is used.
         return torch.contiguous_format
     finally:
         network.train(training)

@@ -229,7 +229,7 @@ def build_header(document: Mapping[str, Any], entries: list[Entry]) -> bytes:
 
 
 def build_file(document: Mapping[str, Any], arrays: list[tuple[Entry, bytes]]) -> bytes:
-    """Returns a whole packed file; ``document`` is what the header says beside the arrays."""
+    """Returns a whole packed file; ``document`` is what the header says besides the arrays."""
     # Entries of one owner are stored together, as the header lists them.
     order: dict[str, list[tuple[Entry, bytes]]] = {}
     for entry, data in arrays:

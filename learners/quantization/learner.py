@@ -1,4 +1,4 @@
-"""What uniform and codebook quantization share: calibrate once, quantize, match, judge."""
+"""What uniform and codebook quantization share: calibrate once, quantize, match, evaluate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from amc_compress.learners.base import Batches, Learner
 from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.judge import QuantizedJudge
 from amc_compress.learners.candidates.preparation import check_counts, read_images, training_batches
 from amc_compress.learners.candidates.proxy import finetune_briefly
+from amc_compress.learners.candidates.quantized_evaluator import QuantizedEvaluator
 from amc_compress.learners.candidates.timing import EpisodeSeconds
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import (
@@ -40,8 +40,8 @@ from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.preparation import (
     check_bit_options,
     check_dense,
+    check_evaluation,
     check_fitting,
-    check_judging,
     observe_layers,
     quantized_proxy,
     quantized_training,
@@ -64,7 +64,7 @@ class QuantizationLearner(Learner):
         example_input: One batch as the network takes it; only its shape matters.
         calibration: ``(images, labels)`` batches for ranges, from the training data, in random
             order. The first ``n_calibration`` images are used.
-        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        validation: Batches to evaluate candidates on; not from calibration or test data.
         weight_bits: Bits of weights, 2 to 8 or 16 (float). A sequence is decided layer by layer,
             one number is fixed for all.
         activation_bits: Bits of every layer's input, likewise.
@@ -75,18 +75,19 @@ class QuantizationLearner(Learner):
         bucket_size: Weights per bucket of ``"split"``.
         activation_range: Name in ``RANGE_RULES``: how the range of activations is found.
         proxy: ``"recalibration"`` matches the moments of every layer's output to the float
-            network's before a candidate is judged (and in :meth:`compress`); ``"none"`` does not.
-        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+            network's before a candidate is evaluated (and in :meth:`compress`); ``"none"`` does
+            not.
+        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         ignore: Layers (or modules that hold them) that stay in float.
         train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation; results are float32.
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show a progress bar while preparing.
         n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
         n_calibration: Images for the activation ranges.
         n_recalibration: Images for the moments of outputs, the first of the calibration images.
-        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+        threads: Threads during evaluation; ``None`` leaves PyTorch's setting alone.
 
     Attributes:
         traced: The network with its layers and channel groups.
@@ -130,7 +131,7 @@ class QuantizationLearner(Learner):
     ) -> None:
         check_bit_options(weight_bits, activation_bits, first_last_bits)
         check_fitting(granularity, bucket_size, activation_range)
-        check_judging(proxy, finetune_steps, train, precision)
+        check_evaluation(proxy, finetune_steps, train, precision)
         check_counts(n_validation, n_calibration, n_recalibration)
         self.proxy = quantized_proxy(proxy, finetune_steps)
         self.granularity = granularity
@@ -161,7 +162,7 @@ class QuantizationLearner(Learner):
             self._choose(weight_bits, activation_bits, first_last_bits)
             self._prepare_quantizers()
             self._price()
-            self._prepare_judge(held_out, layout)
+            self._prepare_evaluator(held_out, layout)
         self._training_dtype = working_dtype(self._float, precision, self.device)
         self._training = training_batches(
             train, finetune_steps, example_input, n_outputs, self.device,
@@ -217,11 +218,11 @@ class QuantizationLearner(Learner):
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
 
-    def _prepare_judge(self, held_out: HeldOut, layout: torch.memory_format) -> None:
+    def _prepare_evaluator(self, held_out: HeldOut, layout: torch.memory_format) -> None:
         """Settles how candidates are evaluated, and measures the original network."""
         bits = self._choice.read(CompressionPlan.full(self.decisions))
         of_weights = {n: LayerBits(b.weights, OFF_BITS) for n, b in bits.items()}
-        self._judge = QuantizedJudge(
+        self._evaluator = QuantizedEvaluator(
             self._reference,
             self._build(self._float, bits, self._observation),
             self._build(self._float, of_weights, self._observation),
@@ -231,7 +232,7 @@ class QuantizationLearner(Learner):
             layout=layout,
         )
         self.validation = held_out.batches
-        self.original_accuracy = self._judge.original_accuracy
+        self.original_accuracy = self._evaluator.original_accuracy
 
     def fixed_plan(self, weight_bits: int, activation_bits: int | None = None) -> CompressionPlan:
         """Returns the plan with the same bits for all decided layers; the most if ``None``.
@@ -260,7 +261,7 @@ class QuantizationLearner(Learner):
         with limited_threads(self.threads):
             network = self._candidate(bits, self.seconds)
             start = time.process_time()
-            accuracy = self._judge.accuracy(network)
+            accuracy = self._evaluator.accuracy(network)
         self.seconds.evaluation += time.process_time() - start
         self.seconds.episodes += 1
         return accuracy
@@ -275,8 +276,8 @@ class QuantizationLearner(Learner):
         bits = self._choice.read(plan)
         with limited_threads(self.threads):
             if is_float(bits) and not self.proxy.finetune_steps:
-                return self._judge.accuracy(self._reference, full=True)
-            return self._judge.accuracy(self._candidate(bits), full=True)
+                return self._evaluator.accuracy(self._reference, full=True)
+            return self._evaluator.accuracy(self._candidate(bits), full=True)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: folded, quantized, recalibrated as the proxy says.

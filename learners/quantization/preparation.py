@@ -32,7 +32,7 @@ QUANTIZED_GRADIENT_CLIP = 1.0
 def check_bit_options(
     weight_bits: Bits, activation_bits: Bits, first_last_bits: int | None
 ) -> None:
-    """Refuses bits that no quantizer has.
+    """Checks that a quantizer exists for the bits.
 
     Raises:
         ValueError: If there are some.
@@ -44,7 +44,7 @@ def check_bit_options(
 
 
 def check_fitting(granularity: str, bucket_size: int, activation_range: str) -> None:
-    """Refuses ways to fit quantizers that there are not.
+    """Rejects unknown ways to fit quantizers.
 
     Raises:
         ValueError: If an option has no such value.
@@ -53,8 +53,10 @@ def check_fitting(granularity: str, bucket_size: int, activation_range: str) -> 
     check_rule(activation_range)
 
 
-def check_judging(proxy: str, finetune_steps: int, train: Batches | None, precision: str) -> None:
-    """Refuses what no candidate can be judged by.
+def check_evaluation(
+    proxy: str, finetune_steps: int, train: Batches | None, precision: str
+) -> None:
+    """Validates the options that a candidate is evaluated with.
 
     Raises:
         ValueError: If an option has no such value, or training batches are missing.
@@ -66,7 +68,7 @@ def check_judging(proxy: str, finetune_steps: int, train: Batches | None, precis
 
 
 def check_dense(network: nn.Module) -> None:
-    """Refuses networks with masks: their costs are not those of the network that is traced.
+    """Rejects networks with masks: their costs are not those of the network that is traced.
 
     Raises:
         ValueError: If a layer has a mask.

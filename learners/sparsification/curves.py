@@ -101,8 +101,8 @@ def _curve(decision: Decision, error: Callable[[int], float]) -> npt.NDArray[np.
         error: Number of weights that stay -> error.
     """
     choices = np.array(decision.choices)
-    wished = np.geomspace(choices[0], 1.0, min(_POINTS, len(choices)))
-    places = np.unique([np.abs(choices - wish).argmin() for wish in wished])
+    requested = np.geomspace(choices[0], 1.0, min(_POINTS, len(choices)))
+    places = np.unique([np.abs(choices - request).argmin() for request in requested])
     errors = np.zeros(len(places))
     for index, place in enumerate(places):
         keep = decision.units(choices[place])

@@ -100,7 +100,7 @@ def _reason(
     weight = _weight(modules[name])
     if owners[id(weight)] > 1:
         return "it shares its weight with another layer, or stands under several names"
-    return pattern.refusal(weight.shape)
+    return pattern.rejection(weight.shape)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

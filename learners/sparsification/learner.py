@@ -1,4 +1,4 @@
-"""Weight sparsification: zeros by magnitude, least-squares re-fit, recalibrate, judge."""
+"""Weight sparsification: zeros by magnitude, least-squares re-fit, recalibrate, evaluate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches, Learner
 from amc_compress.learners.candidates.evaluator import limited_threads
-from amc_compress.learners.candidates.judge import QuantizedJudge
 from amc_compress.learners.candidates.preparation import (
     check_counts,
     check_training,
@@ -21,6 +20,7 @@ from amc_compress.learners.candidates.preparation import (
     read_images,
 )
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly, recalibrate
+from amc_compress.learners.candidates.quantized_evaluator import QuantizedEvaluator
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.candidates.timing import EpisodeSeconds
 from amc_compress.learners.layers.finalise import finalise
@@ -56,7 +56,7 @@ class WeightSparsification(Learner):
         example_input: One batch as the network takes it; only its shape matters.
         calibration: ``(images, labels)`` batches for statistics, from the training data, in
             random order. The first ``n_calibration`` images are used.
-        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        validation: Batches to evaluate candidates on; not from calibration or test data.
         pattern: ``"unstructured"``, blocks like ``"block4"``, or N:M like ``"2:4"``.
         min_density: Smallest density on offer for a layer; N:M offers N/M and 1 only.
         schedule: What :meth:`finetune` does: ``"gradual"`` starts from the dense original and
@@ -65,18 +65,18 @@ class WeightSparsification(Learner):
         schedule_end: Share of the training at which it is reached.
         schedule_exponent: 3 is the cubic schedule of Zhu & Gupta (2017), equation 1.
         schedule_frequency: Steps between two sets of masks.
-        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is judged.
-        finetune_steps: SGD steps on ``train`` before a candidate is judged.
+        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is evaluated.
+        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         ignore: Layers (or modules that hold them) that must stay dense.
         train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for judging; results are float32.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation; results are float32.
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show a progress bar while preparing.
         n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
         n_calibration: Images for the input statistics.
         n_recalibration: Images for batch-norm statistics, the first of the calibration images.
-        threads: Threads while judging; ``None`` leaves PyTorch's setting alone.
+        threads: Threads during evaluation; ``None`` leaves PyTorch's setting alone.
 
     Attributes:
         name: ``"density"``, the part of a joint plan that this is.
@@ -159,7 +159,7 @@ class WeightSparsification(Learner):
         )  # fmt: skip
         with limited_threads(threads):
             # Candidates are plain networks with zeros: what runs of them is what runs of this one.
-            self._judge = QuantizedJudge(
+            self._evaluator = QuantizedEvaluator(
                 *(self.original,) * 3, held_out,
                 precision=precision, device=self.device, layout=layout,
             )  # fmt: skip
@@ -170,7 +170,7 @@ class WeightSparsification(Learner):
                 device=self.device, seed=seed, progress=progress, layout=layout,
             )  # fmt: skip
         self.validation = held_out.batches
-        self.original_accuracy = self._judge.original_accuracy
+        self.original_accuracy = self._evaluator.original_accuracy
         self._fitted = FittedWeights(
             self.original, self._layers, self.pattern, self.proxy.reconstruct
         )
@@ -236,7 +236,7 @@ class WeightSparsification(Learner):
         with limited_threads(self.threads):
             network = self._candidate(kept, self._dtype, self.proxy, self.seconds)
             start = time.process_time()
-            accuracy = self._judge.accuracy(network)
+            accuracy = self._evaluator.accuracy(network)
         self.seconds.evaluation += time.process_time() - start
         self.seconds.episodes += 1
         return accuracy
@@ -253,10 +253,10 @@ class WeightSparsification(Learner):
             network = self.original
             if kept or self.proxy.finetune_steps:
                 network = self._candidate(kept, self._dtype, self.proxy)
-            return self._judge.accuracy(network, full=True)
+            return self._evaluator.accuracy(network, full=True)
 
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Judges any network of these classes (``amc_compress.learners.joint.parts.Judge``).
+        """Evaluates any network of these classes (``NetworkEvaluator``).
 
         Args:
             network: In ``eval`` mode, with masks or without.
@@ -268,7 +268,7 @@ class WeightSparsification(Learner):
         with limited_threads(self.threads):
             network = plain_float(network)
             plain = finalise(network) if masked_layers(network) else network
-            return self._judge.accuracy(plain, full=full)
+            return self._evaluator.accuracy(plain, full=full)
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: masked, repaired as the proxy says, not fine-tuned.
@@ -337,7 +337,7 @@ class WeightSparsification(Learner):
         proxy: Proxy,
         seconds: EpisodeSeconds | None = None,
     ) -> nn.Module:
-        """Returns a plain network with zeros to judge; adds what it took to ``seconds``."""
+        """Returns a plain network with zeros to evaluate; adds what it took to ``seconds``."""
         clock = [time.process_time()]
         for name, count in kept.items():
             self._fitted.solve(name, count)

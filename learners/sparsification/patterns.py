@@ -62,7 +62,7 @@ class Pattern:
             f"with N < M like '2:4'."
         )
 
-    def refusal(self, shape: torch.Size) -> str | None:
+    def rejection(self, shape: torch.Size) -> str | None:
         """Returns why a layer cannot have this pattern, ``None`` if it can.
 
         Args:

@@ -72,7 +72,7 @@ PROTOCOLS: dict[str, Callable[[Array, Array, float, Callable[[], list[Tensor]]],
     "global": partial(_by_threshold, normalise=False),
     "normalised": partial(_by_threshold, normalise=True),
 }
-"""Name -> (sizes, fewest weights, target, scores per layer) -> wished numbers of weights."""
+"""Name -> (sizes, fewest weights, target, scores per layer) -> requested numbers of weights."""
 
 
 def _solve(kept: Callable[[float], Array], low: float, high: float, total: float) -> Array:
@@ -128,12 +128,12 @@ def plan_for(
     return _on_grid(decisions, PROTOCOLS[protocol](sizes, least, total, scores), total)
 
 
-def _on_grid(decisions: Sequence[Decision], wished: Array, total: float) -> CompressionPlan:
+def _on_grid(decisions: Sequence[Decision], requested: Array, total: float) -> CompressionPlan:
     """Rounds down to the grid, then spends what is left where most is missing."""
     counts = [np.array([d.units(c) for c in d.choices], dtype=np.float64) for d in decisions]
     below = [
-        max(int(np.searchsorted(grid, wish + _TINY, side="right")) - 1, 0)
-        for grid, wish in zip(counts, wished, strict=True)
+        max(int(np.searchsorted(grid, request + _TINY, side="right")) - 1, 0)
+        for grid, request in zip(counts, requested, strict=True)
     ]
     place = list(below)
     left = total - sum(grid[i] for grid, i in zip(counts, place, strict=True))
@@ -142,8 +142,8 @@ def _on_grid(decisions: Sequence[Decision], wished: Array, total: float) -> Comp
         return float(counts[k][place[k] + 1] - counts[k][place[k]])
 
     def urge(k: int) -> tuple[float, float]:
-        # First those below their wish, the most by their own step; then the largest that fits.
-        missing = wished[k] - counts[k][place[k]]
+        # First those below their request, the most by their own step; then the largest that fits.
+        missing = requested[k] - counts[k][place[k]]
         return (missing / step(k) if missing > 0.0 else 0.0, step(k))
 
     while True:

@@ -80,7 +80,7 @@ def refit(
 
 
 def _affordable(layer: LayerReconstruction) -> int:
-    """Returns iterations, at least five: on ResNet-20 these are within 6 % of the least error."""
+    """Returns iterations, at least five: on ResNet-20 these are within 6% of the least error."""
     of_one = layer.weight.numel() * layer.gram.shape[1]
     return int(min(max(_MULTIPLICATIONS / of_one, _MIN_ITERATIONS), _MAX_ITERATIONS))
 

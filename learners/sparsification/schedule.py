@@ -159,7 +159,7 @@ class GradualSparsity(TrainingHook):
         return step > self.schedule.span(self._total)[1]
 
     def finish(self) -> None:
-        """Lets go of the network."""
+        """Releases references to the network."""
         self._model = None
         self._layers = {}
         self._behind = {}

@@ -50,8 +50,8 @@ def sparse_storage(
     sizes = np.array([d.size for d in decisions], dtype=np.float64)
     zeros, ones = np.zeros(len(layers)), np.ones(len(layers))
     points: dict[str, list[tuple[float, float]]] = {d.target: [] for d in decisions}
-    for wished in _DENSITIES:
-        found = np.array([d.nearest(wished) for d in decisions])
+    for requested in _DENSITIES:
+        found = np.array([d.nearest(requested) for d in decisions])
         known = places.bytes(sizes, found, zeros, ones, exact=True)[1]
         for d, density, of_places in zip(decisions, found, known, strict=True):
             if any(density == before for before, _ in points[d.target]):

@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # A full disk can also refuse the folder itself, then there is nothing to remove.
+        # A full disk can also prevent the folder itself, then there is nothing to remove.
         if temporary.exists():
             temporary.unlink()
         raise RunFolderError(
@@ -60,12 +60,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def extra_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what modules keep beside tensors (``nn.Module.get_extra_state``)."""
+    """Return what modules keep besides tensors (``nn.Module.get_extra_state``)."""
     return {key: value for key, value in state.items() if not isinstance(value, Tensor)}
 
 
 def check_extra_state(state: Mapping[str, Any]) -> None:
-    """Refuse extra state that a checkpoint would hold but not give back.
+    """Reject extra state that a checkpoint would hold but not give back.
 
     Raises:
         InputDataError: It is no tensor, number or string, nor made of them.
@@ -168,7 +168,7 @@ def _damaged(path: Path, error: Exception) -> RunFolderError:
 
 
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory (tied weights), which safetensors refuses."""
+    """Copies of tensors that share memory (tied weights), which safetensors rejects."""
     seen: set[int] = set()
     result = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Reads what the user hands over, and refuses what the network does not expect, in one sentence."""
+"""Input validation: images, labels and networks that users pass."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuses networks with NaN or infinite weights, by name."""
+    """Rejects networks with NaN or infinite weights, by name."""
     for name, value in model.state_dict().items():
         # A module may keep anything as its extra state.
         is_float = isinstance(value, Tensor) and value.is_floating_point()
@@ -168,7 +168,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def check_batch(
     images: Tensor, labels: Tensor, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Move a batch to the device; refuse what cannot be images and labels."""
+    """Move a batch to the device; reject what cannot be images and labels."""
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise InputDataError(
             f"Expected batches of (images, labels) tensors, got {type(images).__name__} and "
@@ -183,7 +183,7 @@ def check_batch(
 
 
 def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "network") -> Tensor:
-    """Return the logits (N, classes); refuse images and labels that do not fit the network.
+    """Return the logits (N, classes); reject images and labels that do not fit the network.
 
     Args:
         model: The network; in training mode its first output, or ``logits``, is taken.

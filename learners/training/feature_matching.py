@@ -147,7 +147,7 @@ class FeatureMatching(TrainingHook):
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:
         ours, theirs = self._student.named.get(name), self._teacher.named.get(name)
-        if name in self._student.refused:
+        if name in self._student.rejected:
             raise InputDataError(
                 f"Expected the layer {name!r} to answer with images (N, C, H, W), got channels on "
                 f"another axis than 1: name a convolution or a norm behind one."
@@ -185,13 +185,13 @@ class _Recorder:
     Attributes:
         named: By name, for the modules asked for.
         last: By resolution, what the last module with images of it answered.
-        refused: Of the modules asked for, those that answered with channels elsewhere.
+        rejected: Of the modules asked for, those that answered with channels elsewhere.
     """
 
     def __init__(self) -> None:
         self.named: dict[str, Tensor] = {}
         self.last: dict[Resolution, Tensor] = {}
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
         self._first: set[tuple[int, ...]] = set()  # shapes (C, H, W) answered by convolutions
         self._grids: set[tuple[int, ...]] = set()  # their (H, W)
         self._others: set[tuple[int, ...]] = set()  # shapes answered by other layers with weights
@@ -214,7 +214,7 @@ class _Recorder:
             return
         if output.dim() == 4 and not self._has_channels_first(module, output):
             if name is not None:
-                self.refused.add(name)
+                self.rejected.add(name)
             return
         # The tensor itself, not its map: an activation that works in place comes after this.
         if name is not None:
@@ -247,7 +247,7 @@ class _Recorder:
     def close(self) -> None:
         """Forgets the activations, which would hold the memory of the step."""
         self.named, self.last, self._listening = {}, {}, False
-        self.refused, self._first, self._grids, self._others = set(), set(), set(), set()
+        self.rejected, self._first, self._grids, self._others = set(), set(), set(), set()
 
     def detach(self) -> None:
         self.close()

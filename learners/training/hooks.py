@@ -1,4 +1,4 @@
-"""What may happen beside the loss while a network is trained: masks, penalties, further lessons."""
+"""Training hooks: masks, regularisers, auxiliary losses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TrainingHook:
 
 
 def check_hooks(hooks: Sequence[TrainingHook]) -> None:
-    """Refuses what a training could not call, or tell apart.
+    """Validates training hooks: callable, with distinct names.
 
     Raises:
         InputDataError: If one is no :class:`TrainingHook`.

@@ -1,4 +1,4 @@
-"""The one training loop of all learners, and the accuracy they are judged by."""
+"""The one training loop of all learners, and the accuracy they are evaluated by."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def evaluate(
     """Top-1 accuracy in [0, 1], in float32; the model moves to ``device`` and keeps its mode.
 
     Raises:
-        InputDataError: No images, images that the network refuses, or labels outside its classes.
+        InputDataError: No images, images that the network cannot take, or labels outside its
+            classes.
     """
     model = plain_float(model)
     return _accuracy(model, loader, working_dtype(model, precision, device), device)
@@ -150,7 +151,7 @@ def train(
         validation_loader: Batches that choose the best epoch.
         config: All settings.
         teacher: A network to distil from; not changed.
-        hooks: What happens beside the loss, see ``amc_compress.learners.training.hooks``.
+        hooks: What happens besides the loss, see ``amc_compress.learners.training.hooks``.
         checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and ``best.safetensors``.
         resume: Continue from there, to the same weights as without the interruption; starts at
             the beginning where there is no checkpoint.
@@ -211,7 +212,7 @@ class _Run:
             self.hooks,
         )
         try:
-            # Until an epoch has been judged, the weights it started from are the best there are.
+            # Until an epoch has been evaluated, the weights it started from are the best there are.
             self.best_state = copy_of(self.model)
             if self.folder is not None:
                 check_extra_state(self.best_state)

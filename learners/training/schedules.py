@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-# One-cycle (Smith & Topin 2018): climb for 30 % of the steps from 1/25 of the peak, then fall.
+# One-cycle (Smith & Topin 2018): climb for 30% of the steps from 1/25 of the peak, then fall.
 _CLIMB = 0.3
 _START = 1 / 25
 _END = 1e-4
@@ -22,7 +22,7 @@ def cosine(progress: float) -> float:
 
 
 def one_cycle(progress: float) -> float:
-    """Half a cosine wave up from 1/25 to 1 at 30 %, half a wave down to 1/10,000."""
+    """Half a cosine wave up from 1/25 to 1 at 30%, half a wave down to 1/10,000."""
     if progress < _CLIMB:
         return 1.0 + (_START - 1.0) * cosine(progress / _CLIMB)
     return _END + (1.0 - _END) * cosine((progress - _CLIMB) / (1.0 - _CLIMB))

@@ -24,11 +24,11 @@ from amc_env.errors import InputDataError
         ("ddpg-sensitivity:points=few", "points to be a whole number, got 'few'"),
         ("ddpg-sensitivity:sigma=much", "sigma to be a number, got 'much'"),
         ("local:max_step=abc", "max_step to be a number, got 'abc'"),
-        ("gradient:rejudge=1.5", "rejudge to be a whole number, got 1.5"),
+        ("gradient:finalists=1.5", "finalists to be a whole number, got 1.5"),
         ("ddpg:options=3", "Unknown option"),
     ],
 )
-def test_an_option_of_another_type_is_refused(label, message):
+def test_an_option_of_another_type_is_rejected(label, message):
     with pytest.raises(ValueError, match=message):
         agent_from_label(label)
 

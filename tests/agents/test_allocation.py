@@ -200,7 +200,7 @@ class TestSensitivity:
         assert len(probes) == sum(min(7, len(d.choices) - 1) for d in env.decisions)
         assert len(result.trials) == len(probes) + 2
 
-    def test_without_judgements_for_every_decision_the_uniform_plan_is_returned(self):
+    def test_without_evaluations_for_every_decision_the_uniform_plan_is_returned(self):
         env = make_synthetic(n_layers=6, seed=3)
         result = Sensitivity().search(env, 6, seed=0)
         assert result.plan == env.uniform_plan()
@@ -225,6 +225,6 @@ class TestSensitivity:
             Sensitivity(curves="gradient_scores").search(env, 5, seed=0)
 
     @pytest.mark.parametrize("options", [{"curves": "x"}, {"allocation": "x"}, {"points": 0}])
-    def test_senseless_settings_are_refused(self, options):
+    def test_senseless_settings_are_rejected(self, options):
         with pytest.raises(ValueError, match="Expected"):
             Sensitivity(**options)

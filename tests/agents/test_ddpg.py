@@ -105,9 +105,9 @@ class TestExploration:
         ratios = np.array(sigmas[6:15]) / np.array(sigmas[5:14])
         np.testing.assert_allclose(ratios, (0.1 / 0.4) ** (1 / 9))
 
-    @pytest.mark.parametrize("reading", ["centred", "interval", "absolute"])
-    def test_a_warmup_without_spread_executes_exactly_the_uniform_plan(self, reading):
-        env = make_env(5, action=reading)
+    @pytest.mark.parametrize("action_mapping", ["centred", "interval", "absolute"])
+    def test_a_warmup_without_spread_executes_exactly_the_uniform_plan(self, action_mapping):
+        env = make_env(5, action=action_mapping)
         result = DDPG(warmup_sigma=0.0, **QUICK).search(env, 6, seed=0)
         assert {trial.plan for trial in result.trials[:4]} == {env.uniform_plan()}
 
@@ -141,7 +141,7 @@ class TestExploration:
             {"actor_learning_rate": 0.0},
         ],
     )
-    def test_senseless_settings_are_refused(self, options):
+    def test_senseless_settings_are_rejected(self, options):
         with pytest.raises(ValueError, match="Expected"):
             DDPG(**options)
 
@@ -208,7 +208,7 @@ class TestOpenings:
         result = DDPG(**QUICK).search(env, 6, seed=0)
         assert "prior" not in {t.source for t in result.trials}
 
-    def test_damaged_curves_are_refused(self):
+    def test_damaged_curves_are_rejected(self):
         learner = WithCurves(4, seed=1)
         learner.layer_errors = lambda: {}
         with pytest.raises(AgentError, match="layer_errors"):

@@ -72,6 +72,6 @@ def test_hyperparameters_stay_in_the_same_run_with_the_final_metrics(tmp_path):
     assert [e.value for e in final] == pytest.approx([result.reward])
 
 
-def test_a_negative_picture_interval_is_refused(tmp_path):
+def test_a_negative_picture_interval_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="picture_every"):
         EpisodeLogger(tmp_path, picture_every=-1)

@@ -23,38 +23,38 @@ from amc_compress.agents import (
     make_agent,
     pareto_front,
 )
-from amc_compress.agents.samplers.optuna_search import WishSpace
+from amc_compress.agents.samplers.optuna_search import RequestSpace
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import MissingDependencyError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic, make_synthetic_joint
 
 
-class TestWishSpace:
+class TestRequestSpace:
     @pytest.mark.parametrize("spend", [True, False])
     def test_the_middle_of_the_box_is_the_centre(self, spend):
         env = make_synthetic(n_layers=6, seed=3)
         centre = LocalSearch().search(env, 30, seed=0).plan
-        space = WishSpace(env, centre, spend)
+        space = RequestSpace(env, centre, spend)
         assert space.plan(np.full(6, 0.5)) == centre
 
     @pytest.mark.parametrize("spend", [True, False])
     def test_parameters_of_a_plan_mean_that_plan(self, spend):
         env = make_synthetic_joint(n_layers=4, seed=1)
-        space = WishSpace(env, env.uniform_plan(), spend)
+        space = RequestSpace(env, env.uniform_plan(), spend)
         rng = np.random.default_rng(0)
         for _ in range(20):
             plan = space.plan(rng.random(env.n_decisions))
             assert space.plan(space.parameters(plan)) == plan
 
-    def test_projected_wishes_may_leave_budget_unspent(self):
+    def test_projected_requests_may_leave_budget_unspent(self):
         env = make_synthetic(n_layers=6, seed=3)
-        space = WishSpace(env, env.uniform_plan(), spend=False)
+        space = RequestSpace(env, env.uniform_plan(), spend=False)
         assert env.cost_ratio(space.plan(np.full(6, 0.1)))["macs"] < 0.2
 
 
 class TestSearching:
     @pytest.mark.parametrize("agent", [TPE(), CMAES(), GaussianProcess(), OptunaSearch("random")])
-    def test_no_judgement_is_spent_on_a_plan_twice_while_there_are_others(self, agent):
+    def test_no_evaluation_is_spent_on_a_plan_twice_while_there_are_others(self, agent):
         env = make_synthetic(n_layers=5, seed=3)
         result = agent.search(env, 25, seed=0)
         assert len({trial.plan for trial in result.trials}) == 25
@@ -91,15 +91,15 @@ class TestSearching:
         result = TPE(objectives="macs, bytes").search(env, 15, seed=0)
         assert len(result.trials) == 15
 
-    def test_an_unknown_objective_is_refused_with_what_there_is(self):
+    def test_an_unknown_objective_is_rejected_with_what_there_is(self):
         with pytest.raises(AgentError, match=r"speed.*macs"):
             TPE(objectives="speed").search(make_synthetic(4), 5, seed=0)
 
-    def test_samplers_of_one_objective_refuse_more(self):
+    def test_samplers_of_one_objective_reject_more(self):
         with pytest.raises(ValueError, match="one objective"):
             CMAES(objectives="macs")
 
-    def test_unknown_samplers_are_refused_with_those_there_are(self):
+    def test_unknown_samplers_are_rejected_with_those_there_are(self):
         with pytest.raises(ValueError, match=r"bayes.*tpe, gp"):
             OptunaSearch("bayes")
 
@@ -158,16 +158,16 @@ class TestSharedStudy:
         return [t.values[0] for t in study.get_trials(deepcopy=False) if t.values]
 
     @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-    def test_workers_see_each_others_judgements(self, tmp_path, kind):
+    def test_workers_see_each_others_evaluations(self, tmp_path, kind):
         storage, env = self.storage(tmp_path, kind), make_synthetic(5, 3)
         one = TPE(storage=storage).search(env, 12, seed=0)
         two = TPE(storage=storage).search(make_synthetic(5, 3), 12, seed=1)
         assert len(one.trials) == len(two.trials) == 12
         assert len(self.rewards(storage)) >= 22
-        # The last judgement goes to the best plan of all, unless it is one's own.
+        # The last evaluation goes to the best plan of all, unless it is one's own.
         assert two.reward >= one.reward
 
-    def test_processes_at_the_same_time_lose_no_judgement(self, tmp_path):
+    def test_processes_at_the_same_time_lose_no_evaluation(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
         context = multiprocessing.get_context("spawn")
         workers = [context.Process(target=_work, args=(storage, s, 8)) for s in (1, 2)]
@@ -176,9 +176,9 @@ class TestSharedStudy:
         for worker in workers:
             worker.join()
         assert [worker.exitcode for worker in workers] == [0, 0]
-        assert len(self.rewards(storage)) >= 14  # 2 x 8, but for what is judged last
+        assert len(self.rewards(storage)) >= 14  # 2 x 8, but for what is evaluated last
 
-    def test_a_killed_worker_goes_on_without_judging_again(self, tmp_path):
+    def test_a_killed_worker_goes_on_without_evaluating_again(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
 
         class KilledError(Exception):
@@ -193,13 +193,13 @@ class TestSharedStudy:
         before = len(self.rewards(storage))
         env = make_synthetic(5, 3)
         result = TPE(storage=storage).search(env, 12, 0)
-        assert before == 6  # the seventh was judged, and never told
+        assert before == 6  # the seventh was evaluated, and never told
         assert len(result.trials) == 12
         assert env.n_evaluations == 12
         fresh = {t.plan for t in result.trials[before:]}
         assert not fresh & {t.plan for t in result.trials[:before]}
 
-    def test_a_study_of_another_problem_is_refused(self, tmp_path):
+    def test_a_study_of_another_problem_is_rejected(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
         TPE(storage=storage).search(make_synthetic(5, 3), 3, 0)
         dearer = CompressionEnv(
@@ -219,17 +219,17 @@ class TestSharedStudy:
 
     def test_a_storage_that_vanishes_ends_with_one_sentence(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
-        judged = []
+        evaluated = []
 
         def vanish(found: Trial) -> None:
-            judged.append(found)
+            evaluated.append(found)
             if found.episode == 4:
                 (tmp_path / "study.file").unlink()
                 (tmp_path / "study.file").mkdir()  # so that it cannot come back by itself
 
         with pytest.raises(AgentError, match=r"storage .* cannot be used any more: ") as caught:
             TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=vanish)
-        assert len(judged) == 5
+        assert len(evaluated) == 5
         assert "kept" not in str(caught.value)
 
     @pytest.mark.parametrize("kind", ["journal", "sqlite"])
@@ -246,7 +246,7 @@ class TestSharedStudy:
         )
         assert "kept" not in str(caught.value)
 
-    def test_judgements_of_a_storage_that_can_be_read_are_said_to_be_kept(
+    def test_evaluations_of_a_storage_that_can_be_read_are_said_to_be_kept(
         self, tmp_path, monkeypatch
     ):
         import optuna
@@ -259,7 +259,7 @@ class TestSharedStudy:
                 monkeypatch.setattr(optuna.Study, "tell", full)
 
         storage = self.storage(tmp_path, "journal")
-        with pytest.raises(AgentError, match=r"No space left.*Its judgements are kept"):
+        with pytest.raises(AgentError, match=r"No space left.*Its evaluations are kept"):
             TPE(storage=storage).search(make_synthetic(5, 3), 12, 0, on_trial=fill)
         assert len(self.rewards(storage)) == 4
 

@@ -134,7 +134,7 @@ def test_a_function_that_returns_an_agent_will_do(module):
     ],
 )
 @pytest.mark.usefixtures("module")
-def test_what_makes_no_agent_is_refused(label, message):
+def test_what_makes_no_agent_is_rejected(label, message):
     with pytest.raises(ValueError, match=message):
         agent_from_label(label)
 

@@ -47,7 +47,7 @@ class TestSavedPolicies:
         expected = agent.model.replay_buffer.reward_scale
         assert again.model.replay_buffer.reward_scale == pytest.approx(expected)
 
-    def test_a_policy_of_another_kind_is_refused(self, saved):
+    def test_a_policy_of_another_kind_is_rejected(self, saved):
         path = str(saved[1])
         with pytest.raises(AgentError, match="does not fit"):
             TD3(policy=path, **QUICK).search(make_synthetic(6, 3), 5, seed=0)
@@ -56,7 +56,7 @@ class TestSavedPolicies:
         with pytest.raises(AgentError, match="kinds of decisions"):
             DDPG(policy=path, **QUICK).search(make_synthetic_bits(4), 5, seed=0)
 
-    def test_files_that_are_none_are_refused_before_any_work(self, saved, tmp_path):
+    def test_files_that_are_none_are_rejected_before_any_work(self, saved, tmp_path):
         with pytest.raises(InputDataError, match=r"missing\.safetensors is none"):
             DDPG(policy=str(tmp_path / "missing.safetensors"))
         cut = tmp_path / "cut.safetensors"
@@ -145,7 +145,7 @@ class TestOnePolicy:
         result = DDPG(policy=str(tmp_path / "p.safetensors"), **QUICK).search(env, 2, seed=0)
         assert result.trials[1].source == "policy"
 
-    def test_too_few_episodes_are_refused(self):
+    def test_too_few_episodes_are_rejected(self):
         with pytest.raises(ValueError, match="at least 9 episodes"):
             OnePolicy().search(make_synthetic(4), BUDGETS, 8, seed=0)
 

@@ -1,4 +1,4 @@
-"""What a learner expects of plans chooses among them, less the more was judged."""
+"""What a learner expects of plans chooses among them, less the more was evaluated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_without_curves_there_is_no_prior_and_the_search_goes_on(env, monkeypatc
     assert len(OneShotDDPG().search(env, 12, seed=0).trials) == 12
 
 
-def test_curves_of_another_length_are_refused(env, monkeypatch):
+def test_curves_of_another_length_are_rejected(env, monkeypatch):
     monkeypatch.setattr(type(env.learner), "gradient_scores", lambda _: {"conv0:keep_ratio": [1]})
     with pytest.raises(AgentError, match="gradient_scores"):
         OneShotDDPG().search(env, 12, seed=0)
@@ -86,7 +86,7 @@ def test_the_critics_take_over_from_the_prior(env):
         settings = Exploration(prior_half_life=0.5)
         proposals = Proposals(search, settings, one_shot=True, curves=scores_of(env))
         proposals.score = lambda found: -prior[[plans.index(p) for p in found]][None]
-        # One judgement: the prior is worth 2 / 4 beside the critics.
+        # One evaluation: the prior weighs 2 / 4 relative to the critics.
         assert proposals._preferred(plans) == plans[int(np.argmin(prior))]
         settings = Exploration(prior_half_life=100.0)
         early = Proposals(search, settings, one_shot=True, curves=scores_of(env))
@@ -103,6 +103,6 @@ def test_equal_values_are_standardised_to_zeros():
 @pytest.mark.parametrize(
     "options", [{"prior": "scores"}, {"prior_weight": -1.0}, {"prior_half_life": 0.0}]
 )
-def test_options_without_meaning_are_refused(options):
+def test_options_without_meaning_are_rejected(options):
     with pytest.raises(ValueError, match="prior"):
         Exploration(**options)

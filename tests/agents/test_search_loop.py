@@ -49,17 +49,17 @@ def test_a_senseless_action_ends_with_a_clear_sentence(action):
         agent.search(make_env(), 3, seed=0)
 
 
-def test_a_plan_outside_the_budget_is_refused_before_it_is_judged():
+def test_a_plan_outside_the_budget_is_rejected_before_it_is_evaluated():
     env = make_env()
     full = CompressionPlan.full(env.decisions)
-    agent = Scripted(lambda search: search.judge(full, "greedy"))
+    agent = Scripted(lambda search: search.evaluate(full, "greedy"))
     with pytest.raises(AgentError, match="outside the budget"):
         agent.search(env, 3, seed=0)
     assert env.learner.calls == 0
 
 
-def test_a_plan_of_another_network_is_refused():
-    agent = Scripted(lambda search: search.judge(make_env(2).uniform_plan(), "other"))
+def test_a_plan_of_another_network_is_rejected():
+    agent = Scripted(lambda search: search.evaluate(make_env(2).uniform_plan(), "other"))
     with pytest.raises(PlanMismatchError):
         agent.search(make_env(4), 3, seed=0)
 
@@ -67,18 +67,18 @@ def test_a_plan_of_another_network_is_refused():
 def test_an_agent_cannot_spend_more_than_its_episodes():
     def spend(search):
         for _ in range(3):
-            search.judge(search.env.uniform_plan(), "again")
+            search.evaluate(search.env.uniform_plan(), "again")
 
     with pytest.raises(AgentError, match="more than its 2"):
         Scripted(spend).search(make_env(), 2, seed=0)
 
 
-def test_an_agent_that_proposes_nothing_is_refused():
+def test_an_agent_that_proposes_nothing_is_rejected():
     with pytest.raises(AgentError, match="no plan"):
         Scripted(lambda _: None).search(make_env(), 2, seed=0)
 
 
-def test_playing_the_encoded_actions_of_a_plan_judges_that_plan():
+def test_playing_the_encoded_actions_of_a_plan_evaluates_that_plan():
     plans = []
 
     def play(search):
@@ -96,7 +96,7 @@ def test_seconds_of_the_trials_sum_to_the_search(capfd):
     assert "search" in capfd.readouterr().err
 
 
-def test_uniform_is_the_environments_uniform_plan_judged_once():
+def test_uniform_is_the_environments_uniform_plan_evaluated_once():
     env = make_env()
     result = Uniform().search(env, 50, seed=0)
     assert [t.plan for t in result.trials] == [env.uniform_plan()]
@@ -149,7 +149,7 @@ class TestLocalSearch:
         optimum = max(env.learner.evaluate(plan) for plan in plans)
         assert LocalSearch().search(env, 80, seed=0).reward == pytest.approx(optimum, abs=2e-3)
 
-    def test_a_senseless_step_is_refused(self):
+    def test_a_senseless_step_is_rejected(self):
         with pytest.raises(ValueError, match="max_step"):
             LocalSearch(max_step=0.0)
 
@@ -167,7 +167,7 @@ class TestRegistry:
 
     @pytest.mark.parametrize("name", sorted(AGENTS))
     def test_every_name_builds_an_agent_of_that_name(self, name):
-        assert make_agent(name, rejudge=2).name == name
+        assert make_agent(name, finalists=2).name == name
 
     def test_the_deterministic_ones_are_known_by_their_labels(self):
         assert {name for name in AGENTS if is_deterministic(name)} == {
@@ -186,6 +186,6 @@ class TestRegistry:
         assert not is_deterministic("tpe:storage=x")
         assert is_deterministic("uniform")
 
-    def test_a_negative_number_of_finalists_is_refused(self):
-        with pytest.raises(ValueError, match="rejudge"):
-            make_agent("uniform", rejudge=-1)
+    def test_a_negative_number_of_finalists_is_rejected(self):
+        with pytest.raises(ValueError, match="finalists"):
+            make_agent("uniform", finalists=-1)

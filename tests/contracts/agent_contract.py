@@ -17,7 +17,7 @@ EPISODES = 7
 
 
 class CountingLearner(SyntheticLearner):
-    """Counts its judgements and moves every global generator while it judges."""
+    """Counts its evaluations and moves every global generator while it evaluates."""
 
     calls = 0
 
@@ -34,7 +34,7 @@ class NanLearner(SyntheticLearner):
         return float("nan")
 
 
-class FullJudge(SyntheticLearner):
+class FullEvaluation(SyntheticLearner):
     """The whole validation split prefers the plan that keeps most of the first layer."""
 
     def evaluate_full(self, plan: CompressionPlan) -> float:
@@ -99,7 +99,7 @@ class AgentContract:
         one = agent.search(make_env(), EPISODES, seed=5)
         assert facts(agent.search(make_env(), EPISODES, seed=5).trials) == facts(one.trials)
 
-    def test_a_killed_search_replays_from_its_record_without_judging_again(self):
+    def test_a_killed_search_replays_from_its_record_without_evaluating_again(self):
         whole = self.make().search(make_env(), EPISODES, seed=2)
         env = make_env()
         for trial in whole.trials[:4]:
@@ -110,7 +110,7 @@ class AgentContract:
         remembered = {trial.plan for trial in whole.trials[:4]}
         assert env.learner.calls == len(distinct - remembered)
 
-    def test_a_warm_start_costs_no_judgement_and_changes_no_repeatability(self):
+    def test_a_warm_start_costs_no_evaluation_and_changes_no_repeatability(self):
         prior = LocalSearch().search(make_env(6), 5, seed=9).trials
         runs = []
         for _ in range(2):
@@ -129,7 +129,7 @@ class AgentContract:
         assert result.reward == max(trial.reward for trial in known if trial.within_budget)
         assert result.best_trial.reward == result.reward
 
-    def test_a_warm_start_of_another_network_is_refused(self):
+    def test_a_warm_start_of_another_network_is_rejected(self):
         prior = LocalSearch().search(make_env(3), 2, seed=0).trials
         with pytest.raises(PlanMismatchError):
             self.make().search(make_env(4), EPISODES, seed=0, warm_start=prior)
@@ -167,27 +167,27 @@ class AgentContract:
         assert self.make().search(env, 3, seed=0).trials
 
     @pytest.mark.parametrize("episodes", [0, -1, 2.5, True])
-    def test_refuses_a_senseless_number_of_episodes(self, episodes):
+    def test_rejects_a_senseless_number_of_episodes(self, episodes):
         with pytest.raises(ValueError, match="whole number"):
             self.make().search(make_env(), episodes, seed=0)
 
-    def test_refuses_what_is_no_compression_environment(self):
+    def test_rejects_what_is_no_compression_environment(self):
         with pytest.raises(TypeError, match="CompressionEnv"):
             self.make().search(gym.make("Pendulum-v1"), 3, seed=0)
 
-    def test_refuses_a_judgement_that_is_no_number(self):
+    def test_rejects_an_evaluation_that_is_no_number(self):
         env = CompressionEnv(NanLearner(3), "macs=0.5")
         with pytest.raises(EvaluationError, match="finite"):
             self.make().search(env, 3, seed=0)
 
-    def test_the_best_few_are_judged_again_on_everything(self):
-        env = CompressionEnv(FullJudge(4, seed=3), "macs=0.5")
-        result = self.make(rejudge=3).search(env, EPISODES, seed=0)
-        assert 1 <= len(result.rejudged) <= 3
+    def test_the_best_few_are_evaluated_again_on_everything(self):
+        env = CompressionEnv(FullEvaluation(4, seed=3), "macs=0.5")
+        result = self.make(finalists=3).search(env, EPISODES, seed=0)
+        assert 1 <= len(result.finalist_rewards) <= 3
         first = env.decisions[0].key
-        finalists = [result.trials[episode].plan for episode in result.rejudged]
+        finalists = [result.trials[episode].plan for episode in result.finalist_rewards]
         assert result.plan[first] == max(plan[first] for plan in finalists)
-        assert result.reward == max(result.rejudged.values()) == result.plan[first]
+        assert result.reward == max(result.finalist_rewards.values()) == result.plan[first]
 
     def test_settings_are_plain_values(self):
         for value in self.make().hyperparameters().values():

@@ -172,7 +172,7 @@ class LearnerContract(PrecisionContract):
     """How far the plan that changes least may be from the original accuracy; 0 means equal."""
 
     proxy_is_compress = True
-    """Whether candidates are judged as :meth:`compress` builds them, without SGD steps between."""
+    """Whether candidates are evaluated as :meth:`compress` builds them, without SGD steps."""
 
     unknown_key = "elsewhere:keep_ratio"
 
@@ -229,7 +229,7 @@ class LearnerContract(PrecisionContract):
         assert forward == backward[::-1]
         assert all(0.0 <= accuracy <= 1.0 for accuracy in forward)
 
-    def test_what_was_judged_before_does_not_matter(self, name):
+    def test_what_was_evaluated_before_does_not_matter(self, name):
         """Nothing that one candidate leaves behind reaches the next: outputs, not accuracies."""
         _, learner = self.prepared(name)
         _, other = self.prepared(name)
@@ -265,7 +265,7 @@ class LearnerContract(PrecisionContract):
             assert outputs.dtype == torch.float32
             assert outputs.isfinite().all()
 
-    def test_judgement_agrees_with_the_compressed_network(self, name):
+    def test_evaluation_agrees_with_the_compressed_network(self, name):
         if not self.proxy_is_compress:
             pytest.skip("candidates take SGD steps that the compressed network does not")
         _, learner = self.prepared(name, precision="fp32")
@@ -321,7 +321,7 @@ class LearnerContract(PrecisionContract):
                 parameter.zero_()
         assert learner.evaluate(plan) == accuracy
 
-    def test_plans_for_something_else_are_refused(self, name):
+    def test_plans_for_something_else_are_rejected(self, name):
         _, learner = self.prepared(name)
         full = dict(CompressionPlan.full(learner.decisions))
         key = learner.decisions[0].key

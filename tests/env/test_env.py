@@ -51,19 +51,21 @@ def test_equal_seeds_give_equal_rollouts():
         assert repr(i1) == repr(i2)
 
 
-@pytest.mark.parametrize("reading", ["absolute", "interval", "centred"])
+@pytest.mark.parametrize("action_mapping", ["absolute", "interval", "centred"])
 @pytest.mark.parametrize("budget", ["macs=0.5", "macs=0.48:0.5", "macs=0.5:0.6,bytes=0.4:0.5"])
-def test_every_reading_ends_within_the_budget_after_exactly_n_decisions(reading, budget):
-    env = make_env(budget, action=reading)
+def test_every_action_mapping_ends_within_the_budget_after_exactly_n_decisions(
+    action_mapping, budget
+):
+    env = make_env(budget, action=action_mapping)
     for seed in range(5):
         steps = rollout(env, seed)
         assert len(steps) == env.n_decisions + 1
         assert env.budget.is_met(steps[-1][2]["cost_ratio"])
 
 
-@pytest.mark.parametrize("reading", ["absolute", "interval", "centred"])
-def test_the_executed_action_leads_to_the_same_plan_again(reading):
-    env = make_env(action=reading)
+@pytest.mark.parametrize("action_mapping", ["absolute", "interval", "centred"])
+def test_the_executed_action_leads_to_the_same_plan_again(action_mapping):
+    env = make_env(action=action_mapping)
     steps = rollout(env, 0)
     executed = [float(info["executed_action"][0]) for _, _, info in steps[1:]]
     assert dict(env.decode(executed)) == steps[-1][2]["plan"]
@@ -110,7 +112,7 @@ def test_equal_plans_are_evaluated_once():
     assert learner.calls == 1
 
 
-def test_a_remembered_judgement_is_not_made_again():
+def test_a_remembered_evaluation_is_not_made_again():
     env = make_env()
     env.remember(env.uniform_plan(), 0.123)
     assert env.evaluate(env.uniform_plan()).accuracy == 0.123
@@ -170,7 +172,7 @@ def test_stepping_too_far_or_too_early_asks_for_reset():
 
 
 @pytest.mark.parametrize("bad", [[1.5], [-0.1], [float("nan")], [0.5, 0.5], 0.5])
-def test_actions_outside_the_space_are_refused(bad):
+def test_actions_outside_the_space_are_rejected(bad):
     env = make_env()
     env.reset()
     with pytest.raises(InvalidAction, match=r"one number in \[0, 1\]"):
@@ -220,7 +222,7 @@ def test_tables_show_every_decision_and_pictures_change_with_the_plan():
     assert not np.array_equal(before, after)
 
 
-def test_wrong_numbers_of_actions_or_values_are_refused():
+def test_wrong_numbers_of_actions_or_values_are_rejected():
     env = make_env()
     with pytest.raises(ValueError, match="Expected 6 actions, got 2"):
         env.decode([0.5, 0.5])
@@ -251,7 +253,7 @@ def test_an_outcome_can_be_made_of_an_accuracy_measured_elsewhere():
     assert env.n_evaluations == 0
 
 
-def test_a_learner_without_decisions_is_refused():
+def test_a_learner_without_decisions_is_rejected():
     learner = SyntheticLearner(3)
     learner.decisions = ()
     with pytest.raises(ValueError, match="learner with decisions"):

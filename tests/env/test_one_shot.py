@@ -42,12 +42,12 @@ def test_every_rescaled_plan_meets_the_budget_and_leaves_no_step_unspent(maker):
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_only_the_proportions_of_the_wishes_matter(maker):
+def test_only_the_proportions_of_the_requests_matter(maker):
     env = maker(n_layers=6)
-    wishes = np.random.default_rng(1).uniform(0.2, 1.0, env.n_decisions)
-    plan = rescale(env, wishes)
-    assert rescale(env, 0.5 * wishes) == plan
-    assert rescale(env, 0.01 * wishes) == plan
+    requests = np.random.default_rng(1).uniform(0.2, 1.0, env.n_decisions)
+    plan = rescale(env, requests)
+    assert rescale(env, 0.5 * requests) == plan
+    assert rescale(env, 0.01 * requests) == plan
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -58,29 +58,31 @@ def test_the_positions_of_a_rescaled_plan_mean_that_plan(maker):
 
 
 def test_the_multiplier_is_the_one_a_fine_scan_finds():
-    """Values before rounding are m x wishes for the largest m that fits."""
+    """Values before rounding are m x requests for the largest m that fits."""
     env = make_synthetic(n_layers=4, seed=2)
-    wishes = np.array([0.9, 0.3, 0.6, 0.5])
+    requests = np.array([0.9, 0.3, 0.6, 0.5])
     lowest = np.array([d.choices[0] for d in env.decisions])
-    scan = [m for m in np.linspace(0.0, 4.0, 40_001) if fits(env, np.clip(m * wishes, lowest, 1.0))]
-    exact = np.clip(max(scan) * wishes, lowest, 1.0)
-    plan = rescale(env, wishes).values_for(env.decisions)
-    for decision, value, wish in zip(env.decisions, plan, exact, strict=True):
-        below = max(c for c in decision.choices if c <= wish + 1e-3)
+    scan = [
+        m for m in np.linspace(0.0, 4.0, 40_001) if fits(env, np.clip(m * requests, lowest, 1.0))
+    ]
+    exact = np.clip(max(scan) * requests, lowest, 1.0)
+    plan = rescale(env, requests).values_for(env.decisions)
+    for decision, value, request in zip(env.decisions, plan, exact, strict=True):
+        below = max(c for c in decision.choices if c <= request + 1e-3)
         assert value >= below  # rounded down, then perhaps raised by what rounding left over
 
 
-def test_equal_wishes_spend_what_the_uniform_plan_spends_or_more():
+def test_equal_requests_spend_what_the_uniform_plan_spends_or_more():
     env = make_synthetic(n_layers=8, seed=1)
     plan = rescale(env, np.full(8, 0.3))
     uniform = env.cost_ratio(env.uniform_plan())["macs"]
     assert env.cost_ratio(plan)["macs"] >= uniform - 0.02
 
 
-def test_wishes_of_nothing_and_of_everything_are_plans():
+def test_requests_of_nothing_and_of_everything_are_plans():
     env = make_synthetic(n_layers=5, seed=1)
-    for wishes in (np.zeros(5), np.ones(5), np.array([1.0, 0, 0, 0, 0])):
-        assert env.budget.is_met(env.cost_ratio(rescale(env, wishes)))
+    for requests in (np.zeros(5), np.ones(5), np.array([1.0, 0, 0, 0, 0])):
+        assert env.budget.is_met(env.cost_ratio(rescale(env, requests)))
 
 
 def test_a_lower_bound_is_met_too():
@@ -124,12 +126,12 @@ class TestOneShotEnv:
         env = OneShotEnv(gym.make("amc_env:amc/synthetic-v0", n_layers=5))
         assert env.action_space.shape == (5,)
 
-    def test_one_step_judges_the_rescaled_plan(self):
+    def test_one_step_evaluates_the_rescaled_plan(self):
         env = self.make()
         observation, _ = env.reset(seed=0)
-        wishes = np.linspace(0.2, 1.0, 5, dtype=np.float32)
-        terminal, reward, terminated, truncated, info = env.step(wishes)
-        plan = rescale(env.problem, wishes)
+        requests = np.linspace(0.2, 1.0, 5, dtype=np.float32)
+        terminal, reward, terminated, truncated, info = env.step(requests)
+        plan = rescale(env.problem, requests)
         assert CompressionPlan(info["plan"]) == plan
         assert reward == env.problem.evaluate(plan).reward == info["accuracy"]
         assert terminated
@@ -148,7 +150,7 @@ class TestOneShotEnv:
             self.make().reset(options={"budget": "macs=0.5,bytes=0.5"})
 
     @pytest.mark.parametrize("bad", [np.full(5, np.nan), np.full(5, 1.5), np.zeros(4), None])
-    def test_senseless_actions_are_refused(self, bad):
+    def test_senseless_actions_are_rejected(self, bad):
         env = self.make()
         env.reset()
         with pytest.raises((InvalidAction, TypeError), match=r"5 numbers|float"):
@@ -163,7 +165,7 @@ class TestOneShotEnv:
         with pytest.raises(ResetNeeded):
             env.step(np.zeros(5, dtype=np.float32))
 
-    def test_other_environments_are_refused(self):
+    def test_other_environments_are_rejected(self):
         with pytest.raises(TypeError, match="CompressionEnv"):
             OneShotEnv(gym.make("Pendulum-v1"))
 

@@ -26,7 +26,7 @@ def test_min_ratio_removes_the_smallest_choices():
 
 
 @pytest.mark.parametrize("bad", [dict(size=0), dict(size=4, round_to=0), dict(size=4, min_ratio=2)])
-def test_bad_grids_are_refused(bad):
+def test_bad_grids_are_rejected(bad):
     with pytest.raises(ValueError, match="Expected"):
         keep_ratio_decision("a", **bad)
 
@@ -62,20 +62,20 @@ def test_a_plan_that_does_not_fit_says_what_is_wrong(values, message):
         CompressionPlan(values).values_for((A, B))
 
 
-def test_truncated_and_foreign_files_are_refused():
+def test_truncated_and_foreign_files_are_rejected():
     text = CompressionPlan.full((A,)).to_json()
     for bad in (text[: len(text) // 2], "[]", '{"format": "other", "version": 1}', ""):
         with pytest.raises(PlanMismatchError, match="Expected a compression plan"):
             CompressionPlan.from_json(bad)
 
 
-def test_another_version_is_refused_by_number():
+def test_another_version_is_rejected_by_number():
     document = json.loads(CompressionPlan.full((A,)).to_json()) | {"version": 99}
     with pytest.raises(PlanMismatchError, match="version 99"):
         CompressionPlan.from_json(json.dumps(document))
 
 
-def test_a_damaged_row_is_refused():
+def test_a_damaged_row_is_rejected():
     document = json.loads(CompressionPlan.full((A,)).to_json())
     document["decisions"][0]["kind"] = "nonsense"
     with pytest.raises(PlanMismatchError, match="damaged"):

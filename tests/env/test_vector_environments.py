@@ -71,10 +71,10 @@ def test_copies_are_independent_and_equal_actions_give_equal_plans():
     envs = make_envs(modes.SAME_STEP, num_envs=2)
     envs.reset(seed=0)
     for step in range(LENGTH):
-        wish = 0.2 + 0.6 * (step % 2)
-        infos = envs.step(np.array([[wish], [wish]], dtype=np.float32))[-1]
+        request = 0.2 + 0.6 * (step % 2)
+        infos = envs.step(np.array([[request], [request]], dtype=np.float32))[-1]
     accuracy = infos["final_info"]["accuracy"]
     assert accuracy[0] == accuracy[1]
     for _ in range(LENGTH):
-        infos = envs.step(np.array([[wish], [0.5]], dtype=np.float32))[-1]
+        infos = envs.step(np.array([[request], [0.5]], dtype=np.float32))[-1]
     assert np.diff(infos["final_info"]["accuracy"]) != 0

@@ -89,7 +89,7 @@ def test_options_of_bits_are_plain_values_and_arrive():
 @pytest.mark.parametrize(
     "kind", ["channels", "bits", pytest.param("joint", marks=pytest.mark.slow)]
 )
-def test_repairs_and_steps_before_judging_arrive(kind):
+def test_repairs_and_steps_before_evaluation_arrive(kind):
     task, options = f"amc_env:amc/digits-{kind}-v0", {"n_validation": 64, "proxy": "none"}
     plain = gym.make(task, **options).unwrapped
     trained = gym.make(task, finetune_steps=2, **options).unwrapped
@@ -102,7 +102,7 @@ def test_repairs_and_steps_before_judging_arrive(kind):
 
 
 @pytest.mark.parametrize("task_id", ["amc/digits-bits-v0", "amc/digits-joint-v0"])
-def test_an_unknown_quantizer_is_refused_before_anything_is_loaded(task_id):
+def test_an_unknown_quantizer_is_rejected_before_anything_is_loaded(task_id):
     with pytest.raises(ValueError, match=r"Unknown quantizer 'ternary'.*codebook.*uniform"):
         gym.make(f"amc_env:{task_id}", quantizer="ternary", data="nowhere")
 
@@ -135,7 +135,7 @@ def test_the_uniform_plan_beats_what_cutting_at_random_gives(env):
     assert uniform > np.mean(random) + 0.1
 
 
-def test_an_unknown_option_is_refused():
+def test_an_unknown_option_is_rejected():
     with pytest.raises(TypeError, match="nonsense"):
         gym.make(ID, nonsense=1)
 

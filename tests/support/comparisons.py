@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amc_compress.comparison.records import (
-    FinalJudgement,
-    JudgedPlan,
+    EvaluatedPlan,
+    FinalEvaluation,
     Results,
     SearchRecord,
     TaskFacts,
@@ -33,8 +33,8 @@ def facts(name: str, uniform_reward: float = UNIFORM_REWARD, recorded: bool = Fa
 
 def trial(
     evaluation: int, reward: float, agent_seconds: float = 0.1, judge_seconds: float = 0.5
-) -> JudgedPlan:
-    return JudgedPlan(
+) -> EvaluatedPlan:
+    return EvaluatedPlan(
         evaluation=evaluation,
         plan=(evaluation % 4, evaluation // 4 % 4),
         accuracy=min(1.0, max(0.0, reward)),
@@ -54,10 +54,10 @@ def search(
     *,
     evaluations: int | None = None,
     error: str | None = None,
-    final: FinalJudgement | None = None,
+    final: FinalEvaluation | None = None,
     agent_seconds: float = 0.1,
 ) -> SearchRecord:
-    """A search that judged plans of these rewards, one after the other."""
+    """A search that evaluated plans of these rewards, one after the other."""
     return SearchRecord(
         task=task,
         agent=agent,
@@ -118,7 +118,7 @@ def realistic(
         agents: Of :data:`AGENTS`.
         tasks: Names.
         seeds: Searches of each agent and task; one for those in :data:`ONCE`.
-        evaluations: Judgements of each search.
+        evaluations: Evaluations of each search.
         failed: (task, agent, seed) -> why that search failed.
     """
     failed = failed or {}
@@ -147,8 +147,8 @@ def _realistic_search(
         progress = evaluation / (evaluation + half * difficulty)
         mean = UNIFORM_REWARD + 0.2 * share * (1.25 * progress - 0.35 * (agent != "uniform"))
         reward = mean - (0.0 if agent == "uniform" else abs(rng.normal(0.0, 0.02)))
-        judge = 0.55 if evaluation > first else 0.55 * first
-        trials.append(trial(evaluation, float(reward), seconds * rng.uniform(0.8, 1.2), judge))
+        charged = 0.55 if evaluation > first else 0.55 * first
+        trials.append(trial(evaluation, float(reward), seconds * rng.uniform(0.8, 1.2), charged))
     validation = float(max(t.reward for t in trials) - abs(rng.normal(0.0, 0.004)))
-    final = FinalJudgement((0, 1), validation, validation + 0.09, validation + 0.08, 30.0)
+    final = FinalEvaluation((0, 1), validation, validation + 0.09, validation + 0.08, 30.0)
     return SearchRecord(task, agent, seed, evaluations, tuple(trials), final, 12.0)

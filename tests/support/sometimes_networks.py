@@ -15,7 +15,7 @@ def conv(n_in: int, n_out: int, k: int = 3) -> nn.Conv2d:
 
 
 class Trunk(nn.Module):
-    """Two convolutions and a classifier; subclasses put something between or beside them."""
+    """Two convolutions and a classifier; subclasses put something between or next to them."""
 
     def __init__(self) -> None:
         super().__init__()

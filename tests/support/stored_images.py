@@ -63,7 +63,7 @@ def write_arrow(path: Path, content: pa.Table) -> None:
 
 
 def write_saved(folder: Path, content: pa.Table, split: str | None = None) -> None:
-    """What ``Dataset.save_to_disk`` writes, in two files, with a cache file beside them."""
+    """What ``Dataset.save_to_disk`` writes, in two files, with a cache file next to them."""
     half = len(content) // 2
     parts = [content.slice(0, half), content.slice(half)]
     names = [f"data-{n:05}-of-00002.arrow" for n in range(2)]

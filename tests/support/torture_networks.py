@@ -1,4 +1,4 @@
-"""Small versions of the networks that structural pruning tools break or refuse."""
+"""Small versions of the networks that structural pruning tools break or reject."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ An adapter is a script with a function ``fit(x_train, y_train, job)`` that retur
 test features to predictions, what was tried, and versions. It sees no test features either.
 
 Everything in this folder must run on Python 3.7 and imports nothing of the project: neither is
-installed beside the other.
+installed alongside the other.
 """
 
 from __future__ import annotations

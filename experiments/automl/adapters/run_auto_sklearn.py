@@ -12,7 +12,7 @@ def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict
     autosklearn = importlib.import_module("autosklearn")
     metrics = importlib.import_module("autosklearn.metrics")
     options = {
-        "time_left_for_this_task": int(job["seconds"]),  # it refuses less than 30
+        "time_left_for_this_task": int(job["seconds"]),  # it takes no less than 30
         "per_run_time_limit": max(int(job["evaluation_seconds"]), 1),
         "seed": job["seed"],
         "n_jobs": job["n_jobs"],

@@ -24,10 +24,10 @@ def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict
         verbose=1,
     )
     model.fit(x_train, y_train)
-    judged = model.evaluated_individuals[model.objective_names[0]].notna()
+    evaluated = model.evaluated_individuals[model.objective_names[0]].notna()
     tried = {
-        "pipelines": len(judged),
-        "not judged": int((~judged).sum()),
+        "pipelines": len(evaluated),
+        "not evaluated": int((~evaluated).sum()),
         "winner": [step for step, _ in model.fitted_pipeline_.steps],
     }
     versions = {"tpot": tpot.__version__, "scikit-learn": sklearn.__version__}

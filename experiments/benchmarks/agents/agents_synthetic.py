@@ -1,11 +1,11 @@
-"""Agents and readings of the action side by side on small compression problems.
+"""Agents and action mappings side by side on small compression problems.
 
 A score of 0 is the uniform plan, 1 the best plan that any run here or a long local search found;
 negative is worse than uniform. What each part of DDPG's recipe is worth is measured by
 ``experiments/recipes/ddpg_ablation.sh``. Examples::
 
     python -m amc_compress.benchmarks.agents.agents_synthetic --table agents
-    python -m amc_compress.benchmarks.agents.agents_synthetic --table readings --episodes 60
+    python -m amc_compress.benchmarks.agents.agents_synthetic --table mappings --episodes 60
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PlainSB3(Agent):
     name = "plain-sb3"
 
     def __init__(self, *, noise: float = 0.0, **_: Any) -> None:
-        super().__init__(rejudge=0)
+        super().__init__(finalists=0)
         self.noise = noise
 
     def run(self, search: Search) -> None:
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def problem(self) -> tuple[str, tuple[tuple[str, Any], ...]]:
-        """The problem without the reading, which changes the way but not the goal."""
+        """The problem without the action mapping, which changes the way but not the goal."""
         return self.job.env, tuple(x for x in self.job.env_options if x[0] != "action")
 
     def best(self, count: int) -> float:
@@ -102,7 +102,7 @@ class Run:
 
 @cache
 def environment(env: str, options: tuple[tuple[str, Any], ...]) -> amc_env.CompressionEnv:
-    """Makes an environment once per process, so that its runs share what is judged."""
+    """Makes an environment once per process, so that its runs share what is evaluated."""
     bare = gym.make(f"amc_env:{env}", disable_env_checker=True, **dict(options)).unwrapped
     assert isinstance(bare, amc_env.CompressionEnv)  # noqa: S101
     return bare
@@ -113,7 +113,7 @@ def execute(job: Job) -> Run:
     torch.set_num_threads(1)
     bare = environment(job.env, job.env_options)
     uniform = bare.evaluate(bare.uniform_plan()).reward
-    agent = make_agent(job.agent, rejudge=0, **dict(job.options))
+    agent = make_agent(job.agent, finalists=0, **dict(job.options))
     result = agent.search(bare, job.episodes, job.seed)
     rewards = tuple(trial.reward for trial in result.trials)
     return Run(job, uniform, rewards, result.cpu_seconds)
@@ -128,10 +128,10 @@ def rows_of(table: str) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]
             ("SB3's DDPG as it comes", "plain-sb3", {}, {}),
             ("SB3's DDPG with NormalActionNoise(0.1)", "plain-sb3", {"noise": 0.1}, {}),
         ]
-    return [  # what "random" means depends on the reading, what "ddpg" starts from too
-        (f"{agent}, {reading}", agent, {}, {"action": reading})
+    return [  # what "random" means depends on the action mapping, what "ddpg" starts from too
+        (f"{agent}, {action_mapping}", agent, {}, {"action": action_mapping})
         for agent in ("random", "ddpg")
-        for reading in ("absolute", "interval", "centred")
+        for action_mapping in ("absolute", "interval", "centred")
     ]
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--table", choices=["agents", "readings"], default="agents")
+    parser.add_argument("--table", choices=["agents", "mappings"], default="agents")
     parser.add_argument("--env", default="amc/synthetic-v0")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--layers", type=int, default=12)

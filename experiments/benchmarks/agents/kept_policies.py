@@ -8,7 +8,7 @@ each episode (``OnePolicy``), or from a search per budget, at equally many episo
         --out runs/budgets.jsonl
 
 ``--table transfer``: a policy is trained on one network and used on another, as it is (one episode)
-and with some episodes of learning, beside searches that begin there with nothing::
+and with some episodes of learning, compared with searches that begin there with nothing::
 
     python -m amc_compress.benchmarks.agents.kept_policies --table transfer --data DIR \
         --weights resnet20=FILE --weights resnet56=FILE --episodes 20 --seeds 3 \
@@ -53,7 +53,7 @@ class Row:
         way: What searched.
         problem: Network and budget.
         seed: Of the search.
-        episodes: Judgements spent, on all budgets together.
+        episodes: Evaluations spent, on all budgets together.
         uniform: Reward of the uniform plan.
         reward: Best reward within the budget.
     """
@@ -110,7 +110,7 @@ def separate(env: CompressionEnv, name: str, episodes: int, seed: int) -> list[R
     for text in BUDGETS:
         env.set_budget(Budget.parse(text))
         uniform[text] = env.evaluate(env.uniform_plan()).reward
-        trials += make_agent(name, rejudge=0).search(env, episodes // len(BUDGETS), seed).trials
+        trials += make_agent(name, finalists=0).search(env, episodes // len(BUDGETS), seed).trials
     found = []
     for text in BUDGETS:
         budget = Budget.parse(text)
@@ -127,10 +127,10 @@ def carried_over(
     uniform = target.evaluate(target.uniform_plan()).reward
     with TemporaryDirectory() as folder:
         file = Path(folder) / "policy.safetensors"
-        agent = DDPG(rejudge=0)
+        agent = DDPG(finalists=0)
         agent.search(source, training, seed)
         agent.save_policy(file)
-        trials = DDPG(rejudge=0, policy=str(file)).search(target, episodes, seed).trials
+        trials = DDPG(finalists=0, policy=str(file)).search(target, episodes, seed).trials
     bare = trials[1].reward  # behind the uniform plan, before anything is learned
     best = max(trial.reward for trial in trials)
     return [
@@ -144,7 +144,7 @@ def from_nothing(
 ) -> list[Row]:
     """Searches on the second network without a policy."""
     uniform = target.evaluate(target.uniform_plan()).reward
-    best = make_agent(name, rejudge=0).search(target, episodes, seed).reward
+    best = make_agent(name, finalists=0).search(target, episodes, seed).reward
     return [Row(name, problem, seed, episodes, uniform, best)]
 
 
@@ -202,9 +202,9 @@ def main(
     target: Annotated[str, typer.Option(help="transfer: used there")] = "resnet56",
     budget: Annotated[str, typer.Option(help="transfer: of both networks")] = "macs=0.5",
     training: Annotated[int, typer.Option(help="transfer: episodes on the first")] = 100,
-    episodes: Annotated[int, typer.Option(help="judgements, all budgets together")] = 300,
+    episodes: Annotated[int, typer.Option(help="evaluations, all budgets together")] = 300,
     seeds: Annotated[int, typer.Option()] = 3,
-    images: Annotated[int, typer.Option(help="validation images per judgement")] = 2000,
+    images: Annotated[int, typer.Option(help="validation images per evaluation")] = 2000,
     out: Annotated[Path | None, typer.Option(help="rows are kept here")] = None,
 ) -> None:
     """Searches what is missing, and prints the table."""

@@ -49,9 +49,9 @@ def _rho(row: Mapping[str, Any]) -> str:
 
 
 def winners(quality: Mapping[str, Any]) -> str:
-    """Returns what searches on the surrogate end at: predicted, and judged for real."""
+    """Returns what searches on the surrogate end at: predicted, and evaluated for real."""
     lines = [
-        "| searches on the surrogate | winners | predicted | judged | best | RMSE |",
+        "| searches on the surrogate | winners | predicted | evaluated | best | RMSE |",
         "|---|---|---|---|---|---|",
     ]
     rows = {f"round {i}": row for i, row in enumerate(quality["refinement"], start=1)}
@@ -69,8 +69,8 @@ def winners(quality: Mapping[str, Any]) -> str:
 def agreement(comparison: Comparison, task: str) -> str:
     """Returns the agents' mean rewards on a task and on its record, as a table with their rho.
 
-    The samples are those of the comparison: a search that failed, or has judged no plan within the
-    budget yet, counts as the uniform plan. How many of a mean did is written in brackets.
+    The samples are those of the comparison: a search that failed, or has evaluated no plan within
+    the budget yet, counts as the uniform plan. How many of a mean did is written in brackets.
 
     Args:
         comparison: Searches of both.
@@ -80,7 +80,7 @@ def agreement(comparison: Comparison, task: str) -> str:
     within = min(comparison.evaluations[name] for name in names)
     real, recorded = (comparison.samples(name, within) for name in names)
     both = sorted((a for a in real if a in recorded), key=lambda agent: -real[agent].mean)
-    lines = [f"| {task}, {within} judgements | network | recorded |", "|---|---|---|"]
+    lines = [f"| {task}, {within} evaluations | network | recorded |", "|---|---|---|"]
     lines += [f"| {agent} | {_mean(real[agent])} | {_mean(recorded[agent])} |" for agent in both]
     # Ranks as in the report, where means that differ by rounding only share one.
     ranks = [ranks_of_means({a: side[a] for a in both}) for side in (real, recorded)]

@@ -41,7 +41,7 @@ from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
 
 WAYS = ("fixed", "searched")
 ENDS_BITS = 8.0
-N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
+N_EVALUATION = 2000  # validation images per evaluation; the best five plans see all
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Row:
         seed: Seeds search, calibration and training.
         epochs: Of quantization-aware training; 0 for none.
         agent: Who searches.
-        episodes: How many plans it judges; both are ignored by fixed rows.
+        episodes: How many plans it evaluates; both are ignored by fixed rows.
     """
 
     model: str
@@ -80,7 +80,7 @@ def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLear
         splits.validation,
         activation_bits=row.activations,
         first_last_bits=None,
-        n_validation=N_JUDGED,
+        n_validation=N_EVALUATION,
         seed=row.seed,
     )
 

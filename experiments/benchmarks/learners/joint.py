@@ -7,10 +7,11 @@ uniform    no search: every decision takes the ratio that spends what is left
 
 All three are searches of one learner, the two stages with part of its decisions fixed
 (``FixedDecisions``), so candidates are built and repaired in the same way, and the
-same judge has the last word: the proxy accuracy of the finished plan on all validation images. The
-first stage meets the whole budget too, with bits counted at their fewest: a bound on bytes asks of
-it no more than that the second stage can still meet it. Both ways have the agent's best few plans
-judged again on all validation images, the two-stage way after each stage; that is not counted.
+same evaluator has the last word: the proxy accuracy of the finished plan on all validation images.
+The first stage meets the whole budget too, with bits counted at their fewest: a bound on bytes asks
+of it no more than that the second stage can still meet it. Both ways have the agent's best few
+plans evaluated again on all validation images, the two-stage way after each stage; that is not
+counted.
 
 Rows are appended to ``--out`` as they come, so an interrupted run continues where it stopped::
 
@@ -45,7 +46,7 @@ WAYS = ("joint", "two-stage", "uniform")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a row depends on beside way and seed."""
+    """What a row depends on besides way and seed."""
 
     model: str
     data: str
@@ -86,7 +87,7 @@ class Row:
         settings: As text, so that rows of other settings are told apart.
         accuracy: Of the final plan on all validation images, in [0, 1].
         cost_ratio: Of the final plan.
-        episodes: Judged plans per stage.
+        episodes: Evaluated plans per stage.
         cpu_seconds: Of all stages.
         plan: The final plan.
     """
@@ -170,12 +171,12 @@ def table(rows: list[Row], costs: list[str]) -> str:
     ]
     for way in dict.fromkeys(row.way for row in rows):
         mine = [row for row in rows if row.way == way]
-        judged = sum(sum(row.episodes) for row in mine)
+        evaluated = sum(sum(row.episodes) for row in mine)
         cells = [
             way,
             _spread([100.0 * row.accuracy for row in mine]),
             *(f"{np.mean([row.cost_ratio[cost] for row in mine]):.4f}" for cost in costs),
-            f"{sum(row.cpu_seconds for row in mine) / judged:.2f}" if judged else "",
+            f"{sum(row.cpu_seconds for row in mine) / evaluated:.2f}" if evaluated else "",
             str(len(mine)),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,6 +1,6 @@
 r"""How well does each proxy rank plans? Spearman's rho against accuracy after real fine-tuning.
 
-Random feasible plans are judged by every proxy and then really fine-tuned; both accuracies are
+Random feasible plans are evaluated by every proxy and then really fine-tuned; both accuracies are
 taken on the validation split, the test set is not touched. Rows are appended to a file as they
 come, so an interrupted run continues where it stopped.
 
@@ -75,7 +75,7 @@ def proxy_label(name: str, steps: int) -> str:
 
 
 def random_plans(env: CompressionEnv, count: int, seed: int) -> list[CompressionPlan]:
-    """Draws distinct feasible plans: uniform actions in the environment's reading."""
+    """Draws distinct feasible plans: uniform actions in the environment's action mapping."""
     rng = np.random.default_rng(seed)
     plans: dict[CompressionPlan, None] = {}
     for _ in range(100 * count):
@@ -85,7 +85,7 @@ def random_plans(env: CompressionEnv, count: int, seed: int) -> list[Compression
     return list(plans)
 
 
-def _judge(
+def _evaluate(
     learners: dict[str, ChannelPruning], plan: CompressionPlan, config: TrainingConfig, train: Any
 ) -> dict[str, Any]:
     """One row: every proxy's accuracy and CPU-seconds, and the accuracy after fine-tuning."""
@@ -101,7 +101,7 @@ def _judge(
 
 
 def spearman_table(rows: list[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Returns per proxy rho, its 95 % bootstrap interval, and mean CPU-seconds."""
+    """Returns per proxy rho, its 95% bootstrap interval, and mean CPU-seconds."""
     rng = np.random.default_rng(seed)
     truth = np.array([row["finetuned"] for row in rows])
     table = []
@@ -162,14 +162,14 @@ def main(
     kept = KeptRows(out, settings)
     first = next(iter(environments.values()))
     for plan in tqdm(random_plans(first, plans, seed)[len(kept.rows) :], desc="plans"):
-        kept.add([_judge(learners, plan, config, train)])
+        kept.add([_evaluate(learners, plan, config, train)])
     rows = kept.rows
     final = [row["finetuned"] for row in rows]
     print(
         f"{len(rows)} plans, {epochs} epochs of {len(train)} steps; "
         f"fine-tuned {min(final):.4f} to {max(final):.4f}"
     )
-    print("| proxy | rho | 95 % interval | CPU-s per plan |\n|---|---|---|---|")
+    print("| proxy | rho | 95% interval | CPU-s per plan |\n|---|---|---|---|")
     for line in spearman_table(rows):
         print(
             f"| {line['proxy']} | {line['rho']:.2f} | {line['low']:.2f} to {line['high']:.2f} "

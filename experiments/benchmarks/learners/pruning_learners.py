@@ -54,7 +54,7 @@ WAYS = ("uniform", "searched")
 RULES = ("heuristic", "global")  # of sparse learners
 TEACHERS = ("none", "original")
 _TRAINING = ("teacher", "epochs", "learning_rate")
-N_JUDGED = 2000  # images that judge a plan inside a search; the best five are judged on all
+N_EVALUATION = 2000  # validation images per evaluation; the best five plans see all
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Row:
         epochs: Of fine-tuning; ``deep`` trains as many behind the masks, and as many centroids.
         learning_rate: Its peak.
         agent: Who searches.
-        episodes: How many plans it judges; both are ignored where nothing is searched.
+        episodes: How many plans it evaluates; both are ignored where nothing is searched.
     """
 
     model: str
@@ -126,7 +126,7 @@ def make_learner(
         splits.calibration,
         splits.validation,
         train=splits.train,
-        n_validation=N_JUDGED,
+        n_validation=N_EVALUATION,
         seed=seed,
         **options,
     )
@@ -249,7 +249,7 @@ def _cell(numbers: list[float]) -> str:
 def check(
     learners: Sequence[str], ways: Sequence[str], teachers: Sequence[str], agent: str
 ) -> None:
-    """Refuses names that are not known, before anything is prepared.
+    """Rejects unknown names before anything is prepared.
 
     Raises:
         BadParameter: With what is known.

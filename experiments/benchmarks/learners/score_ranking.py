@@ -1,7 +1,7 @@
 r"""How well do curves of single decisions rank plans? Spearman's rho against proxy accuracy.
 
-Random feasible plans are judged once. A curve of every decision (decision key -> a number for every
-choice) predicts a plan's accuracy by the negative sum of what it gives to the plan's choices:
+Random feasible plans are evaluated once. A curve of every decision (decision key -> a number for
+every choice) predicts a plan's accuracy by the negative sum of what it gives to the plan's choices:
 
     layer errors      ``layer_errors()``: squared error over squared output of the layers concerned
     gradient scores   ``gradient_scores()``, equation (1) of ``gradient_scores``
@@ -11,7 +11,7 @@ choice) predicts a plan's accuracy by the negative sum of what it gives to the p
     weights' Fisher   ``1/2 sum_i F_i (w_i - w'_i)^2``, equation (2) there, without any repair: of
                       the weights that read the cut units, are set to zero, or are rounded
 
-A joint plan sums over its parts; "squared gates" then has the weights' Fisher of bits beside it.
+A joint plan sums over its parts; "squared gates" then has the weights' Fisher of bits next to it.
 
     python -m amc_compress.benchmarks.learners.score_ranking --kind channels --out runs/scores.jsonl
     python -m amc_compress.benchmarks.learners.score_ranking \

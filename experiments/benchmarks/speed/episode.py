@@ -1,6 +1,6 @@
 """What does one episode cost? CPU-seconds by part, one thread, from trained weights.
 
-A plan that spends the budget as uniformly as the grid allows is judged again and again; every
+A plan that spends the budget as uniformly as the grid allows is evaluated again and again; every
 episode slices, repairs, recalibrates and evaluates from scratch, nothing is cached. CPU-seconds of
 a single thread hardly depend on what else the machine does; medians are printed.
 
@@ -30,7 +30,7 @@ PARTS = ("slicing", "reconstruction", "finetuning", "recalibration", "evaluation
 
 
 def measure(learner: ChannelPruning, budget: str, episodes: int) -> list[dict[str, float]]:
-    """Judges the uniform plan again and again.
+    """Evaluates the uniform plan again and again.
 
     Args:
         learner: Prepared.
@@ -68,7 +68,7 @@ def main(
     episodes: Annotated[int, typer.Option(help="Measured episodes.")] = 7,
     images: Annotated[int, typer.Option(help="Validation images.")] = 3000,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    proxy: Annotated[str, typer.Option(help="Repairs before judging.")] = (
+    proxy: Annotated[str, typer.Option(help="Repairs before evaluation.")] = (
         "reconstruction+recalibration"
     ),
 ) -> None:

@@ -3,7 +3,7 @@ r"""What zeros in the weights give a runtime: milliseconds of sparse networks ag
     python -m amc_compress.benchmarks.speed.sparse_speed
     python -m amc_compress.benchmarks.speed.sparse_speed --weights resnet20.safetensors --seconds 10
 
-Prints a Markdown table: ResNet-20 and one linear layer of 1024 x 1024, dense, with 50 to 95 % of
+Prints a Markdown table: ResNet-20 and one linear layer of 1024 x 1024, dense, with 50 to 95% of
 all weights zero (the smallest of each layer), and with two of every four (2:4);
 
 * in ONNX Runtime on the CPU, as exported by ``amc export``: its kernels are dense;
@@ -39,10 +39,10 @@ from amc_compress.models import load_weights, make_model
 
 DENSE = "dense"
 ZEROS: tuple[tuple[str, str, float], ...] = (
-    ("50 %", "unstructured", 0.5),
-    ("75 %", "unstructured", 0.25),
-    ("90 %", "unstructured", 0.1),
-    ("95 %", "unstructured", 0.05),
+    ("50%", "unstructured", 0.5),
+    ("75%", "unstructured", 0.25),
+    ("90%", "unstructured", 0.1),
+    ("95%", "unstructured", 0.05),
     ("2:4", "2:4", 0.5),
 )
 """What the table calls it, pattern, density."""
@@ -83,7 +83,7 @@ def with_zeros(network: nn.Module, pattern: str, density: float) -> nn.Module:
     """
     shape = Pattern.parse(pattern)
     for name, layer in list(network.named_modules()):
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or shape.refusal(layer.weight.shape):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or shape.rejection(layer.weight.shape):
             continue
         mask = shape.mask(layer.weight.detach(), round(density * layer.weight.numel()))
         replace_module(network, name, sparse_layer(layer, mask))
@@ -166,7 +166,7 @@ def _linear_weight(network: nn.Module) -> Tensor:
 def semi_structured_rows(seconds: float) -> list[Row]:
     """Measures 2:4 weights in PyTorch's semi-structured format, in half precision on a GPU.
 
-    Without a GPU, or where PyTorch refuses, the row holds its answer instead of a number.
+    Without a GPU, or where PyTorch raises, the row holds its message instead of a number.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     place = torch.cuda.get_device_name() if device.type == "cuda" else "no CUDA GPU here"

@@ -1,4 +1,4 @@
-"""Records a task: plans are judged once and for all, and a surrogate answers for all others."""
+"""Records a task: plans are evaluated once and for all, and a surrogate answers for all others."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from amc_compress.comparison.recording.surrogate_quality import (
     of_yardstick,
     predictions,
 )
-from amc_compress.comparison.searches.judgements import JudgementStore
-from amc_compress.comparison.searches.judging import (
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore
+from amc_compress.comparison.searches.plan_evaluation import (
     Choices,
-    judge_plans,
+    evaluate_plans,
     latin_hypercube,
     single_decisions,
     trials_of,
@@ -42,7 +42,7 @@ from amc_env.recorded_tasks.recorded_file import RecordedTask
 
 __all__ = [
     "RecordingOptions",
-    "judge_plans",
+    "evaluate_plans",
     "latin_hypercube",
     "origin_of",
     "record",
@@ -64,10 +64,10 @@ class RecordingOptions:
     Args:
         n_plans: Plans of the Latin hypercube.
         seed: Draws them, and everything else.
-        refinement: Searches on the surrogate whose plans are judged as well.
-        points: Choices of every decision that are judged alone, all else whole.
+        refinement: Searches on the surrogate whose plans are evaluated as well.
+        points: Choices of every decision that are evaluated alone, all else whole.
         n_fit: Plans that hyper-parameters are fitted to.
-        check_seeds: Searches on the finished surrogate whose winners are judged for real, with
+        check_seeds: Searches on the finished surrogate whose winners are evaluated for real, with
             the seeds 0, 1, ...; nothing is fitted to them.
         check_episodes: Episodes of each.
     """
@@ -83,21 +83,21 @@ class RecordingOptions:
 
 def record(
     env: CompressionEnv,
-    store: JudgementStore,
+    store: EvaluationStore,
     *,
     name: str,
     trials: Mapping[str, Mapping[Choices, float]] | None = None,
     options: RecordingOptions | None = None,
     progress: bool = False,
 ) -> RecordedTask:
-    """Records a task: judges, refines, fits, and measures what the surrogate is worth.
+    """Records a task: evaluates, refines, fits, and measures what the surrogate is worth.
 
-    Everything follows from the seed and the judgements, and every judgement is stored as it is
+    Everything follows from the seed and the evaluations, and every evaluation is stored as it is
     made: a recording that was killed is started again and goes on where it was.
 
     Args:
         env: The task; its budget is the recorded one.
-        store: Where judgements are kept; its origin is that of the record.
+        store: Where evaluations are kept; its origin is that of the record.
         name: Of the recorded task.
         trials: Agent -> plan -> accuracy, as :func:`trials_of` returns them. The surrogate is
             first measured on them, then fitted to them as well.
@@ -109,40 +109,40 @@ def record(
 
     Raises:
         CompressionError: If the costs that the budget bounds do not follow from the facts that a
-            record keeps, before anything is judged; or if the budget leaves too few plans.
+            record keeps, before anything is evaluated; or if the budget leaves too few plans.
     """
     options = options or RecordingOptions()
     _check_costs(env)
     recorder = _Recorder(env, store, name, options, progress)
-    recorder.judge_hypercube()
+    recorder.evaluate_hypercube()
     for number in range(options.refinement.rounds):
         recorder.refine(number)
     if trials:
         recorder.measure_on(trials)
-    for agent, judged in (trials or {}).items():
-        recorder.pool.add(judged, agent)
+    for agent, evaluated in (trials or {}).items():
+        recorder.pool.add(evaluated, agent)
     return recorder.finish()
 
 
 class _Pool:
-    """Distinct judged plans, each with the source that had it first."""
+    """Distinct evaluated plans, each with the source that had it first."""
 
     def __init__(self) -> None:
-        self.judged: dict[Choices, float] = {}
+        self.evaluated: dict[Choices, float] = {}
         self.source: dict[Choices, str] = {}
 
-    def add(self, judged: Mapping[Choices, float], source: str) -> None:
-        for plan, accuracy in judged.items():
-            if plan not in self.judged:
-                self.judged[plan], self.source[plan] = accuracy, source
+    def add(self, evaluated: Mapping[Choices, float], source: str) -> None:
+        for plan, accuracy in evaluated.items():
+            if plan not in self.evaluated:
+                self.evaluated[plan], self.source[plan] = accuracy, source
 
     @property
     def plans(self) -> Plans:
-        return np.array(list(self.judged))
+        return np.array(list(self.evaluated))
 
     @property
     def accuracies(self) -> Array:
-        return np.array(list(self.judged.values()))
+        return np.array(list(self.evaluated.values()))
 
 
 class _Recorder:
@@ -151,7 +151,7 @@ class _Recorder:
     def __init__(
         self,
         env: CompressionEnv,
-        store: JudgementStore,
+        store: EvaluationStore,
         name: str,
         options: RecordingOptions,
         progress: bool,
@@ -162,18 +162,18 @@ class _Recorder:
         self.quality: dict[str, Any] = {"refinement": [], "searches": {}}
         self.warp, self.target = "", ""
 
-    def judge_hypercube(self) -> None:
-        """Judges the Latin hypercube, and chooses warp and target by it."""
+    def evaluate_hypercube(self) -> None:
+        """Evaluates the Latin hypercube, and chooses warp and target by it."""
         decisions, seed = self.env.decisions, self.options.seed
         plans = latin_hypercube(self.env, self.options.n_plans, seed)
-        self.pool.add(self._judged([p.choices_for(decisions) for p in plans]), HYPERCUBE)
+        self.pool.add(self._evaluated([p.choices_for(decisions) for p in plans]), HYPERCUBE)
         n_fit = min(self.options.n_fit, _N_FIT_TRIED)
         tried = choose(decisions, self.pool.plans, self.pool.accuracies, n_fit=n_fit, seed=seed)
         self.warp, self.target = tried[0].warp, tried[0].target
         self.quality["tried"] = [asdict(choice) for choice in tried]
 
     def refine(self, number: int) -> None:
-        """Searches the surrogate of what is known so far and judges what the searches tried."""
+        """Searches the surrogate of what is known so far and evaluates what the searches tried."""
         r, rng = self.options.refinement, np.random.default_rng((self.options.seed, number))
         task = self._task(self._model())
         first = REFINING_SEEDS + number * r.searches
@@ -182,21 +182,24 @@ class _Recorder:
             for seed in range(first, first + r.searches)
         ]
         wanted = dict.fromkeys(p for search in searches for p in sample(search, r.plans, rng))
-        judged = self._judged(list(wanted))
-        winners = [(search.predicted[0], judged[search.plans[0]]) for search in searches]
+        evaluated = self._evaluated(list(wanted))
+        winners = [(search.predicted[0], evaluated[search.plans[0]]) for search in searches]
         self.quality["refinement"].append(
-            {"new_plans": len(judged.keys() - self.pool.judged.keys()), **_of_winners(winners)}
+            {
+                "new_plans": len(evaluated.keys() - self.pool.evaluated.keys()),
+                **_of_winners(winners),
+            }
         )
-        self.pool.add(judged, REFINING)
+        self.pool.add(evaluated, REFINING)
 
     def measure_on(self, trials: Mapping[str, Mapping[Choices, float]]) -> None:
         """Notes how well each agent's trials are predicted, with nothing fitted to any of them."""
         surrogate = self._model().fit(self.pool.plans, self.pool.accuracies)
-        for agent, judged in trials.items():
-            new = [plan for plan in judged if plan not in self.pool.judged]
+        for agent, evaluated in trials.items():
+            new = [plan for plan in evaluated if plan not in self.pool.evaluated]
             if len(new) > 1:
                 predicted = predictions(surrogate, np.array(new))
-                real = np.array([judged[plan] for plan in new])
+                real = np.array([evaluated[plan] for plan in new])
                 self.quality["searches"][agent] = asdict(Quality.of(real, predicted))
 
     def finish(self) -> RecordedTask:
@@ -218,7 +221,7 @@ class _Recorder:
             "warp": model.warp, "noise": model.noise, "n_fit": o.n_fit, "seed": o.seed,
         }  # fmt: skip
         singles = single_decisions(self.env, o.points)
-        self.pool.add(self._judged(singles), SINGLE)
+        self.pool.add(self._evaluated(singles), SINGLE)
         task = self._task(model)
         agent, episodes = o.refinement.agent, o.check_episodes
         searches = [
@@ -226,19 +229,19 @@ class _Recorder:
             for seed in range(o.check_seeds)
         ]
         best = {search.plans[0]: search.predicted[0] for search in searches}
-        judged = self._judged(list(best))
-        unseen = [(best[p], judged[p]) for p in best if p not in self.pool.judged]
+        evaluated = self._evaluated(list(best))
+        unseen = [(best[p], evaluated[p]) for p in best if p not in self.pool.evaluated]
         if best:
             self.quality["winners"] = {
                 "agent": agent,
                 "episodes": episodes,
-                **_of_winners([(s.predicted[0], judged[s.plans[0]]) for s in searches]),
+                **_of_winners([(s.predicted[0], evaluated[s.plans[0]]) for s in searches]),
                 "unseen": _of_winners(unseen) if unseen else None,
             }
         return replace(task, quality=self.quality)
 
-    def _judged(self, plans: Sequence[Choices]) -> dict[Choices, float]:
-        return judge_plans(self.env, plans, self.store, progress=self.progress)
+    def _evaluated(self, plans: Sequence[Choices]) -> dict[Choices, float]:
+        return evaluate_plans(self.env, plans, self.store, progress=self.progress)
 
     def _model(self) -> SurrogateModel:
         return fit_model(
@@ -277,13 +280,13 @@ class _Recorder:
 
 def _of_winners(winners: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """What the best plans of searches were predicted to be, and what they are."""
-    predicted, judged = np.array(winners).T
+    predicted, evaluated = np.array(winners).T
     return {
         "searches": len(winners),
         "predicted": float(predicted.mean()),
-        "judged": float(judged.mean()),
-        "best_judged": float(judged.max()),
-        "rmse": Agreement.of(judged, predicted).rmse,
+        "judged": float(evaluated.mean()),
+        "best_judged": float(evaluated.max()),
+        "rmse": Agreement.of(evaluated, predicted).rmse,
     }
 
 
@@ -294,7 +297,7 @@ def _costs(env: CompressionEnv) -> dict[str, CostModel]:
 
 
 def _check_costs(env: CompressionEnv) -> None:
-    """Refuses costs of another origin, say a table of latencies, before anything is judged."""
+    """Rejects costs of another origin, say a table of latencies, before anything is evaluated."""
     ours = _costs(env)
     examples = [
         [d.choices[0] for d in env.decisions],

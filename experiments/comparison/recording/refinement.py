@@ -1,7 +1,7 @@
-"""Searches on a surrogate, their plans judged for real: so that agents cannot live on its errors.
+"""Searches on a surrogate whose plans are evaluated for real, so that its errors are found.
 
 A surrogate fitted to a Latin hypercube is good where plans are ordinary. A search ends where it is
-most optimistic, right or wrong. Judging the plans of such searches and fitting again takes the
+most optimistic, right or wrong. Evaluating the plans of such searches and fitting again takes the
 wrong optimism away, round by round.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from amc_compress.agents import make_agent
-from amc_compress.comparison.searches.judging import Choices
+from amc_compress.comparison.searches.plan_evaluation import Choices
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.recorded_file import RecordedTask
 
 REFINING_SEEDS = 10_000
-"""Where the seeds of refining searches begin, far from those that policies are judged over."""
+"""Where the seeds of refining searches begin, far from those that policies are evaluated over."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Refinement:
         rounds: How often the surrogate is fitted, searched and corrected; 0 for never.
         searches: Searches of each round, each with a seed of its own.
         episodes: Episodes of each search.
-        plans: How many plans of each search are judged: half of them its best, half of them drawn
-            from all that it tried.
+        plans: How many plans of each search are evaluated: half of them its best, half of them
+            drawn from all that it tried.
         agent: Name of the agent that searches.
 
     Raises:
@@ -75,7 +75,7 @@ def search_surrogate(
         seed: Of the search.
     """
     env = CompressionEnv(RecordedLearner(task), budget)
-    trials = make_agent(agent, rejudge=0).search(env, episodes, seed).trials
+    trials = make_agent(agent, finalists=0).search(env, episodes, seed).trials
     found: dict[CompressionPlan, float] = {t.plan: t.accuracy for t in trials}
     ranked = sorted(found, key=lambda plan: -found[plan])
     return SurrogateSearch(

@@ -82,7 +82,7 @@ class SurrogateModel:
     Args:
         settings: Kernel and target.
         warp: Name in :data:`WARPS` that the coordinates come from.
-        noise: Variance of a judgement around the mean, on the standardised scale of the target.
+        noise: Variance of an evaluation around the mean, on the standardised scale of the target.
     """
 
     settings: SurrogateSettings
@@ -128,7 +128,7 @@ def fit_model(
     n_fit: int = 1000,
     seed: int = 0,
 ) -> SurrogateModel:
-    """Finds the hyper-parameters that make the judgements of some plans most likely.
+    """Finds the hyper-parameters that make the evaluations of some plans most likely.
 
     ``amplitude * Matern 5/2 (one length scale per decision) + rough_amplitude * HammingKernel +
     noise``.

@@ -1,4 +1,4 @@
-"""How well a surrogate predicts plans that it has not seen, beside two yardsticks."""
+"""How well a surrogate predicts plans that it has not seen, next to two baselines."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ YARDSTICKS: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well predictions agree with judgements.
+    """How well predictions agree with evaluations.
 
     Args:
         n: Number of plans.
         spearman: Rank correlation; None if all accuracies are equal.
         rmse: Root mean squared error, in accuracy.
-        bias: Mean of prediction - judgement.
+        bias: Mean of prediction - evaluation.
     """
 
     n: int
@@ -50,12 +50,12 @@ class Agreement:
     bias: float
 
     @classmethod
-    def of(cls, judged: Array, predicted: Array) -> Agreement:
-        """Compares predictions with judgements, both of shape ``(n,)``."""
-        error = predicted - judged
-        constant = min(np.ptp(judged), np.ptp(predicted)) == 0.0
-        rank = None if constant else float(spearmanr(judged, predicted).statistic)
-        return cls(len(judged), rank, float(np.sqrt(np.mean(error**2))), float(error.mean()))
+    def of(cls, evaluated: Array, predicted: Array) -> Agreement:
+        """Compares predictions with evaluations, both of shape ``(n,)``."""
+        error = predicted - evaluated
+        constant = min(np.ptp(evaluated), np.ptp(predicted)) == 0.0
+        rank = None if constant else float(spearmanr(evaluated, predicted).statistic)
+        return cls(len(evaluated), rank, float(np.sqrt(np.mean(error**2))), float(error.mean()))
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,19 @@ class Quality:
 
     Args:
         all: Of all of them.
-        top: Of the quarter with the highest judged accuracy: agents end there.
+        top: Of the quarter with the highest evaluated accuracy: agents end there.
     """
 
     all: Agreement
     top: Agreement
 
     @classmethod
-    def of(cls, judged: Array, predicted: Array) -> Quality:
-        """Compares predictions with judgements, both of shape ``(n,)``."""
-        is_top = judged >= np.quantile(judged, 0.75)
-        return cls(Agreement.of(judged, predicted), Agreement.of(judged[is_top], predicted[is_top]))
+    def of(cls, evaluated: Array, predicted: Array) -> Quality:
+        """Compares predictions with evaluations, both of shape ``(n,)``."""
+        is_top = evaluated >= np.quantile(evaluated, 0.75)
+        return cls(
+            Agreement.of(evaluated, predicted), Agreement.of(evaluated[is_top], predicted[is_top])
+        )
 
 
 def predictions(surrogate: Surrogate, plans: Plans) -> Array:
@@ -99,14 +101,14 @@ def cross_validated(predict: Predictor, plans: Plans, accuracies: Array, seed: i
 
 def of_model(model: SurrogateModel) -> Predictor:
     """Fits weights with the model's hyper-parameters; they are not fitted again."""
-    return lambda seen, judged, asked: predictions(model.fit(seen, judged), asked)
+    return lambda seen, evaluated, asked: predictions(model.fit(seen, evaluated), asked)
 
 
 def of_yardstick(name: str, seed: int) -> Predictor:
     """Fits a model of :data:`YARDSTICKS`."""
 
-    def predict(seen: Plans, judged: Array, asked: Plans) -> Array:
-        return np.asarray(YARDSTICKS[name](seed).fit(seen, judged).predict(asked))
+    def predict(seen: Plans, evaluated: Array, asked: Plans) -> Array:
+        return np.asarray(YARDSTICKS[name](seed).fit(seen, evaluated).predict(asked))
 
     return predict
 

@@ -1,4 +1,4 @@
-"""What every figure of a comparison shares: paper, axes, labels beside lines, PNG."""
+"""What every figure of a comparison shares: paper, axes, labels next to lines, PNG."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def new_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def png(figure: Figure) -> bytes:
-    """Returns a figure as a PNG file, everything beside its axes included."""
+    """Returns a figure as a PNG file, everything outside its axes included."""
     stream = io.BytesIO()
     # Nothing but the picture in it, so that equal figures are equal files.
     figure.savefig(
@@ -118,20 +118,20 @@ def legend(axes: Axes, agents: Sequence[str], styles: Mapping[str, Style]) -> No
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Returns positions at least ``gap`` apart, as near as they can be to wishes (least squares).
+    """Returns positions at least ``gap`` apart, nearest to the requested ones (least squares).
 
     They stay between 0 and 1 if there is room for all.
 
     Args:
-        wanted: The wishes, ascending.
+        wanted: The requested positions, ascending.
         gap: Smallest distance of neighbours.
 
-    Neighbours that are too close form a block around the mean of their wishes, and blocks merge:
-    the pool-adjacent-violators algorithm on the wishes less their places in the row.
+    Neighbours that are too close form a block around the mean of their requests, and blocks merge:
+    the pool-adjacent-violators algorithm on the requests less their places in the row.
     """
     blocks: list[list[float]] = []
-    for i, wish in enumerate(wanted):
-        blocks.append([wish - i * gap])
+    for i, request in enumerate(wanted):
+        blocks.append([request - i * gap])
         while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
             last = blocks.pop()
             blocks[-1] += last

@@ -1,4 +1,4 @@
-"""Figures of how searches went: best reward so far, against judgements and against seconds."""
+"""Figures of how searches went: best reward so far, against evaluations and against seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROOM = 0.05
 def draw_evaluations(
     curves: Mapping[str, Curve], styles: Mapping[str, Style], task: str, uniform: float
 ) -> Figure:
-    """Draws best reward against judgements on a task.
+    """Draws best reward against evaluations on a task.
 
     Args:
         curves: Agent -> curve.
@@ -47,7 +47,7 @@ def draw_evaluations(
     axes.set_xlim(1, max([2.0, *(float(c.x[-1]) for c in shown.values())]))
     axes.set_ylim(*_limits(shown, uniform))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("judgements")
+    axes.set_xlabel("evaluations")
     axes.set_ylabel("reward, mean over seeds")
     ends = {agent: (float(c.x[-1]), float(c.mean[-1])) for agent, c in shown.items()}
     label_lines(axes, ends, styles)
@@ -57,7 +57,7 @@ def draw_evaluations(
 def draw_seconds(
     curves: Mapping[str, Curve], styles: Mapping[str, Style], task: str, uniform: float
 ) -> Figure:
-    """Draws best reward against processor seconds of agent and judge on a task.
+    """Draws best reward against processor seconds of agent and evaluation on a task.
 
     Args:
         curves: Agent -> curve.
@@ -84,14 +84,14 @@ def draw_seconds(
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes.set_ylim(*_limits(shown, uniform))
-    axes.set_xlabel("processor seconds of agent and judge")
+    axes.set_xlabel("processor seconds of agent and evaluation")
     axes.set_ylabel("reward, mean over seeds")
     legend(axes, sorted(shown, key=lambda a: -float(shown[a].mean[-1])), styles)
     return figure
 
 
 def draw_iqm_curves(curves: Mapping[str, Curve], styles: Mapping[str, Style]) -> Figure:
-    """Draws interquartile mean scores against judgements.
+    """Draws interquartile mean scores against evaluations.
 
     Args:
         curves: Agent -> curve.
@@ -104,7 +104,7 @@ def draw_iqm_curves(curves: Mapping[str, Curve], styles: Mapping[str, Style]) ->
     axes.set_xlim(1, last)
     axes.set_ylim(*_limits(curves, 0.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("judgements")
+    axes.set_xlabel("evaluations")
     axes.set_ylabel("interquartile mean of the scores")
     ends = {agent: (float(c.x[-1]), float(c.mean[-1])) for agent, c in curves.items()}
     label_lines(axes, ends, styles)

@@ -74,7 +74,7 @@ def without_plan(analysis: Analysis) -> list[str]:
         if count:
             found.append(
                 f"{agent} on {task}: {count} of {len(searches)} searches ended without having "
-                f"judged a plan within the budget, and count as the uniform plan."
+                f"evaluated a plan within the budget, and count as the uniform plan."
             )
     return found
 

@@ -42,16 +42,16 @@ def task_pictures(analysis: Analysis) -> dict[str, list[Picture]]:
         pictures[task] = [
             Picture(
                 f"evaluations-{names[task]}",
-                "Best reward against judgements, mean over seeds; shaded: 95 % bootstrap "
-                "interval of the mean. A line begins when every search of the agent has judged a "
-                "plan within the budget; failed searches lie on the uniform plan.",
+                "Best reward against evaluations, mean over seeds; shaded: 95% bootstrap "
+                "interval of the mean. A line begins when every search of the agent has evaluated "
+                "a plan within the budget; failed searches lie on the uniform plan.",
                 png(draw_evaluations(found.curves, styles, task, uniform)),
             ),
             Picture(
                 f"seconds-{names[task]}",
-                "The same against processor seconds of agent and judge together, each plan "
-                "charged with what judging it took when it was first judged. A mark is where the "
-                "longest search ended; dashed: the uniform plan.",
+                "The same against processor seconds of agent and evaluation together, each plan "
+                "charged with what evaluating it took when it was first evaluated. A mark is where "
+                "the longest search ended; dashed: the uniform plan.",
                 png(draw_seconds(found.seconds, styles, task, uniform)),
             ),
         ]
@@ -71,19 +71,19 @@ def _scores(overall: Overall, styles: dict[str, Style]) -> list[Picture]:
     return [
         Picture(
             "scores",
-            "Mean score of the middle half of all searches; bars: 95 % bootstrap interval over "
+            "Mean score of the middle half of all searches; bars: 95% bootstrap interval over "
             "seeds.",
             png(draw_scores(scores, styles, len(overall.matrices.tasks))),
         ),
         Picture(
             "scores-evaluations",
-            "The same against judgements. Who has judged no plan within the budget yet counts as "
-            "the uniform plan.",
+            "The same against evaluations. Who has evaluated no plan within the budget yet counts "
+            "as the uniform plan.",
             png(draw_iqm_curves(overall.curves, styles)),
         ),
         Picture(
             "profiles",
-            "How reliable agents are: the further right and up, the better; shaded: 95 % "
+            "How reliable agents are: the further right and up, the better; shaded: 95% "
             "bootstrap interval.",
             png(draw_profiles(overall.profiles, styles)),
         ),

@@ -56,7 +56,7 @@ def write_report(
 
     Raises:
         MissingDependencyError: Without the ``compare`` extra.
-        ComparisonError: If there is nothing to compare, or nobody is called like the reference.
+        ComparisonError: If there is nothing to compare, or the reference is not among the agents.
     """
     analysis = analyse(results, reference=reference, seed=seed, resamples=resamples)
     general, by_task = overall_pictures(analysis), task_pictures(analysis)

@@ -67,7 +67,7 @@ def agent_styles(agents: Iterable[str]) -> dict[str, Style]:
 
 
 def _short_labels(agents: list[str]) -> dict[str, str]:
-    """Labels that fit beside a figure, still all different."""
+    """Labels that fit next to a figure, still all different."""
     labels: dict[str, str] = {}
     for agent in agents:
         name, options = split_label(agent)

@@ -11,7 +11,7 @@ from operator import attrgetter
 import numpy as np
 
 from amc_compress.comparison.naming import counted
-from amc_compress.comparison.records import FinalJudgement, SearchRecord
+from amc_compress.comparison.records import FinalEvaluation, SearchRecord
 from amc_compress.comparison.statistics.analysis import Analysis, Overall, TaskAnalysis
 from amc_compress.comparison.statistics.differences import Difference
 from amc_compress.comparison.statistics.scores import Sample
@@ -20,14 +20,14 @@ from amc_compress.comparison.statistics.statistics import Interval
 NOTHING = "–"
 
 TASK_COLUMNS = (
-    "Best reward after so many judgements: mean ± standard deviation over seeds. [k]: k searches "
-    "count as the uniform plan, because they failed or had judged no plan within the budget by "
-    "then. Own s / judgement: processor seconds of the agent, without the judging. Accuracies are "
-    "those of the winners, mean ± standard deviation over seeds: on the whole validation split, "
-    "there after fine-tuning, and on the test set."
+    "Best reward after so many evaluations: mean ± standard deviation over seeds. [k]: k searches "
+    "count as the uniform plan, because they failed or had evaluated no plan within the budget by "
+    "then. Own s / evaluation: processor seconds of the agent, without the evaluation. Accuracies "
+    "are those of the winners, mean ± standard deviation over seeds: on the whole validation "
+    "split, there after fine-tuning, and on the test set."
 )
 DIFFERENCE_COLUMNS = (
-    "Differences of mean best rewards at the end. Real: the 95 % interval excludes 0. Holds: it is "
+    "Differences of mean best rewards at the end. Real: the 95% interval excludes 0. Holds: it is "
     "real, and p stays under 0.05 when corrected for all pairs of agents of the task that are "
     "compared (Holm; with a reference, these are the pairs with it)."
 )
@@ -74,11 +74,11 @@ class Table:
 
 
 def task_table(analysis: Analysis, name: str) -> Table:
-    """Returns best rewards at marks, seconds and final judgements of every agent on a task."""
+    """Returns best rewards at marks, seconds and final evaluations of every agent on a task."""
     task = analysis.tasks[name]
     searches = {agent: analysis.comparison.searches[name, agent] for agent in task.agents}
     finals = [s.final for group in searches.values() for s in group if s.final is not None]
-    columns: dict[str, Callable[[FinalJudgement], float | None]] = {
+    columns: dict[str, Callable[[FinalEvaluation], float | None]] = {
         "validation": attrgetter("validation"),
         "fine-tuned": attrgetter("finetuned_validation"),
         "test": attrgetter("test"),
@@ -90,18 +90,18 @@ def task_table(analysis: Analysis, name: str) -> Table:
     }
     rows = []
     for agent in task.agents:
-        judged = [s.final for s in searches[agent] if s.final is not None and s.error is None]
+        evaluated = [s.final for s in searches[agent] if s.final is not None and s.error is None]
         rows.append(
             (
                 agent,
                 str(len(searches[agent])),
                 *(_sample(samples[agent]) for samples in task.samples.values()),
                 seconds_per_evaluation(searches[agent]),
-                *(_accuracies([value(final) for final in judged]) for value in known.values()),
+                *(_accuracies([value(final) for final in evaluated]) for value in known.values()),
             )
         )
     marks = [str(mark) for mark in task.samples]
-    header = ("agent", "seeds", *marks, "own s / judgement", *known)
+    header = ("agent", "seeds", *marks, "own s / evaluation", *known)
     return Table(name, _task_note(task), header, tuple(rows))
 
 
@@ -127,9 +127,9 @@ def scores_table(overall: Overall) -> Table:
         "Scores over all tasks",
         f"Tasks: {', '.join(overall.matrices.tasks)}. 0: the uniform plan, 1: the best plan that "
         f"any search found. IQM: mean of the middle half of all searches; median and mean: of the "
-        f"tasks' means; gap: mean distance below 1. In brackets 95 % intervals (bootstrap over "
+        f"tasks' means; gap: mean distance below 1. In brackets 95% intervals (bootstrap over "
         f"seeds within tasks). As uniform: searches that count as the uniform plan, because they "
-        f"failed or never judged a plan within the budget.",
+        f"failed or never evaluated a plan within the budget.",
         (
             "agent", "IQM", *(f"IQM at {mark}" for mark in marks), "median", "mean", "gap",
             "as uniform",
@@ -181,7 +181,7 @@ def improvements_table(overall: Overall) -> Table:
     )
     return Table(
         "Probability that the row beats the column",
-        "Per cent, on a task drawn at random, ties half. With a star: the 95 % interval leaves no "
+        "Per cent, on a task drawn at random, ties half. With a star: the 95% interval leaves no "
         "doubt who is ahead.",
         ("", *overall.agents),
         rows,
@@ -202,7 +202,7 @@ def opponents_table(analysis: Analysis, overall: Overall) -> Table:
     return Table(
         f"Against {opponent}",
         f"Probability that a search of the agent beats one of {opponent} on a task drawn at "
-        f"random, with its 95 % interval; won, tied and lost against the same seed.",
+        f"random, with its 95% interval; won, tied and lost against the same seed.",
         ("agent", f"beats {opponent}", "won / tied / lost"),
         tuple(rows),
     )
@@ -226,7 +226,7 @@ def differences_table(task: TaskAnalysis, pairs: Sequence[Difference], title: st
     return Table(
         title,
         f"Corrected for {counted(sum(d.is_known for d in task.differences), 'pair')}.",
-        ("better", "worse", "difference", "95 % interval", "real", "p", "p (Holm)", "holds"),
+        ("better", "worse", "difference", "95% interval", "real", "p", "p (Holm)", "holds"),
         rows,
     )
 
@@ -250,7 +250,7 @@ def percent(value: Interval) -> str:
 
 
 def seconds_per_evaluation(searches: Sequence[SearchRecord]) -> str:
-    """Returns the agent's own processor seconds per judgement, mean over its searches."""
+    """Returns the agent's own processor seconds per evaluation, mean over its searches."""
     means = [
         sum(trial.agent_seconds for trial in s.trials) / s.trials[-1].evaluation
         for s in searches
@@ -260,10 +260,11 @@ def seconds_per_evaluation(searches: Sequence[SearchRecord]) -> str:
 
 
 def _task_note(task: TaskAnalysis) -> str:
-    judge = "a fitted surrogate" if task.facts.recorded else "the compressed network"
+    evaluator = "a fitted surrogate" if task.facts.recorded else "the compressed network"
     return (
-        f"Judged by {judge}; budget {task.facts.budget}; uniform plan "
-        f"{reward(task.facts.uniform_reward)}; {counted(task.evaluations, 'judgement')} per search."
+        f"Evaluated by {evaluator}; budget {task.facts.budget}; uniform plan "
+        f"{reward(task.facts.uniform_reward)}; "
+        f"{counted(task.evaluations, 'evaluation')} per search."
     )
 
 
@@ -279,8 +280,8 @@ def _accuracies(values: Sequence[float | None]) -> str:
     if not known:
         return NOTHING
     if len(known) == 1:
-        return f"{known[0]:.2f} %"
-    return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f} %"
+        return f"{known[0]:.2f}%"
+    return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f}%"
 
 
 def _p_value(value: float) -> str:

@@ -24,8 +24,9 @@ def write_tensorboard(folder: Path, comparison: Comparison, figures: Mapping[str
 
     One run per search, ``task/agent/seed-n``, with the tags of
     ``EpisodeLogger``, so that curves lie over those that were logged during a
-    search. The step is the judgement, counted from 0 as episodes are. The relative time of
-    TensorBoard is the processor time of agent and judge. The figures are in the run ``report``.
+    search. The step is the evaluation, counted from 0 as episodes are. The relative time of
+    TensorBoard is the processor time of agent and evaluation. The figures are in the run
+    ``report``.
 
     Args:
         folder: Where to write.

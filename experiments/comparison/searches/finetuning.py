@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from amc_compress.comparison.records import (
-    FinalJudgement,
+    FinalEvaluation,
     Results,
     ResultsFile,
     SearchKey,
@@ -40,7 +40,7 @@ class Finetuning:
         agents: Labels of the agents whose winners are trained; all if empty.
         seeds: Seeds of the searches whose winners are trained; all if empty.
         tasks: Whose winners are trained; those of all if empty.
-        evaluations: Judgements of the searches whose winners are trained; any if None.
+        evaluations: Evaluations of the searches whose winners are trained; any if None.
     """
 
     epochs: int
@@ -69,7 +69,7 @@ class Finetuning:
         return final is not None and final.test is None and self.covers(*record.key)
 
     def check(self, results: Results, asked: Iterable[SearchKey] = ()) -> None:
-        """Refuses to train winners of a task longer or shorter than those that were trained.
+        """Rejects another number of epochs than the winners of a task were trained for.
 
         Where a file does not say how long that was, as older ones do not, nothing is added.
 
@@ -98,7 +98,7 @@ class Finetuning:
                     f"--finetune-epochs, or compare in a new folder."
                 )
 
-    def _would_mix(self, final: FinalJudgement | None) -> bool:
+    def _would_mix(self, final: FinalEvaluation | None) -> bool:
         """Whether a winner that is asked for is not known to be there, of this length or any."""
         if final is None or final.test is None:
             return True
@@ -151,7 +151,7 @@ def finetune_winners(
             tell(complete)
 
 
-def _trained_before(file: ResultsFile, record: SearchRecord, epochs: int) -> FinalJudgement | None:
+def _trained_before(file: ResultsFile, record: SearchRecord, epochs: int) -> FinalEvaluation | None:
     """What an equal plan of the same task came to in so many epochs."""
     assert record.final is not None  # noqa: S101
     for other in file.results.searches:
@@ -179,7 +179,7 @@ class _Trainer:
             gradient_clip=None if task.kind == "channels" else QUANTIZED_GRADIENT_CLIP,
         )
 
-    def train(self, final: FinalJudgement) -> FinalJudgement:
+    def train(self, final: FinalEvaluation) -> FinalEvaluation:
         """Fine-tunes a plan and touches the test set once."""
         decisions = self._env.decisions
         values = [d.choices[i] for d, i in zip(decisions, final.plan, strict=True)]

@@ -33,7 +33,7 @@ class Job:
         task: Name of the task.
         agent: Label of the agent.
         seed: Seed of the search.
-        evaluations: Judgements that it may spend.
+        evaluations: Evaluations that it may spend.
         places: Where data and weights are.
         folder: Of the comparison.
         known: What the task was when the results file was begun; None if it is new there.
@@ -66,7 +66,7 @@ class Job:
 def carried_out(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
     """Yields what jobs come to, in the order in which they end.
 
-    A process that is killed takes the whole pool with it, and nobody can tell whose it was. So
+    A process that is killed takes the whole pool with it, and there is no telling whose it was. So
     the searches that were running are made again one by one, each in a process of its own; only
     one whose own process is killed then has failed.
 

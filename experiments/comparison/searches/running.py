@@ -43,9 +43,9 @@ class Comparison:
         tasks: Names of tasks.
         agents: Labels of agents, ``"name"`` or ``"name:option=value,..."``.
         seeds: Seeds of the searches.
-        evaluations: Judgements of each search.
+        evaluations: Evaluations of each search.
         places: Where data and weights are.
-        folder: Where results and judgements are kept.
+        folder: Where results and evaluations are kept.
         workers: Processes.
     """
 
@@ -68,18 +68,18 @@ class Comparison:
             )
 
     def check(self) -> Missing:
-        """Refuses names that are not known; returns what cannot be had here.
+        """Rejects unknown names; returns what is not available here.
 
         Raises:
             ValueError: If a task, an agent or an option of an agent is unknown, or an agent would
                 be given another problem than the others.
         """
-        agents, wishes = {}, []
+        agents, requests = {}, []
         for label in self.agents:
             try:
-                wish = parse_label(label)[1]
-                if wish.bounds:
-                    wishes.append(wish)
+                request = parse_label(label)[1]
+                if request.bounds:
+                    requests.append(request)
             except MissingDependencyError as error:
                 agents[label] = str(error)
         missing = {}
@@ -89,10 +89,10 @@ class Comparison:
             except InputDataError as error:
                 missing[task.name] = str(error)
                 continue
-            if wishes:
+            if requests:
                 budget = budget_of(task)  # a recorded task's is read from its file
-                for wish in wishes:
-                    wish.within(budget)
+                for request in requests:
+                    request.within(budget)
         return Missing(missing, agents)
 
 

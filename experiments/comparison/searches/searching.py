@@ -8,13 +8,13 @@ from pathlib import Path
 
 from amc_compress.agents import Trial
 from amc_compress.comparison.labels import EnvOptions, parse_label
-from amc_compress.comparison.records import FinalJudgement, JudgedPlan, SearchRecord, TaskFacts
-from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
-from amc_compress.comparison.searches.stored_learner import StoredJudgements
+from amc_compress.comparison.records import EvaluatedPlan, FinalEvaluation, SearchRecord, TaskFacts
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
+from amc_compress.comparison.searches.stored_learner import StoredEvaluations
 from amc_compress.comparison.tasks import ComparisonTask, Places, build_env, origin_of
 from amc_compress.user_code import exit_call, explanation
 from amc_env import CompressionEnv, CompressionPlan
-from amc_env.env import DEFAULT_READING, Compressible
+from amc_env.env import DEFAULT_ACTION_MAPPING, Compressible
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class OpenTask:
 
     Args:
         task: Its name and options.
-        learner: What judges.
+        learner: Evaluates.
         env: An environment of it; searches get fresh ones.
         facts: For the results file.
         prepare_seconds: Processor seconds that this took.
@@ -35,14 +35,16 @@ class OpenTask:
     facts: TaskFacts
     prepare_seconds: float
 
-    def fresh_env(self, wishes: EnvOptions) -> CompressionEnv:
-        """Returns an environment in which nothing was judged yet.
+    def fresh_env(self, requests: EnvOptions) -> CompressionEnv:
+        """Returns an environment in which nothing was evaluated yet.
 
         Raises:
-            ValueError: If more is wished than the task allows.
+            ValueError: If more is asked for than the task allows.
         """
-        budget = wishes.within(self.env.budget)
-        return CompressionEnv(self.learner, budget, action=wishes.action or DEFAULT_READING)
+        budget = requests.within(self.env.budget)
+        return CompressionEnv(
+            self.learner, budget, action=requests.action or DEFAULT_ACTION_MAPPING
+        )
 
 
 def in_one_line(error: BaseException | str) -> str:
@@ -55,11 +57,11 @@ def in_one_line(error: BaseException | str) -> str:
 
 
 def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
-    """Prepares a task; judgements are kept below ``folder``.
+    """Prepares a task; evaluations are kept below ``folder``.
 
     Raises:
         InputDataError: If data or weights are missing or damaged.
-        RunFolderError: If the judgements in the folder are those of another task.
+        RunFolderError: If the evaluations in the folder are those of another task.
     """
     started = time.process_time()
     env = build_env(task, places)
@@ -69,7 +71,7 @@ def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
         full = None
         if hasattr(learner, "evaluate_full"):
             full = open_store(task, places, folder, env, whole_split=True)
-        learner = StoredJudgements(learner, store, full)
+        learner = StoredEvaluations(learner, store, full)
         env = CompressionEnv(learner, env.budget)
     facts = TaskFacts(
         name=task.name,
@@ -90,8 +92,8 @@ def open_store(
     env: CompressionEnv,
     *,
     whole_split: bool = False,
-) -> JudgementStore:
-    """Opens the judgements of a task in the folder of a comparison.
+) -> EvaluationStore:
+    """Opens the evaluations of a task in the folder of a comparison.
 
     Args:
         task: The task.
@@ -101,39 +103,43 @@ def open_store(
         whole_split: Whether those on the whole validation split are meant.
 
     Raises:
-        RunFolderError: If the judgements in the folder are those of another task.
+        RunFolderError: If the evaluations in the folder are those of another task.
     """
     origin = origin_of(task, places)
     name = task.name
     if whole_split:
         origin, name = f"{origin}, whole validation split", f"{name}-whole-split"
     path = folder / "judgements" / f"{name}.jsonl"
-    return JudgementStore(path, TaskFingerprint.of(env, origin))
+    return EvaluationStore(path, TaskFingerprint.of(env, origin))
 
 
 class TrialClock:
-    """Turns trials into rows, with the agent's seconds and the judge's apart."""
+    """Turns trials into rows, with the agent's seconds and the evaluation's apart."""
 
     def __init__(self, env: CompressionEnv) -> None:
         self._env = env
-        self._judge: StoredJudgements | None = (
-            env.learner if isinstance(env.learner, StoredJudgements) else None
+        self._evaluator: StoredEvaluations | None = (
+            env.learner if isinstance(env.learner, StoredEvaluations) else None
         )
         self._cpu = time.process_time()
-        self._spent, self._counted = self._judging()
-        self.rows: list[JudgedPlan] = []
+        self._spent, self._counted = self._evaluation_seconds()
+        self.rows: list[EvaluatedPlan] = []
 
-    def _judging(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self._judge is None else (self._judge.spent, self._judge.counted)
+    def _evaluation_seconds(self) -> tuple[float, float]:
+        return (
+            (0.0, 0.0)
+            if self._evaluator is None
+            else (self._evaluator.spent, self._evaluator.counted)
+        )
 
     def __call__(self, trial: Trial) -> None:
         """Notes a trial; seconds of plans outside the budget are those of the next one within."""
         if not trial.within_budget:
             return
-        cpu, (spent, counted) = time.process_time(), self._judging()
+        cpu, (spent, counted) = time.process_time(), self._evaluation_seconds()
         agent = (cpu - self._cpu) - (spent - self._spent)
         ratio = {name: trial.cost_ratio[name] for name in self._env.budget.bounds}
-        row = JudgedPlan(
+        row = EvaluatedPlan(
             evaluation=trial.episode + 1,
             plan=tuple(trial.plan.choices_for(self._env.decisions)),
             accuracy=trial.accuracy,
@@ -154,18 +160,18 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
         opened: The task.
         label: As :func:`amc_compress.comparison.labels.parse_label` reads it.
         seed: Of the search.
-        evaluations: How many judgements it may spend.
+        evaluations: How many evaluations it may spend.
     """
     record = SearchRecord(
         opened.task.name, label, seed, evaluations, prepare_seconds=opened.prepare_seconds
     )
     clock: TrialClock | None = None
     try:
-        agent, wishes = parse_label(label)
-        env = opened.fresh_env(wishes)
+        agent, requests = parse_label(label)
+        env = opened.fresh_env(requests)
         clock = TrialClock(env)
         result = agent.search(env, evaluations, seed, on_trial=clock)
-        final = _judge_winner(env, result.plan)
+        final = _evaluate_winner(env, result.plan)
         record = replace(record, deterministic=agent.deterministic)
     except (Exception, SystemExit) as error:  # an agent of the user's may call sys.exit
         rows = tuple(clock.rows) if clock is not None else ()
@@ -173,8 +179,8 @@ def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> Sea
     return SearchRecord(**{**vars(record), "trials": tuple(clock.rows), "final": final})
 
 
-def _judge_winner(env: CompressionEnv, plan: CompressionPlan) -> FinalJudgement:
-    """Judges a winner on the whole validation split; a record has none, and says so."""
+def _evaluate_winner(env: CompressionEnv, plan: CompressionPlan) -> FinalEvaluation:
+    """Evaluates a winner on the whole validation split; a record has none, and says so."""
     full = getattr(env.learner, "evaluate_full", None)
     validation = None if full is None else float(full(plan))
-    return FinalJudgement(tuple(plan.choices_for(env.decisions)), validation)
+    return FinalEvaluation(tuple(plan.choices_for(env.decisions)), validation)

@@ -1,32 +1,32 @@
-"""Judgements that are made once, however many agents, seeds and processes ask for them."""
+"""Evaluations that are made once, however many agents, seeds and processes ask for them."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from amc_compress.comparison.searches.judgements import JudgementStore
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionPlan
 from amc_env.env import Compressible
 
 
-class StoredJudgements:
-    """A learner whose judgements are looked up before they are made.
+class StoredEvaluations:
+    """A learner whose evaluations are looked up before they are made.
 
     All else is the learner's own, so an agent that asks for its error curves gets them.
 
     Args:
-        learner: Judges what is not stored.
+        learner: Evaluates what is not stored.
         store: Proxy accuracies.
         full: Accuracies on the whole validation split, where the learner has them.
 
     Attributes:
-        spent: Processor seconds that judging took in this process.
-        counted: The same as if nothing had been stored: what it took when it was first judged.
+        spent: Processor seconds that evaluating took in this process.
+        counted: The same as if nothing had been stored: what it took when it was first evaluated.
     """
 
     def __init__(
-        self, learner: Compressible, store: JudgementStore, full: JudgementStore | None
+        self, learner: Compressible, store: EvaluationStore, full: EvaluationStore | None
     ) -> None:
         self._learner: Any = learner
         self._store = store
@@ -41,13 +41,13 @@ class StoredJudgements:
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a complete plan."""
-        return self._judged(plan, self._store, self._learner.evaluate)
+        return self._evaluated(plan, self._store, self._learner.evaluate)
 
     def _evaluate_full(self, plan: CompressionPlan) -> float:
         assert self._full is not None  # noqa: S101
-        return self._judged(plan, self._full, self._learner.evaluate_full)
+        return self._evaluated(plan, self._full, self._learner.evaluate_full)
 
-    def _judged(self, plan: CompressionPlan, store: JudgementStore, judge: Any) -> float:
+    def _evaluated(self, plan: CompressionPlan, store: EvaluationStore, evaluate: Any) -> float:
         choices = plan.choices_for(self._learner.decisions)
         known = store.get(choices)
         if known is None:
@@ -55,7 +55,7 @@ class StoredJudgements:
             known = store.get(choices)
         if known is None:
             started = time.process_time()
-            accuracy = float(judge(plan))
+            accuracy = float(evaluate(plan))
             seconds = time.process_time() - started
             self.spent += seconds
             known = store.add(choices, accuracy, seconds)

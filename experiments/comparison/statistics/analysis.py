@@ -55,8 +55,8 @@ class TaskAnalysis:
     Args:
         facts: Of the task.
         agents: Who searched it, best mean first.
-        samples: Number of judgements -> agent -> best rewards; the last are those at the end.
-        curves: Agent -> best reward against judgements.
+        samples: Number of evaluations -> agent -> best rewards; the last are those at the end.
+        curves: Agent -> best reward against evaluations.
         seconds: Agent -> best reward against processor seconds.
         differences: Of every pair of agents, or of every agent and the reference.
         ranks: Agent -> rank of its mean reward.
@@ -74,7 +74,7 @@ class TaskAnalysis:
 
     @property
     def evaluations(self) -> int:
-        """How many judgements the searches were given."""
+        """How many evaluations the searches were given."""
         return max(self.samples)
 
     @property
@@ -91,8 +91,9 @@ class Overall:
         matrices: The scores.
         agents: Highest interquartile mean first.
         aggregates: Agent -> aggregate -> value.
-        curves: Agent -> interquartile mean against judgements.
-        at_marks: Number of judgements -> agent -> interquartile mean; before the end of any search.
+        curves: Agent -> interquartile mean against evaluations.
+        at_marks: Number of evaluations -> agent -> interquartile mean; before the end of any
+            search.
         improvements: (X, Y) -> probability that X beats Y.
         profiles: Agent -> share of its searches above each score.
         mean_ranks: Agent -> mean over tasks of the rank of its mean reward.
@@ -156,7 +157,7 @@ def analyse(
 
     Raises:
         MissingDependencyError: Without the ``compare`` extra.
-        ComparisonError: If there is nothing to compare, or nobody is called like the reference.
+        ComparisonError: If there is nothing to compare, or the reference is not among the agents.
     """
     require_rliable()
     comparison = select(results)

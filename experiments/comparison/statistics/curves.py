@@ -1,4 +1,4 @@
-"""Best reward so far: against judgements and against processor seconds, mean over seeds."""
+"""Best reward so far: against evaluations and against processor seconds, mean over seeds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SHORTEST = 1e-3
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean over seeds and its 95 % interval, point by point.
+    """A mean over seeds and its 95% interval, point by point.
 
     Args:
-        x: Judgements or seconds, shape (points,), ascending.
+        x: Evaluations or seconds, shape (points,), ascending.
         mean: Mean best reward of the seeds.
         low: Lower end; NaN for a single seed.
         high: Upper end.
@@ -38,9 +38,9 @@ class Curve:
 
 
 def evaluation_curves(comparison: Comparison, task: str, *, seed: int = 0) -> dict[str, Curve]:
-    """Returns every agent's best reward against judgements.
+    """Returns every agent's best reward against evaluations.
 
-    A curve begins when each of its searches has judged a plan within the budget. Searches that
+    A curve begins when each of its searches has evaluated a plan within the budget. Searches that
     failed lie at the uniform plan's reward throughout.
 
     Args:
@@ -56,7 +56,7 @@ def evaluation_curves(comparison: Comparison, task: str, *, seed: int = 0) -> di
 
 
 def seconds_curves(comparison: Comparison, task: str, *, seed: int = 0) -> dict[str, Curve]:
-    """Returns every agent's best reward against its own and the judge's processor seconds.
+    """Returns every agent's best reward against its own and the evaluation's processor seconds.
 
     As :func:`evaluation_curves`; a curve ends with the longest of its searches.
 
@@ -84,7 +84,7 @@ def seconds_curves(comparison: Comparison, task: str, *, seed: int = 0) -> dict[
 
 
 def iqm_curves(comparison: Comparison, matrices: ScoreMatrices) -> dict[str, Curve]:
-    """Returns every agent's interquartile mean score against judgements, without intervals.
+    """Returns every agent's interquartile mean score against evaluations, without intervals.
 
     Args:
         comparison: The searches.
@@ -107,13 +107,13 @@ def iqm_curves(comparison: Comparison, matrices: ScoreMatrices) -> dict[str, Cur
 
 
 def elapsed(search: SearchRecord) -> FloatArray:
-    """Returns the processor seconds of agent and judge when each trial ended, shape (trials,)."""
+    """Returns the CPU-seconds of agent and evaluation at the end of each trial, shape (trials,)."""
     steps = [trial.agent_seconds + trial.judge_seconds for trial in search.trials]
     return np.maximum(np.cumsum(np.array(steps, dtype=np.float64)), _SHORTEST)
 
 
 def _best_rewards(comparison: Comparison, task: str, agent: str, counts: FloatArray) -> FloatArray:
-    """Best reward of every search within so many judgements, shape (seeds, counts)."""
+    """Best reward of every search within so many evaluations, shape (seeds, counts)."""
     uniform = comparison.tasks[task].uniform_reward
     return np.stack(
         [

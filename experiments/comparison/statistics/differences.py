@@ -24,7 +24,7 @@ class Difference:
         better: The agent with the higher mean.
         worse: The other one.
         estimate: Difference of the means over seeds, at least 0.
-        low: Lower end of its 95 % interval, the wider one of the bootstrap's and Welch's; NaN if
+        low: Lower end of its 95% interval, the wider one of the bootstrap's and Welch's; NaN if
             the seeds are too few to tell.
         high: Upper end.
         p_value: Of Welch's test, or an exact one where nothing varies; NaN if an agent has one

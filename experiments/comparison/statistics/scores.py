@@ -1,7 +1,7 @@
 """Which searches are compared, and what their rewards are worth on one scale for every task.
 
 The score of a reward is 0 for the task's uniform plan and 1 for the best plan that any search in
-the file found, so that tasks can be averaged. A search that failed, or had judged no plan within
+the file found, so that tasks can be averaged. A search that failed, or had evaluated no plan within
 the budget by then, counts as the uniform plan: the constant predictor of Gijsbers et al. 2019
 (AMLB, 1907.00909). How often that happened is counted.
 """
@@ -70,7 +70,7 @@ class Comparison:
     Args:
         tasks: Facts of the tasks that were searched, by name.
         agents: Every agent, in the order of the file.
-        evaluations: Task -> how many judgements its searches were given.
+        evaluations: Task -> how many evaluations its searches were given.
         searches: (task, agent) -> its searches, by seed.
         best_rewards: Task -> best reward of any trial in the file, at least the uniform plan's.
         notes: What was left out, one sentence each.
@@ -91,7 +91,7 @@ class Comparison:
         return tuple(agent for agent in self.agents if (task, agent) in self.searches)
 
     def samples(self, task: str, evaluations: int | None = None) -> dict[str, Sample]:
-        """Returns every agent's best rewards within so many judgements, by default all."""
+        """Returns every agent's best rewards within so many evaluations, by default all."""
         count = self.evaluations[task] if evaluations is None else evaluations
         runs = {agent: self.searches[task, agent] for agent in self.agents_of(task)}
         found = {}
@@ -143,11 +143,11 @@ class ScoreMatrices:
 def select(results: Results) -> Comparison:
     """Chooses the searches that had equal means.
 
-    On each task these are the searches with the number of judgements that most of its agents were
-    given (the larger one, if two are as frequent). A task that nobody could open is left out.
+    On each task these are the searches with the number of evaluations that most of its agents were
+    given (the larger one, if two are as frequent). A task that could not be opened is left out.
 
     Raises:
-        ComparisonError: If there is nothing to compare, or a search judged plans of no task of
+        ComparisonError: If there is nothing to compare, or a search evaluated plans of no task of
             the file.
     """
     cut = [_CUT_SHORT] if results.cut_short else []
@@ -215,10 +215,10 @@ def score_matrices(comparison: Comparison, evaluations: int | None = None) -> Sc
 
     Args:
         comparison: The searches.
-        evaluations: Within how many judgements; by default all that each task was given.
+        evaluations: Within how many evaluations; by default all that each task was given.
 
     Raises:
-        ComparisonError: If no task is left, or its searches were given fewer judgements.
+        ComparisonError: If no task is left, or its searches were given fewer evaluations.
     """
     tasks, notes = shared_tasks(comparison)
     if not tasks:
@@ -254,7 +254,7 @@ def score_matrices(comparison: Comparison, evaluations: int | None = None) -> Sc
 
 
 def marks(evaluations: int) -> tuple[int, ...]:
-    """Returns the numbers of judgements at which searches are compared: 25, 50, 100, ..., all."""
+    """Returns the numbers of evaluations at which searches are compared: 25, 50, 100, ..., all."""
     found = []
     mark = _FIRST_MARK
     while mark < evaluations:
@@ -276,7 +276,7 @@ def _row_count(samples: Sequence[Sample]) -> int:
 
 
 def _usual_evaluations(searches: Iterable[SearchRecord]) -> int:
-    """The number of judgements that most agents were given."""
+    """The number of evaluations that most agents were given."""
     given = {(s.agent, s.evaluations) for s in searches}
     counts = Counter(evaluations for _, evaluations in given)
     return max(counts, key=lambda evaluations: (counts[evaluations], evaluations))
@@ -303,7 +303,7 @@ def _left_out(searches: Sequence[SearchRecord], evaluations: Mapping[str, int]) 
     )
     return tuple(
         f"Left out on {task}: {counted(number, 'search', 'searches')} of {agent}, given "
-        f"{counted(given, 'judgement')} where most agents were given {evaluations[task]}."
+        f"{counted(given, 'evaluation')} where most agents were given {evaluations[task]}."
         for (task, agent, given), number in others.items()
     )
 

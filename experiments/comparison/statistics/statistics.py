@@ -29,7 +29,7 @@ AGGREGATES = ("iqm", "median", "mean", "optimality_gap")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; the ends are NaN where one seed leaves them unknown."""
+    """An estimate and its 95% interval; the ends are NaN where one seed leaves them unknown."""
 
     estimate: float
     low: float
@@ -38,7 +38,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Profile:
-    """Share of searches whose score is above each threshold, and its 95 % interval.
+    """Share of searches whose score is above each threshold, and its 95% interval.
 
     Args:
         thresholds: Shape (thresholds,).

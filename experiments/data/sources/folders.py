@@ -22,7 +22,7 @@ from amc_compress.data.sources.tables import Table, stored_tables
 from amc_env.errors import InputDataError
 from amc_env.validation.json_text import parse_json
 
-_SAVED = "state.json"  # what datasets.Dataset.save_to_disk writes beside its files
+_SAVED = "state.json"  # what datasets.Dataset.save_to_disk writes next to its files
 _SAVED_SPLITS = "dataset_dict.json"
 # Numbers that count the files of one split: "-00001-of-00004-0123456789abcdef", "_2", "0000".
 _COUNT = r"\d+(?:-of-\d+(?:-[0-9a-f]{8,})?)?"
@@ -253,7 +253,7 @@ def _saved(folder: Path, configuration: str, columns: Columns) -> StoredData:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The files that the folder's ``state.json`` lists; caches lie beside them."""
+    """The files that the folder's ``state.json`` lists; caches lie next to them."""
     try:
         rows = parse_json((folder / _SAVED).read_bytes())["_data_files"]
         files = [folder / str(row["filename"]) for row in rows]

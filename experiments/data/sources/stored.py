@@ -113,7 +113,7 @@ def check_splits(data: StoredData, place: str, found: Sequence[str]) -> StoredDa
     for name in ("train", "test"):
         if name not in splits:
             raise InputDataError(
-                f"{place} has no {name} split: expected {name}*.parquet or a folder {name}/ beside "
-                f"the other, found {', '.join(found[:5])}."
+                f"{place} has no {name} split: expected {name}*.parquet or a folder {name}/ next "
+                f"to the other, found {', '.join(found[:5])}."
             )
     return data

@@ -8,8 +8,8 @@ Flags, run folder and tags are those that readers of CleanRL expect. Environment
 the step that ends their episode (``AutoresetMode.SAME_STEP``), so every step of every copy is a
 transition, and the observation that ended the episode is found in ``infos["final_obs"]``.
 
-Beside the paper: observations and rewards are scaled by their running spread over all copies (with
-a spread per copy, as by Gymnasium's wrappers, it learned the pendulum worse), advantages are
+Changed from the paper: observations and rewards are scaled by their running spread over all copies
+(with a spread per copy, as by Gymnasium's wrappers, it learned the pendulum worse), advantages are
 normalised in each minibatch, gradients are clipped, and the learning rate falls to zero. Actions
 are drawn on a scale from -1 to 1 on which 0 is the middle of the box, and are clipped to it.
 """
@@ -249,8 +249,8 @@ class Collector:
         observations = self.observations
         policy = self._agent.policy(observations)
         actions = policy.sample()  # type: ignore[no-untyped-call]
-        wish = actions.numpy().reshape(self._envs.action_space.shape)
-        following, rewards, terminations, truncations, infos = self._envs.step(wish)
+        request = actions.numpy().reshape(self._envs.action_space.shape)
+        following, rewards, terminations, truncations, infos = self._envs.step(request)
         ends = terminations | truncations
         scaled_rewards = self._scaled_rewards(rewards, ends)
         for index in np.flatnonzero(truncations & ~terminations):

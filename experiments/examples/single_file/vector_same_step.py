@@ -1,7 +1,7 @@
 """Copies of an environment in lock step, each reset within the step that ends its episode.
 
 All episodes of a task have the same length, so all copies finish together, and asynchronous copies
-judge their plans at the same time::
+evaluate their plans at the same time::
 
     python vector_same_step.py amc_env:amc/synthetic-v0 --num-envs 8
     python vector_same_step.py amc_env:amc/digits-channels-v0 --num-envs 2 --mode async

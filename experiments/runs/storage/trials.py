@@ -1,8 +1,8 @@
 """``trials.jsonl``: one line per episode, appended as it happens, verified when replayed.
 
 Searches are deterministic, so a search is resumed by running it again from episode 0 with the
-recorded accuracies given to the environment beforehand: what was already judged costs nothing but
-the agent's own updates. The recorder checks that the replay says what the record says.
+recorded accuracies given to the environment beforehand: what was already evaluated costs nothing
+but the agent's own updates. The recorder checks that the replay says what the record says.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from amc_env.validation.json_text import parse_json
 if TYPE_CHECKING:
     from amc_compress.agents.trials import Trial
 
-JUDGED_BEFORE = "judged_before.jsonl"
-"""The trials of a search whose agent failed, beside the record."""
+EVALUATED_BEFORE = "judged_before.jsonl"
+"""The trials of a search whose agent failed, next to the record."""
 
 _TOLERANCE = 1e-6  # costs and accuracies of equal plans, on any processor
 
@@ -48,7 +48,7 @@ class RecordedTrial:
         seconds: Wall time since the previous trial, the agent's updates included.
         cpu_seconds: The same in processor time.
         source: Where the plan came from, e.g. ``"warm-up"``.
-        within_budget: Whether the plan may win; what an agent judged to learn about single
+        within_budget: Whether the plan may win; what an agent evaluated to learn about single
             decisions need not meet the budget.
 
     Raises:
@@ -152,7 +152,7 @@ class TrialRecorder:
     @property
     def known(self) -> list[RecordedTrial]:
         """All evaluated plans: those on record, and those of an agent that failed."""
-        before = read_trials(self.path.with_name(JUDGED_BEFORE), self._cost_of)
+        before = read_trials(self.path.with_name(EVALUATED_BEFORE), self._cost_of)
         return [*before, *self.recorded]
 
     def set_aside(self) -> None:
@@ -161,7 +161,7 @@ class TrialRecorder:
         What was evaluated stays known, so that nothing is evaluated twice.
         """
         before = {CompressionPlan(t.plan): t for t in self.known}
-        write_atomic(self.path.with_name(JUDGED_BEFORE), "".join(map(line_of, before.values())))
+        write_atomic(self.path.with_name(EVALUATED_BEFORE), "".join(map(line_of, before.values())))
         self.path.unlink(missing_ok=True)
 
     @property

@@ -48,7 +48,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         example_input: One batch as the network takes it; only its shape matters.
         calibration: ``(images, labels)`` batches, from the training data; channels are selected
             on the first ``n_calibration`` of them.
-        validation: Batches to judge candidates on; from neither the calibration nor the test data.
+        validation: Batches to evaluate candidates on; not from calibration or test data.
         train: Training batches, for the stages; can be read more than once.
         stages: Auxiliary losses wanted, the paper's P; fewer where a network has fewer places.
         block_steps: SGD steps of each of the P + 1 stages.

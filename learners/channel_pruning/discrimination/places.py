@@ -21,7 +21,7 @@ from amc_env.errors import UntraceableModelError
 _Node = Any  # torch.autograd.graph.Node: what remembers how a tensor was computed
 
 # Steps behind which an axis is no longer where it was.
-_MOVING = frozenset(
+_MOVE_OPS = frozenset(
     ("Permute", "Transpose", "T", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze",
      "Expand", "Mean", "Sum", "Amax", "Max", "Select", "Unbind", "Addmm", "Mm", "Bmm")
 )  # fmt: skip
@@ -120,7 +120,7 @@ def _watched_run(
             return
         axis = 1 if output.dim() == 2 else _own_axis(module) or _inherited_axis(node, axes)
         axes[node] = axis
-        if axis is not None:  # else nobody knows what to average over
+        if axis is not None:  # else it is unknown what to average over
             candidates.append((Place(name, done, output.shape[axis], axis), node))
 
     handles = [
@@ -162,7 +162,7 @@ def _inherited_axis(start: _Node, axes: Mapping[_Node, int | None]) -> int | Non
             found.add(axes[node])
         elif kind == "Convolution":
             found.add(1)
-        elif kind not in _MOVING:
+        elif kind not in _MOVE_OPS:
             fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
             seen.update(fresh)
             stack.extend(fresh)

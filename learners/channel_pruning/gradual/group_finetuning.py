@@ -155,7 +155,7 @@ def _part_of(
 def _check_groups(
     original: Sequence[Decision], found: Sequence[Decision], kept: Mapping[str, Tensor]
 ) -> None:
-    """Refuses a cut network whose channel groups are not those of the original, by name."""
+    """Rejects a cut network whose channel groups are not those of the original, by name."""
     expected = {d.target: len(kept[d.target]) if d.target in kept else d.size for d in original}
     sizes = {d.target: d.size for d in found}
     for name in expected | sizes:

@@ -243,13 +243,13 @@ class GroupLassoPenalty(TrainingHook):
 
 @checked
 class GrowingRegularisation(TrainingHook):
-    """Adds ``factor(step) / 2 * ||weights of the doomed units||^2`` to the loss, ever more of it.
+    """Adds ``factor(step) / 2 * ||weights of the units to remove||^2`` to the loss, growing.
 
     GReg-1 of Wang et al. 2021 (arXiv:2012.09243, algorithm 1): the L2 factor of what
     will be cut grows by ``delta`` every ``interval`` steps up to ``ceiling`` and stays there; all
     other weights keep the ordinary weight decay of the training. Beyond the paper, which penalises
     filters alone, the penalty includes the scale and shift of the batch norm and the weights that
-    read the unit. A weight that belongs to several doomed units is penalised once.
+    read the unit. A weight that belongs to several units to be removed is penalised once.
 
     Args:
         traced: The original network with its channel groups.

@@ -34,19 +34,19 @@ HARDLY_FADED = 0.4
 """Share of the norm from which on :func:`sparse_training` warns."""
 
 
-def doomed_units(learner: ChannelPruning, plan: CompressionPlan) -> dict[str, Tensor]:
+def units_to_remove(learner: ChannelPruning, plan: CompressionPlan) -> dict[str, Tensor]:
     """Returns the units that a plan cuts, sorted, for every group that loses some.
 
     Raises:
         PlanMismatchError: If the plan does not fit the network.
     """
     sizes = {group.name: group.size for group in learner.graph.groups}
-    doomed = {}
+    removed = {}
     for name, kept in learner.kept_units(plan).items():
         stays = torch.zeros(sizes[name], dtype=torch.bool)
         stays[kept] = True
-        doomed[name] = (~stays).nonzero()[:, 0]
-    return doomed
+        removed[name] = (~stays).nonzero()[:, 0]
+    return removed
 
 
 @checked
@@ -105,14 +105,16 @@ def sparse_training(
         raise ValueError(f"Unknown regulariser {regulariser!r}; choose one of {REGULARISERS}.")
     if strength is not None and not strength > 0:
         raise ValueError(f"Expected strength above 0, got {strength}.")
-    doomed = doomed_units(learner, plan)
-    if not doomed:
+    removed = units_to_remove(learner, plan)
+    if not removed:
         raise PlanMismatchError("Expected a plan that cuts something: nothing would fade.")
     penalty: TrainingHook
     if regulariser == "growing":
-        penalty = GrowingRegularisation(learner.traced, doomed, ceiling=strength or DEFAULT_CEILING)
+        penalty = GrowingRegularisation(
+            learner.traced, removed, ceiling=strength or DEFAULT_CEILING
+        )
     else:
-        penalty = GroupLassoPenalty(learner.traced, doomed, weight=strength or DEFAULT_WEIGHT)
+        penalty = GroupLassoPenalty(learner.traced, removed, weight=strength or DEFAULT_WEIGHT)
     network = copy.deepcopy(learner.original)
     learner.finetune(
         network,
@@ -126,7 +128,7 @@ def sparse_training(
         progress=progress,
         writer=writer,
     )
-    _warn_if_hardly_faded(learner, network, doomed)
+    _warn_if_hardly_faded(learner, network, removed)
     return network
 
 
@@ -149,9 +151,9 @@ def faded(learner: ChannelPruning, network: nn.Module, units: Mapping[str, Tenso
 
 
 def _warn_if_hardly_faded(
-    learner: ChannelPruning, network: nn.Module, doomed: Mapping[str, Tensor]
+    learner: ChannelPruning, network: nn.Module, removed: Mapping[str, Tensor]
 ) -> None:
-    if (share := faded(learner, network, doomed)) > HARDLY_FADED:
+    if (share := faded(learner, network, removed)) > HARDLY_FADED:
         warnings.warn(
             f"Expected the channels that are to be cut to have faded, but those of one group have "
             f"{share:.0%} of their norm left, and the network still uses them: train longer, with "

@@ -210,7 +210,7 @@ def _jump(sums: _Sums, centroids: Tensor, jumps: int) -> Tensor:
     near = splits.clone()
     near[:, 1:] |= splits[:, :-1]
     near[:, :-1] |= splits[:, 1:]
-    loss = loss.masked_fill(near, torch.inf)  # who splits stays, and nobody joins it
+    loss = loss.masked_fill(near, torch.inf)  # a centroid that splits stays, and none joins it
     losers = loss.argsort(dim=1)
     goes = gain.gather(1, gainers) > loss.gather(1, losers)
     goes[:, jumps:] = False

@@ -33,7 +33,7 @@ class CodebookQuantization(QuantizationLearner):
         model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for ranges.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         granularity: What shares a codebook: ``"tensor"`` (a layer), ``"channel"`` or ``"split"``.
         mode: What :meth:`finetune` trains: ``"weights"`` (everything but the centroids),
             ``"clusters"`` (the centroids and nothing else, assignments fixed) or ``"both"``.

@@ -30,7 +30,7 @@ class UniformQuantization(QuantizationLearner):
         model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
         example_input: One batch as the network takes it.
         calibration: Batches for ranges.
-        validation: Batches to judge candidates on.
+        validation: Batches to evaluate candidates on.
         symmetric: Whether weights are signed with zero point 0 (what integer kernels are fast
             at), or affine.
         weight_range: Name in ``RANGE_RULES``: how the range of weights is found.

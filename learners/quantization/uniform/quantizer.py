@@ -123,7 +123,7 @@ class UniformQuantizer(Quantizer):
         return self._restore((buckets + low) * scale, codes)
 
     def train(self, mode: bool = True) -> Self:
-        """Switches the mode; in ``eval`` mode scales are positive, for whoever reads them."""
+        """Switches the mode; in ``eval`` mode the scales that callers read are positive."""
         if self.learned and not mode:
             with torch.no_grad():
                 self.scale.clamp_(min=SMALLEST_SCALE)
@@ -204,7 +204,7 @@ def integer_range(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 def check_granularity(granularity: str, bucket_size: int) -> None:
-    """Refuses unknown names and empty buckets.
+    """Rejects unknown names and empty buckets.
 
     Raises:
         ValueError: If it is not a way to share scales.

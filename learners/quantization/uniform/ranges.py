@@ -1,7 +1,7 @@
 """Clipping ranges: which numbers k bits are spread over.
 
 ``minmax``      everything representable
-``percentile``  the outermost 0.01 % are clipped on each side
+``percentile``  the outermost 0.01% are clipped on each side
 ``mse``         the range of smallest squared error, of 80 shrunken min-max ranges
 ``kl``          the range of smallest Kullback-Leibler divergence of histograms (as TensorRT)
 """
@@ -72,7 +72,7 @@ def clipping_ranges(
 
 
 def check_rule(rule: str) -> None:
-    """Refuses unknown rules.
+    """Rejects unknown rules.
 
     Raises:
         ValueError: If there is none of that name.

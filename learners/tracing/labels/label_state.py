@@ -76,7 +76,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.touched_by_example: set[int] = set()  # those of the first run
         self.modules: list[str] = [""]  # stack of running modules
         self.movers: set[str] = set()  # modules whose own code moves labelled data
-        self.observed: list[set[str]] = []  # kinds of operations, for whoever pushed a set
+        self.observed: list[set[str]] = []  # kinds of operations, for the caller that pushed a set
         self.blind: dict[str, str] = {}  # modules with code that never ran -> the reason to freeze
         self._labels: dict[int, Tensor | None] = {}
         self._transposed: dict[int, Tensor] = {}

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-FIXED = 0  # the id of coordinates that nobody can cut
+FIXED = 0  # the id of coordinates that cannot be cut
 
 
 def compact(labels: Tensor) -> Tensor:

@@ -83,8 +83,10 @@ def test_every_agent_ends_inside_every_bound(problem, kind, seed):
     rng = np.random.default_rng(seed)
     values: list[float] = []
     for i in range(len(decisions)):
-        wish = {"random": rng.random(), "greedy": 1.0, "lazy": 0.0, "contrary": float(i % 2)}[kind]
-        values.append(feasible.nearest(values, wish))
+        request = {"random": rng.random(), "greedy": 1.0, "lazy": 0.0, "contrary": float(i % 2)}[
+            kind
+        ]
+        values.append(feasible.nearest(values, request))
     ratios = {name: feasible.ratio(name, np.array(values)) for name in budget.bounds}
     assert budget.is_met(ratios), ratios
 
@@ -137,12 +139,12 @@ def test_a_bound_without_cost_model_names_the_models():
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.1, 1.1, float("nan"), (0.6, 0.5), (-0.1, 0.5)])
-def test_bounds_outside_zero_and_one_are_refused(bad):
+def test_bounds_outside_zero_and_one_are_rejected(bad):
     with pytest.raises(ValueError, match="0 <= lower <= upper <= 1"):
         Budget(macs=bad)
 
 
-def test_an_empty_budget_is_refused():
+def test_an_empty_budget_is_rejected():
     with pytest.raises(ValueError, match="at least one bound"):
         Budget()
 

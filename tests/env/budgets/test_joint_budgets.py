@@ -89,7 +89,7 @@ def test_a_plan_within_the_budget_is_its_own_projection():
     assert env.budget.is_met(env.cost_ratio(above))
 
 
-def bits_environment(budget, seed=0, n_layers=6, reading="absolute"):
+def bits_environment(budget, seed=0, n_layers=6, action_mapping="absolute"):
     """Weight bits alone, as PocketFlow and HAQ (k-means mode) search them."""
     learner = SyntheticBitsLearner(n_layers, seed)
     learner.decisions = tuple(d for d in learner.decisions if d.kind is DecisionKind.WEIGHT_BITS)
@@ -98,14 +98,14 @@ def bits_environment(budget, seed=0, n_layers=6, reading="absolute"):
         name: make_cost(name, learner.graph, learner.decisions, storage) for name in COSTS
     }
     learner.evaluate = lambda plan: 0.5
-    return CompressionEnv(learner, budget, action=reading)
+    return CompressionEnv(learner, budget, action=action_mapping)
 
 
-def pocketflow_bits(wishes, sizes, total, lowest, highest):
+def pocketflow_bits(requests, sizes, total, lowest, highest):
     """PocketFlow's rule: whatever is asked, enough is left for the lowest bits everywhere else."""
     chosen, used = [], 0
-    for i, (wish, size) in enumerate(zip(wishes, sizes, strict=True)):
-        bits = math.floor(wish * (highest - lowest) + 0.5) + lowest
+    for i, (request, size) in enumerate(zip(requests, sizes, strict=True)):
+        bits = math.floor(request * (highest - lowest) + 0.5) + lowest
         remaining = sum(sizes[i:])
         bits = min(bits, lowest + math.floor((total - used - remaining * lowest) / size))
         bits = min(bits, highest)
@@ -116,7 +116,9 @@ def pocketflow_bits(wishes, sizes, total, lowest, highest):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(3, 7), st.floats(0.0, 1.0))
-def test_the_absolute_reading_chooses_the_bits_that_pocketflow_chooses(seed, n_layers, generosity):
+def test_the_absolute_action_mapping_chooses_the_bits_that_pocketflow_chooses(
+    seed, n_layers, generosity
+):
     learner = SyntheticBitsLearner(n_layers, seed % 7)
     weights = [layer.weights(learner.graph.full()) for layer in learner.graph.layers]
     sizes = weights[1:-1]
@@ -125,9 +127,9 @@ def test_the_absolute_reading_chooses_the_bits_that_pocketflow_chooses(seed, n_l
     env = bits_environment(
         Budget(mean_bits=(fixed + total) / sum(weights) / 32), seed % 7, n_layers
     )
-    wishes = np.random.default_rng(seed).random(len(sizes)).astype(np.float32)
-    expected = pocketflow_bits(wishes.tolist(), sizes, total, 2, 8)
-    assert env.decode(wishes).values_for(env.decisions) == expected
+    requests = np.random.default_rng(seed).random(len(sizes)).astype(np.float32)
+    expected = pocketflow_bits(requests.tolist(), sizes, total, 2, 8)
+    assert env.decode(requests).values_for(env.decisions) == expected
 
 
 def haq_wall(bits, over, lowest):
@@ -153,8 +155,8 @@ def test_what_haqs_wall_reaches_is_feasible_here_and_never_needs_a_wall(budget):
 
     rng = np.random.default_rng(3)
     for _ in range(20):
-        wishes = rng.integers(2, 9, env.n_decisions).astype(float).tolist()
-        walled = haq_wall(wishes, over, 2)
+        requests = rng.integers(2, 9, env.n_decisions).astype(float).tolist()
+        walled = haq_wall(requests, over, 2)
         assert not over(walled)
         assert env.project(walled).values_for(env.decisions) == walled
         prefix: list[float] = []
@@ -162,10 +164,10 @@ def test_what_haqs_wall_reaches_is_feasible_here_and_never_needs_a_wall(budget):
             low, high = env._feasible.interval(prefix)
             assert low <= bits <= high
             prefix.append(bits)
-        mine = env.project(wishes).values_for(env.decisions)
+        mine = env.project(requests).values_for(env.decisions)
         assert not over(mine)
-        if not over(wishes):
-            assert mine == wishes
+        if not over(requests):
+            assert mine == requests
 
 
 def test_a_lower_bound_above_what_the_bits_can_reach_says_so():

@@ -204,7 +204,7 @@ def test_no_cost_decreases_when_a_value_grows(problem, seed, name):
         assert model(larger) >= model(values) * (1 - 1e-12)
 
 
-def test_names_that_the_network_does_not_have_are_refused():
+def test_names_that_the_network_does_not_have_are_rejected():
     with pytest.raises(ValueError, match=r"weight_bits of \['x'\].*no such names; it has \['a'"):
         make_cost("bytes", GRAPH, (bits("x", "w"),))
     with pytest.raises(ValueError, match=r"activation_bits of \['y'\]"):
@@ -216,7 +216,7 @@ def test_names_that_the_network_does_not_have_are_refused():
 
 
 @pytest.mark.parametrize("grid", [(0.0, 8.0), (8.0, 32.0)])
-def test_bits_off_the_scale_are_refused(grid):
+def test_bits_off_the_scale_are_rejected(grid):
     with pytest.raises(ValueError, match=r"bits from 1 to 16 .* for a:weight_bits"):
         make_cost("mean_bits", GRAPH, (bits("a", "w", grid),))
 
@@ -232,6 +232,6 @@ def test_bits_off_the_scale_are_refused(grid):
         {"activation_bits": {"a": float("nan")}},
     ],
 )
-def test_a_storage_that_cannot_be_is_refused(bad):
+def test_a_storage_that_cannot_be_is_rejected(bad):
     with pytest.raises(ValueError, match=r"Expected|Unknown"):
         StorageFormat(**bad)

@@ -159,7 +159,7 @@ def test_few_bits_with_most_weights_take_more_than_all_weights():
 
 
 def test_a_layer_beside_a_sparse_one_is_coded_as_well():
-    """The file does so, and what nobody decides must not be counted in another form."""
+    """The file does so, and what is not decided must not be counted in another form."""
     graph = LayerGraph(
         (
             LayerSpec("v", "linear", Width(100_000), Width(1)),
@@ -215,7 +215,7 @@ def test_no_cost_decreases_when_a_value_grows(problem, seed, name):
             assert model(values) >= model.predict(values) * (1 - 1e-12)
 
 
-def test_names_and_numbers_that_cannot_be_are_refused():
+def test_names_and_numbers_that_cannot_be_are_rejected():
     with pytest.raises(ValueError, match=r"density of \['x'\].*no such names"):
         make_cost("density", GRAPH, (density("x"),))
     with pytest.raises(ValueError, match="densities above 0 and up to 1 for a:density"):
@@ -264,7 +264,7 @@ def test_the_uniform_plan_spends_the_budget():
     assert 0.29 < ratio <= 0.3
 
 
-def test_a_density_that_cannot_be_is_refused_with_the_range():
+def test_a_density_that_cannot_be_is_rejected_with_the_range():
     with pytest.raises(InfeasibleBudgetError, match=r"reachable on this grid: density 0\.02"):
         gym.make("amc_env:amc/synthetic-density-v0", budget="density=0.001")
     with pytest.raises(InfeasibleBudgetError, match="No decision changes macs"):

@@ -123,7 +123,7 @@ def test_other_precisions_are_taken_exactly_or_the_next_higher_one():
     assert {pair: share(*pair) for pair in expected} == pytest.approx(expected)
 
 
-def test_bits_that_nobody_decides_come_from_the_storage_format():
+def test_bits_without_a_decision_come_from_the_storage_format():
     values = rising({"fp32": 3.0, "int8": 1.0})
     storage = StorageFormat(weight_bits={"one": 8.0}, activation_bits={"one": 8.0, "two": 8.0})
     cost = TableCost(table(values), chain(), ratios(), storage)
@@ -169,7 +169,7 @@ def test_never_falls_when_a_decision_grows_whatever_was_measured(seed):
 
 
 def slow_envelope(values: np.ndarray, i: int, j: int) -> float:
-    """The dearest of all cells with at most these widths."""
+    """The slowest of all cells with at most these widths."""
     return float(values[: i + 1, : j + 1].max())
 
 
@@ -231,7 +231,7 @@ def test_a_table_for_other_layers_names_the_missing_ones():
         TableCost(short, chain(), ratios())
 
 
-def test_a_layer_of_another_shape_is_refused():
+def test_a_layer_of_another_shape_is_rejected():
     graph = chain()
     layers = (graph.layers[0], LayerSpec("two", "conv", *[Width(0, (("one", 1),))] * 2, (1, 1),
                                          (1, 1), 1, 64, True, (8, 8)), graph.layers[2])  # fmt: skip
@@ -240,26 +240,26 @@ def test_a_layer_of_another_shape_is_refused():
         TableCost(table(rising({"fp32": 1.0})), other, ratios())
 
 
-def test_a_wider_network_is_refused():
+def test_a_wider_network_is_rejected():
     graph = chain()
     groups = tuple(ChannelGroup(g.name, 64, g.producers, g.consumers) for g in graph.groups)
     with pytest.raises(CostTableError, match=r"narrower network: one has 64 outputs, .* 32"):
         TableCost(table(rising({"fp32": 1.0})), LayerGraph(graph.layers, groups), ratios())
 
 
-def test_an_unfinished_table_is_refused():
+def test_an_unfinished_table_is_rejected():
     values = rising({"fp32": 1.0})
     values["two"]["fp32"][1, 1] = np.nan
     with pytest.raises(CostTableError, match=r"not finished: two lacks 1 values; repeat"):
         TableCost(table(values), chain(), ratios())
 
 
-def test_precisions_that_plans_need_but_nobody_measured_are_refused():
+def test_precisions_that_plans_need_but_no_table_has_are_rejected():
     with pytest.raises(CostTableError, match=r"ends at 8 weight bits, .* 32; measure"):
         TableCost(table(rising({"int8": 1.0})), chain(), all_decisions())
 
 
-def test_a_precision_that_one_layer_lacks_is_refused():
+def test_a_precision_that_one_layer_lacks_is_rejected():
     values = rising({"fp32": 1.0, "int8": 0.5})
     del values["head"]["fp32"]
     with pytest.raises(
@@ -268,6 +268,6 @@ def test_a_precision_that_one_layer_lacks_is_refused():
         TableCost(table(values), chain(), ratios())
 
 
-def test_bits_of_unknown_layers_are_refused():
+def test_bits_of_unknown_layers_are_rejected():
     with pytest.raises(ValueError, match="three"):
         TableCost(table(rising({"fp32": 1.0})), chain(), ratios(), StorageFormat({"three": 8.0}))

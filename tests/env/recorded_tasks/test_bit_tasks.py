@@ -97,9 +97,9 @@ def test_a_choice_of_one_is_observed_and_played():
     assert all(o.max() <= 1.0 for o, _ in steps)
 
 
-@pytest.mark.parametrize("reading", ["absolute", "interval", "centred"])
-def test_executed_actions_lead_to_the_same_plan_again(reading):
-    env = joint(action=reading)
+@pytest.mark.parametrize("action_mapping", ["absolute", "interval", "centred"])
+def test_executed_actions_lead_to_the_same_plan_again(action_mapping):
+    env = joint(action=action_mapping)
     steps = play(env, 3)
     executed = [float(info["executed_action"][0]) for _, info in steps[1:]]
     assert dict(env.decode(executed)) == steps[-1][1]["plan"]
@@ -204,12 +204,12 @@ def test_synthetic_accuracy_grows_with_every_decision():
         assert lost == pytest.approx(learner.layer_errors()[decision.key])
 
 
-def test_a_chain_without_decided_bits_is_refused():
+def test_a_chain_without_decided_bits_is_rejected():
     with pytest.raises(ValueError, match="n_layers >= 2"):
         SyntheticBitsLearner(1)
 
 
-def test_a_bit_decision_without_a_layer_is_refused():
+def test_a_bit_decision_without_a_layer_is_rejected():
     learner = SyntheticBitsLearner(3)
     learner.decisions = (Decision("nowhere", DecisionKind.WEIGHT_BITS, (2.0, 4.0), 1),)
     with pytest.raises(ValueError, match=r"weight_bits of \['nowhere'\]"):

@@ -97,13 +97,13 @@ def document():
     return task_to_json(*random_graph(0, 2, 8, 1), StorageFormat())
 
 
-def test_other_versions_are_refused_with_what_to_do():
+def test_other_versions_are_rejected_with_what_to_do():
     with pytest.raises(CompressionError, match=r"version 1, got version 7; .*record the task"):
         task_from_json(document() | {"version": 7})
 
 
 @pytest.mark.parametrize("other", [{}, [], None, "text", {"format": "compression-plan"}])
-def test_other_documents_are_refused_with_what_to_do(other):
+def test_other_documents_are_rejected_with_what_to_do(other):
     with pytest.raises(CompressionError, match=r"got something else; record the task again"):
         task_from_json(other)
 
@@ -123,7 +123,7 @@ def test_other_documents_are_refused_with_what_to_do(other):
         lambda d: d.pop("storage"),
     ],
 )
-def test_damaged_documents_are_refused_with_what_to_do(damage):
+def test_damaged_documents_are_rejected_with_what_to_do(damage):
     broken = document()
     damage(broken)
     with pytest.raises(CompressionError, match=r"damaged \(.*\); restore the file, or record"):

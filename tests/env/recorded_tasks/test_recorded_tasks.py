@@ -125,16 +125,16 @@ def test_a_recorded_task_has_the_facts_and_costs_of_the_task_it_was_recorded_fro
         np.testing.assert_allclose(curve, real_curves[key], atol=1e-6)
 
 
-def test_recorded_accuracies_of_the_digits_are_what_the_network_is_judged_to_have():
+def test_recorded_accuracies_of_the_digits_are_what_the_network_is_found_to_have():
     task = gym.make(DIGITS).unwrapped.learner.task
     assert task.counts()["latin hypercube"] == 2000
     real = gym.make("amc_env:amc/digits-channels-v0").unwrapped
     for i in (0, 1000, len(task.plans) - 1):
         plan = CompressionPlan.from_choices(real.decisions, task.plans[i])
-        judged = real.evaluate(plan)
-        assert judged.feasible
+        evaluated = real.evaluate(plan)
+        assert evaluated.feasible
         # One image of 359: other processors round differently.
-        assert judged.accuracy == pytest.approx(task.accuracies[i], abs=1.01 / 359)
+        assert evaluated.accuracy == pytest.approx(task.accuracies[i], abs=1.01 / 359)
 
 
 @pytest.mark.parametrize(("agent", "source"), [("local", "local"), ("random", "random")])
@@ -143,7 +143,7 @@ def test_agents_search_the_recorded_digits(agent, source):
     one, two = (make_agent(agent).search(env, 300, seed=3) for _ in range(2))
     assert len(one.trials) == 300
     assert [t.reward for t in one.trials] == [t.reward for t in two.trials]
-    assert one.rejudged == {}
+    assert one.finalist_rewards == {}
     assert one.trials[-1].source == source
     assert all(env.unwrapped.budget.is_met(t.cost_ratio) for t in one.trials)
     uniform = env.unwrapped.evaluate(env.unwrapped.uniform_plan()).reward
@@ -292,27 +292,27 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         make_recorded(str(tmp_path / "gone.npz"))
 
 
-def test_another_version_is_refused(path):
+def test_another_version_is_rejected(path):
     rewritten(path, lambda facts: facts.update(version=2))
     with pytest.raises(CompressionError, match=r"version 1 in .*, got version 2; read it with"):
         make_recorded(str(path))
 
 
-def test_another_format_is_refused(path):
+def test_another_format_is_rejected(path):
     rewritten(path, lambda facts: facts.update(format="picture"))
     with pytest.raises(CompressionError, match=r"format 'amc-recorded-task'\), got 'picture'"):
         make_recorded(str(path))
 
 
 @pytest.mark.parametrize("size", [0, 10, 0.5, 0.99])
-def test_a_file_that_was_cut_short_is_refused(path, size):
+def test_a_file_that_was_cut_short_is_rejected(path, size):
     content = path.read_bytes()
     path.write_bytes(content[: int(size * len(content)) if size < 1 else size])
     with pytest.raises(CompressionError, match=r"something else or a file cut short .*; restore"):
         make_recorded(str(path))
 
 
-def test_a_file_with_damaged_bytes_is_refused(path):
+def test_a_file_with_damaged_bytes_is_rejected(path):
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 200] = bytes(200)
@@ -343,7 +343,7 @@ def test_pickled_arrays_are_not_run(path):
         lambda f: f.update(curves={"layer_errors": 3}),
     ],
 )
-def test_damaged_facts_are_refused(path, change):
+def test_damaged_facts_are_rejected(path, change):
     rewritten(path, change)
     with pytest.raises(CompressionError, match=r"is damaged \(.*\); restore the file, or record"):
         make_recorded(str(path))
@@ -361,7 +361,7 @@ def test_damaged_facts_are_refused(path, change):
         {"sources": np.full(50, 2, np.uint8)},
     ],
 )
-def test_damaged_arrays_are_refused(path, arrays):
+def test_damaged_arrays_are_rejected(path, arrays):
     rewritten(path, **arrays)
     with pytest.raises(CompressionError, match=r"is damaged \(.*\); restore the file, or record"):
         make_recorded(str(path))

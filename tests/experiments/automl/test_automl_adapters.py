@@ -38,7 +38,7 @@ class Predictor:
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The adapter's function, beside a fake package."""
+    """The adapter's function, with a fake package."""
     package, version = ModuleType("auto_ml"), ModuleType("auto_ml._version")
     package.Predictor = Predictor  # type: ignore[attr-defined]
     version.__version__ = "fake"  # type: ignore[attr-defined]

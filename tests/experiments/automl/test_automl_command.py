@@ -77,7 +77,7 @@ def test_java_that_is_gone_is_noticed_before_anything_is_trained(fails, tmp_path
 
 
 @pytest.mark.usefixtures("fakes")
-def test_other_seconds_are_refused_in_the_same_file(fails, tmp_path):
+def test_other_seconds_are_rejected_in_the_same_file(fails, tmp_path):
     out = tmp_path / "results.jsonl"
     assert run(arguments(out, "--quiet")) == 0
     assert "give the same --seconds" in fails(*arguments(out), "--seconds", "2")

@@ -181,7 +181,7 @@ def test_what_a_framework_leaves_running_ends_with_it(tmp_path):
 
 
 def test_an_answer_counts_though_the_framework_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("amc_compress.automl.processes._FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr("amc_compress.automl.processes._SHUTDOWN_SECONDS", 0.2)
     code = """
     import threading, time
 
@@ -235,7 +235,7 @@ def test_the_hard_limit_is_the_papers_share_above_the_soft_one_but_a_minute_at_l
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_limit_that_is_none_is_refused(seconds):
+def test_a_limit_that_is_none_is_rejected(seconds):
     with pytest.raises(ValueError, match="Expected --seconds above 0"):
         make_protocol(seconds)
 

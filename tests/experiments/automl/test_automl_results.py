@@ -157,7 +157,7 @@ def test_a_later_row_takes_the_place_of_an_earlier_one(tmp_path):
     assert [row.score for row in read_results(file.path).rows.values()] == [0.9]
 
 
-def test_other_limits_are_refused_in_the_same_file(tmp_path):
+def test_other_limits_are_rejected_in_the_same_file(tmp_path):
     path = tmp_path / "results.jsonl"
     ResultsFile(path, make_protocol(60.0))
     with pytest.raises(RunFolderError, match=r"begun with seconds 60.*now it is seconds 30"):
@@ -177,7 +177,7 @@ def test_other_limits_are_refused_in_the_same_file(tmp_path):
         ("HEAD[1]\n", "Line 2 .* is damaged"),
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path, content, message):
+def test_a_file_that_is_none_is_rejected(tmp_path, content, message):
     path = tmp_path / "results.jsonl"
     ResultsFile(path, LIMITS)
     path.write_text(content.replace("HEAD", path.read_text()))

@@ -114,7 +114,7 @@ def test_an_environment_that_is_gone_counts_as_none(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": "amc-automl-installed", "version": 1}'])
-def test_a_damaged_note_of_a_setup_is_refused(tmp_path, content):
+def test_a_damaged_note_of_a_setup_is_rejected(tmp_path, content):
     framework = fake_framework(tmp_path, NEAREST)
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "installed.json").write_text(content)
@@ -122,7 +122,7 @@ def test_a_damaged_note_of_a_setup_is_refused(tmp_path, content):
         read_status(framework, tmp_path)
 
 
-def test_two_setups_at_once_are_refused(tmp_path):
+def test_two_setups_at_once_are_rejected(tmp_path):
     framework = fake_framework(tmp_path, NEAREST)
     with only_one(tmp_path / "fake"), pytest.raises(RunFolderError, match="Another process"):
         setup(framework, root=tmp_path)
@@ -163,7 +163,7 @@ def test_interpreters_are_found_on_the_path_then_among_pyenvs_newest_first(tmp_p
     assert find_interpreter(framework) == on_path
 
 
-def test_an_interpreter_that_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
+def test_an_interpreter_that_does_not_fit_is_rejected_and_nothing_is_lost(tmp_path):
     framework = fake_framework(tmp_path, NEAREST, pythons=("3.7",))
     (tmp_path / "fake").mkdir()
     note = tmp_path / "fake" / "failed.json"

@@ -37,7 +37,7 @@ def test_both_ways_spend_equal_episodes_and_keep_the_whole_budget(env):
         assert row.accuracy == env.learner.evaluate_full(plan)
 
 
-def test_the_first_stage_judges_wide_layers_and_counts_narrow_ones(env, monkeypatch):
+def test_the_first_stage_evaluates_wide_layers_and_counts_narrow_ones(env, monkeypatch):
     made = []
     true = FixedDecisions.__init__
 
@@ -97,6 +97,6 @@ def test_the_table_pairs_the_seeds():
 
 
 @pytest.mark.parametrize("budget", ["macs=0.4:0.5", "macs"])
-def test_budgets_that_stages_cannot_promise_are_refused(budget):
+def test_budgets_that_stages_cannot_promise_are_rejected(budget):
     with pytest.raises(typer.BadParameter, match="Expected"):
         joint.check_budget(budget)

@@ -21,7 +21,7 @@ def test_predictions_sum_what_the_curves_give_to_the_choices():
     assert score_ranking.predicted(env, curves, plan) == 5.0
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_is_rejected():
     with pytest.raises(ValueError, match="Unknown kind 'rank'"):
         score_ranking.make_task("rank", "", 2, "uniform")
 

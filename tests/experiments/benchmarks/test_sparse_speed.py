@@ -44,11 +44,11 @@ def test_without_a_gpu_the_table_says_so():
 
 
 def test_the_table_compares_with_the_dense_network():
-    row = Row("net", "here", "50 %", {1: 2.0, 64: 50.0}, {1: 1.0, 64: 100.0})
+    row = Row("net", "here", "50%", {1: 2.0, 64: 50.0}, {1: 1.0, 64: 100.0})
     lines = markdown([row]).splitlines()
     assert lines[2:] == [
-        "| net | here | 50 % | 1 | 2 | 0.50 |",
-        "| net | here | 50 % | 64 | 50 | 2.00 |",
+        "| net | here | 50% | 1 | 2 | 0.50 |",
+        "| net | here | 50% | 64 | 50 | 2.00 |",
     ]
     assert {line.count("|") for line in lines} == {7}
     assert markdown([Row("net", "gpu", "2:4", {}, {}, "why")]).splitlines()[2].count("|") == 7

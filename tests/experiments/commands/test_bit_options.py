@@ -1,4 +1,4 @@
-"""Options of quantization: what they mean, and what is refused before any work is done."""
+"""Options of quantization: what they mean, and what is rejected before any work is done."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_bits_are_read_and_written(text: str, bits: tuple[int, ...], canonical: 
 
 
 @pytest.mark.parametrize("text", ["", "1", "9", "0-4", "8-2", "four", "2-8-16", "-4", "32", "4,"])
-def test_other_bits_are_refused(text: str) -> None:
+def test_other_bits_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="--weight-bits between 2 and 8"):
         parse_bits("--weight-bits", text)
 

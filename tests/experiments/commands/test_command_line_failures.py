@@ -91,7 +91,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("missing", "missing"),
     ],
 )
-def test_network_of_the_users_own_that_does_not_fit_is_refused(
+def test_network_of_the_users_own_that_does_not_fit_is_rejected(
     nets: str, fails: Callable[..., str], factory: str, message: str
 ) -> None:
     model = f"{nets}:{factory}"
@@ -111,7 +111,7 @@ def test_unknown_verb_and_missing_out_are_sentences(fails: Callable[..., str]) -
     assert "--out" in fails("compress")
 
 
-def test_checkpoint_of_another_network_is_refused(
+def test_checkpoint_of_another_network_is_rejected(
     tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     other = make_model("digitsnet", n_classes=7, in_channels=1)
@@ -122,7 +122,7 @@ def test_checkpoint_of_another_network_is_refused(
     assert "do not fit" in sentence
 
 
-def test_nan_weights_are_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_nan_weights_are_rejected(tmp_path: Path, fails: Callable[..., str]) -> None:
     state = dict(safetensors.torch.load_file(WEIGHTS))
     state["linear.weight"][0, 0] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
@@ -168,14 +168,14 @@ def test_truncated_file_of_a_run_is_named(
     assert name in fails(command, str(copy))
 
 
-def test_run_folder_of_another_version_is_refused(copy: Path, fails: Callable[..., str]) -> None:
+def test_run_folder_of_another_version_is_rejected(copy: Path, fails: Callable[..., str]) -> None:
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
     assert "version 2" in fails("report", str(copy))
 
 
 @pytest.mark.parametrize("verb", ["report", "export", "finetune", "evaluate"])
-def test_folder_that_is_no_run_is_refused(
+def test_folder_that_is_no_run_is_rejected(
     tmp_path: Path, fails: Callable[..., str], verb: str
 ) -> None:
     assert "no run folder" in fails(verb, str(tmp_path))

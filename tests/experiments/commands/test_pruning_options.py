@@ -1,4 +1,4 @@
-"""Options of pruning: what they mean, and what is refused before any work is done."""
+"""Options of pruning: what they mean, and what is rejected before any work is done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_patterns_are_read() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "4:2", "0:4", "2:2", "block", "block0", "2x4", "dense"])
-def test_other_patterns_are_refused(pattern: str) -> None:
+def test_other_patterns_are_rejected(pattern: str) -> None:
     with pytest.raises(ValueError, match="--pattern as unstructured, block4"):
         RunConfig(learner="sparse", pattern=pattern)
 
@@ -131,7 +131,7 @@ def test_deep_compression_has_the_defaults_of_its_paper() -> None:
         (["--progressive", "2", "--stages", "0.75"], "exclude each other"),
         (["--stages", "0.5,0.75"], "falling shares"),
         (["--stages", "half"], "as numbers with commas"),
-        # Densities beside bits.
+        # Densities together with bits.
         (["--learner", "deep", "--epochs", "0"], "--epochs >= 1 with --learner deep"),
         (["--learner", "deep", "--retraining-epochs", "0"], "--retraining-epochs >= 1"),
         (["--learner", "deep", "--feature-matching", "9"], "has no effect on --learner deep"),
@@ -155,7 +155,7 @@ def test_mistake_gives_one_sentence_and_leaves_no_folder(
     assert not out.exists()
 
 
-def test_estimated_bytes_of_sparse_networks_refuse_only_what_is_far_off() -> None:
+def test_estimated_bytes_of_sparse_networks_reject_only_what_is_far_off() -> None:
     network = make_model("digitsnet", n_classes=10, in_channels=1, image_size=8).eval()
     traced = trace(network, torch.zeros(1, 1, 8, 8))
     problem = make_problem(RunConfig(learner="sparse"), traced)

@@ -130,8 +130,8 @@ def test_equal_agents_are_rarely_called_different(n, is_fixed):
     for _ in range(400):
         other = sample(0.0, is_fixed=True) if is_fixed else sample(*rng.normal(size=n))
         alarms += differences({"a": sample(*rng.normal(size=n)), "b": other})[0].is_real
-    # At most 5 % are expected, three standard errors are 3 %. Plain percentiles give 20 % at n = 3
-    # and 12 % at n = 5.
+    # At most 5% are expected, three standard errors are 3%. Plain percentiles give 20% at n = 3
+    # and 12% at n = 5.
     assert 0.01 < alarms / 400 < 0.08
 
 

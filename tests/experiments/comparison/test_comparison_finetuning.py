@@ -8,17 +8,17 @@ import pytest
 from support.comparisons import facts, search
 
 from amc_compress.cli import FAILED, run
-from amc_compress.comparison.records import RESULTS, FinalJudgement, Results, ResultsFile
+from amc_compress.comparison.records import RESULTS, FinalEvaluation, Results, ResultsFile
 from amc_compress.comparison.searches import finetuning
 from amc_compress.comparison.searches.finetuning import Finetuning, finetune_winners
 from amc_compress.comparison.tasks import Places
 
 TASK = "digits-channels"
-FINAL = FinalJudgement(plan=(0, 0), validation=0.7)
+FINAL = FinalEvaluation(plan=(0, 0), validation=0.7)
 
 
 def winner(agent: str = "local", seed: int = 0, *, task: str = TASK, plan=(0, 0), epochs=None):
-    final = FinalJudgement(plan, 0.7)
+    final = FinalEvaluation(plan, 0.7)
     if epochs is not None:
         final = replace(
             final, finetuned_validation=0.9, test=0.8, finetune_epochs=epochs or None

@@ -1,4 +1,4 @@
-"""Labels of agents: what may be wished of the environment without changing the problem."""
+"""Labels of agents: what may be asked for of the environment without changing the problem."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from amc_env import Budget
 
 
 def test_options_of_agent_and_environment_are_told_apart():
-    agent, wishes = parse_label("random:rejudge=0,env.action=interval,env.budget=macs=0.27:0.3")
+    agent, requests = parse_label("random:finalists=0,env.action=interval,env.budget=macs=0.27:0.3")
     assert agent.name == "random"
-    assert wishes == EnvOptions("interval", {"macs": (0.27, 0.3)})
+    assert requests == EnvOptions("interval", {"macs": (0.27, 0.3)})
     assert parse_label("random")[1] == EnvOptions()
 
 
@@ -26,7 +26,7 @@ def test_options_of_agent_and_environment_are_told_apart():
         ("uniform:env.budget", "Expected a"),
     ],
 )
-def test_wishes_that_are_unknown_or_another_problem_are_refused(label, message):
+def test_requests_that_are_unknown_or_another_problem_are_rejected(label, message):
     with pytest.raises(ValueError, match=message):
         parse_label(label)
 
@@ -34,7 +34,7 @@ def test_wishes_that_are_unknown_or_another_problem_are_refused(label, message):
 @pytest.mark.parametrize(
     "label", ["tpe:storage=journal:a.log", "cmaes:study=mine", "tpe:worker=1", "ddpg:policy=p.npz"]
 )
-def test_searches_that_would_know_of_others_are_refused(label):
+def test_searches_that_would_know_of_others_are_rejected(label):
     with pytest.raises(ValueError, match=rf"know nothing of each other, got '{label}'"):
         parse_label(label)
 
@@ -60,15 +60,15 @@ class Mine(Agent):
 
 def test_a_budget_may_only_be_narrowed():
     task = Budget(macs=0.3, bytes=(0.1, 0.2))
-    for wish, narrowed in (
+    for request, narrowed in (
         ("macs=0.27:0.3", Budget(macs=(0.27, 0.3), bytes=(0.1, 0.2))),
         ("macs=0.2", Budget(macs=0.2, bytes=(0.1, 0.2))),
         ("bytes=0.1:0.15", Budget(macs=0.3, bytes=(0.1, 0.15))),
         ("params=0.5", Budget(macs=0.3, bytes=(0.1, 0.2), params=0.5)),
     ):
-        assert env_options(f"local:env.budget={wish}").within(task) == narrowed
-    for wish in ("macs=0.31", "bytes=0.2", "bytes=0.1:0.3"):
+        assert env_options(f"local:env.budget={request}").within(task) == narrowed
+    for request in ("macs=0.31", "bytes=0.2", "bytes=0.1:0.3"):
         with pytest.raises(ValueError, match=r"within the task's bytes=0.1:0.2,macs=0.3"):
-            env_options(f"local:env.budget={wish}").within(task)
+            env_options(f"local:env.budget={request}").within(task)
     with pytest.raises(ValueError, match=r"one of macs, bytes, params.*got 'speed'"):
         env_options("local:env.budget=speed=0.5").within(task)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amc_compress.comparison.records import (
-    FinalJudgement,
-    JudgedPlan,
+    EvaluatedPlan,
+    FinalEvaluation,
     ResultsFile,
     SearchRecord,
     TaskFacts,
@@ -24,10 +24,10 @@ TASK = TaskFacts("t", ("a:keep_ratio",), ((0.5, 0.75, 1.0),), "macs=0.5", 0.9, 0
 
 def record(seed: int = 0, agent: str = "local", **changes) -> SearchRecord:
     trials = tuple(
-        JudgedPlan(e, (i,), r, r, {"macs": 0.4}, 0.1, 0.2, "local")
+        EvaluatedPlan(e, (i,), r, r, {"macs": 0.4}, 0.1, 0.2, "local")
         for e, i, r in ((1, 0, 0.6), (4, 1, 0.7), (5, 2, 0.65))
     )
-    final = FinalJudgement((1,), 0.69)
+    final = FinalEvaluation((1,), 0.69)
     return replace(SearchRecord("t", agent, seed, 5, trials, final, 1.5), **changes)
 
 
@@ -72,15 +72,15 @@ def test_a_task_that_was_never_opened_is_one_too(tmp_path):
     assert results.only(tasks=["v"]).searches == [failed]
 
 
-def test_the_best_within_so_many_judgements_counts_those_off_the_budget():
+def test_the_best_within_so_many_evaluations_counts_those_off_the_budget():
     assert record().best_at(1) == 0.6
-    assert record().best_at(3) == 0.6  # judgements 2 and 3 were spent outside the budget
+    assert record().best_at(3) == 0.6  # evaluations 2 and 3 were spent outside the budget
     assert record().best_at(4) == 0.7
     assert record(trials=()).best_at(9) == -math.inf
 
 
 def test_a_later_line_about_the_same_search_takes_its_place(tmp_path):
-    better = record(final=FinalJudgement((1,), 0.69, 0.8, 0.79, 12.0))
+    better = record(final=FinalEvaluation((1,), 0.69, 0.8, 0.79, 12.0))
     results = read_results(written(tmp_path / "r.jsonl", record(), record(1), better))
     assert sorted(r.seed for r in results.searches) == [0, 1]
     assert next(r for r in results.searches if r.seed == 0) == better
@@ -117,14 +117,14 @@ def test_a_damaged_byte_is_that_of_its_line(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"hello\n", b'{"format": "other"}\n', b"[1]\n", b"\xff\xfe", b'{"format": "am']
 )
-def test_other_files_are_refused(tmp_path, content):
+def test_other_files_are_rejected(tmp_path, content):
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
     with pytest.raises(RunFolderError, match="results of a comparison"):
         read_results(path)
 
 
-def test_other_versions_are_refused_with_what_to_do(tmp_path):
+def test_other_versions_are_rejected_with_what_to_do(tmp_path):
     path = written(tmp_path / "r.jsonl")
     head = json.loads(path.read_text())
     path.write_text(json.dumps(head | {"version": 2}) + "\n")
@@ -132,7 +132,7 @@ def test_other_versions_are_refused_with_what_to_do(tmp_path):
         read_results(path)
 
 
-def test_a_task_that_has_changed_is_refused_by_what_changed(tmp_path):
+def test_a_task_that_has_changed_is_rejected_by_what_changed(tmp_path):
     path = written(tmp_path / "r.jsonl", record())
     file = ResultsFile(path)
     file.add_task(TASK)  # the same again: nothing to say
@@ -145,13 +145,13 @@ def test_results_of_before_have_no_epochs_and_no_validation_of_recorded_tasks(tm
     file = ResultsFile(path)
     file.add_task(TASK)
     file.add_task(replace(TASK, name="t-recorded", recorded=True))
-    trained = FinalJudgement((1,), 0.69, 0.8, 0.79, 12.0, finetune_epochs=2)
+    trained = FinalEvaluation((1,), 0.69, 0.8, 0.79, 12.0, finetune_epochs=2)
     file.add(record(final=trained))
     file.add(record(task="t-recorded"))
     path.write_text(path.read_text().replace(', "finetune_epochs": 2', ""))
     real, recorded = read_results(path).searches
     assert real.final == replace(trained, finetune_epochs=None)
-    assert recorded.final == FinalJudgement((1,), None)
+    assert recorded.final == FinalEvaluation((1,), None)
 
 
 def test_a_failure_before_any_task_was_opened_begins_the_file(tmp_path):

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from support.comparisons import TASKS, facts, realistic, results, search
 
 from amc_compress.comparison.naming import file_names
-from amc_compress.comparison.records import FinalJudgement, Results, SearchRecord
+from amc_compress.comparison.records import FinalEvaluation, Results, SearchRecord
 from amc_compress.comparison.report.drawing import spread
 from amc_compress.comparison.report.findings import failures, overall_findings, task_findings
 from amc_compress.comparison.report.report import write_report
@@ -116,21 +116,21 @@ def test_agents_with_html_in_their_names_are_written_as_text(tmp_path):
     assert "\\|&$title" in (tmp_path / "tables.md").read_text()
 
 
-def test_table_holds_means_marks_imputed_counts_seconds_and_final_judgements():
-    final = FinalJudgement((0, 0), 0.75, 0.85, 0.84, 10.0)
+def test_table_holds_means_marks_imputed_counts_seconds_and_final_evaluations():
+    final = FinalEvaluation((0, 0), 0.75, 0.85, 0.84, 10.0)
     late = search("t", "a", 1, [0.5] * 29 + [0.9], final=replace(final, validation=0.77))
-    late = replace(late, trials=late.trials[-1:])  # judged curves before
+    late = replace(late, trials=late.trials[-1:])  # evaluated curves before
     found = Results(
         {"t": facts("t")}, (search("t", "a", 0, [0.7] * 30, final=final, agent_seconds=0.2), late)
     )
     table = task_table(analyse(found, resamples=QUICK), "t")
     assert table.header == (
-        "agent", "seeds", "25", "30", "own s / judgement", "validation", "fine-tuned", "test",
+        "agent", "seeds", "25", "30", "own s / evaluation", "validation", "fine-tuned", "test",
     )  # fmt: skip
     assert table.rows == (
         (
             "a", "2", "0.6500 ± 0.0707 [1]", "0.8000 ± 0.1414", "0.1",
-            "76.00 ± 1.41 %", "85.00 ± 0.00 %", "84.00 ± 0.00 %",
+            "76.00 ± 1.41%", "85.00 ± 0.00%", "84.00 ± 0.00%",
         ),
     )  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_score_table_has_the_marks_before_the_end_of_any_search():
     assert list(analyse(found(80), resamples=QUICK).overall.at_marks) == [25, 50, 60]
 
 
-def test_columns_without_any_judgement_are_left_out():
+def test_columns_without_any_evaluation_are_left_out():
     found = results({"t": {"a": [0.7, 0.8]}})
     assert "test" not in task_table(analyse(found, resamples=QUICK), "t").header
 
@@ -191,7 +191,7 @@ def test_the_leader_is_not_said_to_win_against_an_agent_that_mostly_beats_it():
     assert sentence.endswith("Yet on a task drawn at random it mostly loses to B.")
 
 
-def test_the_leader_that_beats_everybody_is_said_to():
+def test_the_leader_that_beats_all_others_is_said_to():
     found = results({"t": {"a": [0.8, 0.81, 0.82], "b": [0.7, 0.71, 0.72], "uniform": [0.6]}})
     (sentence,) = overall_findings(analyse(found, resamples=QUICK))
     assert sentence.endswith("Whichever other agent it meets, it is more likely than not to win.")
@@ -264,7 +264,7 @@ def test_missing_rliable_stops_before_anything_is_written(monkeypatch, compared,
     assert not (tmp_path / "new").exists()
 
 
-def test_unknown_reference_is_refused_with_the_known_agents(tmp_path):
+def test_unknown_reference_is_rejected_with_the_known_agents(tmp_path):
     with pytest.raises(ComparisonError, match="got 'c'; choose one of: a, b"):
         write_report(tmp_path, results({"t": {"a": [0.7], "b": [0.8]}}), reference="c")
 
@@ -299,8 +299,8 @@ def test_failed_searches_lie_on_the_uniform_plan_in_curves():
     assert seconds_curves(select(found), "t")["a"].mean == pytest.approx(0.7)
 
 
-def test_seconds_are_those_of_agent_and_judge_added_up():
-    run = search("t", "a", 0, [0.6, 0.8, 0.7], agent_seconds=0.5)  # and 0.5 for each judgement
+def test_seconds_are_those_of_agent_and_evaluation_added_up():
+    run = search("t", "a", 0, [0.6, 0.8, 0.7], agent_seconds=0.5)  # and 0.5 for each evaluation
     assert elapsed(run).tolist() == [1.0, 2.0, 3.0]
     curve = seconds_curves(select(Results({"t": facts("t")}, (run,))), "t")["a"]
     assert (curve.x[0], curve.x[-1]) == (1.0, 3.0)
@@ -380,8 +380,8 @@ def test_labels_are_apart_in_order_and_near_their_lines():
     assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     assert spread([1.0, 1.0], 0.1) == pytest.approx([0.9, 1.0])
-    wishes = np.sort(np.random.default_rng(0).uniform(size=12)).tolist()
-    places = spread(wishes, 0.07)
+    requests = np.sort(np.random.default_rng(0).uniform(size=12)).tolist()
+    places = spread(requests, 0.07)
     assert np.all(np.diff(places) > 0.07 - 1e-9)
 
 

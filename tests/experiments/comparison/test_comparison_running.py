@@ -1,4 +1,4 @@
-"""Searches of a comparison: equal judgements, made once, and failures that stop nobody else."""
+"""Searches of a comparison: equal evaluations, made once, and failures that stop nothing else."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class TestSearches:
     def opened(tmp_path_factory):
         return open_task(find_task("digits-channels"), Places(), tmp_path_factory.mktemp("c"))
 
-    def test_trials_are_what_the_agent_judged_within_the_budget(self, opened):
+    def test_trials_are_what_the_agent_evaluated_within_the_budget(self, opened):
         record = run_search(opened, "sensitivity:points=1", 0, 12)
         assert [t.source for t in record.trials] == ["uniform", "sensitivity"]
         assert [t.evaluation for t in record.trials] == [1, 2 + 8]  # a probe per decision between
         assert record.error is None
 
-    def test_every_agent_gets_the_same_judgements_and_the_winner_the_whole_split(self, opened):
+    def test_every_agent_gets_the_same_evaluations_and_the_winner_the_whole_split(self, opened):
         record = run_search(opened, "local", 0, 10)
         assert len(record.trials) == 10
         assert all(t.cost_ratio["macs"] <= 0.3 for t in record.trials)
@@ -80,7 +80,7 @@ class TestSearches:
         assert 0.5 < record.final.validation <= 1.0
         assert opened.facts.uniform_reward == record.trials[0].reward
 
-    def test_equal_plans_are_judged_once_and_their_seconds_counted_again(self, opened):
+    def test_equal_plans_are_evaluated_once_and_their_seconds_counted_again(self, opened):
         learner = opened.learner
         run_search(opened, "local", 3, 10)
         spent = learner.spent
@@ -89,7 +89,7 @@ class TestSearches:
         assert sum(t.judge_seconds for t in again.trials) > 0.0
         assert all(t.agent_seconds >= 0.0 for t in again.trials)
 
-    def test_the_same_seed_gives_the_same_record_from_stored_judgements(self, opened, tmp_path):
+    def test_the_same_seed_gives_the_same_record_from_stored_evaluations(self, opened, tmp_path):
         def facts(record: SearchRecord):
             return [(t.evaluation, t.plan, t.reward, t.source) for t in record.trials]
 
@@ -98,9 +98,9 @@ class TestSearches:
         assert facts(one) == facts(two)
 
     def test_options_of_agent_and_environment_stand_in_the_label(self, opened):
-        record = run_search(opened, "random:rejudge=0,env.action=interval", 0, 4)
+        record = run_search(opened, "random:finalists=0,env.action=interval", 0, 4)
         assert record.error is None
-        assert record.agent == "random:rejudge=0,env.action=interval"
+        assert record.agent == "random:finalists=0,env.action=interval"
         narrow = run_search(opened, "random:env.budget=macs=0.2", 0, 4)
         assert all(t.cost_ratio["macs"] <= 0.2 for t in narrow.trials)
 
@@ -113,12 +113,14 @@ class TestSearches:
         assert bad.final is None
         assert run_search(opened, "crash", 0, 5).error == "a bug of two lines"
 
-    def test_a_winner_that_cannot_be_judged_is_a_failure_with_its_trials(self, opened, monkeypatch):
+    def test_a_winner_that_cannot_be_evaluated_is_a_failure_with_its_trials(
+        self, opened, monkeypatch
+    ):
         def no_memory(plan):
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(opened.learner, "_evaluate_full", no_memory)
-        record = run_search(opened, "random:rejudge=0", 0, 4)
+        record = run_search(opened, "random:finalists=0", 0, 4)
         assert record.error == "out of memory"
         assert len(record.trials) == 4
         assert record.final is None
@@ -207,12 +209,12 @@ class TestComparisons:
             ({"workers": 0}, "evaluations and workers >= 1"),
         ],
     )
-    def test_senseless_comparisons_are_refused_before_any_search(self, tmp_path, changes, message):
+    def test_senseless_comparisons_are_rejected_before_any_search(self, tmp_path, changes, message):
         with pytest.raises(ValueError, match=message):
             run_comparison(comparison(tmp_path, **changes))
         assert not (tmp_path / RESULTS).exists()
 
-    def test_wishes_that_leave_the_problem_as_it_is_are_compared(self, tmp_path):
+    def test_requests_that_leave_the_problem_as_it_is_are_compared(self, tmp_path):
         agents = ("local:env.budget=macs=0.27:0.3", "local:env.action=absolute")
         file = run_comparison(comparison(tmp_path, agents=agents, seeds=(0,)))
         assert [s.error for s in file.results.searches] == [None, None]
@@ -253,7 +255,7 @@ class TestComparisons:
             run_comparison(comparison(tmp_path))
         assert not (tmp_path / RESULTS).exists()
 
-    def test_judgements_of_another_task_are_not_mixed(self, tmp_path):
+    def test_evaluations_of_another_task_are_not_mixed(self, tmp_path):
         open_task(find_task("digits-channels"), Places(), tmp_path)
         store = tmp_path / "judgements" / "digits-channels.jsonl"
         store.write_text(store.read_text().replace("round_to=2", "round_to=4"))
@@ -281,7 +283,7 @@ class TestCommand:
     def test_compares_reports_and_goes_on(self, tmp_path, capsys):
         out = str(tmp_path / "c")
         arguments = ["compare", "--task", RECORDED, "--agent", "uniform,local"]
-        arguments += ["--agent", "random:rejudge=0", "--seeds", "2", "--evaluations", "6"]
+        arguments += ["--agent", "random:finalists=0", "--seeds", "2", "--evaluations", "6"]
         arguments += ["--out", out]
         assert run(arguments) == 0
         printed = capsys.readouterr()
@@ -290,7 +292,7 @@ class TestCommand:
         for number in range(1, 7):
             assert f"{number} of 6: {RECORDED}, " in printed.err
         report = (tmp_path / "c" / "report.html").read_text()
-        assert "random:rejudge=0" in report
+        assert "random:finalists=0" in report
         assert (tmp_path / "c" / "tables.md").exists()
         assert run([*arguments, "--quiet"]) == 0
         assert capsys.readouterr().err == ""
@@ -301,7 +303,7 @@ class TestCommand:
         with only_one(results):  # another process goes on meanwhile
             assert run(["compare", "--report", "--out", out]) == 0
             assert "uniform" in (tmp_path / "c" / "tables.md").read_text()
-            chosen = ["--agent", "local", "--agent", "random:rejudge=0"]
+            chosen = ["--agent", "local", "--agent", "random:finalists=0"]
             assert run(["compare", "--report", *chosen, "--out", out]) == 0
         assert results.read_bytes() == before
         tables = (tmp_path / "c" / "tables.md").read_text()

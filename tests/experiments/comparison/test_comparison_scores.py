@@ -34,7 +34,7 @@ def test_scale_knows_every_trial_of_the_file_even_of_searches_that_are_left_out(
     assert comparison.best_rewards["t"] == 1.0
     assert comparison.evaluations["t"] == 2
     assert comparison.notes == (
-        "Left out on t: 1 search of a, given 1 judgement where most agents were given 2.",
+        "Left out on t: 1 search of a, given 1 evaluation where most agents were given 2.",
     )
 
 
@@ -59,7 +59,7 @@ def test_adding_a_constant_to_all_rewards_of_a_task_changes_no_score(constant):
         np.testing.assert_allclose(new.scores[agent], old.scores[agent], atol=1e-12)
 
 
-def test_best_so_far_counts_only_judgements_up_to_the_mark():
+def test_best_so_far_counts_only_evaluations_up_to_the_mark():
     found = Results(
         {"t": facts("t")},
         (search("t", "a", 0, [0.7, 0.65, 0.8, 1.0]), search("t", "b", 0, [0.6] * 4)),
@@ -85,7 +85,7 @@ def test_failed_searches_count_as_uniform_whatever_they_had_found():
     found = Results(
         {"t": facts("t")},
         (
-            search("t", "a", 0, [0.9, 0.9], error="The judge gave up."),
+            search("t", "a", 0, [0.9, 0.9], error="The evaluation gave up."),
             search("t", "a", 1, [0.8, 0.8]),
             search("t", "b", 0, [0.7, 0.7]),
         ),
@@ -149,7 +149,7 @@ def test_order_of_the_file_and_names_of_the_seeds_change_no_score():
         np.testing.assert_array_equal(old.scores[agent], new.scores[agent])
 
 
-def test_most_agents_decide_how_many_judgements_are_compared():
+def test_most_agents_decide_how_many_evaluations_are_compared():
     found = Results(
         {"t": facts("t")},
         (
@@ -165,14 +165,14 @@ def test_most_agents_decide_how_many_judgements_are_compared():
     assert comparison.agents == ("b", "c", "d")
 
 
-def test_marks_double_from_25_and_end_with_the_last_judgement():
+def test_marks_double_from_25_and_end_with_the_last_evaluation():
     assert marks(200) == (25, 50, 100, 200)
     assert marks(130) == (25, 50, 100, 130)
     assert marks(25) == (25,)
     assert marks(7) == (7,)
 
 
-def test_bad_results_are_refused_with_what_to_do():
+def test_bad_results_are_rejected_with_what_to_do():
     with pytest.raises(ComparisonError, match="run amc compare first"):
         select(Results())
     with pytest.raises(ComparisonError, match="facts of the task 'u'"):
@@ -185,7 +185,7 @@ def test_bad_results_are_refused_with_what_to_do():
         score_matrices(select(results({"t": {"a": [0.7]}, "u": {"b": [0.7]}})))
 
 
-def test_a_task_that_nobody_could_open_is_left_out_with_the_reason():
+def test_a_task_that_could_not_be_opened_is_left_out_with_the_reason():
     failed = [search("u", "a", seed, [], evaluations=1, error="Give --data.") for seed in (0, 1)]
     kept = search("t", "a", 0, [0.7])
     comparison = select(Results({"t": facts("t")}, (*failed, kept)))

@@ -1,4 +1,4 @@
-"""Recording a task: the plans that are judged, the surrogate, and what its figures say."""
+"""Recording a task: the plans that are evaluated, the surrogate, and what its figures say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amc_compress.comparison.recording.recording import (
     REFINING,
     SINGLE,
     RecordingOptions,
-    judge_plans,
+    evaluate_plans,
     latin_hypercube,
     origin_of,
     record,
@@ -31,9 +31,9 @@ from amc_compress.comparison.recording.surrogate_quality import (
     of_model,
     predictions,
 )
-from amc_compress.comparison.records import JudgedPlan, Results, SearchRecord, TaskFacts
-from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
-from amc_compress.comparison.searches.judging import single_decisions
+from amc_compress.comparison.records import EvaluatedPlan, Results, SearchRecord, TaskFacts
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
+from amc_compress.comparison.searches.plan_evaluation import single_decisions
 from amc_env import CompressionEnv, CompressionError, CompressionPlan
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.recorded_file import read_recorded, write_recorded
@@ -62,23 +62,23 @@ def make_env(budget="macs=0.5", n_layers=4):
 
 
 def make_store(env, path):
-    return JudgementStore(path, TaskFingerprint.of(env, "a formula"))
+    return EvaluationStore(path, TaskFingerprint.of(env, "a formula"))
 
 
 def local_trials(env):
-    trials = make_agent("local", rejudge=0).search(env, 60, seed=0).trials
+    trials = make_agent("local", finalists=0).search(env, 60, seed=0).trials
     return {t.plan.choices_for(env.decisions): t.accuracy for t in trials}
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     env = make_env()
-    store = make_store(env, tmp_path_factory.mktemp("store") / "judged.jsonl")
+    store = make_store(env, tmp_path_factory.mktemp("store") / "evaluated.jsonl")
     trials = {"local": local_trials(env)}
     return record(env, store, name="chain", trials=trials, options=SMALL)
 
 
-def judged_hypercube(n, n_layers=4):
+def evaluated_hypercube(n, n_layers=4):
     env = make_env(n_layers=n_layers)
     plans = latin_hypercube(env, n, seed=1)
     accuracies = np.array([env.evaluate(plan).accuracy for plan in plans])
@@ -118,17 +118,17 @@ def test_more_plans_than_the_budget_leaves_are_an_error():
         latin_hypercube(env, 0, seed=0)
 
 
-def test_plans_are_judged_once_and_a_killed_recording_goes_on(tmp_path):
+def test_plans_are_evaluated_once_and_a_killed_recording_goes_on(tmp_path):
     env = make_env()
     plans = [p.choices_for(env.decisions) for p in latin_hypercube(env, 30, seed=0)]
-    store = make_store(env, tmp_path / "judged.jsonl")
-    judge_plans(env, plans[:20], store)
+    store = make_store(env, tmp_path / "evaluated.jsonl")
+    evaluate_plans(env, plans[:20], store)
     assert env.learner.calls == 20
-    again = make_store(env, tmp_path / "judged.jsonl")
-    judged = judge_plans(env, plans, again)
+    again = make_store(env, tmp_path / "evaluated.jsonl")
+    evaluated = evaluate_plans(env, plans, again)
     assert env.learner.calls == 30
     expected = [CompressionPlan.from_choices(env.decisions, plan) for plan in plans]
-    assert judged == {p: env.learner.evaluate(e) for p, e in zip(plans, expected, strict=True)}
+    assert evaluated == {p: env.learner.evaluate(e) for p, e in zip(plans, expected, strict=True)}
 
 
 # -- the surrogate -------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_plans_are_judged_once_and_a_killed_recording_goes_on(tmp_path):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_predictions_equal_those_of_scikit_learn(target):
-    env, plans, accuracies = judged_hypercube(160)
+    env, plans, accuracies = evaluated_hypercube(160)
     model = fit_model(
         env.decisions, plans[:120], accuracies[:120], warp="log", target=target, n_fit=90
     )
@@ -180,7 +180,7 @@ def test_targets_and_their_inverses_cancel_and_increase(target):
 
 
 def test_a_formula_is_predicted_well_where_it_was_not_seen():
-    env, plans, accuracies = judged_hypercube(250)
+    env, plans, accuracies = evaluated_hypercube(250)
     model = fit_model(env.decisions, plans, accuracies, warp="value", target="log-error", n_fit=150)
     quality = cross_validated(of_model(model), plans, accuracies, seed=0)
     assert quality.all.n == 250
@@ -190,7 +190,7 @@ def test_a_formula_is_predicted_well_where_it_was_not_seen():
 
 
 def test_held_out_plans_are_not_looked_at():
-    env, plans, _ = judged_hypercube(200)
+    env, plans, _ = evaluated_hypercube(200)
     noise = np.random.default_rng(0).uniform(0.2, 0.8, len(plans))
     model = fit_model(env.decisions, plans, noise, warp="value", target="accuracy", n_fit=100)
     eager = dataclasses.replace(model, noise=1e-6)  # reproduces what it has seen
@@ -208,14 +208,14 @@ def test_agreement_by_hand():
 
 
 @pytest.mark.parametrize("names", [("cube", "accuracy"), ("log", "cube")])
-def test_unknown_names_are_refused(names):
-    env, plans, accuracies = judged_hypercube(10)
+def test_unknown_names_are_rejected(names):
+    env, plans, accuracies = evaluated_hypercube(10)
     with pytest.raises(ValueError, match="Expected a warp of"):
         fit_model(env.decisions, plans, accuracies, warp=names[0], target=names[1])
 
 
 def test_equal_accuracies_are_nothing_to_fit_to():
-    env, plans, accuracies = judged_hypercube(10)
+    env, plans, accuracies = evaluated_hypercube(10)
     with pytest.raises(ValueError, match="different accuracies"):
         fit_model(env.decisions, plans, 0 * accuracies, warp="log", target="accuracy")
 
@@ -250,25 +250,27 @@ def test_single_decisions_are_predicted_and_do_not_widen_the_cost_range(recorded
     whole = tuple(len(d.choices) - 1 for d in env.decisions)
     for plan in plans:
         assert sum(a != b for a, b in zip(plan, whole, strict=True)) == 1
-        judged = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
-        assert recorded.surrogate.predict(plan) == pytest.approx(judged, abs=0.02)
+        evaluated = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
+        assert recorded.surrogate.predict(plan) == pytest.approx(evaluated, abs=0.02)
 
 
-def test_curves_are_read_from_the_choices_that_sensitivity_judges(monkeypatch):
+def test_curves_are_read_from_the_choices_that_sensitivity_evaluates(monkeypatch):
     env = make_env()
-    agent, judged = make_agent("sensitivity", rejudge=0), []
+    agent, evaluated = make_agent("sensitivity", finalists=0), []
     evaluate = env.learner.evaluate
-    monkeypatch.setattr(env.learner, "evaluate", lambda plan: judged.append(plan) or evaluate(plan))
+    monkeypatch.setattr(
+        env.learner, "evaluate", lambda plan: evaluated.append(plan) or evaluate(plan)
+    )
     agent.search(env, 2 + 8 * env.n_decisions, seed=0)
     alone = {CompressionPlan.from_choices(env.decisions, p) for p in single_decisions(env, 8)}
-    assert alone <= set(judged)
+    assert alone <= set(evaluated)
 
 
 def test_recorded_accuracies_are_those_of_the_learner(recorded):
     env = make_env()
     for plan, accuracy in zip(recorded.plans[::9], recorded.accuracies[::9], strict=True):
-        judged = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
-        assert accuracy == np.float32(judged)
+        evaluated = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
+        assert accuracy == np.float32(evaluated)
 
 
 def test_winners_of_the_surrogate_are_as_good_as_it_says(recorded):
@@ -276,13 +278,13 @@ def test_winners_of_the_surrogate_are_as_good_as_it_says(recorded):
     assert winners["judged"] == pytest.approx(winners["predicted"], abs=0.02)
 
 
-def test_recording_again_from_the_same_judgements_gives_the_same_file(tmp_path):
+def test_recording_again_from_the_same_evaluations_gives_the_same_file(tmp_path):
     options = dataclasses.replace(SMALL, n_plans=60)
     env = make_env()
-    store = make_store(env, tmp_path / "judged.jsonl")
+    store = make_store(env, tmp_path / "evaluated.jsonl")
     first = write_recorded(record(env, store, name="chain", options=options))
     calls = env.learner.calls
-    again = make_store(env, tmp_path / "judged.jsonl")
+    again = make_store(env, tmp_path / "evaluated.jsonl")
     assert write_recorded(record(env, again, name="chain", options=options)) == first
     assert env.learner.calls == calls
 
@@ -303,12 +305,12 @@ def test_a_file_comes_back_as_it_was(recorded, tmp_path):
     assert write_recorded(again) == path.read_bytes()
 
 
-def test_costs_that_a_record_cannot_keep_are_refused_before_anything_is_judged(tmp_path):
+def test_costs_that_a_record_cannot_keep_are_rejected_before_anything_is_evaluated(tmp_path):
     env = CompressionEnv(
         CountingLearner(3), "latency=0.9", cost_models={"latency": lambda v: float(sum(v))}
     )
     with pytest.raises(CompressionError, match=r"bounds latency, which does not follow .*macs"):
-        record(env, make_store(env, tmp_path / "judged.jsonl"), name="chain", options=SMALL)
+        record(env, make_store(env, tmp_path / "evaluated.jsonl"), name="chain", options=SMALL)
     assert env.learner.calls == 0
 
 
@@ -316,7 +318,7 @@ def test_costs_of_the_storage_come_back(tmp_path):
     learner = SyntheticBitsLearner(3, channels=True)
     env = CompressionEnv(learner, "macs=0.6,bytes=0.15")
     options = dataclasses.replace(SMALL, n_plans=60, check_seeds=0)
-    task = record(env, make_store(env, tmp_path / "judged.jsonl"), name="joint", options=options)
+    task = record(env, make_store(env, tmp_path / "evaluated.jsonl"), name="joint", options=options)
     again = CompressionEnv(RecordedLearner(task), task.budget)
     plan = env.uniform_plan()
     assert again.uniform_plan() == plan
@@ -339,7 +341,7 @@ def results_of(env, **changes):
         0.5,
     )
     trials = [
-        JudgedPlan(i + 1, plan, accuracy, accuracy, {}, 0.0, 0.0, "local")
+        EvaluatedPlan(i + 1, plan, accuracy, accuracy, {}, 0.0, 0.0, "local")
         for i, (plan, accuracy) in enumerate(local_trials(env).items())
     ]
     searches = (
@@ -356,7 +358,7 @@ def test_the_trials_of_a_comparison_are_merged_by_agent():
     assert trials_of(results_of(env), "chain", env) == {"local": local_trials(env), "tpe": {}}
 
 
-def test_trials_of_another_task_are_refused():
+def test_trials_of_another_task_are_rejected():
     env = make_env()
     with pytest.raises(CompressionError, match=r"no task 'nothing', only \['chain'\]"):
         trials_of(results_of(env), "nothing", env)

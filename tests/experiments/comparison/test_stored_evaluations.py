@@ -10,7 +10,7 @@ import pytest
 
 from amc_compress.agents import RandomSearch
 from amc_compress.comparison.records import read_results
-from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_env import CompressionEnv, CompressionError, RunFolderError
 from amc_env.recorded_tasks.recorded_file import read_recorded
@@ -166,11 +166,11 @@ def test_a_bad_line_of_a_comparison_is_named(tmp_path, change):
 def test_a_bad_line_of_an_evaluation_store_is_named(tmp_path, row):
     task = TaskFingerprint(("a", "b"), ((0.5, 1.0), (0.5, 1.0)), 0.9)
     path = tmp_path / "store.jsonl"
-    JudgementStore(path, task)
+    EvaluationStore(path, task)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(RunFolderError, match="no judgement of this task"):
-        JudgementStore(path, task)
+    with pytest.raises(RunFolderError, match="no evaluation of this task"):
+        EvaluationStore(path, task)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_several_files_of_a_split_are_joined_in_order(tmp_path: Path) -> None:
     assert load_data(path).test.labels.tolist() == [0, 1, 2] * 3 + [2, 2]
 
 
-def test_second_reading_comes_from_the_cache_until_the_file_changes(tmp_path: Path) -> None:
+def test_second_read_comes_from_the_cache_until_the_file_changes(tmp_path: Path) -> None:
     path = folder(tmp_path)
     before = sorted(p.name for p in path.iterdir())
     first = load_data(path)
@@ -184,7 +184,7 @@ def test_unwritable_cache_costs_nothing_but_time(
         ([0, None, 1], None, "whole numbers without gaps, got int64 with 1 empty"),
     ],
 )
-def test_labels_outside_the_classes_are_refused(
+def test_labels_outside_the_classes_are_rejected(
     tmp_path: Path, labels: list[int | None], classes: tuple[str, ...] | None, message: str
 ) -> None:
     path = folder(tmp_path, classes=classes)
@@ -193,7 +193,7 @@ def test_labels_outside_the_classes_are_refused(
         load_data(path)
 
 
-def test_unusable_images_are_refused(tmp_path: Path) -> None:
+def test_unusable_images_are_rejected(tmp_path: Path) -> None:
     path = folder(tmp_path)
     file = path / "test-00000-of-00001.parquet"
     good = pictures(2)
@@ -216,7 +216,7 @@ def test_unusable_images_are_refused(tmp_path: Path) -> None:
         load_data(path)
 
 
-def test_missing_columns_splits_and_files_are_refused(tmp_path: Path) -> None:
+def test_missing_columns_splits_and_files_are_rejected(tmp_path: Path) -> None:
     path = folder(tmp_path)
     file = path / "test-00000-of-00001.parquet"
     write(file, pictures(3), [0, 1, 2], image="photo")
@@ -242,7 +242,7 @@ def test_missing_columns_splits_and_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["digitz", "./nowhere", "/no/such/folder", "a/b/c", ""])
-def test_unknown_data_sets_are_refused(
+def test_unknown_data_sets_are_rejected(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -259,7 +259,7 @@ def test_hub_names_without_the_library_name_the_line_to_type(
 
 
 @pytest.mark.parametrize("size", [0, 30, 99])
-def test_a_validation_split_without_training_images_is_refused(tmp_path: Path, size: int) -> None:
+def test_a_validation_split_without_training_images_is_rejected(tmp_path: Path, size: int) -> None:
     with pytest.raises(InputDataError, match="expected 1 to 29 images"):
         load_data(folder(tmp_path), validation_size=size)
 

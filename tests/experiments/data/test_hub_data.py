@@ -50,7 +50,7 @@ def split(start: int, n: int, label: str = "label", path: Path | None = None) ->
         buffer = io.BytesIO()
         Image.fromarray(picture(start + i)).save(buffer, "PNG")
         entry: dict[str, Any] = {"bytes": buffer.getvalue(), "path": None}
-        if path is not None:  # stored beside the table instead of inside
+        if path is not None:  # stored next to the table instead of inside
             file = path / f"{start + i}.png"
             file.write_bytes(buffer.getvalue())
             entry = {"bytes": None, "path": str(file)}
@@ -97,7 +97,7 @@ def test_columns_of_any_name_can_be_chosen(hub: Any) -> None:
     assert any("no test split" in note for note in data.notes)
 
 
-def test_bad_hub_sets_are_refused_in_one_sentence(hub: Any) -> None:
+def test_bad_hub_sets_are_rejected_in_one_sentence(hub: Any) -> None:
     with pytest.raises(InputDataError, match=r"'me/none' cannot be loaded .* exist on the Hub; "):
         load_data("me/none")
     hub["me/set", None] = {"train": split(0, 4)}

@@ -29,7 +29,7 @@ LENGTH = 12
 ABSOLUTE = "single-file-tests/absolute-v0"
 """The same task read so that an untrained policy, which asks for the middle, is not good already.
 
-With the default reading the middle is the uniform plan, hard to beat in a second of learning.
+With the default mapping the middle is the uniform plan, hard to beat in a second of learning.
 """
 
 if ABSOLUTE not in gym.registry:
@@ -302,7 +302,7 @@ def test_equal_seeds_give_equal_returns(
 
 
 @pytest.mark.parametrize("script", [ddpg, ppo])
-def test_actions_that_are_no_bounded_box_are_refused(script: ModuleType) -> None:
+def test_actions_that_are_no_bounded_box_are_rejected(script: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"CartPole-v1 to have a bounded Box of actions"):
         script.main(["--env-id=CartPole-v1"])
 
@@ -317,7 +317,7 @@ def test_actions_that_are_no_bounded_box_are_refused(script: ModuleType) -> None
         (ppo, ["--num-minibatches=0"], "--num-minibatches from 1"),
     ],
 )
-def test_flags_that_cannot_be_are_refused_before_anything_runs(
+def test_flags_that_cannot_be_are_rejected_before_anything_runs(
     script: ModuleType, flags: list[str], message: str, runs: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

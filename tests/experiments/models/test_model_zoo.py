@@ -1,4 +1,4 @@
-"""The zoo: sizes against published or hand-made numbers, factories, refusals."""
+"""The zoo: sizes against published or hand-made numbers, factories, rejections."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_networks_take_digits(name: str) -> None:
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_lenet_refuses_images_too_small_for_it() -> None:
+def test_lenet_rejects_images_too_small_for_it() -> None:
     with pytest.raises(InputDataError, match="at least 4 x 4"):
         make_model("lenet", in_channels=1, image_size=3)
 
@@ -186,13 +186,13 @@ def test_a_users_factory_gets_the_keywords_it_names(user_module: str) -> None:
         ("missing", "has no 'missing'"),
     ],
 )
-def test_a_users_factory_that_is_none_is_refused(
+def test_a_users_factory_that_is_none_is_rejected(
     user_module: str, attribute: str, message: str
 ) -> None:
     with pytest.raises(InputDataError, match=message):
         make_model(f"{user_module}:{attribute}")
 
 
-def test_a_module_that_is_not_there_is_refused() -> None:
+def test_a_module_that_is_not_there_is_rejected() -> None:
     with pytest.raises(InputDataError, match=r"'no_such_package_x' .* cannot be imported"):
         make_model("no_such_package_x:net")

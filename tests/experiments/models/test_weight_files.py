@@ -98,7 +98,7 @@ def test_other_shapes_and_names_are_listed_and_nothing_is_loaded(tmp_path: Path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+def test_weights_that_are_not_finite_are_rejected(tmp_path: Path, bad: float) -> None:
     state = small(1).state_dict()
     state["2.bias"][1] = bad
     torch.save(state, tmp_path / "w.pt")
@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize("keep", [0, 1, 9, 400])
-def test_truncated_files_are_refused(tmp_path: Path, suffix: str, keep: int) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, suffix: str, keep: int) -> None:
     path = tmp_path / f"w.{suffix}"
     if suffix == "pt":
         torch.save(small(1).state_dict(), path)
@@ -121,14 +121,14 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, keep: int) -> 
 
 @pytest.mark.parametrize("content", [b"just some text\n", b"\x00" * 64, b"hello world" * 99])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_files_of_another_kind_are_rejected(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(content)
     with pytest.raises(InputDataError, match="truncated or not a weights file"):
         load_weights(small(2), path)
 
 
-def test_a_missing_file_and_a_file_without_tensors_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_tensors_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputDataError, match="no weights file"):
         load_weights(small(), tmp_path / "none.pt")
     torch.save({"epoch": 3}, tmp_path / "w.pt")

@@ -52,7 +52,7 @@ def test_bounds_of_ones_own_end_with_the_budget(shares: tuple[float, ...]) -> No
 
 
 @pytest.mark.parametrize("stages", [0, (0.2,), (0.5, 0.6), (1.0, 0.5)])
-def test_bounds_that_do_not_fall_are_refused(stages: Any) -> None:
+def test_bounds_that_do_not_fall_are_rejected(stages: Any) -> None:
     with pytest.raises(ValueError, match=r"1 to 100 stages|fall from 1 to macs=0\.25"):
         stage_budgets(Budget(macs=0.25), stages)
 
@@ -122,7 +122,7 @@ def test_composed_units_are_the_units_of_the_original_that_are_left(
     assert kept["other"].tolist() == [5]
 
 
-def test_groups_that_are_not_found_again_are_refused(
+def test_groups_that_are_not_found_again_are_rejected(
     make: Callable[[nn.Module], ChannelPruning], model: nn.Module
 ) -> None:
     original = make(model)
@@ -236,7 +236,7 @@ def test_run_killed_anywhere_ends_with_the_same_plan_and_metrics(
     assert sum(p.numel() for p in network.parameters()) == summaries[1]["compressed"]["params"]
 
 
-def test_stages_that_do_not_lead_to_the_budget_are_refused_before_the_work(
+def test_stages_that_do_not_lead_to_the_budget_are_rejected_before_the_work(
     tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     out = tmp_path / "run"

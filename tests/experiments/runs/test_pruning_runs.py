@@ -145,8 +145,8 @@ def test_rule_meets_its_density_without_a_search(
     weights = effective_weights(load_original(folder))
     limit = torch.cat([w.detach().abs().flatten() for w in weights.values()]).quantile(0.7)
     for name, weight in weights.items():
-        wished = float((weight.abs() > limit).float().mean())
-        assert trial["plan"][f"{name}:density"] == pytest.approx(max(wished, 0.02), abs=0.06)
+        requested = float((weight.abs() > limit).float().mean())
+        assert trial["plan"][f"{name}:density"] == pytest.approx(max(requested, 0.02), abs=0.06)
 
 
 def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path]) -> None:

@@ -82,7 +82,7 @@ def test_packed_file_holds_the_same_network(learner: str, run_of: Callable[[str]
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_every_judged_plan_meets_the_budget_and_the_network_has_its_bits(
+def test_every_evaluated_plan_meets_the_budget_and_the_network_has_its_bits(
     learner: str, run_of: Callable[[str], Path]
 ) -> None:
     out = run_of(learner)
@@ -116,9 +116,9 @@ def test_integers_are_exported_and_agree(run_of: Callable[[str], Path]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     out = run_of("uniform")
     summary = summary_of(out)
-    refused = any(b["activations"] != 8 for b in summary["bits"].values())
-    assert (summary["export_refused"] is not None) is refused
-    if refused:
+    rejected = any(b["activations"] != 8 for b in summary["bits"].values())
+    assert (summary["export_refused"] is not None) is rejected
+    if rejected:
         return
     images = load_data("digits").test.images.float()
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))

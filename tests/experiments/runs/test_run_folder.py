@@ -84,7 +84,7 @@ def test_disk_full_is_recognised_behind_other_errors() -> None:
         ('{"format": "x"}', "version None"),
     ],
 )
-def test_json_of_another_kind_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_json_of_another_kind_is_rejected(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(RunFolderError, match=message):
         read_json(tmp_path / "f.json", "x", 1)
@@ -105,7 +105,7 @@ def test_folder_read_back_is_the_folder_written(tmp_path: Path) -> None:
     assert read.results("search") == {"done": True, "seconds": 1.5}
 
 
-def test_used_folder_is_refused_without_resume(tmp_path: Path) -> None:
+def test_used_folder_is_rejected_without_resume(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(RunFolderError, match="--resume"):
         RunFolder.create(tmp_path, RunConfig(), FACTS)
@@ -185,7 +185,7 @@ def test_truncated_files_are_named(tmp_path: Path, name: str) -> None:
         RunFolder.open(tmp_path / "run")
 
 
-def test_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_folder_of_another_version_is_rejected(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", RunConfig(), FACTS).close()
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
@@ -203,7 +203,7 @@ def test_option_unknown_to_this_release_is_named(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "run")
 
 
-def test_truncated_plan_is_refused(tmp_path: Path) -> None:
+def test_truncated_plan_is_rejected(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run", RunConfig(), FACTS) as folder:
         folder.write_plan(PLAN)
         assert folder.read_plan() == PLAN

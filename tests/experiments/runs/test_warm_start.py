@@ -1,4 +1,4 @@
-"""``--warm-start``: a search that knows from its start what another run has judged."""
+"""``--warm-start``: a search that knows from its start what another run has evaluated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def search(out: Path, *more: str) -> list[str]:
     return ["search", *QUICK[:4], *QUICK[6:], *more, "--out", str(out), "--quiet"]
 
 
-def test_what_another_run_judged_is_known_and_costs_nothing(finished: Path, tmp_path: Path):
+def test_what_another_run_evaluated_is_known_and_costs_nothing(finished: Path, tmp_path: Path):
     out = tmp_path / "warm"
     options = ["--agent", "local", "--episodes", "3", "--warm-start", str(finished)]
     arguments = ["compress", *QUICK, *options, "--no-export", "--out", str(out), "--quiet"]
@@ -43,7 +43,7 @@ def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
     assert run(["compress", *QUICK, *options, "--out", str(out), "--quiet"]) == 0
     assert read_trials(out / "trials.jsonl") == []  # the uniform plan was known as well
     assert (out / "plan.json").read_text() == (first / "plan.json").read_text()
-    assert "Nothing new was judged" in (out / "report.html").read_text()
+    assert "Nothing new was evaluated" in (out / "report.html").read_text()
 
 
 def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monkeypatch):
@@ -82,7 +82,7 @@ def test_what_a_run_knew_itself_is_passed_on(finished: Path, tmp_path: Path):
         (["--progressive", "2"], "one search by an agent"),
     ],
 )
-def test_a_run_that_judged_by_other_rules_is_refused(
+def test_a_run_that_evaluated_by_other_rules_is_rejected(
     finished: Path, tmp_path: Path, fails: Fails, options: list[str], message: str
 ):
     out = tmp_path / "warm"
@@ -90,18 +90,18 @@ def test_a_run_that_judged_by_other_rules_is_refused(
     assert not out.exists()
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, fails: Fails):
+def test_a_folder_that_is_no_run_is_rejected(tmp_path: Path, fails: Fails):
     out = tmp_path / "warm"
     assert "config.json" in fails(*search(out, "--warm-start", str(tmp_path / "nothing")))
     assert not out.exists()
 
 
-def test_a_run_without_trials_is_refused(copy: Path, tmp_path: Path, fails: Fails):
+def test_a_run_without_trials_is_rejected(copy: Path, tmp_path: Path, fails: Fails):
     (copy / "trials.jsonl").unlink()
-    assert "judged no plan yet" in fails(*search(tmp_path / "warm", "--warm-start", str(copy)))
+    assert "evaluated no plan yet" in fails(*search(tmp_path / "warm", "--warm-start", str(copy)))
 
 
-def test_a_network_with_other_weights_is_refused(copy: Path, tmp_path: Path, fails: Fails):
+def test_a_network_with_other_weights_is_rejected(copy: Path, tmp_path: Path, fails: Fails):
     tensors = load_file(copy / "original.safetensors")
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name] + 1}, copy / "original.safetensors")

@@ -244,7 +244,7 @@ class Rereading(nn.Module):
         return self.head((first + sixth).mean((2, 3)) + view.mean((2, 3)))
 
 
-def test_sums_are_written_over_their_summand_only_if_nobody_needs_it():
+def test_sums_are_written_over_their_summand_only_if_nothing_needs_it():
     torch.manual_seed(0)
     model, x = Rereading().eval(), images(8)
     expected, before = model(x), x.clone()
@@ -312,12 +312,12 @@ def test_collect_stops_at_the_limit():
         ([torch.zeros(4, 3, 8, 8)], r"Expected \(images, labels\) batches"),
     ],
 )
-def test_data_the_network_does_not_expect_is_refused(data, sentence):
+def test_data_the_network_does_not_expect_is_rejected(data, sentence):
     with pytest.raises(InputDataError, match=sentence):
         collect(data, None, "validation", torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("label", [-1, 10])
-def test_labels_outside_the_classes_are_refused(label):
+def test_labels_outside_the_classes_are_rejected(label):
     with pytest.raises(InputDataError, match="labels from 0 to 9"):
         check_labels(torch.tensor([0, label]), 10, "validation")

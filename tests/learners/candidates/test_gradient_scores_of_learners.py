@@ -197,7 +197,7 @@ def weight_scores(learner, name):
     return 0.5 * fisher[f"{name}.weight"] * weight.square()
 
 
-def test_channels_that_nobody_has_moments_of_count_the_weights_that_read_them(prepared):
+def test_channels_without_moments_count_the_weights_that_read_them(prepared):
     learner = prepared("channels")
     learner._layers = {}
     decision = next(d for d in learner.decisions if d.target == "conv1")
@@ -246,7 +246,7 @@ def test_a_view_of_free_decisions_has_their_scores(prepared):
     assert all(np.array_equal(found[key], scores[key]) for key in found)
 
 
-def test_a_part_without_scores_is_refused_when_they_are_asked_for(prepared):
+def test_a_part_without_scores_is_rejected_when_they_are_asked_for(prepared):
     learner = prepared("joint")
 
     class Unscored:
@@ -256,7 +256,7 @@ def test_a_part_without_scores_is_refused_when_they_are_asked_for(prepared):
             self.apply, self.layer_errors = part.apply, part.layer_errors
 
     channels, densities, bits = learner.parts
-    other = JointCompression((channels, Unscored(densities), bits), learner.judge)
+    other = JointCompression((channels, Unscored(densities), bits), learner.evaluator)
     assert set(other.layer_errors()) == {d.key for d in other.decisions}
     with pytest.raises(CompressionError, match="the part 'density' without"):
         other.gradient_scores()

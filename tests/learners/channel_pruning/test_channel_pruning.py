@@ -27,7 +27,7 @@ class TestChannelPruning(LearnerContract):
 
 
 class TestChannelPruningWithFinetuningProxy(LearnerContract):
-    """SGD steps before judging change the uncut network too."""
+    """SGD steps before evaluation change the uncut network too."""
 
     proxy_is_compress = False
 
@@ -55,7 +55,7 @@ def prepared(name="residual", **options):
 
 
 class Viewing(nn.Module):
-    """LeNet's way: ``view`` of a map larger than 1 x 1, which channels-last outputs refuse."""
+    """LeNet's way: ``view`` of a map larger than 1 x 1, which fails on channels-last outputs."""
 
     def __init__(self):
         super().__init__()
@@ -340,7 +340,7 @@ def with_labels(label):
         ),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(changes, error, sentence):
+def test_bad_input_is_rejected_in_one_sentence(changes, error, sentence):
     arguments = bad(**changes)
     with pytest.raises(error, match=sentence) as caught:
         ChannelPruning(
@@ -354,7 +354,7 @@ def test_bad_input_is_refused_in_one_sentence(changes, error, sentence):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_weights_are_refused_by_name(value):
+def test_broken_weights_are_rejected_by_name(value):
     model = make_model("plain")
     with torch.no_grad():
         model[3].weight[0, 0, 0, 0] = value
@@ -368,7 +368,7 @@ def test_networks_without_anything_to_cut_say_why():
         ChannelPruning(model, EXAMPLE, make_data(64, 2), make_data(64, 3))
 
 
-def test_networks_without_logits_are_refused():
+def test_networks_without_logits_are_rejected():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
     with pytest.raises(InputDataError, match="returns its logits"):
         ChannelPruning(model, EXAMPLE, make_data(64, 2), make_data(64, 3))

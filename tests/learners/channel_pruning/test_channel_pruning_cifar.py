@@ -45,7 +45,7 @@ def test_repairs_save_a_resnet_at_half_the_macs(prepared):
     assert accuracy["reconstruction+recalibration"] > accuracy["recalibration"] + 0.03
 
 
-def test_bf16_and_float32_judge_alike_and_bf16_is_no_slower(prepared):
+def test_bf16_and_float32_evaluate_alike_and_bf16_is_no_slower(prepared):
     seconds, accuracy = {}, {}
     for precision in ("fp32", "bf16"):
         learner = prepared(precision=precision)

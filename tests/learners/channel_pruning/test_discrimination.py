@@ -123,7 +123,7 @@ class TwoWays(nn.Module):
         return self.c(self.a(x).relu().mean((2, 3))) + self.d(self.b(x).relu().mean((2, 3)))
 
 
-def test_a_network_without_a_place_is_refused():
+def test_a_network_without_a_place_is_rejected():
     with pytest.raises(UntraceableModelError, match="place for an auxiliary loss") as caught:
         make(TwoWays())
     assert "\n" not in str(caught.value)
@@ -271,13 +271,13 @@ def test_progress_is_shown_on_request(capsys):
         ({"channels_per_step": 0}, ValueError, "channels_per_step >= 1"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(options, error, sentence):
+def test_bad_input_is_rejected_in_one_sentence(options, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
         make(model_of("plain"), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_training_batches_are_refused():
+def test_missing_training_batches_are_rejected():
     with pytest.raises(ValueError, match="train=loader"):
         DiscriminationAwarePruning(model_of("plain"), EXAMPLE, make_data(64, 2), make_data(64, 3))
 

@@ -149,7 +149,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_result(
     assert same(straight, staged(model, plan, checkpoint_dir=tmp_path, resume=True, **options))
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_rejected(tmp_path: Path) -> None:
     model = make_model("plain").eval()
     _, plan = planned(model)
     staged(model, plan, checkpoint_dir=tmp_path)
@@ -166,7 +166,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         staged(model, plan, resume=True)
 
 
-def test_the_same_units_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_the_same_units_of_another_network_are_rejected(tmp_path: Path) -> None:
     """Magnitudes rank alike; the repair and the weights are others."""
     model = make_model("plain").eval()
     _, plan = planned(model)
@@ -189,7 +189,7 @@ def test_the_same_units_of_another_network_are_refused(tmp_path: Path) -> None:
     staged(model, plan, checkpoint_dir=tmp_path, resume=True)
 
 
-def test_bad_options_and_plans_are_refused() -> None:
+def test_bad_options_and_plans_are_rejected() -> None:
     model = make_model("plain").eval()
     _, plan = planned(model)
     other = "to be a whole number"
@@ -203,7 +203,7 @@ def test_bad_options_and_plans_are_refused() -> None:
         staged(model, CompressionPlan({"x:keep_ratio": 0.5}))
 
 
-def test_a_network_that_can_be_cut_only_once_is_refused_by_name() -> None:
+def test_a_network_that_can_be_cut_only_once_is_rejected_by_name() -> None:
     """A channel shuffle gets a forward with the indices of the first cut."""
     torch.manual_seed(0)
     model = shufflenet().eval()

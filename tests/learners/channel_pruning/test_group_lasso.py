@@ -227,7 +227,7 @@ class Unseen(nn.Module):
 
 
 @BOTH
-def test_groups_that_nobody_is_seen_to_read_are_ranked_by_l1(make):
+def test_groups_without_a_known_reader_are_ranked_by_l1(make):
     model = Unseen()
     with torch.no_grad():
         model.head.weight[:, [3, 5]] += torch.tensor([3.0, 4.0])
@@ -262,14 +262,14 @@ def test_selections_do_not_depend_on_what_was_asked_before(make):
         ("conv9", 4, "No channel group named 'conv9'"),
     ],
 )
-def test_selections_that_cannot_be_are_refused(make, group, count, sentence):
+def test_selections_that_cannot_be_are_rejected(make, group, count, sentence):
     learner = prepared(make, network("residual"))
     for choose in (learner.select, getattr(learner, "lasso", learner.select)):
         with pytest.raises(ValueError, match=sentence):
             choose(group, count)
 
 
-def test_no_iterations_are_refused():
+def test_no_iterations_are_rejected():
     for iterations, expected in ((0, ">= 1, a whole number"), (2.5, "to be a whole number")):
         with pytest.raises(ValueError, match=f"iterations {expected}, got {iterations}"):
             prepared(GroupLassoPruning, network("plain"), iterations=iterations)

@@ -150,15 +150,15 @@ def test_a_unit_that_has_gone_has_a_gradient_of_zero() -> None:
     assert all(p.grad.abs().max() == 0.0 for p in net.parameters() if p.grad is not None)
 
 
-def test_growing_regularisation_is_an_l2_penalty_of_the_doomed_weights() -> None:
+def test_growing_regularisation_is_an_l2_penalty_of_the_removed_weights() -> None:
     net = network()
-    doomed = {"0": torch.tensor([1]), "4": torch.tensor([0, 2])}
-    hook = GrowingRegularisation(traced(net), doomed, delta=0.1, interval=2, ceiling=0.3)
+    removed = {"0": torch.tensor([1]), "4": torch.tensor([0, 2])}
+    hook = GrowingRegularisation(traced(net), removed, delta=0.1, interval=2, ceiling=0.3)
     hook.start(net, None, 10)
-    # Each doomed weight once, though 4.weight[0, 1] belongs to two doomed units.
+    # Each weight to be removed once, though 4.weight[0, 1] belongs to two units to be removed.
     squares = sum(
         by_hand(net, group, int(unit)).square().sum().item()
-        for group, units in doomed.items()
+        for group, units in removed.items()
         for unit in units
     )
     squares -= net[4].weight[[0, 2], 1].square().sum().item()
@@ -191,15 +191,15 @@ def test_the_default_growth_is_at_its_ceiling_in_time(steps: int, interval: int)
     ]
 
 
-def test_doomed_units_fade_and_the_others_keep_the_ordinary_decay() -> None:
+def test_removed_units_fade_and_the_others_keep_the_ordinary_decay() -> None:
     net = network()
     known = traced(copy.deepcopy(net))
-    doomed = {"0": torch.tensor([0, 2])}
+    removed = {"0": torch.tensor([0, 2])}
     before = unit_norms(known, net, "0")
     data = make_data(256, 1)
     train(
         net, data, data, replace(CONFIG, epochs=8),
-        hooks=[GrowingRegularisation(known, doomed, interval=1)],
+        hooks=[GrowingRegularisation(known, removed, interval=1)],
     )  # fmt: skip
     after = unit_norms(known, net, "0")
     assert (after[[0, 2]] < 0.3 * before[[0, 2]]).all()
@@ -231,7 +231,7 @@ def test_a_resumed_training_has_the_same_bits(kind: type, tmp_path: Path) -> Non
         assert torch.equal(a, b)
 
 
-def test_what_cannot_be_penalised_is_refused() -> None:
+def test_what_cannot_be_penalised_is_rejected() -> None:
     known = traced(network())
     with pytest.raises(ValueError, match="No channel group named 'x'"):
         GroupLassoPenalty(known, {"x": torch.tensor([0])})

@@ -166,6 +166,6 @@ def test_what_steps_do_not_settle_is_not_called_exact():
 
 
 @pytest.mark.parametrize("form", [torch.zeros(2, 3), torch.full((2, 2), float("nan"))])
-def test_forms_that_are_none_are_refused(form):
+def test_forms_that_are_none_are_rejected(form):
     with pytest.raises(ValueError, match="finite square matrix"):
         LassoSolver(form)

@@ -1,4 +1,4 @@
-"""Sparse training: what is doomed fades, so that cutting it changes little."""
+"""Sparse training: what will be removed fades, so that cutting it changes little."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from torch import nn
 
-from amc_compress.learners import ChannelPruning, cut_after
-from amc_compress.learners import sparse_training
+from amc_compress.learners import ChannelPruning, cut_after, sparse_training
 from amc_compress.learners.channel_pruning.gradual.regularisers import unit_norms
-from amc_compress.learners.channel_pruning.gradual.sparse_training import doomed_units, faded
+from amc_compress.learners.channel_pruning.gradual.sparse_training import faded, units_to_remove
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import train
@@ -41,12 +40,12 @@ def change(before: nn.Module, after: nn.Module) -> float:
 
 
 class Watch(TrainingHook):
-    """Notes the norms of the doomed units after each epoch."""
+    """Notes the norms of the units to be removed after each epoch."""
 
     name = "watch"
 
     def __init__(self, learner: ChannelPruning, plan: CompressionPlan, steps: int) -> None:
-        self.learner, self.doomed, self.steps = learner, doomed_units(learner, plan), steps
+        self.learner, self.removed, self.steps = learner, units_to_remove(learner, plan), steps
         self.rows: list[list[float]] = []
 
     def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
@@ -58,7 +57,7 @@ class Watch(TrainingHook):
             self.note()
 
     def note(self) -> None:
-        norms = (unit_norms(self.learner.traced, self.model, g)[u] for g, u in self.doomed.items())
+        norms = (unit_norms(self.learner.traced, self.model, g)[u] for g, u in self.removed.items())
         self.rows.append([float(n.mean()) for n in norms])
 
 
@@ -90,19 +89,19 @@ def test_the_group_lasso_fades_the_same_units() -> None:
         learner, plan, make_data(256, 1), regulariser="group-lasso", strength=0.02, epochs=8,
         config=CONFIG,
     )  # fmt: skip
-    for group, doomed in doomed_units(learner, plan).items():
+    for group, removed in units_to_remove(learner, plan).items():
         before = unit_norms(learner.traced, learner.original, group)
         after = unit_norms(learner.traced, network, group)
         stays = learner.kept_units(plan)[group]
-        assert sorted([*doomed.tolist(), *stays.tolist()]) == list(range(len(before)))
-        assert (after[doomed] < 0.2 * before[doomed]).all()
+        assert sorted([*removed.tolist(), *stays.tolist()]) == list(range(len(before)))
+        assert (after[removed] < 0.2 * before[removed]).all()
         assert after[stays].mean() > 0.5 * before[stays].mean()
 
 
 def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the uncut network: at this rate every epoch costs accuracy, and fades some more."""
     learner, plan = prepared("residual")
-    doomed, data = doomed_units(learner, plan), make_data(256, 1)
+    removed, data = units_to_remove(learner, plan), make_data(256, 1)
     config = TrainingConfig(learning_rate=0.02, schedule="constant", precision="fp32")
     falling = iter([0.9, 0.8, 0.7])
     monkeypatch.setattr("amc_compress.learners.training.loop._accuracy", lambda *_: next(falling))
@@ -111,30 +110,31 @@ def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.Monk
         network = sparse_training(
             learner, plan, data, regulariser="group-lasso", epochs=3, config=config, hooks=[watch]
         )
-    norms = [float(unit_norms(learner.traced, network, g)[u].mean()) for g, u in doomed.items()]
+    norms = [float(unit_norms(learner.traced, network, g)[u].mean()) for g, u in removed.items()]
     assert norms == pytest.approx(watch.rows[-1])
     assert all(a < b for a, b in zip(norms, watch.rows[1], strict=True))
 
 
 def test_the_share_left_is_that_of_the_group_that_kept_most() -> None:
     learner, plan = prepared("plain")
-    doomed = doomed_units(learner, plan)
+    removed = units_to_remove(learner, plan)
     network = copy.deepcopy(learner.original)
-    assert faded(learner, network, doomed) == pytest.approx(1.0)
+    assert faded(learner, network, removed) == pytest.approx(1.0)
     with torch.no_grad():
         for p in network.parameters():
             p.mul_(0.25)
         network[0].weight[learner.kept_units(plan)["0"]] = 9.0  # of no interest
-        assert faded(learner, network, {"0": doomed["0"]}) == pytest.approx(0.25)
-        network[3].weight[doomed["3"]] *= 3.0
+        assert faded(learner, network, {"0": removed["0"]}) == pytest.approx(0.25)
+        network[3].weight[removed["3"]] *= 3.0
     own = [
         float(n.norm())
         for n in (
-            unit_norms(learner.traced, net, "3")[doomed["3"]] for net in (network, learner.original)
+            unit_norms(learner.traced, net, "3")[removed["3"]]
+            for net in (network, learner.original)
         )
     ]
     assert own[0] / own[1] > 0.3
-    assert faded(learner, network, doomed) == pytest.approx(own[0] / own[1])
+    assert faded(learner, network, removed) == pytest.approx(own[0] / own[1])
 
 
 def test_the_cut_takes_the_trained_weights_of_the_units_that_stay() -> None:
@@ -178,7 +178,7 @@ def test_a_resumed_sparse_training_has_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_what_cannot_be_done_is_refused() -> None:
+def test_what_cannot_be_done_is_rejected() -> None:
     learner, plan = prepared("plain")
     data = make_data(32, 1)
     with pytest.raises(ValueError, match="Unknown regulariser 'l3'"):
@@ -218,7 +218,7 @@ def test_without_its_penalty_it_is_the_one_training_loop() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(alone.seen[5], penalised.seen[5], strict=True))
 
 
-def test_a_training_that_ends_before_the_penalty_begins_is_refused(tmp_path: Path) -> None:
+def test_a_training_that_ends_before_the_penalty_begins_is_rejected(tmp_path: Path) -> None:
     learner, plan = prepared("plain")
     with pytest.raises(ValueError, match="3 steps end before it is raised the first time"):
         sparse_training(

@@ -67,7 +67,7 @@ class Undecided(nn.Module):
         return scale * x.flatten(1)
 
 
-def test_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+def test_file_that_computes_something_else_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="differs from torch"):
         export_onnx(
             Undecided(), torch.zeros(1, 1, 2, 2), tmp_path / "x.onnx", images=torch.ones(4, 1, 2, 2)
@@ -89,7 +89,7 @@ def test_network_that_cannot_be_exported_gives_one_sentence(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_damaged_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"not a network")
     with pytest.raises(ExportError, match="cannot read"):
         open_session(tmp_path / "x.onnx")

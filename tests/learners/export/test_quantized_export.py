@@ -1,4 +1,4 @@
-"""Exported integers are the network's own, ONNX Runtime computes with them, the rest is refused."""
+"""Exported integers are the network's own, ONNX Runtime computes with them, or export fails."""
 
 from __future__ import annotations
 

@@ -38,8 +38,10 @@ def prepared(name="residual", **options):
 
 
 def plan_of(learner, density=0.3, bits=4, keep=1.0):
-    wished = {DecisionKind.DENSITY: density, DecisionKind.KEEP_RATIO: keep}
-    return CompressionPlan({d.key: d.nearest(wished.get(d.kind, bits)) for d in learner.decisions})
+    requested = {DecisionKind.DENSITY: density, DecisionKind.KEEP_RATIO: keep}
+    return CompressionPlan(
+        {d.key: d.nearest(requested.get(d.kind, bits)) for d in learner.decisions}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +376,7 @@ def test_channels_may_be_cut_before(schedule):
     assert data == result.packed
 
 
-def test_what_cannot_be_is_refused():
+def test_what_cannot_be_is_rejected():
     _, learner = prepared("plain")
     plan = plan_of(learner)
     dense = joint_compression(

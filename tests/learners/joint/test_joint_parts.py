@@ -1,4 +1,4 @@
-"""What a joint plan is made of: order, parts, repairs, fixed decisions, refusals."""
+"""What a joint plan is made of: order, parts, repairs, fixed decisions, rejections."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_the_repairs_pay():
     assert accuracy["reconstruction+recalibration"] > accuracy["none"] + 0.1
 
 
-def test_sgd_steps_before_judging_train_the_finished_candidate():
+def test_sgd_steps_before_evaluation_train_the_finished_candidate():
     _, plain = prepared(proxy="none")
     _, tuned = prepared(proxy="none", finetune_steps=8, train=make_data(256, 1))
     plans = [plan_of(plain, 0.5, bits) for bits in (2, 3)]
@@ -247,7 +247,7 @@ def test_a_third_kind_of_decision_joins():
     channels, bits = learner.parts
     density = Density(learner)
     assert isinstance(density, PlanPart)
-    wide = JointCompression((channels, density, bits), learner.judge)
+    wide = JointCompression((channels, density, bits), learner.evaluator)
     assert [d.key for d in wide.decisions][1:4] == [
         "stem:density",
         "conv1:keep_ratio",
@@ -299,7 +299,7 @@ def test_assumptions_change_what_is_counted_and_nothing_else():
     assert view.evaluate(plan) == learner.evaluate(CompressionPlan({**plan, **most}))
 
 
-def test_senseless_fixing_is_refused():
+def test_senseless_fixing_is_rejected():
     _, learner = prepared()
     full = dict(CompressionPlan.full(learner.decisions))
     with pytest.raises(ValueError, match="not fixed"):
@@ -316,29 +316,29 @@ def test_senseless_fixing_is_refused():
     assert not hasattr(view, "nonsense")
 
 
-def test_parts_of_different_networks_are_refused():
+def test_parts_of_different_networks_are_rejected():
     _, learner = prepared("residual")
     _, other = prepared("plain")
     with pytest.raises(ValueError, match=r"same network.*channels and bits differ"):
-        JointCompression((learner.parts[0], other.parts[1]), learner.judge)
+        JointCompression((learner.parts[0], other.parts[1]), learner.evaluator)
     with pytest.raises(ValueError, match="at least one part"):
-        JointCompression((), learner.judge)
+        JointCompression((), learner.evaluator)
 
 
-def test_parts_that_decide_the_same_are_refused():
+def test_parts_that_decide_the_same_are_rejected():
     _, learner = prepared()
     with pytest.raises(ValueError, match=r"several decide about \['conv1:weight_bits'"):
-        JointCompression((learner.parts[1], learner.parts[1]), learner.judge)
+        JointCompression((learner.parts[1], learner.parts[1]), learner.evaluator)
 
 
 def test_channels_cannot_be_cut_after_bits():
     _, learner = prepared()
     channels, bits = learner.parts
     with pytest.raises(ValueError, match="channels are cut first"):
-        JointCompression((bits, channels), learner.judge).compress(plan_of(learner))
+        JointCompression((bits, channels), learner.evaluator).compress(plan_of(learner))
 
 
-def test_a_network_that_is_quantized_already_is_refused_by_name():
+def test_a_network_that_is_quantized_already_is_rejected_by_name():
     _, learner = prepared()
     quantized = learner.compress(plan_of(learner))
     part = learner.parts[1]
@@ -366,7 +366,7 @@ def test_a_network_that_is_quantized_already_is_refused_by_name():
         ),
     ],
 )
-def test_bad_options_are_refused_in_one_sentence(options, error, sentence):
+def test_bad_options_are_rejected_in_one_sentence(options, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
         prepared("plain", **options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Codebooks in joint plans, densities beside bits, and all three kinds keep the contract."""
+"""Codebooks in joint plans, densities together with bits, and all three kinds keep the contract."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestJointCodebook(PreparedOnce):
 
 
 class SparseContract(PreparedOnce):
-    """Densities are decided; bytes are promised within 3 % and some of the header."""
+    """Densities are decided; bytes are promised within 3% and some of the header."""
 
     uncut_loss = 0.05
 

@@ -305,7 +305,7 @@ def test_a_real_measurement_is_a_usable_table(tmp_path, monkeypatch):
         assert sum(sample["layers"]) == pytest.approx(sample["total"] - sample["empty"], abs=1e-5)
 
 
-def test_two_tables_of_one_quantity_are_refused(invented, tmp_path):
+def test_two_tables_of_one_quantity_are_rejected(invented, tmp_path):
     measure_table(small(), OPTIONS, tmp_path / "t.json")
     graph = trace(small(), torch.zeros(1, *SHAPE)).graph
     with pytest.raises(CostTableError, match="two of latency"):

@@ -33,15 +33,15 @@ from amc_compress.learners import (
     UniformQuantization,
     WeightSparsification,
     cut_after,
+    deep_compression,
     evaluate,
     group_finetune,
     joint_compression,
+    sparse_training,
     trace,
     train,
 )
-from amc_compress.learners import sparse_training
 from amc_compress.learners.full_precision import FullPrecision
-from amc_compress.learners import deep_compression
 from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization import load_packed, save_packed
@@ -316,7 +316,7 @@ def test_parts_joined_by_hand_hand_back_what_the_first_one_was_given():
     assert set(types_of(joined.compress(small_plan(joined))).values()) == {torch.float64}
 
 
-def test_a_network_handed_back_in_half_can_be_judged_quantized_and_packed(tmp_path):
+def test_a_network_handed_back_in_half_can_be_evaluated_quantized_and_packed(tmp_path):
     model = network().half()
     learner = ChannelPruning(model, *GIVEN, precision="fp32")
     plan = small_plan(learner)

@@ -24,9 +24,9 @@ from amc_compress.learners import (
     RemasteredPruning,
     UniformQuantization,
     WeightSparsification,
+    deep_compression,
     joint_compression,
 )
-from amc_compress.learners import deep_compression
 from amc_env import CompressionEnv, CompressionPlan
 
 QUICK = {"train": make_data(64, 1), "block_steps": 1, "layer_steps": 1, "channels_per_step": 8}

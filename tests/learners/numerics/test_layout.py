@@ -29,7 +29,7 @@ from amc_env import CompressionPlan
 
 
 class LeNet(nn.Module):
-    """``view`` of a map larger than 1 x 1, which channels-last outputs refuse."""
+    """``view`` of a map larger than 1 x 1, which fails on channels-last outputs."""
 
     def __init__(self, flatten: bool = False) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def lenet(flatten: bool = False) -> LeNet:
         return LeNet(flatten)
 
 
-def test_a_network_that_views_its_maps_is_trained_and_judged_as_one_that_flattens_them() -> None:
+def test_a_network_that_views_its_maps_is_trained_and_evaluated_as_one_that_flattens_them() -> None:
     data = make_data(64, 1)
     config = TrainingConfig(epochs=2, learning_rate=0.02, ema_decay=0.9, precision="fp32")
     trained = []
@@ -71,7 +71,7 @@ def test_a_loader_of_validation_images_leaves_the_global_generator_alone() -> No
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_network_of_three_dimensions_is_pruned_trained_and_judged() -> None:
+def test_a_network_of_three_dimensions_is_pruned_trained_and_evaluated() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(

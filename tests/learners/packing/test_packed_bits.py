@@ -45,7 +45,7 @@ def test_long_arrays_are_packed_in_pieces_that_fit_together(bits, monkeypatch):
     assert np.array_equal(unpack_bits(whole, bits, codes.size), codes.reshape(-1))
 
 
-def test_codes_that_do_not_fit_are_refused():
+def test_codes_that_do_not_fit_are_rejected():
     for codes in ([4], [-1], [0, 1, 300]):
         with pytest.raises(ValueError, match="0 to 3"):
             pack_bits(codes, 2)

@@ -159,7 +159,7 @@ def test_what_is_loaded_can_be_trained_and_the_original_is_left_alone(tmp_path):
 
 
 class WithToken(nn.Module):
-    """Has a parameter of its own, beside those of its layers."""
+    """Has a parameter of its own, besides those of its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,28 +226,28 @@ def test_damaged_files_are_told_apart(tmp_path):
     data = packed_bytes(network)
     path = tmp_path / "net.packed"
 
-    def refused(content: bytes, message: str) -> None:
+    def rejected(content: bytes, message: str) -> None:
         path.write_bytes(content)
         with pytest.raises(InputDataError, match=message):
             load_packed(path, original("plain"))
 
     with pytest.raises(InputDataError, match="Expected a packed network at"):
         load_packed(tmp_path / "missing", original("plain"))
-    refused(b"", "cut short")
-    refused(b"PK\3\4" + data, "begins otherwise")
+    rejected(b"", "cut short")
+    rejected(b"PK\3\4" + data, "begins otherwise")
     for end in (10, 27, 40, len(data) // 2, len(data) - 1):
-        refused(data[:end], "cut short")
-    refused(data + b"\0", "appended")
-    refused(data[:8] + struct.pack("<I", 3) + data[12:], "version 3")
+        rejected(data[:end], "cut short")
+    rejected(data + b"\0", "appended")
+    rejected(data[:8] + struct.pack("<I", 3) + data[12:], "version 3")
     for at in (30, len(data) // 2, len(data) - 1):
-        refused(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], "damaged")
+        rejected(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], "damaged")
     for text in (b"{}", b"[]", b'{"tensors":{"0":[["weight","O",[1]]]}}', b"\xff"):
         header = zlib.compress(text)
         prefix = PREFIX.pack(MAGIC, 1, len(header), 0, zlib.crc32(header))
-        refused(prefix + header, "header of|another network")
+        rejected(prefix + header, "header of|another network")
 
 
-def test_other_networks_are_refused(tmp_path):
+def test_other_networks_are_rejected(tmp_path):
     save_packed(quantized(original("plain"), ("codebook",)), tmp_path / "net")
     wider = plain()
     wider[0], wider[3] = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(20, 24, 3, padding=1)

@@ -1,4 +1,4 @@
-"""The size that costs promise is the size of the file, within 3 %."""
+"""The size that costs promise is the size of the file, within 3%."""
 
 from __future__ import annotations
 

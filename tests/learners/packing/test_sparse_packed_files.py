@@ -283,7 +283,7 @@ def test_files_of_version_1_are_read(tmp_path):
     assert np.array_equal(reader()["weights"](header, arrays, masks, "0"), weight.numpy())
 
 
-def test_damaged_files_are_refused(tmp_path):
+def test_damaged_files_are_rejected(tmp_path):
     data = packed_bytes(quantized(sparsified(original("plain"), 0.2), "codebook"))
     path = tmp_path / "net"
     for at in (30, len(data) // 2, len(data) - 1):
@@ -306,11 +306,11 @@ def rewritten(data: bytes, change) -> bytes:
     return PREFIX.pack(magic, version, len(text), len(payload), check) + text + payload
 
 
-def test_files_that_other_programs_got_wrong_are_refused(tmp_path):
+def test_files_that_other_programs_got_wrong_are_rejected(tmp_path):
     base = nn.Sequential(nn.Linear(30, 20, bias=False))
     data = packed_bytes(sparsified(base, 0.1))
 
-    def refused(change, message: str) -> None:
+    def rejected(change, message: str) -> None:
         (tmp_path / "net").write_bytes(rewritten(data, change))
         with pytest.raises(InputDataError, match=message):
             load_packed(tmp_path / "net", base)
@@ -341,21 +341,21 @@ def test_files_that_other_programs_got_wrong_are_refused(tmp_path):
         header["tensors"]["0"][0][1] = "s9"
         return header, payload
 
-    refused(first_bytes(b"\5"), "unknown way 5")
-    refused(first_bytes(b"\1"), "mask of 600|not Deflate|cut short")
-    refused(first_bytes(b"\2\xff\xff"), "not Deflate")
-    refused(resized([1, 2]), "longer than 2 bytes")
-    refused(resized([20, 3]), "non-zero is at|longer than")
-    refused(shorter, "cut short")
-    refused(longer, "1 bytes are left")
-    refused(unmasked, "has a mask there and none here")
-    refused(unknown, "unknown kind 's9'")
+    rejected(first_bytes(b"\5"), "unknown way 5")
+    rejected(first_bytes(b"\1"), "mask of 600|not Deflate|cut short")
+    rejected(first_bytes(b"\2\xff\xff"), "not Deflate")
+    rejected(resized([1, 2]), "longer than 2 bytes")
+    rejected(resized([20, 3]), "non-zero is at|longer than")
+    rejected(shorter, "cut short")
+    rejected(longer, "1 bytes are left")
+    rejected(unmasked, "has a mask there and none here")
+    rejected(unknown, "unknown kind 's9'")
     (tmp_path / "net").write_bytes(data[:8] + struct.pack("<I", 3) + data[12:])
     with pytest.raises(InputDataError, match=r"version 1 or 2, but .* version 3"):
         load_packed(tmp_path / "net", base)
 
 
-def test_a_file_whose_mask_is_missing_is_refused(tmp_path):
+def test_a_file_whose_mask_is_missing_is_rejected(tmp_path):
     base = nn.Sequential(nn.Linear(30, 20, bias=False))
 
     def masked(header, payload):
@@ -367,7 +367,7 @@ def test_a_file_whose_mask_is_missing_is_refused(tmp_path):
         load_packed(tmp_path / "net", base)
 
 
-def test_numbers_that_are_not_finite_are_refused_unless_hidden(tmp_path):
+def test_numbers_that_are_not_finite_are_rejected_unless_hidden(tmp_path):
     network = sparsified(original("plain"), 0.2)
     layer = network[0]
     with torch.no_grad():

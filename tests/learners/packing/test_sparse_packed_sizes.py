@@ -1,4 +1,4 @@
-"""The size that costs promise of a sparse network is the size of the file, within 3 %."""
+"""The size that costs promise of a sparse network is the size of the file, within 3%."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def check_floats(weights: Path | None) -> None:
             assert abs(error) < 0.03, (densities, error)
 
 
-def test_floats_nobody_measured():
+def test_floats_that_were_not_measured():
     check_floats(None)
 
 
 @pytest.mark.data
-def test_trained_floats_nobody_measured(shared_data):
+def test_trained_floats_that_were_not_measured(shared_data):
     check_floats(shared_data / CHECKPOINT)
 
 

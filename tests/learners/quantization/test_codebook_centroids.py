@@ -103,7 +103,7 @@ def test_the_scale_of_the_numbers_does_not_matter(scale):
     assert torch.allclose(ratio, initial_codebook(values[None], 8), rtol=1e-3, atol=1e-5)
 
 
-def test_unusable_weights_are_refused():
+def test_unusable_weights_are_rejected():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(InputDataError, match="finite weights"):
             initial_codebook(torch.tensor([[1.0, bad, 2.0]]), 4)

@@ -132,7 +132,7 @@ def test_fixed_assignments_stay_where_centroids_move():
     free = copy.deepcopy(quantizer)
     free.fix_assignments(None)
     assert not torch.equal(free.encode(x), codes)
-    # Values are centroids, so whoever knows the values alone finds the same codes again.
+    # Values are centroids, so the values alone are enough to find the same codes again.
     assert torch.equal(free.encode(quantizer(x)), codes)
 
 

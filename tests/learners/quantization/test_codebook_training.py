@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_at_two_bits(mode):
     assert loss() < 0.95 * before
 
 
-def test_steps_before_judging_follow_the_mode():
+def test_steps_before_evaluation_follow_the_mode():
     accuracies = set()
     for mode in ("weights", "clusters", "both"):
         learner = prepared(mode=mode, finetune_steps=4, train=make_data(128, 1))
@@ -102,7 +102,7 @@ def test_more_bits_lose_less(init):
         assert accuracy == pytest.approx(learner.original_accuracy, abs=0.03)
 
 
-def test_unknown_names_are_refused_before_work_is_done():
+def test_unknown_names_are_rejected_before_work_is_done():
     for option in ({"mode": "cluster"}, {"init": "kmeans++"}, {"granularity": "layer"}):
         with pytest.raises(ValueError, match=next(iter(option.values())).replace("+", r"\+")):
             prepared(**option)

@@ -52,7 +52,7 @@ class TestUniformQuantizationOfEverything(QuantizationContract):
 
 @pytest.mark.slow
 class TestUniformQuantizationThatTrainsBriefly(QuantizationContract):
-    """SGD steps before judging, scales trained with the weights."""
+    """SGD steps before evaluation, scales trained with the weights."""
 
     proxy_is_compress = False
     uncut_loss = 0.1

@@ -212,13 +212,13 @@ def test_error_curves_compare_with_the_sparse_layer():
     assert curves["0:weight_bits"][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_judge_sees_the_sparse_quantized_network():
+def test_the_evaluator_sees_the_sparse_quantized_network():
     learner = prepared("codebook")
     network = learner.quantize(sparsified(), learner.fixed_plan(4))
     images, labels = (torch.cat(t) for t in zip(*make_data(200, 3), strict=True))
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    assert learner._judge.accuracy(network) == pytest.approx(float(right), abs=0.006)
+    assert learner._evaluator.accuracy(network) == pytest.approx(float(right), abs=0.006)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

@@ -129,7 +129,7 @@ def test_constants_zeros_and_tiny_numbers_have_ranges(rule, symmetric):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_refused(bad):
+def test_numbers_that_are_none_are_rejected(bad):
     x = values()
     x[1, 7] = bad
     with pytest.raises(InputDataError, match=r"Expected finite numbers in layer1\.conv"):
@@ -138,7 +138,7 @@ def test_numbers_that_are_none_are_refused(bad):
         clipping_ranges(torch.zeros(2, 0), [4], "mse", symmetric=True)
 
 
-def test_unknown_rules_and_bits_are_refused():
+def test_unknown_rules_and_bits_are_rejected():
     with pytest.raises(ValueError, match="Unknown range rule 'best'"):
         clipping_ranges(values(), [4], "best", symmetric=True)
     with pytest.raises(ValueError, match="Expected 2 to 8 bits, got 16"):

@@ -117,7 +117,7 @@ def test_a_description_is_json_and_the_geometry_survives():
     assert len(reference) == 2
 
 
-def test_descriptions_of_something_else_are_refused():
+def test_descriptions_of_something_else_are_rejected():
     network = nn.Sequential(nn.Conv2d(3, 4, 1))
     quantize_layers(network, {"0": (None, None)})
     description = describe(network)
@@ -204,7 +204,7 @@ def test_masked_layers_may_be_quantized():
     assert quantizable_layers(model, graph, ()) == tuple(masked_layers(model))
 
 
-def test_masks_of_something_else_are_refused():
+def test_masks_of_something_else_are_rejected():
     description = describe(sparsified(nn.Sequential(nn.Conv2d(3, 4, 1)), 0.5))
     with pytest.raises(InputDataError, match="layer '0' as described, got ReLU"):
         rebuild(nn.Sequential(nn.ReLU()), description)

@@ -240,7 +240,7 @@ def test_what_cannot_be_traced_keeps_its_norms():
     assert 0.0 <= learner.evaluate(learner.fixed_plan(4)) <= 1.0
 
 
-def test_a_network_without_such_layers_is_refused():
+def test_a_network_without_such_layers_is_rejected():
     class Shift(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -270,19 +270,19 @@ def test_a_network_without_such_layers_is_refused():
         ({"n_calibration": 0}, "n_calibration"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         prepared(**options)
 
 
-def test_constant_calibration_images_are_refused():
+def test_constant_calibration_images_are_rejected():
     model = make_model("plain")
     constant = [(torch.full((16, 3, 8, 8), 0.5), torch.zeros(16, dtype=torch.int64))]
     with pytest.raises(InputDataError, match="calibration images that differ"):
         UniformQuantization(model, EXAMPLE, constant, make_data(64, 3))
 
 
-def test_activations_that_overflow_are_refused_by_name():
+def test_activations_that_overflow_are_rejected_by_name():
     model = make_model("plain")
     with torch.no_grad():
         model[0].weight.mul_(1e30)
@@ -305,7 +305,7 @@ def test_dead_channels_and_layers_are_quantized_to_zero():
         assert network(IMAGES).isfinite().all()
 
 
-def test_bits_on_no_offer_are_refused():
+def test_bits_on_no_offer_are_rejected():
     _, learner = prepared(weight_bits=(2, 4))
     with pytest.raises(PlanMismatchError, match="not on the grid"):
         learner.fixed_plan(3)

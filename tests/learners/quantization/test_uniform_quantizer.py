@@ -265,7 +265,7 @@ def test_only_a_scale_per_channel_can_be_rescaled():
 
 
 @pytest.mark.parametrize("bits", [1, 9, 16, 0, 2.5])
-def test_other_bits_are_refused(bits):
+def test_other_bits_are_rejected(bits):
     with pytest.raises(ValueError, match="Expected 2 to 8 bits"):
         UniformQuantizer(bits, torch.ones(1))
 
@@ -280,13 +280,13 @@ def test_other_bits_are_refused(bits):
         ({"scale": torch.tensor([float("nan")])}, "finite scales"),
     ],
 )
-def test_bad_arguments_are_refused(options, message):
+def test_bad_arguments_are_rejected(options, message):
     options = {"bits": 4, "scale": torch.ones(1), **options}
     with pytest.raises(ValueError, match=message):
         UniformQuantizer(**options)
 
 
-def test_unknown_kinds_are_refused():
+def test_unknown_kinds_are_rejected():
     with pytest.raises(ValueError, match="Unknown quantizer 'ternary'"):
         Quantizer.from_description({"kind": "ternary"})
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning, WeightSparsification
-from amc_compress.learners.joint.parts import Judge, PlanPart
+from amc_compress.learners.joint.parts import NetworkEvaluator, PlanPart
 from amc_compress.learners.layers.masked import SparseConv2d, SparseLinear, masked_layers
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.sparsification import finalise
@@ -38,10 +38,10 @@ def learner() -> WeightSparsification:
     return make(make_model("residual"))
 
 
-def test_it_is_a_part_of_joint_plans_and_a_judge(learner):
+def test_it_is_a_part_of_joint_plans_and_an_evaluator(learner):
     assert isinstance(learner, PlanPart)
-    judge: Judge = learner
-    assert judge.accuracy(learner.original) == learner.original_accuracy
+    evaluator: NetworkEvaluator = learner
+    assert evaluator.accuracy(learner.original) == learner.original_accuracy
     assert learner.name == "density"
 
 
@@ -128,7 +128,7 @@ def test_layers_that_cannot_be_sparse_are_left_dense_by_name():
         learner.plan_for("uniform", 0.5)
 
 
-def test_a_network_without_such_layers_is_refused_with_the_reasons():
+def test_a_network_without_such_layers_is_rejected_with_the_reasons():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, CLASSES))
     with pytest.raises(UntraceableModelError, match="6 inputs are not a multiple of 4"):
         make(model, pattern="2:4", ignore=("1",))
@@ -171,7 +171,7 @@ def test_a_cut_network_is_made_sparse_by_what_is_there():
         assert torch.equal(tensor, before[key])
 
 
-def test_a_network_that_lacks_a_layer_is_refused(learner):
+def test_a_network_that_lacks_a_layer_is_rejected(learner):
     other = copy.deepcopy(learner.original)
     other.conv2 = nn.Identity()
     with pytest.raises(PlanMismatchError, match="'conv2'"):
@@ -320,7 +320,7 @@ def test_trained_networks_have_the_size_that_was_counted(schedule):
 
 @pytest.mark.parametrize("pattern", ["unstructured", "block4", "2:4"])
 def test_the_packed_file_has_the_size_that_the_budget_counts(pattern):
-    """Wide enough for the weights to matter beside the header."""
+    """Wide enough for the weights to matter next to the header."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -365,6 +365,6 @@ def test_the_packed_file_has_the_size_that_the_budget_counts(pattern):
         {"ignore": ("nowhere",)},
     ],
 )
-def test_impossible_options_are_refused(options):
+def test_impossible_options_are_rejected(options):
     with pytest.raises(ValueError, match=r"Expected|Unknown|must"):
         make(make_model("plain"), **options)

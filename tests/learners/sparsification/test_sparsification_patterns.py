@@ -84,10 +84,10 @@ def test_an_incomplete_group_of_a_cut_layer_keeps_no_more_than_its_share():
     assert mask[:, 4:].sum(1).eq(1).all()
 
 
-def test_layers_of_other_widths_are_refused_and_blocks_are_not():
-    assert Pattern.parse("2:4").refusal(torch.Size((8, 3, 3, 3)))
-    assert Pattern.parse("2:4").refusal(torch.Size((8, 4, 3, 3))) is None
-    assert Pattern.parse("block4").refusal(torch.Size((8, 3, 3, 3))) is None
+def test_layers_of_other_widths_are_rejected_and_blocks_are_not():
+    assert Pattern.parse("2:4").rejection(torch.Size((8, 3, 3, 3)))
+    assert Pattern.parse("2:4").rejection(torch.Size((8, 4, 3, 3))) is None
+    assert Pattern.parse("block4").rejection(torch.Size((8, 3, 3, 3))) is None
 
 
 @pytest.mark.parametrize("name", ["unstructured", "block4", "block3"])
@@ -107,7 +107,7 @@ def test_the_grid_of_single_weights_has_steps_of_half_a_percent():
 
 
 @pytest.mark.parametrize("text", ["", "block", "block0", "4:4", "4:2", "0:4", "2:4:8", "random"])
-def test_other_patterns_are_refused(text):
+def test_other_patterns_are_rejected(text):
     with pytest.raises(ValueError, match="Unknown pattern"):
         Pattern.parse(text)
 

@@ -62,7 +62,7 @@ def test_the_heuristic_is_the_published_formula_where_nothing_is_clipped():
 
 
 def test_the_heuristic_empties_no_layer_and_what_is_clipped_others_take():
-    """Unclipped, the largest layer would lose 105 % of its weights here."""
+    """Unclipped, the largest layer would lose 105% of its weights here."""
     made = decisions(least=0.05)
     weights = sum(SIZES.values())
     alpha = 0.9 * weights / sum(n * math.log(n) for n in SIZES.values())
@@ -88,7 +88,7 @@ def test_global_is_one_threshold_over_the_magnitudes_of_all_layers(protocol):
     assert spread > 3 if protocol == "global" else spread < 1.5
 
 
-def test_weights_that_nobody_decides_about_count_as_kept():
+def test_weights_without_a_decision_count_as_kept():
     made = decisions()
     dense = 10_000
     kept = counts(plan_for("uniform", 0.4, made, dense, scores), made)
@@ -107,12 +107,12 @@ def test_coarse_grids_are_met_as_nearly_as_they_can(protocol):
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 1.1, float("nan"), -1.0])
-def test_what_cannot_be_reached_is_refused_with_the_range(density):
+def test_what_cannot_be_reached_is_rejected_with_the_range(density):
     with pytest.raises(InfeasibleBudgetError, match=r"from 0\.0[0-9]+ .* to 1"):
         plan_for("uniform", density, decisions(), 100, scores)
 
 
-def test_unknown_protocols_are_refused():
+def test_unknown_protocols_are_rejected():
     with pytest.raises(ValueError, match="uniform"):
         plan_for("optimal", 0.5, decisions(), 0, scores)
 

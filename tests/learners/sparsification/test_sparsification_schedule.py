@@ -149,7 +149,7 @@ def test_a_training_interrupted_on_the_ramp_ends_with_the_same_bits(tmp_path, em
         assert int(layer.weight_mask.sum()) == layer.weight.numel() // 5, name
 
 
-def test_a_network_that_is_not_the_dense_one_is_refused():
+def test_a_network_that_is_not_the_dense_one_is_rejected():
     dense, _ = sparse_pair()
     narrow = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 4))
     narrow[3] = sparse_layer(narrow[3], UNSTRUCTURED.mask(narrow[3].weight, 10))
@@ -167,6 +167,6 @@ def test_a_network_that_is_not_the_dense_one_is_refused():
     "options",
     [{"begin": 0.6, "end": 0.5}, {"end": 1.1}, {"exponent": 0.0}, {"frequency": 0}, {"begin": -1}],
 )
-def test_impossible_schedules_are_refused(options):
+def test_impossible_schedules_are_rejected(options):
     with pytest.raises(ValueError, match="Expected"):
         SparsitySchedule(**options)

@@ -125,7 +125,7 @@ def test_a_mask_leaks_nothing_of_a_cut_channel() -> None:
 
 
 @pytest.mark.parametrize("kept", [[], [3, 1], [1, 1], [-1, 2], [6], [[0, 1]]])
-def test_indices_that_are_no_units_are_refused(kept: list[int]) -> None:
+def test_indices_that_are_no_units_are_rejected(kept: list[int]) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     traced = trace(net, EXAMPLE)
     with pytest.raises(ValueError, match="Expected at least one, sorted, distinct units below 6"):

@@ -337,7 +337,7 @@ def test_weights_that_are_not_numbers_are_named() -> None:
         trace(net, torch.randn(1, 4))
 
 
-def test_an_input_of_another_shape_is_refused_with_what_was_given() -> None:
+def test_an_input_of_another_shape_is_rejected_with_what_was_given() -> None:
     with pytest.raises(InputDataError, match=r"example input \(\(1, 4, 16, 16\) torch.float32\)"):
         trace(Net(nn.ReLU()), torch.randn(1, 4, 16, 16))
 
@@ -354,7 +354,7 @@ def test_pruning_masks_of_torch_are_resolved_in_a_copy() -> None:
     assert prune.is_pruned(net)
 
 
-def test_a_network_without_shapes_or_tensors_is_refused() -> None:
+def test_a_network_without_shapes_or_tensors_is_rejected() -> None:
     lazy = nn.LazyLinear(3)
     with pytest.raises(UntraceableModelError, match="has no shape yet"):
         trace(lazy, torch.randn(1, 4))
@@ -367,7 +367,7 @@ def test_a_network_without_shapes_or_tensors_is_refused() -> None:
         trace(Number(4, 3), torch.randn(1, 4))
 
 
-def test_an_exported_program_is_refused_with_a_sentence() -> None:
+def test_an_exported_program_is_rejected_with_a_sentence() -> None:
     program = torch.export.export(nn.Linear(4, 3), (torch.randn(1, 4),))
     with pytest.raises(UntraceableModelError, match="the module itself rather than an exported"):
         trace(program.module(), torch.randn(1, 4))

@@ -109,7 +109,7 @@ def test_tracing_leaves_statistics_and_chance_as_they_were() -> None:
 
 
 class Unreached(nn.Module):
-    """A layer that a switch of the user's leads to, beside a block that knows nothing of it."""
+    """A layer that a switch of the user's leads to, next to a block that knows nothing of it."""
 
     def __init__(self) -> None:
         super().__init__()

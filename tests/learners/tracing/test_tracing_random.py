@@ -1,4 +1,4 @@
-"""Networks that nobody has thought of."""
+"""Random networks."""
 
 from __future__ import annotations
 

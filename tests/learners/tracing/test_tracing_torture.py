@@ -1,4 +1,4 @@
-"""Networks that structural pruning tools silently break or refuse."""
+"""Networks that structural pruning tools silently break or reject."""
 
 from __future__ import annotations
 

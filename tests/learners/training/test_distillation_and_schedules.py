@@ -67,7 +67,7 @@ def test_combined_loss_weighs_labels_and_teacher() -> None:
     assert alone.item() == pytest.approx(hard, rel=1e-5)
 
 
-def test_other_classes_are_refused() -> None:
+def test_other_classes_are_rejected() -> None:
     with pytest.raises(InputDataError, match=r"\[2, 5\], the student with \[2, 4\]"):
         distillation_loss(torch.zeros(2, 4), torch.zeros(2, 5), 4.0)
 

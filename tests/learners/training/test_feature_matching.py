@@ -188,7 +188,7 @@ def test_a_resumed_training_has_the_same_bits_and_the_same_layers(tmp_path: Path
         assert torch.equal(a, b)
 
 
-def test_what_cannot_be_matched_is_refused_by_name() -> None:
+def test_what_cannot_be_matched_is_rejected_by_name() -> None:
     data = make_data(32, 1)
     hook = FeatureMatching(["tale"])
     with pytest.raises(InputDataError, match=r"no layer 'tale' .* one, tail"):
@@ -259,13 +259,13 @@ class NotANumber(Stages):
         (NotANumber(), "teacher with finite answers"),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_refused(teacher: nn.Module, message: str) -> None:
+def test_a_teacher_that_cannot_teach_is_rejected(teacher: nn.Module, message: str) -> None:
     data = make_data(32, 1)
     with pytest.raises(InputDataError, match=message):
         train(Stages(), data, data, FAST, teacher=teacher)
 
 
-def test_resuming_with_another_teacher_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_another_teacher_is_rejected(tmp_path: Path) -> None:
     data = make_data(32, 1)
     train(Stages(), data, data, FAST, teacher=Stages(seed=1), checkpoint_dir=tmp_path)
     with pytest.raises(RunFolderError, match="teacher network was"):

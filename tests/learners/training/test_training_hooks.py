@@ -179,7 +179,7 @@ def trained_without() -> nn.Module:
 
 
 @pytest.mark.parametrize("hooks", [[], [Drift(0.25)], [Spy()]])
-def test_resuming_with_other_hooks_is_refused(tmp_path: Path, hooks: list[TrainingHook]) -> None:
+def test_resuming_with_other_hooks_is_rejected(tmp_path: Path, hooks: list[TrainingHook]) -> None:
     train(network(), Data(), Data(), CONFIG, hooks=[Drift()], checkpoint_dir=tmp_path)
     with pytest.raises(RunFolderError, match=r"hooks was \{'drift': \{'strength': 0\.5\}\}"):
         train(network(), Data(), Data(), CONFIG, hooks=hooks, checkpoint_dir=tmp_path, resume=True)
@@ -202,14 +202,14 @@ def test_numbers_of_numpy_make_a_run_that_can_be_resumed(tmp_path: Path) -> None
     assert same(straight, resumed)
 
 
-def test_an_identity_that_no_checkpoint_holds_is_refused_before_the_first_step() -> None:
+def test_an_identity_that_no_checkpoint_holds_is_rejected_before_the_first_step() -> None:
     spy = Spy()
     with pytest.raises(ValueError, match="identity of the hook 'drift', got Tensor"):
         train(network(), Data(), Data(), CONFIG, hooks=[spy, Drift(torch.ones(1))])
     assert spy.calls == [("start", False, 4 * STEPS), "finish"]
 
 
-def test_what_is_no_hook_and_no_teacher_is_refused() -> None:
+def test_what_is_no_hook_and_no_teacher_is_rejected() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"each a TrainingHook\), got \[1\]"):
         train(model, Data(), Data(), CONFIG, hooks=[1])
@@ -218,7 +218,7 @@ def test_what_is_no_hook_and_no_teacher_is_refused() -> None:
     assert model[0].weight.is_contiguous()
 
 
-def test_two_hooks_of_one_name_are_refused() -> None:
+def test_two_hooks_of_one_name_are_rejected() -> None:
     with pytest.raises(ValueError, match="different names, got drift, spy, drift"):
         train(network(), Data(), Data(), CONFIG, hooks=[Drift(), Spy(), Drift()])
 

@@ -306,7 +306,7 @@ def test_a_learning_rate_far_too_high_is_named() -> None:
 
 
 @pytest.mark.parametrize(("label", "got"), [(3, 3), (-1, -1), (255, 255)])
-def test_labels_outside_the_classes_are_refused(label: int, got: int) -> None:
+def test_labels_outside_the_classes_are_rejected(label: int, got: int) -> None:
     data = batches()
     data[1][1][4] = label
     with pytest.raises(InputDataError, match=rf"must lie in 0\.\.2, .*got {got}:"):
@@ -316,13 +316,13 @@ def test_labels_outside_the_classes_are_refused(label: int, got: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 6, 6), (4, 1, 6), (4, 0, 6, 6)])
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+def test_images_that_do_not_fit_are_rejected(shape: tuple[int, ...]) -> None:
     data = [(torch.zeros(shape), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(InputDataError, match="cannot take images of shape"):
         evaluate(network(), data)
 
 
-def test_batches_of_another_kind_are_refused() -> None:
+def test_batches_of_another_kind_are_rejected() -> None:
     images, labels = batches()[0]
     for bad in (labels[:5], labels.float(), labels[:, None]):
         with pytest.raises(InputDataError, match="one integer label per image"):
@@ -347,7 +347,7 @@ def test_batches_of_another_kind_are_refused() -> None:
         ("learning_rate", math.inf),
     ],
 )  # fmt: skip
-def test_settings_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
+def test_settings_out_of_range_are_rejected_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} (must|to) be"):
         TrainingConfig(**{field: value})
 
@@ -380,7 +380,7 @@ def test_the_teacher_is_not_changed_and_is_followed() -> None:
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-def test_a_teacher_of_other_classes_is_refused() -> None:
+def test_a_teacher_of_other_classes_is_rejected() -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
     with pytest.raises(InputDataError, match="same classes in both"):
         train(network(), batches(), batches(), FAST, teacher=other)

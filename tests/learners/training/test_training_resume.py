@@ -139,7 +139,7 @@ def test_resuming_a_finished_run_returns_its_result(tmp_path: Path) -> None:
         ({"learning_rate": 0.2}, r"learning_rate was 0\.1, now it is 0\.2"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(
+def test_a_checkpoint_of_other_settings_is_rejected(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path)
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
         )  # fmt: skip
 
 
-def test_a_checkpoint_of_another_network_or_teacher_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_or_teacher_is_rejected(tmp_path: Path) -> None:
     train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path)
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     with pytest.raises(RunFolderError, match="network was '346 parameters"):
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_network_or_teacher_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
 @pytest.mark.parametrize("keep", [0, 20, 700])
-def test_truncated_files_are_refused(tmp_path: Path, name: str, keep: int) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, name: str, keep: int) -> None:
     train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:keep])
@@ -172,7 +172,7 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, keep: int) -> No
         train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_version_is_refused(
+def test_a_checkpoint_of_another_version_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "CHECKPOINT_VERSION", 99)
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_version_is_refused(
 def test_a_full_disk_ends_with_a_sentence_and_the_run_can_go_on(tmp_path: Path) -> None:
     straight, resumed, stopped = network(), network(), network()
     train(straight, Data(), Data(), CONFIG)
-    # A real refusal of the operating system: no file of this process may grow past the limit. The
+    # A real error of the operating system: no file of this process may grow past the limit. The
     # first epoch's files are smaller than the later ones of a folder that fills up.
     with pytest.raises(KeyboardInterrupt):
         train(network(), Data(2), Data(), CONFIG, checkpoint_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""The store of judgements: several processes, cut lines, other tasks."""
+"""The store of evaluations: several processes, cut lines, other tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import sys
 
 import pytest
 
-from amc_compress.comparison.searches.judgements import Judgement, JudgementStore, TaskFingerprint
+from amc_compress.comparison.searches.evaluation_store import (
+    Evaluation,
+    EvaluationStore,
+    TaskFingerprint,
+)
 from amc_env import CompressionEnv, RunFolderError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
@@ -20,48 +24,48 @@ TASK = TaskFingerprint(("a:keep_ratio", "b:keep_ratio"), ((0.25, 0.5, 1.0), (0.5
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "new" / "judgements.jsonl"
+    return tmp_path / "new" / "evaluations.jsonl"
 
 
 def test_what_was_added_is_found_again_by_the_next_reader(path):
-    store = JudgementStore(path, TASK)
+    store = EvaluationStore(path, TASK)
     assert store.get((0, 1)) is None
-    assert store.add((0, 1), 0.1 + 0.2, 1.5) == Judgement(0.1 + 0.2, 1.5)
+    assert store.add((0, 1), 0.1 + 0.2, 1.5) == Evaluation(0.1 + 0.2, 1.5)
     store.add([2, 0], 0.5, 0.0)
-    again = JudgementStore(path, TASK)
+    again = EvaluationStore(path, TASK)
     assert dict(again) == dict(store) == {
-        (0, 1): Judgement(0.1 + 0.2, 1.5),
-        (2, 0): Judgement(0.5, 0.0),
+        (0, 1): Evaluation(0.1 + 0.2, 1.5),
+        (2, 0): Evaluation(0.5, 0.0),
     }  # fmt: skip
-    assert again.get([0, 1]) == Judgement(0.1 + 0.2, 1.5)
+    assert again.get([0, 1]) == Evaluation(0.1 + 0.2, 1.5)
     assert len(again) == 2
 
 
 def test_refresh_reads_what_others_appended(path):
-    one, two = JudgementStore(path, TASK), JudgementStore(path, TASK)
+    one, two = EvaluationStore(path, TASK), EvaluationStore(path, TASK)
     one.add((0, 0), 0.25, 1.0)
     assert two.get((0, 0)) is None
     assert two.refresh() == 1
-    assert two.get((0, 0)) == Judgement(0.25, 1.0)
+    assert two.get((0, 0)) == Evaluation(0.25, 1.0)
     assert two.refresh() == 0
 
 
-def test_the_first_line_about_a_plan_counts_for_everybody(path):
-    one, two = JudgementStore(path, TASK), JudgementStore(path, TASK)
+def test_the_first_line_about_a_plan_counts_for_all(path):
+    one, two = EvaluationStore(path, TASK), EvaluationStore(path, TASK)
     one.add((0, 0), 0.25, 1.0)
-    assert two.add((0, 0), 0.75, 2.0) == Judgement(0.25, 1.0)
+    assert two.add((0, 0), 0.75, 2.0) == Evaluation(0.25, 1.0)
     assert one.refresh() == 0
-    assert one.get((0, 0)) == JudgementStore(path, TASK).get((0, 0)) == Judgement(0.25, 1.0)
+    assert one.get((0, 0)) == EvaluationStore(path, TASK).get((0, 0)) == Evaluation(0.25, 1.0)
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from amc_compress.comparison.searches.judgements import JudgementStore, TaskFingerprint
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 
 choices = tuple(i / 2000 for i in range(1, 2001))
 task = TaskFingerprint(("a:density",), (choices,), 0.9)
-store = JudgementStore(Path(sys.argv[1]), task)
+store = EvaluationStore(Path(sys.argv[1]), task)
 sys.stdin.readline()  # all processes begin together
 for i in range(int(sys.argv[2]), 600, 3):
     store.add((i,), i / 1000, 0.5)
@@ -90,23 +94,23 @@ def test_processes_append_at_the_same_time_and_every_line_is_there(path):
 
 @pytest.mark.parametrize("kept", [1, 15, -2])
 def test_a_last_line_that_was_cut_short_is_left_out_and_later_ones_are_not(path, kept):
-    store = JudgementStore(path, TASK)
+    store = EvaluationStore(path, TASK)
     store.add((0, 0), 0.25, 1.0)
     end = path.stat().st_size
     store.add((1, 1), 0.5, 1.0)
     content = path.read_bytes()
     path.write_bytes(content[: end + kept] if kept > 0 else content[:kept])
-    again = JudgementStore(path, TASK)
-    assert dict(again) == {(0, 0): Judgement(0.25, 1.0)}
+    again = EvaluationStore(path, TASK)
+    assert dict(again) == {(0, 0): Evaluation(0.25, 1.0)}
     again.add((2, 1), 0.75, 1.0)
-    assert dict(JudgementStore(path, TASK)) == {
-        (0, 0): Judgement(0.25, 1.0),
-        (2, 1): Judgement(0.75, 1.0),
+    assert dict(EvaluationStore(path, TASK)) == {
+        (0, 0): Evaluation(0.25, 1.0),
+        (2, 1): Evaluation(0.75, 1.0),
     }
 
 
 def test_a_line_that_is_still_being_written_is_read_when_it_is_complete(path):
-    store = JudgementStore(path, TASK)
+    store = EvaluationStore(path, TASK)
     with path.open("a") as file:
         file.write('{"plan": [0, 0], "accur')
         file.flush()
@@ -116,7 +120,7 @@ def test_a_line_that_is_still_being_written_is_read_when_it_is_complete(path):
 
 
 def test_a_full_disk_is_an_error_and_loses_no_other_line(path, monkeypatch):
-    store = JudgementStore(path, TASK)
+    store = EvaluationStore(path, TASK)
     with monkeypatch.context() as patch:
         write = os.write
         patch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:9]))
@@ -124,7 +128,7 @@ def test_a_full_disk_is_an_error_and_loses_no_other_line(path, monkeypatch):
             store.add((0, 0), 0.25, 1.0)
     assert caught.value.errno == errno.ENOSPC
     store.add((1, 1), 0.5, 1.0)
-    assert dict(store) == dict(JudgementStore(path, TASK)) == {(1, 1): Judgement(0.5, 1.0)}
+    assert dict(store) == dict(EvaluationStore(path, TASK)) == {(1, 1): Evaluation(0.5, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -136,27 +140,27 @@ def test_a_full_disk_is_an_error_and_loses_no_other_line(path, monkeypatch):
         ({"origin": "another net"}, "origin"),
     ],
 )
-def test_another_task_is_refused_by_name_and_the_file_is_left_alone(path, change, named):
-    JudgementStore(path, TASK).add((0, 0), 0.25, 1.0)
+def test_another_task_is_rejected_by_name_and_the_file_is_left_alone(path, change, named):
+    EvaluationStore(path, TASK).add((0, 0), 0.25, 1.0)
     before = path.read_bytes()
-    with pytest.raises(RunFolderError, match=rf"of another task: other {named}\. Judge with"):
-        JudgementStore(path, dataclasses.replace(TASK, **change))
+    with pytest.raises(RunFolderError, match=rf"of another task: other {named}\. Evaluate with"):
+        EvaluationStore(path, dataclasses.replace(TASK, **change))
     assert path.read_bytes() == before
 
 
-def test_another_version_is_refused(path):
+def test_another_version_is_rejected(path):
     path.parent.mkdir()
     path.write_text('{"format": "amc-judgements", "version": 2, "task": {}}\n')
     with pytest.raises(RunFolderError, match=r"version 1 in .*, got version 2; read them with"):
-        JudgementStore(path, TASK)
+        EvaluationStore(path, TASK)
 
 
 @pytest.mark.parametrize("content", ["", "[]\n", "{}\n", "no json", '{"format": "amc-comparison"}'])
-def test_something_else_is_refused_and_left_alone(path, content):
+def test_something_else_is_rejected_and_left_alone(path, content):
     path.parent.mkdir()
     path.write_text(content)
     with pytest.raises(RunFolderError, match=r"got something else; choose another file"):
-        JudgementStore(path, TASK)
+        EvaluationStore(path, TASK)
     assert path.read_text() == content
 
 
@@ -171,20 +175,20 @@ def test_something_else_is_refused_and_left_alone(path, content):
         [],
     ],
 )
-def test_a_line_that_is_no_judgement_of_the_task_is_an_error(path, row):
-    JudgementStore(path, TASK)
+def test_a_line_that_is_no_evaluation_of_the_task_is_an_error(path, row):
+    EvaluationStore(path, TASK)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(RunFolderError, match=r"no judgement of this task .*; remove it: "):
-        JudgementStore(path, TASK)
+    with pytest.raises(RunFolderError, match=r"no evaluation of this task .*; remove it: "):
+        EvaluationStore(path, TASK)
 
 
 @pytest.mark.parametrize(
     ("plan", "accuracy", "seconds"),
     [((0, 2), 0.5, 1.0), ((0,), 0.5, 1.0), ((0, 0), float("nan"), 1.0), ((0, 0), 0.5, -1.0)],
 )
-def test_wrong_judgements_are_refused_before_they_are_written(path, plan, accuracy, seconds):
-    store = JudgementStore(path, TASK)
+def test_wrong_evaluations_are_rejected_before_they_are_written(path, plan, accuracy, seconds):
+    store = EvaluationStore(path, TASK)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="Expected"):
         store.add(plan, accuracy, seconds)

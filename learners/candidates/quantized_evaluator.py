@@ -14,11 +14,11 @@ from amc_compress.learners.numerics.layout import layout_of
 from amc_compress.learners.numerics.precision import resolve_precision
 
 
-class QuantizedJudge:
-    """Judges as fast as a candidate allows.
+class QuantizedEvaluator:
+    """Evaluates as fast as a candidate allows.
 
-    With float activations in the type that ``precision`` says. Quantized activations are judged in
-    float32 under ``"auto"``: bfloat16 rounds a second time, which moves few-bit activations to
+    With float activations in the type that ``precision`` says. Quantized activations are evaluated
+    in float32 under ``"auto"``: bfloat16 rounds a second time, which moves few-bit activations to
     other values (0.7 points of accuracy at 4 bits on ResNet-20).
 
     Args:

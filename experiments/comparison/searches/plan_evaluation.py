@@ -1,4 +1,4 @@
-"""Plans that are worth judging, and judging them once."""
+"""Which plans to evaluate, and evaluating each once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from amc_compress.agents.curves.sensitivity import spread
 from amc_compress.comparison.records import Results
-from amc_compress.comparison.searches.judgements import JudgementStore
+from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionEnv, CompressionError, CompressionPlan
 
 Choices = tuple[int, ...]
@@ -26,7 +26,7 @@ def latin_hypercube(env: CompressionEnv, n: int, seed: int) -> list[CompressionP
     of an episode. Where several mean the same plan, further hypercubes fill the gap.
 
     Args:
-        env: The decision problem; its reading and its budget decide what an action means.
+        env: The decision problem; its action mapping and its budget decide what an action means.
         n: How many plans.
         seed: Draws the points; the same seed gives the same plans.
 
@@ -69,20 +69,20 @@ def single_decisions(env: CompressionEnv, points: int) -> list[Choices]:
     ]
 
 
-def judge_plans(
+def evaluate_plans(
     env: CompressionEnv,
     plans: Iterable[Choices],
-    store: JudgementStore,
+    store: EvaluationStore,
     *,
     progress: bool = False,
 ) -> dict[Choices, float]:
-    """Judges the plans that the store does not know, each stored as soon as it is judged.
+    """Evaluates the plans that the store does not know, each stored as soon as it is evaluated.
 
     A run that was killed goes on where it was, and several processes may share the work of one
     store: give each the same plans in another order.
 
     Args:
-        env: Judges; its budget does not matter.
+        env: Evaluates; its budget does not matter.
         plans: Index of each decision's choice.
         store: Of the same task.
         progress: Whether to show a progress bar.
@@ -90,16 +90,16 @@ def judge_plans(
     Returns:
         The accuracy of every one of the plans.
     """
-    judged: dict[Choices, float] = {}
-    for choices in tqdm(list(plans), desc="judge", unit="plan", disable=not progress):
-        judgement = store.get(choices)  # perhaps another process was faster
-        if judgement is None:
+    evaluated: dict[Choices, float] = {}
+    for choices in tqdm(list(plans), desc="evaluate", unit="plan", disable=not progress):
+        evaluation = store.get(choices)  # perhaps another process was faster
+        if evaluation is None:
             start = time.process_time()
             plan = CompressionPlan.from_choices(env.decisions, choices)
             accuracy = float(env.learner.evaluate(plan))
-            judgement = store.add(choices, accuracy, time.process_time() - start)
-        judged[choices] = judgement.accuracy
-    return judged
+            evaluation = store.add(choices, accuracy, time.process_time() - start)
+        evaluated[choices] = evaluation.accuracy
+    return evaluated
 
 
 def trials_of(results: Results, task: str, env: CompressionEnv) -> dict[str, dict[Choices, float]]:

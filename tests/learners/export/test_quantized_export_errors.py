@@ -1,4 +1,4 @@
-"""What the export of quantized networks refuses, and with which words."""
+"""What the export of quantized networks rejects, and with which message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from amc_env.errors import InputDataError
 
 
 @pytest.mark.parametrize("bits", [3, 7])
-def test_low_bit_activations_are_refused_and_the_packed_file_offered(
+def test_low_bit_activations_are_rejected_and_the_packed_file_offered(
     bits: int, tmp_path: Path
 ) -> None:
     network = quantized(make_model("plain"), 8, bits)
@@ -43,7 +43,7 @@ def test_only_the_layers_at_fault_are_named() -> None:
         check_executable(network)
 
 
-def test_affine_eight_bit_weights_beyond_int8_are_refused() -> None:
+def test_affine_eight_bit_weights_beyond_int8_are_rejected() -> None:
     model = make_model("plain")
     with torch.no_grad():
         model[3].weight.add_(1.0)
@@ -88,7 +88,7 @@ def test_network_that_cannot_be_exported_gives_one_sentence(tmp_path: Path) -> N
         (torch.full((4, 3, 8, 8), float("nan")), "finite calibration"),
     ],
 )
-def test_bad_calibration_images_are_refused(
+def test_bad_calibration_images_are_rejected(
     calibration: Tensor, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputDataError, match=message):
@@ -103,7 +103,7 @@ def test_unknown_options_are_named(option: str, tmp_path: Path) -> None:
         export(quantized(make_model("plain")), tmp_path / "x.onnx", **{option: "nonsense"})
 
 
-def test_accuracy_of_no_images_is_refused(tmp_path: Path) -> None:
+def test_accuracy_of_no_images_is_rejected(tmp_path: Path) -> None:
     export_onnx(make_model("plain").eval(), EXAMPLE, tmp_path / "x.onnx")
     with pytest.raises(InputDataError, match="at least one image"):
         onnx_accuracy(tmp_path / "x.onnx", [])

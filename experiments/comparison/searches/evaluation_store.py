@@ -1,4 +1,4 @@
-"""Judged plans of one task in a file that several processes append to at the same time.
+"""Evaluated plans of one task in a file that several processes append to at the same time.
 
 The first line is ``{"format": "amc-judgements", "version": 1, "task": {...}}`` with a fingerprint
 of the task; every further line is ``{"plan": [indices], "accuracy": a, "seconds": s}``. A line is
@@ -26,7 +26,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TaskFingerprint:
-    """What must be equal for judgements to be of the same task; the budget may differ.
+    """What must be equal for evaluations to be of the same task; the budget may differ.
 
     Args:
         decisions: Keys of the decisions, in order.
@@ -52,28 +52,28 @@ class TaskFingerprint:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """What a plan was found to be worth.
 
     Args:
         accuracy: Proxy accuracy, in [0, 1].
-        seconds: Processor seconds that judging it took.
+        seconds: Processor seconds that evaluating it took.
     """
 
     accuracy: float
     seconds: float
 
 
-class JudgementStore:
-    """Judgements of one task; the file is made if it is missing.
+class EvaluationStore:
+    """Evaluations of one task; the file is made if it is missing.
 
     Of two lines about the same plan the first one counts, for every process that reads the file.
     A line that was cut short, because its process was killed or the disk was full, is left out:
-    its plan is judged again.
+    its plan is evaluated again.
 
     Args:
         path: The file; its folder is made too.
-        task: What the judgements are of.
+        task: What the evaluations are of.
 
     Raises:
         RunFolderError: If the file is something else, of another version, or of another task.
@@ -82,7 +82,7 @@ class JudgementStore:
     def __init__(self, path: Path, task: TaskFingerprint) -> None:
         self.path = path
         self.task = task
-        self._judged: dict[tuple[int, ...], Judgement] = {}
+        self._evaluated: dict[tuple[int, ...], Evaluation] = {}
         self._is_cut = False
         if not path.exists():
             self._begin()
@@ -93,26 +93,26 @@ class JudgementStore:
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._judged)
+        return len(self._evaluated)
 
-    def __iter__(self) -> Iterator[tuple[tuple[int, ...], Judgement]]:
-        """Iterates over ``(plan, judgement)`` in the order of the file."""
-        return iter(self._judged.items())
+    def __iter__(self) -> Iterator[tuple[tuple[int, ...], Evaluation]]:
+        """Iterates over ``(plan, evaluation)`` in the order of the file."""
+        return iter(self._evaluated.items())
 
-    def get(self, plan: Sequence[int]) -> Judgement | None:
+    def get(self, plan: Sequence[int]) -> Evaluation | None:
         """Returns what is known of a plan (the index of each decision's choice), or None."""
-        return self._judged.get(tuple(plan))
+        return self._evaluated.get(tuple(plan))
 
-    def add(self, plan: Sequence[int], accuracy: float, seconds: float) -> Judgement:
-        """Appends a judgement and reads what others have appended meanwhile.
+    def add(self, plan: Sequence[int], accuracy: float, seconds: float) -> Evaluation:
+        """Appends an evaluation and reads what others have appended meanwhile.
 
         Args:
             plan: Index of each decision's choice.
             accuracy: Proxy accuracy, in [0, 1].
-            seconds: Processor seconds that judging it took.
+            seconds: Processor seconds that evaluating it took.
 
         Returns:
-            The judgement that counts: that of another process, if its line came first.
+            The evaluation that counts: that of another process, if its line came first.
 
         Raises:
             ValueError: If the plan does not fit the task or a number is out of range.
@@ -127,7 +127,7 @@ class JudgementStore:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         self._append(b"\n" + line if self._is_cut else line)
         self.refresh()
-        return self._judged[known[0]]
+        return self._evaluated[known[0]]
 
     def refresh(self) -> int:
         """Reads what was appended since, by this or another process.
@@ -136,9 +136,9 @@ class JudgementStore:
             How many plans are new.
 
         Raises:
-            RunFolderError: If a line holds what is no judgement of this task.
+            RunFolderError: If a line holds what is no evaluation of this task.
         """
-        before = len(self._judged)
+        before = len(self._evaluated)
         with self.path.open("rb") as file:
             file.seek(self._position)
             content = file.read()
@@ -149,7 +149,7 @@ class JudgementStore:
         self._position += len(complete) + 1
         for line in complete.split(b"\n"):
             self._take(line)
-        return len(self._judged) - before
+        return len(self._evaluated) - before
 
     def _take(self, line: bytes) -> None:
         try:
@@ -157,15 +157,15 @@ class JudgementStore:
         except ValueError:  # cut short
             return
         try:
-            plan, judgement = self._checked(row)
+            plan, evaluation = self._checked(row)
         except (ValueError, TypeError, KeyError) as error:
             raise RunFolderError(
-                f"A line of {self.path} is no judgement of this task ({error}); remove it: "
+                f"A line of {self.path} is no evaluation of this task ({error}); remove it: "
                 f"{line.decode(errors='replace')[:200]}"
             ) from error
-        self._judged.setdefault(plan, judgement)
+        self._evaluated.setdefault(plan, evaluation)
 
-    def _checked(self, row: dict[str, Any]) -> tuple[tuple[int, ...], Judgement]:
+    def _checked(self, row: dict[str, Any]) -> tuple[tuple[int, ...], Evaluation]:
         plan = tuple(check_whole("the index of a choice", i, 0) for i in row["plan"])
         if len(plan) != len(self.task.choices) or not all(
             0 <= i < len(grid) for i, grid in zip(plan, self.task.choices, strict=True)
@@ -180,7 +180,7 @@ class JudgementStore:
                 f"Expected an accuracy in [0, 1] and seconds of at least 0, got {accuracy} and "
                 f"{seconds}."
             )
-        return plan, Judgement(accuracy, seconds)
+        return plan, Evaluation(accuracy, seconds)
 
     def _begin(self) -> None:
         """Makes the file with its first line, unless it is there: all of it or none of it."""
@@ -211,7 +211,7 @@ class JudgementStore:
             os.close(descriptor)
         self._is_cut = written < len(line)
         if self._is_cut:
-            raise OSError(errno.ENOSPC, "No space left for a judgement", str(self.path))
+            raise OSError(errno.ENOSPC, "No space left for an evaluation", str(self.path))
 
     def _check_header(self, line: bytes) -> None:
         try:
@@ -222,18 +222,18 @@ class JudgementStore:
             is_ours = False
         if not is_ours:
             raise RunFolderError(
-                f"Expected judgements of plans in {self.path}, got something else; choose another "
+                f"Expected evaluations of plans in {self.path}, got something else; choose another "
                 f"file."
             )
         if version != VERSION:
             raise RunFolderError(
-                f"Expected judgements of version {VERSION} in {self.path}, got version {version}; "
-                f"read them with the release that wrote them, or judge again in a new file."
+                f"Expected evaluations of version {VERSION} in {self.path}, got version {version}; "
+                f"read them with the release that wrote them, or evaluate again in a new file."
             )
         ours = json.loads(json.dumps(asdict(self.task)))
         if changed := [key for key, value in ours.items() if task.get(key) != value]:
             raise RunFolderError(
-                f"The judgements in {self.path} are of another task: other "
-                f"{', '.join(changed)}. Judge with the data, weights and options of then, or into "
-                f"a new file."
+                f"The evaluations in {self.path} are of another task: other "
+                f"{', '.join(changed)}. Evaluate with the data, weights and options of then, or "
+                f"into a new file."
             )
