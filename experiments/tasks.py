@@ -377,7 +377,7 @@ def trained_network(model: str, data: str, weights: str | None, splits: DataSpli
     if weights is not None:
         load_weights(network, Path(weights))
     elif (model, data) == ("digitsnet", "digits"):
-        with as_file(files("experiments") / DIGITS_WEIGHTS) as path:
+        with as_file(files("amc_compress") / DIGITS_WEIGHTS) as path:
             load_weights(network, path)
     else:
         raise ValueError(

@@ -12,14 +12,19 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
 from types import FrameType
 
 from amc_env.errors import CompressionError
 from amc_env.validation.references import Source, sources
 
-_PACKAGES = ("amc_env", "agents", "learners", "experiments")
-_OURS = tuple(str(Path(__file__).absolute().parent.parent / name) + os.sep for name in _PACKAGES)
+_PACKAGES = ("amc_env", "amc_compress", "amc_compress.agents", "amc_compress.learners")
+_OURS = tuple(
+    os.path.abspath(folder) + os.sep
+    for name in _PACKAGES
+    if (spec := find_spec(name)) is not None
+    for folder in spec.submodule_search_locations or ()
+)
 _LONGEST = 400
 _KEPT = 200
 _ENDLESS = re.compile(rf"\S{{{3 * _KEPT},}}")

@@ -17,7 +17,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate, train
 from amc_compress.models import make_model
 
-WEIGHTS = Path(__file__).resolve().parent / "weights" / "digitsnet.safetensors"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "digitsnet.safetensors"
 CONFIG = TrainingConfig(
     epochs=60, learning_rate=0.05, schedule="cosine", label_smoothing=0.1, precision="fp32"
 )

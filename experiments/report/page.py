@@ -58,7 +58,7 @@ def _page(folder: RunFolder) -> str:
 
 def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
     """Returns the page."""
-    template = Template((files("experiments") / "report_template.html").read_text("utf-8"))
+    template = Template((files("amc_compress.report") / "report_template.html").read_text("utf-8"))
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
     within = [trial for trial in trials if trial.within_budget]
     parts = {

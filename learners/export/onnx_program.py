@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from amc_env import CompressionError
 
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
-_NOT_THE_NETWORK = ("torch", "learners", "experiments", "agents", "amc_env")
+_NOT_THE_NETWORK = ("torch", "amc_compress", "amc_env")
 
 
 class ExportError(CompressionError):

@@ -60,7 +60,7 @@ def main(
     torch.set_num_threads(1)
     pairs = dict(pair.split("=", 1) for pair in weights or [])
     places = Places(data, pairs)
-    folder = Path(__file__).parents[2] / "amc_env" / "recorded_tasks"
+    folder = Path(__file__).parents[3] / "amc_env" / "recorded_tasks"
     print("| record | plans | largest difference | mean | mean of new - recorded | same origin |")
     print("|---|---|---|---|---|---|")
     for name in names:

@@ -105,7 +105,7 @@ def _main_differences(analysis: Analysis, name: str, task: TaskAnalysis) -> Tabl
 
 def _page(analysis: Analysis, general: list[Picture], by_task: dict[str, list[Picture]]) -> str:
     template = Template(
-        (files("amc_compress.comparison") / "page_template.html").read_text("utf-8")
+        (files("amc_compress.comparison.report") / "page_template.html").read_text("utf-8")
     )
     comparison = analysis.comparison
     searches = sum(len(group) for group in comparison.searches.values()) + comparison.unopened
