@@ -1,4 +1,4 @@
-"""Agents: who chooses the plan.
+"""Agents: what chooses a plan.
 
 >>> import gymnasium
 >>> from amc_compress.agents import RandomSearch

@@ -1,4 +1,4 @@
-"""What every agent shares: the interface, the record of a search, and how a search ends."""
+"""Base class of agents: interface, record of a search, final evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Agent(ABC):
     """Base class of search agents.
 
     A subclass names itself and implements :meth:`run`; seeding, recording, logging, progress and
-    the final evaluation are done here, the same way for everybody.
+    the final evaluation are done here, the same way for all agents.
 
     Everything an agent does follows from the seed and the evaluations, so a search that was killed
     is resumed by starting it again with the old evaluations preloaded (``env.remember``): it
@@ -43,7 +43,7 @@ class Agent(ABC):
     """Whether every seed gives the same trials, if equal plans are evaluated equally."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Lets the constructor of every agent check its arguments by its annotations."""
+        """Makes the constructor of every agent check its arguments against its annotations."""
         super().__init_subclass__(**options)
         check_constructor(cls)
 

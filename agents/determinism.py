@@ -1,4 +1,4 @@
-"""Keeps the process-wide generators and thread count out of a search, and the other way round.
+"""Isolates a search from process-wide generators and thread counts, and vice versa.
 
 Stable-Baselines3 draws from the global generators of ``random``, NumPy and torch. A search seeds
 them for itself, gives them back as it found them, and never lets the evaluation of a plan move

@@ -1,4 +1,4 @@
-"""One TensorBoard writer for every agent, with the episode as the x axis.
+"""TensorBoard logging for all agents, with the episode as the x axis.
 
 AMC's tags (``reward/last``, ``reward/best``, ``info/accuracy``, ``info/compress_ratio``,
 ``info/best_policy``, ``preserve_rate/i``) are kept, so its users find what they know.

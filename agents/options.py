@@ -1,7 +1,7 @@
-"""Whether options are of the types that an agent declares.
+"""Type checks of agent options.
 
-They come from labels such as ``"ddpg:hidden=64"`` too, where no type checker reads them: a word in
-the place of a flag is true to Python, and a measurement of something else than was meant.
+They come from labels such as ``"ddpg:hidden=64"`` too, which no type checker reads. A string where
+a bool is expected is truthy and silently changes the experiment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_options(options: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
     Args:
         options: Name -> value.
         hints: Name -> annotation; only plain types and unions of them are looked at, and options
-            without an annotation are somebody else's.
+            without an annotation are skipped.
 
     Raises:
         ArgumentError: If an option is of another type, NaN or infinite.
@@ -38,7 +38,7 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
     """Returns the annotations of everything that a class or a function takes by name.
 
     Those of a class come from the constructors of its bases too, as ``**options`` hands over to
-    them; where both name an option, the class's own stands, be it annotated or not.
+    them; where both name an option, the class's own counts, annotated or not.
     """
     if not inspect.isclass(factory):
         return _hints(factory)

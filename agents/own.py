@@ -1,4 +1,4 @@
-"""Agents of the user's own, found by the name of their class."""
+"""User-defined agents, imported by the name of their class."""
 
 from __future__ import annotations
 

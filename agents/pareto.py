@@ -1,4 +1,4 @@
-"""What a search with several goals finds: the trials that no other one beats."""
+"""Pareto fronts of trials."""
 
 from __future__ import annotations
 

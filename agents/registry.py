@@ -175,7 +175,7 @@ def agent_from_label(label: str, prefix: str = "") -> tuple[Agent, dict[str, Any
 
     Args:
         label: Values are numbers, ``true``, ``false`` or words.
-        prefix: Options that begin with it are somebody else's; they are returned without it.
+        prefix: Options that begin with it belong to the caller; they are returned without it.
 
     Returns:
         The agent, and the options that begin with the prefix.

@@ -23,7 +23,7 @@ Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 
 
 class Search:
-    """A search under way: it evaluates, counts, records and reports.
+    """A running search: evaluates, counts, records and reports.
 
     Args:
         env: The decision problem.

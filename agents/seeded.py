@@ -1,4 +1,4 @@
-"""One agent after the other in the same search: the second one knows what the first one found."""
+"""Two agents in sequence in one search; the second knows the trials of the first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amc_compress.agents.rollout import Search
 
 
 class Seeded(Agent):
-    """Lets one agent begin and another one go on with what is left of the evaluations.
+    """Runs one agent, then another one with the remaining evaluations.
 
     All that the first one evaluated within the budget is known to the second: a replay buffer holds
     it, a sampler has been told, a climb begins at the best of it.

@@ -1,4 +1,4 @@
-"""What a search leaves: its trials, the best of them, and the error of agents that cannot go on."""
+"""Results of a search: trials, the best of them, and the error of failing agents."""
 
 from __future__ import annotations
 

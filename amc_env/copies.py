@@ -1,4 +1,4 @@
-"""Copies of environments that share what no environment changes."""
+"""Copies of environments that share their immutable parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on; everything else is a bug of ours."""
+"""Errors that a user can act on; any other exception is a bug of this package."""
 
 from __future__ import annotations
 

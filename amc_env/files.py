@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Atomic file writes: a file is the old one or the new one, never half of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions and plans: what is chosen, and the one thing that all sides share."""
+"""Decisions and plans: what is chosen, and the record that all packages share."""
 
 from __future__ import annotations
 

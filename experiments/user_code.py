@@ -1,4 +1,4 @@
-"""Whose code an error is of: ours, or that of a user who named a model, agent, reward or cost.
+"""Attributes an error to this package or to user code (model, agent, reward, cost).
 
 Nothing is caught where the user's code is called: an error is read once, from its traceback, where
 it is told. So it does not matter which of the many calls of a network or an agent it was.

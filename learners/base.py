@@ -1,4 +1,4 @@
-"""What every learner offers: how a plan becomes a smaller network, and how that one is trained."""
+"""Base class of learners: how a plan becomes a smaller network, and how it is trained."""
 
 from __future__ import annotations
 

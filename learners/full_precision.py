@@ -1,4 +1,4 @@
-"""The learner that compresses nothing: it trains the network that the others start from."""
+"""A learner without compression: trains the full-precision network."""
 
 from __future__ import annotations
 

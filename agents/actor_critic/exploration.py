@@ -1,4 +1,4 @@
-"""Exploration schedule and proposal distribution, and with how much noise the policy acts.
+"""Exploration schedule and proposal distribution: warm-up, elites, policy noise.
 
 Exploration is not SB3's ``action_noise``: SB3 adds that noise to its warm-up actions too, clips
 instead of truncating, measures it on [-1, 1] and counts resets that are no episodes. Off-policy
@@ -115,7 +115,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Who acts in an episode.
+    """The actor of an episode.
 
     Args:
         plan: What is played; None where the policy acts.
@@ -182,7 +182,7 @@ class Proposals:
         return self.n_known + self.n_warmup + int(self._has_learned)
 
     def next(self) -> Proposal:
-        """Returns who acts in the episode that begins."""
+        """Returns the actor of the episode that begins."""
         if self._played < self.n_known:
             trial = self._known[self._played]
             self._played += 1

@@ -1,4 +1,4 @@
-"""The environment as an off-policy learner plays it: proposals are carried out and recorded."""
+"""Environment wrapper for off-policy algorithms: executes and records proposals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One policy for every budget: the budget is drawn anew each episode, and the policy sees it."""
+"""One policy for every budget: each episode draws a budget, and the policy observes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of trained policies: actor and critics, to begin another search with."""
+"""Files of trained policies: actor and critics, to start another search from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SavedPolicy:
     tensors: Mapping[str, Tensor]
 
     def give_to(self, model: OffPolicyAlgorithm) -> float:
-        """Puts the weights into a model; returns the scale of its rewards.
+        """Loads the weights into a model; returns the scale of its rewards.
 
         Raises:
             AgentError: If the model is another algorithm, has other sizes, or sees or does other

@@ -1,4 +1,4 @@
-"""Everything about an actor-critic that may be tuned, shared by all of them."""
+"""Hyperparameters shared by all actor-critics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Off-policy actor-critics of Stable-Baselines3, adapted to what compression episodes are.
+"""Off-policy actor-critics of Stable-Baselines3, adapted to compression episodes.
 
 Lillicrap et al. 2016 (DDPG) as used by He et al. 2018 (AMC, section 3.3). ``docs/agents/ddpg.md``
 lists every deviation from SB3's defaults with its reason and measured effect.

@@ -1,4 +1,4 @@
-"""From damage curves of single decisions to the plan with the least damage within the budget.
+"""Allocation: from curves of single decisions to the best plan within the budget.
 
 A multiple-choice knapsack: every decision takes one choice, damages add up, costs must stay within
 their bounds. Where costs are sums over decisions and pairs of them it is solved exactly, as an

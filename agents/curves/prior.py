@@ -1,4 +1,4 @@
-"""What the learner itself expects of plans, before anything was evaluated."""
+"""Priors: a learner's own estimates of plans, before any evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents that measure how much each decision hurts on its own, and then compute the plan."""
+"""Sensitivity agents: measure each decision alone, then solve for the plan."""
 
 from __future__ import annotations
 

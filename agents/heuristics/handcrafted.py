@@ -1,4 +1,4 @@
-"""Plans that no search is needed for."""
+"""Hand-made plans: uniform, deep-heavy, shallow-heavy."""
 
 from __future__ import annotations
 

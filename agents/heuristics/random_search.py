@@ -1,4 +1,4 @@
-"""Uniformly random actions through the environment: the second line to beat."""
+"""Random search: uniform actions through the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers of Optuna (Akiba et al. 2019) as agents: they ask for a plan and are told its reward.
+"""Optuna samplers (Akiba et al. 2019) as agents, by ask and tell.
 
 A parameter per decision in [0, 1] is a request, 0.5 being what the best plan known at the start
 (the uniform one, without a warm start) gives that decision. Requests become a plan by

@@ -101,7 +101,7 @@ class SharedStudy:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
-        """Turns whatever a storage fails with into one sentence."""
+        """Turns any failure of a storage into one sentence."""
         try:
             yield
         except (AgentError, KeyboardInterrupt, MissingDependencyError):
@@ -120,7 +120,7 @@ class SharedStudy:
             ) from error
 
     def _what_remains(self, state: str) -> str:
-        """Says what to do; that evaluations are kept only if the study can be read."""
+        """Returns advice: evaluations are kept only if the study can be read."""
         if not self._is_open:
             return "Name another one, e.g. journal:study.log."
         if state == "held":
@@ -145,7 +145,7 @@ class SharedStudy:
         return trial
 
     def tell(self, asked: optuna.Trial, trial: Trial, goals: Sequence[float]) -> None:
-        """Tells what a trial has come to."""
+        """Reports the result of a trial."""
         with self._reachable():
             if self._storage:  # before the trial is complete, so that no reader misses them
                 for key, value in self._facts(trial).items():
@@ -243,7 +243,7 @@ class SharedStudy:
 
 
 def _fingerprint(env: CompressionEnv) -> dict[str, Any]:
-    """What workers must have in common, the action mapping left out: samplers have none.
+    """What workers must have in common; not the action mapping, which samplers do not use.
 
     Rewards and costs are functions, so they are asked what two plans are worth: the original and
     the uniform one, at two accuracies. Nine digits, as machines differ in the last ones. How the
@@ -270,7 +270,7 @@ def _file_of(storage: str) -> Path | None:
 
 
 def _state_of(storage: str, name: str) -> str:
-    """What has become of a study: ``"held"`` by a file, ``"gone"``, ``"replaced"``, ``"unknown"``.
+    """State of a study: ``"held"`` by a file, ``"gone"``, ``"replaced"``, ``"unknown"``.
 
     It is not known of servers, nor of files that cannot be read now. A file may be another one by
     now: Optuna makes a new journal in place of one that was deleted.

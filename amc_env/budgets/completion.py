@@ -1,4 +1,4 @@
-"""Whether a partial plan can be completed within the budget, and how.
+"""Completion of partial plans within the budget.
 
 Costs are monotone in every decision, so a box of plans is bounded by its smallest and largest
 corner; a branch-and-bound over boxes decides exactly whether a partial plan can be completed. Where

@@ -23,7 +23,7 @@ _MAX_REMEMBERED = 20_000
 
 @checked
 class FeasibleSet:
-    """Answers what the current decision may be so that the budget can still be met.
+    """Computes the values of the current decision from which the budget can still be met.
 
     Args:
         budget: The bounds.

@@ -1,4 +1,4 @@
-"""What every cost model is, and what several of them need."""
+"""Base class of cost models, and shared helpers."""
 
 from __future__ import annotations
 

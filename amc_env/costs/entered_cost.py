@@ -1,4 +1,4 @@
-"""Cost models of the user's own as an environment asks them: every answer is checked."""
+"""User-defined cost models, with every answer checked."""
 
 from __future__ import annotations
 

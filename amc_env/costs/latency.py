@@ -1,4 +1,4 @@
-"""The cost of a plan by a measured table: latency, energy, whatever the table holds.
+"""Cost of a plan from a measured table: latency, energy or any other quantity.
 
 Every layer's table is read at the plan's widths (bilinear between the measured ones) and bits,
 and the layers are summed. Budgets are exact only for costs that never fall when a decision grows,
@@ -151,7 +151,7 @@ def _reachable(
 ) -> tuple[float, ...]:
     """Returns the widths that plans can have nearest to the measured ones, with both ends.
 
-    With ``round_to=16``, a bump at 24 channels does not concern anybody.
+    With ``round_to=16``, a bump at 24 channels has no effect.
     """
     ratios = {d.target: d.choices for d in decisions if d.kind is DecisionKind.KEEP_RATIO}
     sizes = {group.name: group.size for group in graph.groups}

@@ -1,4 +1,4 @@
-"""Costs of the user's own, named as ``package.module:name``."""
+"""User-defined costs, named as ``package.module:name``."""
 
 from __future__ import annotations
 

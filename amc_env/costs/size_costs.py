@@ -1,4 +1,4 @@
-"""How large a plan's network is: numbers and bytes."""
+"""Size costs of a plan: parameters and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded tasks: environments without network and data, for plans were evaluated before.
+"""Recorded tasks: environments without network or data, from plans evaluated before.
 
 A surrogate fitted to thousands of evaluated plans answers for every plan (the recorded ones too, so
 that all answers are of one kind). NumPy is all that is needed; 300 episodes take seconds.

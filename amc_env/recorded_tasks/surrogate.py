@@ -1,4 +1,4 @@
-"""What takes the place of a network in a recorded task: the mean of a Gaussian process over plans.
+"""Surrogate of a network in a recorded task: the mean of a Gaussian process over plans.
 
 With coordinates ``z_i(c) = warp(choice c of decision i) / length scale i`` and recorded plans
 ``p_j``, the mean on the scale of the targets is

@@ -1,4 +1,4 @@
-"""What agents ask and learners answer, checked where it enters an environment."""
+"""Validation of agents' actions and learners' accuracies at the environment's boundary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether arguments are what the parameters say, asked in one place and answered in one sentence.
+"""Argument validation against annotations, with one-sentence errors.
 
 :func:`checked` reads the annotations of a function or of a class's constructor and checks every
 call against them: a word in the place of a number is an error about that parameter, not a failure

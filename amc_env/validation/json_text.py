@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written, cut short or damaged: one error for all of it."""
+"""JSON from untrusted files: truncated or damaged content raises one error."""
 
 from __future__ import annotations
 

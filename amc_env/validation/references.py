@@ -1,4 +1,4 @@
-"""Code of the user's own, named as ``package.module:name``: models, agents, rewards, costs.
+"""User code, named as ``package.module:name``: models, agents, rewards, costs.
 
 Everything that a user may name is found here, so that one syntax holds for all of it, and so that
 an error can be told to be one of the user's code: what was found is remembered by file.

@@ -1,4 +1,4 @@
-"""What documents from files must hold: a shape says it, and one function compares.
+"""Schema checks of documents from files.
 
 A shape is a type (``float`` takes whole numbers too, and no NaN), a union of types, a mapping with
 the keys that must be there (those that end in ``?`` may be missing), or a ``dict`` or ``list`` type

@@ -1,4 +1,4 @@
-"""Keeps two processes from working on the same thing."""
+"""File locks between processes."""
 
 from __future__ import annotations
 

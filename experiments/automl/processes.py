@@ -1,4 +1,4 @@
-"""Runs a command for a limited time, and leaves nothing of it behind.
+"""Runs a command under a time limit and cleans up after it.
 
 Frameworks start servers, workers and sessions of their own (H2O's Java, dask's workers, the runs of
 auto-sklearn), which do not end with the process that was started, nor with its group. All of them
@@ -141,7 +141,7 @@ def _kill(process: subprocess.Popen[bytes], mark: str) -> None:
 def _marked(mark: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or of somebody else
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
             if mark.encode() in entry.read_bytes().split(b"\0"):
                 found.append(int(entry.parent.name))
     return found

@@ -1,4 +1,4 @@
-"""What the rows come to: scores with failures filled in, and the paper's own statistic."""
+"""Summary of the rows: scores with failures imputed, and the paper's own statistic."""
 
 from __future__ import annotations
 

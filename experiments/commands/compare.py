@@ -1,4 +1,4 @@
-"""``amc compare``: agents on the same tasks with equal evaluations, and what may be believed."""
+"""``amc compare``: agents on the same tasks with equal evaluations, and the statistics."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ class _Teller:
         self.failures = 0
 
     def __call__(self, record: SearchRecord) -> None:
-        """Tells of a search."""
+        """Reports a search."""
         self._done += 1
         head = f"{self._done} of {self.total}: {_name(record)}"
         if record.error is not None:
@@ -316,7 +316,7 @@ class _Teller:
             self._say(f"{head}: {best:.4f} (agent {seconds:.1f} s)")
 
     def finetuned(self, record: SearchRecord) -> None:
-        """Tells of a winner that was trained."""
+        """Reports a winner that was trained."""
         assert record.final is not None  # noqa: S101
         if not self._quiet:
             self._say(
@@ -325,7 +325,7 @@ class _Teller:
             )
 
     def not_finetuned(self, record: SearchRecord, error: Exception) -> None:
-        """Tells of a winner whose training failed."""
+        """Reports a winner whose training failed."""
         from amc_compress.comparison.searches.searching import in_one_line
 
         self.failures += 1

@@ -1,4 +1,4 @@
-"""The options of the verbs: each written once, so that it means the same everywhere."""
+"""Command-line options, each declared once for all commands."""
 
 from __future__ import annotations
 

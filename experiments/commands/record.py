@@ -1,4 +1,4 @@
-"""``amc record``: a task becomes a small file that evaluates plans without network and data."""
+"""``amc record``: turns a task into a small file that scores plans without network or data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what stands on the command line to the options of a run."""
+"""Conversion of command-line values to the options of a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who should choose? Agents on the same tasks, with equal evaluations, compared over seeds."""
+"""Comparison of agents on the same tasks, with equal evaluations, over seeds."""

@@ -1,4 +1,4 @@
-"""What an agent's label says: the agent, and what it asks of the environment.
+"""Agent labels: the agent, its options, and its options for the environment.
 
 ``"ddpg:sigma=0.3,env.action=interval"`` is ``ddpg`` with ``sigma=0.3`` in an environment that reads
 actions as positions in the feasible interval. Only what leaves the problem as it is may be asked

@@ -1,4 +1,4 @@
-"""File names made of task and agent names, which may hold any character; numbers of things."""
+"""File names from task and agent names, which may hold any character; counted nouns."""
 
 from __future__ import annotations
 

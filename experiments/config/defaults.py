@@ -1,4 +1,4 @@
-"""What a run takes where nothing is said: budgets and training, derived from the other options."""
+"""Defaults of a run that depend on other options: budgets and training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What options may be: the names on offer, and the ranges of numbers."""
+"""Allowed values of options: names and numeric ranges."""
 
 from __future__ import annotations
 

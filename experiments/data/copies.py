@@ -1,4 +1,4 @@
-"""Images that are in a data set more than once, told by their pixels.
+"""Duplicate images in a data set, found by their pixels.
 
 An image that is trained on must not validate: it would be recognised, not understood. Training
 images that equal a validation image are left out of training; nothing else changes. The test

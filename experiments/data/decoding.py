@@ -1,4 +1,4 @@
-"""Whole splits to tensors of one size and one number of channels, by way of the cache."""
+"""Decodes whole splits to tensors of one size and channel count, through the cache."""
 
 from __future__ import annotations
 

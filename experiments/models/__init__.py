@@ -1,4 +1,4 @@
-"""The model zoo, and the way to a network of the user's own."""
+"""The model zoo, and user-defined networks."""
 
 from amc_compress.models.registry import MODELS, ModelFactory, make_model
 from amc_compress.models.weights import load_weights, pretrained_weights

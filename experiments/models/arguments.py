@@ -1,4 +1,4 @@
-"""Which keywords a model factory is called with, whatever it calls them."""
+"""Keyword arguments of model factories, under any of the usual names."""
 
 from __future__ import annotations
 

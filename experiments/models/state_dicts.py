@@ -1,4 +1,4 @@
-"""Finds, in whatever a training script has saved, the tensors that fit a network.
+"""Finds the tensors that fit a network in any checkpoint.
 
 Every mapping from names to tensors anywhere in the file is tried, with every prefix under which it
 holds the network's names (``module.``, ``model.``, ``ema.``, ...) and with the names that wrappers

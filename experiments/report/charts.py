@@ -1,4 +1,4 @@
-"""Small pictures as inline SVG: no files, no scripts, sharp on any screen.
+"""Small charts as inline SVG, without files or scripts.
 
 Every chart is drawn in a fixed coordinate system and scaled by the page, so that it fits a phone.
 Colours are CSS classes of the report's style sheet.

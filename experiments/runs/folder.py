@@ -206,7 +206,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Lets go of the folder if the block fails."""
+        """Releases the folder if the block fails."""
         try:
             yield
         except BaseException as error:
@@ -280,7 +280,7 @@ class RunFolder:
         self._left_by(error)
 
     def _left_by(self, error: BaseException | None) -> None:
-        """Closes the folder; one that was made in vain is removed.
+        """Closes the folder; one that stays empty is removed.
 
         A command that fails before any work was done leaves nothing behind, so that it can be
         repeated as it is. One that is interrupted is to be resumed.
@@ -336,7 +336,7 @@ class RunFolder:
         self._write_state()
 
     def forget(self, stage: str) -> None:
-        """Forgets that a stage and the later ones were ever begun, to run them anew."""
+        """Resets a stage and all later ones, to run them again."""
         for later in STAGES[STAGES.index(stage) :]:
             self._stages.pop(later, None)
         self._write_state()
@@ -351,7 +351,7 @@ class RunFolder:
         return bool(self._stages.get(stage, {}).get("done"))
 
     def has_begun(self, stage: str) -> bool:
-        """Whether the stage was started, be it complete or not."""
+        """Whether the stage was started, complete or not."""
         return stage in self._stages
 
     def results(self, stage: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long the header of a packed file will be: known from a network without data or training."""
+"""Length of a packed file's header, computed without data or training."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def header_bytes(config: RunConfig, model: nn.Module, example: Tensor) -> float:
         model: The network, trained or not; it is not changed.
         example: A batch as the network takes it; only its shape matters.
     """
-    dice = torch.Generator().manual_seed(0)
-    images = torch.randn(_IMAGES, *example.shape[1:], generator=dice)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_IMAGES, *example.shape[1:], generator=generator)
     batches = [(images, torch.zeros(_IMAGES, dtype=torch.int64))]
-    network, example = _disturbed(model, dice), example.cpu()
+    network, example = _disturbed(model, generator), example.cpu()
     bits = bit_options(config) | {"activation_range": "minmax"}
     for name in ("weight_bits", "activation_bits"):
         bits[name] = _most(bits[name])
@@ -68,13 +68,13 @@ def _most(bits: int | tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 @torch.no_grad()
-def _disturbed(model: nn.Module, dice: torch.Generator) -> nn.Module:
+def _disturbed(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Returns a copy without zeros, which fresh networks are full of and files do not store."""
     copied = copy.deepcopy(model).cpu().eval()
     for tensor in copied.state_dict().values():
         if tensor.is_floating_point():
             # Never negative: some of it are variances.
-            tensor += 0.01 * torch.rand(tensor.shape, generator=dice)
+            tensor += 0.01 * torch.rand(tensor.shape, generator=generator)
         elif tensor.dtype != torch.bool:
             tensor += 1
     return copied

@@ -1,4 +1,4 @@
-"""What a run decides, and what that costs: known from the network alone, without any data."""
+"""Decisions and costs of a run, computed from the network alone, without data."""
 
 from __future__ import annotations
 

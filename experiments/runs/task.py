@@ -1,4 +1,4 @@
-"""What every stage needs: the data, the network, the learner; and early checks of the options."""
+"""Shared state of the stages: data, network, learner; and early checks of the options."""
 
 from __future__ import annotations
 

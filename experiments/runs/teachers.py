@@ -1,4 +1,4 @@
-"""The network that teaches a fine-tuning: the run's original, none, or any other one."""
+"""The teacher of a fine-tuning: the run's original, none, or another network."""
 
 from __future__ import annotations
 

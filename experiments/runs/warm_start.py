@@ -1,4 +1,4 @@
-"""What another run evaluated, known to a search from its start (``--warm-start RUN``).
+"""Warm start: the evaluations of another run, known from the start (``--warm-start RUN``).
 
 The other run must have evaluated by the same rules: the same network, data, learner and proxy.
 Agent, budget, reward and the action mapping may differ, as rewards and costs are computed anew. Its

@@ -1,4 +1,4 @@
-"""Stages ``export`` and ``evaluate``: the files for deployment, and before and after in numbers."""
+"""Stages ``export`` and ``evaluate``: deployment files, and figures before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage ``finetune``: the smaller network recovers its accuracy, taught by the original one."""
+"""Stage ``finetune``: recovers the accuracy of the smaller network by distillation."""
 
 from __future__ import annotations
 

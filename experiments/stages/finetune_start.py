@@ -1,4 +1,4 @@
-"""What a fine-tuning begins with: the network as it was cut, or one that was cut with more care."""
+"""Starting point of a fine-tuning: cut at once, group by group, or after sparse training."""
 
 from __future__ import annotations
 

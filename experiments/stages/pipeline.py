@@ -1,4 +1,4 @@
-"""The stages one after the other: what ``amc compress`` does."""
+"""Runs the stages in order: ``amc compress``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage ``search``: an agent looks for the plan; every episode is on disk when the next begins."""
+"""Stage ``search``: an agent searches for the plan; every episode is stored at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_search(task: Task) -> None:
 
     A search that was interrupted is replayed with its recorded evaluations, to the same result.
     ``--progressive`` searches stage after stage, each in a folder of its own below ``stages``.
-    Where no agent decides, the one plan there is is evaluated: that of fixed bits, or of a rule.
+    Without an agent, the only plan is evaluated: that of fixed bits, or of a rule.
     """
     folder, config = task.folder, task.config
     if folder.is_done("search"):

@@ -83,7 +83,7 @@ def _allow_overwriting(graph: fx.Graph, attributes: dict[str, Any]) -> None:
     """Lets sums be written into their other summand where it is not needed afterwards.
 
     That saves a fifth of ResNet-20's time. The summand must be a fresh tensor (made by a fused
-    convolution or a padding), and everybody else who reads it must come earlier and make a fresh
+    convolution or a padding), and every other reader must come earlier and make a fresh
     tensor too, so that no view of it lives on.
     """
 
@@ -113,7 +113,7 @@ def _added(node: fx.Node, first: fx.Node) -> fx.Node | None:
     left, right = node.args
     if left is first:
         return right if isinstance(right, fx.Node) and right is not first else None
-    # ``other += conv(x)`` changes ``other``, which somebody may read later.
+    # ``other += conv(x)`` changes ``other``, which may be read later.
     in_place = node.target in (operator.iadd, "add_")
     return left if isinstance(left, fx.Node) and not in_place else None
 

@@ -1,4 +1,4 @@
-r"""How much the loss rises if a layer's output changes, estimated from gradients.
+r"""Sensitivity of the loss to a layer's output, estimated from gradients.
 
 What all learners' ``gradient_scores`` share. A choice changes the outputs of a layer by ``d_p`` at
 position ``p``, in that layer alone, the learner's own repair of it included. To second order, with

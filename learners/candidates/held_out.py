@@ -1,4 +1,4 @@
-"""Validation images: those of an episode are held, all others stay where they come from.
+"""Validation images: an episode's are held in memory, the rest are streamed.
 
 An episode evaluates ``n_validation`` images, a fixed random subset. They are kept in the type and
 layout that candidates compute in. The rest is needed for the last accuracy of a search and for the

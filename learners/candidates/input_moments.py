@@ -1,4 +1,4 @@
-"""One pass over calibration images: what every layer's inputs look like.
+"""Moments of every layer's inputs, from one pass over calibration images.
 
 For a layer with unfolded inputs ``X`` (rows = sampled output positions, columns = input channel x
 kernel position) all later work needs only ``G = X^T X`` and the column means. AMC fits its least

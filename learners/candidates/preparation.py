@@ -1,4 +1,4 @@
-"""The images that every candidate sees before it is evaluated."""
+"""Calibration images that repairs of candidates use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the CPU-seconds of an episode go."""
+"""CPU-seconds of an episode, by part."""
 
 from __future__ import annotations
 

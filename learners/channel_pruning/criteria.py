@@ -1,4 +1,4 @@
-"""Which units of a channel group matter: one signature, group context -> score per unit.
+"""Importance criteria for units of a channel group: context -> score per unit.
 
 Scores are compared within one group only, so every criterion is free to choose its scale. They do
 not depend on the plan: the best ``k`` units are the same whatever happens to the other groups.

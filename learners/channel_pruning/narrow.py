@@ -1,4 +1,4 @@
-"""The narrowest slices of a network, on which fast kernels and tracing are tried first."""
+"""The narrowest slices of a network, for trials of fast kernels and of tracing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the criteria look at, gathered from a traced network."""
+"""Inputs of the criteria, gathered from a traced network."""
 
 from __future__ import annotations
 

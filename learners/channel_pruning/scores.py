@@ -1,4 +1,4 @@
-"""What cutting one group costs the loss, estimated from gradients and the Gram matrices alone.
+"""Loss increase by cutting one group, estimated from gradients and Gram matrices.
 
 Equation (1) of ``gradient_scores``, summed over the layers that read the group; ``D`` is
 what the repair changes of their weights, the cut columns included.

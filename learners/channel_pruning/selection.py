@@ -1,4 +1,4 @@
-"""Channel selections that are solved anew for every number of channels that stays."""
+"""Channel selections that are solved separately for every number of kept channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cutting one group costs its readers, from the Gram matrices alone."""
+"""Reconstruction error by cutting one group, from Gram matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surgery on ONNX graphs: what turns a float export into one that runs in 8-bit integers.
+"""ONNX graph surgery: prepares a float export for 8-bit integers.
 
 All functions change the model they are given.
 """

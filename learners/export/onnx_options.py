@@ -1,4 +1,4 @@
-"""What a deployed ONNX file looks like from outside: its input, its batch axis, its metadata."""
+"""Input, batch axis and metadata of deployed ONNX files."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class JointCompression(Learner):
     Args:
         parts: What can be decided, in the order in which it is carried out, see
             ``PlanPart``: channel pruning first, quantization last.
-        evaluator: What networks are evaluated by.
+        evaluator: Evaluates networks.
         storage: How the finished network is stored, for the costs.
         validation: Batches that choose the best epoch of a fine-tuning.
         training: What a candidate gets before it is evaluated, besides the repairs of its parts.

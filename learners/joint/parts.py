@@ -1,4 +1,4 @@
-"""What a kind of compression offers to be one part of a joint plan, together with others.
+"""Interface of the parts of a joint plan.
 
 A joint plan holds the decisions of several parts: keep ratios of channel groups, densities and
 bits of layers. Each part decides about the same network in its own way, and they are applied one

@@ -1,4 +1,4 @@
-"""How the networks of a joint plan are stored, as costs count them: measured on the original."""
+"""Storage format of joint plans for the costs, measured on the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which networks to measure so that every layer is seen at all pairs of its widths.
+"""Experimental design: networks that cover all pairs of widths of every layer.
 
 Widths are set per channel group. A layer's input and output belong to different groups (or to
 one), so what is needed is a list of plans in which every two groups that meet in a layer take every
@@ -59,13 +59,13 @@ def plans(
     largest = {name: max(counts) for name, counts in levels.items()}
     smallest = {name: min(counts) for name, counts in levels.items()}
     colours = _colours(graph)
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     rows, columns = (axis.reshape(-1) for axis in np.indices((points, points)))
     array = [(rows + k * columns) % points for k in range(points)] + [columns]
     chosen: dict[str, npt.NDArray[np.int64]] = {}
     for name, counts in levels.items():
         # A shuffle of the levels keeps every pair and breaks ties between groups of one colour.
-        level = dice.permutation(points)[array[colours[name] % len(array)]]
+        level = rng.permutation(points)[array[colours[name] % len(array)]]
         chosen[name] = np.array(counts)[level * len(counts) // points]
     found = [largest, smallest]
     found += [{name: int(units[i]) for name, units in chosen.items()} for i in range(points**2)]
@@ -74,13 +74,13 @@ def plans(
 
 def random_plans(graph: LayerGraph, round_to: int, count: int, seed: int) -> list[Kept]:
     """Returns plans with every group's channels drawn evenly from all multiples of ``round_to``."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found = []
     for _ in range(count):
         plan = {}
         for group in graph.groups:
             decision = _decision(graph, group, round_to)
-            plan[group.name] = decision.units(float(dice.choice(decision.choices)))
+            plan[group.name] = decision.units(float(rng.choice(decision.choices)))
         found.append(plan)
     return found
 

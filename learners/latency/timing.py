@@ -1,4 +1,4 @@
-"""Times an ONNX model as a whole, and tells what share of the time each of its layers takes."""
+"""Times an ONNX model and attributes the time to its layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which batch norm follows which layer, and nothing else in between."""
+"""Pairs of layers and the batch norms that directly follow them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every quantizer offers: a differentiable stand-in for training, integers for the file."""
+"""Interface of quantizers: fake quantization for training, integers for files."""
 
 from __future__ import annotations
 

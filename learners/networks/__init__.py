@@ -1,1 +1,1 @@
-"""A user's network: the forms it comes in, what it takes and returns."""
+"""User networks: their forms, inputs and outputs."""

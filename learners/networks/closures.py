@@ -1,4 +1,4 @@
-"""Functions attached to a network that hold on to the network itself.
+"""Functions attached to a network that reference the network itself.
 
 ``copy.deepcopy`` does not copy functions: a hook ``lambda m, i, o: self.seen.append(o)`` of a copy
 still writes into the original, and a forward that was replaced by a function still runs the

@@ -1,4 +1,4 @@
-"""The forms in which networks come: wrapped, with computed weights, or nothing to work on.
+"""Forms of networks: wrapped, parametrised, or unusable.
 
 ``intake`` makes a plain network of them; here is what it needs to know about
 each form.

@@ -1,4 +1,4 @@
-"""The one place where a user's network is taken in: a plain float copy, and the way back.
+"""Intake of user networks: a plain float32 copy, and conversion back.
 
 Whatever comes (``forms``), the rest works on plain float32 networks that can be
 copied, and hands back networks of the type that came.
@@ -94,7 +94,7 @@ class TakenIn:
 def take_in(
     model: nn.Module, device: str | torch.device | None = None, *, live: bool = False
 ) -> TakenIn:
-    """Takes in whatever network the user hands over; it is not touched.
+    """Converts a user's network; the original is not touched.
 
     ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and ``AveragedModel`` are
     unwrapped, wherever they are; ``weight_norm``, ``spectral_norm``, pruning masks and

@@ -1,4 +1,4 @@
-"""Outputs of networks, whatever they are packed in."""
+"""Outputs of networks, unpacked from any container."""
 
 from __future__ import annotations
 

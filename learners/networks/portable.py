@@ -1,4 +1,4 @@
-"""Whether an object of the user's can go into a pickle that other programs load."""
+"""Checks that user objects can be pickled for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks return while they are trained, and why they fail there."""
+"""Outputs of networks in training mode, and failures there."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Number formats, memory layout, and kernels that are used only where they were proved."""
+"""Dtypes, memory layout, and kernels that are used only where they were verified."""

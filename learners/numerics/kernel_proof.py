@@ -1,4 +1,4 @@
-"""Fast kernels, used only for the shapes that they were tried on, on this processor.
+"""Fast kernels, used only for shapes that were verified on this processor.
 
 A library picks its kernel by number format, geometry and the full shape of the input, the batch
 included. Such a kernel may be wrong for a few shapes only, or read memory that nothing has written

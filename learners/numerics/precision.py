@@ -1,4 +1,4 @@
-"""Which number format a network runs in: decided once, by a rule, the same on every call."""
+"""Compute dtype selection: one rule, decided once per network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that stand under several names, such as tied weights: files hold them once."""
+"""Shared tensors, such as tied weights: files store them once."""
 
 from __future__ import annotations
 

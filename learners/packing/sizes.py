@@ -1,4 +1,4 @@
-"""What sparse layers of codes really take on disk: measured, not estimated."""
+"""Measured sizes on disk of sparse layers of codes."""
 
 from __future__ import annotations
 

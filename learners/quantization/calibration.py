@@ -1,4 +1,4 @@
-"""What the float network's layers see and emit, and how a quantized network is matched to it."""
+"""Calibration: layer statistics of the float network, and matching to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What quantizing one layer costs its output, while all else is float."""
+"""Output error by quantizing one layer, all others float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What uniform and codebook quantization share: calibrate once, quantize, match, evaluate."""
+"""Base of quantization learners: calibrate once, quantize, match, evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a quantization learner does once: checks of its options, images, and the file's header."""
+"""Preparation of quantization learners: option checks, images, file header."""
 
 from __future__ import annotations
 

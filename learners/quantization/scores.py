@@ -1,4 +1,4 @@
-"""What the bits of one layer cost the loss, estimated from gradients, while all else is float."""
+"""Loss increase by quantizing one layer, estimated from gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gradient_scores(
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
     By equation (1) of ``gradient_scores`` with what really changes of the outputs of 64
-    images, be it by the weights or by the inputs. 0 for layers without a gradient: nothing of
+    images, by the weights or by the inputs. 0 for layers without a gradient: nothing of
     them reaches the loss.
 
     Args:

@@ -1,4 +1,4 @@
-"""Puts networks with zeros together."""
+"""Builds sparse networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a density costs the layer's own output, and the loss, from the Gram matrices alone."""
+"""Output error and loss increase by density, from Gram matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that a layer gets at a density, remembered: a search asks for the same ones often."""
+"""Cache of a layer's weights by density."""
 
 from __future__ import annotations
 

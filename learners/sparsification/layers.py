@@ -1,4 +1,4 @@
-"""Which layers can be sparse, and why the others are left dense."""
+"""Layers that can be sparse, and the reasons for the others."""
 
 from __future__ import annotations
 

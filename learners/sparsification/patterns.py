@@ -1,4 +1,4 @@
-"""Which weights stay, from their magnitudes: single ones, blocks, or N of every M.
+"""Sparsity patterns by magnitude: unstructured, blocks, N:M.
 
 ==============  ===================================================================================
 ``unstructured``  exactly the ``k`` largest ``|w|`` of a layer (Han et al. 2015)

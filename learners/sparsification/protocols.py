@@ -1,4 +1,4 @@
-"""How one overall density is spread over the layers without a search.
+"""Protocols: layer densities from one overall density, without a search.
 
 ===================  ==============================================================================
 ``uniform``          the same density everywhere

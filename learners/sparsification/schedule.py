@@ -1,4 +1,4 @@
-"""Sparsity that rises while a network trains, and weights that can come back.
+"""Sparsity schedules: density that falls during training, with regrowth.
 
 Zhu & Gupta (2017, 1710.01878), equation 1:
 

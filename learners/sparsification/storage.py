@@ -1,4 +1,4 @@
-"""What sparse weights really take on disk: measured layer by layer, by density."""
+"""Measured sizes on disk of sparse weights, by layer and density."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of a network under known circumstances: mode, decisions about data, randomness.
+"""Cases: reproducible runs of a network (mode, data-dependent branches, randomness).
 
 A proof compares two networks of different widths, so nothing may depend on chance: what a forward
 draws (dropout, stochastic depth, noise) is the same number everywhere, whatever the shape. And it

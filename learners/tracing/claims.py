@@ -1,4 +1,4 @@
-"""Compares what a graph claims of a network, cut and uncut, with what is counted there."""
+"""Checks a graph's claims about a network, cut and uncut, by counting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells layers that no code can call from those that merely have not run."""
+"""Distinguishes dead layers from layers that merely have not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a network under labels, and freezes what its classes or its user want whole."""
+"""Runs a network under labels, and freezes outputs and ignored layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the ways through a network: both modes, both sides of its branches, other inputs."""
+"""Explores the paths of a network: both modes, both branches, other inputs."""
 
 from __future__ import annotations
 

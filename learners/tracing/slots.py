@@ -1,4 +1,4 @@
-"""Where channels live: axes of parameters, and what layers are called."""
+"""Slots: the axes of parameters that hold channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a training run: written whole or not at all, read without running code."""
+"""Training checkpoints: atomic files without pickled code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: learn from a teacher's soft answers as well as from the labels."""
+"""Knowledge distillation: soft targets of a teacher next to the labels."""
 
 from __future__ import annotations
 

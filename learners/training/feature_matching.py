@@ -1,4 +1,4 @@
-"""Feature matching: the student looks where the teacher looks.
+"""Feature matching: attention transfer from a teacher.
 
 Attention transfer, Zagoruyko & Komodakis 2017 (arXiv:1612.03928), section 3.1.
 """
@@ -245,7 +245,7 @@ class _Recorder:
         self._listening = True
 
     def close(self) -> None:
-        """Forgets the activations, which would hold the memory of the step."""
+        """Drops the activations, which would keep the memory of the step."""
         self.named, self.last, self._listening = {}, {}, False
         self.rejected, self._first, self._grids, self._others = set(), set(), set(), set()
 

@@ -11,7 +11,7 @@ from amc_env.errors import InputDataError
 
 
 class TrainingHook:
-    """Does nothing; subclasses override what they need.
+    """Base class of hooks: does nothing; subclasses override what they need.
 
     The training loop calls ``start`` once, then for every step ``before_step``, the forward pass,
     ``loss``, the optimiser, ``after_step``; and ``finish`` at the end, whatever ended it. All state
@@ -28,7 +28,7 @@ class TrainingHook:
         return {}
 
     def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
-        """Looks at the networks before the first step, of a resumed training too.
+        """Called with the networks before the first step, also of a resumed training.
 
         Args:
             model: What is trained, on its device.
@@ -37,14 +37,14 @@ class TrainingHook:
         """
 
     def before_step(self, step: int) -> None:
-        """Comes before the forward pass of ``step``, from 0."""
+        """Called before the forward pass of ``step``, from 0."""
 
     def loss(self) -> Tensor | None:
         """Returns what is added to the loss of the step, a scalar, or ``None``."""
         return None
 
     def after_step(self, step: int) -> None:
-        """Comes after the weights have changed in ``step``, from 0."""
+        """Called after the weights have changed in ``step``, from 0."""
 
     def is_ready(self, step: int) -> bool:
         """Whether a network after ``step`` steps may be kept as the best one.
@@ -61,7 +61,7 @@ class TrainingHook:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Brings back what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned."""
 
 
 def check_hooks(hooks: Sequence[TrainingHook]) -> None:

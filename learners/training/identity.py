@@ -1,4 +1,4 @@
-"""What tells one training run from another: settings as plain numbers, digests of networks."""
+"""Identity of a training run: settings as plain numbers, digests of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training loop of all learners, and the accuracy they are evaluated by."""
+"""The training loop of all learners, and top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
+    """Results of one epoch; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
 
     ``is_ready`` tells whether the network was what was asked for, not only on the way there.
     """

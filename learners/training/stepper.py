@@ -1,4 +1,4 @@
-"""The inside of the training loop: one step, one epoch, and the state they carry along."""
+"""Steps and epochs of the training loop, and their state."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Bring back what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -19,7 +19,7 @@ def fit(x_train: Any, y_train: Any, job: dict[str, Any]) -> tuple[Any, Any, dict
     h2o = importlib.import_module("h2o")
     automl = importlib.import_module("h2o.automl")
     h2o.init(
-        port=_free_port(),  # never the server of somebody else
+        port=_free_port(),  # never another user's server
         nthreads=job["n_jobs"],
         max_mem_size=f"{job['memory_mb']}M",
         ice_root=os.getcwd(),

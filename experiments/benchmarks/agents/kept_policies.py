@@ -1,4 +1,4 @@
-r"""What a policy is worth that outlives its search.
+r"""Benchmark of policies that are reused after their search.
 
 ``--table budgets``: plans for several budgets, either from one search with the budget drawn anew
 each episode (``OnePolicy``), or from a search per budget, at equally many episodes in all::

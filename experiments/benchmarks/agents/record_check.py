@@ -1,4 +1,4 @@
-"""Do recorded accuracies come out again here, in float32? Recorded plans are evaluated anew.
+"""Re-evaluates recorded plans in float32 and compares the accuracies.
 
 A sample of every record, each record's plans at even distances, is evaluated by the network that
 was recorded. A record made in another number format, or on a processor with a wrong kernel, shows.

@@ -1,4 +1,4 @@
-"""How far recorded tasks can be trusted: held-out figures, and whether agents rank alike on them.
+"""Fidelity of recorded tasks: held-out figures, and agreement of agent rankings.
 
     python -m amc_compress.benchmarks.agents.recorded_quality amc_env/recorded_tasks/*.npz
     python -m amc_compress.benchmarks.agents.recorded_quality --results runs/compare/results.jsonl

@@ -1,4 +1,4 @@
-r"""Are searched bit-widths better than the same ones everywhere? Both at equal bytes.
+r"""Benchmark of searched against uniform bit-widths at equal bytes.
 
 For every number of bits k: the network with k-bit weights in all layers but the first and the last
 (8 bits, as is usual), and a search over all layers whose budget is that network's bytes. Plans are

@@ -1,4 +1,4 @@
-r"""How well does each proxy rank plans? Spearman's rho against accuracy after real fine-tuning.
+r"""Rank correlation of each proxy with the accuracy after fine-tuning (Spearman's rho).
 
 Random feasible plans are evaluated by every proxy and then really fine-tuned; both accuracies are
 taken on the validation split, the test set is not touched. Rows are appended to a file as they

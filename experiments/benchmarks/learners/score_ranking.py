@@ -1,4 +1,4 @@
-r"""How well do curves of single decisions rank plans? Spearman's rho against proxy accuracy.
+r"""Rank correlation of sensitivity curves with proxy accuracy (Spearman's rho).
 
 Random feasible plans are evaluated once. A curve of every decision (decision key -> a number for
 every choice) predicts a plan's accuracy by the negative sum of what it gives to the plan's choices:

@@ -1,4 +1,4 @@
-"""What does one episode cost? CPU-seconds by part, one thread, from trained weights.
+"""Cost of one episode: CPU-seconds by part, one thread, from trained weights.
 
 A plan that spends the budget as uniformly as the grid allows is evaluated again and again; every
 episode slices, repairs, recalibrates and evaluates from scratch, nothing is cached. CPU-seconds of

@@ -1,4 +1,4 @@
-"""How well does a latency table predict whole networks that it was not made from?
+"""Prediction error of a latency table on networks that it was not made from.
 
 Measures a table (or continues one), then ten random plans per network and precision: every group
 keeps a random multiple of ``round_to``. The time of each is measured as `amc latency-table` does

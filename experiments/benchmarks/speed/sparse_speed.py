@@ -1,4 +1,4 @@
-r"""What zeros in the weights give a runtime: milliseconds of sparse networks against dense ones.
+r"""Latency of sparse networks against dense ones in several runtimes.
 
     python -m amc_compress.benchmarks.speed.sparse_speed
     python -m amc_compress.benchmarks.speed.sparse_speed --weights resnet20.safetensors --seconds 10

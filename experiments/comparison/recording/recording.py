@@ -1,4 +1,4 @@
-"""Records a task: plans are evaluated once and for all, and a surrogate answers for all others."""
+"""Records a task: evaluates plans once and fits a surrogate for all others."""
 
 from __future__ import annotations
 

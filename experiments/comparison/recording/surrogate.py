@@ -1,4 +1,4 @@
-"""Fits what answers for a network in a recorded task: a Gaussian process over plans.
+"""Fits the surrogate of a recorded task: a Gaussian process over plans.
 
 Hyper-parameters come from scikit-learn on a random part of the plans; the weights are exact, from
 one Cholesky factor of all of them.

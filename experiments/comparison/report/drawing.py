@@ -1,4 +1,4 @@
-"""What every figure of a comparison shares: paper, axes, labels next to lines, PNG."""
+"""Shared drawing code of a comparison's figures: axes, line labels, PNG."""
 
 from __future__ import annotations
 

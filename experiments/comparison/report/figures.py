@@ -1,4 +1,4 @@
-"""Figures of how searches went: best reward so far, against evaluations and against seconds."""
+"""Learning curves: best reward so far, against evaluations and against seconds."""
 
 from __future__ import annotations
 

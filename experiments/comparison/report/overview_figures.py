@@ -1,4 +1,4 @@
-"""Figures over all tasks: scores, profiles, who beats whom, ranks."""
+"""Figures over all tasks: scores, profiles, pairwise wins, ranks."""
 
 from __future__ import annotations
 

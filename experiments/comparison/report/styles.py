@@ -1,4 +1,4 @@
-"""How agents look: the same colour, line and marker in every figure of a comparison.
+"""Styles of agents: the same colour, line and marker in every figure.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers too; where they run out, line and
 marker change. The uniform plan is grey, as the ground that others stand on.

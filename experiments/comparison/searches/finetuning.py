@@ -1,4 +1,4 @@
-"""The winners of a comparison, fine-tuned, and the test set once, by the finished network."""
+"""Fine-tunes the winners of a comparison and tests the finished networks once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches to be made, carried out in this process or in several that may be killed."""
+"""Runs search jobs in this process or in several that may be killed."""
 
 from __future__ import annotations
 

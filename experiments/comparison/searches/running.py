@@ -20,7 +20,7 @@ Tell = Callable[[SearchRecord], None]
 
 @dataclass(frozen=True)
 class Missing:
-    """What cannot be had here; everything else can go on.
+    """What is not available here; everything else still runs.
 
     Args:
         tasks: Name of a task -> one sentence about what is missing.

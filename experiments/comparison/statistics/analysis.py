@@ -1,4 +1,4 @@
-"""Everything that is said about a comparison, computed once for figures, tables and words."""
+"""All statistics of a comparison, computed once for figures, tables and text."""
 
 from __future__ import annotations
 

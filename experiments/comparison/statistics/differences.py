@@ -1,4 +1,4 @@
-"""Which differences between agents on a task are real, and which may be luck of the seeds."""
+"""Significance of differences between agents on a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is ahead of whom, task by task, in the manner of Balaji & Allen 2018 (1808.06492)."""
+"""Ranks of agents, task by task, as in Balaji & Allen 2018 (1808.06492)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which searches are compared, and what their rewards are worth on one scale for every task.
+"""Selection of comparable searches, and scores normalised per task.
 
 The score of a reward is 0 for the task's uniform plan and 1 for the best plan that any search in
 the file found, so that tasks can be averaged. A search that failed, or had evaluated no plan within
@@ -42,7 +42,7 @@ class Sample:
         seeds: Their seeds, ascending.
         rewards: Best reward of each, shape (seeds,).
         imputed: How many of them are the uniform plan's reward for want of a plan of their own.
-        is_fixed: Whether the agent is deterministic by its own word: chance has no part in it.
+        is_fixed: Whether the agent is declared deterministic by its agent.
     """
 
     seeds: tuple[int, ...]

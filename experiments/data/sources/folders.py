@@ -1,4 +1,4 @@
-"""What lies in a folder: parquet or Arrow tables, ``save_to_disk``, or class folders of images."""
+"""Detection of a folder's format: parquet, Arrow, ``save_to_disk``, class folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is before anything is decoded: splits of encoded images with their labels."""
+"""Data sets before decoding: splits of encoded images with their labels."""
 
 from __future__ import annotations
 

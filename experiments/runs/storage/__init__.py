@@ -1,1 +1,1 @@
-"""What lies in a run folder, and whether it may be used."""
+"""Contents of a run folder, and whether it may be used."""

@@ -1,4 +1,4 @@
-"""What processes leave behind that were killed, or came to nothing."""
+"""Clean-up after processes that were killed or failed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""What lies in a folder before anything is written into it."""
+"""Checks of a folder before anything is written into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``state.json`` and ``summary.json`` must hold, and whose fault it is if they do not."""
+"""Schemas of ``state.json`` and ``summary.json``."""
 
 from __future__ import annotations
 

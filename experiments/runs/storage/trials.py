@@ -156,7 +156,7 @@ class TrialRecorder:
         return [*before, *self.recorded]
 
     def set_aside(self) -> None:
-        """Begins the record anew, because the agent's code failed and will be another.
+        """Restarts the record after the agent's code failed and was changed.
 
         What was evaluated stays known, so that nothing is evaluated twice.
         """

@@ -1,4 +1,4 @@
-"""What a run folder may make a command do.
+"""Trust: which code a run folder may load.
 
 A folder may come from anywhere, and its ``config.json`` may name code: a model, a teacher, a
 reward, a cost. Code is run, and pickles are opened, because the command says so, never because a

@@ -1,4 +1,4 @@
-"""Discrimination-aware channel pruning: keep what tells the classes apart, half-way already."""
+"""Discrimination-aware channel pruning: keeps channels that discriminate the classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a network can be asked, half-way, how well it already tells the classes apart.
+"""Places in a network for auxiliary classifiers.
 
 An auxiliary loss speaks for all layers before it only if everything they do passes through its
 place. So places are outputs of modules that every path from the input to the logits runs through:

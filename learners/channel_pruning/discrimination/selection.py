@@ -1,4 +1,4 @@
-"""Greedy channel selection (Zhuang et al. 2018, algorithm 2), run to the end: an order of units.
+"""Greedy channel selection (Zhuang et al. 2018, algorithm 2) as a ranking of all units.
 
     A = {};  repeat:  G = dL/dW at W_A,   k = argmax_{j not in A} ||G_j||_F,   A = A + {k},
                       W_A = argmin L(W_A)

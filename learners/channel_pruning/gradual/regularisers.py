@@ -1,4 +1,4 @@
-"""Penalties that make whole channels fade while the network is trained, before they are cut.
+"""Regularisers that shrink whole channels during training, before they are cut.
 
 Both work on a network of the original's shapes and are a term of the loss, so that momentum and
 the clipping of gradients see them like everything else. A unit's weights are all trained numbers

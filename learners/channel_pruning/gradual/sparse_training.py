@@ -1,4 +1,4 @@
-"""Sparse training: what will be cut fades first, while the rest of the network takes over."""
+"""Sparse training: shrinks the units that will be cut while the rest adapts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where centroids start: quantiles, a uniform grid, or one-dimensional k-means.
+"""Initial centroids: quantiles, a uniform grid, or one-dimensional k-means.
 
 Everything works on buckets, shape ``(n_buckets, size)``, one codebook per row, all rows at once.
 Numbers on a line need no distance matrix: with the weights sorted once, a cluster is an interval,

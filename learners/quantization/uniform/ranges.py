@@ -1,4 +1,4 @@
-"""Clipping ranges: which numbers k bits are spread over.
+"""Clipping ranges of quantizers.
 
 ``minmax``      everything representable
 ``percentile``  the outermost 0.01% are clipped on each side

@@ -1,4 +1,4 @@
-"""Counts the multiply-adds of a run, operation by operation, whatever a graph says of it.
+"""Counts the multiply-adds of a run by operation, independently of the graph.
 
 The rules are those of ``torch.utils.flop_counter`` (FLOPs = 2 x MACs) and, for what it leaves out,
 those below: recurrent kernels, attention on processors, products of matrices with vectors. An

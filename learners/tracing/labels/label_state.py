@@ -1,4 +1,4 @@
-"""What is known while labels follow a network's data: ids of tensors, and what was executed."""
+"""State of label propagation: ids of tensors, and executed operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of one call of a module, taken apart into leaves and put together again."""
+"""Arguments of a module call, flattened and rebuilt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the rewrites of a network, and drops those that do not compute what the original does."""
+"""Makes the rewrites of a network, and drops those that change its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module's rewritten forward, ready to be applied to its cut copies, or why it has none."""
+"""Rewritten forwards for cut copies, or the reasons why there are none."""
 
 from __future__ import annotations
 

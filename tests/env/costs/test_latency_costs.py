@@ -61,8 +61,8 @@ SHAPES = {"one": (1, 3), "two": (3, 3), "head": (3, 1)}
 
 def rising(precisions: dict[str, float], seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     """Random values that rise along both widths, times a factor per precision."""
-    dice = np.random.default_rng(seed)
-    base = {n: dice.random(s).cumsum(0).cumsum(1) for n, s in SHAPES.items()}
+    rng = np.random.default_rng(seed)
+    base = {n: rng.random(s).cumsum(0).cumsum(1) for n, s in SHAPES.items()}
     return {n: {p: b * f for p, f in precisions.items()} for n, b in base.items()}
 
 
@@ -152,13 +152,13 @@ def test_energy_is_a_cost_of_its_own_name():
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_never_falls_when_a_decision_grows_whatever_was_measured(seed):
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     values = {
-        n: {p: dice.random(s) for p in ("w2a2", "w4a8", "int8", "fp32")} for n, s in SHAPES.items()
+        n: {p: rng.random(s) for p in ("w2a2", "w4a8", "int8", "fp32")} for n, s in SHAPES.items()
     }
     decisions = all_decisions()
     cost = TableCost(table(values), chain(), decisions)
-    low = np.array([dice.choice(d.choices) for d in decisions])
+    low = np.array([rng.choice(d.choices) for d in decisions])
     for index, decision in enumerate(decisions):
         plans = []
         for choice in decision.choices:
@@ -176,8 +176,8 @@ def slow_envelope(values: np.ndarray, i: int, j: int) -> float:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_budgets_see_the_dearest_of_all_narrower_layers_predictions_what_was_measured(seed):
-    dice = np.random.default_rng(seed)
-    values = {n: {"fp32": dice.random(s)} for n, s in SHAPES.items()}
+    rng = np.random.default_rng(seed)
+    values = {n: {"fp32": rng.random(s)} for n, s in SHAPES.items()}
     steps = [Decision(n, DecisionKind.KEEP_RATIO, (0.25, 0.5, 1.0), 32) for n in ("one", "two")]
     cost = TableCost(table(values), chain(), steps)
     for i, j in itertools.product(range(3), range(3)):

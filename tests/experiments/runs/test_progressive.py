@@ -81,7 +81,7 @@ def test_plans_and_costs_of_a_cut_network_are_those_of_the_original(
     make: Callable[[nn.Module], ChannelPruning], model: nn.Module
 ) -> None:
     original = make(model)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     half = CompressionPlan({d.key: d.nearest(0.6) for d in original.decisions})
     cut = original.compress(half)
     before = Composition(original, original.kept_units(half))
@@ -91,7 +91,7 @@ def test_plans_and_costs_of_a_cut_network_are_those_of_the_original(
         # min_ratio is a share of the original, not of what is left.
         assert d.size == whole.units(half[whole.key])
         assert d.units(d.choices[0]) == whole.units(whole.choices[0])
-    plan = CompressionPlan({d.key: float(dice.choice(d.choices)) for d in learner.decisions})
+    plan = CompressionPlan({d.key: float(rng.choice(d.choices)) for d in learner.decisions})
     total = before.in_original(plan, learner.decisions)
     assert dict(before.in_smaller(total, learner.decisions)) == pytest.approx(dict(plan))
     smaller = learner.compress(plan)

@@ -217,8 +217,8 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     problem = make_problem(config, trace(model, example_input(facts), ignore=config.ignore))
     learner: Any = make_learner(config, data, model)
     assert problem.decisions == learner.decisions
-    dice = np.random.default_rng(0)
-    values = [dice.choice(d.choices) for d in learner.decisions]
+    rng = np.random.default_rng(0)
+    values = [rng.choice(d.choices) for d in learner.decisions]
     for name in ("macs", "params", "density", "mean_bits"):
         assert problem.costs[name](values) == pytest.approx(learner.cost_models[name](values))
     # The bytes of a learner are measured ones; before the work they are a guess at the same.

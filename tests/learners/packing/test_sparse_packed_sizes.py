@@ -34,11 +34,11 @@ def resnet(weights: Path | None) -> nn.Module:
     if weights is not None:
         load_weights(network, weights)
         return network
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with torch.no_grad():
         for name in layer_names(network):
             layer = network.get_submodule(name)
-            draw = dice.laplace(scale=0.05, size=tuple(layer.weight.shape))
+            draw = rng.laplace(scale=0.05, size=tuple(layer.weight.shape))
             layer.weight.copy_(torch.from_numpy(draw))
     return network
 
@@ -76,10 +76,10 @@ def check_floats(weights: Path | None) -> None:
     network = resnet(weights)
     sizes = Sizes(network)
     names = layer_names(network)
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for densities in (
         *(dict.fromkeys(names, d) for d in (0.02, 0.05, 0.2, 0.5, 0.9, 1.0)),
-        {n: float(dice.choice(GRID[3:])) for n in names},
+        {n: float(rng.choice(GRID[3:])) for n in names},
     ):
         for error in sizes.errors(densities):
             assert abs(error) < 0.03, (densities, error)
