@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from amc_env.threads import limited_threads
+
 
 @contextmanager
 def isolated_randomness() -> Iterator[None]:
@@ -35,16 +37,5 @@ def one_thread() -> Iterator[None]:
 
     Threads that wait for each other over matrices of a hundred rows are slower than one.
     """
-    with torch_threads(1), threadpool_limits(1):
+    with limited_threads(1), threadpool_limits(1):
         yield
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Runs the block with ``count`` torch threads; small networks are slower on more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

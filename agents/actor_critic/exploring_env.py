@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 
 from amc_compress.agents.actor_critic.exploration import Proposal, Proposals, truncated_normal
-from amc_compress.agents.determinism import isolated_randomness, torch_threads
+from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search, checked_action
 from amc_env import CompressionPlan, OneShotEnv
+from amc_env.threads import limited_threads
 
 Action = npt.NDArray[np.float32]
 Observation = npt.NDArray[np.float32]
@@ -76,7 +77,7 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
             self._proposal = self._proposals.next()
             plan = self._proposal.plan
             self._script = None if plan is None else self._search.env.encode(plan)[:, None]
-        with isolated_randomness(), torch_threads(self._outer_threads):
+        with isolated_randomness(), limited_threads(self._outer_threads):
             observation, _, terminated, truncated, info = self._execute(self._proposal, action)
         self._step += 1
         self._observation = observation

@@ -30,10 +30,11 @@ from amc_compress.agents.actor_critic.recipe import make_recipe
 from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.curves.allocation import Curves, allocate
 from amc_compress.agents.curves.prior import read_curves
-from amc_compress.agents.determinism import isolated_randomness, torch_threads
+from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search
 from amc_env import CompressionPlan, OneShotEnv
 from amc_env.one_shot import positions
+from amc_env.threads import limited_threads
 
 _NEVER = 1 << 30
 
@@ -170,7 +171,7 @@ class SB3Agent(Agent):
         Raises:
             AgentError: If the policy to begin with is one for other observations or networks.
         """
-        with isolated_randomness(), torch_threads(1):
+        with isolated_randomness(), limited_threads(1):
             self._model = model = self._make_model(search, env, proposals)
             proposals.score = lambda plans: self._score(search, plans)
             env.scalars = lambda: _losses(model.logger)
@@ -268,7 +269,7 @@ class SB3Agent(Agent):
             actions: In [0, 1], shape ``(n, action size)``.
         """
         policy: Any = self.model.policy
-        with torch.no_grad(), torch_threads(1):
+        with torch.no_grad(), limited_threads(1):
             policy.set_training_mode(False)
             found = policy.critic(torch.as_tensor(observations), torch.as_tensor(2 * actions - 1))
         # A tensor (n, 1) per critic, or quantiles of shape (n, n_critics, n_quantiles).

@@ -7,8 +7,7 @@ both is used is settled once, on the original network and its smallest slice.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,32 +22,12 @@ from amc_compress.learners.numerics.layout import (
 )
 from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
 from amc_env.errors import TrainingDivergedError
-from amc_env.validation.checks import check_threads
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
 
 
 LARGEST_ROUNDING = 0.1
 """How far outputs in bfloat16 may be from float32, relative to their norm, to be used."""
-
-
-@contextlib.contextmanager
-def limited_threads(threads: int | None) -> Iterator[None]:
-    """Runs a block with that many threads; ``None`` leaves the setting alone.
-
-    Several processes that share the cores of a machine lose more than half of their speed to
-    spinning OpenMP threads, and on these small networks a second thread gains little.
-
-    Raises:
-        ArgumentError: If it is no number of threads that a machine can have.
-    """
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(check_threads("threads", threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def channels_last(images: Tensor) -> Tensor:

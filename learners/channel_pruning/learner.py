@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches, Learner
-from amc_compress.learners.candidates.evaluator import fusion_works, limited_threads, settled_dtype
+from amc_compress.learners.candidates.evaluator import fusion_works, settled_dtype
 from amc_compress.learners.candidates.held_out import HeldOut
 from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.candidates.preparation import preload
@@ -37,6 +37,7 @@ from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import check_labels, collect, count_outputs
 from amc_env.plan import CompressionPlan
+from amc_env.threads import limited_threads
 
 _STATISTICS_BATCH = 64
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.channel_pruning.criteria import Criterion, rank_units
 from amc_compress.learners.channel_pruning.lasso import entry_order_scores
 from amc_compress.learners.channel_pruning.ranking import contributions
 from amc_compress.learners.channel_pruning.selection import SolvedSelection
+from amc_env.threads import limited_threads
 
 _CHECK_EVERY = 25
 _SMALLEST = 1e-9  # penalty, relative to the one that leaves nothing

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
+from amc_env.threads import limited_threads
 
 
 class SolvedSelection(ChannelPruning):

@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.joint.learner import JointCompression, apply_parts
 from amc_compress.learners.joint.parts import plan_of
 from amc_compress.learners.joint.prepare import JointOptions, prepare_joint
@@ -28,6 +27,7 @@ from amc_compress.learners.training.checkpoints import write_atomically
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.plan import CompressionPlan
+from amc_env.threads import limited_threads
 from amc_env.validation.checks import checked
 
 PACKED = "network.packed"

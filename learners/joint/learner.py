@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches, Learner
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.joint.parts import (
@@ -33,6 +32,7 @@ from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
+from amc_env.threads import limited_threads
 
 
 class QuantizationPart:

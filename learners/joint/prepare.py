@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.held_out import HeldOut
 from amc_compress.learners.candidates.preparation import (
     check_counts,
@@ -39,6 +38,7 @@ from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.uniform.learner import UniformQuantization
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.training.data_checks import check_weights, collect
+from amc_env.threads import limited_threads
 from amc_env.validation.checks import checked
 
 __all__ = [

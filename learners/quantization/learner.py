@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches, Learner
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.held_out import HeldOut
 from amc_compress.learners.candidates.preparation import check_counts, read_images, training_batches
 from amc_compress.learners.candidates.proxy import finetune_briefly
@@ -52,6 +51,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.costs import BytesCost, CostModel, make_cost
 from amc_env.costs.storage import OFF_BITS, StorageFormat
 from amc_env.plan import CompressionPlan
+from amc_env.threads import limited_threads
 
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches, Learner
-from amc_compress.learners.candidates.evaluator import limited_threads
 from amc_compress.learners.candidates.preparation import (
     check_counts,
     check_training,
@@ -43,6 +42,7 @@ from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan
+from amc_env.threads import limited_threads
 
 SCHEDULES = ("gradual", "one-shot")
 _TYPICAL_DENSITY = 0.25
