@@ -133,7 +133,7 @@ class EpisodeLogger:
         self._writer.add_text("info/best_policy", text, trial.episode)
 
     def _write_hyperparameters(self, metrics: Mapping[str, float]) -> None:
-        """Same run, unlike ``SummaryWriter.add_hparams``, which opens a run of its own."""
+        """Writes to the same run, unlike ``SummaryWriter.add_hparams``, which opens a new one."""
         from torch.utils.tensorboard.summary import hparams
 
         plain = {
@@ -152,7 +152,7 @@ def _main_cost(env: CompressionEnv) -> str:
 
 
 def _layout(env: CompressionEnv) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom page: what belongs together on one chart."""
+    """Layout of TensorBoard's custom scalars: tags that share a chart."""
     rates = [f"preserve_rate/{i}" for i in range(env.n_decisions)]
     return {
         "search": {

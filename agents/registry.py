@@ -156,7 +156,7 @@ _RENAMED = {"rejudge": "finalists"}  # in labels of older results
 
 
 def _texts(label: str) -> dict[str, str]:
-    """The options of a label as they stand there."""
+    """The options of a label, unparsed."""
     texts: dict[str, str] = {}
     for part in filter(None, split_label(label)[1].split(",")):
         key, equals, value = part.partition("=")

@@ -164,7 +164,7 @@ class Search:
     def record(
         self, outcome: Outcome, source: str, scalars: Mapping[str, float] | None = None
     ) -> Trial:
-        """Notes an evaluated plan.
+        """Records an evaluated plan.
 
         Raises:
             AgentError: If the evaluation is no finite number, or none is left.

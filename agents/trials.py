@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AgentError(EvaluationError):
-    """An agent, or what evaluates its plans, answered something unusable."""
+    """An agent or a learner returned something unusable."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found and what it cost.
+    """Result of a search.
 
     Args:
         plan: The best plan, evaluated by this search or known to it from its warm start.

@@ -37,7 +37,7 @@ class ActionMapping:
 
 
 def _position(value: float, low: float, high: float) -> float:
-    """Where ``value`` lies in [low, high], 0.5 in an empty interval."""
+    """Relative position of ``value`` in [low, high]; 0.5 in an empty interval."""
     if high <= low:
         return 0.5
     return min(1.0, max(0.0, (value - low) / (high - low)))

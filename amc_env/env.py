@@ -35,7 +35,7 @@ DEFAULT_ACTION_MAPPING = "centred"
 
 @runtime_checkable
 class Compressible(Protocol):
-    """What the environment needs of a learner; read-only facts and one evaluation.
+    """Interface of learners for the environment: read-only facts, and one evaluation.
 
     Attributes:
         graph: Facts about the network.
@@ -186,7 +186,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     @checked
     def set_budget(self, budget: BudgetLike) -> None:
-        """Changes the budget; an episode under way is given up.
+        """Changes the budget; a running episode is dropped.
 
         Raises:
             InfeasibleBudgetError: If no plan meets it; the old budget stays.
@@ -289,7 +289,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return len(self._evaluated)
 
     def remember(self, plan: CompressionPlan, accuracy: float) -> None:
-        """Takes over an evaluation made earlier, so that a resumed run does not repeat it."""
+        """Caches an earlier evaluation, so that a resumed run does not repeat it."""
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
         self._evaluated[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
 

@@ -85,7 +85,7 @@ REWARDS: dict[str, RewardFunction] = {
 
 @dataclass(frozen=True)
 class OwnReward:
-    """A reward of the user's own, whose numbers are checked.
+    """A user-defined reward with checked values.
 
     Args:
         reference: Where it is, ``"package.module:name"``.

@@ -32,7 +32,7 @@ _CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
 
 
 class EndedCommandError(Exception):
-    """What ended a command; typer would turn some exceptions into exit codes and silence.
+    """The exception that ended a command; typer would hide some behind exit codes.
 
     Args:
         reason: The exception that the command was left by.
@@ -44,7 +44,7 @@ class EndedCommandError(Exception):
 
 
 def watched(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets :func:`run` see whatever a command was ended by, exits and interruptions included."""
+    """Passes everything that ends a command to :func:`run`, exits and interruptions included."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -130,7 +130,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _end(error: BaseException, arguments: Sequence[str]) -> int:
-    """Tells what ended a command; returns the exit code."""
+    """Prints what ended a command; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         _complain(_how_to_resume(arguments))
         return FAILED

@@ -115,7 +115,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The actor of an episode.
+    """What plays one episode: a fixed plan, the policy, or a changed elite.
 
     Args:
         plan: What is played; None where the policy acts.
@@ -133,7 +133,7 @@ class Proposal:
 
 
 class Proposals:
-    """Episode after episode: what is known already, a warm-up, then the policy or changed elites.
+    """Sequence of proposals: known plans, warm-up, then the policy or changed elites.
 
     Everything that is known when the search begins is played first, at no evaluation. The last
     episode is the bare policy, and so is the first one where the policy has learned before.
@@ -175,7 +175,7 @@ class Proposals:
 
     @property
     def first_update(self) -> int:
-        """After how many episodes, those played again included, learning begins.
+        """Number of episodes, replayed ones included, before learning starts.
 
         A policy that comes from an earlier search shows first what it has learned there.
         """

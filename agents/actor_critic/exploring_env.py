@@ -22,7 +22,7 @@ Step = tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]
 
 
 class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Turns what the policy asks into what is done, centres the reward, records every trial.
+    """Maps the policy's actions to executed ones, centres the reward, records every trial.
 
     Who acts is decided by the proposals when the first action of an episode arrives: by then the
     learner has learned from the episode before.

@@ -30,7 +30,7 @@ _FEWEST = 8
 
 @dataclass(frozen=True)
 class Front:
-    """What one search found for several budgets.
+    """Result of one search over several budgets.
 
     Args:
         best: Budget -> the best trial of the whole search that meets it.
@@ -173,7 +173,7 @@ class OnePolicy:
 
 
 class _Draws:
-    """The budget of each episode, and what reward is nothing there."""
+    """Draws the budget of each episode, with its reward baseline."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class _Draws:
 
 
 class _BudgetProposals(Proposals):
-    """Elites are plans of about the cost of this episode's budget; the last few are the policy."""
+    """Proposals from elites near this episode's budget; the policy plays the last few."""
 
     def __init__(self, search: Search, exploration: Exploration, n_last: int) -> None:
         super().__init__(search, exploration, one_shot=False)
@@ -241,7 +241,7 @@ def _brought_to_budget(env: CompressionEnv, plan: CompressionPlan) -> Compressio
 
 
 def _best_within(trials: Sequence[Trial], budget: Budget) -> Trial:
-    """The best trial that meets a budget, whatever the budget of its episode was."""
+    """The best trial that meets a budget, from episodes of any budget."""
     met = [trial for trial in trials if budget.is_met(trial.cost_ratio)]
     if not met:
         raise AgentError(f"No plan within {budget} was evaluated.")

@@ -40,7 +40,7 @@ _NEVER = 1 << 30
 
 
 class TwoLearningRates(OffPolicyAlgorithm):
-    """Gives the actor a learning rate of its own; to be mixed into an SB3 actor-critic.
+    """Mixin: a separate learning rate for the actor of an SB3 actor-critic.
 
     SB3 has one rate and writes it into all optimisers before every round of updates.
     """
@@ -57,7 +57,7 @@ class TwoLearningRates(OffPolicyAlgorithm):
 
 
 class _AfterWarmup(BaseCallback):
-    """As soon as the warm-up is over: fixes the scale of the rewards, does the first updates.
+    """Callback after the warm-up: fixes the reward scale and does the first updates.
 
     Stops the search nowhere and counts nothing: SB3 calls ``on_step`` before it stores a
     transition, so everything here happens between two episodes.
@@ -122,7 +122,7 @@ class SB3Agent(Agent):
 
     @property
     def model(self) -> TwoLearningRates:
-        """The SB3 model of the last search, to look into or to save.
+        """The SB3 model of the last search.
 
         Raises:
             ValueError: Before the first search.
@@ -161,7 +161,7 @@ class SB3Agent(Agent):
         ))  # fmt: skip
 
     def play(self, search: Search, proposals: Proposals, env: ExploringEnv) -> None:
-        """Plays what is left of a search and learns from it.
+        """Plays the remaining episodes and learns from them.
 
         Args:
             search: The search.
@@ -284,7 +284,7 @@ def _losses(logger: Logger) -> dict[str, float]:
 
 
 def _seed_of(search: Search) -> int:
-    """The seed of a search; the global generator of NumPy, which SB3 seeds, takes 32 bits only."""
+    """The seed of a search in 32 bits, as NumPy's global generator needs it."""
     if search.seed < 2**32:
         return search.seed
     return int(np.random.SeedSequence(search.seed).generate_state(1)[0])

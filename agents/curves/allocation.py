@@ -137,7 +137,7 @@ def polished(env: CompressionEnv, curves: Curves, index: Sequence[int]) -> list[
 def _exchanged(
     env: CompressionEnv, grids: Sequence[Array], index: Sequence[int], i: int, j: int
 ) -> list[int] | None:
-    """One step up of decision i, as many down of j as it takes; None if that is not enough."""
+    """One step up of decision i, as many down of j as needed; None if that is not enough."""
     if i == j:
         return None
     candidate = [*index]
@@ -152,7 +152,7 @@ def _exchanged(
 def _filled(
     env: CompressionEnv, curves: Curves, grids: Sequence[Array], index: Sequence[int]
 ) -> list[int]:
-    """Spends what is left, on the step that lessens the damage most each time."""
+    """Spends the remaining budget greedily on the steps that reduce the damage most."""
     filled = [*index]
     open_ = [i for i, grid in enumerate(grids) if filled[i] + 1 < len(grid)]
     while open_:

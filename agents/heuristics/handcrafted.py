@@ -12,7 +12,7 @@ from amc_env.one_shot import rescale
 
 
 class Uniform(Agent):
-    """The same ratio everywhere: the line every search must beat.
+    """The same ratio everywhere: the baseline of every search.
 
     It evaluates exactly one plan, ``env.uniform_plan()``, however many episodes are offered.
     """
@@ -25,7 +25,7 @@ class Uniform(Agent):
 
 
 class Ramp(Agent):
-    """One plan whose ratios rise or fall in a straight line from the first decision to the last.
+    """One plan whose ratios rise or fall linearly from the first decision to the last.
 
     The "shallow" and "deep" rules that He et al. 2018 (AMC, section 4.1) compare with cut the first
     or the last layers most.

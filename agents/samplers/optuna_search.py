@@ -37,7 +37,7 @@ _MIN_POPULATION = 4
 
 
 class RequestSpace:
-    """A box of parameters, one per decision, and what they mean.
+    """Maps between a sampler's parameters, one per decision, and plans.
 
     Args:
         env: The decision problem.

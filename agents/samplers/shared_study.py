@@ -44,7 +44,7 @@ def require_optuna(sampler: str) -> None:
 
 
 class SharedStudy:
-    """A study and this process's place in it.
+    """An Optuna study, and this worker's part in it.
 
     Args:
         sampler: Chooses parameters.
@@ -180,7 +180,7 @@ class SharedStudy:
             )
 
     def enqueue(self, parameters: Mapping[str, float]) -> None:
-        """Puts parameters in the queue of what is asked next."""
+        """Enqueues parameters for the next ask."""
         with self._reachable():
             self._study.enqueue_trial(dict(parameters))
 

@@ -70,7 +70,7 @@ class CompletionSearch:
         self._moved_costs = np.array([self._count_moved_costs(i) for i in range(len(self._grids))])
 
     def _count_moved_costs(self, index: int) -> int:
-        """How many of the bounded costs a decision moves."""
+        """Number of bounded costs that a decision changes."""
         values = self._highest.copy()
         values[index] = self._lowest[index]
         return sum(self._ratio(n, values) < self._ratio(n, self._highest) for n in self._bounds)
@@ -170,7 +170,7 @@ class CompletionSearch:
     def _repair(
         self, fixed: np.ndarray, n: int, start: np.ndarray, near: tuple[float, ...] | None
     ) -> np.ndarray | None:
-        """Walks into the budget by single grid steps that each come nearer; None if it gets stuck.
+        """Reaches the budget by single grid steps, each closer; None if it gets stuck.
 
         Windows on several costs leave so few plans in so many boxes that branching alone may not
         find one; walking finds it in a few sweeps.
@@ -226,7 +226,7 @@ class CompletionSearch:
 def _bounds_of(
     terms: CostTerms, original: float, first: np.ndarray, last: np.ndarray
 ) -> tuple[float, float]:
-    """Between which ratios all plans of a box lie; everything if the cost is no sum of terms."""
+    """Bounds on the ratios of all plans in a box; unbounded if the cost is no sum of terms."""
     if not terms.is_exact:
         return -np.inf, np.inf
     parts = [s[a : b + 1] for s, a, b in zip(terms.single, first, last, strict=True)]

@@ -63,7 +63,7 @@ class _Lattice:
 
 
 class WindowTable:
-    """Answers whether the first choices of a plan can be completed within windows of costs.
+    """Tells whether the first choices of a plan can be completed within windows of costs.
 
     Make one by :meth:`build`.
 

@@ -51,7 +51,7 @@ def original_cost(cost: CostFunction, decisions: Sequence[Decision]) -> float:
 
 
 def largest(decisions: Sequence[Decision]) -> Array:
-    """The values that leave the network as it is; a density that ends below 1 is none of them."""
+    """The values that keep the network unchanged; not a density grid that ends below 1."""
     ends = [1.0 if d.kind is DecisionKind.DENSITY else d.choices[-1] for d in decisions]
     return np.array(ends, dtype=np.float64)
 

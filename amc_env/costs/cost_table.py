@@ -62,7 +62,7 @@ def precision_bits(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """What one layer costs.
+    """Measured costs of one layer.
 
     Args:
         name: Qualified module name.
@@ -90,7 +90,7 @@ class LayerTable:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What must agree with the network's layer for the costs to be its costs."""
+        """The layer's shape, which must match the network's layer."""
         return (self.kind, self.kernel, self.stride, self.depthwise, self.input_size)
 
     @property

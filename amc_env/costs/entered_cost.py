@@ -22,7 +22,7 @@ _ROUNDING = 1e-9
 
 
 class EnteredCost(CostModel):
-    """A cost model from outside, asked through a check.
+    """A user's cost model, with every answer checked.
 
     Args:
         name: Of the cost, for messages.
@@ -72,7 +72,7 @@ class EnteredCost(CostModel):
 
     @cached_property
     def dip(self) -> str:
-        """Where the cost was seen to fall though a decision grew, in words; empty if nowhere.
+        """Text on where the cost falls as a decision grows; empty if nowhere.
 
         Some plans are asked, each along the grids of all decisions.
         """

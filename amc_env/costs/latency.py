@@ -36,7 +36,7 @@ _ROUNDING = 1e-6
 
 @checked
 class TableCost(CostModel):
-    """The sum over all layers of what the table says, plus its constant.
+    """The sum of the table's costs over all layers, plus its constant.
 
     Called, it never falls when a decision grows: where a layer is cheaper with more channels or
     more bits that plans may choose, the fewer ones' cost holds for both. :meth:`predict` is the

@@ -113,7 +113,7 @@ class LayerDensities:
 
 
 def _common_parts(values: Iterable[float]) -> int:
-    """The least common denominator of ratios, 1 if there is none worth the name."""
+    """The least common denominator of ratios, 1 if there is no small one."""
     fractions = {value: Fraction(value).limit_denominator(_MAX_PARTS) for value in values}
     if any(abs(float(f) - value) > _ROUNDING for value, f in fractions.items()):
         return 1

@@ -32,7 +32,7 @@ Curves = dict[str, npt.NDArray[np.float64]]
 
 @checked
 class RecordedLearner:
-    """What the environment needs of a learner, from a record.
+    """A learner that answers from a record.
 
     ``layer_errors()`` and ``gradient_scores()`` are there if their curves were recorded, and are
     no attributes otherwise. There is no ``evaluate_full``: nothing can be evaluated again.

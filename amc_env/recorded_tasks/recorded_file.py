@@ -176,7 +176,7 @@ def read_recorded(path: Path | Traversable) -> RecordedTask:
 
 
 def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """The facts and the arrays, if the file is ours at all."""
+    """The facts and the arrays of a file of this format."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -71,7 +71,7 @@ def matern(distance: Array) -> Array:
 
 @dataclass(frozen=True)
 class SurrogateSettings:
-    """Everything of a surrogate but the recorded plans and their weights.
+    """Settings of a surrogate, without the recorded plans and their weights.
 
     Args:
         coordinates: Per decision the coordinate of every choice, in length scales.

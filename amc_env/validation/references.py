@@ -30,7 +30,7 @@ _LIBRARIES = {"site-packages", "dist-packages"}
 
 @dataclass(frozen=True)
 class Source:
-    """Where code that a user named comes from.
+    """Origin of user code.
 
     Args:
         what: What it was named as, e.g. ``"model"``.
@@ -192,7 +192,7 @@ def _source_of(
 
 
 def _root(module: ModuleType, file: str | None, *, is_new: bool) -> str | None:
-    """The folder of a module's code; None where others live in it too."""
+    """The folder of a module's code; None where it is shared with other code."""
     if file is None:
         return None
     top = sys.modules.get(module.__name__.partition(".")[0], module)
@@ -213,7 +213,7 @@ def _is_standard(file: str) -> bool:
 
 
 def _remember_failed(error: BaseException, module_name: str, reference: str, what: str) -> None:
-    """Notes the file of a module that failed when it was imported."""
+    """Remembers the file of a module whose import failed."""
     file = None
     step = error.__traceback__
     while step is not None:

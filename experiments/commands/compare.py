@@ -291,7 +291,7 @@ def _training(comparison: Comparison, epochs: int, agents: Sequence[str], seeds:
 
 
 class _Teller:
-    """Says, on stderr, what every search and every training has come to.
+    """Reports the result of every search and training on stderr.
 
     Args:
         quiet: Whether only failures are told.

@@ -350,7 +350,7 @@ _Verb = Callable[..., None]
 
 
 def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
-    """Gives a verb options; it is called with those of them that are parameters of its own.
+    """Adds options to a command; its function gets those that it has parameters for.
 
     typer reads the options from a function's signature, so that is what is written here. What
     a verb has no parameter for is found in its ``ctx.params``. Parameters of the verb that are not

@@ -112,7 +112,7 @@ def _check_out(out: Path) -> None:
 
 
 def _in_short(recorded: RecordedTask) -> str:
-    """How many plans there are, and how well the surrogate ranks those it was not fitted to."""
+    """Summary: number of plans, and rank correlation on held-out ones."""
     held_out = recorded.quality["cross_validation"]["surrogate"]
     ranks = ", ".join(
         f"{held_out[part]['spearman']:.3f} {where}"

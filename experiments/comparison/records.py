@@ -35,7 +35,7 @@ VERSION = 1
 @checked
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a reader of the results needs to know of a task.
+    """Facts about a task that the results file keeps.
 
     Args:
         name: Its name, e.g. ``"resnet20-channels-50"``.
@@ -94,7 +94,7 @@ class EvaluatedPlan:
 @checked
 @dataclass(frozen=True)
 class FinalEvaluation:
-    """What the winner of a search is worth.
+    """Evaluation of a search's winner: validation, fine-tuned, test.
 
     Args:
         plan: Its choices, as in :class:`EvaluatedPlan`.
@@ -150,7 +150,7 @@ class SearchRecord:
 
     @property
     def key(self) -> SearchKey:
-        """What makes it the same search."""
+        """Identity of the search."""
         return (self.task, self.agent, self.seed, self.evaluations)
 
     def best_at(self, evaluations: int) -> float:
@@ -279,7 +279,7 @@ class ResultsFile:
             self.results = replace(self.results, cut_short=False)
 
     def add_task(self, facts: TaskFacts) -> None:
-        """Notes a task.
+        """Records a task.
 
         Raises:
             RunFolderError: If a task of that name was compared before and is another one.

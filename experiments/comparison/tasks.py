@@ -73,7 +73,7 @@ class ComparisonTask:
 
 @dataclass(frozen=True)
 class Places:
-    """Where this machine keeps what tasks need.
+    """Paths of data and weights that tasks need.
 
     Args:
         data: Folder with CIFAR-10 as parquet files.

@@ -65,7 +65,7 @@ def _coloured(decoded: Decoded) -> Decoded:
 
 
 def _decode_split(split: StoredSplit, decoder: Decoder, progress: bool | None) -> Decoded:
-    """One split; the decoder learns what the images of it have told, also if they were cached."""
+    """Decodes one split; passes what it found to the decoder, also from the cache."""
     options = [decoder.size, sorted(decoder.white.items())]
     cache = cache_file(split.files, options)
     decoded = read_cache(cache)

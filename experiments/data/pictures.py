@@ -162,7 +162,7 @@ def _source(picture: Picture) -> io.BytesIO | Path:
 
 
 def _grey_if_grey(image: Image.Image) -> Image.Image:
-    """A palette says nothing about colour; its picture does."""
+    """Converts a palette picture to grey if all its colours are."""
     red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
     grey = np.array_equal(red, green) and np.array_equal(red, blue)
     return image.getchannel(0) if grey else image

@@ -187,7 +187,7 @@ def _read(name: str, columns: Columns, image_size: int | None, progress: bool | 
 
 
 def _find(name: str, columns: Columns) -> StoredData:
-    """What is stored under a name: in a folder, or on the hub."""
+    """The stored data of a name: a folder, or a data set of the hub."""
     folder, configuration = Path(name).expanduser(), ""
     if not folder.exists() and ":" in name:
         path, _, wanted = name.rpartition(":")
@@ -251,7 +251,7 @@ def _without_copies(train: RawSplit, held_out: RawSplit, name: str, notes: list[
 
 
 def _note_copies(splits: dict[str, RawSplit], notes: list[str]) -> None:
-    """Says how many images are there twice where that is left as it is."""
+    """Reports duplicate images that are kept."""
     train = splits["train"]
     if count := repeated(train.digests):
         pairs = np.unique(torch.stack([train.digests, train.labels], 1).numpy(), axis=0)

@@ -52,7 +52,7 @@ _LONGEST_SIDE = 2**16  # of images; longer ones are no images
 @checked
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a run must know of its data to rebuild the network without them.
+    """Facts about the data that are needed to rebuild the network without them.
 
     Args:
         data_name: Name of the data set.
@@ -226,7 +226,7 @@ class RunFolder:
             )
 
     def reconfigure(self, config: RunConfig) -> None:
-        """Takes over options of stages that have not begun.
+        """Changes options of stages that have not started.
 
         Raises:
             RunFolderError: If an option that has already taken effect differs.
@@ -268,7 +268,7 @@ class RunFolder:
         remove_leftovers(self.path)  # of writes that were killed: no other process writes here now
 
     def close(self) -> None:
-        """Lets other processes write into the folder."""
+        """Unlocks the folder for other processes."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -326,12 +326,12 @@ class RunFolder:
         return stages
 
     def start(self, stage: str) -> None:
-        """Notes that a stage has begun: its options are fixed from now on."""
+        """Marks a stage as started: its options are fixed from now on."""
         self._stages.setdefault(stage, {"done": False}).pop("failed", None)
         self._write_state()
 
     def fail_search(self) -> None:
-        """Notes that code of the user's failed in the search: it may be resumed with other code."""
+        """Marks the search as failed in user code: it may be resumed with other code."""
         self._stages["search"] = {"done": False, "failed": not self.config.is_progressive}
         self._write_state()
 
@@ -342,7 +342,7 @@ class RunFolder:
         self._write_state()
 
     def finish(self, stage: str, **results: Any) -> None:
-        """Notes that a stage is complete, with numbers that later stages and the report need."""
+        """Marks a stage as complete, with numbers that later stages and the report need."""
         self._stages[stage] = {"done": True, **results}
         self._write_state()
 

@@ -59,7 +59,7 @@ def build_original(model: str, facts: TaskFacts, arguments: Sequence[str] = ()) 
 
 @dataclass(frozen=True)
 class WithWeights:
-    """A network with its weights, and what to tell the user about both.
+    """A network with its weights, and notes for the user.
 
     Args:
         network: Plain, float32, in eval mode.
@@ -162,7 +162,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What turns the original network into one of the shape of a saved smaller network.
+    """Facts that turn the original network into the shape of a saved smaller one.
 
     Args:
         kept: Channel group -> sorted indices of the units that stay; groups that lose none are

@@ -91,7 +91,7 @@ def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Tria
 
 
 def _known_to(place: Path) -> list[RecordedTrial]:
-    """What a run has evaluated, behind what it knew from its own warm start."""
+    """Trials of a run, after those of its own warm start."""
     return [*read_trials(place / FILE), *read_trials(place / "trials.jsonl")]
 
 

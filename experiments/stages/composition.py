@@ -17,7 +17,7 @@ _ROUNDING = 1e-12
 
 
 class Composition:
-    """What has been cut so far, and what the next plan means for the original network.
+    """Cuts made so far, to express the next plan in terms of the original network.
 
     Args:
         original: The learner prepared on the original network.

@@ -24,7 +24,7 @@ from amc_env.files import write_json
 
 
 def run_evaluate(task: Task) -> None:
-    """Touches the test set, once, and writes ``summary.json``."""
+    """Evaluates on the test set, once, and writes ``summary.json``."""
     folder, config = task.folder, task.config
     if not folder.is_done("evaluate"):
         folder.results("finetune")

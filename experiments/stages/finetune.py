@@ -136,7 +136,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
 def _no_worse_than(
     start: Mapping[str, Tensor], before: float, model: nn.Module, task: Task
 ) -> float:
-    """Goes back to the start if no epoch was better; returns the validation accuracy.
+    """Restores the starting weights if no epoch was better; returns the validation accuracy.
 
     A quantized or sparse network is good from the start, and a few epochs may do no more than
     shake it.

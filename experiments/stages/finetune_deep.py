@@ -19,7 +19,7 @@ from amc_compress.runs.task import Task
 
 @dataclass(frozen=True)
 class DeeplyTrained:
-    """What the fine-tuning of a deep compression ends with.
+    """Result of the fine-tuning of a deep compression.
 
     Args:
         network: Sparse and quantized.

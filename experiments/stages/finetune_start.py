@@ -22,7 +22,7 @@ _SECONDS = "cut.json"
 
 @dataclass(frozen=True)
 class Start:
-    """What the fine-tuning begins with.
+    """Starting point of the fine-tuning.
 
     Args:
         network: In eval mode.

@@ -36,12 +36,12 @@ Say = Callable[[str], None]
 
 
 def say(text: str) -> None:
-    """Tells the user what happens, on stderr, along with the progress bars."""
+    """Prints progress on stderr, along with the progress bars."""
     print(text, file=sys.stderr, flush=True)
 
 
 def silent(text: str) -> None:
-    """Says nothing."""
+    """Prints nothing."""
 
 
 def open_task(

@@ -48,7 +48,7 @@ MakeLearner = Callable[[nn.Module], ChannelPruning]
 @checked
 @dataclass(frozen=True)
 class StageFacts:
-    """What one stage has come to; costs are shares of the original's.
+    """Result of one stage; costs are shares of the original's.
 
     Args:
         budget: The bounds it had.

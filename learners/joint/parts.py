@@ -87,7 +87,7 @@ class ScoredPart(PlanPart, Protocol):
 
 
 class NetworkEvaluator(Protocol):
-    """Tells how good a network is, fast, and on everything.
+    """Evaluates networks, on the images of an episode or on all.
 
     Attributes:
         original_accuracy: Of the uncompressed network on the images of :meth:`accuracy`.

@@ -74,7 +74,7 @@ def quantizer_named(name: str) -> type[QuantizationLearner]:
 @checked
 @dataclass(frozen=True)
 class JointOptions:
-    """What all parts of a joint compression share; the same options as of every learner.
+    """Options shared by all parts of a joint compression, the same as of every learner.
 
     Attributes:
         proxy: Name in ``amc_compress.learners.candidates.proxy.PROXIES``.

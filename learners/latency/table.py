@@ -62,7 +62,7 @@ _SECONDS = 0.25  # of timing, per network
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a table is about; a table is continued only with the same options.
+    """Options of a table; a table is resumed only with the same ones.
 
     Args:
         model: Name of the network, for the reader.

@@ -29,7 +29,7 @@ class ImageTracer(fx.Tracer):
 
 
 class _Tracer(ImageTracer):
-    """Sees masked and quantized layers as layers, not as what they compute."""
+    """Traces masked and quantized layers as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Masked) or super().is_leaf_module(m, module_qualified_name)

@@ -135,7 +135,7 @@ def quantizable_layers(
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module where the one of that qualified name was."""
+    """Replaces the module of a qualified name."""
     parent, _, last = name.rpartition(".")
     setattr(network.get_submodule(parent) if parent else network, last, module)
 
@@ -273,7 +273,7 @@ def _described_layer(network: nn.Module, name: str, has_bias: bool) -> nn.Conv2d
 
 
 def _with_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Puts a module in the place of one in the network, or of the network itself."""
+    """Replaces a module of the network, or the network itself."""
     if name == "":
         return module
     replace_module(network, name, module)

@@ -29,7 +29,7 @@ from amc_env.errors import UntraceableModelError
 
 @dataclass(frozen=True)
 class Form:
-    """In which form a network came.
+    """The form in which a network came.
 
     Attributes:
         dtypes: Parameter or buffer -> its type, where that is another than float32, of a network
@@ -154,7 +154,7 @@ def plain_float(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def as_float(model: nn.Module) -> Iterator[nn.Module]:
-    """Has a network in float32 while the block runs, in place, and in its own types afterwards.
+    """Converts a network to float32 within the block, in place, and back afterwards.
 
     Yields:
         The network without wrappers.

@@ -25,7 +25,7 @@ def tensors_in(value: object) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two outputs are apart.
+    """Differences between two outputs.
 
     Args:
         deviation: The largest one over all tensors, each relative to the largest number of its

@@ -34,7 +34,7 @@ _FILLS = (float("nan"), 1e30)
 
 @dataclass
 class _Ledger:
-    """What was tried in this process."""
+    """Shapes tried in this process."""
 
     verdicts: dict[Hashable, bool]
     seconds: float = 0.0
@@ -45,7 +45,7 @@ _ledger = _Ledger({})
 
 @dataclass(frozen=True)
 class Proofs:
-    """What trials found and cost in this process so far.
+    """Results and seconds of the trials in this process.
 
     Args:
         tried: Combinations of kernel and shape.

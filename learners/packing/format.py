@@ -142,12 +142,12 @@ class Entry:
 
     @property
     def count(self) -> int:
-        """How many numbers there are."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """How many bytes they take."""
+        """Size in bytes."""
         if self.is_sparse:
             return self.coded_size
         if isinstance(self.kind, int):

@@ -21,7 +21,7 @@ _LARGEST_RESCALING = 2.0  # beyond that the channel is noise, and its std says n
 
 @dataclass
 class LayerInputs:
-    """What went into a layer: exact extremes, a random sample, numbers of one image."""
+    """Inputs of a layer: exact extremes, a random sample, numbers of one image."""
 
     low: float
     high: float

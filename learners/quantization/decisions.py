@@ -36,7 +36,7 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class BitChoice:
-    """Which bits are decided for which layers, and which are fixed.
+    """The layers' decided and fixed bits.
 
     Attributes:
         decisions: In network order, the weights of a layer before its input.
@@ -98,7 +98,7 @@ class BitChoice:
 def bit_choice(
     sizes: Mapping[str, int], weight_bits: Bits, activation_bits: Bits, first_last: int | None
 ) -> BitChoice:
-    """Says what is decided and what is fixed.
+    """Splits bits into decided and fixed ones.
 
     Args:
         sizes: Layer -> number of weights, all quantizable layers in network order.

@@ -24,7 +24,7 @@ from amc_env.validation.checks import check_whole
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """When sparsity rises, and how fast.
+    """A schedule of rising sparsity.
 
     Args:
         begin: Share of the training's steps before ``t_0``.
@@ -150,7 +150,7 @@ class GradualSparsity(TrainingHook):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Puts back what the optimiser changed behind the masks."""
+        """Restores the weights that the optimiser changed behind the masks."""
         for name, layer in self._layers.items():
             layer.weight.copy_(torch.where(_mask(layer), layer.weight, self._behind[name]))
 

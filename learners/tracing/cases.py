@@ -70,7 +70,7 @@ class Case:
 
 
 class Conductor(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what a forward reads from data, and replaces what it draws.
+    """Controls data-dependent reads and random draws of a forward.
 
     Args:
         case: The circumstances.
@@ -163,7 +163,7 @@ def _trained(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Path:
-    """Which way a network took in one case.
+    """The code path of a network in one case.
 
     Args:
         operations: Names of its operations in order, with the parameters that they read.
@@ -188,7 +188,7 @@ class Path:
 
 
 class PathFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the path of one run.
+    """Records the path of one run.
 
     Args:
         names: Storage of a parameter -> its names.

@@ -28,7 +28,7 @@ class _Counts:
 
 
 class Claims:
-    """What the graph of a traced network claims, and what its networks really take.
+    """Claims of a traced network's graph, checked against its networks.
 
     Args:
         surgeon: Cuts the network.

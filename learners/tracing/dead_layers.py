@@ -15,7 +15,7 @@ _INHERITED = frozenset(("super", "__class__"))
 
 
 class Mentions:
-    """What the code of a network names, as far as its forwards can reach that code.
+    """Names that occur in the code that a network's forwards can reach.
 
     A method that no reachable code names never runs: a subclass with a forward of its own leaves
     the old one, and the layers of that, behind.

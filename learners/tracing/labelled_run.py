@@ -29,7 +29,7 @@ _WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding)
 
 @dataclass
 class Run:
-    """What runs have left.
+    """State after the labelled runs.
 
     Args:
         mode: The labels.

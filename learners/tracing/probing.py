@@ -52,7 +52,7 @@ class Probes:
 def find_probes(
     model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
 ) -> Probes:
-    """Looks for the ways through a network.
+    """Explores the paths of a network.
 
     Args:
         model: A network in evaluation mode; it stays as it is.
@@ -187,7 +187,7 @@ class _Search:
     # ------------------------------------------------------------------ decisions
 
     def _answers(self, case: Case, path: Path) -> None:
-        """Answers what is read from data otherwise, first one number, then more on top."""
+        """Varies data-dependent reads, first one, then more together."""
         words = case.what + " with another decision about the data"
         queue = [(case, path)]
         runs = 0

@@ -91,7 +91,7 @@ def lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a comparison has shown.
+    """Result of a comparison.
 
     Args:
         fault: What is wrong with a cut, None if nothing is.
@@ -180,7 +180,7 @@ class _Provers:
 
     @cached_property
     def lively(self) -> Prover:
-        """On weights of a usual size, for what the others do not show."""
+        """A prover on weights of a usual size, for faults that the others do not show."""
         return Prover(Surgeon(self._make_lively(), *self._cut_by))
 
 

@@ -146,7 +146,7 @@ class _Pool:
 
 
 class _Recorder:
-    """A recording under way."""
+    """A running recording."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Recorder:
         self.quality["tried"] = [asdict(choice) for choice in tried]
 
     def refine(self, number: int) -> None:
-        """Searches the surrogate of what is known so far and evaluates what the searches tried."""
+        """Searches the current surrogate and evaluates the plans that were tried."""
         r, rng = self.options.refinement, np.random.default_rng((self.options.seed, number))
         task = self._task(self._model())
         first = REFINING_SEEDS + number * r.searches
@@ -193,7 +193,7 @@ class _Recorder:
         self.pool.add(evaluated, REFINING)
 
     def measure_on(self, trials: Mapping[str, Mapping[Choices, float]]) -> None:
-        """Notes how well each agent's trials are predicted, with nothing fitted to any of them."""
+        """Measures how well each agent's trials are predicted by a surrogate not fitted to them."""
         surrogate = self._model().fit(self.pool.plans, self.pool.accuracies)
         for agent, evaluated in trials.items():
             new = [plan for plan in evaluated if plan not in self.pool.evaluated]
@@ -279,7 +279,7 @@ class _Recorder:
 
 
 def _of_winners(winners: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """What the best plans of searches were predicted to be, and what they are."""
+    """Predicted and evaluated accuracies of the searches' best plans."""
     predicted, evaluated = np.array(winners).T
     return {
         "searches": len(winners),

@@ -24,7 +24,7 @@ REFINING_SEEDS = 10_000
 
 @dataclass(frozen=True)
 class Refinement:
-    """How many searches a surrogate has to stand.
+    """Settings of the refinement of a surrogate by searches.
 
     Args:
         rounds: How often the surrogate is fitted, searched and corrected; 0 for never.
@@ -51,7 +51,7 @@ class Refinement:
 
 @dataclass(frozen=True)
 class SurrogateSearch:
-    """What one search on a surrogate has tried.
+    """The plans that one search on a surrogate tried.
 
     Args:
         plans: Distinct plans, the one with the highest prediction first; choices' indices.
@@ -65,7 +65,7 @@ class SurrogateSearch:
 def search_surrogate(
     task: RecordedTask, budget: str, agent: str, episodes: int, seed: int
 ) -> SurrogateSearch:
-    """Lets an agent search a recorded task.
+    """Searches a recorded task with an agent.
 
     Args:
         task: The record.

@@ -60,7 +60,7 @@ class HammingKernel(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # ty
 
     @property
     def hyperparameter_length(self) -> Hyperparameter:
-        """The number that is fitted, as scikit-learn wants to be told."""
+        """The fitted hyperparameter, in scikit-learn's form."""
         return Hyperparameter("length", "numeric", self.length_bounds)
 
     def __call__(self, X: Array, Y: Array | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803

@@ -85,7 +85,7 @@ def predictions(surrogate: Surrogate, plans: Plans) -> Array:
 
 
 def cross_validated(predict: Predictor, plans: Plans, accuracies: Array, seed: int) -> Quality:
-    """Predicts every plan from the four fifths of the plans that it is not among.
+    """Five-fold cross-validated predictions of all plans.
 
     Args:
         predict: Fits and predicts.
@@ -115,7 +115,7 @@ def of_yardstick(name: str, seed: int) -> Predictor:
 
 @dataclass(frozen=True)
 class Choice:
-    """A warp and a target, and what cross-validation says of them."""
+    """A warp and a target, with their cross-validated agreement."""
 
     warp: str
     target: str

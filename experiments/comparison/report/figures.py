@@ -112,7 +112,7 @@ def draw_iqm_curves(curves: Mapping[str, Curve], styles: Mapping[str, Style]) ->
 
 
 def _limits(curves: Mapping[str, Curve], uniform: float) -> tuple[float, float]:
-    """From a little below the uniform plan to the top; what is far worse leaves the picture."""
+    """Axis limits from just below the uniform plan to the top; far worse values are clipped."""
     top = max([uniform, *(_largest(curve) for curve in curves.values())])
     worst = min([uniform, *(float(np.min(curve.mean)) for curve in curves.values())])
     if top > uniform:

@@ -80,7 +80,7 @@ def without_plan(analysis: Analysis) -> list[str]:
 
 
 def _meetings(overall: Overall, first: str, others: Sequence[str]) -> str:
-    """What is known of one search of the leader against one of another agent."""
+    """Sentences on searches of the leader against those of another agent."""
     values = {agent: overall.improvements[first, agent] for agent in others}
     if all(v.low > 0.5 for v in values.values()):
         return " Whichever other agent it meets, it is more likely than not to win."

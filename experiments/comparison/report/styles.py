@@ -30,7 +30,7 @@ _SEPARATORS = re.compile("[.:]")
 
 @dataclass(frozen=True)
 class Style:
-    """Of one agent.
+    """Style of one agent.
 
     Args:
         colour: As ``#rrggbb``.

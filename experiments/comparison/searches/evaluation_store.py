@@ -26,7 +26,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TaskFingerprint:
-    """What must be equal for evaluations to be of the same task; the budget may differ.
+    """Fingerprint of a task: what must be equal for evaluations to be shared; not the budget.
 
     Args:
         decisions: Keys of the decisions, in order.
@@ -53,7 +53,7 @@ class TaskFingerprint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a plan was found to be worth.
+    """Stored accuracy of a plan.
 
     Args:
         accuracy: Proxy accuracy, in [0, 1].

@@ -33,7 +33,7 @@ Complain = Callable[[SearchRecord, Exception], None]
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How winners are trained.
+    """Settings of the fine-tuning of winners.
 
     Args:
         epochs: Passes over the training images, taught by the original network.
@@ -152,7 +152,7 @@ def finetune_winners(
 
 
 def _trained_before(file: ResultsFile, record: SearchRecord, epochs: int) -> FinalEvaluation | None:
-    """What an equal plan of the same task came to in so many epochs."""
+    """Result of an equal plan of the same task, trained for as many epochs."""
     assert record.final is not None  # noqa: S101
     for other in file.results.searches:
         final = other.final if other.task == record.task else None

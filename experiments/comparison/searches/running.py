@@ -37,7 +37,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """The tasks, agents and seeds of a comparison.
 
     Args:
         tasks: Names of tasks.

@@ -50,7 +50,7 @@ _LOWEST_THRESHOLD = -0.5
 
 @dataclass(frozen=True)
 class TaskAnalysis:
-    """What is known about one task.
+    """Statistics of one task.
 
     Args:
         facts: Of the task.
@@ -85,7 +85,7 @@ class TaskAnalysis:
 
 @dataclass(frozen=True)
 class Overall:
-    """What is known about the tasks that every agent searched, taken together.
+    """Statistics over all tasks that every agent searched.
 
     Args:
         matrices: The scores.

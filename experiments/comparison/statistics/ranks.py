@@ -17,7 +17,7 @@ _DECIMALS = 12
 
 @dataclass(frozen=True)
 class Wins:
-    """How one agent's searches did against another's, seed by seed, over all shared tasks.
+    """Wins of one agent over another, seed by seed, on all shared tasks.
 
     Args:
         won: Pairs in which its reward was higher.

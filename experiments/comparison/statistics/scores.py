@@ -31,7 +31,7 @@ _CUT_SHORT = (
 
 
 class ComparisonError(CompressionError, ValueError):
-    """Results that cannot be compared as asked."""
+    """The requested comparison of results is impossible."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class ScoreMatrices:
 
 
 def select(results: Results) -> Comparison:
-    """Chooses the searches that had equal means.
+    """Selects the searches with equal numbers of evaluations.
 
     On each task these are the searches with the number of evaluations that most of its agents were
     given (the larger one, if two are as frequent). A task that could not be opened is left out.

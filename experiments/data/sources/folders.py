@@ -111,7 +111,7 @@ def _tables(
 
 
 def _split_and_configuration(file: Path, folder: Path) -> tuple[str | None, str]:
-    """The split of a file, and what else its path says: the name of a configuration.
+    """The split of a file and its configuration, from the path.
 
     The file's own name decides first, then the folders it lies in, the nearest first.
     """

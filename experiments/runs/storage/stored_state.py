@@ -73,7 +73,7 @@ def check_state(state: Mapping[str, Any], path: Path) -> None:
 
 @contextlib.contextmanager
 def blamed_on(path: Path, remedy: str = _START_AGAIN) -> Iterator[None]:
-    """Says which files cannot be understood, if the block fails: it does nothing but read them.
+    """Attributes failures of the block to the files that it reads.
 
     Raises:
         RunFolderError: In place of what a key that is missing, or a value that does not fit, gives

@@ -25,7 +25,7 @@ class UntrustedFolderError(RunFolderError):
 
 @dataclass(frozen=True)
 class Trust:
-    """What a command allows a folder to ask for.
+    """Code and pickles that a command allows a folder to load.
 
     Args:
         everything: Whatever it asks for (``--trust``).

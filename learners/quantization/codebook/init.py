@@ -137,7 +137,7 @@ class _Sums:
 
 
 def _kmeans(ordered: Tensor, n: int) -> Tensor:
-    """Takes, per bucket, the best of what several starts lead to."""
+    """The best of several starts, per bucket."""
     sums = _Sums(ordered)
     best = ordered.new_zeros(len(ordered), n)
     least = ordered.new_full((len(ordered),), torch.inf)

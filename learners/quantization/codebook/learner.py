@@ -103,7 +103,7 @@ class CodebookQuantization(QuantizationLearner):
 
 
 def set_mode(network: nn.Module, mode: str) -> None:
-    """Says what training changes in a network with codebooks, in place.
+    """Sets what training changes in a network with codebooks, in place.
 
     Args:
         network: The network.

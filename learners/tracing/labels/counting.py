@@ -23,7 +23,7 @@ _ATEN = torch.ops.aten
 
 @contextmanager
 def visible_attention() -> Iterator[None]:
-    """Switches fused encoder layers off: inside them nothing can be seen."""
+    """Disables fused encoder layers, whose inside cannot be observed."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

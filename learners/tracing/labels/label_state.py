@@ -95,7 +95,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def set_label(self, tensor: Any, labels: Tensor | None) -> None:
-        """Notes the ids of a result."""
+        """Sets the ids of a result."""
         if isinstance(tensor, Tensor):
             self._alive.append(tensor)
             if labels is not None and labels.shape != tensor.shape:

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-5
 
 @dataclass
 class Rewrites:
-    """What the modules of a network need to be cut.
+    """Rewrites of a network's modules, needed for cuts.
 
     Args:
         rewrites: New forwards.

@@ -46,7 +46,7 @@ class Record:
 
 @dataclass
 class TraceMemory:
-    """What is known of a module's code, whatever its labels: it is traced once.
+    """Cache of traced modules, independent of labels.
 
     Args:
         variants: Its graphs, one per kind of call.
