@@ -24,7 +24,7 @@ DEFAULT_PICTURE_EVERY = 25
 class EpisodeLogger:
     """Writes a search to TensorBoard.
 
-    A search that is resumed replays its episodes into a new event file; TensorBoard is told to
+    A resumed search replays its episodes into a new event file; TensorBoard is told to
     forget the earlier points, so a curve is never drawn twice.
 
     Args:
@@ -54,7 +54,7 @@ class EpisodeLogger:
         Args:
             env: The decision problem.
             agent: Name of the agent.
-            settings: Its hyper-parameters, seed included.
+            settings: Its hyperparameters, seed included.
         """
         self._env = env
         self._settings = {"agent": agent, "budget": str(env.budget)} | dict(settings)
@@ -92,7 +92,7 @@ class EpisodeLogger:
             self._writer.add_image("plan/last", picture, step, dataformats="HWC")
 
     def finish(self, best: Trial) -> None:
-        """Writes the best plan's picture, and the hyper-parameters with the final metrics.
+        """Writes the best plan's picture, and the hyperparameters with the final metrics.
 
         Args:
             best: The plan that the search returns, with its final reward and accuracy.

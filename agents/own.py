@@ -60,7 +60,7 @@ def import_agent(path: str) -> Callable[..., Any]:
 
 
 def make_own(path: str, options: Mapping[str, Any]) -> Agent:
-    """Builds an agent of the user's own; what its code raises is not caught.
+    """Builds a user-defined agent; what its code raises is not caught.
 
     Args:
         path: As :func:`import_agent` takes it.

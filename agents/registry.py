@@ -81,7 +81,7 @@ def make_agent(name: str, **options: Any) -> Agent:
     """Builds an agent.
 
     Args:
-        name: One of :data:`AGENTS`, or ``"package.module:Class"`` for an agent of the user's own
+        name: One of :data:`AGENTS`, or ``"package.module:Class"`` for a user-defined agent
             (older form: ``"package.module.Class"``).
         **options: The agent's own settings.
 
@@ -143,7 +143,7 @@ def read_label(label: str) -> tuple[str, dict[str, Any]]:
 def split_label(label: str) -> tuple[str, str]:
     """Returns the name and the text of the options of a label.
 
-    The name of an agent of the user's own has a colon too: ``"my.module:Mine:option=value"``.
+    The name of a user-defined agent has a colon too: ``"my.module:Mine:option=value"``.
     """
     head = label.partition(":")[0].strip()
     own = None if head in AGENTS else own_head(label)

@@ -108,7 +108,7 @@ class Search:
 
         Args:
             plan: Complete.
-            source: Who asks.
+            source: Name of the proposer.
 
         Raises:
             AgentError: If it is no plan, or no evaluation is left.
@@ -126,7 +126,7 @@ class Search:
 
         Args:
             plan: Complete and within the budget.
-            source: Who proposed it.
+            source: Name of the proposer.
             scalars: Further numbers for the log.
 
         Raises:
@@ -148,7 +148,7 @@ class Search:
 
         Args:
             act: The policy.
-            source: Who proposes.
+            source: Name of the proposer.
 
         Raises:
             AgentError: If an action has another shape, leaves [0, 1] or is NaN.

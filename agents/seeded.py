@@ -15,8 +15,8 @@ class Seeded(Agent):
     it, a sampler has been told, a climb begins at the best of it.
 
     Args:
-        first: Begins; it should leave evaluations over.
-        then: Goes on.
+        first: Starts; it should leave some evaluations.
+        then: Continues.
         name: What the two together are called.
         finalists: See :class:`Agent`.
     """

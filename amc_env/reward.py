@@ -114,7 +114,7 @@ def resolve_reward(reward: str | RewardFunction) -> RewardFunction:
 
     Args:
         reward: A name of :data:`REWARDS`; ``"package.module:name"`` for a function of a
-            :class:`Result` of the user's own; or such a function.
+            :class:`Result` of the user; or such a function.
 
     Raises:
         ValueError: If the name is unknown, or there is no function.

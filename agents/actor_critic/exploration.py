@@ -119,7 +119,7 @@ class Proposal:
 
     Args:
         plan: What is played; None where the policy acts.
-        source: Who proposes it.
+        source: Name of the proposer.
         sigma: Noise on the policy's actions.
         known: The trial that is played again only to be learned from; None for a new episode.
         greedy: Whether the policy acts without noise of its own.

@@ -29,7 +29,7 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
 
     Args:
         search: Evaluates and records.
-        proposals: Decide who acts.
+        proposals: Choose the actor of every episode.
         baseline: Returns the reward that becomes 0, asked at the end of every episode.
         one_shot: Whether an action is a whole plan.
         options: Returns the options of the reset that begins an episode.

@@ -165,7 +165,7 @@ class SB3Agent(Agent):
 
         Args:
             search: The search.
-            proposals: Decide who acts.
+            proposals: Choose the actor of every episode.
             env: Carries it out.
 
         Raises:

@@ -77,7 +77,7 @@ class OptunaSearch(Agent):
 
     With a ``storage``, processes (on one machine or several) that search with the same ``study``
     see each other's evaluations; each spends its own episodes, the last one on the best plan of
-    all, and a process that was killed goes on where it was when it is started again with the same
+    all, and a killed process resumes where it stopped when it is started again with the same
     ``worker``. The order in which others report cannot be controlled, so such searches are not
     repeatable; without a storage the same seed gives the same trials.
 

@@ -198,7 +198,7 @@ class SharedStudy:
         A plan that it was busy with when it was killed is evaluated now.
 
         Args:
-            search: The search that goes on.
+            search: The running search.
             plan_of: Parameters -> the plan they mean.
             goals_of: A trial -> reward and costs.
             source: Who proposes what has no proposer on record.

@@ -258,7 +258,7 @@ class CostTable:
                 remedy = (
                     "put a number in place of every null (docs/latency_tables.md)"
                     if self.is_form
-                    else "repeat the command that made it, it goes on where it stopped"
+                    else "repeat the command that made it, it resumes where it stopped"
                 )
                 raise CostTableError(
                     f"The cost table is not finished: {layer.name} lacks {missing_values} values; "

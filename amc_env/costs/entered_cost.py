@@ -84,7 +84,7 @@ class EnteredCost(CostModel):
         return next(filter(None, (self._dip_from(start, grids) for start in starts)), "")
 
     def _dip_from(self, start: Array, grids: Sequence[Array]) -> str:
-        """Looks along the grid of every single decision."""
+        """Searches along the grid of every single decision."""
         for decision, i in zip(self._decisions, range(len(grids)), strict=True):
             values = np.repeat(start[None], len(grids[i]), axis=0)
             values[:, i] = grids[i]

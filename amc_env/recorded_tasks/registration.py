@@ -3,7 +3,7 @@
 Entry points are strings: nothing of ``experiments`` is imported before a task is made. Keyword
 arguments are plain JSON, so an ``EnvSpec`` round-trips through ``to_json``: a budget may be
 ``0.5`` (which means ``macs=0.5``), ``"macs=0.5,bytes=0.3"`` or ``{"macs": [0.45, 0.5]}``, and code
-of the user's own (``model``, ``reward``, ``cost_models``) is named ``"package.module:name"``.
+of the user (``model``, ``reward``, ``cost_models``) is named ``"package.module:name"``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The other run must have evaluated by the same rules: the same network, data, learner and proxy.
 Agent, budget, reward and the action mapping may differ, as rewards and costs are computed anew. Its
-trials are copied into the run folder, so that an interrupted search goes on without it.
+trials are copied into the run folder, so that an interrupted search resumes without it.
 """
 
 from __future__ import annotations

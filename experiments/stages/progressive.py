@@ -217,7 +217,7 @@ class _Run:
             write_json(place / _FACTS, asdict(facts))
             # Last, because it is what shows that the stage is complete.
             save_network(network, place / _NETWORK, plan=found.best.plan, kept=kept)
-        # From the file in any case, so that a resumed run goes on with the same.
+        # From the file in any case, so that a resumed run continues with the same.
         kept = read_shape(place / _NETWORK).kept
         network = self.original.traced.slice(kept).cpu().eval()
         load_weights(network, place / _NETWORK)

@@ -168,7 +168,7 @@ def compress_deeply(
         mode: What the latter trains: ``"clusters"`` is the paper's, see ``set_mode``.
         teacher: Network to distil from in both.
         folder: Where both trainings keep their checkpoints, and the packed file goes.
-        resume: Whether to go on there: finished trainings are not run again.
+        resume: Whether to resume there: finished trainings are not run again.
         progress: Whether to show progress bars.
 
     Raises:

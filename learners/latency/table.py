@@ -1,7 +1,7 @@
 """Tables of latencies measured on this machine: every layer at all widths and precisions.
 
 Whole networks are run, at widths from ``design``, and each network's time is
-split among its layers. The file is written after every network, so that a killed run goes on.
+split among its layers. The file is written after every network, so that a killed run can resume.
 """
 
 from __future__ import annotations

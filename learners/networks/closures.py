@@ -36,7 +36,7 @@ def check_functions(model: nn.Module) -> None:
                     where = f" of {name!r}" if name else ""
                     raise UntraceableModelError(
                         f"Expected a network that can be copied, but {what}{where} is a function "
-                        f"that holds on to the network by {variable!r}: a copy would go on using "
+                        f"that holds on to the network by {variable!r}: a copy would still use "
                         f"the original; make it a method of the module, or functools.partial of "
                         f"one."
                     )

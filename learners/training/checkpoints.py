@@ -22,7 +22,7 @@ BEST = "best.safetensors"
 
 
 def check_folder(folder: Path | None, resume: bool) -> None:
-    """Checks that a run can begin or go on in a folder.
+    """Checks that a run can start or resume in a folder.
 
     Raises:
         RunFolderError: If it is to be resumed without a folder, or begun where another one is.

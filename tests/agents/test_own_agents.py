@@ -1,4 +1,4 @@
-"""Agents of the user's own, named by the path of their class."""
+"""Agents of the user, named by the path of their class."""
 
 from __future__ import annotations
 

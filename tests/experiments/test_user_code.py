@@ -1,4 +1,4 @@
-"""Code of the user's own that fails or exits: one sentence says whose, in which file and line."""
+"""Code of the user that fails or exits: one sentence says whose, in which file and line."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ EXIT = "ended the process with sys.exit(0) ("
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's own in the current directory, with one that it imports."""
+    """A module of the user in the current directory, with one that it imports."""
     name = f"own_{tmp_path.name}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

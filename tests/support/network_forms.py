@@ -38,7 +38,7 @@ def network(seed: int = 0) -> nn.Sequential:
 
 
 class Scaled(nn.Module):
-    """A parametrisation of the user's own."""
+    """A parametrisation of the user."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * weight.abs().mean()

@@ -1,7 +1,7 @@
 """auto_ml 2.9.10: grid search, or an evolutionary one, over a few families of models.
 
 It takes no time limit. So it is trained three times, each time looking at more: its default, a
-comparison of its families, and the search for their hyper-parameters. The last training that ends
+comparison of its families, and the search for their hyperparameters. The last training that ends
 within the time limit counts; the first one is waited for.
 
 The second and third happen in a process of their own, which can be killed. (An exception from a

@@ -16,7 +16,7 @@ and with some episodes of learning, compared with searches that begin there with
 
 Scores are 0 for the uniform plan of the same budget and 1 for the best plan that any row found
 there. Rows are appended to ``--out`` as they come, each with all settings but the number of seeds,
-so an interrupted run goes on where it stopped, and one with other settings finds nothing of it.
+so an interrupted run resumes where it stopped; a run with other settings ignores it.
 """
 
 from __future__ import annotations

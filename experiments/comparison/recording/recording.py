@@ -66,7 +66,7 @@ class RecordingOptions:
         seed: Draws them, and everything else.
         refinement: Searches on the surrogate whose plans are evaluated as well.
         points: Choices of every decision that are evaluated alone, all else whole.
-        n_fit: Plans that hyper-parameters are fitted to.
+        n_fit: Plans that hyperparameters are fitted to.
         check_seeds: Searches on the finished surrogate whose winners are evaluated for real, with
             the seeds 0, 1, ...; nothing is fitted to them.
         check_episodes: Episodes of each.
@@ -93,7 +93,7 @@ def record(
     """Records a task: evaluates, refines, fits, and measures what the surrogate is worth.
 
     Everything follows from the seed and the evaluations, and every evaluation is stored as it is
-    made: a recording that was killed is started again and goes on where it was.
+    made: a killed recording resumes where it stopped when it is started again.
 
     Args:
         env: The task; its budget is the recorded one.
@@ -206,7 +206,7 @@ class _Recorder:
         """Fits to everything, cross-validates, and checks the winners of fresh searches.
 
         Single decisions are outside the budget and have the highest accuracies of all: they join
-        when hyper-parameters and figures are those of the plans that searches meet.
+        when hyperparameters and figures are those of the plans that searches meet.
         """
         o, plans, accuracies = self.options, self.pool.plans, self.pool.accuracies
         model = self._model()

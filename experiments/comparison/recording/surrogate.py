@@ -128,7 +128,7 @@ def fit_model(
     n_fit: int = 1000,
     seed: int = 0,
 ) -> SurrogateModel:
-    """Finds the hyper-parameters that make the evaluations of some plans most likely.
+    """Finds the hyperparameters that make the evaluations of some plans most likely.
 
     ``amplitude * Matern 5/2 (one length scale per decision) + rough_amplitude * HammingKernel +
     noise``.

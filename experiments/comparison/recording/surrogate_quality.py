@@ -100,7 +100,7 @@ def cross_validated(predict: Predictor, plans: Plans, accuracies: Array, seed: i
 
 
 def of_model(model: SurrogateModel) -> Predictor:
-    """Fits weights with the model's hyper-parameters; they are not fitted again."""
+    """Fits weights with the model's hyperparameters; they are not fitted again."""
     return lambda seen, evaluated, asked: predictions(model.fit(seen, evaluated), asked)
 
 
@@ -140,7 +140,7 @@ def choose(
         plans: Distinct plans.
         accuracies: Their proxy accuracies.
         n: How many plans, drawn at random, are cross-validated.
-        n_fit: How many of them the hyper-parameters are fitted to.
+        n_fit: How many of them the hyperparameters are fitted to.
         seed: Draws everything.
     """
     part = np.random.default_rng(seed).permutation(len(plans))[:n]

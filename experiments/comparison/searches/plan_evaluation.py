@@ -78,7 +78,7 @@ def evaluate_plans(
 ) -> dict[Choices, float]:
     """Evaluates the plans that the store does not know, each stored as soon as it is evaluated.
 
-    A run that was killed goes on where it was, and several processes may share the work of one
+    A killed run resumes where it stopped, and several processes may share the work of one
     store: give each the same plans in another order.
 
     Args:

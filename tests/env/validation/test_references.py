@@ -1,4 +1,4 @@
-"""Code of the user's own: found by one syntax, whatever it is for."""
+"""Code of the user: found by one syntax, whatever it is for."""
 
 from __future__ import annotations
 
