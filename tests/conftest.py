@@ -8,8 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts.learner_contract import LearnerContract
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ON_EVERY_NETWORK = {
+    "test_an_uncut_plan_has_the_original_accuracy",
+    "test_costs_promised_are_costs_delivered",
+    "test_judgement_agrees_with_the_compressed_network",
+    "test_a_compressed_network_has_finite_outputs_for_every_class",
+    "test_an_environment_can_be_made_of_it",
+    "test_files_are_not_larger_than_budgets_count",
+}
+"""Tests of the learners' contract whose numbers depend on the network.
+
+``make test`` runs the others on the residual network alone, ``make test-all`` on every one.
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        cls = item.cls if isinstance(item, pytest.Function) else None
+        if not issubclass(cls or object, LearnerContract):
+            continue
+        if item.originalname not in ON_EVERY_NETWORK and "residual" not in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

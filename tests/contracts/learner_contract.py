@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from contracts.precision_contract import PrecisionContract
+from support.once import copies
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -97,6 +99,7 @@ def make_data(n: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(images.split(32), labels.split(32), strict=True))
 
 
+@copies
 def make_model(name: str) -> nn.Module:
     """A network with a few steps of training, so that its accuracy says something."""
     with torch.random.fork_rng():
@@ -186,7 +189,20 @@ class LearnerContract(PrecisionContract):
             / sum(p.numel() for p in original.parameters()),
         }
 
+    _prepared: ClassVar[dict[tuple[type, str, str], bytes]] = {}
+
     def prepared(self, name, **options):
+        """A network and its learner, copies of what was prepared once for these options.
+
+        They are copied together, so that what they share stays shared.
+        """
+        key = (type(self), name, repr(sorted(options.items())))
+        if key not in self._prepared:
+            self._prepared[key] = pickle.dumps(self.fresh(name, **options))
+        return pickle.loads(self._prepared[key])
+
+    def fresh(self, name, **options):
+        """A network and its learner, prepared anew."""
         model = make_model(name)
         learner = self.make(model, EXAMPLE, make_data(96, 2), make_data(200, 3), **options)
         return model, learner
@@ -220,7 +236,7 @@ class LearnerContract(PrecisionContract):
 
     def test_equal_learners_and_equal_plans_give_equal_numbers(self, name):
         _, first = self.prepared(name, seed=5)
-        _, second = self.prepared(name, seed=5)
+        _, second = self.fresh(name, seed=5)
         plans = [self.random_plan(first, seed) for seed in range(3)]
         forward = [first.evaluate(plan) for plan in plans]
         random.random()

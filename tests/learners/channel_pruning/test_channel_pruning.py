@@ -12,6 +12,7 @@ from contracts.learner_contract import (
     make_data,
     make_model,
 )
+from support.once import copies
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -48,6 +49,7 @@ class TestChannelPruningWithFinetuningProxy(LearnerContract):
         assert tuned >= learner.original_accuracy - 0.1
 
 
+@copies
 def prepared(name="residual", **options):
     model = make_model(name).eval()
     options = {"precision": "fp32", "round_to": 4, **options}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, cut_after, sparse_training
@@ -24,6 +25,7 @@ CONFIG = TrainingConfig(learning_rate=0.02, precision="fp32")
 IMAGES = make_data(64, 9)[0][0]
 
 
+@copies
 def prepared(name: str, **options: Any) -> tuple[ChannelPruning, CompressionPlan]:
     learner = ChannelPruning(
         make_model(name).eval(), EXAMPLE, make_data(96, 2), make_data(96, 3),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, Interrupted, make_data, make_model
+from support.once import copies
 from torch import nn
 
 from amc_compress.agents import make_agent
@@ -31,6 +32,7 @@ from amc_compress.models import make_model as make_named
 from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
 
 
+@copies
 def prepared(name="residual", **options):
     model = make_model(name).eval()
     options = {"weight_bits": (2, 4), "precision": "fp32", **options}

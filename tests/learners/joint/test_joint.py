@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contracts.prepared_once import PreparedOnce
+from contracts.learner_contract import LearnerContract
 from contracts.quantized import measured_costs
 
 from amc_compress.learners.joint.prepare import joint_compression
 from amc_env import Budget
 
 
-class TestJointUniform(PreparedOnce):
+class TestJointUniform(LearnerContract):
     budget = Budget(macs=0.7, bytes=0.2)
     uncut_loss = 0.05
 

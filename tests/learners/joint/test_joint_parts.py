@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, UniformQuantization, joint_compression
@@ -21,6 +22,7 @@ from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.observation import FEATURES
 
 
+@copies
 def prepared(name="residual", **options):
     model = make_model(name).eval()
     options = {"precision": "fp32", "pruning": {"round_to": 4}, **options}

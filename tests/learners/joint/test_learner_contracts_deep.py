@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from contracts.learner_contract import EXAMPLE
-from contracts.prepared_once import PreparedOnce
+from contracts.learner_contract import EXAMPLE, LearnerContract
 from contracts.quantized import measured_costs
 
 from amc_compress.learners.joint.deep import TOLERANCE, deep_compression
@@ -15,7 +14,7 @@ from amc_env import Budget, CompressionEnv, CompressionPlan
 
 
 @pytest.mark.slow
-class TestJointCodebook(PreparedOnce):
+class TestJointCodebook(LearnerContract):
     uncut_loss = 0.05
     budget = Budget(macs=0.7, mean_bits=6 / 32)
 
@@ -34,7 +33,7 @@ class TestJointCodebook(PreparedOnce):
         return measured_costs(network, original, learner.storage.fixed_bytes)
 
 
-class SparseContract(PreparedOnce):
+class SparseContract(LearnerContract):
     """Densities are decided; bytes are promised within 3% and some of the header."""
 
     uncut_loss = 0.05

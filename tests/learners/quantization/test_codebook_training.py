@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, make_data, make_model
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners.quantization import CodebookQuantization, quantized_layers
@@ -16,6 +17,7 @@ from amc_compress.learners.training.loop import evaluate
 from amc_compress.learners.training.stepper import make_optimizer
 
 
+@copies
 def prepared(name: str = "residual", **options) -> CodebookQuantization:
     return CodebookQuantization(
         make_model(name),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from contracts.learner_contract import make_data
-from contracts.prepared_once import PreparedOnce
+from contracts.learner_contract import LearnerContract, make_data
 from contracts.quantized import measured_costs
 
 from amc_compress.learners import CodebookQuantization, UniformQuantization
 from amc_env import Budget
 
 
-class QuantizationContract(PreparedOnce):
+class QuantizationContract(LearnerContract):
     """Bits are decided, channels are not."""
 
     budget = Budget(bytes=0.25, mean_bits=6 / 32)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, make_data, make_model
 from sklearn.cluster import KMeans
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners import CodebookQuantization, UniformQuantization
@@ -41,6 +42,7 @@ def sparsified(name="residual", density=0.3):
     return model
 
 
+@copies
 def prepared(kind, name="residual", **options):
     """A learner of the dense network."""
     options = {"precision": "fp32", "proxy": "none", **options}

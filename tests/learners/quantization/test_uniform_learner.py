@@ -14,6 +14,7 @@ from contracts.learner_contract import (
     make_data,
     make_model,
 )
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners import UniformQuantization
@@ -24,6 +25,7 @@ from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError
 
 
+@copies
 def prepared(name="residual", **options):
     model = make_model(name).eval()
     options = {"precision": "fp32", **options}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support.once import copies
 from torch import nn
 
 from amc_compress.learners.candidates.input_moments import collect_statistics
@@ -27,6 +28,7 @@ LAYERS = {
 }
 
 
+@copies
 def prepared(name: str) -> tuple[nn.Module, torch.Tensor, LayerReconstruction]:
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -1,0 +1,62 @@
+"""What takes long is made once: copies of it in a process, folders in a session."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from filelock import FileLock
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def copies(function: Callable[P, R]) -> Callable[P, R]:
+    """Calls a function once for equal arguments; every call returns a copy of its own.
+
+    What is returned together is copied together, so that what is shared stays shared. A test that
+    patches what the function uses, or wants it to run twice, calls ``function.__wrapped__``.
+    """
+    made: dict[bytes, bytes] = {}
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            key = pickle.dumps((arguments, sorted(options.items())))
+        except (AttributeError, pickle.PicklingError):  # of a lambda, say
+            return function(*arguments, **options)
+        if key not in made:
+            made[key] = pickle.dumps(function(*arguments, **options))
+        result: R = pickle.loads(made[key])
+        return result
+
+    return call
+
+
+class SharedFolders:
+    """Folders that one of the test processes makes and all of them read.
+
+    Args:
+        root: Of the session, the same in all processes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(self, name: str, make: Callable[[Path], object]) -> Path:
+        """Returns the folder of that name, made by the first who asks; the others wait.
+
+        Args:
+            name: Of the folder.
+            make: Is told a path, and writes the folder there.
+        """
+        folder = self._root / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                unfinished = self._root / f"{name}.unfinished"
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
