@@ -1,4 +1,4 @@
-"""Fixtures for every test: one thread, and the shared data where they are."""
+"""What `make test` leaves out, and fixtures for every test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.learner_contract import LearnerContract
+from hypothesis import settings
+from support.once import SharedFolders
+
+settings.register_profile("fast")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ON_EVERY_NETWORK = {
@@ -25,9 +29,16 @@ ON_EVERY_NETWORK = {
 """
 
 
+APART = ("experiments/automl", "experiments/examples/test_single_file_scripts.py")
+"""What is in the tree and not in the package, and of which ``make test-all`` runs the tests."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    apart = tuple(str(Path(__file__).parent / place) for place in APART)
     for item in items:
+        if str(item.path).startswith(apart):
+            item.add_marker(pytest.mark.slow)
         cls = item.cls if isinstance(item, pytest.Function) else None
         if not issubclass(cls or object, LearnerContract):
             continue
@@ -42,6 +53,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
+    """Folders that all test processes of this session read, each made once."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in that of the session
+        root = root.parent
+    return SharedFolders(root / "shared")
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,28 @@ from pathlib import Path
 
 import pytest
 from support.command_line import QUICK
+from support.once import SharedFolders
 
 from amc_compress.cli import run
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_made(shared_folders: SharedFolders) -> Callable[..., Path]:
+    """Returns the finished run of a name; one for all tests, which must leave it as it is."""
+
+    def get(name: str, *options: str) -> Path:
+        def make(folder: Path) -> None:
+            assert run(["compress", *options, "--out", str(folder), "--quiet"]) == 0
+
+        return shared_folders.get(name.replace(":", "-"), make)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def finished(run_made: Callable[..., Path]) -> Path:
     """A complete run; one for all tests, which must leave it as it is."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert run(["compress", *QUICK, "--out", str(folder), "--quiet"]) == 0
-    return folder
+    return run_made("run", *QUICK)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -45,6 +46,7 @@ class SharedFolders:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        root.mkdir(exist_ok=True)
 
     def get(self, name: str, make: Callable[[Path], object]) -> Path:
         """Returns the folder of that name, made by the first who asks; the others wait.
@@ -53,10 +55,10 @@ class SharedFolders:
             name: Of the folder.
             make: Is told a path, and writes the folder there.
         """
-        folder = self._root / name
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                unfinished = self._root / f"{name}.unfinished"
-                make(unfinished)
-                unfinished.rename(folder)
+        folder, done = self._root / name, self._root / f"{name}.done"
+        with FileLock(self._root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that has failed
+                make(folder)
+                done.touch()
         return folder

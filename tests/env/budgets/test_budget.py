@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
+from support.selection import examples
 
 from amc_env.budgets.budget import Budget
 from amc_env.budgets.feasible import FeasibleSet
@@ -49,7 +50,7 @@ def problems(draw, n_groups=SMALL, largest=6, round_to=FINE):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(problems())
 def test_feasible_values_are_exactly_those_that_brute_force_finds(problem):
     budget, costs, decisions = problem
@@ -68,7 +69,7 @@ def test_feasible_values_are_exactly_those_that_brute_force_finds(problem):
         prefix.append(possible[len(possible) // 2])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     problems(n_groups=st.integers(1, 12), largest=64, round_to=st.sampled_from([1, 4, 8])),
     st.sampled_from(["random", "greedy", "lazy", "contrary"]),

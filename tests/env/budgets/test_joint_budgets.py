@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
+from support.selection import examples
 
 from amc_env import Budget, CompressionEnv, InfeasibleBudgetError
 from amc_env.budgets.feasible import FeasibleSet
@@ -47,7 +48,7 @@ def joint_problems(draw):
     return Budget(**bounds), costs, decisions
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(joint_problems(), st.integers(0, 1000))
 def test_feasible_values_are_exactly_those_that_brute_force_finds(problem, seed):
     budget, costs, decisions = problem
@@ -114,7 +115,7 @@ def pocketflow_bits(requests, sizes, total, lowest, highest):
     return chosen
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10_000), st.integers(3, 7), st.floats(0.0, 1.0))
 def test_the_absolute_action_mapping_chooses_the_bits_that_pocketflow_chooses(
     seed, n_layers, generosity

@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
+from support.selection import examples
 
 from amc_env.costs.costs import COSTS, FloatBytesCost, make_cost, original_cost
 from amc_env.costs.storage import StorageFormat
@@ -190,7 +191,7 @@ def joint_problems(draw):
     return graph, decisions, draw(st.sampled_from([None, storage]))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(joint_problems(), st.integers(0, 10_000), st.sampled_from(sorted(COSTS)))
 def test_no_cost_decreases_when_a_value_grows(problem, seed, name):
     graph, decisions, storage = problem

@@ -8,9 +8,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
+from support.selection import examples
 
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.costs.costs import COSTS, BytesCost, make_cost
@@ -199,7 +200,7 @@ def problems(draw):
     return graph, decisions, draw(st.sampled_from([None, storage]))
 
 
-@settings(max_examples=120, deadline=None)
+@examples(120)
 @given(problems(), st.integers(0, 10_000), st.sampled_from(sorted(COSTS)))
 def test_no_cost_decreases_when_a_value_grows(problem, seed, name):
     graph, decisions, storage = problem

@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import RegularGridInterpolator
+from support.selection import examples
 
 from amc_env import (
     Budget,
@@ -149,7 +150,7 @@ def test_energy_is_a_cost_of_its_own_name():
 # ---- monotonicity
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6))
 def test_never_falls_when_a_decision_grows_whatever_was_measured(seed):
     rng = np.random.default_rng(seed)
@@ -173,7 +174,7 @@ def slow_envelope(values: np.ndarray, i: int, j: int) -> float:
     return float(values[: i + 1, : j + 1].max())
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6))
 def test_budgets_see_the_dearest_of_all_narrower_layers_predictions_what_was_measured(seed):
     rng = np.random.default_rng(seed)

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.random_graphs import random_graph
+from support.selection import examples
 
 from amc_compress.learners.tracing.traced_model import trace
 from amc_compress.models import make_model
@@ -67,7 +68,7 @@ def test_residual_and_depthwise_networks_come_back_as_they_were(model):
     assert through_text(graph, (), None) == (graph, (), None)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_random_graphs_come_back_as_they_were(seed, n_groups):
     graph, decisions = random_graph(seed, n_groups, 40, 3)

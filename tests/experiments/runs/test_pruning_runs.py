@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,12 @@ def of_all(names: Any) -> list[Any]:
     return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.fixture(scope="module")
-def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+@pytest.fixture
+def run_of(run_made: Callable[..., Path]) -> Callable[[str], Path]:
     """Returns the finished run of a learner, made once."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def get(learner: str) -> Path:
-        out = folder / learner.replace(":", "-")
-        if not out.exists():
-            assert run(["compress", *SMALL, *LEARNERS[learner], "--out", str(out)]) == 0
-        return out
-
-    return get
+    return lambda learner: run_made(
+        f"pruning-{learner.replace(':', '-')}", *SMALL, *LEARNERS[learner]
+    )
 
 
 def summary_of(out: Path) -> dict[str, Any]:
@@ -149,9 +144,9 @@ def test_rule_meets_its_density_without_a_search(
         assert trial["plan"][f"{name}:density"] == pytest.approx(max(requested, 0.02), abs=0.06)
 
 
-def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path]) -> None:
+def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    out = run_of("sparse")
+    out = Path(shutil.copytree(run_of("sparse"), tmp_path / "run"))
     assert run(["export", str(out), "--quiet"]) == 0
     model = onnx.load(str(out / "model.onnx"))
     stored = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer]
@@ -162,8 +157,10 @@ def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.slow
-def test_fine_tuning_anew_without_the_teacher_of_before(run_of: Callable[[str], Path]) -> None:
-    out = run_of("group-lasso")
+def test_fine_tuning_anew_without_the_teacher_of_before(
+    run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run_of("group-lasso"), tmp_path / "run"))
     other = ["--teacher", "digitsnet", "--teacher-weights", WEIGHTS, "--feature-matching", "10"]
     assert run(["finetune", str(out), *other, "--quiet"]) == 0
     with_teacher = (out / "model.safetensors").read_bytes()

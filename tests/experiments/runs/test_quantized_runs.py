@@ -39,18 +39,12 @@ LEARNERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+@pytest.fixture
+def run_of(run_made: Callable[..., Path]) -> Callable[[str], Path]:
     """Returns the finished run of a learner, made once."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def get(learner: str) -> Path:
-        out = folder / learner
-        if not out.exists():
-            assert run(["compress", *SMALL, *LEARNERS[learner], "--out", str(out)]) == 0
-        return out
-
-    return get
+    return lambda learner: run_made(
+        f"quantized-{learner.replace(':', '-')}", *SMALL, *LEARNERS[learner]
+    )
 
 
 def summary_of(out: Path) -> dict[str, Any]:

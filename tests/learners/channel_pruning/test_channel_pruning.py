@@ -13,6 +13,7 @@ from contracts.learner_contract import (
     make_model,
 )
 from support.once import copies
+from support.selection import quick
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -200,7 +201,7 @@ def test_layers_that_lose_no_input_keep_their_weights():
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_every_criterion_ranks_every_unit_once(name, criterion):
     _, learner = prepared(name, criterion=criterion)
     for group in learner.graph.groups:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
+from support.selection import quick
 from support.torture_networks import ResNet20, shufflenet
 from torch import nn
 
@@ -55,7 +56,7 @@ def same(a: GroupFinetuned, b: GroupFinetuned) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, pytest.param("resnet20", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", quick([*NETWORKS, "resnet20"], "residual"))
 def test_kept_slices_the_original_to_the_same_shapes(name: str) -> None:
     model = ResNet20(width=8).eval() if name == "resnet20" else make_model(name).eval()
     before = copy.deepcopy(model.state_dict())
@@ -121,7 +122,7 @@ def test_each_stage_starts_from_the_fine_tuned_network_of_the_last() -> None:
     assert first == "0"
 
 
-@pytest.mark.parametrize("survives", [0, 2, 5, 7, 12])
+@pytest.mark.parametrize("survives", quick([0, 2, 5, 7, 12], 2, 7))
 def test_killed_at_any_moment_it_continues_to_the_same_result(
     survives: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

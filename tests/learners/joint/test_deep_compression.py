@@ -189,6 +189,7 @@ def check_sizes(learner, model, example, plans, path):
     assert masked_layers(loaded).keys() == masked_layers(network).keys()
 
 
+@pytest.mark.slow
 def test_the_file_has_the_size_that_was_promised(digits, tmp_path):
     model, splits, learner = digits
     part, bits = learner.parts[0], learner.parts[-1].learner

@@ -9,6 +9,7 @@ import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from support.once import copies
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, UniformQuantization, joint_compression
@@ -78,7 +79,7 @@ def test_decisions_come_by_depth_channels_before_weights_before_inputs():
     ]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_every_decision_of_every_part_appears_once_at_its_layer(name):
     _, learner = prepared(name, quantization={"first_last_bits": None})
     depth = [layer.name for layer in learner.graph.layers]
@@ -128,7 +129,7 @@ def test_several_budgets_are_met_at_once_whatever_is_asked(name):
         assert ratio["bytes"] <= 0.15
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_the_network_has_the_widths_of_its_channels_and_the_bits_of_its_layers(name):
     _, learner = prepared(name)
     plan = plan_of(learner, 0.5, 3)
@@ -226,7 +227,7 @@ def test_curves_of_all_parts_guide_the_agents():
         assert curve[0] > curve[-1] >= 0.0
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_the_packed_file_has_the_size_that_was_promised(name, tmp_path):
     model, learner = prepared(name)
     for keep, bits in ((0.25, 2), (0.5, 5), (1.0, 8)):

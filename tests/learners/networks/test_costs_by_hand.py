@@ -83,8 +83,8 @@ def test_mobilenet_v1_equals_the_sum_by_hand():
         ("lenet", (1, 3, 32, 32)),
         ("plain20", (1, 3, 32, 32)),
         ("resnet20", (1, 3, 32, 32)),
-        ("mobilenet_v2", (1, 3, 32, 32)),
-        ("densenet40", (1, 3, 32, 32)),
+        pytest.param("mobilenet_v2", (1, 3, 32, 32), marks=pytest.mark.slow),
+        pytest.param("densenet40", (1, 3, 32, 32), marks=pytest.mark.slow),
     ],
 )
 def test_flops_are_twice_the_macs_by_pytorchs_own_counter(name, shape):

@@ -19,6 +19,7 @@ from support.network_forms import (
     network,
     new_weight_norm,
 )  # fmt: skip
+from support.selection import quick
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -182,9 +183,7 @@ def test_the_slices_of_a_wrapped_network_have_its_present_weights():
     assert torch.equal(traced.slice({})[7].bias, net[7].bias)
 
 
-@pytest.mark.parametrize(
-    "learner", [pytest.param(x, marks=pytest.mark.slow if x == "deep" else ()) for x in LEARNERS]
-)
+@pytest.mark.parametrize("learner", quick(LEARNERS, *(name for name in LEARNERS if name != "deep")))
 def test_every_learner_decides_and_evaluates_as_on_the_plain_network(learner, plain_learners):
     # All kinds of forms in one: wrapped, parametrised, half.
     inner = new_weight_norm(network()).bfloat16()

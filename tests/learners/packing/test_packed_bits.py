@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import examples
 
 from amc_compress.learners.packing import format as packing_format
 from amc_compress.learners.packing.format import pack_bits, packed_size, unpack_bits
@@ -23,7 +24,7 @@ def test_an_example_by_hand():
     assert unpack_bits(bytes([0b10011101, 0b1]), 3, 3).tolist() == [5, 3, 6]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.integers(1, 8).flatmap(lambda b: st.tuples(
     st.just(b), st.lists(st.integers(0, 2**b - 1), max_size=70))))  # fmt: skip
 def test_packing_follows_the_definition_and_round_trips(case):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.selection import quick
 
 from amc_compress.learners.quantization import (
     CodebookQuantization,
@@ -25,8 +26,6 @@ LEARNERS = {
     ),
     "codebook, split": (CodebookQuantization, {"granularity": "split"}),
 }
-
-SLOW = ("codebook per channel", "codebook, split")
 
 
 def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **options) -> None:
@@ -51,20 +50,17 @@ def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **opti
         assert abs(errors[-1]) < 0.03, (index, errors)
 
 
-FEWER = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in LEARNERS]
-
-
-@pytest.mark.parametrize("kind", FEWER)
+@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook", "uniform", "affine, split"))
 def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 
 
-@pytest.mark.parametrize("kind", FEWER)
+@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook"))
 def test_resnet20(kind, tmp_path):
     check("resnet20", kind, tmp_path, (3, 32, 32))
 
 
-@pytest.mark.parametrize("kind", ["codebook", "uniform"])
+@pytest.mark.parametrize("kind", quick(("codebook", "uniform"), "uniform"))
 def test_resnet20_with_floats_and_decided_inputs(kind, tmp_path):
     check(
         "resnet20",

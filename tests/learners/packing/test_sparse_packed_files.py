@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from contracts.learner_contract import EXAMPLE, Residual, depthwise, make_data, plain
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import examples
 from support.sparse_networks import layer_names, sparsified
 from torch import nn
 
@@ -105,7 +106,7 @@ def arrays(draw):
     return values.astype(kind).reshape(shape), mask, None, kind
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(arrays())
 def test_numbers_and_places_survive_in_both_readers(problem):
     values, mask, bits, kind = problem

@@ -7,8 +7,9 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import examples
 
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
@@ -59,7 +60,7 @@ def test_centroids_need_not_be_sorted(granularity):
     assert torch.equal(order[shuffled.encode(x).long()], quantizer.encode(x).long())
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     seed=st.integers(0, 10**6),
     bits=st.integers(2, 8),

@@ -15,6 +15,7 @@ from contracts.learner_contract import (
     make_model,
 )
 from support.once import copies
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners import UniformQuantization
@@ -72,7 +73,7 @@ def test_ignored_layers_stay_in_float():
     assert type(network.conv2) is nn.Conv2d
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "split"])
 def test_the_baked_network_is_exactly_the_trainable_one(name, granularity):
     _, learner = prepared(

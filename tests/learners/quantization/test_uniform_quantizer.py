@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import examples
 
 from amc_compress.learners.quantization import Quantizer, UniformQuantizer
 from amc_compress.learners.quantization.uniform.quantizer import (
@@ -112,7 +113,7 @@ def test_onnx_runtime_finds_the_same_numbers():
     assert (session.run(None, {"x": x.numpy()})[0] == quantizer(x).numpy()).all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     bits=st.integers(2, 8),
     symmetric=st.booleans(),

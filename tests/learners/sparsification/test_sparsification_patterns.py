@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import examples
 
 from amc_compress.learners.sparsification import Pattern
 
@@ -18,7 +19,7 @@ def weight(*shape: int, seed: int = 0) -> torch.Tensor:
     values=st.lists(st.integers(-3, 3), min_size=1, max_size=30),
     share=st.floats(0.0, 1.0),
 )
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_exactly_the_largest_stay_and_the_first_of_equal_ones(values, share):
     keep = round(share * len(values))
     ordered = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.costs import counted_flops, counted_parameters, graph_flops, graph_parameters
+from support.selection import examples
 from torch import Tensor, nn
 
 from amc_compress.learners.networks.outputs import difference
@@ -102,10 +103,7 @@ class RandomNetwork(nn.Module):
         return simple[kind]() if kind in simple else x
 
 
-@settings(
-    max_examples=30, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+@examples(30, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 11)), min_size=1, max_size=9),
     st.integers(0, 1000),
