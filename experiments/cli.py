@@ -8,11 +8,12 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from amc_compress.commands import automl, compare, latency, record, runs, stages
+from amc_compress.commands.options import VerbCommand
 from amc_compress.config.values import check_size
 from amc_compress.user_code import (
     exit_call,
@@ -22,6 +23,7 @@ from amc_compress.user_code import (
     readable,
     what_it_says,
 )
+from amc_env import __version__
 from amc_env.errors import CompressionError
 from amc_env.files import is_disk_full, is_memory_full
 
@@ -71,7 +73,7 @@ def _group(name: str, text: str) -> typer.Typer:
         name=name,
         help=text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=name == "amc",
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -95,11 +97,27 @@ for command in (
     compare.compare,
     record.record,
 ):
-    app.command()(watched(command))
+    app.command(cls=VerbCommand)(watched(command))
 automl_app = _group("automl", automl.HELP)
 for command in (automl.setup, automl.run, automl.table):
     automl_app.command()(watched(command))
 app.add_typer(automl_app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"amc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """The options of the command line itself."""
 
 
 def main() -> None:
@@ -117,7 +135,7 @@ def run(arguments: Sequence[str]) -> int:
         0; 2 for bad input; 1 when interrupted or for an error of ours.
     """
     try:
-        code = app(list(arguments), standalone_mode=False)
+        code = app(list(arguments), prog_name="amc", standalone_mode=False)
         return code if isinstance(code, int) else OK
     except EndedCommandError as error:
         return _end(error.reason, arguments)

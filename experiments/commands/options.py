@@ -1,355 +1,155 @@
-"""Command-line options, each declared once for all commands."""
+"""Command-line options, made from their declarations."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from amc_compress.commands.bit_options import BITS, BitOptions
-from amc_compress.commands.finetune_options import FINETUNE as FINETUNE
-from amc_compress.commands.finetune_options import FinetuneOptions
-from amc_compress.commands.pruning_options import PRUNING, PruningOptions
+from amc_compress.config.option import Option, declared, flag, option
+from amc_compress.config.options.task import RUN
 from amc_compress.config.run_config import RunConfig
 
-_TASK = "Network and data"
-_SEARCH = "Search"
-_RUN = "Run"
+_FEW = 20
+"""So many options are shown at once; of more, those of every day."""
 
-_DEFAULT = RunConfig()  # where the defaults live
+_ALL = "amc.help_all"  # key in the context of a command
+
+Directory = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="A run folder, made with --out.", show_default=False),
+]
+
+_run = functools.partial(option, panel=RUN)
 
 
-class Options(PruningOptions, BitOptions, FinetuneOptions):
-    """Every option by name, with its type, its help and its default; never instantiated.
+@dataclass(frozen=True)
+class VerbOptions:
+    """What a verb is told in addition to the options of the run."""
 
-    A verb lists the names it takes, in :func:`takes`.
-    """
-
-    model: Annotated[
-        str,
-        typer.Option(
-            help="lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
-            "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; or your own: "
-            "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
-            "the number of classes, the channels and the size of the images if it takes them.",
-            rich_help_panel=_TASK,
-        ),
-    ] = _DEFAULT.model
-    model_args: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Further keyword of the model's factory, e.g. width=0.5; may be repeated.",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits (embedded); a folder of parquet or Arrow files with the Hugging Face "
-            "schema, of save_to_disk, or with a folder of images per class; or a name on the "
-            "Hugging Face hub (needs the hub extra). DATA:NAME takes one of several "
-            "configurations. docs/data.md says more.",
-            rich_help_panel=_TASK,
-        ),
-    ] = _DEFAULT.data
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Trained weights: safetensors, or anything saved by torch.save that holds the "
-            "network's tensors: under keys, under prefixes, raw or averaged (FILE::KEY chooses). "
-            "Without them the network is trained first.",
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Let the weights file run code. Only for files you trust.",
-            rich_help_panel=_TASK,
-        ),
-    ] = False
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Run the code that DIR names (a model, teacher or cost of somebody's own), and "
-            "let its weights files run code if it was made with --allow-pickle. Only for folders "
-            "you trust.",
-            rich_help_panel=_RUN,
-        ),
-    ] = False
-    validation_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Images cut from the training data to validate on; a tenth of them (digits: a "
-            "fifth) if not given.",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    validation_split: Annotated[
-        str,
-        typer.Option(
-            help="Which ones: random (equally from all classes) or tail (the last rows).",
-            rich_help_panel=_TASK,
-        ),
-    ] = _DEFAULT.validation_split
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the images, for those of several sizes: the shorter side is scaled to "
-            "256/224 of it, the middle is evaluated, random parts of it are trained on.",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    image_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the images; img or image if not given.",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the labels; label, labels or fine_label if not given. Strings are "
-            "numbered in alphabetical order.",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="Normalisation of each channel, e.g. 0.485,0.456,0.406 (the default for colour).",
-            show_default=False,
-            rich_help_panel=_TASK,
-        ),
-    ] = None
-    std: Annotated[
-        str | None,
-        typer.Option(
-            help="As --mean, e.g. 0.229,0.224,0.225.", show_default=False, rich_help_panel=_TASK
-        ),
-    ] = None
-    batch_size: Annotated[int, typer.Option(help="Images per batch.", rich_help_panel=_TASK)] = (
-        _DEFAULT.batch_size
+    out: Path = _run(  # noqa: RUF009
+        MISSING, "The run folder; everything is written there.", everyday=True
     )
-    train_epochs: Annotated[
-        int,
-        typer.Option(
-            help="Epochs of the first training, without --weights.", rich_help_panel=_TASK
-        ),
-    ] = _DEFAULT.train_epochs
-    train_learning_rate: Annotated[
-        float, typer.Option(help="Its peak learning rate.", rich_help_panel=_TASK)
-    ] = _DEFAULT.train_learning_rate
-
-    learner: Annotated[
-        str,
-        typer.Option(
-            help="What is done to the network: channels (cuts them; so do group-lasso, remastered "
-            "and discrimination, which choose the channels in other ways), sparse (sets single "
-            "weights to zero), uniform (rounds weights and activations to integers), codebook "
-            "(weights share a few learned values), deep (sparse, then codebooks: the smallest "
-            "file), joint (cuts and quantizes, with --density zeros too).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.learner
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Hard limits as shares of the original: macs=0.5 (or 0.5 alone); several: "
-            "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: "
-            "macs, params, bytes (of the packed file), density (weights that are not zero), bops "
-            "(MACs x weight bits x activation bits), mean_bits (per weight, of 32), and those of "
-            "--cost-table (latency, say) and --cost. Not given: macs=0.5; density=0.25 (of a "
-            "pattern N:M no less than N/M); for bits mean_bits in the middle of --weight-bits "
-            "(4/32 for 2-8), or bops where only --activation-bits are decided; for both "
-            "macs=0.5,bytes=0.15 (more where weights have more than 4 bits).",
-            show_default=False,
-            rich_help_panel=_SEARCH,
-        ),
-    ] = ""
-    agent: Annotated[
-        str,
-        typer.Option(
-            help="Who chooses: ddpg, td3, sac, tqc, crossq (learn decision by decision); "
-            "ddpg-one-shot, td3-one-shot (learn whole plans); tpe, gp, cmaes, nsga2 (Optuna); "
-            "evolution, local (change what is good); sensitivity, sensitivity-threshold (measure "
-            "each decision, then compute); gradient, layer-errors (compute, in seconds); "
-            "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
-            "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
-            "package.module:Class.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.agent
-    episodes: Annotated[
-        int, typer.Option(help="How many plans are evaluated.", rich_help_panel=_SEARCH)
-    ] = _DEFAULT.episodes
-    reading: Annotated[
-        str,
-        typer.Option(
-            "--action",
-            help="What an action means: centred, interval or absolute.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.reading
-    reward: Annotated[
-        str,
-        typer.Option(
-            help="accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, accuracy_bops, "
-            "accuracy_latency (with --cost-table) or haq. Your own: package.module:function of an "
-            "amc_env.Result.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.reward
-    proxy: Annotated[
-        str,
-        typer.Option(
-            help="Repairs of a candidate before its evaluation: reconstruction, recalibration, "
-            "reconstruction+recalibration or none. Only pruned layers are reconstructed.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.proxy
-    finetune_steps: Annotated[
-        int,
-        typer.Option(
-            help="Training steps of a candidate before it is evaluated (slower, closer to the end "
-            "result).",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.finetune_steps
-    n_validation: Annotated[
-        int,
-        typer.Option(
-            help="Validation images per evaluation (at most); the best plans are evaluated "
-            "again on all of them.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = _DEFAULT.n_validation
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Layer (or prefix of names) that must stay whole; may be repeated.",
-            show_default=False,
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None
-
-    cost_table: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Table of measured costs (JSON, from `amc latency-table`), which the budget may "
-            "then name; may be repeated, or several with commas.",
-            show_default=False,
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None
-
-    cost: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Cost of your own, NAME=package.module:Class, a subclass of amc_env.CostModel; "
-            "the budget may then name it. May be repeated, or several with commas.",
-            show_default=False,
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None
-
-    warm_start: Annotated[
-        Path | None,
-        typer.Option(
-            help="Another run of the same network, data, learner and proxy: the search knows what "
-            "that one has evaluated, at no cost. Its agent, budget, reward and action may differ.",
-            show_default=False,
-            rich_help_panel=_SEARCH,
-        ),
-    ] = None
-
-    out: Annotated[
-        Path,
-        typer.Option(help="The run folder; everything is written there.", rich_help_panel=_RUN),
-    ]
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the run in --out where it was interrupted, with the same options.",
-            rich_help_panel=_RUN,
-        ),
-    ] = False
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Draws everything random; the same seed gives the same plan on one machine.",
-            rich_help_panel=_RUN,
-        ),
-    ] = _DEFAULT.seed
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_RUN)] = (
-        _DEFAULT.device
+    config: Path | None = _run(  # noqa: RUF009
+        None,
+        "YAML or JSON file of options, e.g. the config.json of a run, named as here without the "
+        "dashes. The command line wins over it.",
+        everyday=True,
     )
-    threads: Annotated[
-        int,
-        typer.Option(
-            help="Processor threads; 0 takes one for searching and for tiny images, else all. "
-            "Where other work runs give 1: threads that wait for each other are many times slower.",
-            rich_help_panel=_RUN,
-        ),
-    ] = _DEFAULT.threads
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="auto (bf16 where the processor or GPU is fast at it), fp32 or bf16. Test "
-            "accuracies are always fp32.",
-            rich_help_panel=_RUN,
-        ),
-    ] = _DEFAULT.precision
-    no_export: Annotated[
-        bool,
-        typer.Option(
-            "--no-export", help="Go without ONNX files and latencies.", rich_help_panel=_RUN
-        ),
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="No progress bars, no chatter.", rich_help_panel=_RUN),
-    ] = False
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error came from.", rich_help_panel=_RUN)
-    ] = False
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A run folder, made with --out.", show_default=False),
-    ]
+    resume: bool = _run(
+        False,
+        "Continue the run in --out where it was interrupted, with the same options.",
+        everyday=True,
+    )
+    trust: bool = _run(
+        False,
+        "Run the code that DIR or --config names (a model, teacher, agent or cost of somebody's "
+        "own), and let its weights files run code if it says --allow-pickle. Only for files "
+        "you trust.",
+    )
+    no_export: bool = _run(False, "Skip ONNX export and latency measurement.")
+    quiet: bool = _run(False, "No progress bars, no notes.", aliases=("q",), everyday=True)
+    debug: bool = _run(False, "Show where an error came from.")
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(cls)
+    return {
+        f.name: _parameter(f.name, f.metadata["option"], f.default, hints[f.name])
+        for f in fields(cls)
+    }
+
+
+def _parameter(name: str, declared: Option, default: Any, hint: Any) -> inspect.Parameter:
+    """What typer makes an option of, see :func:`takes`."""
+    kind = declared.kind or hint
+    if rows := [part for part in (kind, *get_args(kind)) if get_origin(part) is tuple]:
+        kind = list[str] if str in get_args(rows[0]) else str
+    if declared.read is not None and not isinstance(default, str):  # it has no such text
+        default = None
+    info = typer.Option(
+        *(flag(word) for word in (name, *declared.aliases)),
+        help=declared.help,
+        rich_help_panel=declared.panel,
+        show_default=declared.default_text or default not in (None, "", MISSING),
+        metavar=declared.metavar,
+        autocompletion=_completion(declared.choices),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind | None if default is None else kind, info],
+    )
+
+
+def _completion(choices: tuple[str, ...]) -> Callable[[str], list[str]] | None:
+    if not choices:
+        return None
+    return lambda incomplete: [word for word in choices if word.startswith(incomplete)]
+
+
+_PARAMETERS = _parameters(VerbOptions) | _parameters(RunConfig)
+_DECLARED = declared(VerbOptions) | declared(RunConfig)
+
+
+def _names(stages: tuple[str, ...], *, of_run: bool = False) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, option in declared(RunConfig).items()
+        if option.stage in stages and (option.panel == RUN) is of_run
+    )
 
 
 PIXELS = ("image_size", "image_column", "label_column", "mean", "std", "batch_size")
 SPLITS = ("validation_size", "validation_split")
-TASK = (
-    "model", "model_args", "data", "weights", "allow_pickle", *SPLITS, *PIXELS,
-    "train_epochs", "train_learning_rate",
-)  # fmt: skip
-SEARCH = (
-    "learner", "budget", "agent", "episodes", "proxy", "finetune_steps", "n_validation", "ignore",
-    "reading", "reward", "cost_table", "cost", "warm_start", *PRUNING, *BITS,
-)  # fmt: skip
-NEW_RUN = ("out", "seed", "resume", "precision", "threads", "device")
+TASK = _names(("task", "train"))
+SEARCH = _names(("search",))
+FINETUNE = _names(("finetune",))
+NEW_RUN = ("out", "config", *_names(("task",), of_run=True), "resume", "trust")
 OUTPUT = ("quiet", "debug")
+
+
+class VerbCommand(TyperCommand):
+    """A verb; of many options its ``--help`` shows those of every day."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the help, of all options where ``--help-all`` is given."""
+        rare = () if ctx.meta.get(_ALL) else getattr(self.callback, "rare", ())
+        hidden = [parameter for parameter in self.params if parameter.name in rare]
+        for parameter in hidden:
+            parameter.hidden = True  # in the help alone: a shell completes all of them
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            for parameter in hidden:
+                parameter.hidden = False
+
+
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_ALL] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+def _help_all(count: int) -> inspect.Parameter:
+    text = f"Show all {count} options and exit; --help shows those of every day."
+    info = typer.Option("--help-all", help=text, is_eager=True, callback=_show_all)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter("help_all", keyword, default=False, annotation=Annotated[bool, info])
+
 
 _Verb = Callable[..., None]
 
 
-def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
+def takes(*names: str) -> Callable[[_Verb], _Verb]:
     """Adds options to a command; its function gets those that it has parameters for.
 
     typer reads the options from a function's signature, so that is what is written here. What
@@ -357,19 +157,8 @@ def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
     named here stay as they are, ahead of the options.
 
     Args:
-        names: Attributes of :class:`Options`, in the order of the help.
-        defaults: Defaults that are others than everywhere else.
+        names: Of options of the run or of :class:`VerbOptions`, in the order of the help.
     """
-    hints = get_type_hints(Options, include_extras=True)
-    options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(name, getattr(Options, name, inspect.Parameter.empty)),
-            annotation=hints[name],
-        )
-        for name in names
-    ]
 
     def decorate(verb: _Verb) -> _Verb:
         own = inspect.signature(verb, eval_str=True).parameters
@@ -379,7 +168,10 @@ def takes(*names: str, **defaults: Any) -> Callable[[_Verb], _Verb]:
         def wrapper(**values: Any) -> None:
             verb(**{name: value for name, value in values.items() if name in own})
 
-        parameters = [*kept, *options]
+        parameters = [*kept, *(_PARAMETERS[name] for name in names)]
+        if len(parameters) > _FEW:
+            wrapper.__dict__["rare"] = {n for n in names if not _DECLARED[n].everyday}
+            parameters.append(_help_all(len(parameters)))
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
         wrapper.__dict__["__signature__"] = inspect.Signature(parameters)
         return wrapper

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
-from amc_compress.commands.values import config_from
+from amc_compress.commands.values import config_of
 from amc_compress.config.run_config import STAGES, RunConfig
 
 
@@ -30,7 +31,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
     \b
       A ResNet-20 of yours on a folder of parquet files:
         amc compress --model resnet20 --weights resnet20.safetensors \\
-            --data data/cifar10 --budget macs=0.5 --episodes 200 --out runs/r20
+            --data data/cifar10 --budget macs=0.5 --evaluations 200 --out runs/r20
     \b
       A network of your own, with half the multiply-adds and 30% of the bytes:
         amc compress --model mypackage.nets:make_net --weights net.pt \\
@@ -49,10 +50,10 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
       It was interrupted; go on where it stopped:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
+    config = config_of(ctx)  # before the imports, so that mistakes are answered at once
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
     stages = [s for s in STAGES if not (no_export and s == "export")]
-    config = config_from(ctx.params)
     task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
@@ -70,18 +71,23 @@ def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
 
     \b
       amc search --model resnet20 --weights resnet20.safetensors \\
-          --data data/cifar10 --budget macs=0.5 --episodes 200 --out runs/r20
+          --data data/cifar10 --budget macs=0.5 --evaluations 200 --out runs/r20
     \b
       Hill climbing instead, with a lower bound on the budget too:
         amc search --budget macs=0.45:0.5 --agent local --out runs/local
     """
+    config = config_of(ctx)
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
     stages = ("train", "search")
-    task = open_task(out, config_from(ctx.params), resume=resume, stages=stages, quiet=quiet)
+    task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
         print(task.folder / "plan.json")
+
+
+Epochs = Annotated[int, typer.Option(help="Epochs of the training.")]
+LearningRate = Annotated[float, typer.Option(help="Its peak learning rate.")]
 
 
 @takes(
@@ -91,12 +97,15 @@ def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
     "data",
     *o.SPLITS,
     *o.PIXELS,
-    "epochs",
-    "learning_rate",
-    epochs=RunConfig.train_epochs,
-    learning_rate=RunConfig.train_learning_rate,
 )
-def train(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
+def train(
+    ctx: typer.Context,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    epochs: Epochs = RunConfig.train_epochs,
+    learning_rate: LearningRate = RunConfig.train_learning_rate,
+) -> None:
     """Train a network from scratch; writes OUT/model.safetensors and OUT/summary.json.
 
     Examples:
@@ -108,14 +117,12 @@ def train(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
         amc compress --model digitsnet --weights runs/full/model.safetensors \\
             --data digits --out runs/small
     """
+    config = config_of(ctx, train_epochs="epochs", train_learning_rate="learning_rate")
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
     from amc_compress.stages.train import write_training_results
 
-    parameters = dict(ctx.params)
-    parameters["train_epochs"] = parameters.pop("epochs")
-    parameters["train_learning_rate"] = parameters.pop("learning_rate")
     stages = ("train",)
-    task = open_task(out, config_from(parameters), resume=resume, stages=stages, quiet=quiet)
+    task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
         print(write_training_results(task))

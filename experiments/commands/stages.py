@@ -13,10 +13,10 @@ from amc_compress.commands.options import takes
 from amc_compress.commands.values import config_from, given
 
 
-@takes("directory", *o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
+@takes(*o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
 def finetune(
     ctx: typer.Context,
-    directory: Path,
+    directory: o.Directory,
     allow_pickle: bool,
     trust: bool,
     resume: bool,
@@ -86,9 +86,9 @@ Preprocessing = Annotated[
 ]
 
 
-@takes("directory", "trust", *o.OUTPUT)
+@takes("trust", *o.OUTPUT)
 def export(
-    directory: Path,
+    directory: o.Directory,
     trust: bool,
     quiet: bool,
     opset: Opset = None,
@@ -139,8 +139,8 @@ def export(
         print_summary(folder.path)
 
 
-@takes("directory", "debug")
-def report(directory: Path) -> None:
+@takes("debug")
+def report(directory: o.Directory) -> None:
     """Write DIR/report.html again, from the files of the run.
 
     Examples:
@@ -156,7 +156,7 @@ def report(directory: Path) -> None:
         print(folder / "report.html")
 
 
-Directory = Annotated[
+MaybeDirectory = Annotated[
     Path | None,
     typer.Argument(metavar="[DIR]", help="A run folder, made with --out.", show_default=False),
 ]
@@ -172,7 +172,7 @@ def evaluate(
     model_args: list[str] | None,
     weights: Path | None,
     trust: bool,
-    directory: Directory = None,
+    directory: MaybeDirectory = None,
     original: Original = False,
 ) -> None:
     """Print test accuracy, MACs, parameters and bytes of a network, as one line of JSON.
@@ -195,7 +195,7 @@ def evaluate(
         allowed = Trust(trust, named=frozenset({call_text(model, model_args or ())}))
         print(json.dumps(measure_run(directory, original=original, trust=allowed)))
     elif weights is not None:
-        print(json.dumps(measure_file(config_from(ctx.params), weights)))
+        print(json.dumps(measure_file(config_from(given(ctx)), weights)))
     else:
         raise ValueError(
             "Nothing to evaluate: give a run folder (amc evaluate DIR), or --model and --weights."

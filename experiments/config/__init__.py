@@ -1,1 +1,3 @@
-"""The options of a run: fields, defaults, checks."""
+"""The options of a run: declarations, defaults, checks, files."""
+
+from amc_compress.config.run_config import RunConfig as RunConfig

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 # Those of quantized networks are the learners' own, see ``training_defaults``.
 FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
 
-NOT_GIVEN = 0
-"""Bits that cannot be asked for, where None has a meaning of its own."""
-
 # Where nothing is decided there is nothing to bound; every network of quantized layers meets this.
 _ANY_BUDGET = "mean_bits=1.0"
 

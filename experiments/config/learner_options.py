@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from amc_compress.config.run_config import RunConfig
-from amc_compress.config.values import LEARNERS, OWN_TEACHERS, QUANTIZERS, of_how_many, option
+from amc_compress.config.option import Option, flag
+from amc_compress.config.run_config import OPTIONS, RunConfig
+from amc_compress.config.values import LEARNERS, OWN_TEACHERS, QUANTIZERS, of_how_many
 from amc_env import Budget
-
-_GRID = ("round_to", "min_ratio")
-_STAGED = (
-    "progressive", "stages", "stage_epochs", "sparse_training", "sparse_epochs",
-    "sparse_strength", "finetune_groups", "group_epochs",
-)  # fmt: skip
-_SCHEDULE = ("schedule_begin", "schedule_end", "schedule_exponent", "schedule_frequency")
-_BITS = (
-    "weight_bits", "activation_bits", "first_last_bits", "granularity", "bucket_size",
-    "activation_range",
-)  # fmt: skip
-
-_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "channels": ("criterion", *_GRID, *_STAGED),
-    "group-lasso": (*_GRID, *_STAGED),
-    "remastered": (*_GRID, *_STAGED),
-    "discrimination": (*_GRID, *_STAGED, "discrimination_stages", "block_steps"),
-    "sparse": ("pattern", "protocol", "min_density", "schedule", *_SCHEDULE),
-    "deep": (
-        *_BITS, "codebook_mode", "codebook_init", "pattern", "min_density", "schedule", *_SCHEDULE,
-        "retraining_epochs",
-    ),
-    "uniform": (*_BITS, "weight_range", "affine_weights", "learned_steps"),
-    "codebook": (*_BITS, "codebook_mode", "codebook_init"),
-}  # fmt: skip
 
 
 def options_of(learner: str, quantizer: str) -> set[str]:
     """Returns the options that not all learners read, and this one does."""
-    if learner != "joint":
-        return set(_OPTIONS[learner])
-    own = {"quantizer", "criterion", "density", "pattern", "min_density", *_GRID}
-    return own | set(_OPTIONS[quantizer])
+    own = {learner, quantizer} if learner == "joint" else {learner}
+    return {name for name, option in OPTIONS.items() if own.intersection(option.learners)}
+
+
+def readers_of(option: Option) -> tuple[str, ...]:
+    """Returns the learners that read an option, ``joint`` through its quantizer as well."""
+    quantizes = set(QUANTIZERS).intersection(option.learners)
+    return tuple(k for k in LEARNERS if k in option.learners or (k == "joint" and quantizes))
 
 
 def check_options(config: RunConfig) -> None:
@@ -48,15 +26,15 @@ def check_options(config: RunConfig) -> None:
     Raises:
         ValueError: With the learners that do read them, or the option that they depend on.
     """
-    readers = {kind: set().union(*(options_of(kind, q) for q in QUANTIZERS)) for kind in LEARNERS}
     own = options_of(config.learner, config.quantizer)
-    for name in sorted(set().union(*readers.values()) - own):
-        if not _is_given(config, name):
+    for name in sorted(OPTIONS):
+        readers = readers_of(OPTIONS[name])
+        if not readers or name in own or not _is_given(config, name):
             continue
-        others = [k for k, names in readers.items() if name in names and k != config.learner]
+        others = [kind for kind in readers if kind != config.learner]
         which = f" with --quantizer {config.quantizer}" if config.learner == "joint" else ""
         raise ValueError(
-            f"{option(name)} has no effect on --learner {config.learner}{which}; it is an option "
+            f"{flag(name)} has no effect on --learner {config.learner}{which}; it is an option "
             f"of --learner {' and '.join(others)}."
         )
     _check_dependent(config)
@@ -78,19 +56,19 @@ def _check_dependent(config: RunConfig) -> None:
     """Rejects options that another option makes void."""
     for name, other, needed in (
         ("bucket_size", "granularity", "split"),
-        *((name, "schedule", "gradual") for name in _SCHEDULE),
+        *((name, "schedule", "gradual") for name in OPTIONS if name.startswith("schedule_")),
     ):
         found = getattr(config, other)
         if found != needed and _is_given(config, name):
             raise ValueError(
-                f"{option(name)} has no effect with {option(other)} {found}; it is an option of "
-                f"{option(other)} {needed}."
+                f"{flag(name)} has no effect with {flag(other)} {found}; it is an option of "
+                f"{flag(other)} {needed}."
             )
     if config.learner == "joint" and not config.density:
         for name in ("pattern", "min_density"):
             if _is_given(config, name):
                 raise ValueError(
-                    f"{option(name)} has no effect with --learner joint without --density, which "
+                    f"{flag(name)} has no effect with --learner joint without --density, which "
                     f"decides densities as well."
                 )
     if config.learner == "deep" and not config.epochs:
@@ -122,7 +100,7 @@ def _check_stages(config: RunConfig) -> None:
     }
     for name, (asked, example) in ways.items():
         if not asked and _is_given(config, name):
-            raise ValueError(f"{option(name)} has no effect without {example} or the like.")
+            raise ValueError(f"{flag(name)} has no effect without {example} or the like.")
     used = list(dict.fromkeys(example.split()[0] for asked, example in ways.values() if asked))
     if config.stages and config.progressive > 1:
         used = ["--progressive", "--stages"]

@@ -1,4 +1,4 @@
-"""Allowed values of options: names and numeric ranges."""
+"""Allowed values of options: names, and checks of more than one option."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from amc_compress.config.option import flag
 from amc_env.costs.costs import COSTS
 from amc_env.errors import InputDataError
-from amc_env.validation.checks import SEED_LIMIT, check_threads
+from amc_env.validation.checks import SEED_LIMIT
 from amc_env.validation.references import is_reference
 
 if TYPE_CHECKING:
@@ -22,62 +23,14 @@ CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 LEARNERS = (*CHANNEL_LEARNERS, "sparse", "deep", "uniform", "codebook", "joint")
 QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
-"""Who distributes the density of a sparse network over its layers: an agent, or a rule."""
+"""What distributes the density of a sparse network over its layers: an agent, or a rule."""
 
 OWN_TEACHERS = ("original", "none")
 """What ``--teacher`` may be besides the name of a network."""
 
-CHOICES = {
-    "validation_split": ("random", "tail"),
-    "precision": ("auto", "fp32", "bf16"),
-    "learner": LEARNERS,
-    "protocol": PROTOCOLS,
-    "schedule": ("gradual", "one-shot"),
-    "sparse_training": ("none", "growing", "group-lasso"),
-    "granularity": ("tensor", "channel", "split"),
-    "weight_range": ("minmax", "percentile", "mse", "kl", "lsq"),
-    "activation_range": ("minmax", "percentile", "mse", "kl"),
-    "codebook_mode": ("weights", "clusters", "both"),
-    "codebook_init": ("kmeans", "quantile", "uniform"),
-    "quantizer": QUANTIZERS,
-}
-
-_LEAST: dict[str, float] = {
-    "episodes": 1, "round_to": 1, "batch_size": 1, "train_epochs": 1, "n_validation": 1,
-    "epochs": 0, "threads": 0, "finetune_steps": 0, "seed": 0, "weight_decay": 0, "bucket_size": 2,
-    "discrimination_stages": 1, "block_steps": 1, "schedule_frequency": 1,
-    "feature_matching": 0, "sparse_epochs": 1, "finetune_groups": 1, "group_epochs": 0,
-    "image_size": 1, "progressive": 1, "stage_epochs": 0, "retraining_epochs": 1,
-}  # fmt: skip
-_POSITIVE = (
-    "learning_rate", "train_learning_rate", "distillation_temperature", "schedule_exponent",
-    "sparse_strength",
-)  # fmt: skip
 SEEDS = ("seed", "first_seed")
 _MOST, _DIGITS = 2**31 - 1, 30
-_SHARES = ("distillation_weight", "schedule_begin", "schedule_end")
 _PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
-
-
-def option(name: str) -> str:
-    """Returns how an option is written: ``"--round-to"`` for ``"round_to"``."""
-    return f"--{name.replace('_', '-')}"
-
-
-def check_choices(config: RunConfig) -> None:
-    """Rejects unknown names.
-
-    Raises:
-        ValueError: With those that are.
-    """
-    for name, choices in CHOICES.items():
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(
-                f"Expected {option(name)} to be one of {', '.join(choices)}, got {value!r}."
-            )
-    of_how_many(config.pattern)
-    _check_teacher(config)
 
 
 def _check_teacher(config: RunConfig) -> None:
@@ -128,28 +81,17 @@ def of_how_many(pattern: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match[1] else None
 
 
-def check_numbers(config: RunConfig) -> None:
-    """Checks that numbers are in range.
+def check_values(config: RunConfig) -> None:
+    """Checks what the declaration of a single option does not say.
 
     Raises:
-        ValueError: With the range.
+        ValueError: With what was expected.
     """
-    for name, least in _LEAST.items():
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"Expected {option(name)} >= {least:g}, got {value}.")
-    check_threads("--threads", config.threads, 0)
-    for name in _POSITIVE:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"Expected {option(name)} > 0, got {value}.")
-    for name in _SHARES:
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise ValueError(f"Expected {option(name)} in [0, 1], got {getattr(config, name)}.")
+    of_how_many(config.pattern)
+    own_cost_references(config.cost)
     check_normalisation(config.mean, config.std)
+    _check_teacher(config)
     _check_schedule(config)
-    if not 0.0 < config.min_density <= 1.0:
-        raise ValueError(f"Expected --min-density in (0, 1], got {config.min_density}.")
     stages = (1.0, *config.stages, 0.0)
     if not all(later < sooner for sooner, later in itertools.pairwise(stages)):
         raise ValueError(
@@ -178,12 +120,12 @@ def check_size(name: str, value: object) -> None:
     """
     most = SEED_LIMIT - 1 if name in SEEDS else _MOST
     if isinstance(value, int) and not isinstance(value, bool) and not -most <= value <= most:
-        raise ValueError(f"Expected {option(name)} <= {most}, got {shown_number(value)}.")
+        raise ValueError(f"Expected {flag(name)} <= {most}, got {shown_number(value)}.")
     if name in ("mean", "std") and isinstance(value, tuple):
         numbers = [x for x in value if isinstance(x, float)]
         check_normalisation(**{"mean": None, "std": None, name: numbers})
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"Expected {option(name)} as a finite number, got {value}.")
+        raise ValueError(f"Expected {flag(name)} as a finite number, got {value}.")
 
 
 def shown_number(value: int) -> str:

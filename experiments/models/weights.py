@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from amc_compress.config.texts import split_key
 from amc_compress.models.state_dicts import Fit, contents, find_fits
 from amc_env.errors import InputDataError
 
@@ -37,14 +38,6 @@ def pretrained_weights(name: str) -> Path | None:
     """Path of the weights that come with the package for the model ``name``, or None."""
     path = Path(__file__).resolve().parent.parent / "weights" / f"{name}.safetensors"
     return path if path.is_file() else None
-
-
-def split_key(path: str | Path) -> tuple[Path, str | None]:
-    """Returns the file and the key of ``FILE::key``, as ``--weights`` takes it."""
-    if "::" not in str(path) or Path(path).exists():
-        return Path(path), None
-    name, _, key = str(path).rpartition("::")
-    return Path(name), key
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> str:

@@ -29,9 +29,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from amc_compress.config.config_file import CONFIG_FORMAT
 from amc_compress.config.run_config import STAGES, RunConfig, package_versions
 from amc_compress.runs.storage.leftovers import is_filled, remove_leftovers, remove_run
-from amc_compress.runs.storage.occupied import CONFIG_FORMAT, is_used
+from amc_compress.runs.storage.occupied import is_used
 from amc_compress.runs.storage.stored_state import check_state
 from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
@@ -43,7 +44,7 @@ RUN_VERSION = 1
 PACKED = "model.packed"
 """The network in the bits it has, in the folder of a run that quantizes."""
 
-_FREE_AFTER_FAILURE = ("agent", "episodes", "budget", "reward", "cost", "reading")
+_FREE_AFTER_FAILURE = ("agent", "evaluations", "budget", "reward", "cost", "action")
 """Options of a search on which no evaluation depends."""
 _STATE = "amc-run-state"
 _LONGEST_SIDE = 2**16  # of images; longer ones are no images

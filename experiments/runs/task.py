@@ -134,9 +134,9 @@ def check_search_options(config: RunConfig) -> None:
     if config.is_progressive:
         stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
     Proxy.parse(config.proxy, config.finetune_steps)
-    if config.reading not in ACTION_MAPPINGS:
+    if config.action not in ACTION_MAPPINGS:
         raise ValueError(
-            f"Unknown --action {config.reading!r}; expected one of {', '.join(ACTION_MAPPINGS)}."
+            f"Unknown --action {config.action!r}; expected one of {', '.join(ACTION_MAPPINGS)}."
         )
     if config.reward not in REWARDS and not is_reference(config.reward):
         raise ValueError(

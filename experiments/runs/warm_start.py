@@ -23,7 +23,7 @@ FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
 
 _FREE = (
-    "warm_start", "agent", "episodes", "budget", "reward", "reading", "threads",
+    "warm_start", "agent", "evaluations", "budget", "reward", "action", "threads",
     "allow_pickle",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
     if differences := other.differences(config, stages, but=_FREE):
         raise RunFolderError(
             f"The run in {place} evaluated its plans by other rules: {'; '.join(differences)}. "
-            f"Begin with one that differs in agent, episodes, budget, reward or action only."
+            f"Begin with one that differs in agent, evaluations, budget, reward or action only."
         )
     if not _known_to(place):
         raise RunFolderError(f"The run in {place} has evaluated no plan yet; name another one.")

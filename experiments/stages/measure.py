@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.texts import split_key
 from amc_compress.learners.tracing.traced_model import trace
-from amc_compress.models.weights import split_key
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.networks import (
     build_with_weights,

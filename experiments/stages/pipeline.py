@@ -135,7 +135,7 @@ def describe(stage: str, task: Task) -> str:
         "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
-        "search": f"{_stages_text(config)}{config.agent}, {config.episodes} episodes, budget "
+        "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, budget "
         f"{config.budget}"
         if config.decides
         else f"nothing to choose: {fixed_choice(config)}",

@@ -101,7 +101,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     env = CompressionEnv(
         learner,
         config.budget,
-        action=config.reading,
+        action=config.action,
         reward=config.reward,
         cost_models=task.problem.further if config.cost_table or config.cost else None,
     )
@@ -116,7 +116,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     with EpisodeLogger(events) as logger, _begun_anew_if_it_fails(recorder, folder):
         result = agent_from_label(config.agent)[0].search(
             env,
-            config.episodes,
+            config.evaluations,
             config.seed,
             warm_start=warm_start_of(folder, lambda plan: cost_of(env, plan)),
             on_trial=recorder,
@@ -163,9 +163,9 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         config.budget,
         stages=config.stages or config.progressive,
         agent=config.agent,
-        episodes=config.episodes,
+        episodes=config.evaluations,
         seed=config.seed,
-        action=config.reading,
+        action=config.action,
         reward=config.reward,
         epochs_between=config.stage_epochs,
         config=training_config(config),

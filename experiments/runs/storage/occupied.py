@@ -6,11 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from amc_compress.config.config_file import CONFIG_FORMAT
 from amc_env import RunFolderError
 from amc_env.validation.json_text import parse_json
-
-CONFIG_FORMAT = "amc-run"
-"""What the ``config.json`` of a run says it is."""
 
 
 def is_used(path: Path) -> bool:

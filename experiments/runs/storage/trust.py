@@ -1,4 +1,4 @@
-"""Trust: which code a run folder may load.
+"""Trust: which code a run folder, or the file of ``--config``, may load.
 
 A folder may come from anywhere, and its ``config.json`` may name code: a model, a teacher, a
 reward, a cost. Code is run, and pickles are opened, because the command says so, never because a
@@ -7,6 +7,7 @@ folder does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from amc_env import RunFolderError
 CODE = ("model", "teacher", "reward", "cost")
 """Options of a folder that may name code. Agents are built from the command's own options only."""
 
+_PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=[^:]*)?")
+
 
 class UntrustedFolderError(RunFolderError):
-    """A run folder names code that the command does not name."""
+    """A folder or file names code that the command does not name."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Trust:
                 for reference in sorted(references - self.named)
             )
             raise UntrustedFolderError(
-                f"The run in {path} names code to be run: {names}; look at it, then add --trust "
-                f"(in Python trust=True), or leave a folder alone that you do not know."
+                f"{path} names code to be run: {names}; look at it, then add --trust (in Python "
+                f"trust=True), or leave alone what you do not know."
             )
 
     def allows_pickle(self, config: RunConfig) -> bool:
@@ -92,4 +95,7 @@ def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
         option: frozenset(str(v) for v in texts if not isinstance(v, str) or ":" in v)
         for option, texts in values.items()
     }
+    # Samplers may keep pickles in the storage of a study.
+    if not _PLAIN_AGENT.fullmatch(config.agent) or "storage" in config.agent:
+        found["agent"] = frozenset({config.agent})
     return {option: texts for option, texts in found.items() if texts}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.cli import run
+from amc_compress.config.texts import split_key
 from amc_compress.models import load_weights
 from amc_compress.models.state_dicts import find_fits
-from amc_compress.models.weights import split_key
 from amc_env.errors import InputDataError
 
 State = dict[str, Tensor]

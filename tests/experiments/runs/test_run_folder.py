@@ -263,7 +263,7 @@ def test_damage_in_the_middle_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"episodes": 0}, "--episodes >= 1"),
+        ({"evaluations": 0}, "--evaluations >= 1"),
         ({"threads": -1}, "--threads >= 0"),
         ({"round_to": 0}, "--round-to >= 1"),
         ({"learning_rate": 0.0}, "--learning-rate > 0"),

@@ -1,0 +1,108 @@
+"""The options of the search, whatever the learner."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from amc_compress.config.option import option
+from amc_compress.config.texts import files, folder, listed, words
+from amc_compress.config.values import LEARNERS
+
+_search = functools.partial(option, stage="search", panel="Search")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is searched for, by what, and how candidates are evaluated."""
+
+    learner: str = _search(
+        "channels",
+        "What is done to the network: channels (cuts them; so do group-lasso, remastered "
+        "and discrimination, which choose the channels in other ways), sparse (sets single "
+        "weights to zero), uniform (rounds weights and activations to integers), codebook "
+        "(weights share a few learned values), deep (sparse, then codebooks: the smallest "
+        "file), joint (cuts and quantizes, with --density zeros too).",
+        choices=LEARNERS,
+        everyday=True,
+    )
+    budget: str = _search(
+        "",
+        "Hard limits as shares of the original: macs=0.5 (or 0.5 alone); several: "
+        "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: "
+        "macs, params, bytes (of the packed file), density (weights that are not zero), bops "
+        "(MACs x weight bits x activation bits), mean_bits (per weight, of 32), and those of "
+        "--cost-table (latency, say) and --cost. Not given: macs=0.5; density=0.25 (of a "
+        "pattern N:M no less than N/M); for bits mean_bits in the middle of --weight-bits "
+        "(4/32 for 2-8), or bops where only --activation-bits are decided; for both "
+        "macs=0.5,bytes=0.15 (more where weights have more than 4 bits).",
+        everyday=True,
+    )
+    agent: str = _search(
+        "ddpg-one-shot",
+        "What chooses: ddpg, td3, sac, tqc, crossq (learn decision by decision); "
+        "ddpg-one-shot, td3-one-shot (learn whole plans); tpe, gp, cmaes, nsga2 (Optuna); "
+        "evolution, local (change what is good); sensitivity, sensitivity-threshold (measure "
+        "each decision, then compute); gradient, layer-errors (compute, in seconds); "
+        "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
+        "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
+        "package.module:Class.",
+        everyday=True,
+    )
+    evaluations: int = _search(
+        100,
+        "Search budget: how many plans are evaluated.",
+        aliases=("episodes",),
+        least=1,
+        everyday=True,
+    )
+    proxy: str = _search(
+        "reconstruction+recalibration",
+        "Repairs of a candidate before its evaluation: reconstruction, recalibration, "
+        "reconstruction+recalibration or none. Only pruned layers are reconstructed.",
+    )
+    finetune_steps: int = _search(
+        0,
+        "Training steps of a candidate before it is evaluated (slower, closer to the end result).",
+        least=0,
+    )
+    n_validation: int = _search(
+        3000,
+        "Validation images per evaluation (at most); the best plans are evaluated again on all "
+        "of them.",
+        least=1,
+    )
+    ignore: tuple[str, ...] = _search(
+        (), "Layer (or prefix of names) that must stay whole; may be repeated.", read=words
+    )
+    action: str = _search(
+        "centred",
+        "What an action means: centred, interval or absolute.",
+        formerly=("reading",),
+    )
+    reward: str = _search(
+        "accuracy",
+        "accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, accuracy_bops, "
+        "accuracy_latency (with --cost-table) or haq. Your own: package.module:function of an "
+        "amc_env.Result.",
+    )
+    cost_table: tuple[str, ...] = _search(
+        (),
+        "Table of measured costs (JSON, from `amc latency-table`), which the budget may "
+        "then name; may be repeated, or several with commas.",
+        read=files,
+    )
+    cost: tuple[str, ...] = _search(
+        (),
+        "Cost of your own, NAME=package.module:Class, a subclass of amc_env.CostModel; "
+        "the budget may then name it. May be repeated, or several with commas.",
+        read=listed,
+    )
+    warm_start: str | None = _search(
+        None,
+        "Another run of the same network, data, learner and proxy: the search knows what "
+        "that one has evaluated, at no cost. Its agent, budget, reward and action may differ.",
+        read=folder,
+        kind=Path,
+    )

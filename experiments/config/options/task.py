@@ -1,0 +1,106 @@
+"""The options of the network, its data and the machine."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from amc_compress.config.option import option
+from amc_compress.config.texts import numbers, place, words
+
+RUN = "Run"
+
+_task = functools.partial(option, stage="task", panel="Network and data")
+_train = functools.partial(option, stage="train", panel="Network and data")
+_run = functools.partial(option, stage="task", panel=RUN)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What is compressed, on which data, with which part of the machine."""
+
+    model: str = _task(
+        "digitsnet",
+        "lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
+        "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; or your own: "
+        "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
+        "the number of classes, the channels and the size of the images if it takes them.",
+        everyday=True,
+    )
+    model_args: tuple[str, ...] = _task(
+        (),
+        "Further keyword of the model's factory, e.g. width=0.5; may be repeated.",
+        read=words,
+        metavar="KEY=VALUE",
+    )
+    data: str = _task(
+        "digits",
+        "digits (embedded); a folder of parquet or Arrow files with the Hugging Face "
+        "schema, of save_to_disk, or with a folder of images per class; or a name on the "
+        "Hugging Face hub (needs the hub extra). DATA:NAME takes one of several "
+        "configurations. docs/data.md says more.",
+        read=place,
+        everyday=True,
+    )
+    weights: str | None = _task(
+        None,
+        "Trained weights: safetensors, or anything saved by torch.save that holds the "
+        "network's tensors: under keys, under prefixes, raw or averaged (FILE::KEY chooses). "
+        "Without them the network is trained first.",
+        read=place,
+        kind=Path,
+        everyday=True,
+    )
+    allow_pickle: bool = _task(False, "Let the weights file run code. Only for files you trust.")
+    validation_size: int | None = _task(
+        None,
+        "Images cut from the training data to validate on; a tenth of them (digits: a "
+        "fifth) if not given.",
+    )
+    validation_split: str = _task(
+        "random",
+        "Which ones: random (equally from all classes) or tail (the last rows).",
+        choices=("random", "tail"),
+    )
+    image_size: int | None = _task(
+        None,
+        "Side of the images, for those of several sizes: the shorter side is scaled to "
+        "256/224 of it, the middle is evaluated, random parts of it are trained on.",
+        least=1,
+    )
+    image_column: str | None = _task(None, "Column of the images; img or image if not given.")
+    label_column: str | None = _task(
+        None,
+        "Column of the labels; label, labels or fine_label if not given. Strings are "
+        "numbered in alphabetical order.",
+    )
+    mean: tuple[float, ...] | None = _task(
+        None,
+        "Normalisation of each channel, e.g. 0.485,0.456,0.406 (the default for colour).",
+        read=numbers,
+    )
+    std: tuple[float, ...] | None = _task(None, "As --mean, e.g. 0.229,0.224,0.225.", read=numbers)
+    batch_size: int = _task(128, "Images per batch.", least=1)
+    train_epochs: int = _train(30, "Epochs of the first training, without --weights.", least=1)
+    train_learning_rate: float = _train(0.05, "Its peak learning rate.", above=0)
+
+    seed: int = _run(
+        0,
+        "Random seed; the same seed gives the same plan on one machine.",
+        least=0,
+        everyday=True,
+    )
+    precision: str = _run(
+        "auto",
+        "auto (bf16 where the processor or GPU is fast at it), fp32 or bf16. Test "
+        "accuracies are always fp32.",
+        choices=("auto", "fp32", "bf16"),
+    )
+    threads: int = _run(
+        0,
+        "Processor threads; 0 takes one for searching and for tiny images, else all. "
+        "Where other work runs give 1: threads that wait for each other are many times slower.",
+        least=0,
+    )
+    device: str = _run("cpu", "cpu, cuda, cuda:1, ...")

@@ -1,0 +1,94 @@
+"""From the text of an option, as it stands on the command line or in a file, to its value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from amc_compress.config.bit_widths import parse_bits
+
+NOT_GIVEN = 0
+"""Bits that nothing can have, where None has a meaning of its own."""
+
+_EMBEDDED = "digits"  # the name of data, whatever folders of that name there are
+
+
+def place(flag: str, path: str | Path | None) -> str | None:
+    """Returns where data or weights lie, independent of the current directory.
+
+    Args:
+        flag: Of the option.
+        path: A file or folder, ``FILE::KEY``, ``FOLDER:CONFIGURATION``, or a name.
+    """
+    if path is None or str(path) == _EMBEDDED:
+        return None if path is None else _EMBEDDED
+    text = str(path)
+    if Path(text).exists():
+        return os.path.realpath(text)
+    if "::" in text:  # weights
+        file, key = split_key(text)
+        return f"{os.path.realpath(file)}::{key}" if file.exists() else text
+    folder, colon, configuration = text.rpartition(":")
+    if folder and Path(folder).is_dir():  # data
+        return f"{os.path.realpath(folder)}{colon}{configuration}"
+    return text
+
+
+def split_key(path: str | Path) -> tuple[Path, str | None]:
+    """Returns the file and the key of ``FILE::key``, as ``--weights`` takes it."""
+    if "::" not in str(path) or Path(path).exists():
+        return Path(path), None
+    name, _, key = str(path).rpartition("::")
+    return Path(name), key
+
+
+def numbers(flag: str, text: str) -> tuple[float, ...]:
+    """Reads numbers with commas.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {flag} as numbers with commas, e.g. 0.75,0.5, got {text!r}."
+        ) from error
+
+
+def words(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns what was given one by one."""
+    return tuple(texts)
+
+
+def listed(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns what was given one by one, or with commas."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return tuple(part for part in parts if part)
+
+
+def files(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns the paths of files that were given one by one, or with commas."""
+    return tuple(os.path.realpath(part) for part in listed(flag, texts))
+
+
+def folder(flag: str, path: str | Path) -> str:
+    """Returns the path of a folder, independent of the current directory."""
+    return os.path.realpath(Path(path).expanduser())
+
+
+def bits_or_none(flag: str, text: str) -> int | None:
+    """Reads one bit-width, or ``none``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not text:
+        return NOT_GIVEN
+    if text.strip().lower() == "none":
+        return None
+    bits = parse_bits(flag, text)
+    if len(bits) != 1:
+        raise ValueError(f"Expected {flag} as one number or none, got {text!r}.")
+    return bits[0]
