@@ -122,7 +122,7 @@ class VerbCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help, of all options where ``--help-all`` is given."""
         rare = () if ctx.meta.get(_ALL) else getattr(self.callback, "rare", ())
-        hidden = [parameter for parameter in self.params if parameter.name in rare]
+        hidden: list[Any] = [parameter for parameter in self.params if parameter.name in rare]
         for parameter in hidden:
             parameter.hidden = True  # in the help alone: a shell completes all of them
         try:
