@@ -29,7 +29,11 @@ ON_EVERY_NETWORK = {
 """
 
 
-APART = ("experiments/automl", "experiments/examples/test_single_file_scripts.py")
+APART = (
+    "experiments/automl",
+    "experiments/benchmarks",
+    "experiments/examples/test_single_file_scripts.py",
+)
 """What is in the tree and not in the package, and of which ``make test-all`` runs the tests."""
 
 

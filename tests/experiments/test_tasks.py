@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from support.selection import quick
 
 from amc_env import CompressionPlan
 
 ID = "amc_env:amc/digits-channels-v0"
+BITS = "amc_env:amc/digits-bits-v0"
 BOUNDS = {
     ID: {"macs": 0.3},
-    "amc_env:amc/digits-bits-v0": {"mean_bits": 4 / 32},
+    BITS: {"mean_bits": 4 / 32},
     "amc_env:amc/digits-density-v0": {"density": 0.25},
     "amc_env:amc/digits-joint-v0": {"macs": 0.5, "bytes": 0.15},
 }
@@ -27,7 +29,7 @@ def env():
     return gym.make(ID)
 
 
-@pytest.fixture(scope="module", params=BOUNDS)
+@pytest.fixture(scope="module")
 def task(request):
     return gym.make(request.param)
 
@@ -39,10 +41,12 @@ def rollout(env, actions):
     return step
 
 
+@pytest.mark.parametrize("task", quick(BOUNDS, ID), indirect=True)
 def test_the_digits_tasks_pass_the_checker(task):
     check_env(task.unwrapped)
 
 
+@pytest.mark.parametrize("task", BOUNDS, indirect=True)
 def test_an_episode_ends_by_termination_within_the_budget(task):
     bounds = BOUNDS[f"amc_env:{task.spec.id}"]
     _, reward, terminated, truncated, info = rollout(task, [0.6] * task.unwrapped.n_decisions)
@@ -56,6 +60,7 @@ def test_an_episode_ends_by_termination_within_the_budget(task):
     assert reward > 0.5
 
 
+@pytest.mark.parametrize("task", quick(BOUNDS, BITS), indirect=True)
 def test_the_spec_round_trips_through_json_to_the_same_rollout(task):
     spec = gym.envs.registration.EnvSpec.from_json(task.spec.to_json())
     again = gym.make(spec)
@@ -65,6 +70,7 @@ def test_the_spec_round_trips_through_json_to_the_same_rollout(task):
     assert first[4]["plan"] == second[4]["plan"]
 
 
+@pytest.mark.slow
 def test_options_of_bits_are_plain_values_and_arrive():
     env = gym.make(
         "amc_env:amc/digits-joint-v0",
@@ -86,9 +92,7 @@ def test_options_of_bits_are_plain_values_and_arrive():
     assert str(again.budget) == str(env.unwrapped.budget)
 
 
-@pytest.mark.parametrize(
-    "kind", ["channels", "bits", pytest.param("joint", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", quick(["channels", "bits", "joint"], "channels"))
 def test_repairs_and_steps_before_evaluation_arrive(kind):
     task, options = f"amc_env:amc/digits-{kind}-v0", {"n_validation": 64, "proxy": "none"}
     plain = gym.make(task, **options).unwrapped

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.command_line import WEIGHTS
+from support.selection import quick
 
 from amc_compress.commands.values import config_from
 from amc_compress.config.bit_widths import as_choice, bits_text, parse_bits
@@ -62,7 +63,7 @@ def test_budget_and_learning_rate_are_the_learners_own_if_not_given() -> None:
     assert RunConfig(learner="joint", weight_bits="4").decides
 
 
-@pytest.mark.parametrize("learner", ["uniform", "codebook", "joint"])
+@pytest.mark.parametrize("learner", quick(["uniform", "codebook", "joint"], "uniform"))
 def test_default_training_is_that_of_the_learner_itself(learner: str) -> None:
     config = RunConfig(learner=learner, n_validation=20, precision="fp32", weight_bits="8")
     data = load_splits(config)
