@@ -101,8 +101,9 @@ def test_repairs_and_steps_before_evaluation_arrive(kind):
     plain.evaluate(plan)
     trained.evaluate(plan)
     seconds = [env.learner.seconds.mean() for env in (plain, trained)]
-    assert all(s.get("recalibration", 0.0) < 0.001 for s in seconds)
-    assert seconds[0].get("finetuning", 0.0) < 0.001 < seconds[1]["finetuning"]
+    steps = seconds[1]["finetuning"]
+    assert all(s.get("recalibration", 0.0) < steps / 5 for s in seconds)
+    assert seconds[0].get("finetuning", 0.0) < steps / 5
 
 
 @pytest.mark.parametrize("task_id", ["amc/digits-bits-v0", "amc/digits-joint-v0"])

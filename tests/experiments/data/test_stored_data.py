@@ -201,10 +201,10 @@ def test_labels_that_are_no_class_numbers_are_rejected_at_once(
     folder = two_splits(
         tmp_path / "set", table(encoded(30), values), table(encoded(3), values.slice(0, 3))
     )
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputDataError, match=message):
         loaded(folder)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
