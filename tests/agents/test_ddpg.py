@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.agent_contract import make_env
+from support.selection import quick
 
 from amc_compress.agents import DDPG, AgentError, Exploration, RandomSearch, Uniform
 from amc_compress.agents.actor_critic.exploration import truncated_normal
@@ -181,10 +182,11 @@ class TestLearning:
         with pytest.raises(ValueError, match="before the first search"):
             _ = DDPG().model
 
-    def test_beats_uniform_and_random_at_equal_episodes(self):
+    @pytest.mark.parametrize("instances", quick([(3,), (3, 4)], (3,)))
+    def test_beats_uniform_and_random_at_equal_episodes(self, instances):
         """In accuracy; smaller networks than the default so that the test is quick."""
         gains = []
-        for instance in (3, 4):
+        for instance in instances:
             env = make_synthetic(8, instance)
             uniform = Uniform().search(env, 1, 0).reward
             for seed in (0, 1):

@@ -176,6 +176,7 @@ def test_the_current_directory_hides_no_package(module):
     assert sys.path[-1] == str(Path.cwd())
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_others_in_processes_of_their_own(module, tmp_path):
     out = tmp_path / "out"
     arguments = ["compare", "--task", "digits-channels-recorded", "--seeds", "2"]

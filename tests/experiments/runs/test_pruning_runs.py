@@ -195,7 +195,10 @@ def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"learner": "sparse", "pattern": "block2", "ignore": ("stage1",)},
+        pytest.param(
+            {"learner": "sparse", "pattern": "block2", "ignore": ("stage1",)},
+            marks=pytest.mark.slow,
+        ),
         {"learner": "sparse", "pattern": "2:4"},
         pytest.param({"learner": "deep", "weight_bits": "2,4"}, marks=pytest.mark.slow),
         pytest.param(

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.command_line import WEIGHTS
+from support.selection import quick
 
 from amc_compress.cli import run
 from amc_compress.config.run_config import RunConfig
@@ -37,6 +38,7 @@ LEARNERS = {
     "codebook": ["--learner", "codebook", *BITS, "--granularity", "tensor", "--no-export"],
     "joint": ["--learner", "joint", *BITS, "--round-to", "8", "--no-export"],
 }
+QUICK = quick(LEARNERS, "uniform", "codebook")
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def summary_of(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "summary.json").read_text()))
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", QUICK)
 def test_accuracy_in_the_summary_is_that_of_the_loaded_network(
     learner: str, run_of: Callable[[str], Path]
 ) -> None:
@@ -64,7 +66,7 @@ def test_accuracy_in_the_summary_is_that_of_the_loaded_network(
     assert accuracy > 0.8
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", QUICK)
 def test_packed_file_holds_the_same_network(learner: str, run_of: Callable[[str], Path]) -> None:
     out = run_of(learner)
     images = load_data("digits").test.images[:50].float()
@@ -75,7 +77,7 @@ def test_packed_file_holds_the_same_network(learner: str, run_of: Callable[[str]
     assert summary_of(out)["compressed"]["bytes"] == (out / "model.packed").stat().st_size
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", QUICK)
 def test_every_evaluated_plan_meets_the_budget_and_the_network_has_its_bits(
     learner: str, run_of: Callable[[str], Path]
 ) -> None:
@@ -122,7 +124,7 @@ def test_integers_are_exported_and_agree(run_of: Callable[[str], Path]) -> None:
     assert np.mean(got.argmax(1) == expected.argmax(1)) > 0.98
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", QUICK)
 def test_half_of_a_quantized_run_costs_nothing_that_is_there(
     learner: str, run_of: Callable[[str], Path], fails: Callable[..., str]
 ) -> None:
@@ -136,6 +138,7 @@ def test_half_of_a_quantized_run_costs_nothing_that_is_there(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_report_shows_the_bits_of_every_layer(run_of: Callable[[str], Path]) -> None:
     out = run_of("joint")
     page = (out / "report.html").read_text()
@@ -200,13 +203,22 @@ def test_bits_that_nothing_executes_end_with_the_packed_file(
 
 @pytest.mark.parametrize(
     "options",
-    [
+    quick(
+        [
+            {"learner": "channels"},
+            {"learner": "uniform", "weight_bits": "2-4", "activation_bits": "4,8"},
+            {"learner": "uniform", "affine_weights": True, "ignore": ("stage1",)},
+            {
+                "learner": "codebook",
+                "granularity": "split",
+                "bucket_size": 64,
+                "first_last_bits": None,
+            },
+            {"learner": "joint", "weight_bits": "3,6", "granularity": "tensor"},
+        ],
         {"learner": "channels"},
         {"learner": "uniform", "weight_bits": "2-4", "activation_bits": "4,8"},
-        {"learner": "uniform", "affine_weights": True, "ignore": ("stage1",)},
-        {"learner": "codebook", "granularity": "split", "bucket_size": 64, "first_last_bits": None},
-        {"learner": "joint", "weight_bits": "3,6", "granularity": "tensor"},
-    ],
+    ),
 )
 def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     options: dict[str, Any],
@@ -255,6 +267,7 @@ def test_codebook_whose_entries_alone_are_trained_is_saved_whole(tmp_path: Path)
     assert "codebook" in moved
 
 
+@pytest.mark.slow
 def test_interrupted_quantized_run_ends_as_if_nothing_had_happened(
     run_of: Callable[[str], Path],
     tmp_path: Path,

@@ -11,6 +11,7 @@ import torch
 from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from onnx import numpy_helper
 from support.quantized_exports import CALIBRATION, IMAGES, export, quantized
+from support.selection import quick
 from torch import Tensor, nn
 
 from amc_compress.learners import UniformQuantization
@@ -50,7 +51,7 @@ def stored_layers(path: Path) -> list[tuple[np.ndarray, np.ndarray, int, float, 
 
 
 @pytest.mark.parametrize("bits", [8, 5, 2])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "depthwise"))
 def test_the_file_holds_the_networks_own_integers(name: str, bits: int, tmp_path: Path) -> None:
     network = quantized(make_model(name), bits)
     result = export(network, tmp_path / "net.onnx")
@@ -76,7 +77,7 @@ def test_the_file_holds_the_networks_own_integers(name: str, bits: int, tmp_path
         assert len(np.unique(integers)) <= 2**bits - 1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_the_file_predicts_what_the_network_predicts(name: str, tmp_path: Path) -> None:
     network = quantized(make_model(name))
     result = export(network, tmp_path / "net.onnx")
@@ -91,13 +92,13 @@ def test_the_file_predicts_what_the_network_predicts(name: str, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", quick([1, 3], 3))
 def test_the_batch_axis_is_free(batch: int, tmp_path: Path) -> None:
     export(quantized(make_model("residual")), tmp_path / "net.onnx")
     assert run_session(open_session(tmp_path / "net.onnx"), IMAGES[:batch]).shape == (batch, 4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_post_training_runs_every_layer_in_integers(name: str, tmp_path: Path) -> None:
     model = make_model(name)
     result = post_training_int8(
@@ -206,7 +207,13 @@ def test_linear_layers_on_tokens_keep_channel_scales(tmp_path: Path) -> None:
     assert result.max_difference < 0.05
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (3, False), (7, False)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric"),
+    [
+        (3, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, True), (7, False))),
+    ],
+)
 def test_low_bit_affine_weights_are_exact(bits: int, symmetric: bool, tmp_path: Path) -> None:
     network = quantized(make_model("plain"), bits, symmetric=symmetric, granularity="tensor")
     result = export(network, tmp_path / "net.onnx")
@@ -247,7 +254,7 @@ def test_weight_only_files_are_smaller_and_exact(tmp_path: Path) -> None:
     assert not any(n.op_type == "DequantizeLinear" for n in onnx.load(big.path).graph.node)
 
 
-@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("activation_bits", quick([8, None], 8))
 def test_buckets_have_no_integer_arithmetic(activation_bits: int | None, tmp_path: Path) -> None:
     network = quantized(make_model("plain"), 4, activation_bits, granularity="split")
     result = export(network, tmp_path / "net.onnx")
