@@ -211,7 +211,7 @@ def test_linear_layers_on_tokens_keep_channel_scales(tmp_path: Path) -> None:
     ("bits", "symmetric"),
     [
         (3, False),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, True), (7, False))),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((4, True), (7, False))),
     ],
 )
 def test_low_bit_affine_weights_are_exact(bits: int, symmetric: bool, tmp_path: Path) -> None:
