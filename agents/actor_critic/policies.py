@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from amc_compress.agents.trials import AgentError
 from amc_env.errors import InputDataError
+from amc_env.files import save_bytes
 
 FORMAT = "amc-policy"
 VERSION = "1"
@@ -66,10 +66,7 @@ def write_policy(path: Path, model: OffPolicyAlgorithm, agent: str, reward_scale
     """Writes the policy of a model, whole or not at all."""
     tensors = {name: value.contiguous() for name, value in model.policy.state_dict().items()}
     facts = {"format": FORMAT, "version": VERSION, "agent": agent, "scale": repr(reward_scale)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(safetensors.torch.save(tensors, metadata=facts))
-    os.replace(temporary, path)
+    save_bytes(path, safetensors.torch.save(tensors, metadata=facts))
 
 
 def read_policy(path: Path) -> SavedPolicy:

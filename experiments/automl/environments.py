@@ -21,9 +21,8 @@ from typing import Any
 
 from amc_compress.automl.frameworks import Framework
 from amc_compress.automl.interpreters import check_interpreter, check_java, find_interpreter
-from amc_compress.automl.locks import only_one
 from amc_env import MissingDependencyError, RunFolderError
-from amc_env.files import read_json, write_json
+from amc_env.files import only_one, read_json, write_json
 
 VERSION = 1
 _INSTALLED, _FAILED = "amc-automl-installed", "amc-automl-failed"

@@ -7,16 +7,13 @@ what it has; a last line that was cut short is left out and made again.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
-from amc_env.files import write_atomic
-from amc_env.validation.json_text import parse_json
+from amc_env.files import JsonLines
 
 FORMAT = "amc-automl"
 VERSION = 1
@@ -102,28 +99,25 @@ def read_results(path: Path) -> Results:
         RunFolderError: If it is missing, something else, of another version, or damaged before
             its end.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"There is no {path}; make it with: amc automl run --out {path}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise _something_else(path) from error
-    protocol = _protocol_from(lines[0], path)
+    if not path.exists():
+        raise RunFolderError(f"There is no {path}; make it with: amc automl run --out {path}")
+    lines = _lines(path)
+    protocol = lines.head(lambda head: Protocol(**head["protocol"]))
     rows: dict[tuple[str, str, int], Row] = {}
-    # Every complete line ends in a newline, so what follows the last one was cut short.
-    for number, line in enumerate(lines[1:-1], start=2):
-        try:
-            row = Row(**parse_json(line))
-        except (ValueError, TypeError) as error:
-            raise RunFolderError(
-                f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
-                f"line, and its training is done again."
-            ) from error
+    for row in lines.rows(lambda row: Row(**row)):
         rows.pop(row.key, None)  # a later line about the same training takes its place
         rows[row.key] = row
-    return Results(protocol, rows, cut_short=lines[-1] != "")
+    return Results(protocol, rows, cut_short=lines.is_cut_short)
+
+
+def _lines(path: Path) -> JsonLines:
+    return JsonLines(
+        path,
+        FORMAT,
+        VERSION,
+        content="results of amc automl",
+        remedy="remove the line, and its training is done again",
+    )
 
 
 class ResultsFile:
@@ -139,6 +133,7 @@ class ResultsFile:
 
     def __init__(self, path: Path, protocol: Protocol) -> None:
         self.path = path
+        self._lines = _lines(path)
         self._rows: dict[tuple[str, str, int], Row] = {}
         if path.exists():
             found = read_results(path)
@@ -149,47 +144,16 @@ class ResultsFile:
                     f"another --out."
                 )
             self._rows.update(found.rows)
-        head = {"format": FORMAT, "version": VERSION, "protocol": asdict(protocol)}
-        lines = [json.dumps(head), *(json.dumps(asdict(row)) for row in self._rows.values())]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(line + "\n" for line in lines))
+        self._lines.write(map(asdict, self._rows.values()), protocol=asdict(protocol))
 
     def add(self, row: Row) -> None:
         """Appends a row; one with the same key takes the place of an earlier one."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.append(asdict(row))
         self._rows[row.key] = row
 
     def find(self, key: tuple[str, str, int]) -> Row | None:
         """Returns the row of that key, or None."""
         return self._rows.get(key)
-
-
-def _protocol_from(line: str, path: Path) -> Protocol:
-    try:
-        head = parse_json(line)
-        if head["format"] != FORMAT:
-            raise _something_else(path)
-        version = head["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _something_else(path) from error
-    if version != VERSION:
-        raise RunFolderError(
-            f"Expected results of version {VERSION} in {path}, got version {version}; read them "
-            f"with the release that wrote them, or run again with another --out."
-        )
-    try:
-        return Protocol(**head["protocol"])
-    except (KeyError, TypeError) as error:
-        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
-
-
-def _something_else(path: Path) -> RunFolderError:
-    return RunFolderError(
-        f"Expected results of amc automl in {path}, got something else; choose another --out."
-    )
 
 
 def _told(protocol: Protocol, other: Protocol) -> str:

@@ -142,9 +142,9 @@ def run(
       Then:
         amc automl table automl.jsonl
     """
-    from amc_compress.automl.locks import only_one
     from amc_compress.automl.protocol import check_ready, make_protocol, run_all
     from amc_compress.automl.records import ResultsFile
+    from amc_env.files import only_one
 
     protocol = make_protocol(seconds)
     frameworks, data_sets = _chosen(framework, dataset)

@@ -8,19 +8,16 @@ keeps what it has; a last line that was cut short is left out and its search is 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from amc_env import RunFolderError
-from amc_env.files import read_content, write_atomic
+from amc_env.files import JsonLines
 from amc_env.validation.answers import checked_accuracy
 from amc_env.validation.checks import check_whole, checked
-from amc_env.validation.json_text import parse_json
 
 RESULTS = "results.jsonl"
 """Name of the file in the folder of a comparison."""
@@ -207,43 +204,30 @@ def read_results(path: Path) -> Results:
     """
     if not path.exists():
         return Results()
-    lines = read_content(path, "restore it, or choose another --out").split(b"\n")
-    try:
-        head = parse_json(lines[0])
-        is_ours = head["format"] == FORMAT
-        version = head["version"]
-    except (ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
-        raise RunFolderError(
-            f"Expected the results of a comparison in {path}, got something else or a file whose "
-            f"first line was cut short; restore the file, or choose another --out."
-        )
-    if version != VERSION:
-        raise RunFolderError(
-            f"Expected results of version {VERSION} in {path}, got version {version}; read them "
-            f"with the release that wrote them, or compare again in a new folder."
-        )
-    try:
-        tasks = {name: _facts_from(facts) for name, facts in head["tasks"].items()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"The first line of {path} is damaged ({error}).") from error
-    recorded = {name for name, facts in tasks.items() if facts.recorded}
-    searches: dict[SearchKey, SearchRecord] = {}
-    # Every complete line ends in a newline, so what follows the last one was cut short.
-    for number, line in enumerate(lines[1:-1], start=2):
-        try:
-            record = _search_from(parse_json(line))
-            _check_plans(record, tasks.get(record.task))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunFolderError(
-                f"Line {number} of {path} is damaged ({type(error).__name__}: {error}); remove the "
-                f"line, and its search is done again."
-            ) from error
-        if record.task in recorded:
-            record = _without_validation(record)
-        searches[record.key] = record  # a later line about the same search takes its place
-    return Results(tasks, tuple(searches.values()), cut_short=lines[-1] != b"")
+    lines = _lines(path)
+    tasks = lines.head(
+        lambda head: {name: _facts_from(facts) for name, facts in head["tasks"].items()}
+    )
+
+    def search_from(row: Mapping[str, Any]) -> SearchRecord:
+        record = _search_from(row)
+        facts = tasks.get(record.task)
+        _check_plans(record, facts)
+        return _without_validation(record) if facts is not None and facts.recorded else record
+
+    # A later line about the same search takes its place.
+    searches = {record.key: record for record in lines.rows(search_from)}
+    return Results(tasks, tuple(searches.values()), cut_short=lines.is_cut_short)
+
+
+def _lines(path: Path) -> JsonLines:
+    return JsonLines(
+        path,
+        FORMAT,
+        VERSION,
+        content="results of a comparison",
+        remedy="remove the line, and its search is done again",
+    )
 
 
 def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:
@@ -274,9 +258,9 @@ class ResultsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results = read_results(path)
-        if path.exists():  # drop a line that was cut short before anything is appended to it
-            self._write()
-            self.results = replace(self.results, cut_short=False)
+        self._lines = _lines(path)
+        self._lines.mend()
+        self.results = replace(self.results, cut_short=False)
 
     def add_task(self, facts: TaskFacts) -> None:
         """Records a task.
@@ -296,19 +280,13 @@ class ResultsFile:
         """Appends a search; one with the same key takes the place of an earlier one."""
         if not self.path.exists():  # no task has been opened yet, so nothing has begun the file
             self._write()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.append(asdict(record))
         others = [s for s in self.results.searches if s.key != record.key]
         self.results = replace(self.results, searches=(*others, record))
 
     def _write(self) -> None:
         tasks = {name: asdict(facts) for name, facts in self.results.tasks.items()}
-        head = {"format": FORMAT, "version": VERSION, "tasks": tasks}
-        lines = [json.dumps(head), *(json.dumps(asdict(s)) for s in self.results.searches)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, "".join(line + "\n" for line in lines))
+        self._lines.write(map(asdict, self.results.searches), tasks=tasks)
 
 
 def _facts_from(row: Mapping[str, Any]) -> TaskFacts:

@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 
 from amc_compress.data import load_data
-from amc_compress.learners.training.checkpoints import write_atomically
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate, train
 from amc_compress.models import make_model
+from amc_env.files import save_bytes
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "digitsnet.safetensors"
 CONFIG = TrainingConfig(
@@ -37,7 +37,7 @@ def main() -> None:
     data = load_data("digits", batch_size=64, seed=0)
     result = train(model, data.train, data.validation, CONFIG, progress=True)
     accuracy = evaluate(model, data.test, precision="fp32")
-    write_atomically(out, safetensors.torch.save(model.state_dict()))
+    save_bytes(out, safetensors.torch.save(model.state_dict()))
     print(
         f"validation {result.best_accuracy:.4f} (epoch {result.best_epoch + 1}), "
         f"test {accuracy:.4f}, {result.seconds:.1f} s, written to {out}"

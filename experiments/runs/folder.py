@@ -27,7 +27,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from amc_compress.config.config_file import CONFIG_FORMAT
 from amc_compress.config.run_config import STAGES, RunConfig, package_versions
@@ -37,7 +37,7 @@ from amc_compress.runs.storage.stored_state import check_state
 from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
 from amc_env import CompressionPlan, PlanMismatchError, RunFolderError
-from amc_env.files import read_content, read_json, write_atomic, write_json
+from amc_env.files import only_one, read_content, read_json, write_atomic, write_json
 from amc_env.validation.checks import checked
 
 RUN_VERSION = 1
@@ -104,7 +104,7 @@ class RunFolder:
         self.config = config
         self.facts = facts
         self._state = state
-        self._lock: IO[str] | None = None
+        self._lock = contextlib.ExitStack()
         self._made: tuple[Path, ...] = ()  # the folders that this process has made for the run
         self._is_new = False
         self.allow_pickle = config.allow_pickle
@@ -254,25 +254,12 @@ class RunFolder:
             self._write_config()
 
     def _take_lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: no advisory locks, the user has to take care
-            return
-        self._lock = (self.path / ".lock").open("a")  # it may be a link: never emptied
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise RunFolderError(
-                f"Another process is working in {self.path}; wait for it, or choose another --out."
-            ) from error
+        self._lock.enter_context(only_one(self.path, self.path / ".lock"))
         remove_leftovers(self.path)  # of writes that were killed: no other process writes here now
 
     def close(self) -> None:
         """Unlocks the folder for other processes."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self

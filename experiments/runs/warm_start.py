@@ -15,9 +15,8 @@ from torch import Tensor
 from amc_compress.agents.trials import Trial
 from amc_compress.config.run_config import RunConfig
 from amc_compress.runs.folder import RunFolder
-from amc_compress.runs.storage.trials import CostOf, RecordedTrial, line_of, read_trials
+from amc_compress.runs.storage.trials import CostOf, RecordedTrial, read_trials, write_trials
 from amc_env import CompressionPlan, RunFolderError
-from amc_env.files import write_atomic
 
 FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
@@ -74,7 +73,7 @@ def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Tria
     if not copy.exists():
         place = Path(folder.config.warm_start)
         _check_network(folder.path, place)
-        write_atomic(copy, "".join(map(line_of, _known_to(place))))
+        write_trials(copy, _known_to(place))
     return [
         Trial(
             episode=t.episode,

@@ -23,9 +23,9 @@ from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.quantization.codebook.learner import MODES, set_mode
 from amc_compress.learners.quantization.decisions import Bits
 from amc_compress.learners.sparsification import GradualSparsity, WeightSparsification, finalise
-from amc_compress.learners.training.checkpoints import write_atomically
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
+from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan
 from amc_env.threads import limited_threads
 from amc_env.validation.checks import checked
@@ -204,7 +204,7 @@ def compress_deeply(
         stages.add("finetuned", network)
     stages.warn_if_large()
     if folder is not None:
-        write_atomically(folder / PACKED, stages.packed)
+        save_bytes(folder / PACKED, stages.packed)
     return DeeplyCompressed(network, tuple(stages.done), stages.packed)
 
 

@@ -28,8 +28,8 @@ from amc_compress.learners.packing.format import (
 )
 from amc_compress.learners.packing.sharing import shared_names, with_shared
 from amc_compress.learners.tracing.traced_model import trace
-from amc_compress.learners.training.checkpoints import write_atomically
 from amc_env.errors import InputDataError
+from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,7 @@ def save_packed(
         RunFolderError: If the file cannot be written.
     """
     data = packed_bytes(network, kept=kept, plan=plan, example_input=example_input)
-    write_atomically(Path(path), data)
+    save_bytes(Path(path), data)
     return len(data)
 
 

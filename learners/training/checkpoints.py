@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from amc_env.errors import InputDataError, RunFolderError
+from amc_env.files import save_bytes
 
 CHECKPOINT_VERSION = 2  # 1 had neither hooks nor extra state
 LAST = "last.pt"
@@ -33,30 +33,6 @@ def check_folder(folder: Path | None, resume: bool) -> None:
         raise RunFolderError(
             f"The folder {folder} already holds a checkpoint: resume it, or choose another folder."
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file such that at any moment the old or the new one is there, complete.
-
-    Raises:
-        RunFolderError: The disk is full or the folder cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk can also prevent the folder itself, then there is nothing to remove.
-        if temporary.exists():
-            temporary.unlink()
-        raise RunFolderError(
-            f"Cannot write {path} ({error.strerror or error}): free some space or choose another "
-            "folder, then resume; what was saved before is untouched."
-        ) from error
 
 
 def extra_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +67,7 @@ def save_best(folder: Path, state: Mapping[str, Any]) -> None:
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-    write_atomically(folder / BEST, safetensors.torch.save(_untied(tensors)))
+    save_bytes(folder / BEST, safetensors.torch.save(_untied(tensors)))
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:
@@ -114,7 +90,7 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     # through memory, the disk sees one plain write.
     buffer = io.BytesIO()
     torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
-    write_atomically(folder / LAST, buffer.getvalue())
+    save_bytes(folder / LAST, buffer.getvalue())
 
 
 def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

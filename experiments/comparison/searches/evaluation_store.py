@@ -2,21 +2,20 @@
 
 The first line is ``{"format": "amc-judgements", "version": 1, "task": {...}}`` with a fingerprint
 of the task; every further line is ``{"plan": [indices], "accuracy": a, "seconds": s}``. A line is
-written by one ``write`` to a file opened for appending, so lines of different processes do not mix.
+written by one ``write`` to a locked file, so lines of different processes do not mix.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from amc_env import CompressionEnv, RunFolderError
+from amc_env.files import JsonLines
 from amc_env.validation.checks import check_whole
 from amc_env.validation.json_text import parse_json
 
@@ -83,13 +82,15 @@ class EvaluationStore:
         self.path = path
         self.task = task
         self._evaluated: dict[tuple[int, ...], Evaluation] = {}
-        self._is_cut = False
+        self._lines = JsonLines(
+            path, FORMAT, VERSION, content="evaluations of plans", elsewhere="file"
+        )
         if not path.exists():
-            self._begin()
+            self._lines.write([], overwrite=False, task=asdict(task))
+        self._lines.head(self._check_task)
         with path.open("rb") as file:
-            self._check_header(file.readline())
+            file.readline()
             self._position = file.tell()
-        self._end_cut_line()
         self.refresh()
 
     def __len__(self) -> int:
@@ -124,8 +125,7 @@ class EvaluationStore:
             "seconds": float(seconds),
         }
         known = self._checked(row)
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        self._append(b"\n" + line if self._is_cut else line)
+        self._lines.append(row)
         self.refresh()
         return self._evaluated[known[0]]
 
@@ -182,54 +182,8 @@ class EvaluationStore:
             )
         return plan, Evaluation(accuracy, seconds)
 
-    def _begin(self) -> None:
-        """Makes the file with its first line, unless it is there: all of it or none of it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"format": FORMAT, "version": VERSION, "task": asdict(self.task)}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(json.dumps(head).encode() + b"\n")
-        try:
-            os.link(temporary, self.path)  # of several processes one succeeds
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-
-    def _end_cut_line(self) -> None:
-        """Keeps what is appended next apart from a last line that was cut short."""
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            is_whole = file.read(1) == b"\n"
-        if not is_whole:
-            self._append(b"\n")
-
-    def _append(self, line: bytes) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        try:
-            written = os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
-        self._is_cut = written < len(line)
-        if self._is_cut:
-            raise OSError(errno.ENOSPC, "No space left for an evaluation", str(self.path))
-
-    def _check_header(self, line: bytes) -> None:
-        try:
-            head = parse_json(line)
-            is_ours = head["format"] == FORMAT
-            version, task = head["version"], head["task"]
-        except (ValueError, KeyError, TypeError):
-            is_ours = False
-        if not is_ours:
-            raise RunFolderError(
-                f"Expected evaluations of plans in {self.path}, got something else; choose another "
-                f"file."
-            )
-        if version != VERSION:
-            raise RunFolderError(
-                f"Expected evaluations of version {VERSION} in {self.path}, got version {version}; "
-                f"read them with the release that wrote them, or evaluate again in a new file."
-            )
+    def _check_task(self, head: dict[str, Any]) -> None:
+        task = head["task"]
         ours = json.loads(json.dumps(asdict(self.task)))
         if changed := [key for key, value in ours.items() if task.get(key) != value]:
             raise RunFolderError(

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amc_compress.automl.locks import only_one
 from amc_compress.comparison.labels import parse_label
 from amc_compress.comparison.records import RESULTS, Results, ResultsFile, SearchRecord
 from amc_compress.comparison.searches.jobs import Job, carried_out
 from amc_compress.comparison.tasks import Places, budget_of, check_task, find_task
 from amc_compress.runs.storage.leftovers import remove_leftovers
 from amc_env.errors import InputDataError, MissingDependencyError, RunFolderError
+from amc_env.files import only_one
 
 Tell = Callable[[SearchRecord], None]
 

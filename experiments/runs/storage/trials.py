@@ -7,20 +7,17 @@ but the agent's own updates. The recorder checks that the replay says what the r
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amc_env import CompressionPlan, RunFolderError
-from amc_env.files import read_content, write_atomic
+from amc_env.files import JsonLines
 from amc_env.validation.answers import checked_accuracy
 from amc_env.validation.checks import checked
-from amc_env.validation.json_text import parse_json
 
 if TYPE_CHECKING:
     from amc_compress.agents.trials import Trial
@@ -86,24 +83,23 @@ def read_trials(path: Path, cost_of: CostOf | None = None) -> list[RecordedTrial
         RunFolderError: If any other line is damaged, or says what cannot be: an accuracy outside
             [0, 1], a plan off the grid, other costs than the plan has, or two accuracies of a plan.
     """
-    if not path.exists():
-        return []
-    lines = read_content(path).split(b"\n")
-    # Every complete line ends in a newline, so what follows the last one was cut short.
-    trials = []
     known: dict[CompressionPlan, float] = {}
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row: dict[str, Any] = parse_json(line)
-            trial = RecordedTrial(**row)
-            _check_against(trial, known, cost_of)
-        except (ValueError, TypeError) as error:
-            raise RunFolderError(
-                f"Line {number} of {path} is damaged ({str(error).rstrip('.')}); restore the file, "
-                f"or start the search again in a new folder."
-            ) from error
-        trials.append(trial)
-    return trials
+
+    def trial_from(row: dict[str, Any]) -> RecordedTrial:
+        trial = RecordedTrial(**row)
+        _check_against(trial, known, cost_of)
+        return trial
+
+    return _lines(path).rows(trial_from)
+
+
+def _lines(path: Path) -> JsonLines:
+    return JsonLines(path, remedy="restore the file, or start the search again in a new folder")
+
+
+def write_trials(path: Path, trials: Iterable[RecordedTrial]) -> None:
+    """Writes the file anew."""
+    _lines(path).write(map(vars, trials))
 
 
 def _check_against(
@@ -143,10 +139,9 @@ class TrialRecorder:
     def __init__(self, path: Path, cost_of: CostOf) -> None:
         self.path = path
         self.recorded = read_trials(path, cost_of)
+        _lines(path).mend()
         self._cost_of = cost_of
         self._seen = 0
-        if path.exists():  # drop a half-written last line before anything is appended to it
-            write_atomic(path, "".join(line_of(trial) for trial in self.recorded))
         self.restart_clock()
 
     @property
@@ -161,7 +156,7 @@ class TrialRecorder:
         What was evaluated stays known, so that nothing is evaluated twice.
         """
         before = {CompressionPlan(t.plan): t for t in self.known}
-        write_atomic(self.path.with_name(EVALUATED_BEFORE), "".join(map(line_of, before.values())))
+        write_trials(self.path.with_name(EVALUATED_BEFORE), before.values())
         self.path.unlink(missing_ok=True)
 
     @property
@@ -214,13 +209,5 @@ class TrialRecorder:
             source=trial.source,
             within_budget=trial.within_budget,
         )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line_of(row))
-            file.flush()
-            os.fsync(file.fileno())
+        _lines(self.path).append(vars(row))
         self.recorded.append(row)
-
-
-def line_of(trial: RecordedTrial) -> str:
-    """Returns a trial as a line of the file."""
-    return json.dumps(vars(trial)) + "\n"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.networks.intake import take_in
-from amc_compress.learners.training.checkpoints import write_atomically
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.identity import digest_of
 from amc_env.errors import PlanMismatchError, RunFolderError
+from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.validation.checks import check_whole, checked
 from amc_env.validation.json_text import parse_json
@@ -202,4 +202,4 @@ def _note_kept(folder: Path, kept: Mapping[str, Tensor], digest: str, resume: bo
                 f"folder."
             )
         return
-    write_atomically(path, json.dumps(note).encode())
+    save_bytes(path, json.dumps(note).encode())

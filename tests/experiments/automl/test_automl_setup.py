@@ -22,8 +22,8 @@ from amc_compress.automl.environments import (
 )
 from amc_compress.automl.frameworks import ADAPTERS, FRAMEWORKS, choose
 from amc_compress.automl.interpreters import check_interpreter, find_interpreter
-from amc_compress.automl.locks import only_one
 from amc_env import MissingDependencyError, RunFolderError
+from amc_env.files import only_one
 
 OFFLINE = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"

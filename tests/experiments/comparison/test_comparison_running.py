@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from amc_compress.agents import AGENTS, Agent
-from amc_compress.automl.locks import only_one
 from amc_compress.cli import run
 from amc_compress.commands.compare import compare
 from amc_compress.comparison.records import RESULTS, SearchRecord, read_results
@@ -18,6 +17,7 @@ from amc_compress.comparison.searches.running import Comparison, jobs_of, run_co
 from amc_compress.comparison.searches.searching import open_task, run_search
 from amc_compress.comparison.tasks import TASKS, Places, check_task, find_task
 from amc_env import MissingDependencyError, RunFolderError
+from amc_env.files import only_one
 from amc_env.recorded_tasks.recorded import recorded_names
 
 RECORDED = "digits-channels-recorded"
