@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.report.charts import Axis, Chart
-from amc_compress.report.plan_pictures import plan_parts
+from amc_compress.report.plan_pictures import plan_pictures
+from amc_compress.report.rendering import render
 from amc_compress.report.summary import fixed_choice, read_summary, rows
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.stored_state import blamed_on
@@ -26,6 +25,21 @@ _STAGE_COLOURS = {
     "export": "#1b7f4d",
     "evaluate": "#8459a8",
 }
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart of the search.
+
+    Args:
+        note: What it shows.
+        chart: The picture; None where there is nothing to draw.
+        legend: Colour, text and CSS class of every entry.
+    """
+
+    note: str
+    chart: Chart | None = None
+    legend: Sequence[tuple[str, str, str]] = ()
 
 
 def run_report(folder: RunFolder) -> None:
@@ -53,26 +67,34 @@ def _page(folder: RunFolder) -> str:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    return render(folder, summary, trials)
+    return report_page(folder, summary, trials)
 
 
-def render(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
+def report_page(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
     """Returns the page."""
-    template = Template((files("amc_compress.report") / "report_template.html").read_text("utf-8"))
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
     within = [trial for trial in trials if trial.within_budget]
-    parts = {
-        "title": escape(f"{folder.config.model} on {_data_name(folder)}: compressed"),
-        **_head(folder, summary),
-        **_table(folder.config, summary),
-        **_curve(folder, within),
-        **_cloud(folder, within, cost),
-        **plan_parts(folder),
-        "search_style": "" if folder.config.decides else 'style="display:none"',
-        **_time(folder, summary),
-        **_options(folder),
-    }
-    return template.substitute(parts)
+    document = read_document(folder / "config.json")
+    pictures, notes = plan_pictures(folder)
+    return render(
+        "run.html",
+        title=f"{folder.config.model} on {_data_name(folder)}: compressed",
+        kicker=_kicker(folder, summary),
+        headline=_headline(folder.config, summary),
+        tiles=_tiles(folder.config, summary),
+        rows=rows(summary),
+        table_note=_table_note(folder.config, summary),
+        decides=folder.config.decides,
+        curve=_curve(folder, within),
+        cloud=_cloud(folder, within, cost),
+        plan_pictures=pictures,
+        plan_notes=notes,
+        **_time(folder),
+        cpu_seconds_per_episode=summary["cpu_seconds_per_episode"],
+        command=folder.command,
+        options=document["options"],
+        packages=document["packages"],
+    )
 
 
 def _data_name(folder: RunFolder) -> str:
@@ -93,67 +115,64 @@ _METHODS = {
 }
 
 
-def _head(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
+def _kicker(folder: RunFolder, summary: dict[str, Any]) -> str:
     config = folder.config
+    who = (
+        f"agent {config.agent} · {int(summary['episodes'])} episodes"
+        if config.decides
+        else fixed_choice(config)
+    )
+    return (
+        f"{_METHODS[config.learner]} of {config.model} on {_data_name(folder)} · {who} · "
+        f"seed {config.seed}"
+    )
+
+
+def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
     before, after = summary["original"], summary["compressed"]
     points = 100 * (after["accuracy"] - before["accuracy"])
     if abs(points) < 0.005:
         loss = "at the same accuracy"
     else:
         loss = f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
-    tiles = [(f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})")]
     with_what = []
-    macs, size = after["macs"] / before["macs"], after["bytes"] / before["bytes"]
     if config.prunes:
-        with_what.append(f"{macs:.0%} of the multiply-adds")
-        tiles.append((f"{macs:.1%}", f"of the multiply-adds (budget {escape(config.budget)})"))
+        with_what.append(f"{after['macs'] / before['macs']:.0%} of the multiply-adds")
     if config.sparsifies:
         with_what.append(f"{after['density']:.0%} of the weights")
-        note = "" if config.prunes else f" (budget {escape(config.budget)})"
-        tiles.append((f"{after['density']:.1%}", f"of the weights are not zero{note}"))
     if config.quantizes:
         with_what.append(f"{after['mean_bits']:.3g} bits per weight")
-        known = config.prunes or config.sparsifies or not config.decides
-        note = "" if known else f" (budget {escape(config.budget)})"
+    with_what.append(f"{after['bytes'] / before['bytes']:.0%} of the bytes")
+    return f"{config.model} with {_and(with_what)}, {loss}"
+
+
+def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Number and explanation of what was kept; the first that is decided says the budget."""
+    before, after = summary["original"], summary["compressed"]
+    tiles = [(f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})")]
+    budget = f" (budget {config.budget})"
+    if config.prunes:
+        tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
+        budget = ""
+    if config.sparsifies:
+        tiles.append((f"{after['density']:.1%}", f"of the weights are not zero{budget}"))
+        budget = ""
+    if config.quantizes:
+        note = budget if config.decides else ""
         tiles.append((f"{after['mean_bits']:.3g}", f"bits per weight, of 32{note}"))
-    with_what.append(f"{size:.0%} of the bytes")
-    tiles.append((f"{size:.1%}", f"of the bytes{' (model.packed)' if config.packs else ''}"))
+    packed = " (model.packed)" if config.packs else ""
+    tiles.append((f"{after['bytes'] / before['bytes']:.1%}", f"of the bytes{packed}"))
     if after["latency_ms"]:
         batch = max(after["latency_ms"], key=int)
-        old, new = before["latency_ms"][batch], after["latency_ms"][batch]
-        speed = f"the speed at batch {batch}, model.onnx in ONNX Runtime, one thread"
-        tiles.append((f"{old / new:.2f} ×", speed))
-    who = (
-        f"agent {escape(config.agent)} · {int(summary['episodes'])} episodes"
-        if config.decides
-        else escape(fixed_choice(config))
-    )
-    return {
-        "kicker": f"{_METHODS[config.learner]} of {escape(config.model)} on "
-        f"{escape(_data_name(folder))} · {who} · seed {config.seed}",
-        "headline": f"{escape(config.model)} with {_and(with_what)}, {loss}",
-        "tiles": "\n".join(
-            f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles
-        ),
-    }
+        speedup = before["latency_ms"][batch] / after["latency_ms"][batch]
+        text = f"the speed at batch {batch}, model.onnx in ONNX Runtime, one thread"
+        tiles.append((f"{speedup:.2f} ×", text))
+    return tiles
 
 
 def _and(parts: Sequence[str]) -> str:
     """Joins as in ``"a, b and c"``."""
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-def _table(config: RunConfig, summary: dict[str, Any]) -> dict[str, str]:
-    lines = []
-    for row in rows(summary):
-        name, old, new, change = map(escape, row)
-        css = ""
-        if "slower" in change or change.startswith("-"):
-            css = ' class="bad"'
-        elif "faster" in change or change.startswith("+"):
-            css = ' class="good"'
-        lines.append(f"<tr><td>{name}</td><td>{old}</td><td>{new}</td><td{css}>{change}</td></tr>")
-    return {"table": "\n".join(lines), "table_note": _table_note(config, summary)}
 
 
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
@@ -175,7 +194,7 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     else:
         note += "The size is that of the safetensors file."
     if rejected := summary.get("export_refused"):
-        note += f" There is no ONNX file: {escape(str(rejected))}"
+        note += f" There is no ONNX file: {rejected}"
     if summary["original"]["latency_ms"]:
         note += (
             " Latency: of the ONNX files, in ONNX Runtime on one thread, medians of runs taken in "
@@ -189,10 +208,10 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     return note
 
 
-def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]:
+def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
     if not trials:
         note = "Nothing new was evaluated within the budget: the warm start knew the best plan."
-        return {"curve": "", "curve_legend": "", "curve_note": note}
+        return Figure(note)
     rewards = [t.reward for t in trials]
     best = [max(rewards[: i + 1]) for i in range(len(rewards))]
     uniform = folder.results("search")["uniform"]["reward"]
@@ -218,20 +237,20 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> dict[str, str]
     chart.steps([*steps, (trials[-1].episode + 0.5, best[-1])], "best")
     more = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
     more += _if_known_before(folder, trials, uniform, percent)
-    what = "proxy accuracy" if percent else f"reward ({escape(folder.config.reward)})"
+    what = "proxy accuracy" if percent else f"reward ({folder.config.reward})"
     legend = [
-        _key("#1668b8", "best so far"),
-        _key("#d9662b", "uniform plan", "dashed"),
-        _key("#9cc4ea", "one episode", "round"),
+        ("#1668b8", "best so far", ""),
+        ("#d9662b", "uniform plan", "dashed"),
+        ("#9cc4ea", "one episode", "round"),
     ]
     if not all(policy):
-        legend.append(_key("#c3ccd7", "before the agent chose (uniform, warm-up, random)", "round"))
-    return {
-        "curve": chart.svg(),
-        "curve_legend": "".join(legend),
-        "curve_note": f"The {what} of every evaluated plan, before fine-tuning; the best plan ends "
+        legend.append(("#c3ccd7", "before the agent chose (uniform, warm-up, random)", "round"))
+    return Figure(
+        f"The {what} of every evaluated plan, before fine-tuning; the best plan ends "
         f"{_difference(best[-1], uniform, percent)} the uniform one.{more}",
-    }
+        chart,
+        legend,
+    )
 
 
 def _if_known_before(
@@ -251,7 +270,7 @@ def _difference(best: float, uniform: float, percent: bool) -> str:
     return f"{amount} {'above' if gain >= 0 else 'below'}"
 
 
-def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dict[str, str]:
+def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Figure:
     lower, upper = Budget.parse(folder.config.budget).bounds[cost]
     search = folder.results("search")
     best, uniform = search["best"], search["uniform"]
@@ -275,67 +294,30 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> dic
     chart.dots(points, "dot", hints)
     chart.dots(ends[1:], "uniform", ["uniform plan"], r=5)
     chart.dots(ends[:1], "chosen", ["the chosen plan"], r=5.5)
+    note = (
+        f"Cost against proxy accuracy of every evaluated plan. The budget "
+        f"({folder.config.budget}) is hard: no plan may lie in the red."
+    )
     legend = [
-        _key("#1668b8", "chosen plan", "round"),
-        _key("#d9662b", "uniform plan", "round"),
-        _key("#9cc4ea", "other plans", "round"),
-        _key("#f5dcda", "outside the budget", "round"),
+        ("#1668b8", "chosen plan", "round"),
+        ("#d9662b", "uniform plan", "round"),
+        ("#9cc4ea", "other plans", "round"),
+        ("#f5dcda", "outside the budget", "round"),
     ]
+    return Figure(note, chart, legend)
+
+
+def _time(folder: RunFolder) -> dict[str, Any]:
+    seconds = {s: folder.results(s)["seconds"] for s in _STAGE_COLOURS if folder.is_done(s)}
     return {
-        "cloud": chart.svg(),
-        "cloud_legend": "".join(legend),
-        "cloud_note": f"Cost against proxy accuracy of every evaluated plan. The budget "
-        f"({escape(folder.config.budget)}) is hard: no plan may lie in the red.",
+        "stages": [
+            (stage, _STAGE_COLOURS[stage], value, _duration(value))
+            for stage, value in seconds.items()
+            if value > 0
+        ],
+        "total_seconds": sum(seconds.values()),
     }
-
-
-def _time(folder: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
-    seconds = {
-        stage: folder.results(stage)["seconds"]
-        for stage in _STAGE_COLOURS
-        if folder.is_done(stage) and folder.results(stage)["seconds"] > 0
-    }
-    total = sum(seconds.values())
-    bars = "".join(
-        f'<div style="width:{100 * value / total:.2f}%;background:{_STAGE_COLOURS[stage]}" '
-        f'title="{stage}: {value:.1f} s"></div>'
-        for stage, value in seconds.items()
-    )
-    legend = [
-        _key(_STAGE_COLOURS[stage], f"{stage} {_duration(value)}", "round")
-        for stage, value in seconds.items()
-    ]
-    legend.append(
-        f"<li>{summary['cpu_seconds_per_episode']:.2g} processor seconds per episode, all included"
-        f"</li>"
-    )
-    return {"time_bar": f'<div class="bars">{bars}</div>', "time_legend": "".join(legend)}
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _options(folder: RunFolder) -> dict[str, str]:
-    document = read_document(folder / "config.json")
-    lines = [
-        f"<tr><td>--{escape(name.replace('_', '-'))}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in document["options"].items()
-    ]
-    lines += [
-        f"<tr><td>{escape(name)}</td><td>{escape(str(version))}</td></tr>"
-        for name, version in document["packages"].items()
-    ]
-    versions = {name: escape(str(version)) for name, version in document["packages"].items()}
-    return {
-        "command": escape(folder.command),
-        "options": "\n".join(lines),
-        "footer": f"amc-compress {versions['amc-compress']}, torch {versions['torch']}, "
-        f"python {versions['python']}. The numbers of this page are in summary.json, the "
-        f"trials in trials.jsonl.",
-    }
-
-
-def _key(colour: str, text: str, css: str = "") -> str:
-    style = "background" if css == "round" else "border-color"
-    return f'<li><i class="{css}" style="{style}:{colour}"></i>{text}</li>'

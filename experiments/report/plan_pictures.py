@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from amc_compress.report.charts import Bar, BitRow, bit_bars, plan_bars
+from amc_compress.report.charts import Bar, BitRow, LayerRows
 from amc_compress.runs.folder import RunFolder
 from amc_env import DecisionKind
 
 
-def plan_parts(folder: RunFolder) -> dict[str, str]:
-    """Returns the section "The plan" for the report's template."""
+def plan_pictures(folder: RunFolder) -> tuple[list[LayerRows], list[str]]:
+    """Returns the pictures of a plan, and a note on each."""
     pictures, notes = [], []
     if bars := channel_bars(folder):
-        pictures.append(plan_bars(bars, "channels kept per group of layers"))
+        pictures.append(LayerRows("kept", bars, "channels kept per group of layers"))
         notes.append(
             "Channels that stay (blue) of those that were there (grey). One row is one group of "
             "layers whose channels can only be cut together, named after its first layer."
         )
     if bars := weight_bars(folder):
-        pictures.append(plan_bars(bars, "weights kept per layer", unit="weights"))
+        pictures.append(LayerRows("kept", bars, "weights kept per layer", "weights"))
         notes.append("Weights that are not zero (blue) of those that there are places for (grey).")
     if rows := bit_rows(folder):
-        pictures.append(bit_bars(rows, "bits of weights and activations per layer"))
+        pictures.append(LayerRows("bits", rows, "bits of weights and activations per layer"))
         notes.append(_bit_note(folder))
-    return {"plan": "\n".join(pictures), "plan_note": " ".join(notes)}
+    return pictures, notes
 
 
 def channel_bars(folder: RunFolder) -> list[Bar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 from amc_compress.comparison.naming import file_names
@@ -30,6 +31,11 @@ class Picture:
     name: str
     caption: str
     content: bytes
+
+    @property
+    def data_url(self) -> str:
+        """Returns the file itself as an address, for a page that needs no other file."""
+        return f"data:image/png;base64,{base64.b64encode(self.content).decode()}"
 
 
 def task_pictures(analysis: Analysis) -> dict[str, list[Picture]]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import Any
 
 from amc_compress.comparison.records import Results
 from amc_compress.comparison.report.findings import (
@@ -31,6 +27,7 @@ from amc_compress.comparison.report.tables import (
 from amc_compress.comparison.report.tensorboard import write_tensorboard
 from amc_compress.comparison.statistics.analysis import Analysis, TaskAnalysis, analyse
 from amc_compress.comparison.statistics.statistics import RESAMPLES
+from amc_compress.report.rendering import render
 from amc_env.files import write_atomic
 
 
@@ -104,93 +101,44 @@ def _main_differences(analysis: Analysis, name: str, task: TaskAnalysis) -> Tabl
 
 
 def _page(analysis: Analysis, general: list[Picture], by_task: dict[str, list[Picture]]) -> str:
-    template = Template(
-        (files("amc_compress.comparison.report") / "page_template.html").read_text("utf-8")
-    )
     comparison = analysis.comparison
     searches = sum(len(group) for group in comparison.searches.values()) + comparison.unopened
-    tiles = [
-        (len(comparison.agents), "agents"),
-        (len(comparison.tasks), "tasks"),
-        (searches, "searches"),
-        (len(analysis.failures) + comparison.unopened, "failed"),
-    ]
-    return template.substitute(
-        headline=_headline(analysis),
-        tiles="\n".join(_tile(value, text) for value, text in tiles),
-        winners=_list(
-            [
-                *overall_findings(analysis),
-                *(
-                    " ".join(task_findings(name, task, analysis.reference))
-                    for name, task in analysis.tasks.items()
-                ),
-            ]
-        ),
-        failures=_list([*failures(analysis), *without_plan(analysis), *analysis.notes]),
-        columns=f"<p>{escape(TASK_COLUMNS)}</p>\n<p>{escape(DIFFERENCE_COLUMNS)}</p>",
-        overall=_overall_section(analysis, general),
-        tasks="\n".join(
-            _task_section(analysis, name, task, by_task[name])
-            for name, task in analysis.tasks.items()
-        ),
+    headline = f"{len(comparison.agents)} agents compared"
+    if analysis.overall is not None:
+        headline += f": {analysis.overall.agents[0]} scores highest"
+    return render(
+        "comparison.html",
+        title=headline,
+        headline=headline,
+        tiles=[
+            (len(comparison.agents), "agents"),
+            (len(comparison.tasks), "tasks"),
+            (searches, "searches"),
+            (len(analysis.failures) + comparison.unopened, "failed"),
+        ],
+        winners=[
+            *overall_findings(analysis),
+            *(
+                " ".join(task_findings(name, task, analysis.reference))
+                for name, task in analysis.tasks.items()
+            ),
+        ],
+        failures=[*failures(analysis), *without_plan(analysis), *analysis.notes],
+        columns=[TASK_COLUMNS, DIFFERENCE_COLUMNS],
+        overall_tables=_overall_tables(analysis),
+        overall_pictures=general,
+        tasks=[_task(analysis, name, task, by_task[name]) for name, task in analysis.tasks.items()],
     )
 
 
-def _headline(analysis: Analysis) -> str:
-    overall = analysis.overall
-    agents = len(analysis.comparison.agents)
-    if overall is None:
-        return f"{agents} agents compared"
-    return f"{agents} agents compared: {escape(overall.agents[0])} scores highest"
-
-
-def _overall_section(analysis: Analysis, pictures: list[Picture]) -> str:
-    if not pictures:
-        return ""
-    tables = "\n".join(_titled(table) for table in _overall_tables(analysis))
-    figures = "\n".join(_figure(picture) for picture in pictures)
-    return f"<section><h2>All tasks together</h2>{figures}\n{tables}</section>"
-
-
-def _task_section(
+def _task(
     analysis: Analysis, name: str, task: TaskAnalysis, pictures: list[Picture]
-) -> str:
-    table = task_table(analysis, name)
-    parts = [
-        f"<section><h2>{escape(name)}</h2>",
-        f"<p>{escape(table.note)}</p>",
-        table.html(),
-        *(_figure(picture) for picture in pictures),
-    ]
-    if task.differences:
-        parts.append(_titled(_main_differences(analysis, name, task)))
-    if analysis.reference is None and len(task.agents) > 2:
-        pairs = differences_table(task, task.differences, "all pairs")
-        parts.append(
-            f"<details><summary>All {len(task.differences)} pairs of agents</summary>"
-            f"{pairs.html()}</details>"
-        )
-    return "\n".join([*parts, "</section>"])
-
-
-def _titled(table: Table) -> str:
-    note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    return f"<h3>{escape(table.title)}</h3>{note}{table.html()}"
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.content).decode()
-    caption = escape(picture.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _tile(value: int, text: str) -> str:
-    return f'<div class="tile"><b>{value}</b><span>{text}</span></div>'
-
-
-def _list(sentences: Iterable[str]) -> str:
-    return "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+) -> dict[str, Any]:
+    """Returns what the section of a task shows."""
+    is_matrix = analysis.reference is None and len(task.agents) > 2
+    return {
+        "table": task_table(analysis, name),
+        "pictures": pictures,
+        "differences": _main_differences(analysis, name, task) if task.differences else None,
+        "pairs": differences_table(task, task.differences, "all pairs") if is_matrix else None,
+    }

@@ -1,11 +1,10 @@
-"""Tables of a comparison, as Markdown and as HTML."""
+"""Tables of a comparison."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from operator import attrgetter
 
 import numpy as np
@@ -59,18 +58,6 @@ class Table:
             *(_markdown_row(row) for row in self.rows),
         ]
         return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
-
-    def html(self) -> str:
-        """Returns the table alone."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        body = "\n".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows
-        )
-        return (
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n'
-            f"</tbody></table></div>"
-        )
 
 
 def task_table(analysis: Analysis, name: str) -> Table:
