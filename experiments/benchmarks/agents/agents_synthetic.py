@@ -27,7 +27,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import amc_env
 from amc_compress.agents import AGENTS, Agent, Search, make_agent
-from amc_compress.benchmarks.rows import append_rows, read_rows
+from amc_compress.benchmarks.bench import append_rows, read_rows, spread
 from amc_env import CompressionPlan
 
 _REFERENCE = "long local search"
@@ -173,12 +173,6 @@ def _read(out: Path | None) -> dict[str, Run]:
     return runs
 
 
-def _mean(values: list[float], digits: int) -> str:
-    """Mean and sample standard deviation; the mean alone of one value."""
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def print_table(runs: list[Run], marks: list[int]) -> None:
     """Prints one Markdown row per label: mean and sample standard deviation of the scores."""
     best_known: dict[Any, float] = {}
@@ -201,8 +195,8 @@ def print_table(runs: list[Run], marks: list[int]) -> None:
         mine = [run for run in runs if run.job.row == label]
         cells = []
         for mark in marks:
-            cells.append(_mean([score(run, run.best(mark)) for run in mine], 2))
-        cells.append(_mean([run.best(marks[-1]) for run in mine], 4))
+            cells.append(spread([score(run, run.best(mark)) for run in mine], 2))
+        cells.append(spread([run.best(marks[-1]) for run in mine], 4))
         tail = np.mean([score(run, float(np.mean(run.rewards[-10:]))) for run in mine])
         cost = np.mean([run.cpu_seconds / len(run.rewards) for run in mine])
         print(f"| {label} | {' | '.join(cells)} | {tail:.2f} | {cost:.3f} | {len(mine)} |")

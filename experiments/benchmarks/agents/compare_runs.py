@@ -14,9 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
+from amc_compress.benchmarks.bench import markdown, spread, start
 from amc_compress.report.summary import read_summary
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.trials import read_trials
@@ -48,15 +48,6 @@ def read_run(path: Path) -> tuple[str, dict[str, float]]:
     return folder.config.agent, row
 
 
-def cell(numbers: list[float]) -> str:
-    """Returns ``mean ± sample standard deviation``, or the number where there is only one."""
-    if not numbers:
-        return ""
-    if len(numbers) == 1:
-        return f"{numbers[0]:.4g}"
-    return f"{np.mean(numbers):.4g} ± {np.std(numbers, ddof=1):.2g}"
-
-
 def main(folders: Annotated[list[Path], typer.Argument(help="Run folders.")]) -> None:
     """Prints mean and spread per agent."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -66,12 +57,16 @@ def main(folders: Annotated[list[Path], typer.Argument(help="Run folders.")]) ->
         except CompressionError as error:
             raise typer.BadParameter(str(error)) from error
         runs[agent].append(row)
-    print("| agent | runs | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
-    for agent, rows in sorted(runs.items()):
-        cells = [cell([row[name] for row in rows if name in row]) for name in COLUMNS]
-        print(f"| {agent} | {len(rows)} | " + " | ".join(cells) + " |")
+    print(
+        markdown(
+            ["agent", "runs", *COLUMNS],
+            (
+                [agent, len(rows), *(spread([r[c] for r in rows if c in r]) for c in COLUMNS)]
+                for agent, rows in sorted(runs.items())
+            ),
+        )
+    )
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

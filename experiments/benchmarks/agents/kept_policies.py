@@ -29,12 +29,11 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from tqdm import tqdm
 
 from amc_compress.agents import DDPG, OnePolicy, Trial, make_agent
-from amc_compress.benchmarks.rows import KeptRows
+from amc_compress.benchmarks.bench import KeptRows, markdown, spread, start
 from amc_compress.commands.compare import places_of
 from amc_compress.comparison.tasks import TASKS, ComparisonTask, Places, build_env, origin_of
 from amc_env import Budget, CompressionEnv
@@ -157,23 +156,16 @@ def table(rows: list[Row]) -> str:
         room = best[row.problem] - row.uniform
         return (row.reward - row.uniform) / room if room > 0 else 0.0
 
-    def cell(values: list[float], digits: int) -> str:
-        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
-
-    lines = [
-        f"| way | {' | '.join(problems)} | score | seeds |",
-        "|---" * (len(problems) + 3) + "|",
-    ]
+    lines = []
     for way in dict.fromkeys(row.way for row in rows):
         mine = [row for row in rows if row.way == way]
         seeds = sorted({row.seed for row in mine})
-        cells = [cell([r.reward for r in mine if r.problem == p], 4) for p in problems]
+        cells = [spread([r.reward for r in mine if r.problem == p], 4) for p in problems]
         scores = [float(np.mean([score(r) for r in mine if r.seed == s])) for s in seeds]
-        lines.append(f"| {way} | {' | '.join(cells)} | {cell(scores, 2)} | {len(seeds)} |")
-    uniform = [cell([next(r.uniform for r in rows if r.problem == p)], 4) for p in problems]
-    lines.append(f"| uniform | {' | '.join(uniform)} | 0.00 | |")
-    return "\n".join(lines)
+        lines.append([way, *cells, spread(scores, 2), len(seeds)])
+    uniform = [spread([next(r.uniform for r in rows if r.problem == p)], 4) for p in problems]
+    lines.append(["uniform", *uniform, "0.00", ""])
+    return markdown(["way", *problems, "score", "seeds"], lines)
 
 
 def _task(model: str, places: Places) -> ComparisonTask:
@@ -208,7 +200,6 @@ def main(
     out: Annotated[Path | None, typer.Option(help="rows are kept here")] = None,
 ) -> None:
     """Searches what is missing, and prints the table."""
-    torch.set_num_threads(1)
     places = places_of(data, weights)
     settings = {"table": table_name, "data": places.data, "images": images, "episodes": episodes}
     if table_name == "budgets":
@@ -241,4 +232,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

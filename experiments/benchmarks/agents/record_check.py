@@ -15,9 +15,9 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 
+from amc_compress.benchmarks.bench import start
 from amc_compress.comparison.tasks import Places, build_env, find_task, origin_of
 from amc_env import CompressionPlan
 from amc_env.recorded_tasks.recorded_file import RecordedTask, read_recorded
@@ -57,7 +57,6 @@ def main(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "fp32",
 ) -> None:
     """Prints how far recorded accuracies are from those that are found now."""
-    torch.set_num_threads(1)
     pairs = dict(pair.split("=", 1) for pair in weights or [])
     places = Places(data, pairs)
     folder = Path(__file__).parents[3] / "amc_env" / "recorded_tasks"
@@ -76,4 +75,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

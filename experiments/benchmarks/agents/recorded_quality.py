@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from scipy.stats import spearmanr
 
+from amc_compress.benchmarks.bench import start
 from amc_compress.comparison.records import read_results
 from amc_compress.comparison.statistics.ranks import ranks_of_means
 from amc_compress.comparison.statistics.scores import Comparison, Sample, select
@@ -115,4 +116,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

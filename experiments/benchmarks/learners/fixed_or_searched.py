@@ -19,29 +19,30 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
 
 from amc_compress.agents import make_agent
-from amc_compress.benchmarks.rows import append_rows, read_rows
-from amc_compress.data import DataSplits, load_data
+from amc_compress.benchmarks.bench import append_rows, find, load, read_rows, start, table
+from amc_compress.data import DataSplits
 from amc_compress.learners.joint.prepare import quantizer_named
 from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.training.loop import evaluate
-from amc_compress.tasks import SplitKind, trained_network
+from amc_compress.tasks import SplitKind
 from amc_env import Budget, CompressionEnv, CompressionPlan, DecisionKind
 
 WAYS = ("fixed", "searched")
 ENDS_BITS = 8.0
 N_EVALUATION = 2000  # validation images per evaluation; the best five plans see all
+
+NAMES = ("model", "quantizer", "bits", "activations", "way", "agent", "episodes", "epochs")
+"""What makes rows of one kind."""
+COLUMNS = ("validation", "trained validation", "test", "mean_bits", "bytes")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def choose(
     fixed = fixed_plan(row, learner)
     if row.way == "fixed":
         return fixed
-    if (found := find(replace(row, epochs=0), rows)) is not None:
+    if (found := find(asdict(replace(row, epochs=0)), rows)) is not None:
         return CompressionPlan(found["plan"])
     cost = learner.cost_models["bytes"]
     share = cost(fixed.values_for(learner.decisions)) / cost.original(learner.decisions)
@@ -142,39 +143,6 @@ def measure(
     }
 
 
-def find(row: Row, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Returns the row as it was made, or None."""
-    wanted = asdict(row).items()
-    return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns mean and sample standard deviation over seeds, one line per kind of row."""
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    names = ("model", "quantizer", "bits", "activations", "way", "agent", "episodes", "epochs")
-    for row in rows:
-        kinds[tuple(row[name] for name in names)].append(row)
-    columns = ("validation", "trained validation", "test", "mean_bits", "bytes")
-    lines = [
-        "| " + " | ".join([*names, "seeds", *columns]) + " |",
-        "|---" * (len(names) + 1 + len(columns)) + "|",
-    ]
-    for kind, members in sorted(kinds.items(), key=str):
-        cells = [_cell([m[c] for m in members if c in m]) for c in columns]
-        lines.append("| " + " | ".join([*map(str, kind), str(len(members)), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(numbers: list[float]) -> str:
-    if not numbers:
-        return ""
-    mean = float(np.mean(numbers))
-    if len(numbers) == 1 or np.ptp(numbers) == 0:
-        return f"{mean:.4g}" if mean < 1000 else f"{mean:,.0f}"
-    spread = float(np.std(numbers, ddof=1))
-    return f"{mean:.4g} ± {spread:.2g}" if mean < 1000 else f"{mean:,.0f} ± {spread:,.0f}"
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
     model: str = "digitsnet",
@@ -192,7 +160,6 @@ def main(
     only_table: Annotated[bool, typer.Option("--table", help="Only print the rows.")] = False,
 ) -> None:
     """Prints a table of fixed against searched bit-widths at equal bytes."""
-    torch.set_num_threads(1)
     todo = [
         Row(model, q, k, activations, w, s, epochs, *((agent, episodes) if w != "fixed" else ()))
         for s in seed
@@ -201,16 +168,15 @@ def main(
         for w in way
     ]
     known = read_rows(out)
-    todo = [] if only_table else [row for row in todo if find(row, known) is None]
+    todo = [] if only_table else [row for row in todo if find(asdict(row), known) is None]
     if todo:
-        splits = load_data(data, validation_split=validation_split)
-        network = trained_network(model, data, str(weights) if weights else None, splits)
+        network, splits = load(model, data, weights, validation_split=validation_split)
     for row in todo:
         made = measure(row, make_learner(row, network, splits), splits, read_rows(out))
         append_rows(out, [made])
         print(row, made["validation"], made["test"], flush=True)
-    print(table(read_rows(out)))
+    print(table(read_rows(out), NAMES, COLUMNS))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
 from amc_compress.agents import SearchResult, make_agent
-from amc_compress.benchmarks.rows import append_rows, read_rows
+from amc_compress.benchmarks.bench import append_rows, markdown, read_rows, spread, start
 from amc_compress.config.bit_widths import as_choice, parse_bits
 from amc_compress.learners.joint.fixed_decisions import FixedDecisions
 from amc_compress.learners.joint.prepare import JointCompression
@@ -165,21 +164,21 @@ def run_all(settings: Settings, seeds: range, ways: list[str], out: Path | None)
 
 def table(rows: list[Row], costs: list[str]) -> str:
     """Returns a Markdown table, one line per way: mean and sample deviation over the seeds."""
-    lines = [
-        f"| way | accuracy, all validation images | {' | '.join(costs)} | CPU-s/episode | seeds |",
-        "|---" * (len(costs) + 4) + "|",
-    ]
+    lines = []
     for way in dict.fromkeys(row.way for row in rows):
         mine = [row for row in rows if row.way == way]
         evaluated = sum(sum(row.episodes) for row in mine)
-        cells = [
-            way,
-            _spread([100.0 * row.accuracy for row in mine]),
-            *(f"{np.mean([row.cost_ratio[cost] for row in mine]):.4f}" for cost in costs),
-            f"{sum(row.cpu_seconds for row in mine) / evaluated:.2f}" if evaluated else "",
-            str(len(mine)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(
+            [
+                way,
+                spread([100.0 * row.accuracy for row in mine], 2),
+                *(f"{np.mean([row.cost_ratio[cost] for row in mine]):.4f}" for cost in costs),
+                f"{sum(row.cpu_seconds for row in mine) / evaluated:.2f}" if evaluated else "",
+                str(len(mine)),
+            ]
+        )
+    header = ["way", "accuracy, all validation images", *costs, "CPU-s/episode", "seeds"]
+    text = markdown(header, lines)
     by = {(row.way, row.seed): row.accuracy for row in rows}
     pairs = [
         100.0 * (by["joint", seed] - by["two-stage", seed])
@@ -187,14 +186,8 @@ def table(rows: list[Row], costs: list[str]) -> str:
         if way == "joint" and ("two-stage", seed) in by
     ]
     if pairs:
-        lines.append(f"\njoint minus two-stage, seed by seed, in points: {_spread(pairs)}")
-    return "\n".join(lines)
-
-
-def _spread(numbers: list[float]) -> str:
-    if len(numbers) == 1:
-        return f"{numbers[0]:.2f}"
-    return f"{np.mean(numbers):.2f} ± {np.std(numbers, ddof=1):.2f}"
+        text += f"\n\njoint minus two-stage, seed by seed, in points: {spread(pairs, 2)}"
+    return text
 
 
 def _learner(env: CompressionEnv) -> JointCompression:
@@ -250,7 +243,6 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Rows are kept here and read back.")] = None,
 ) -> None:
     """Prints the table."""
-    torch.set_num_threads(1)
     costs = list(check_budget(budget).bounds)
     chosen = ways.split(",")
     if unknown := sorted(set(chosen) - set(WAYS)):
@@ -264,4 +256,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from amc_compress.benchmarks.rows import KeptRows
+from amc_compress.benchmarks.bench import KeptRows, start
 from amc_compress.data import TensorLoader, load_data
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
@@ -140,10 +139,9 @@ def main(
     seed: int = 0,
 ) -> None:
     """Prints Spearman's rho of every proxy against accuracy after real fine-tuning."""
-    torch.set_num_threads(1)
     environments: dict[str, CompressionEnv] = {
         proxy_label(name, steps): make_channels(
-            model, data, str(weights) if weights else None, budget,
+            budget, model=model, data=data, weights=str(weights) if weights else None,
             proxy=name, finetune_steps=steps, round_to=round_to,
             validation_split=validation_split, seed=seed,
         )
@@ -178,4 +176,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

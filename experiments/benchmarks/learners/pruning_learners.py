@@ -18,21 +18,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 import typer
 from torch import nn
 
 from amc_compress.agents import AGENTS, make_agent
-from amc_compress.benchmarks.rows import append_rows, read_rows
-from amc_compress.data import DataSplits, load_data
+from amc_compress.benchmarks.bench import append_rows, find, load, read_rows, start, table
+from amc_compress.data import DataSplits
 from amc_compress.learners import (
     ChannelPruning,
     DiscriminationAwarePruning,
@@ -47,7 +44,7 @@ from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate
-from amc_compress.tasks import SplitKind, trained_network
+from amc_compress.tasks import SplitKind
 from amc_env import Budget, CompressionEnv, CompressionPlan
 
 WAYS = ("uniform", "searched")
@@ -55,6 +52,11 @@ RULES = ("heuristic", "global")  # of sparse learners
 TEACHERS = ("none", "original")
 _TRAINING = ("teacher", "epochs", "learning_rate")
 N_EVALUATION = 2000  # validation images per evaluation; the best five plans see all
+
+NAMES = ("model", "learner", "left", "way", "teacher", "epochs", "learning_rate")
+"""What makes rows of one kind."""
+COLUMNS = ("macs", "left_weights", "bytes", "before", "validation", "test",
+           "prepare_cpu_seconds", "search_cpu_seconds", "finetune_cpu_seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def choose(
     row: Row, learner: Learner, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[CompressionPlan, float]:
     """Returns the plan of a row and the CPU-seconds that finding it took."""
-    if (found := find(row, rows, but=_TRAINING)) is not None:
+    if (found := find(asdict(row), rows, but=_TRAINING)) is not None:
         return CompressionPlan(found["plan"]), found["search_cpu_seconds"]
     started = time.process_time()
     if row.way in RULES and isinstance(learner, WeightSparsification):
@@ -211,41 +213,6 @@ def trained(
     return done.network, done.stages[-1].accuracy
 
 
-def find(
-    row: Row, rows: Sequence[Mapping[str, Any]], but: Sequence[str] = ()
-) -> Mapping[str, Any] | None:
-    """Returns the row as it was made, or None; what it says about ``but`` does not matter."""
-    wanted = [(k, v) for k, v in asdict(row).items() if k not in but]
-    return next((r for r in rows if all(r.get(k) == v for k, v in wanted)), None)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns mean and sample standard deviation over seeds, one line per kind of row."""
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    names = ("model", "learner", "left", "way", "teacher", "epochs", "learning_rate")
-    for row in rows:
-        kinds[tuple(row[name] for name in names)].append(row)
-    results = ("macs", "left_weights", "bytes", "before", "validation", "test")
-    columns = [*results, *(f"{part}_cpu_seconds" for part in ("prepare", "search", "finetune"))]
-    lines = [
-        "| " + " | ".join([*names, "seeds", *columns]) + " |",
-        "|---" * (len(names) + 1 + len(columns)) + "|",
-    ]
-    for kind, members in sorted(kinds.items(), key=lambda k: (k[0][1], -k[0][2], *k[0][3:])):
-        cells = [_cell([m[c] for m in members]) for c in columns]
-        lines.append("| " + " | ".join([*map(str, kind), str(len(members)), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(numbers: list[float]) -> str:
-    mean = float(np.mean(numbers))
-    text = f"{mean:.4g}" if mean < 1000 else f"{mean:,.0f}"
-    if len(numbers) == 1:
-        return text
-    spread = float(np.std(numbers, ddof=1))
-    return f"{text} ± {spread:.2g}" if mean < 1000 else f"{text} ± {spread:,.0f}"
-
-
 def check(
     learners: Sequence[str], ways: Sequence[str], teachers: Sequence[str], agent: str
 ) -> None:
@@ -288,7 +255,6 @@ def main(
 ) -> None:
     """Prints a table of pruning learners."""
     check(learner, way, teacher, agent)
-    torch.set_num_threads(1)
     for number in [] if only_table else seed:
         todo = [
             Row(model, data, str(weights or ""), round_to if budgeted(name) == "macs" else 0,
@@ -297,11 +263,10 @@ def main(
             for name in learner for share in left for how in way for taught in teacher
         ]  # fmt: skip
         known = read_rows(out)
-        todo = [row for row in todo if find(row, known) is None]
+        todo = [row for row in todo if find(asdict(row), known) is None]
         if not todo:
             continue
-        splits = load_data(data, validation_split=validation_split, seed=number)
-        network = trained_network(model, data, str(weights) if weights else None, splits)
+        network, splits = load(model, data, weights, validation_split=validation_split, seed=number)
         for name in dict.fromkeys(row.learner for row in todo):
             prepared, seconds = make_learner(name, network, splits, number, round_to)
             for row in (row for row in todo if row.learner == name):
@@ -309,8 +274,8 @@ def main(
                 made["prepare_cpu_seconds"] = round(seconds, 1)
                 append_rows(out, [made])
                 print(row, made["before"], made["validation"], made["test"], flush=True)
-    print(table(read_rows(out)))
+    print(table(read_rows(out), NAMES, COLUMNS, lambda k: (k[1], -k[2], *k[3:])))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

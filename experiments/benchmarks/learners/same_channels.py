@@ -13,13 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
+from amc_compress.benchmarks.bench import load, start
 from amc_compress.benchmarks.learners.pruning_learners import LEARNERS, budgeted, make_learner
-from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning
-from amc_compress.tasks import SplitKind, trained_network
+from amc_compress.tasks import SplitKind
 
 KNOWN = tuple(name for name in LEARNERS if budgeted(name) == "macs")
 
@@ -55,10 +54,8 @@ def main(
     for name in (first, second):
         if name not in KNOWN:
             raise typer.BadParameter(f"{name}: expected one of {', '.join(KNOWN)}.")
-    torch.set_num_threads(1)
     for number in seed:
-        splits = load_data(data, validation_split=validation_split, seed=number)
-        network = trained_network(model, data, str(weights) if weights else None, splits)
+        network, splits = load(model, data, weights, validation_split=validation_split, seed=number)
         made = [make_learner(n, network, splits, number, round_to)[0] for n in (first, second)]
         assert isinstance(made[0], ChannelPruning)  # noqa: S101
         assert isinstance(made[1], ChannelPruning)  # noqa: S101
@@ -71,4 +68,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -34,8 +34,8 @@ import typer
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from amc_compress.benchmarks.bench import KeptRows, start
 from amc_compress.benchmarks.learners.proxy_ranking import random_plans
-from amc_compress.benchmarks.rows import KeptRows
 from amc_compress.learners import ChannelPruning, JointCompression
 from amc_compress.learners.candidates.gradient_scores import falling, weight_fisher
 from amc_compress.learners.channel_pruning.criteria import taylor
@@ -173,7 +173,6 @@ def main(
     seed: int = 0,
 ) -> None:
     """Prints Spearman's rho of the curves' predictions against the proxy accuracy."""
-    torch.set_num_threads(1)
     env = make_task(
         kind, budget, round_to, quantizer, model=model, data=data,
         weights=str(weights) if weights else None, n_validation=n_validation,
@@ -201,4 +200,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

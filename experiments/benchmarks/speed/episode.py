@@ -20,6 +20,7 @@ from typing import Annotated
 import torch
 import typer
 
+from amc_compress.benchmarks.bench import start
 from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.numerics.kernel_proof import Proofs, proofs
@@ -73,7 +74,6 @@ def main(
     ),
 ) -> None:
     """Prints the CPU-seconds of an episode by part."""
-    torch.set_num_threads(1)
     splits = load_data(data)
     network = make_model(model, n_classes=splits.n_classes, in_channels=splits.image_shape[0])
     if weights is not None:
@@ -101,4 +101,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

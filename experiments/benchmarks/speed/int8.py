@@ -23,7 +23,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from amc_compress.data import DataSplits, load_data
+from amc_compress.benchmarks.bench import load, start
+from amc_compress.data import DataSplits
 from amc_compress.learners import UniformQuantization
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_quantized import (
@@ -33,7 +34,7 @@ from amc_compress.learners.export.onnx_quantized import (
     post_training_int8,
 )
 from amc_compress.learners.export.runtime import time_onnx
-from amc_compress.tasks import SplitKind, trained_network
+from amc_compress.tasks import SplitKind
 
 
 def write_files(
@@ -117,9 +118,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Keep the files in this folder.")] = None,
 ) -> None:
     """Prints a JSON line per file."""
-    torch.set_num_threads(1)
-    splits = load_data(data, validation_split=validation_split)
-    network = trained_network(model, data, str(weights) if weights else None, splits)
+    network, splits = load(model, data, weights, validation_split=validation_split)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,4 +152,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

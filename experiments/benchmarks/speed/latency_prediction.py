@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 
+from amc_compress.benchmarks.bench import start
 from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
 from amc_compress.learners.latency.design import Kept, random_plans
 from amc_compress.learners.latency.networks import prepare
@@ -94,7 +94,6 @@ def main(
     seed: int = 1,
 ) -> None:
     """Prints predicted and measured milliseconds of every plan, and the errors."""
-    torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in model or NETWORKS:
@@ -116,4 +115,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

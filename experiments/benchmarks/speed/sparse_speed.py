@@ -30,6 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 import typer
 from torch import Tensor, nn
 
+from amc_compress.benchmarks.bench import start
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.runtime import BATCH_SIZES, interleaved, time_onnx
 from amc_compress.learners.layers.masked import sparse_layer
@@ -242,7 +243,6 @@ def main(
     which NVIDIA GPUs of compute capability 8.0 and higher skip; without one the table says so.
     Leave the machine alone while it runs, about two minutes.
     """
-    torch.set_num_threads(1)
 
     def resnet20() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -260,4 +260,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    start(main)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from amc_compress.benchmarks.bench import read_rows
 from amc_compress.benchmarks.learners import pruning_learners
 from amc_compress.benchmarks.learners.pruning_learners import LEARNERS, Row, budgeted, find, main
-from amc_compress.benchmarks.rows import read_rows
 
 
 def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):

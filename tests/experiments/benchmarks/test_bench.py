@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from amc_compress.benchmarks.rows import KeptRows, append_rows, read_rows
+from amc_compress.benchmarks.bench import KeptRows, append_rows, read_rows
 from amc_env import RunFolderError
 
 ROWS = [{"seed": 0, "reward": 0.5}, {"seed": 1, "reward": 0.75}]
@@ -44,7 +44,7 @@ def test_a_last_line_that_was_cut_short_is_written_again(lost, tmp_path):
 def test_a_damaged_line_says_which(line, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"seed": 0}}\n{line}\n')
-    with pytest.raises(RunFolderError, match=r"line 2 of .*rows.jsonl.*remove the line"):
+    with pytest.raises(RunFolderError, match=r"Line 2 of .*rows.jsonl.*remove the line"):
         read_rows(path)
 
 
