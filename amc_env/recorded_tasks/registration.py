@@ -1,6 +1,6 @@
 """Ready-made tasks, registered with Gymnasium when the package is imported.
 
-Entry points are strings: nothing of ``experiments`` is imported before a task is made. Keyword
+Entry points are strings: nothing of ``amc_compress`` is imported before a task is made. Keyword
 arguments are plain JSON, so an ``EnvSpec`` round-trips through ``to_json``: a budget may be
 ``0.5`` (which means ``macs=0.5``), ``"macs=0.5,bytes=0.3"`` or ``{"macs": [0.45, 0.5]}``, and code
 of the user (``model``, ``reward``, ``cost_models``) is named ``"package.module:name"``.
@@ -14,20 +14,33 @@ import gymnasium as gym
 
 _RECORDED = "amc_env.recorded_tasks.recorded:make_recorded"
 
+_SYNTHETIC = "amc_env.recorded_tasks.synthetic:make_synthetic"
+_CHANNELS, _BITS, _DENSITY, _JOINT = (
+    f"amc_compress.tasks:make_{kind}" for kind in ("channels", "bits", "density", "joint")
+)
+# Single precision gives the same accuracies on every processor; the network is narrow.
+_DIGITS = {"precision": "fp32"}
+_NARROW = {**_DIGITS, "round_to": 2}
+_RESNET20 = {
+    "model": "resnet20",
+    "data": "data/cifar10",
+    "weights": "checkpoints/resnet20_cifar10.safetensors",
+}
+
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "amc/synthetic-v0": ("amc_env.recorded_tasks.synthetic:make_synthetic", {}),
-    "amc/synthetic-bits-v0": ("amc_env.recorded_tasks.synthetic:make_synthetic_bits", {}),
-    "amc/synthetic-joint-v0": ("amc_env.recorded_tasks.synthetic:make_synthetic_joint", {}),
-    "amc/synthetic-density-v0": ("amc_env.recorded_tasks.synthetic:make_synthetic_density", {}),
-    "amc/digits-channels-v0": ("amc_compress.tasks:make_digits_channels", {}),
-    "amc/digits-bits-v0": ("amc_compress.tasks:make_digits_bits", {}),
-    "amc/digits-density-v0": ("amc_compress.tasks:make_digits_density", {}),
-    "amc/digits-joint-v0": ("amc_compress.tasks:make_digits_joint", {}),
-    "amc/resnet20-channels-v0": ("amc_compress.tasks:make_resnet20_channels", {}),
-    "amc/resnet20-bits-v0": ("amc_compress.tasks:make_resnet20_bits", {}),
-    "amc/resnet20-density-v0": ("amc_compress.tasks:make_resnet20_density", {}),
-    "amc/resnet20-joint-v0": ("amc_compress.tasks:make_resnet20_joint", {}),
-    "amc/channels-v0": ("amc_compress.tasks:make_channels", {}),
+    "amc/synthetic-v0": (_SYNTHETIC, {}),
+    "amc/synthetic-bits-v0": (_SYNTHETIC, {"kind": "bits"}),
+    "amc/synthetic-joint-v0": (_SYNTHETIC, {"kind": "joint"}),
+    "amc/synthetic-density-v0": (_SYNTHETIC, {"kind": "density"}),
+    "amc/digits-channels-v0": (_CHANNELS, {**_NARROW, "budget": "macs=0.3"}),
+    "amc/digits-bits-v0": (_BITS, _DIGITS),
+    "amc/digits-density-v0": (_DENSITY, _DIGITS),
+    "amc/digits-joint-v0": (_JOINT, _NARROW),
+    "amc/resnet20-channels-v0": (_CHANNELS, _RESNET20),
+    "amc/resnet20-bits-v0": (_BITS, _RESNET20),
+    "amc/resnet20-density-v0": (_DENSITY, _RESNET20),
+    "amc/resnet20-joint-v0": (_JOINT, _RESNET20),
+    "amc/channels-v0": (_CHANNELS, {}),
     "amc/digits-channels-recorded-v0": (_RECORDED, {"task": "digits-channels"}),
     "amc/resnet20-channels-recorded-v0": (_RECORDED, {"task": "resnet20-channels"}),
     "amc/resnet20-channels-30-recorded-v0": (_RECORDED, {"task": "resnet20-channels-30"}),

@@ -10,7 +10,9 @@ along the chain, so dynamic programming finds the optimum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -225,83 +227,31 @@ def _chain(widths: list[int]) -> LayerGraph:
     return LayerGraph(tuple(layers), tuple(groups))
 
 
+_KINDS: Mapping[str, tuple[Callable[[int, int], SyntheticLearner], str]] = {
+    "channels": (SyntheticLearner, "macs=0.5"),
+    "bits": (SyntheticBitsLearner, "mean_bits=4/32"),
+    "joint": (partial(SyntheticBitsLearner, channels=True), "macs=0.5,bytes=0.1"),
+    "density": (SyntheticDensityLearner, "density=0.1"),
+}
+"""What is decided -> learner and budget."""
+
+
 @checked
 def make_synthetic(
     n_layers: int = 12,
     seed: int = 0,
-    budget: BudgetLike = "macs=0.5",
+    budget: BudgetLike | None = None,
     action: str = "centred",
     reward: str = "accuracy",
     render_mode: str | None = None,
     cost_models: Mapping[str, str] | None = None,
+    kind: Literal["channels", "bits", "joint", "density"] = "channels",
 ) -> CompressionEnv:
-    """Builds the environment behind ``amc/synthetic-v0``."""
+    """Builds the environments behind ``amc/synthetic-v0``, ``amc/synthetic-bits-v0`` and so on."""
+    learner, usual = _KINDS[kind]
     return CompressionEnv(
-        SyntheticLearner(n_layers, seed),
-        budget,
-        action=action,
-        reward=reward,
-        cost_models=cost_models,
-        render_mode=render_mode,
-    )
-
-
-@checked
-def make_synthetic_bits(
-    n_layers: int = 12,
-    seed: int = 0,
-    budget: BudgetLike = "mean_bits=4/32",
-    action: str = "centred",
-    reward: str = "accuracy",
-    render_mode: str | None = None,
-    cost_models: Mapping[str, str] | None = None,
-) -> CompressionEnv:
-    """Builds the environment behind ``amc/synthetic-bits-v0``."""
-    return CompressionEnv(
-        SyntheticBitsLearner(n_layers, seed),
-        budget,
-        action=action,
-        reward=reward,
-        cost_models=cost_models,
-        render_mode=render_mode,
-    )
-
-
-@checked
-def make_synthetic_joint(
-    n_layers: int = 12,
-    seed: int = 0,
-    budget: BudgetLike = "macs=0.5,bytes=0.1",
-    action: str = "centred",
-    reward: str = "accuracy",
-    render_mode: str | None = None,
-    cost_models: Mapping[str, str] | None = None,
-) -> CompressionEnv:
-    """Builds the environment behind ``amc/synthetic-joint-v0``."""
-    return CompressionEnv(
-        SyntheticBitsLearner(n_layers, seed, channels=True),
-        budget,
-        action=action,
-        reward=reward,
-        cost_models=cost_models,
-        render_mode=render_mode,
-    )
-
-
-@checked
-def make_synthetic_density(
-    n_layers: int = 12,
-    seed: int = 0,
-    budget: BudgetLike = "density=0.1",
-    action: str = "centred",
-    reward: str = "accuracy",
-    render_mode: str | None = None,
-    cost_models: Mapping[str, str] | None = None,
-) -> CompressionEnv:
-    """Builds the environment behind ``amc/synthetic-density-v0``."""
-    return CompressionEnv(
-        SyntheticDensityLearner(n_layers, seed),
-        budget,
+        learner(n_layers, seed),
+        usual if budget is None else budget,
         action=action,
         reward=reward,
         cost_models=cost_models,

@@ -17,13 +17,7 @@ from amc_compress.agents.curves.allocation import (
 from amc_compress.agents.curves.sensitivity import interpolated
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.costs.cost_terms import cost_terms, evaluate
-from amc_env.recorded_tasks.synthetic import (
-    SyntheticLearner,
-    make_synthetic,
-    make_synthetic_bits,
-    make_synthetic_density,
-    make_synthetic_joint,
-)
+from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
 
 
 def curves_of(env: CompressionEnv) -> list[np.ndarray]:
@@ -59,7 +53,7 @@ def test_products_of_widths_are_solved_as_enumeration_solves_them(seed, budget):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sums_over_layers_are_solved_as_enumeration_solves_them(seed):
-    env = make_synthetic_bits(n_layers=4, seed=seed, budget="mean_bits=5/32")
+    env = make_synthetic(kind="bits", n_layers=4, seed=seed, budget="mean_bits=5/32")
     curves = curves_of(env)
     found = damage(env, curves, allocate(env, curves))
     assert found == pytest.approx(least_damage(env, curves), abs=1e-4)
@@ -76,11 +70,9 @@ def test_costs_of_channels_and_bits_together_come_near_the_optimum(seed):
     assert damage(env, curves, allocate(env, curves)) <= 1.15 * optimum + 1e-3
 
 
-@pytest.mark.parametrize(
-    "maker", [make_synthetic, make_synthetic_bits, make_synthetic_density, make_synthetic_joint]
-)
-def test_large_problems_stay_in_the_budget_and_beat_the_uniform_plan(maker):
-    env = maker(n_layers=10, seed=5)
+@pytest.mark.parametrize("kind", ["channels", "bits", "density", "joint"])
+def test_large_problems_stay_in_the_budget_and_beat_the_uniform_plan(kind):
+    env = make_synthetic(kind=kind, n_layers=10, seed=5)
     curves = curves_of(env)
     uniform = damage(env, curves, env.uniform_plan())
     exact, threshold = allocate(env, curves), allocate_by_threshold(env, curves)
@@ -132,16 +124,16 @@ class TestCostTerms:
         return [np.array(d.choices) for d in env.decisions]
 
     @pytest.mark.parametrize(
-        ("maker", "cost", "exact", "pairs"),
+        ("kind", "cost", "exact", "pairs"),
         [
-            (make_synthetic, "macs", True, 4),
-            (make_synthetic, "params", True, 4),
-            (make_synthetic_bits, "mean_bits", True, 0),
-            (make_synthetic_joint, "bytes", False, None),
+            ("channels", "macs", True, 4),
+            ("channels", "params", True, 4),
+            ("bits", "mean_bits", True, 0),
+            ("joint", "bytes", False, None),
         ],
     )
-    def test_what_is_exact_is_said_to_be(self, maker, cost, exact, pairs):
-        env = maker(n_layers=5, seed=1)
+    def test_what_is_exact_is_said_to_be(self, kind, cost, exact, pairs):
+        env = make_synthetic(kind=kind, n_layers=5, seed=1)
         terms = cost_terms(env.costs[cost], self.grids(env), np.random.default_rng(0))
         assert terms.is_exact is exact
         if pairs is not None:

@@ -26,7 +26,7 @@ from amc_compress.agents import (
 from amc_compress.agents.samplers.optuna_search import RequestSpace
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import MissingDependencyError
-from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic, make_synthetic_joint
+from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
 
 
 class TestRequestSpace:
@@ -39,7 +39,7 @@ class TestRequestSpace:
 
     @pytest.mark.parametrize("spend", [True, False])
     def test_parameters_of_a_plan_mean_that_plan(self, spend):
-        env = make_synthetic_joint(n_layers=4, seed=1)
+        env = make_synthetic(kind="joint", n_layers=4, seed=1)
         space = RequestSpace(env, env.uniform_plan(), spend)
         rng = np.random.default_rng(0)
         for _ in range(20):

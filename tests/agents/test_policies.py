@@ -9,7 +9,7 @@ from amc_compress.agents import DDPG, TD3, AgentError, OnePolicy
 from amc_compress.agents.actor_critic.one_policy import BudgetLine
 from amc_env import Budget
 from amc_env.errors import InputDataError
-from amc_env.recorded_tasks.synthetic import make_synthetic, make_synthetic_bits
+from amc_env.recorded_tasks.synthetic import make_synthetic
 
 QUICK = {"warmup_episodes": 4, "hidden": 32, "updates_per_episode": 1}
 BUDGETS = ["macs=0.3", "macs=0.45", "macs=0.6"]
@@ -54,7 +54,7 @@ class TestSavedPolicies:
         with pytest.raises(AgentError, match="does not fit"):
             DDPG(policy=path, **QUICK | {"hidden": 16}).search(make_synthetic(6), 5, seed=0)
         with pytest.raises(AgentError, match="kinds of decisions"):
-            DDPG(policy=path, **QUICK).search(make_synthetic_bits(4), 5, seed=0)
+            DDPG(policy=path, **QUICK).search(make_synthetic(4, kind="bits"), 5, seed=0)
 
     def test_files_that_are_none_are_rejected_before_any_work(self, saved, tmp_path):
         with pytest.raises(InputDataError, match=r"missing\.safetensors is none"):

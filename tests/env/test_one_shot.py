@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import gymnasium as gym
@@ -13,14 +14,9 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 from amc_env import CompressionPlan, OneShotEnv
 from amc_env.one_shot import fits, positions, rescale
-from amc_env.recorded_tasks.synthetic import (
-    make_synthetic,
-    make_synthetic_bits,
-    make_synthetic_density,
-    make_synthetic_joint,
-)
+from amc_env.recorded_tasks.synthetic import make_synthetic
 
-MAKERS = (make_synthetic, make_synthetic_bits, make_synthetic_joint, make_synthetic_density)
+MAKERS = [partial(make_synthetic, kind=kind) for kind in ("channels", "bits", "joint", "density")]
 
 
 def random_plans(env, n: int, seed: int = 0) -> list[CompressionPlan]:
@@ -171,7 +167,7 @@ class TestOneShotEnv:
 
 
 def test_a_trajectory_is_what_an_episode_shows_and_does():
-    env = make_synthetic_joint(n_layers=5, seed=1)
+    env = make_synthetic(kind="joint", n_layers=5, seed=1)
     plan = random_plans(env, 1)[0]
     observations, actions = env.trajectory(plan)
     seen, _ = env.reset()

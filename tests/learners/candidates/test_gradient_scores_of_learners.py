@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -270,9 +271,8 @@ def test_where_nothing_is_decided_there_are_no_scores():
 @pytest.mark.slow
 def test_scores_rank_plans_of_channels_better_than_the_layers_errors():
     from amc_compress.benchmarks.learners.proxy_ranking import random_plans
-    from amc_compress.tasks import make_digits_channels
 
-    env = make_digits_channels()
+    env = gym.make("amc_env:amc/digits-channels-v0").unwrapped
     learner, plans = env.learner, random_plans(env, 30, seed=0)
     accuracies = [learner.evaluate(plan) for plan in plans]
 
