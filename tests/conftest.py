@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.learner_contract import LearnerContract
 from hypothesis import settings
 from support.once import SharedFolders
+
+from amc_compress.learners.testing import LearnerContract
 
 settings.register_profile("fast")
 

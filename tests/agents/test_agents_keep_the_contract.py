@@ -1,7 +1,5 @@
 """Every agent, with small settings, keeps what all of them promise."""
 
-from contracts.agent_contract import AgentContract
-
 from amc_compress.agents import (
     CMAES,
     DDPG,
@@ -25,6 +23,7 @@ from amc_compress.agents import (
     ShallowHeavy,
     Uniform,
 )
+from amc_compress.agents.testing import AgentContract
 
 QUICK = {"warmup_episodes": 3, "hidden": 32, "updates_per_episode": 1, "elite_share": 0.3}
 

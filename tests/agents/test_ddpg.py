@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from contracts.agent_contract import make_env
 from support.selection import quick
 
 from amc_compress.agents import DDPG, AgentError, Exploration, RandomSearch, Uniform
 from amc_compress.agents.actor_critic.exploration import truncated_normal
+from amc_compress.agents.testing.contract import make_env
 from amc_env import CompressionEnv
 from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
 

@@ -1,8 +1,8 @@
 import pytest
-from contracts.agent_contract import make_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amc_compress.agents import DDPG, EpisodeLogger, RandomSearch, Uniform
+from amc_compress.agents.testing.contract import make_env
 
 COMMON = {
     "reward/last",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from contracts.agent_contract import AgentContract
 
 from amc_compress.agents import agent_from_label, make_agent
 from amc_compress.agents.registry import read_label
+from amc_compress.agents.testing import AgentContract
 from amc_compress.cli import run
 from amc_compress.commands.compare import _agents
 from amc_compress.comparison.records import RESULTS, read_results

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from contracts.agent_contract import make_env
 
 from amc_compress.agents import (
     AGENTS,
@@ -14,6 +13,7 @@ from amc_compress.agents import (
     make_agent,
 )
 from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.testing.contract import make_env
 from amc_env import CompressionPlan, MissingDependencyError, PlanMismatchError
 from amc_env.recorded_tasks.synthetic import make_synthetic
 

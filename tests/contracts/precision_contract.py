@@ -1,21 +1,25 @@
-"""What every learner must keep in bfloat16: the same numbers twice, and those of float32."""
+"""What learners of this project keep besides: in bfloat16 the numbers of float32, and twice."""
 
 from __future__ import annotations
 
 import pytest
 
+from amc_compress.learners.testing import LearnerContract
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
+
 N_PLANS = 50
 ONE_POINT = 0.01
 
 
-class PrecisionContract:
-    """A part of :class:`contracts.learner_contract.LearnerContract`.
-
-    The class that inherits builds learners with ``made`` and draws plans with ``random_plan``.
-    """
+class PrecisionContract(LearnerContract):
+    """The contract of every learner, and that of learners with an option ``precision``."""
 
     precision = "bf16"
     """What is compared with fp32."""
+
+    def with_much_data(self, name, precision):
+        data = make_data(96, 2), make_data(2000, 3)  # more images: an accuracy has finer steps
+        return self.make(make_model(name), EXAMPLE, *data, precision=precision)
 
     @pytest.mark.slow
     def test_bf16_is_within_a_point_of_float32_and_the_same_twice(self, name):

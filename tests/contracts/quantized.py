@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from contracts.learner_contract import EXAMPLE
 from torch import nn
 
 from amc_compress.learners.quantization import quantized_layers
+from amc_compress.learners.testing.networks import EXAMPLE
 
 
 def _macs_per_layer(network: nn.Module) -> dict[str, int]:

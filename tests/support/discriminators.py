@@ -6,11 +6,11 @@ import copy
 import functools
 
 import torch
-from contracts.learner_contract import make_model
 from torch import nn
 
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
 from amc_compress.learners.channel_pruning.discrimination.places import find_places
+from amc_compress.learners.testing.networks import make_model
 
 
 @functools.cache

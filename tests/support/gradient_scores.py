@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from contracts.learner_contract import CLASSES, EXAMPLE, make_data
 from torch import nn
+
+from amc_compress.learners.testing.networks import CLASSES, EXAMPLE, make_data
 
 CALIBRATION = make_data(96, 2)
 DATA = (EXAMPLE, CALIBRATION, make_data(200, 3))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contracts.learner_contract import EXAMPLE, make_data
 from torch import Tensor, nn
 
 from amc_compress.learners.export.onnx_quantized import export_quantized
@@ -17,6 +16,7 @@ from amc_compress.learners.quantization.uniform.quantizer import (
     affine_parameters,
     split_buckets,
 )
+from amc_compress.learners.testing.networks import EXAMPLE, make_data
 
 CALIBRATION = torch.cat([images for images, _ in make_data(96, 2)])
 IMAGES = torch.cat([images for images, _ in make_data(200, 3)])

@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from scipy.stats import spearmanr
 from support.gradient_scores import DATA, X, Y, rows_of, shift_gradients, slow_rise
 
@@ -26,6 +25,7 @@ from amc_compress.learners.full_precision import FullPrecision
 from amc_compress.learners.joint.fixed_decisions import FixedDecisions
 from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.learners.sparsification import WeightSparsification
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_env import CompressionPlan, DecisionKind
 from amc_env.errors import CompressionError
 

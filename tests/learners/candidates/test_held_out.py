@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, accuracy_of, make_data, make_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -23,6 +22,7 @@ from amc_compress.learners import (
     joint_compression,
 )
 from amc_compress.learners.candidates.held_out import HeldOut
+from amc_compress.learners.testing.networks import EXAMPLE, accuracy_of, make_data, make_model
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import InputDataError
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, UniformQuantization, WeightSparsification
 from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS, wide_layers, wide_layers_note
+from amc_compress.learners.testing.networks import EXAMPLE, make_data
 
 
 def network(width: int) -> nn.Module:

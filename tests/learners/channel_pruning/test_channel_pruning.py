@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import (
-    EXAMPLE,
-    NETWORKS,
-    LearnerContract,
-    make_data,
-    make_model,
-)
+from contracts.precision_contract import PrecisionContract
 from support.once import copies
 from support.selection import quick
 from torch import nn
@@ -19,16 +13,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.channel_pruning import CRITERIA, PROXIES
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, TrainingDivergedError, UntraceableModelError
 
 
-class TestChannelPruning(LearnerContract):
+class TestChannelPruning(PrecisionContract):
     def make(self, model, example, calibration, validation, **options):
         return ChannelPruning(model, example, calibration, validation, **options)
 
 
-class TestChannelPruningWithFinetuningProxy(LearnerContract):
+class TestChannelPruningWithFinetuningProxy(PrecisionContract):
     """SGD steps before evaluation change the uncut network too."""
 
     proxy_is_compress = False

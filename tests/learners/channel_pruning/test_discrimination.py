@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.learner_contract import (
-    EXAMPLE,
-    NETWORKS,
-    LearnerContract,
-    make_data,
-)
+from contracts.precision_contract import PrecisionContract
 from support.discriminators import discriminator_of, model_of
 from torch import nn
 
@@ -20,12 +15,17 @@ from amc_compress.learners.channel_pruning.discrimination.places import (
     _watched_run,
     find_places,
 )
+from amc_compress.learners.testing.networks import (
+    EXAMPLE,
+    NETWORKS,
+    make_data,
+)
 from amc_env.errors import InputDataError, TrainingDivergedError, UntraceableModelError
 
 QUICK = {"block_steps": 2, "layer_steps": 1, "channels_per_step": 8}
 
 
-class TestDiscriminationAwarePruning(LearnerContract):
+class TestDiscriminationAwarePruning(PrecisionContract):
     def make(self, model, example, calibration, validation, **options):
         return DiscriminationAwarePruning(
             model, example, calibration, validation, train=make_data(96, 1), **QUICK, **options

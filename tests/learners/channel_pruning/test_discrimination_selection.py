@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data
 from support.discriminators import discriminator_of, model_of
 from torch import nn
 
@@ -15,6 +14,7 @@ from amc_compress.learners.channel_pruning.discrimination.selection import (
     greedy_order,
     minimise,
 )
+from amc_compress.learners.testing.networks import EXAMPLE, make_data
 from amc_compress.learners.tracing.traced_model import trace
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from support.selection import quick
 from support.torture_networks import ResNet20, shufflenet
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, GroupFinetuned, group_finetune
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_compress.learners.training import checkpoints
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env import CompressionPlan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from contracts.learner_contract import EXAMPLE, LearnerContract, make_data, make_model
+from contracts.precision_contract import PrecisionContract
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, GroupLassoPruning, RemasteredPruning
@@ -21,12 +21,13 @@ from amc_compress.learners.candidates.input_moments import InputStatistics
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.group_lasso import largest_eigenvalue, shrunk_norms
 from amc_compress.learners.channel_pruning.sensitivity import error_curve
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env import CompressionPlan
 
 BOTH = pytest.mark.parametrize("make", [GroupLassoPruning, RemasteredPruning])
 
 
-class TestGroupLassoPruning(LearnerContract):
+class TestGroupLassoPruning(PrecisionContract):
     def make(self, model, example, calibration, validation, **options):
         return GroupLassoPruning(model, example, calibration, validation, **options)
 

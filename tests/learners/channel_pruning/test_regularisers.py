@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from torch import Tensor, nn
 
 from amc_compress.learners.channel_pruning.gradual.regularisers import (
@@ -17,6 +16,7 @@ from amc_compress.learners.channel_pruning.gradual.regularisers import (
     GrowingRegularisation,
     unit_norms,
 )
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import train

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, LearnerContract, make_data, make_model
+from contracts.precision_contract import PrecisionContract
 from sklearn.linear_model import Lasso
 
 from amc_compress.learners import RemasteredPruning
 from amc_compress.learners.channel_pruning.lasso import contribution_matrix, entry_order_scores
 from amc_compress.learners.channel_pruning.remastered import LassoSolver, choose_units
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 
 
-class TestRemasteredPruning(LearnerContract):
+class TestRemasteredPruning(PrecisionContract):
     def make(self, model, example, calibration, validation, **options):
         return RemasteredPruning(model, example, calibration, validation, **options)
 

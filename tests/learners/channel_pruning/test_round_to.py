@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from contracts.learner_contract import make_data
 from torch import Tensor, nn
 
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
+from amc_compress.learners.testing.networks import make_data
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from support.once import copies
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, cut_after, sparse_training
 from amc_compress.learners.channel_pruning.gradual.regularisers import unit_norms
 from amc_compress.learners.channel_pruning.gradual.sparse_training import faded, units_to_remove
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import train

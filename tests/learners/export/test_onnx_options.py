@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from contracts.learner_contract import EXAMPLE, make_data, make_model
 from torch import Tensor, nn
 
 from amc_compress.cli import run
@@ -23,6 +22,7 @@ from amc_compress.learners.export.onnx_quantized import (
     post_training_int8,
 )
 from amc_compress.learners.export.runtime import open_session, run_session
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 
 NORMALISATION = Normalisation(255.0, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 IMAGES = NORMALISATION(

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from onnx import numpy_helper
 from support.quantized_exports import CALIBRATION, IMAGES, export, quantized
 from support.selection import quick
@@ -21,6 +20,7 @@ from amc_compress.learners.export.runtime import open_session, run_session
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 
 
 def stored_layers(path: Path) -> list[tuple[np.ndarray, np.ndarray, int, float, int]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_model
 from support.quantized_exports import CALIBRATION, export, quantized
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from amc_compress.learners.export.onnx_quantized import (
 )
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.testing.networks import EXAMPLE, make_model
 from amc_env.errors import InputDataError
 
 

@@ -8,7 +8,6 @@ from importlib.resources import as_file, files
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, Interrupted, make_data, make_model
 from support.once import copies
 from torch import nn
 
@@ -26,6 +25,7 @@ from amc_compress.learners.layers.masked import mask_of, masked_layers
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.packing.sizes import stored_bytes
 from amc_compress.learners.quantization import load_packed, quantized_layers, save_packed
+from amc_compress.learners.testing.networks import EXAMPLE, Interrupted, make_data, make_model
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.models import load_weights
 from amc_compress.models import make_model as make_named

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import LearnerContract
+from contracts.precision_contract import PrecisionContract
 from contracts.quantized import measured_costs
 
 from amc_compress.learners.joint.prepare import joint_compression
 from amc_env import Budget
 
 
-class TestJointUniform(LearnerContract):
+class TestJointUniform(PrecisionContract):
     budget = Budget(macs=0.7, bytes=0.2)
     uncut_loss = 0.05
 

@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from support.once import copies
 from support.selection import quick
 from torch import nn
@@ -18,6 +17,7 @@ from amc_compress.learners.joint.learner import JointCompression, QuantizationPa
 from amc_compress.learners.joint.parts import PlanPart, interleaved
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes
 from amc_compress.learners.quantization import quantized_layers
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_env import Budget, CompressionEnv, CompressionPlan, Decision, DecisionKind
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.observation import FEATURES

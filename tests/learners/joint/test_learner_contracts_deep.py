@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from contracts.learner_contract import EXAMPLE, LearnerContract
+from contracts.precision_contract import PrecisionContract
 from contracts.quantized import measured_costs
 
 from amc_compress.learners.joint.deep import TOLERANCE, deep_compression
 from amc_compress.learners.joint.prepare import joint_compression
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.packing.packed_file import packed_bytes
+from amc_compress.learners.testing.networks import EXAMPLE
 from amc_env import Budget, CompressionEnv, CompressionPlan
 
 
 @pytest.mark.slow
-class TestJointCodebook(LearnerContract):
+class TestJointCodebook(PrecisionContract):
     uncut_loss = 0.05
     budget = Budget(macs=0.7, mean_bits=6 / 32)
 
@@ -33,7 +34,7 @@ class TestJointCodebook(LearnerContract):
         return measured_costs(network, original, learner.storage.fixed_bytes)
 
 
-class SparseContract(LearnerContract):
+class SparseContract(PrecisionContract):
     """Densities are decided; bytes are promised within 3% and some of the header."""
 
     uncut_loss = 0.05

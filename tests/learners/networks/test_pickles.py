@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data
 from torch import Tensor, nn
 
 from amc_compress.learners import (
@@ -27,6 +26,7 @@ from amc_compress.learners import (
     deep_compression,
     joint_compression,
 )
+from amc_compress.learners.testing.networks import EXAMPLE, make_data
 from amc_env import CompressionEnv, CompressionPlan
 
 QUICK = {"train": make_data(64, 1), "block_steps": 1, "layer_steps": 1, "channels_per_step": 8}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.learner_contract import make_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +22,7 @@ from amc_compress.learners.candidates.preparation import training_batches
 from amc_compress.learners.joint.deep import deep_compression
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_compress.learners.numerics.layout import laid_out, set_layout, usable_layout
+from amc_compress.learners.testing.networks import make_data
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate, train
 from amc_env import CompressionPlan

@@ -10,7 +10,6 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, Residual, depthwise, make_data, plain
 from torch import nn
 
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -25,6 +24,7 @@ from amc_compress.learners.packing.packed_file import (
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, affine_parameters
+from amc_compress.learners.testing.networks import EXAMPLE, Residual, depthwise, make_data, plain
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, RunFolderError

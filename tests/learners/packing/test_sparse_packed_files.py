@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, Residual, depthwise, make_data, plain
 from hypothesis import given
 from hypothesis import strategies as st
 from support.selection import examples
@@ -34,6 +33,7 @@ from amc_compress.learners.packing.packed_file import (
 from amc_compress.learners.packing.sparse import decode, encode
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.testing.networks import EXAMPLE, Residual, depthwise, make_data, plain
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env import CompressionPlan
 from amc_env.errors import InputDataError

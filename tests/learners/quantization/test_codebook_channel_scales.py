@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from contracts.learner_contract import make_data, make_model
 
 from amc_compress.learners.quantization import (
     CodebookQuantization,
@@ -14,6 +13,7 @@ from amc_compress.learners.quantization import (
     load_packed,
     save_packed,
 )
+from amc_compress.learners.testing.networks import make_data, make_model
 from amc_env import CompressionEnv
 
 

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data, make_model
 from support.once import copies
 from torch import nn
 
 from amc_compress.learners.quantization import CodebookQuantization, quantized_layers
 from amc_compress.learners.quantization.codebook.learner import set_mode
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate
 from amc_compress.learners.training.stepper import make_optimizer

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from contracts.learner_contract import LearnerContract, make_data
+from contracts.precision_contract import PrecisionContract
 from contracts.quantized import measured_costs
 
 from amc_compress.learners import CodebookQuantization, UniformQuantization
+from amc_compress.learners.testing.networks import make_data
 from amc_env import Budget
 
 
-class QuantizationContract(LearnerContract):
+class QuantizationContract(PrecisionContract):
     """Bits are decided, channels are not."""
 
     budget = Budget(bytes=0.25, mean_bits=6 / 32)

@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data, make_model
 from sklearn.cluster import KMeans
 from support.once import copies
 from torch import nn
@@ -19,6 +18,7 @@ from amc_compress.learners.quantization import CodebookQuantizer, bake, quantize
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.errors import layer_errors
 from amc_compress.learners.quantization.uniform.learner import weight_scales
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env import Decision, DecisionKind
 
 LEARNERS = {"codebook": CodebookQuantization, "uniform": UniformQuantization}

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, NETWORKS, make_data, make_model
 from support.sparse_networks import sparsified
 from torch import nn
 
@@ -22,6 +21,7 @@ from amc_compress.learners.layers.structure import (
 )
 from amc_compress.learners.quantization import describe, fold_norms, quantized_layers, rebuild
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env.errors import InputDataError
 

@@ -7,13 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import (
-    EXAMPLE,
-    NETWORKS,
-    accuracy_of,
-    make_data,
-    make_model,
-)
 from support.once import copies
 from support.selection import quick
 from torch import nn
@@ -21,6 +14,13 @@ from torch import nn
 from amc_compress.learners import UniformQuantization
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.quantization import bake, describe, quantized_layers, rebuild
+from amc_compress.learners.testing.networks import (
+    EXAMPLE,
+    NETWORKS,
+    accuracy_of,
+    make_data,
+    make_model,
+)
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env import CompressionPlan
 from amc_env.errors import InputDataError, PlanMismatchError, UntraceableModelError

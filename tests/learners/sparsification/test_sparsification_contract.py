@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contracts.learner_contract import LearnerContract, count_macs
+from contracts.precision_contract import PrecisionContract
 from torch import nn
 
 from amc_compress.learners import WeightSparsification
 from amc_compress.learners.sparsification import finalise
+from amc_compress.learners.testing.networks import count_macs
 from amc_env import Budget
 
 
@@ -14,7 +15,7 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
     return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
-class SparsificationContract(LearnerContract):
+class SparsificationContract(PrecisionContract):
     budget = Budget(density=0.5)
     unknown_key = "elsewhere:density"
 

@@ -9,7 +9,6 @@ from importlib.resources import as_file, files
 import numpy as np
 import pytest
 import torch
-from contracts.learner_contract import CLASSES, EXAMPLE, accuracy_of, make_data, make_model
 from torch import nn
 
 from amc_compress.data import load_data
@@ -19,6 +18,13 @@ from amc_compress.learners.layers.masked import SparseConv2d, SparseLinear, mask
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.sparsification import finalise
 from amc_compress.learners.sparsification.refit import relative_error
+from amc_compress.learners.testing.networks import (
+    CLASSES,
+    EXAMPLE,
+    accuracy_of,
+    make_data,
+    make_model,
+)
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.models import load_weights
 from amc_compress.models import make_model as make_named

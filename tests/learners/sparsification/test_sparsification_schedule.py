@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from contracts.learner_contract import Interrupted, make_data, make_model
 from torch import nn
 
 from amc_compress.learners.layers.masked import masked_layers, sparse_layer
 from amc_compress.learners.sparsification import GradualSparsity, Pattern, SparsitySchedule
+from amc_compress.learners.testing.networks import Interrupted, make_data, make_model
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import train
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.learner_contract import EXAMPLE, make_data, make_model, plain
 from support.torture_networks import ResNet20
 from torch import Tensor, nn
 
 from amc_compress.learners import ChannelPruning
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model, plain
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.feature_matching import FeatureMatching, attention_map
 from amc_compress.learners.training.loop import train

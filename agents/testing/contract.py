@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ EPISODES = 7
 
 
 class CountingLearner(SyntheticLearner):
-    """Counts its evaluations and moves every global generator while it evaluates."""
+    """Counts its evaluations, and moves every global generator while it evaluates."""
 
     calls = 0
 
@@ -30,6 +31,8 @@ class CountingLearner(SyntheticLearner):
 
 
 class NanLearner(SyntheticLearner):
+    """Evaluates to no number."""
+
     def evaluate(self, plan: CompressionPlan) -> float:
         return float("nan")
 
@@ -41,65 +44,71 @@ class FullEvaluation(SyntheticLearner):
         return float(plan[self.decisions[0].key])
 
 
-def make_env(n_layers: int = 4, budget: str = "macs=0.5", **options) -> CompressionEnv:
+def make_env(n_layers: int = 4, budget: str = "macs=0.5", **options: Any) -> CompressionEnv:
+    """Return an environment with a :class:`CountingLearner`."""
     return CompressionEnv(CountingLearner(n_layers, seed=3), budget, **options)
 
 
-def facts(trials: tuple[Trial, ...]) -> list:
-    """Everything but the clock."""
+def facts(trials: tuple[Trial, ...]) -> list[Any]:
+    """Return everything of trials but the time they took."""
     return [(t.episode, dict(t.plan), t.accuracy, t.reward, t.cost_ratio, t.source) for t in trials]
 
 
 class AgentContract:
-    """Subclass, name it ``Test...`` and implement :meth:`make`."""
+    """Inherit, name the class ``Test...`` and define :meth:`make`."""
 
-    def make(self, **options) -> Agent:
+    def make(self, **options: Any) -> Agent:
+        """Return the agent.
+
+        Args:
+            **options: ``finalists``, as :class:`~amc_compress.agents.Agent` takes it.
+        """
         raise NotImplementedError
 
-    def test_every_plan_meets_the_budget_above_and_below(self):
+    def test_every_plan_meets_the_budget_above_and_below(self) -> None:
         env = make_env(6, "macs=0.4:0.5,params=0.6")
         result = self.make().search(env, EPISODES, seed=0)
         for trial in result.trials:
             assert trial.within_budget == env.budget.is_met(env.cost_ratio(trial.plan))
         assert env.budget.is_met(env.cost_ratio(result.plan))
 
-    def test_spends_no_more_than_its_episodes_and_reports_each_once_in_order(self):
+    def test_spends_no_more_than_its_episodes_and_reports_each_once_in_order(self) -> None:
         reported = []
         result = self.make().search(make_env(), EPISODES, seed=0, on_trial=reported.append)
         assert 1 <= len(result.trials) <= EPISODES
         assert tuple(reported) == result.trials
         assert [t.episode for t in result.trials] == list(range(len(result.trials)))
 
-    def test_returns_the_best_of_its_trials(self):
+    def test_returns_the_best_of_its_trials(self) -> None:
         result = self.make().search(make_env(), EPISODES, seed=0)
         assert result.reward == max(t.reward for t in result.trials if t.within_budget)
         assert result.best_trial.reward == result.reward
         assert result.plan == result.best_trial.plan
 
-    def test_never_ends_below_the_uniform_plan_unless_it_never_tried_it(self):
+    def test_never_ends_below_the_uniform_plan_unless_it_never_tried_it(self) -> None:
         env = make_env()
         result = self.make().search(env, EPISODES, seed=0)
         if any(trial.source == "uniform" for trial in result.trials):
             assert result.reward >= env.evaluate(env.uniform_plan()).reward
 
-    def test_same_seed_gives_the_same_trials(self):
+    def test_same_seed_gives_the_same_trials(self) -> None:
         one = self.make().search(make_env(), EPISODES, seed=5)
         two = self.make().search(make_env(), EPISODES, seed=5)
         assert facts(one.trials) == facts(two.trials)
 
-    def test_another_seed_changes_nothing_for_agents_that_say_so(self):
+    def test_another_seed_changes_nothing_for_agents_that_say_so(self) -> None:
         one, two = (self.make().search(make_env(), EPISODES, seed=s) for s in (5, 6))
         if self.make().deterministic:
             assert facts(one.trials) == facts(two.trials)
         else:
             assert facts(one.trials) != facts(two.trials)
 
-    def test_an_agent_can_search_twice(self):
+    def test_an_agent_can_search_twice(self) -> None:
         agent = self.make()
         one = agent.search(make_env(), EPISODES, seed=5)
         assert facts(agent.search(make_env(), EPISODES, seed=5).trials) == facts(one.trials)
 
-    def test_a_killed_search_replays_from_its_record_without_evaluating_again(self):
+    def test_a_killed_search_replays_from_its_record_without_evaluating_again(self) -> None:
         whole = self.make().search(make_env(), EPISODES, seed=2)
         env = make_env()
         for trial in whole.trials[:4]:
@@ -110,7 +119,7 @@ class AgentContract:
         remembered = {trial.plan for trial in whole.trials[:4]}
         assert env.learner.calls == len(distinct - remembered)
 
-    def test_a_warm_start_costs_no_evaluation_and_changes_no_repeatability(self):
+    def test_a_warm_start_costs_no_evaluation_and_changes_no_repeatability(self) -> None:
         prior = LocalSearch().search(make_env(6), 5, seed=9).trials
         runs = []
         for _ in range(2):
@@ -121,7 +130,7 @@ class AgentContract:
         assert facts(runs[0].trials) == facts(runs[1].trials)
 
     @pytest.mark.parametrize("episodes", [1, 4])
-    def test_a_warm_start_is_the_result_where_nothing_better_is_found(self, episodes):
+    def test_a_warm_start_is_the_result_where_nothing_better_is_found(self, episodes: int) -> None:
         env = make_env(6)
         prior = LocalSearch().search(env, 40, seed=9).trials
         result = self.make().search(env, episodes, seed=1, warm_start=prior)
@@ -129,12 +138,12 @@ class AgentContract:
         assert result.reward == max(trial.reward for trial in known if trial.within_budget)
         assert result.best_trial.reward == result.reward
 
-    def test_a_warm_start_of_another_network_is_rejected(self):
+    def test_a_warm_start_of_another_network_is_rejected(self) -> None:
         prior = LocalSearch().search(make_env(3), 2, seed=0).trials
         with pytest.raises(PlanMismatchError):
             self.make().search(make_env(4), EPISODES, seed=0, warm_start=prior)
 
-    def test_leaves_the_global_generators_and_the_thread_count_alone(self):
+    def test_leaves_the_global_generators_and_the_thread_count_alone(self) -> None:
         threads = torch.get_num_threads()
         random.seed(1)
         np.random.seed(1)  # noqa: NPY002
@@ -148,39 +157,39 @@ class AgentContract:
         assert torch.get_num_threads() == threads
 
     @pytest.mark.parametrize("episodes", [1, 2])
-    def test_tiny_searches_work(self, episodes):
+    def test_tiny_searches_work(self, episodes: int) -> None:
         result = self.make().search(make_env(), episodes, seed=0)
         assert 1 <= len(result.trials) <= episodes
 
-    def test_one_decision_is_enough(self):
+    def test_one_decision_is_enough(self) -> None:
         assert self.make().search(make_env(1), EPISODES, seed=0).trials
 
-    def test_another_reward_is_what_counts(self):
+    def test_another_reward_is_what_counts(self) -> None:
         env = make_env(reward=lambda result: -100.0 * result.cost_ratio["params"])
         result = self.make().search(env, EPISODES, seed=0)
         within = [trial for trial in result.trials if trial.within_budget]
         expected = max(-100.0 * trial.cost_ratio["params"] for trial in within)
         assert result.reward == pytest.approx(expected)
 
-    def test_takes_the_environment_as_gymnasium_makes_it(self):
+    def test_takes_the_environment_as_gymnasium_makes_it(self) -> None:
         env = gym.make("amc_env:amc/synthetic-v0", n_layers=3)
         assert self.make().search(env, 3, seed=0).trials
 
     @pytest.mark.parametrize("episodes", [0, -1, 2.5, True])
-    def test_rejects_a_senseless_number_of_episodes(self, episodes):
+    def test_rejects_a_senseless_number_of_episodes(self, episodes: float) -> None:
         with pytest.raises(ValueError, match="whole number"):
             self.make().search(make_env(), episodes, seed=0)
 
-    def test_rejects_what_is_no_compression_environment(self):
+    def test_rejects_what_is_no_compression_environment(self) -> None:
         with pytest.raises(TypeError, match="CompressionEnv"):
             self.make().search(gym.make("Pendulum-v1"), 3, seed=0)
 
-    def test_rejects_an_evaluation_that_is_no_number(self):
+    def test_rejects_an_evaluation_that_is_no_number(self) -> None:
         env = CompressionEnv(NanLearner(3), "macs=0.5")
         with pytest.raises(EvaluationError, match="finite"):
             self.make().search(env, 3, seed=0)
 
-    def test_the_best_few_are_evaluated_again_on_everything(self):
+    def test_the_best_few_are_evaluated_again_on_everything(self) -> None:
         env = CompressionEnv(FullEvaluation(4, seed=3), "macs=0.5")
         result = self.make(finalists=3).search(env, EPISODES, seed=0)
         assert 1 <= len(result.finalist_rewards) <= 3
@@ -189,6 +198,6 @@ class AgentContract:
         assert result.plan[first] == max(plan[first] for plan in finalists)
         assert result.reward == max(result.finalist_rewards.values()) == result.plan[first]
 
-    def test_settings_are_plain_values(self):
+    def test_settings_are_plain_values(self) -> None:
         for value in self.make().hyperparameters().values():
             assert isinstance(value, bool | int | float | str)
