@@ -4,6 +4,8 @@ Importing the package registers the tasks, so ``gymnasium.make("amc_env:amc/digi
 works from a script that knows only Gymnasium.
 """
 
+from importlib.metadata import version
+
 from amc_env.budgets.budget import Budget
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import StorageFormat
@@ -27,7 +29,7 @@ from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
 
-__version__ = "0.1.0"
+__version__ = version("amc-compress")
 
 __all__ = [
     "Budget",

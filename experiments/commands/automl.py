@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from amc_env import MissingDependencyError
 
 if TYPE_CHECKING:
     from amc_compress.automl.datasets import DataSet
@@ -87,9 +90,9 @@ def setup(
         amc automl setup auto_ml --python /opt/python3.7/bin/python \\
             --root automl
     """
+    _check_is_checkout()
     from amc_compress.automl.environments import folder_of, setup
     from amc_compress.automl.frameworks import FRAMEWORKS, choose
-    from amc_env import MissingDependencyError
 
     names = list(FRAMEWORKS) if name == "all" else [choose("framework", name, (*FRAMEWORKS, "all"))]
     if python is not None and len(names) > 1:
@@ -142,6 +145,7 @@ def run(
       Then:
         amc automl table automl.jsonl
     """
+    _check_is_checkout()
     from amc_compress.automl.protocol import check_ready, make_protocol, run_all
     from amc_compress.automl.records import ResultsFile
     from amc_env.files import only_one
@@ -174,6 +178,7 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
       amc automl table automl.jsonl
       amc automl table automl.jsonl --out automl.md
     """
+    _check_is_checkout()
     from amc_compress.automl.records import read_results
     from amc_compress.automl.table import make_table
     from amc_env.files import write_atomic
@@ -187,6 +192,14 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)
     print(out)
+
+
+def _check_is_checkout() -> None:
+    if find_spec("amc_compress.automl") is None:
+        raise MissingDependencyError(
+            "The comparison of AutoML frameworks is not part of the installed package: clone the "
+            "repository and run `pip install -e .` in it."
+        )
 
 
 def _chosen(

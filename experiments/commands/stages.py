@@ -119,7 +119,6 @@ def export(
     """
     from amc_compress.commands.runs import print_summary
     from amc_compress.learners.export.onnx_options import OnnxOptions
-    from amc_compress.learners.export.runtime import require_onnx
     from amc_compress.runs.storage.trust import Trust
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
@@ -128,7 +127,6 @@ def export(
     task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")
-        require_onnx()
         if half and folder.config.quantizes:  # before the files that are there are given up
             raise ValueError(
                 f"Expected a float network for --half, got one of --learner "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
-from amc_compress.learners.export.runtime import BATCH_SIZES, require_onnx, time_onnx
+from amc_compress.learners.export.runtime import BATCH_SIZES, time_onnx
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.runs.networks import example_input, load_smaller
@@ -34,7 +34,6 @@ def run_export(task: Task) -> None:
     if folder.is_done("export"):
         return
     folder.results("finetune")
-    require_onnx()
     folder.start("export")
     use_threads(task.config, folder.facts, training=False)
     started = time.perf_counter()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.learners.export.runtime import require_onnx
 from amc_compress.report.summary import cost_text, fixed_choice
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.problem import stage_budgets
@@ -65,8 +64,6 @@ def open_task(
         check_warm_start(config, out)
     if "finetune" in stages:
         training_config(config)
-    if "export" in stages:
-        require_onnx()
     data = load_splits(config, silent if quiet else say)
     facts = facts_of(data)
     for note in check_network(config, facts, with_budget="search" in stages):

@@ -15,8 +15,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
 _RIDGE = 1e-10
@@ -52,6 +50,10 @@ def entry_order_scores(form: Tensor) -> Tensor:
     Args:
         form: The symmetric matrix ``A``, shape (size, size).
     """
+    # Here, because scikit-learn takes as long to import as torch, and other criteria do without.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path_gram
+
     size = form.shape[0]
     scale = form.diagonal().mean().item()
     diagonal = form.diagonal().clamp(min=0.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from amc_compress.learners.export.onnx_options import INPUT, OUTPUT, OnnxOptions, finish
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
-from amc_compress.learners.export.runtime import open_session, quiet, require_onnx, run_session
+from amc_compress.learners.export.runtime import open_session, quiet, run_session
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.structure import bake
 from amc_compress.learners.networks.intake import take_in
@@ -70,11 +70,9 @@ def export_onnx(
         options: Batch, types, names and metadata of the file.
 
     Raises:
-        MissingDependencyError: If the ``onnx`` extra is not installed.
         ExportError: If the network cannot be exported, or the file computes something else.
         UntraceableModelError: If the network is in no form that can be taken in.
     """
-    require_onnx()
     model = take_in(model, "cpu").network
     options = options or OnnxOptions()
     if tolerance is None:

@@ -33,7 +33,7 @@ from amc_compress.learners.export.onnx_int8 import (
     weight_integers,
 )
 from amc_compress.learners.export.onnx_options import OnnxOptions, finish
-from amc_compress.learners.export.runtime import open_session, quiet, require_onnx, run_session
+from amc_compress.learners.export.runtime import open_session, quiet, run_session
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.layers.structure import bake
 from amc_compress.learners.networks.intake import take_in
@@ -100,7 +100,6 @@ def post_training_int8(
         options: Batch, names and metadata of the file.
 
     Raises:
-        MissingDependencyError: If the ``onnx`` extra is not installed.
         ExportError: If the network cannot be exported.
         UnsupportedPrecisionError: If the network is a quantized one already.
     """
@@ -155,7 +154,6 @@ def export_quantized(
         options: Batch, names and metadata of the file.
 
     Raises:
-        MissingDependencyError: If the ``onnx`` extra is not installed.
         UnsupportedPrecisionError: If nothing executes the network's precisions.
         ExportError: If the network cannot be exported.
     """
@@ -251,7 +249,6 @@ def _export(
     options: OnnxOptions | None,
 ) -> QuantizedExport:
     """Writes the float file, lets it be quantized, and compares the result with the network."""
-    require_onnx()
     options = options or OnnxOptions()
     if options.half:
         raise UnsupportedPrecisionError(

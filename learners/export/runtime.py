@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import statistics
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
-from amc_env import MissingDependencyError
 
 BATCH_SIZES = (1, 64)
 
@@ -35,24 +33,6 @@ _SECONDS_PER_BATCH_SIZE = 5.0
 
 
 _LEAST_ROUNDS = 11
-
-
-def require_onnx() -> None:
-    """Checks that the optional packages are there, before work is done that needs them.
-
-    Raises:
-        MissingDependencyError: With the line that installs them.
-    """
-    missing = [
-        name
-        for name in ("onnx", "onnxscript", "onnxruntime")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise MissingDependencyError(
-            f"Exporting needs {', '.join(missing)}; install with: "
-            f'pip install "amc-compress[onnx]", or add --no-export.'
-        )
 
 
 @contextlib.contextmanager
@@ -79,7 +59,6 @@ def open_session(path: Path) -> Any:
     Raises:
         ExportError: If ONNX Runtime rejects the file.
     """
-    require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

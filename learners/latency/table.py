@@ -20,7 +20,6 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
-from amc_compress.learners.export.runtime import require_onnx
 from amc_compress.learners.latency.design import Kept, axis_points, check_points, levels_of, plans
 from amc_compress.learners.latency.networks import (
     PRECISIONS,
@@ -176,9 +175,7 @@ def measure_table(
     Raises:
         CostTableError: If the file is damaged, or was made with other options or elsewhere.
         LatencyError: If the network cannot be measured.
-        MissingDependencyError: If ONNX Runtime is not installed.
     """
-    require_onnx()
     traced = prepare(model, options.input_shape)
     graph = traced.graph
     levels = levels_of(graph, options.round_to, options.points)

@@ -105,7 +105,7 @@ def make_data(n: int, seed: int) -> Data:
     images = torch.randn(n, 3, 8, 8, generator=generator)
     for k in range(CLASSES):
         images[labels == k, :, 2 * k : 2 * k + 2] += 1.5
-    return list(zip(images.split(32), labels.split(32), strict=True))
+    return list(zip(torch.split(images, 32), torch.split(labels, 32), strict=True))
 
 
 def make_model(name: str) -> nn.Module:
@@ -133,8 +133,8 @@ def count_macs(model: nn.Module) -> int:
 
     def watch(module: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
-        positions = output[0].numel() // module.weight.shape[0]
-        total += positions * module.weight.numel()
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        total += output[0].numel() // len(module.weight) * module.weight.numel()
 
     hooks = [
         m.register_forward_hook(watch)

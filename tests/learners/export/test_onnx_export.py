@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.export.onnx_file import ExportError, export_onnx
-from amc_compress.learners.export.runtime import open_session, require_onnx, run_session, time_onnx
+from amc_compress.learners.export.runtime import open_session, run_session, time_onnx
 from amc_compress.models import make_model
-from amc_env import MissingDependencyError
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +99,3 @@ def test_timing_reports_every_file_and_batch_size(exported: Path) -> None:
     for by_batch in times.values():
         assert set(by_batch) == {"1", "8"}
         assert all(value > 0 for value in by_batch.values())
-
-
-def test_missing_package_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name)
-    )
-    with pytest.raises(MissingDependencyError, match=r'pip install "amc-compress\[onnx\]"'):
-        require_onnx()
