@@ -14,6 +14,7 @@ import numpy.typing as npt
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
 from amc_env import CompressionEnv, CompressionPlan, Outcome
+from amc_env.progress import Progress
 
 if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger
@@ -60,15 +61,10 @@ class Search:
         self.best: Trial | None = max(self.prior, key=lambda trial: trial.reward, default=None)
         self._on_trial = on_trial
         self._logger = logger
-        self._progress = progress
-        self._bar: Any = None
+        self._progress = Progress(episodes, "search", shown=progress)
         self._clock = time.perf_counter()
 
     def __enter__(self) -> Self:
-        if self._progress:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self.episodes, desc="search", unit="episode")
         return self
 
     def __exit__(
@@ -77,8 +73,7 @@ class Search:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.close()
 
     @property
     def remaining(self) -> int:
@@ -200,10 +195,8 @@ class Search:
             self._on_trial(trial)
         if self._logger is not None:
             self._logger.log(trial, self.best, scalars)
-        if self._bar is not None:
-            best = "-" if self.best is None else f"{self.best.reward:.4f}"
-            self._bar.set_postfix_str(f"best {best} last {trial.reward:.4f}")
-            self._bar.update()
+        best = "-" if self.best is None else f"{self.best.reward:.4f}"
+        self._progress.step(f"best {best}, last {trial.reward:.4f}")
 
 
 def _check_plan(plan: object) -> None:

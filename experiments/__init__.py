@@ -2,7 +2,7 @@
 
 >>> import amc_compress
 >>> data = amc_compress.load_data("digits")
->>> model = amc_compress.make_model("digitsnet", num_classes=data.num_classes)
+>>> model = amc_compress.make_model("digitsnet")
 """
 
 from importlib.metadata import version

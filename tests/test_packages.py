@@ -69,8 +69,7 @@ def test_the_wheel_holds_the_product_with_its_data_and_its_version(tmp_path):
     for file in (
         "amc_env/recorded_tasks/digits-channels.npz",
         "amc_compress/weights/digitsnet.safetensors",
-        "amc_compress/report/report_template.html",
-        "amc_compress/comparison/report/page_template.html",
+        "amc_compress/report/templates/run.html",
         "amc_compress/learners/tracing/rewriting/plan.py",
         "amc_compress/agents/testing/contract.py",
         "amc_compress/__main__.py",

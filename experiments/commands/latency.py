@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
+from amc_env.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,14 +119,14 @@ def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Pa
 def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: bool) -> None:
     from amc_compress.learners.latency.table import measure_table
 
-    bar: tqdm[Any] | None = None
+    bar: Progress | None = None
 
     def show(done: int, of: int) -> None:
         nonlocal bar
         if bar is None and done:  # only now, because an error before needs no bar above it
-            bar = tqdm(total=of, initial=done, disable=quiet, unit="network")
+            bar = Progress(of, "network", initial=done, shown=not quiet)
         elif bar is not None:
-            bar.update(done - bar.n)
+            bar.step()
 
     try:
         table = measure_table(network, options, out, progress=show)

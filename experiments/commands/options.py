@@ -54,7 +54,7 @@ class VerbOptions:
         "you trust.",
     )
     no_export: bool = _run(False, "Skip ONNX export and latency measurement.")
-    quiet: bool = _run(False, "No progress bars, no notes.", aliases=("q",), everyday=True)
+    quiet: bool = _run(False, "No progress, no notes.", aliases=("q",), everyday=True)
     debug: bool = _run(False, "Show where an error came from.")
 
 

@@ -72,7 +72,7 @@ def open_task(
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
-    return Task(folder, data, progress=_bars(quiet))
+    return Task(folder, data, progress=not quiet)
 
 
 def reopen_task(
@@ -94,12 +94,7 @@ def reopen_task(
     with folder.closed_on_error():
         data = load_splits(folder.config, silent if quiet else say)
         folder.check_facts(facts_of(data))
-    return Task(folder, data, progress=_bars(quiet))
-
-
-def _bars(quiet: bool) -> bool:
-    """Whether to show progress bars: in a log file they would be thousands of lines."""
-    return not quiet and sys.stderr.isatty()
+    return Task(folder, data, progress=not quiet)
 
 
 def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from amc_compress.learners.base import Batches, Learner
 from amc_compress.learners.candidates.evaluator import fusion_works, settled_dtype
@@ -37,6 +38,7 @@ from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import check_labels, collect, count_outputs
 from amc_env.plan import CompressionPlan
+from amc_env.progress import no_bar
 from amc_env.threads import limited_threads
 
 _STATISTICS_BATCH = 64
@@ -168,18 +170,13 @@ class ChannelPruning(Learner):
     def _prepare_statistics(self, reference: nn.Module, images: Tensor, progress: bool) -> None:
         """Runs the original network once over the calibration images."""
         names = [layer.name for layer in self.graph.layers if layer.in_width.terms]
-        report: Callable[[int], object] | None = None
-        if progress:
-            from tqdm import tqdm
-
-            bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
-            report = bar.update
         self._norms = following_norms(reference)
-        statistics = collect_statistics(
-            reference, self._split(images), names, seed=self.seed, report=report
-        )
-        if progress:
-            bar.close()
+        with tqdm(
+            desc="calibrate", total=len(images), unit="image", disable=no_bar(progress)
+        ) as bar:
+            statistics = collect_statistics(
+                reference, self._split(images), names, seed=self.seed, report=bar.update
+            )
         self._layers: dict[str, LayerReconstruction] = prepare_reconstruction(
             reference, statistics, self._norms
         )

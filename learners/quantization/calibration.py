@@ -14,6 +14,7 @@ from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
 from amc_env.errors import InputDataError
+from amc_env.progress import no_bar
 
 SAMPLE = 32_768  # numbers per layer from which activation ranges are found
 _LARGEST_RESCALING = 2.0  # beyond that the channel is noise, and its std says nothing
@@ -139,7 +140,7 @@ def observe(
     watches = {name: _Watch(name, per_batch, seed + i) for i, name in enumerate(names)}
     network.eval()
     with torch.no_grad(), _hooked({modules[n]: w for n, w in watches.items()}):
-        for batch in tqdm(batches, "calibrate", disable=not progress, unit="batch"):
+        for batch in tqdm(batches, "calibrate", disable=no_bar(progress), unit="batch"):
             network(batch)
     ran = {name: w for name, w in watches.items() if w.calls}
     return Observation(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.candidates.reconstruction import (
@@ -17,6 +18,7 @@ from amc_compress.learners.candidates.reconstruction import (
 from amc_compress.learners.numerics.layout import laid_out
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.learners.sparsification.refit import refit
+from amc_env.progress import no_bar
 
 _REMEMBERED_BYTES = 256 * 2**20
 _STATISTICS_BATCH = 64
@@ -45,16 +47,9 @@ def moments_of_layers(
         progress: Whether to show a progress bar.
         layout: Of images; see ``amc_compress.learners.numerics.layout``.
     """
-    report: Callable[[int], object] | None = None
-    if progress:
-        from tqdm import tqdm
-
-        bar = tqdm(total=images.shape[0], desc="calibrate", unit="image")
-        report = bar.update
     batches = [laid_out(p.to(device), layout) for p in torch.split(images, _STATISTICS_BATCH)]
-    moments = collect_statistics(network, batches, names, seed=seed, report=report)
-    if progress:
-        bar.close()
+    with tqdm(desc="calibrate", total=len(images), unit="image", disable=no_bar(progress)) as bar:
+        moments = collect_statistics(network, batches, names, seed=seed, report=bar.update)
     return prepare_reconstruction(network, moments, norms)
 
 

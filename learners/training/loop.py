@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from amc_compress.learners.networks.forms import unwrapped
 from amc_compress.learners.networks.intake import as_float, plain_float
@@ -35,6 +34,7 @@ from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.progress import Progress
 from amc_env.validation.checks import checked
 
 if TYPE_CHECKING:
@@ -253,19 +253,17 @@ class _Run:
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
         """Run the epochs that are left."""
         first = len(self.history)
-        bar = tqdm(
-            range(first, self.config.epochs),
-            "epochs",
-            total=self.config.epochs,
-            initial=first,
-            disable=not progress,
-        )
+        epochs = self.config.epochs
         try:
-            for epoch in bar:
-                record = self._epoch(epoch, progress)
-                bar.set_postfix(accuracy=f"{record.validation_accuracy:.4f}")
-                if writer is not None:
-                    _log(writer, record)
+            with Progress(epochs, "epoch", initial=first, lines=None, shown=progress) as bar:
+                for epoch in range(first, epochs):
+                    record = self._epoch(epoch, progress)
+                    bar.step(
+                        f"loss {record.train_loss:.4f}, "
+                        f"validation accuracy {record.validation_accuracy:.4f}"
+                    )
+                    if writer is not None:
+                        _log(writer, record)
         finally:
             # Whatever stopped the loop, the caller gets the best weights there are.
             self.stepper.release()

@@ -19,6 +19,7 @@ from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.schedules import learning_rate_factor
 from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.progress import no_bar
 
 if TYPE_CHECKING:
     from amc_compress.learners.training.config import TrainingConfig
@@ -93,7 +94,7 @@ class Stepper:
                 f"epoch {epoch + 1}",
                 total=self.batches,
                 leave=False,
-                disable=not progress,
+                disable=no_bar(progress),
             )
             for images, labels in bar:
                 images, labels = check_batch(images, labels, self.device)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable
 
 from scipy.stats import qmc
-from tqdm import tqdm
 
 from amc_compress.agents.curves.sensitivity import spread
 from amc_compress.comparison.records import Results
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionEnv, CompressionError, CompressionPlan
+from amc_env.progress import Progress
 
 Choices = tuple[int, ...]
 """A plan as the index of each decision's choice."""
@@ -91,14 +91,17 @@ def evaluate_plans(
         The accuracy of every one of the plans.
     """
     evaluated: dict[Choices, float] = {}
-    for choices in tqdm(list(plans), desc="evaluate", unit="plan", disable=not progress):
-        evaluation = store.get(choices)  # perhaps another process was faster
-        if evaluation is None:
-            start = time.process_time()
-            plan = CompressionPlan.from_choices(env.decisions, choices)
-            accuracy = float(env.learner.evaluate(plan))
-            evaluation = store.add(choices, accuracy, time.process_time() - start)
-        evaluated[choices] = evaluation.accuracy
+    todo = list(plans)
+    with Progress(len(todo), "evaluate", shown=progress) as bar:
+        for choices in todo:
+            evaluation = store.get(choices)  # perhaps another process was faster
+            if evaluation is None:
+                start = time.process_time()
+                plan = CompressionPlan.from_choices(env.decisions, choices)
+                accuracy = float(env.learner.evaluate(plan))
+                evaluation = store.add(choices, accuracy, time.process_time() - start)
+            evaluated[choices] = evaluation.accuracy
+            bar.step()
     return evaluated
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.channel_pruning.ranking import read_or_made
 from amc_compress.learners.numerics.layout import laid_out, layout_named
 from amc_compress.learners.training.data_checks import count_outputs
+from amc_env.progress import Progress
 from amc_env.validation.checks import check_whole
 
 _BATCH = 128
@@ -142,37 +142,28 @@ class DiscriminationAwarePruning(ChannelPruning):
         n_stages = len(self.places.places) + 1
         greedy = {g.name: self._greedy(g.size) for g in self.graph.groups}
         additions = sum(greedy[g.name].additions(g.size) for g in self.graph.groups)
-        report, close = self._progress_bar(n_stages * self.block_steps + additions)
+        steps = n_stages * self.block_steps + additions
         ranking: dict[str, Tensor] = {}
-        for stage in range(n_stages):
-            train_stage(discriminator, stage, batches, self.block_steps, report)
-            for group in self.graph.groups:
-                stages = {self.places.stage_of(slot.module) for slot in slots[group.name]}
-                # Read in several stages: chosen when the last of them has been trained.
-                if max(stages) != stage:
-                    continue
-                problem = GroupLoss(
-                    discriminator, reference, slots[group.name], stages, data, self.weight
-                )
-                weights = GatedWeights(discriminator.network, slots[group.name])
-                ranking[group.name] = greedy_order(
-                    weights, problem, group.size, greedy[group.name], report
-                )
-        close()
+        with Progress(steps, "discriminate", shown=self._progress) as bar:
+            for stage in range(n_stages):
+                train_stage(discriminator, stage, batches, self.block_steps, bar.step)
+                for group in self.graph.groups:
+                    stages = {self.places.stage_of(slot.module) for slot in slots[group.name]}
+                    # Read in several stages: chosen when the last of them has been trained.
+                    if max(stages) != stage:
+                        continue
+                    problem = GroupLoss(
+                        discriminator, reference, slots[group.name], stages, data, self.weight
+                    )
+                    weights = GatedWeights(discriminator.network, slots[group.name])
+                    ranking[group.name] = greedy_order(
+                        weights, problem, group.size, greedy[group.name], bar.step
+                    )
         return {group.name: ranking[group.name] for group in self.graph.groups}
 
     def _greedy(self, size: int) -> GreedyOptions:
         per_step = self.channels_per_step or -(-size // _ADDITIONS)
         return GreedyOptions(self.layer_steps, per_step)
-
-    def _progress_bar(self, total: int) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Returns what to call after a step, and at the end."""
-        if not self._progress:
-            return (lambda: None), (lambda: None)
-        from tqdm import tqdm
-
-        bar = tqdm(total=total, desc="discriminate", unit="step")
-        return bar.update, bar.close
 
 
 def _check_options(

@@ -257,9 +257,8 @@ def test_scalars_and_progress_are_shown(
     steps = [0, 1, 2, 3]
     assert seen == {f"finetune/{n}": steps for n in ("loss", "accuracy", "learning_rate")}
     shown = capsys.readouterr().err
-    assert "epochs" in shown
-    assert "accuracy=" in shown
-    assert "loss=" in shown
+    assert "epoch 4/4, loss 0." in shown
+    assert "validation accuracy 1.0" in shown
 
 
 def poison(data: Batches, value: float) -> Batches:
