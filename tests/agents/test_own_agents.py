@@ -19,7 +19,7 @@ from amc_compress.examples.own_agent import CrossEntropy
 SOURCE = """
 from typing import Any
 
-from agents import Agent, make_agent
+from amc_compress.agents import Agent, make_agent
 
 class Mine(Agent):
     name = "mine"

@@ -15,7 +15,7 @@ from amc_compress.user_code import place_of
 SOURCE = """
 import os, sys
 from torch import nn
-from agents import Agent, RandomSearch
+from amc_compress.agents import Agent, RandomSearch
 from amc_env import CostModel
 from more_code import fail
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_python_is_named_with_its_line(
 WRONG = """
 import sys
 from torch import nn
-from agents import RandomSearch
+from amc_compress.agents import RandomSearch
 class Wide(nn.Module):
     def forward(self, x):
         return x @ x.new_zeros(3, 10)

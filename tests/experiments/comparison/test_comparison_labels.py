@@ -41,7 +41,7 @@ def test_searches_that_would_know_of_others_are_rejected(label):
 
 def test_what_an_agent_of_the_users_calls_a_policy_is_its_own_affair(tmp_path, monkeypatch):
     source = """
-from agents import Agent
+from amc_compress.agents import Agent
 
 class Mine(Agent):
     name = "mine"

@@ -183,7 +183,7 @@ def test_a_command_that_fails_leaves_no_folder(
 
 
 AGENT = """
-from agents import RandomSearch
+from amc_compress.agents import RandomSearch
 class Mine(RandomSearch):
     def run(self, search):
         for _ in range(3):
