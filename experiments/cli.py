@@ -210,7 +210,7 @@ def _verb(arguments: Sequence[str]) -> str:
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
     if _verb(arguments) in _CONTINUING:
-        return "Interrupted; nothing is lost. Repeat the command to go on."
+        return "Interrupted; nothing is lost. Repeat the command to resume."
     if _verb(arguments) not in _RESUMING:
         return "Interrupted."
     again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]

@@ -88,3 +88,14 @@ RUNNABLE = [
 def test_commands_run_here_with_few_episodes_and_epochs(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(shorter(words)) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files_and_headings(page):
+    for place, heading in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), place
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            known = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert heading in known, f"{place}#{heading}"

@@ -217,7 +217,7 @@ class CostTable:
             document = parse_json(text)
         except ValueError as error:
             raise CostTableError(
-                f"{name} is no JSON or cut short ({error}); restore it, or measure it again with "
+                f"{name} is not JSON, or cut short ({error}); restore it, or measure it again with "
                 f"amc latency-table."
             ) from error
         if not isinstance(document, dict) or document.get("format") != TABLE_FORMAT:

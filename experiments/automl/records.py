@@ -139,7 +139,7 @@ class ResultsFile:
             found = read_results(path)
             if found.protocol != protocol:
                 raise RunFolderError(
-                    f"{path} was begun with {_told(found.protocol, protocol)}, now it is "
+                    f"{path} was started with {_told(found.protocol, protocol)}, now it is "
                     f"{_told(protocol, found.protocol)}; give the same --seconds, or choose "
                     f"another --out."
                 )

@@ -129,7 +129,7 @@ def run(
 
     A training is killed at the hard limit, the soft one and a sixth of it (at
     least a minute). Failures become rows with their reason. Each row is
-    written at once: an interrupted run goes on when the command is repeated,
+    written at once: an interrupted run resumes when the command is repeated,
     and nothing is trained twice. Nothing else should run meanwhile.
 
     Examples:

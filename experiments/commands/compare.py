@@ -109,7 +109,7 @@ def compare(
     """Compare agents on the same tasks: equal evaluations, several seeds, honest statistics.
 
     Every search is written to OUT/results.jsonl when it ends; the same command
-    goes on where it was interrupted, and more agents, tasks or seeds are added
+    resumes after an interruption, and more agents, tasks or seeds are added
     by asking for them. Equal plans are evaluated once. What
     fails stops nothing else; the exit code is 1 then.
     OUT/report.html says who won and which differences are real;

@@ -56,7 +56,7 @@ def latency_table(
     """Measure how long every layer takes at the widths and bits a search may choose.
 
     The table belongs to this machine and this version of the runtime. It is
-    written after every network, so an interrupted measurement goes on when
+    written after every network, so an interrupted measurement resumes when
     the command is repeated. Nothing else should run meanwhile. Weights do
     not matter.
 

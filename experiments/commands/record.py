@@ -45,7 +45,7 @@ def record(
 
     The file plays as an environment in which an evaluation takes a third of a
     millisecond. Every evaluation is kept in FOLDER/judgements as it is made, so
-    the same command goes on where it was interrupted.
+    the same command resumes after an interruption.
 
     Examples:
 

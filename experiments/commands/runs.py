@@ -47,7 +47,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
         amc compress --learner deep --budget bytes=0.1 --out runs/deep
         amc compress --budget macs=0.2 --progressive 3 --out runs/fifth
     \b
-      It was interrupted; go on where it stopped:
+      Resume an interrupted run:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
     config = config_of(ctx)  # before the imports, so that mistakes are answered at once
@@ -64,7 +64,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
 def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
     """Look for the best plan only; stops after plan.json.
 
-    `amc finetune OUT`, `amc export OUT` and `amc report OUT` go on from there,
+    `amc finetune OUT`, `amc export OUT` and `amc report OUT` continue from there,
     and so does `amc compress --out OUT --resume` with the same options.
 
     Examples:

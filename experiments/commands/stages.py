@@ -28,7 +28,7 @@ def finetune(
 
     A run that was fine-tuned before is fine-tuned anew, from the pruned
     network; `amc export DIR` then makes its other files again. An interrupted
-    fine-tuning goes on with --resume.
+    fine-tuning resumes with --resume.
 
     Examples:
 

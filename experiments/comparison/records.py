@@ -239,8 +239,8 @@ def check_unchanged(known: TaskFacts, facts: TaskFacts, path: Path) -> None:
     changed = [k for k, v in asdict(known).items() if v != asdict(facts)[k]]
     if changed:
         raise RunFolderError(
-            f"The task {facts.name!r} is not what it was when {path} was begun: other "
-            f"{', '.join(changed)}. Compare with the data, weights and options of then, or in a "
+            f"The task {facts.name!r} is not what it was when {path} was started: other "
+            f"{', '.join(changed)}. Compare with the same data, weights and options, or in a "
             f"new folder."
         )
 

@@ -277,7 +277,7 @@ class RunFolder:
         if in_vain and not self._holds_work():
             remove_run(self.path, self._made)
         elif error is not None and not self.is_done("search") and not self._has_evaluated():
-            # The options of a search that came to nothing may be others the next time.
+            # The options of a search without trials may be others the next time.
             with contextlib.suppress(OSError):  # the disk may be full
                 self._stages.pop("search", None)
                 self._write_state()

@@ -64,7 +64,7 @@ class WithWeights:
     Args:
         network: Plain, float32, in eval mode.
         taken: What was taken from the weights file, as ``load_weights`` says it.
-        notes: What was done to come to a plain float32 network.
+        notes: What was done to make a plain float32 network.
     """
 
     network: nn.Module
@@ -209,7 +209,7 @@ def load_original(folder: RunFolder) -> nn.Module:
     """Returns the uncompressed network of a run, in eval mode.
 
     Raises:
-        RunFolderError: If the run has not come to one yet.
+        RunFolderError: If the run has none yet.
         InputDataError: If the file is damaged.
     """
     path = folder / "original.safetensors"

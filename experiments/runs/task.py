@@ -172,7 +172,7 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
         with_budget: Whether a search follows, so that there must be something to cut.
 
     Returns:
-        Sentences for the user: what was done to the network to come to a plain float32 one, and,
+        Sentences for the user: what was done to make the network a plain float32 one, and,
         where a search follows, what to know about the costs of its plans.
 
     Raises:

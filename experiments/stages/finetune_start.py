@@ -27,7 +27,7 @@ class Start:
     Args:
         network: In eval mode.
         kept: Channel group -> units of the original that stay.
-        seconds: What it took to come to it, beyond the search.
+        seconds: Time spent on it, beyond the search.
     """
 
     network: nn.Module

@@ -160,7 +160,7 @@ def _before_finetuning(config: RunConfig) -> str:
 
 
 def outcome(stage: str, task: Task) -> str:
-    """Returns what a stage has come to, in one line."""
+    """Returns the result of a stage in one line."""
     folder = task.folder
     if stage == "report":
         return f"open {folder / 'report.html'}"

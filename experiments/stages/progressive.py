@@ -2,7 +2,7 @@
 
 At high ratios the network that the plans of a single search are evaluated by is broken, and the
 statistics that repair it are those of a network twice its size. Here every stage takes away a
-little, fine-tunes, and searches again from what that came to, as the authors of AMC advise.
+little, fine-tunes, and searches again from the result, as the authors of AMC advise.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ProgressiveResult:
             them takes the weights of ``network``.
         best: The plan of the last stage, evaluated.
         uniform: The uniform plan of the last stage, evaluated.
-        stages: What every stage has come to.
+        stages: The result of every stage.
         learner: Of the last stage, to fine-tune with.
     """
 

@@ -34,7 +34,7 @@ class Form:
     Attributes:
         dtypes: Parameter or buffer -> its type, where that is another than float32, of a network
             that has such weights.
-        notes: What was done to come to a plain float network, for the user.
+        notes: What was done to make a plain float network, for the user.
     """
 
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)

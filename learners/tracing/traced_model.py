@@ -36,7 +36,7 @@ class TracedModel:
             weights, wrappers inside), a copy.
         grouping: Its groups and slots.
         surgeon: Cuts it.
-        notes: What was done to the network to come to one that can be cut, for the user.
+        notes: What was done to make the network cuttable, for the user.
     """
 
     def __init__(

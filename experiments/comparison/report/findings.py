@@ -1,4 +1,4 @@
-"""What a comparison found, in plain words."""
+"""Findings of a comparison, as sentences."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def _meetings(overall: Overall, first: str, others: Sequence[str]) -> str:
     """Sentences on searches of the leader against those of another agent."""
     values = {agent: overall.improvements[first, agent] for agent in others}
     if all(v.low > 0.5 for v in values.values()):
-        return " Whichever other agent it meets, it is more likely than not to win."
+        return " It is more likely than not to win against every other agent."
     unclear = [agent for agent, v in values.items() if v.low <= 0.5 <= v.high]
     lost = [agent for agent, v in values.items() if v.high < 0.5]
     unknown = [agent for agent, v in values.items() if math.isnan(v.low)]
-    text = f" It is not told apart from {_and(unclear)}." if unclear else ""
+    text = f" It is not shown to differ from {_and(unclear)}." if unclear else ""
     if lost:
-        text += f" Yet on a task drawn at random it mostly loses to {_and(lost)}."
+        text += f" On a task drawn at random it mostly loses to {_and(lost)}."
     if unknown and len(unknown) < len(values):
-        text += f" Whether it beats {_and(unknown)} is not known, for want of seeds."
+        text += f" Whether it beats {_and(unknown)} is not known: too few seeds."
     return text
 
 
@@ -123,7 +123,7 @@ def _against(task: TaskAnalysis, agent: str, counted_pairs: str) -> list[str]:
             sentences.append(f"{agent} is really {word} than {_and(_others(real, agent))}{held}.")
     unclear = [d for d in known if not d.is_real]
     if unclear:
-        sentences.append(f"{agent} is not told apart from {_and(_others(unclear, agent))}.")
+        sentences.append(f"{agent} is not shown to differ from {_and(_others(unclear, agent))}.")
     if unknown:
         names = _and(_others(unknown, agent))
         sentences.append(f"Whether {agent} differs from {names} is not known: one seed only.")

@@ -188,6 +188,6 @@ class EvaluationStore:
         if changed := [key for key, value in ours.items() if task.get(key) != value]:
             raise RunFolderError(
                 f"The evaluations in {self.path} are of another task: other "
-                f"{', '.join(changed)}. Evaluate with the data, weights and options of then, or "
+                f"{', '.join(changed)}. Evaluate with the same data, weights and options, or "
                 f"into a new file."
             )

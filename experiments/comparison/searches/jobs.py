@@ -64,7 +64,7 @@ class Job:
 
 
 def carried_out(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
-    """Yields what jobs come to, in the order in which they end.
+    """Yields the results of jobs, in the order in which they end.
 
     A process that is killed takes the whole pool with it, and there is no telling whose it was. So
     the searches that were running are made again one by one, each in a process of its own; only

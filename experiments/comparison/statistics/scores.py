@@ -41,7 +41,7 @@ class Sample:
     Args:
         seeds: Their seeds, ascending.
         rewards: Best reward of each, shape (seeds,).
-        imputed: How many of them are the uniform plan's reward for want of a plan of their own.
+        imputed: How many of them are the uniform plan's reward, without a plan of their own.
         is_fixed: Whether the agent is declared deterministic by its agent.
     """
 
@@ -130,7 +130,7 @@ class ScoreMatrices:
         tasks: Names of the tasks, in the order of the columns.
         scores: Agent -> scores, shape (seeds, tasks). Seeds of different tasks are independent of
             each other, so a row means nothing: every column is sorted.
-        imputed: Agent -> how many scores are the uniform plan's for want of one of their own.
+        imputed: Agent -> how many scores are the uniform plan's, without one of their own.
         notes: What was left out, one sentence each.
     """
 
@@ -160,8 +160,8 @@ def select(results: Results) -> Comparison:
     results, unopened = _of_opened_tasks(results)
     if not results.searches:
         raise ComparisonError(
-            f"Expected a task that could be opened, got none; mend what is said here and repeat "
-            f"the comparison. {' '.join(unopened)}"
+            f"Expected a task that could be opened, got none; fix the errors listed here and "
+            f"repeat the comparison. {' '.join(unopened)}"
         )
     evaluations = {
         task: _usual_evaluations([s for s in results.searches if s.task == task])

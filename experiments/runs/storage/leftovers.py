@@ -47,7 +47,7 @@ _WORTHLESS = (
 
 
 def remove_run(path: Path, made: Sequence[Path]) -> None:
-    """Removes a run that came to nothing, and the folders that were made for it, if empty."""
+    """Removes a run without content, and the folders made for it, if empty."""
     remove_leftovers(path)
     for name in _WORTHLESS:
         place = path / name

@@ -90,7 +90,7 @@ def test_an_interrupted_run_says_how_to_go_on(fails, tmp_path, monkeypatch):
 
     monkeypatch.setattr(protocol, "run_limited", interrupted)
     sentence = fails(*arguments(tmp_path / "results.jsonl"), code=1)
-    assert sentence == "amc: Interrupted; nothing is lost. Repeat the command to go on."
+    assert sentence == "amc: Interrupted; nothing is lost. Repeat the command to resume."
 
 
 @pytest.mark.usefixtures("fakes")

@@ -160,7 +160,7 @@ def test_findings_say_who_won_and_which_differences_are_real():
     assert sentences[1] == (
         "good is really better than bad, also when all 3 pairs are counted together (Holm)."
     )
-    assert sentences[2] == "good is not told apart from near."
+    assert sentences[2] == "good is not shown to differ from near."
     assert sentences[3] == "Of 3 pairs of agents 2 really differ, 2 with Holm's correction."
 
 
@@ -189,13 +189,13 @@ def test_the_leader_is_not_said_to_win_against_an_agent_that_mostly_beats_it():
     assert analysis.overall.agents[0] == "A"
     (sentence,) = overall_findings(analysis)
     assert "Whichever" not in sentence
-    assert sentence.endswith("Yet on a task drawn at random it mostly loses to B.")
+    assert sentence.endswith("On a task drawn at random it mostly loses to B.")
 
 
 def test_the_leader_that_beats_all_others_is_said_to():
     found = results({"t": {"a": [0.8, 0.81, 0.82], "b": [0.7, 0.71, 0.72], "uniform": [0.6]}})
     (sentence,) = overall_findings(analyse(found, resamples=QUICK))
-    assert sentence.endswith("Whichever other agent it meets, it is more likely than not to win.")
+    assert sentence.endswith("It is more likely than not to win against every other agent.")
 
 
 def test_one_seed_of_an_agent_with_chance_tells_nothing():
@@ -207,7 +207,7 @@ def test_one_seed_of_an_agent_with_chance_tells_nothing():
         "Of 1 pair of agents 1 really differ, 1 with Holm's correction.",
     ]
     assert overall_findings(analysis)[0].endswith(
-        "Whether it beats tpe is not known, for want of seeds."
+        "Whether it beats tpe is not known: too few seeds."
     )
     assert analysis.notes[:2] == (
         "On t there is one seed only of tpe: no intervals, and no difference from it is called "
