@@ -195,7 +195,7 @@ def only_one(path: Path, lock: Path | None = None) -> Iterator[None]:
 
     Args:
         path: What is worked on.
-        lock: The file that is locked; one beside ``path`` if not given.
+        lock: The file that is locked; one next to ``path`` if not given.
 
     Raises:
         RunFolderError: If another process is at it.
@@ -225,7 +225,7 @@ class JsonLines:
     """A file of JSON documents, one a line, to which rows are added as they come.
 
     A last line without its newline was cut short: its process was killed, or the disk was full. It
-    is not read, and whoever adds the next row removes it. Several processes may add rows.
+    is not read, and the next added row replaces it. Several processes may add rows.
 
     Args:
         path: The file.
