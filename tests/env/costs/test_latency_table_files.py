@@ -85,7 +85,7 @@ CELL = ("layers", 0, "values", "fp32", 0, 0)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (lambda: json.dumps(document())[:-40], r"no JSON or cut short"),
+        (lambda: json.dumps(document())[:-40], r"not JSON, or cut short"),
         (lambda: "[]", r"no cost table"),
         (lambda: damaged("version", value=2), r"version 2, this release reads version 1"),
         (lambda: damaged("quantity", value="speed"), r"latency or energy, got 'speed'"),
