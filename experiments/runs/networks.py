@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -35,6 +36,9 @@ _UNFIT = (
     CompressionError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError,
     RuntimeError,
 )  # fmt: skip
+_TRACED: WeakKeyDictionary[RunFolder, tuple[tuple[int, int] | None, TracedModel]] = (
+    WeakKeyDictionary()
+)
 
 
 def example_input(facts: TaskFacts) -> Tensor:
@@ -222,19 +226,16 @@ def load_original(folder: RunFolder) -> nn.Module:
     return model.eval()
 
 
-def load_smaller(folder: RunFolder, name: str, traced: TracedModel | None = None) -> nn.Module:
+def load_smaller(folder: RunFolder, name: str) -> nn.Module:
     """Returns a compressed network of a run: the original, cut, masked, quantized, and its tensors.
 
     Args:
         folder: The run.
         name: ``"pruned.safetensors"`` (before fine-tuning) or ``"model.safetensors"``.
-        traced: The traced original, where the caller has it already.
     """
     path = folder / name
     shape = read_shape(path)
-    if traced is None:
-        traced = trace_original(folder, load_original(folder))
-    model = _of_shape(traced, shape, path)
+    model = _of_shape(trace_original(folder), shape, path)
     load_weights(model, path)
     return model.eval()
 
@@ -251,9 +252,23 @@ def _of_shape(traced: TracedModel, shape: Shape, path: Path) -> nn.Module:
         ) from error
 
 
-def trace_original(folder: RunFolder, model: nn.Module) -> TracedModel:
-    """Traces a run's network as its search did."""
-    return trace(model, example_input(folder.facts), ignore=folder.config.ignore)
+def trace_original(folder: RunFolder) -> TracedModel:
+    """Returns a run's network, traced as its search did; every stage gets the same, to look at.
+
+    Tracing proves every cut, which takes long: it is done again only if the file is another one.
+
+    Raises:
+        RunFolderError: If the run has not come to a network yet.
+        InputDataError: If the file is damaged.
+    """
+    path = folder / "original.safetensors"
+    state = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
+    found = _TRACED.get(folder)
+    if found is None or found[0] != state:
+        example = example_input(folder.facts)
+        found = state, trace(load_original(folder), example, ignore=folder.config.ignore)
+        _TRACED[folder] = found
+    return found[1]
 
 
 def compressed_name(folder: RunFolder) -> str:

@@ -113,7 +113,7 @@ class Task:
     @cached_property
     def problem(self) -> Problem:
         """What the search decides, and what its plans cost."""
-        return make_problem(self.config, trace_original(self.folder, self.original.cpu()))
+        return make_problem(self.config, trace_original(self.folder))
 
 
 def check_search_options(config: RunConfig) -> None:

@@ -36,8 +36,7 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
     folder = RunFolder.open(directory, trust=trust, uses=("model",))
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
-    traced = trace_original(folder, network)
-    problem = make_problem(folder.config, traced, tables=False)
+    problem = make_problem(folder.config, trace_original(folder), tables=False)
     data = load_splits(folder.config)
     folder.check_facts(facts_of(data))
     loader = data.test
@@ -45,7 +44,7 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
         size = (folder / "original.safetensors").stat().st_size
         return measure(network, problem.original(), loader, size)
     name = compressed_name(folder)
-    small = load_smaller(folder, name, traced)
+    small = load_smaller(folder, name)
     costs = predicted_costs(problem, folder.read_plan())
     return measure(small, costs, loader, _file_size(folder, name))
 

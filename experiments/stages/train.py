@@ -87,7 +87,7 @@ def write_training_results(task: Task) -> Path:
     folder, config = task.folder, task.config
     path = folder / "model.safetensors"
     write_atomic(path, (folder / "original.safetensors").read_bytes())
-    graph = trace_original(folder, task.original).graph
+    graph = trace_original(folder).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
     measured = measure(task.original, costs, task.data.test, path.stat().st_size)
     stage = folder.results("train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from amc_compress.cli import run
 from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.networks import trace_original
 
 
 def stages(folder: Path) -> dict[str, object]:
@@ -38,3 +40,11 @@ def test_a_folder_named_like_the_embedded_data_does_not_replace_them(
     monkeypatch.chdir(tmp_path)
     assert RunFolder.open(copy).config.data == "digits"
     assert run(["evaluate", str(copy)]) == 0
+
+
+def test_the_original_is_traced_once_while_its_file_stays_the_same(copy: Path) -> None:
+    folder = RunFolder.open(copy)
+    traced = trace_original(folder)
+    assert trace_original(folder) is traced
+    os.utime(copy / "original.safetensors")
+    assert trace_original(folder) is not traced
