@@ -11,43 +11,61 @@ import torch
 from hypothesis import settings
 from support.once import SharedFolders
 
+from amc_compress.agents.testing import AgentContract
 from amc_compress.learners.testing import LearnerContract
 
+pytest_plugins = ["support.finished_runs"]
 settings.register_profile("fast")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ON_EVERY_NETWORK = {
-    "test_an_uncut_plan_has_the_original_accuracy",
-    "test_costs_promised_are_costs_delivered",
-    "test_judgement_agrees_with_the_compressed_network",
-    "test_a_compressed_network_has_finite_outputs_for_every_class",
-    "test_an_environment_can_be_made_of_it",
-    "test_files_are_not_larger_than_budgets_count",
+    LearnerContract.test_an_uncut_plan_has_the_original_accuracy,
+    LearnerContract.test_costs_promised_are_costs_delivered,
+    LearnerContract.test_evaluation_agrees_with_the_compressed_network,
+    LearnerContract.test_a_compressed_network_has_finite_outputs_for_every_class,
+    LearnerContract.test_an_environment_can_be_made_of_it,
 }
-"""Tests of the learners' contract whose numbers depend on the network.
+"""Of the contract of learners, what depends on the network's numbers; one network does for the
+others."""
 
-``make test`` runs the others on the residual network alone, ``make test-all`` on every one.
-"""
-
+OF_EVERY_AGENT = {
+    AgentContract.test_a_warm_start_of_another_network_is_rejected,
+    AgentContract.test_takes_the_environment_as_gymnasium_makes_it,
+    AgentContract.test_rejects_a_senseless_number_of_episodes,
+    AgentContract.test_rejects_what_is_no_compression_environment,
+    AgentContract.test_rejects_an_evaluation_that_is_no_number,
+}
+"""Of the contract of agents, what their base class does; one agent does for all."""
 
 APART = (
     "experiments/automl",
     "experiments/benchmarks",
     "experiments/examples/test_single_file_scripts.py",
 )
-"""What is in the tree and not in the package, and of which ``make test-all`` runs the tests."""
+"""Tests of what is in the tree and not in the package."""
+
+
+def repeats(item: pytest.Function) -> bool:
+    """Whether a case goes the same way as another one that is quick or runs anyway."""
+    cls, name = item.cls or object, item.originalname
+    if issubclass(cls, LearnerContract):
+        chosen = {test.__name__ for test in ON_EVERY_NETWORK}
+        return name not in chosen and item.callspec.params["name"] != "residual"
+    if issubclass(cls, AgentContract):
+        return (
+            name in {test.__name__ for test in OF_EVERY_AGENT} and cls.__name__ != "TestLocalSearch"
+        )
+    return False
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves to ``make test-all`` what would only repeat, and what is not in the package."""
     apart = tuple(str(Path(__file__).parent / place) for place in APART)
     for item in items:
-        if str(item.path).startswith(apart):
-            item.add_marker(pytest.mark.slow)
-        cls = item.cls if isinstance(item, pytest.Function) else None
-        if not issubclass(cls or object, LearnerContract):
-            continue
-        if item.originalname not in ON_EVERY_NETWORK and "residual" not in item.name:
+        if str(item.path).startswith(apart) or (
+            isinstance(item, pytest.Function) and repeats(item)
+        ):
             item.add_marker(pytest.mark.slow)
 
 

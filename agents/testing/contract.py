@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from amc_compress.agents import Agent, LocalSearch, Trial
+from amc_compress.agents import Agent, LocalSearch, SearchResult, Trial
 from amc_env import CompressionEnv, CompressionPlan, EvaluationError, PlanMismatchError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
@@ -71,6 +71,15 @@ class AgentContract:
         """
         raise NotImplementedError
 
+    _searched: ClassVar[dict[tuple[type, int], SearchResult]] = {}
+
+    def searched(self, seed: int) -> SearchResult:
+        """Return the result of a search in :func:`make_env`, made once for all tests."""
+        key = (type(self), seed)
+        if key not in self._searched:
+            self._searched[key] = self.make().search(make_env(), EPISODES, seed=seed)
+        return self._searched[key]
+
     def test_every_plan_meets_the_budget_above_and_below(self) -> None:
         env = make_env(6, "macs=0.4:0.5,params=0.6")
         result = self.make().search(env, EPISODES, seed=0)
@@ -86,24 +95,22 @@ class AgentContract:
         assert [t.episode for t in result.trials] == list(range(len(result.trials)))
 
     def test_returns_the_best_of_its_trials(self) -> None:
-        result = self.make().search(make_env(), EPISODES, seed=0)
+        result = self.searched(5)
         assert result.reward == max(t.reward for t in result.trials if t.within_budget)
         assert result.best_trial.reward == result.reward
         assert result.plan == result.best_trial.plan
 
     def test_never_ends_below_the_uniform_plan_unless_it_never_tried_it(self) -> None:
-        env = make_env()
-        result = self.make().search(env, EPISODES, seed=0)
+        env, result = make_env(), self.searched(5)
         if any(trial.source == "uniform" for trial in result.trials):
             assert result.reward >= env.evaluate(env.uniform_plan()).reward
 
     def test_same_seed_gives_the_same_trials(self) -> None:
-        one = self.make().search(make_env(), EPISODES, seed=5)
-        two = self.make().search(make_env(), EPISODES, seed=5)
-        assert facts(one.trials) == facts(two.trials)
+        again = self.make().search(make_env(), EPISODES, seed=5)
+        assert facts(again.trials) == facts(self.searched(5).trials)
 
     def test_another_seed_changes_nothing_for_agents_that_say_so(self) -> None:
-        one, two = (self.make().search(make_env(), EPISODES, seed=s) for s in (5, 6))
+        one, two = self.searched(5), self.searched(6)
         if self.make().deterministic:
             assert facts(one.trials) == facts(two.trials)
         else:
@@ -111,15 +118,16 @@ class AgentContract:
 
     def test_an_agent_can_search_twice(self) -> None:
         agent = self.make()
-        one = agent.search(make_env(), EPISODES, seed=5)
-        assert facts(agent.search(make_env(), EPISODES, seed=5).trials) == facts(one.trials)
+        for seed in (6, 5):
+            again = agent.search(make_env(), EPISODES, seed=seed)
+            assert facts(again.trials) == facts(self.searched(seed).trials)
 
     def test_a_killed_search_replays_from_its_record_without_evaluating_again(self) -> None:
-        whole = self.make().search(make_env(), EPISODES, seed=2)
+        whole = self.searched(5)
         env = make_env()
         for trial in whole.trials[:4]:
             env.remember(trial.plan, trial.accuracy)
-        resumed = self.make().search(env, EPISODES, seed=2)
+        resumed = self.make().search(env, EPISODES, seed=5)
         assert facts(resumed.trials) == facts(whole.trials)
         distinct = {trial.plan for trial in whole.trials}
         remembered = {trial.plan for trial in whole.trials[:4]}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import QUICK
-from support.once import SharedFolders
 
 from amc_compress.cli import run
+from support.command_line import QUICK
+from support.once import SharedFolders
 
 
 @pytest.fixture(scope="session")
