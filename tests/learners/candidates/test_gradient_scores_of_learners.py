@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from support.gradient_scores import DATA, X, Y, rows_of, shift_gradients, slow_rise
+from support.selection import quick
 
 from amc_compress.learners import (
     ChannelPruning,
@@ -151,7 +152,7 @@ def test_scores_without_repair_count_the_cut_inputs_and_the_mean():
 
 @pytest.mark.parametrize("kind", ["weight_bits", "activation_bits"])
 @pytest.mark.parametrize("maker", [UniformQuantization, CodebookQuantization])
-@pytest.mark.parametrize("proxy", ["recalibration", "none"])
+@pytest.mark.parametrize("proxy", quick(["recalibration", "none"], "recalibration"))
 def test_scores_of_bits_are_those_of_a_loop_over_images(kind, maker, proxy):
     options = {"init": "quantile"} if maker is CodebookQuantization else {}
     learner = maker(

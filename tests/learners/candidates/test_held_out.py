@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.selection import quick
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -87,7 +88,7 @@ def bytes_held(value: object) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("kind", quick(MAKE, "channels", "uniform"))
 def test_what_is_held_does_not_grow_with_the_images_that_no_episode_uses(kind: str) -> None:
     model = make_model("plain")
     learners = [

@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from contracts.precision_contract import PrecisionContract
+from support.once import copies
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, GroupLassoPruning, RemasteredPruning
@@ -32,6 +34,7 @@ class TestGroupLassoPruning(PrecisionContract):
         return GroupLassoPruning(model, example, calibration, validation, **options)
 
 
+@copies
 def prepared(make, model, **options):
     options = {"precision": "fp32", "round_to": 4, **options}
     return make(model, EXAMPLE, make_data(96, 2), make_data(64, 3), **options)
@@ -195,7 +198,7 @@ def network(name):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["residual", "depthwise", "grouped"])
+@pytest.mark.parametrize("name", quick(["residual", "depthwise", "grouped"], "grouped"))
 def test_selections_lose_less_than_random_ones(make, name):
     learner = prepared(make, network(name), round_to=1, n_calibration=48)
     own = learner.layer_errors()
