@@ -25,7 +25,7 @@ Start with: amc automl setup all
 _ROOT = Path("~/.cache/amc-compress/automl")
 
 Root = Annotated[Path, typer.Option(help="Folder of the frameworks' environments.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no chatter.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Name = Annotated[
     str, typer.Argument(help="tpot, h2o, auto-sklearn, auto_ml, or all.", show_default=False)
@@ -59,7 +59,8 @@ ResultsOut = Annotated[
     Path, typer.Option(help="The results, a JSONL file; continued if it exists.")
 ]
 Source = Annotated[
-    Path, typer.Argument(metavar="RESULTS", help="What `run` wrote.", show_default=False)
+    Path,
+    typer.Argument(metavar="RESULTS", help="Results file of `amc automl run`.", show_default=False),
 ]
 TableOut = Annotated[
     Path | None, typer.Option(help="Markdown file to write; printed if not given.")

@@ -44,9 +44,9 @@ AgentName = Annotated[
         show_default=", ".join(DEFAULT_AGENTS),
     ),
 ]
-Seeds = Annotated[int, typer.Option(help="Searches of every agent on every task.")]
-FirstSeed = Annotated[int, typer.Option(help="The seeds are this one and the following.")]
-Evaluations = Annotated[int, typer.Option(help="Plans that every search may evaluate.")]
+Seeds = Annotated[int, typer.Option(help="Searches per agent and task.")]
+FirstSeed = Annotated[int, typer.Option(help="First seed; the others follow.")]
+Evaluations = Annotated[int, typer.Option(help="Search budget: plans that every search evaluates.")]
 Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
 Data = Annotated[
     Path | None,
@@ -62,7 +62,7 @@ Weights = Annotated[
 Epochs = Annotated[
     int,
     typer.Option(
-        help="Fine-tune the winners for so many epochs, and touch the test set once; 0: not.",
+        help="Epochs of fine-tuning of the winners, then one test evaluation; 0: none.",
     ),
 ]
 Finetuned = Annotated[
@@ -72,7 +72,9 @@ Finetuned = Annotated[
         show_default=False,
     ),
 ]
-FinetuneSeeds = Annotated[int, typer.Option(help="Only those of the first so many seeds; 0: all.")]
+FinetuneSeeds = Annotated[
+    int, typer.Option(help="Fine-tune the winners of this many seeds; 0: all.")
+]
 Reference = Annotated[
     str,
     typer.Option(help="Agent that the report compares all others with.", show_default=False),
@@ -106,7 +108,7 @@ def compare(
     listing: Listing = False,
     only_report: OnlyReport = False,
 ) -> None:
-    """Compare agents on the same tasks: equal evaluations, several seeds, honest statistics.
+    """Compare agents on the same tasks, with equal evaluations, over several seeds.
 
     Every search is written to OUT/results.jsonl when it ends; the same command
     resumes after an interruption, and more agents, tasks or seeds are added

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _RUNTIMES = ("onnxruntime",)
 
 Out = Annotated[Path, typer.Option(help="The table, a JSON file; continued if it exists.")]
-Runtime = Annotated[str, typer.Option(help="What runs the network: onnxruntime (one thread).")]
+Runtime = Annotated[str, typer.Option(help="Runtime: onnxruntime (one thread).")]
 Batch = Annotated[int, typer.Option(help="Images per call.")]
 Shape = Annotated[str, typer.Option("--input", help="One image: channels x height x width.")]
 Classes = Annotated[int, typer.Option(help="Outputs of the network.")]

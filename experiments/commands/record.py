@@ -13,7 +13,7 @@ from amc_compress.commands.options import takes
 if TYPE_CHECKING:
     from amc_env.recorded_tasks.recorded_file import RecordedTask
 
-TaskName = Annotated[str, typer.Option(help="Which one; `amc compare --list` shows them.")]
+TaskName = Annotated[str, typer.Option(help="Name of the task; `amc compare --list` shows them.")]
 Out = Annotated[Path, typer.Option(help="The file, TASK.npz.")]
 Folder = Annotated[
     Path,
@@ -26,7 +26,7 @@ Plans = Annotated[int, typer.Option(help="Plans of the Latin hypercube.")]
 Rounds = Annotated[
     int, typer.Option(help="Rounds of searches on the surrogate, evaluated for real.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws the plans.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the plans.")]
 
 
 @takes("quiet", "debug")
