@@ -32,11 +32,11 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@echo "Training a small network on 1,797 handwritten digits, searching 100 episodes for a plan with"
+	@echo "Training a small network on 1,797 handwritten digits, evaluating 100 plans with"
 	@echo "half of its multiply-adds, fine-tuning, exporting to ONNX and reporting, in $(DEMO)."
 	@echo "An interrupted demo goes on where it stopped; remove $(DEMO) to start anew."
 	@$(BIN)/amc compress --model digitsnet --data digits --budget macs=0.5 --agent ddpg-one-shot \
-		--episodes 100 --seed 0 --out $(DEMO) --resume
+		--evaluations 100 --seed 0 --out $(DEMO) --resume
 
 names:
 	@rm -rf $(NAMES) && mkdir -p $(NAMES)/amc_compress

@@ -34,8 +34,8 @@ def commands(page: Path) -> list[list[str]]:
 
 def shorter(words: list[str]) -> list[str]:
     """The arguments of a command, with few episodes and epochs."""
-    few = {"compare": ["--evaluations", "3", "--seeds", "2"], "search": ["--episodes", "3"]}
-    return [*words[1:], *few.get(words[1], ["--episodes", "3", "--epochs", "1"])]
+    few = {"compare": ["--evaluations", "3", "--seeds", "2"], "search": ["--evaluations", "3"]}
+    return [*words[1:], *few.get(words[1], ["--evaluations", "3", "--epochs", "1"])]
 
 
 def named(pages: list[Path]) -> list:

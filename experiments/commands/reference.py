@@ -32,6 +32,8 @@ evaluations: 200
 The `config.json` of a run is such a file too. The command line wins over the file. Relative paths
 start at the current directory. Code that a file names runs only where the command line names the
 same, or with `--trust` ([trust](trust.md)).
+
+`amc --install-completion` lets your shell complete options, and the words that they take.
 """
 
 

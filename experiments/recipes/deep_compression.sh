@@ -23,4 +23,4 @@ shift $(($# > 3 ? 3 : $#))
 
 amc compress --model resnet20 --data "$data" --weights "$weights" --out "$out" --resume \
     --validation-split tail --validation-size 5000 --learner deep --weight-bits 2-8 \
-    --budget bytes=0.05 --agent ddpg --episodes 200 --epochs 30 "$@"
+    --budget bytes=0.05 --agent ddpg --evaluations 200 --epochs 30 "$@"

@@ -37,5 +37,5 @@ shift $(($# > 3 ? 3 : $#))
 amc compress --model mobilenet_v2_fast --data "$data" --weights "$weights" --out "$out" --resume \
     --learner uniform --weight-bits 2-8 --activation-bits 2-8 --first-last-bits 8 \
     --granularity tensor --weight-range kl --activation-range minmax --learned-steps \
-    --budget bops=0.0375 --action absolute --reward haq --agent ddpg --episodes 600 \
+    --budget bops=0.0375 --action absolute --reward haq --agent ddpg --evaluations 600 \
     --finetune-steps 20 --n-validation 1000 --epochs 30 "$@"

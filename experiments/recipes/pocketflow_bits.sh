@@ -31,5 +31,5 @@ shift $(($# > 3 ? 3 : $#))
 
 amc compress --model resnet20 --data "$data" --weights "$weights" --out "$out" --resume \
     --learner uniform --weight-bits 2-8 --activation-bits 16 --first-last-bits 8 \
-    --budget mean_bits=4/32 --action absolute --reward accuracy --agent ddpg --episodes 200 \
+    --budget mean_bits=4/32 --action absolute --reward accuracy --agent ddpg --evaluations 200 \
     --epochs 30 "$@"

@@ -32,7 +32,7 @@ compress() {
     name=$1
     shift
     amc compress --model resnet20 --data "$data" --weights "$weights" --out "$out-$name" --resume \
-        --validation-split tail --validation-size 5000 --agent ddpg --episodes 200 --epochs 30 "$@"
+        --validation-split tail --validation-size 5000 --agent ddpg --evaluations 200 --epochs 30 "$@"
 }
 
 compress channels --learner channels --criterion lasso --budget macs=0.5 "$@"

@@ -18,6 +18,6 @@ for seed in 0 1 2; do
     amc compress --model resnet20 --data "$data" --weights "$weights" --out "$out-$seed" --resume \
         --validation-split tail --validation-size 5000 --seed "$seed" \
         --learner joint --weight-bits 2-8 --activation-bits 8 --budget macs=0.5,bytes=0.12 \
-        --agent ddpg --episodes 200 --epochs 30 "$@"
+        --agent ddpg --evaluations 200 --epochs 30 "$@"
 done
 python -m amc_compress.benchmarks.agents.compare_runs "$out"-[0-9]

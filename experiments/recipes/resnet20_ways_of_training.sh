@@ -9,7 +9,7 @@
 set -euo pipefail
 data=$1 weights=$2 out=${3:-runs/r20-ways} resnet56=${4:-} only=${5:-}
 options=(--model resnet20 --data "$data" --weights "$weights" --budget macs=0.3 --criterion lasso
-    --round-to 4 --agent local --episodes 60 --n-validation 2000 --validation-split tail
+    --round-to 4 --agent local --evaluations 60 --n-validation 2000 --validation-split tail
     --validation-size 5000 --learning-rate 0.02 --resume)
 
 way() {

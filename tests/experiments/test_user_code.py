@@ -91,7 +91,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def options(own: str) -> list[str]:
     return ["--model", f"{own}:make", "--agent", f"{own}:Mine", "--reward", f"{own}:reward",
-            "--cost", f"own={own}:Cost", "--budget", "macs=0.6,own=0.9", "--episodes", "4",
+            "--cost", f"own={own}:Cost", "--budget", "macs=0.6,own=0.9", "--evaluations", "4",
             "--epochs", "1", "--train-epochs", "1", "--precision", "fp32", "--round-to", "4",
             "--out", "run", "--quiet"]  # fmt: skip
 

@@ -38,8 +38,8 @@ from amc_compress.runs.networks import load_compressed
         (["--proxy", "guess"], "guess"),
         (["--weights", "missing.safetensors"], "no weights file"),
         (["--teacher", "mother"], "--teacher"),
-        (["--episodes", "many"], "--episodes"),
-        (["--episodes", "0"], "--episodes"),
+        (["--evaluations", "many"], "--evaluations"),
+        (["--evaluations", "0"], "--evaluations"),
         (["--device", "abacus"], "abacus"),
         (["--mean", "a,b"], "--mean"),
         (["--ignore", "no_such_layer"], "no_such_layer"),
@@ -51,7 +51,7 @@ def test_mistake_gives_one_sentence_and_leaves_no_folder(
 ) -> None:
     out = tmp_path / "run"
     base = [] if "--model" in options else ["--weights", WEIGHTS]
-    sentence = fails("compress", *base, "--episodes", "2", *options, "--out", str(out), "-q")
+    sentence = fails("compress", *base, "--evaluations", "2", *options, "--out", str(out), "-q")
     assert message in sentence
     assert not out.exists()
 
@@ -100,7 +100,7 @@ def test_network_of_the_users_own_that_does_not_fit_is_rejected(
 
 
 def test_network_of_the_users_own_is_trained_and_compressed(nets: str) -> None:
-    options = ["--model", f"{nets}:mine", "--train-epochs", "1", "--episodes", "2"]
+    options = ["--model", f"{nets}:mine", "--train-epochs", "1", "--evaluations", "2"]
     assert run(["compress", *options, "--epochs", "1", "--no-export", "--out", "run", "-q"]) == 0
     assert json.loads(Path("run/summary.json").read_text())["cost_ratio"]["macs"] <= 0.5
     assert sum(p.numel() for p in load_compressed("run", trust=True).parameters()) > 0
@@ -183,7 +183,7 @@ def test_folder_that_is_no_run_is_rejected(
 
 def test_report_before_the_end_says_what_to_do(tmp_path: Path, fails: Callable[..., str]) -> None:
     out = tmp_path / "run"
-    assert run(["search", "--weights", WEIGHTS, "--episodes", "1", "--agent", "uniform",
+    assert run(["search", "--weights", WEIGHTS, "--evaluations", "1", "--agent", "uniform",
                 "--out", str(out), "-q"]) == 0  # fmt: skip
     assert "amc finetune" in fails("report", str(out))
     assert "finetune" in fails("export", str(out))

@@ -60,6 +60,19 @@ def test_page_of_options_is_made_from_the_declarations() -> None:
     )
 
 
+def test_tables_of_the_docs_give_the_defaults_that_are_declared() -> None:
+    found = []
+    for page in DOCS.glob("learners/*.md"):
+        for table in re.findall(
+            r"^\|[^|\n]*\| default \|.*\n((?:\|.*\n)+)", page.read_text(), re.M
+        ):
+            found += re.findall(r"^\|[^|\n]*`--([\w-]+)[^|\n]*\| `?([^|\n`]*)`? \|", table, re.M)
+    options = [(OPTIONS.get(written.replace("-", "_")), default) for written, default in found]
+    compared = [(str(o.default), default) for o, default in options if o and default[:1].isdigit()]
+    assert len(compared) >= 3
+    assert all(declared == told for declared, told in compared), compared
+
+
 def test_help_shows_what_is_used_every_day_and_where_the_rest_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

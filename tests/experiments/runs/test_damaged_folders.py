@@ -19,7 +19,7 @@ FILES = (
     "config.json", "state.json", "plan.json", "summary.json", "trials.jsonl",
     "original.safetensors", "pruned.safetensors", "model.safetensors", "model.onnx",
 )  # fmt: skip
-SEARCH = ("--weights", WEIGHTS, "--round-to", "4", "--precision", "fp32", "--episodes", "1",
+SEARCH = ("--weights", WEIGHTS, "--round-to", "4", "--precision", "fp32", "--evaluations", "1",
           "--agent", "uniform", "-q")  # fmt: skip
 VERBS: dict[str, tuple[str, ...]] = {
     "report": ("report", "run"),

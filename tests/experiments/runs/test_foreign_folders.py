@@ -201,7 +201,7 @@ def test_the_folder_of_an_agent_that_failed_can_be_used_again(
     monkeypatch.setattr(sys, "path", [*sys.path])
     name = f"failing_{tmp_path.name}"
     Path(f"{name}.py").write_text(AGENT)
-    base = ["search", *QUICK[:2], "--episodes", "6", "--precision", "fp32", "-q"]
+    base = ["search", *QUICK[:2], "--evaluations", "6", "--precision", "fp32", "-q"]
     agent = ["--agent", f"{name}:Mine"]
     assert "'no more'" in fails(*base, *agent, "--out", "run")
     assert "--proxy" in fails(

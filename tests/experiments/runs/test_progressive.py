@@ -30,7 +30,7 @@ from amc_compress.stages.progressive import StageFacts, progressive_compression
 from amc_env import Budget, CompressionPlan, PlanMismatchError, RunFolderError
 
 CONFIG = RunConfig(round_to=4, n_validation=60, precision="fp32", criterion="l2", min_ratio=0.3)
-SMALL = ["--weights", WEIGHTS, "--agent", "random", "--episodes", "3", "--epochs", "1",
+SMALL = ["--weights", WEIGHTS, "--agent", "random", "--evaluations", "3", "--epochs", "1",
          "--stage-epochs", "1", "--n-validation", "100", "--precision", "fp32", "--quiet",
          "--no-export", "--round-to", "2", "--budget", "macs=0.4"]  # fmt: skip
 

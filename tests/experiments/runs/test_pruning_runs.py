@@ -30,7 +30,7 @@ from amc_compress.runs.task import facts_of, load_splits
 from amc_compress.stages.finetune import training_config
 from amc_env import Budget, CompressionPlan
 
-SMALL = ["--weights", WEIGHTS, "--agent", "random", "--episodes", "2", "--epochs", "2",
+SMALL = ["--weights", WEIGHTS, "--agent", "random", "--evaluations", "2", "--epochs", "2",
          "--n-validation", "100", "--precision", "fp32", "--quiet", "--no-export"]  # fmt: skip
 LEARNERS = {
     "group-lasso": ["--learner", "group-lasso", "--round-to", "4"],

@@ -30,7 +30,7 @@ from amc_compress.runs.task import facts_of, load_splits
 from amc_env import CompressionPlan
 from amc_env.costs.costs import COSTS
 
-SMALL = ["--weights", WEIGHTS, "--agent", "random", "--episodes", "3", "--epochs", "1",
+SMALL = ["--weights", WEIGHTS, "--agent", "random", "--evaluations", "3", "--epochs", "1",
          "--n-validation", "100", "--precision", "fp32", "--quiet"]  # fmt: skip
 BITS = ["--weight-bits", "2,4,8"]
 LEARNERS = {

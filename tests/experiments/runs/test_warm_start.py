@@ -24,7 +24,7 @@ def search(out: Path, *more: str) -> list[str]:
 
 def test_what_another_run_evaluated_is_known_and_costs_nothing(finished: Path, tmp_path: Path):
     out = tmp_path / "warm"
-    options = ["--agent", "local", "--episodes", "3", "--warm-start", str(finished)]
+    options = ["--agent", "local", "--evaluations", "3", "--warm-start", str(finished)]
     arguments = ["compress", *QUICK, *options, "--no-export", "--out", str(out), "--quiet"]
     assert run(arguments) == 0
     known, own = read_trials(finished / "trials.jsonl"), read_trials(out / "trials.jsonl")
@@ -38,7 +38,7 @@ def test_what_another_run_evaluated_is_known_and_costs_nothing(finished: Path, t
 
 def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
     first, out = tmp_path / "first", tmp_path / "warm"
-    assert run(search(first, "--agent", "local", "--episodes", "6")) == 0
+    assert run(search(first, "--agent", "local", "--evaluations", "6")) == 0
     options = ["--agent", "sensitivity", "--warm-start", str(first), "--epochs", "0", "--no-export"]
     assert run(["compress", *QUICK, *options, "--out", str(out), "--quiet"]) == 0
     assert read_trials(out / "trials.jsonl") == []  # the uniform plan was known as well
@@ -49,7 +49,7 @@ def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
 def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monkeypatch):
     whole, again = tmp_path / "whole", tmp_path / "again"
     monkeypatch.chdir(copy.parent)
-    arguments = ["--agent", "local", "--episodes", "6", "--warm-start", copy.name]
+    arguments = ["--agent", "local", "--evaluations", "6", "--warm-start", copy.name]
     assert run(search(whole, *arguments)) == 0
     shutil.copytree(whole, again)
     state = json.loads((again / "state.json").read_text())
@@ -66,7 +66,7 @@ def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monk
 
 def test_what_a_run_knew_itself_is_passed_on(finished: Path, tmp_path: Path):
     second, third = tmp_path / "second", tmp_path / "third"
-    options = ["--agent", "random", "--episodes", "2", "--seed", "0"]
+    options = ["--agent", "random", "--evaluations", "2", "--seed", "0"]
     assert run(search(second, *options, "--warm-start", str(finished))) == 0
     assert run(search(third, *options, "--warm-start", str(second))) == 0
     known = read_trials(finished / "trials.jsonl") + read_trials(second / "trials.jsonl")
