@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,7 @@ from amc_compress.agents.samplers.optuna_search import CMAES, NSGA2, TPE, Gaussi
 from amc_compress.agents.seeded import Seeded
 from amc_env.validation.checks import checked
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.references import unknown
 
 
 def ddpg_seeded_by_sensitivity(
@@ -107,12 +107,7 @@ def _hints_for(name: str) -> dict[str, Any]:
 
 def _known(name: str) -> Callable[..., Agent]:
     if name not in AGENTS:
-        near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"Unknown agent {name!r}; {hint}available: {', '.join(sorted(AGENTS))}, or {FORM} "
-            f"for your own."
-        )
+        raise ValueError(unknown("agent", name, sorted(AGENTS), f", or {FORM} for your own"))
     return AGENTS[name]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from amc_env.validation.references import unknown
 
 ADAPTERS = Path(__file__).parent / "adapters"
 """Scripts that run in the frameworks' own interpreters and import nothing of this project."""
@@ -123,6 +124,4 @@ def choose(kind: str, name: str, known: Sequence[str]) -> str:
     """
     if name in known:
         return name
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}; {hint}available: {', '.join(known)}.")
+    raise ValueError(unknown(kind, name, known))

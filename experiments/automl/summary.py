@@ -141,12 +141,13 @@ def _overall(
 def paper_statistic(
     rows: Rows, data_sets: Sequence[str], higher_is_better: bool
 ) -> dict[str, float]:
-    """Returns Balaji & Allen's figure: standardised, then scaled to [0, 1], then averaged.
+    """Returns Balaji & Allen's figure: scaled to [0, 1], then averaged.
 
-    Per data set the scores of all frameworks and seeds are standardised and scaled so that the
-    worst is 0 and the best 1 (mean squared errors turned round); then the mean over seeds and over
-    data sets. As in the paper, a split that one framework failed on is dropped for all; frameworks
-    that succeeded nowhere are left out instead, as they would drop every split.
+    Per data set the scores of all frameworks and seeds are scaled so that the worst is 0 and the
+    best 1 (mean squared errors turned round; the paper standardises them before, which scaling
+    undoes); then the mean over seeds and over data sets. As in the paper, a split that one
+    framework failed on is dropped for all; frameworks that succeeded nowhere are left out instead,
+    as they would drop every split.
 
     Args:
         rows: All rows.
@@ -167,14 +168,10 @@ def paper_statistic(
 
 
 def _unit(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standardises and scales to [0, 1]; all are 1 where all are equal.
-
-    The second step undoes the first, which is kept because the paper has it.
-    """
+    """Scales to [0, 1]; all are 1 where all are equal."""
     if np.ptp(table) == 0:
         return np.ones_like(table)
-    standard = (table - table.mean()) / table.std()
-    return np.asarray((standard - standard.min()) / np.ptp(standard))
+    return np.asarray((table - table.min()) / np.ptp(table))
 
 
 def _succeeded(rows: Rows, name: str, data_sets: Sequence[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from amc_compress.data import DataSplits, load_data
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
 from amc_env.recorded_tasks.recorded import recorded_names
+from amc_env.validation.references import unknown
 
 _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "channels": ready_made.make_channels,
@@ -163,9 +163,7 @@ def find_task(name: str) -> ComparisonTask:
         ValueError: If there is none.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"Unknown task {name!r}; {hint}available: {', '.join(TASKS)}.")
+        raise ValueError(unknown("task", name, TASKS))
     return TASKS[name]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from amc_compress.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_
 from amc_compress.models.resnet import plain20, resnet20, resnet32, resnet56
 from amc_compress.models.vgg import vgg16_bn
 from amc_env.errors import InputDataError
-from amc_env.validation.references import resolve
+from amc_env.validation.references import resolve, unknown
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -77,12 +76,8 @@ def make_model(
 def _known_factory(name: str) -> ModelFactory:
     if name in MODELS:
         return MODELS[name]
-    close = difflib.get_close_matches(name, MODELS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputDataError(
-        f"Unknown model {name!r}; expected one of {', '.join(sorted(MODELS))}, or "
-        f"'package.module:factory' for your own.{hint}"
-    )
+    own = ", or 'package.module:factory' for your own"
+    raise InputDataError(unknown("model", name, sorted(MODELS), own))
 
 
 def _import_factory(name: str) -> ModelFactory:

@@ -172,13 +172,7 @@ def load_packed(
     Raises:
         InputDataError: If the file is missing, damaged, of another version, or of another network.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputDataError(
-            f"Expected a packed network at {path}, got {error.strerror or error}."
-        ) from error
-    document, arrays = read_file(data, str(path))
+    document, arrays = _read(path)
     float_network = original = take_in(original).network
     if kept := document.get("kept"):
         float_network = _sliced(original, kept, document.get("input"), example_input, path)
@@ -196,14 +190,19 @@ def read_packed_plan(path: str | Path) -> CompressionPlan | None:
     Raises:
         InputDataError: If the file is missing, damaged or of another version.
     """
+    plan = _read(path)[0].get("plan")
+    return None if plan is None else CompressionPlan(plan)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Returns what a packed file says, and its arrays."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputDataError(
             f"Expected a packed network at {path}, got {error.strerror or error}."
         ) from error
-    plan = read_file(data, str(path))[0].get("plan")
-    return None if plan is None else CompressionPlan(plan)
+    return read_file(data, str(path))
 
 
 def _mask(units: Tensor) -> str:

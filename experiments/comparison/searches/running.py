@@ -127,24 +127,6 @@ def only_results(folder: Path) -> Iterator[ResultsFile]:
         yield ResultsFile(folder / RESULTS)
 
 
-def run_comparison(comparison: Comparison, tell: Tell = lambda record: None) -> ResultsFile:
-    """Makes the searches that are not in the results file yet; failed ones are made again.
-
-    Args:
-        comparison: What is compared.
-        tell: Called with every search that ends.
-
-    Raises:
-        ValueError: As :meth:`Comparison.check`.
-        RunFolderError: If the results file is that of another release, or another process is at
-            it.
-    """
-    missing = comparison.check()
-    with only_results(comparison.folder) as file:
-        make_searches(comparison, missing, file, tell)
-        return file
-
-
 def make_searches(
     comparison: Comparison,
     missing: Missing,

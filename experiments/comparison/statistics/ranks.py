@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 
 from amc_compress.comparison.statistics.scores import FloatArray, Sample
+from amc_compress.comparison.statistics.statistics import improvement
 
 # Means of equal rewards may differ in their last bits, which must not break a tie.
 _DECIMALS = 12
@@ -51,7 +52,7 @@ def expected_ranks(samples: Mapping[str, Sample]) -> dict[str, float]:
     return {
         agent: 1.0
         + sum(
-            _probability(other.rewards, sample.rewards)
+            improvement(other.rewards[:, None], sample.rewards[:, None])
             for name, other in samples.items()
             if name != agent
         )
@@ -83,10 +84,9 @@ def pairwise_wins(tasks: Iterable[Mapping[str, Sample]]) -> dict[tuple[str, str]
 def balaji_allen_scores(tasks: Iterable[Mapping[str, Sample]]) -> dict[str, float]:
     """Returns Balaji and Allen's statistic: mean over tasks of the mean scaled reward.
 
-    Per task the rewards of all agents and seeds are made z-scores, which are then scaled to
-    [0, 1]: the worst search of all is 0, the best 1. (The z-scores change nothing, as scaling to
-    [0, 1] undoes them; the paper has both.) Tasks on which all rewards are equal are left out; an
-    agent that searched no other is missing from the answer.
+    Per task the rewards of all agents and seeds are scaled to [0, 1]: the worst search of all is
+    0, the best 1. (The paper makes them z-scores before that, which scaling undoes.) Tasks on which
+    all rewards are equal are left out; an agent that searched no other is missing from the answer.
 
     Args:
         tasks: Agent -> sample, of each task.
@@ -97,19 +97,9 @@ def balaji_allen_scores(tasks: Iterable[Mapping[str, Sample]]) -> dict[str, floa
         low, high = everything.min(), everything.max()
         if low == high:
             continue
-        center, spread = everything.mean(), everything.std()
-        z_low, z_high = (low - center) / spread, (high - center) / spread
         for agent, sample in samples.items():
-            z_scores = (sample.rewards - center) / spread
-            scaled.setdefault(agent, []).append(
-                float(np.mean((z_scores - z_low) / (z_high - z_low)))
-            )
+            scaled.setdefault(agent, []).append(float(np.mean(sample.rewards - low)) / (high - low))
     return {agent: float(np.mean(values)) for agent, values in scaled.items()}
-
-
-def _probability(x: FloatArray, y: FloatArray) -> float:
-    """That a draw of x is above one of y, ties counting half."""
-    return float((np.sign(x[:, None] - y[None, :]).mean() + 1.0) / 2.0)
 
 
 def _meetings(first: Sample, second: Sample) -> FloatArray:

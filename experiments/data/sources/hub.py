@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 
 from amc_compress.data.sources.stored import (
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
     SPLIT_NAMES,
     Columns,
     LabelColumn,
@@ -54,8 +52,9 @@ def read_hub(name: str, columns: Columns) -> StoredData:
 
 
 def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -> StoredSplit:
-    image = _column(data, columns.image, IMAGE_COLUMNS, name)
-    label = _column(data, columns.label, LABEL_COLUMNS, name)
+    place = f"The data set {name!r}"
+    image = columns.find("image", data.column_names, place)
+    label = columns.find("label", data.column_names, place)
     try:
         encoded = data.cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
@@ -82,15 +81,3 @@ def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -
             f"({str(error)[:80]}): choose another column with --label-column."
         ) from error
     return StoredSplit(split, len(data), pictures, [LabelColumn(values, tuple(names), name)])
-
-
-def _column(data: Any, asked: str | None, usual: Sequence[str], name: str) -> str:
-    wanted = usual if asked is None else (asked,)
-    for column in wanted:
-        if column in data.column_names:
-            return column
-    raise InputDataError(
-        f"The data set {name!r} is not image classification: expected the columns "
-        f"{'/'.join(IMAGE_COLUMNS)} and {'/'.join(LABEL_COLUMNS)}, got "
-        f"{', '.join(data.column_names)}; name them with --image-column and --label-column."
-    )

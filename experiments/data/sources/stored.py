@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 
@@ -31,6 +32,28 @@ class Columns:
 
     image: str | None = None
     label: str | None = None
+
+    def find(self, what: Literal["image", "label"], names: Sequence[str], place: str) -> str:
+        """Returns the column with the images, or the labels.
+
+        Args:
+            what: Which of them.
+            names: The columns that are there.
+            place: Where, for the message.
+
+        Raises:
+            InputDataError: If it is not there.
+        """
+        usual = IMAGE_COLUMNS if what == "image" else LABEL_COLUMNS
+        asked = getattr(self, what)
+        wanted = usual if asked is None else (asked,)
+        for name in wanted:
+            if name in names:
+                return name
+        raise InputDataError(
+            f"{place} has no {what} column: expected {' or '.join(wanted)}, got the columns "
+            f"{', '.join(names)}; name one with --{what}-column."
+        )
 
 
 @dataclass(frozen=True)

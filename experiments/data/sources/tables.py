@@ -13,7 +13,6 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from amc_compress.data.sources.stored import (
-    IMAGE_COLUMNS,
     LABEL_COLUMNS,
     Columns,
     LabelColumn,
@@ -116,8 +115,9 @@ def stored_tables(
     for file in files:
         table = Table(file)
         schema = table.schema()
-        images.append((table, _column(schema, columns.image, IMAGE_COLUMNS, "image", file)))
-        label = _column(schema, columns.label, LABEL_COLUMNS, "label", file)
+        place = f"The file {file}"
+        images.append((table, columns.find("image", schema.names, place)))
+        label = columns.find("label", schema.names, place)
         others = [c for c in LABEL_COLUMNS if c in schema.names and c != label]
         if columns.label is None and others:
             note = f"labels are column {label!r}; --label-column takes {' or '.join(others)}"
@@ -132,19 +132,6 @@ def stored_tables(
                 yield _encoded(row, index, table.path)
 
     return StoredSplit(name, count, pictures, labels, tuple(files))
-
-
-def _column(
-    schema: pyarrow.Schema, asked: str | None, usual: Sequence[str], what: str, file: Path
-) -> str:
-    names = usual if asked is None else (asked,)
-    for name in names:
-        if name in schema.names:
-            return name
-    raise InputDataError(
-        f"The file {file} has no {what} column: expected {' or '.join(names)}, got the columns "
-        f"{', '.join(schema.names)}; name one with --{what}-column."
-    )
 
 
 def _encoded(row: object, index: int, file: Path) -> bytes:

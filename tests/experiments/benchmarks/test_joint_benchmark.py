@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from amc_compress.benchmarks.learners import joint
-from amc_compress.learners.joint.fixed_decisions import FixedDecisions
+from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_env import CompressionPlan, DecisionKind
 
 SETTINGS = joint.Settings(

@@ -12,8 +12,14 @@ import pytest
 from amc_compress.agents import AGENTS, Agent
 from amc_compress.cli import run
 from amc_compress.commands.compare import compare
-from amc_compress.comparison.records import RESULTS, SearchRecord, read_results
-from amc_compress.comparison.searches.running import Comparison, jobs_of, run_comparison
+from amc_compress.comparison.records import RESULTS, ResultsFile, SearchRecord, read_results
+from amc_compress.comparison.searches.running import (
+    Comparison,
+    Tell,
+    jobs_of,
+    make_searches,
+    only_results,
+)
 from amc_compress.comparison.searches.searching import open_task, run_search
 from amc_compress.comparison.tasks import TASKS, Places, check_task, find_task
 from amc_env import MissingDependencyError, RunFolderError
@@ -33,6 +39,13 @@ def comparison(folder: Path, **changes) -> Comparison:
         "folder": folder,
     }
     return Comparison(**{**settings, **changes})
+
+
+def run_comparison(comparison: Comparison, tell: Tell = lambda record: None) -> ResultsFile:
+    missing = comparison.check()
+    with only_results(comparison.folder) as file:
+        make_searches(comparison, missing, file, tell)
+        return file
 
 
 class NanAgent(Agent):

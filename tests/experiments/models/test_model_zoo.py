@@ -149,7 +149,9 @@ def test_lenet_rejects_images_too_small_for_it() -> None:
 
 
 def test_unknown_model_lists_the_names_and_the_nearest() -> None:
-    with pytest.raises(InputDataError, match=r"Unknown model 'resnet_20'.*densenet40.*'resnet20'"):
+    with pytest.raises(
+        InputDataError, match=r"Unknown model 'resnet_20'; did you mean 'resnet20'.*densenet40"
+    ):
         make_model("resnet_20")
 
 

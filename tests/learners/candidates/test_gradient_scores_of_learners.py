@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from support.gradient_scores import DATA, X, Y, rows_of, shift_gradients, slow_rise
 from support.selection import quick
 
+from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_compress.learners import (
     ChannelPruning,
     CodebookQuantization,
@@ -22,11 +23,9 @@ from amc_compress.learners import (
 )
 from amc_compress.learners.candidates.gradient_scores import weight_fisher
 from amc_compress.learners.channel_pruning.remastered import RemasteredPruning
-from amc_compress.learners.full_precision import FullPrecision
-from amc_compress.learners.joint.fixed_decisions import FixedDecisions
 from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.learners.sparsification import WeightSparsification
-from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
+from amc_compress.learners.testing.networks import NETWORKS, make_model
 from amc_env import CompressionPlan, DecisionKind
 from amc_env.errors import CompressionError
 
@@ -262,11 +261,6 @@ def test_a_part_without_scores_is_rejected_when_they_are_asked_for(prepared):
     assert set(other.layer_errors()) == {d.key for d in other.decisions}
     with pytest.raises(CompressionError, match="the part 'density' without"):
         other.gradient_scores()
-
-
-def test_where_nothing_is_decided_there_are_no_scores():
-    learner = FullPrecision(make_model("plain").eval(), EXAMPLE, make_data(32, 3))
-    assert learner.gradient_scores() == {}
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from support.once import copies
 from support.selection import quick
 from torch import nn
 
+from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_compress.learners import ChannelPruning, UniformQuantization, joint_compression
-from amc_compress.learners.joint.fixed_decisions import FixedDecisions
 from amc_compress.learners.joint.learner import JointCompression, QuantizationPart
 from amc_compress.learners.joint.parts import PlanPart, interleaved
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes

@@ -42,7 +42,6 @@ from amc_compress.learners import (
     trace,
     train,
 )
-from amc_compress.learners.full_precision import FullPrecision
 from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization import load_packed, save_packed
@@ -79,7 +78,6 @@ LEARNERS = {
     "sparse": lambda net: WeightSparsification(net, *GIVEN, precision="fp32"),
     "joint": lambda net: joint_compression(net, *GIVEN, precision="fp32"),
     "deep": lambda net: deep_compression(net, *GIVEN, precision="fp32", weight_bits=(2, 4)),
-    "full": lambda net: FullPrecision(net, EXAMPLE, VALIDATION, precision="fp32"),
 }
 
 
@@ -89,9 +87,6 @@ CONSTRUCTORS = {
     "uniform": UniformQuantization,
     "sparse": WeightSparsification,
     "joint": joint_compression,
-    "full": lambda net, example, calibration, validation, **options: FullPrecision(
-        net, example, validation, **options
-    ),
 }
 
 
@@ -242,7 +237,7 @@ def test_a_bad_teacher_gets_the_same_sentence():
         train(network(), DATA, VALIDATION, ONE_EPOCH, teacher=BAD["scripted"][0](network()))
 
 
-@pytest.mark.parametrize("learner", ["channels", "uniform", "sparse", "joint", "full"])
+@pytest.mark.parametrize("learner", ["channels", "uniform", "sparse", "joint"])
 def test_the_meta_device_is_rejected(learner):
     net = network()
     before = Untouched(net)
