@@ -1,6 +1,6 @@
 """Compress a network of your own with the Python API: half the MACs, in about a minute.
 
-python -m amc_compress.examples.own_network
+python experiments/examples/own_network.py
 """
 
 from __future__ import annotations

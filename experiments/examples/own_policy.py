@@ -2,8 +2,8 @@
 
 The cross-entropy method: draw actions around a mean, keep the best fifth, move the mean there.
 
-    python -m amc_compress.examples.own_policy
-    python -m amc_compress.examples.own_policy amc_env:amc/synthetic-v0 200
+    python experiments/examples/own_policy.py
+    python experiments/examples/own_policy.py amc_env:amc/synthetic-v0 200
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 # BUDGET_WINDOW is the task's budget with a lower bound. A PART, one-shot or layer-by-layer, does that
 # one only.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 out=${1:-runs/ablation} task=${2:-digits-channels-recorded} window=${3:-macs=0.27:0.3}
 seeds=${4:-20} workers=${5:-2} evaluations=${6:-60} part=${7:-}
 

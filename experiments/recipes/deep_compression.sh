@@ -18,6 +18,7 @@
 #
 # The weights were adapted on rows 0-44,999 of the train file, so the validation split is its tail.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 data=$1 weights=$2 out=${3:-runs/deep}
 shift $(($# > 3 ? 3 : $#))
 

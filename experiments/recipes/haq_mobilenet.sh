@@ -31,6 +31,7 @@
 #   least; here always the latter. Ranges of activations are learned while training, as in HAQ.
 # - The state. HAQ shows the agent the layer and the last action; here it sees the budget as well.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 data=$1 weights=$2 out=${3:-runs/haq}
 shift $(($# > 3 ? 3 : $#))
 

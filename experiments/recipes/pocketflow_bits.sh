@@ -26,6 +26,7 @@
 #   spreads the few levels; here every output channel has the range with the least squared error.
 #   PocketFlow's own: --granularity tensor --weight-range minmax --affine-weights.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 data=$1 weights=$2 out=${3:-runs/pocketflow}
 shift $(($# > 3 ? 3 : $#))
 

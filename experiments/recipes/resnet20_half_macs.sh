@@ -7,6 +7,7 @@
 #
 # The weights were adapted on rows 0-44,999 of the train file, so the validation split is its tail.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 data=$1 weights=$2 out=${3:-runs/r20} winner=${4:-}
 options=(--model resnet20 --data "$data" --weights "$weights" --budget macs=0.5 --evaluations 200
     --validation-split tail --validation-size 5000)

@@ -7,6 +7,7 @@
 #
 # TEACHER_WEIGHTS are those of a ResNet-56. A WAY does that one only.
 set -euo pipefail
+command -v amc >/dev/null || PATH="$(cd "$(dirname "$0")" && pwd)/../../.venv/bin:$PATH" # made by `make`
 data=$1 weights=$2 out=${3:-runs/r20-ways} resnet56=${4:-} only=${5:-}
 options=(--model resnet20 --data "$data" --weights "$weights" --budget macs=0.3 --criterion lasso
     --round-to 4 --agent local --evaluations 60 --n-validation 2000 --validation-split tail
