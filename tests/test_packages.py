@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
 
@@ -38,6 +41,27 @@ def test_every_room_is_installed_and_no_apparatus():
     ]
     assert sorted(listed) == sorted(n for n in names if not n.startswith(STAY_IN_THE_CHECKOUT))
     assert {name.partition(".")[0] for name in listed} == {"amc_env", "amc_compress"}
+
+
+def test_what_the_product_imports_is_declared():
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_").lower() for line in lines}
+    other_names = {"sklearn": "scikit_learn", "PIL": "pillow", "yaml": "pyyaml"}
+    ours = {*sys.stdlib_module_names, "amc_env", "amc_compress"}
+    for folder in IMPORTED_AS:
+        for file in (ROOT / folder).rglob("*.py"):
+            for name in set(imports_of(file)) - ours:
+                assert other_names.get(name, name) in declared, (file, name)
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """First parts of the names of all modules that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
 
 
 def build(what: str, tmp_path: Path) -> Path:
