@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from amc_env import RunFolderError
+from amc_env.errors import RunFolderError
 from amc_env.validation.checks import shown
 from amc_env.validation.json_text import parse_json
 from amc_env.validation.shapes import check_shape
