@@ -11,9 +11,14 @@ import typer
 from amc_compress.cli import app, run
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOP = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
+PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-QUICK = {"environment.md", "latency_tables.md"}  # a few seconds; the others are slow
+QUICK = {
+    "CONTRIBUTING.md",
+    "environment.md",
+    "latency_tables.md",
+}  # a few seconds; the others are slow
 EXTRAS = {"ray", "tianshou"}  # packages that a page says to install
 OWN = re.compile(
     r"\b(?:[A-Z0-9]*(?:FILE|FOLDER|DIR|WEIGHTS)|my_module|path/to|photos|table)\b|\.\.\."
