@@ -27,7 +27,7 @@ ALLOWED = {
 FACE = "__init__"
 FLOORS: dict[str, list[set[str]]] = {
     "amc_env": [
-        {"copies", "errors", "progress"},
+        {"copies", "deprecation", "errors", "progress"},
         {"validation"},
         {"files", "graph", "plan", "reward", "threads"},
         {"costs"},
@@ -52,7 +52,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"tracing", "training"},
         {"base", "packing"},
         {"candidates", "testing"},
-        {"channel_pruning", "full_precision", "quantization", "sparsification"},
+        {"channel_pruning", "quantization", "sparsification"},
         {"export", "joint"},
         {"latency"},
     ],
