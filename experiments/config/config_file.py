@@ -12,6 +12,7 @@ import yaml
 
 from amc_compress.config.option import Option, flag
 from amc_compress.config.run_config import OPTIONS, SPELLINGS, types_of_options
+from amc_env.validation.checks import shown
 
 CONFIG_FORMAT = "amc-run"
 """What the ``config.json`` of a run says it is."""
@@ -25,8 +26,7 @@ def read_options(path: Path) -> dict[str, Any]:
             on the command line or in Python; values may be written as on the command line.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it holds something else, or an unknown option.
+        ValueError: If the file cannot be read, or holds something else, or an unknown option.
     """
     types = types_of_options()
     values: dict[str, Any] = {}
@@ -42,6 +42,10 @@ def _rows(path: Path) -> dict[str, Any]:
     try:
         # Every scalar is a text: YAML would read --pattern 2:4 as 124 and 1e-3 as a word.
         document = yaml.load(path.read_bytes(), yaml.BaseLoader)
+    except OSError as error:
+        raise ValueError(
+            f"Expected --config as a YAML or JSON file of options, got {path}: {error.strerror}."
+        ) from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
@@ -74,7 +78,7 @@ def _value(name: str, option: Option, hint: Any, found: Any, path: Path) -> Any:
     row = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
     if not all(isinstance(part, str) for part in parts) or (row is None and parts is found):
         raise ValueError(
-            f"Expected {name} in {path} as {'a list' if row else 'one value'}, got {found!r}."
+            f"Expected {name} in {path} as {'a list' if row else 'one value'}, got {shown(found)}."
         )
     if option.read is None:
         return _plain(kinds, found)

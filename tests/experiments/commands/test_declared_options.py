@@ -120,6 +120,11 @@ def test_file_takes_what_the_command_line_takes(built: Built) -> None:
     assert built(text=text).allow_pickle is False  # only the command line lets files run code
 
 
+def test_missing_file_is_named_with_its_option(built: Built) -> None:
+    with pytest.raises(ValueError, match=r"Expected --config as a YAML .* got none.yaml: No such"):
+        built("--config", "none.yaml")
+
+
 def test_command_line_wins_over_the_file(built: Built) -> None:
     text = "learner: uniform\nbudget: mean_bits=3/32\nevaluations: 9"
     config = built("--episodes", "5", "--learner", "channels", "--budget", "0.4", text=text)
@@ -141,7 +146,7 @@ def test_command_line_wins_over_the_file(built: Built) -> None:
         ("", "Expected options in run.yaml, one a line"),
         ("[1, 2]", "Expected options in run.yaml, one a line"),
         ("a: [", "is neither YAML nor JSON"),
-        ("[" * 1500, "is neither YAML nor JSON"),
+        ("[" * 500, "is neither YAML nor JSON"),
         ("model: !!python/object/apply:os.system [touch ran]", "Expected model in run.yaml as one"),
         ("format: amc-run", "Expected options in run.yaml"),
     ],
