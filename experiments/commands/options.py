@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -60,26 +60,23 @@ class VerbOptions:
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     hints = get_type_hints(cls)
-    return {
-        f.name: _parameter(f.name, f.metadata["option"], f.default, hints[f.name])
-        for f in fields(cls)
-    }
+    return {name: _parameter(name, hints[name], option) for name, option in declared(cls).items()}
 
 
-def _parameter(name: str, declared: Option, default: Any, hint: Any) -> inspect.Parameter:
+def _parameter(name: str, hint: Any, option: Option) -> inspect.Parameter:
     """What typer makes an option of, see :func:`takes`."""
-    kind = declared.kind or hint
+    kind, default = option.kind or hint, option.default
     if rows := [part for part in (kind, *get_args(kind)) if get_origin(part) is tuple]:
         kind = list[str] if str in get_args(rows[0]) else str
-    if declared.read is not None and not isinstance(default, str):  # it has no such text
+    if option.read is not None and not isinstance(default, str):  # it has no such text
         default = None
     info = typer.Option(
-        *(flag(word) for word in (name, *declared.aliases)),
-        help=declared.help,
-        rich_help_panel=declared.panel,
-        show_default=declared.default_text or default not in (None, "", MISSING),
-        metavar=declared.metavar,
-        autocompletion=_completion(declared.choices),
+        *(flag(word) for word in (name, *option.aliases)),
+        help=option.help,
+        rich_help_panel=option.panel,
+        show_default=option.default_text or default not in (None, "", MISSING),
+        metavar=option.metavar,
+        autocompletion=_completion(option.choices),
     )
     return inspect.Parameter(
         name,

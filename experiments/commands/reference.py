@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING
 
 from amc_compress.commands.options import VerbOptions
 from amc_compress.config.learner_options import readers_of
-from amc_compress.config.option import Option, flag
+from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.run_config import RunConfig
 
 _HEAD = """\
@@ -41,12 +40,12 @@ def options_page() -> str:
     """Returns the page, in Markdown."""
     panels: dict[str, list[str]] = {}
     for cls in (VerbOptions, RunConfig):
-        for f in fields(cls):
-            option: Option = f.metadata["option"]
-            panels.setdefault(option.panel, []).append(_row(f.name, option, f.default))
+        for name, option in declared(cls).items():
+            panels.setdefault(option.panel, []).append(_row(name, option))
     order = sorted(panels, key=lambda panel: panel == "Run")  # of every verb: last
     tables = (
-        f"## {panel}\n\n| option | default | learners | what it does |\n| --- | --- | --- | --- |\n"
+        f"## {panel}\n\n| option | default | takes | learners | what it does |\n"
+        + "| --- | --- | --- | --- | --- |\n"
         + "\n".join(panels[panel])
         + "\n"
         for panel in order
@@ -54,22 +53,23 @@ def options_page() -> str:
     return "\n".join((_HEAD, *tables))
 
 
-def _row(name: str, option: Option, default: Any) -> str:
+def _row(name: str, option: Option) -> str:
     written = ", ".join(f"`{flag(word)}`" for word in (name, *option.aliases))
     if option.everyday:
         written = f"**{written}**"
     learners = ", ".join(readers_of(option)) or "all"
+    takes = ", ".join(f"`{word}`" for word in option.choices) or option.range
     text = option.help.replace("|", "\\|").replace("<", "&lt;")
-    return f"| {written} | {_default(option, default)} | {learners} | {text} |"
+    return f"| {written} | {_default(option)} | {takes} | {learners} | {text} |"
 
 
-def _default(option: Option, default: Any) -> str:
-    if default is MISSING:
+def _default(option: Option) -> str:
+    if option.default is MISSING:
         return "must be given"
-    if isinstance(default, bool):
+    if isinstance(option.default, bool):
         return "off"
-    depends = default in (None, "", ()) or option.kind is str
-    return option.default_text if depends else f"`{default}`"
+    depends = option.default in (None, "", ()) or option.kind is str
+    return option.default_text if depends else f"`{option.default}`"
 
 
 if __name__ == "__main__":

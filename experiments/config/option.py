@@ -71,11 +71,15 @@ class Option:
             and (self.most is None or value <= self.most)
         )
         if not fits:
-            raise ValueError(f"Expected {flag(name)} {self._range()}, got {value}.")
+            raise ValueError(f"Expected {flag(name)} {self.range}, got {value}.")
         if name == "threads":
             check_threads(flag(name), value, 0)
 
-    def _range(self) -> str:
+    @property
+    def range(self) -> str:
+        """The numbers that it takes, in words; empty if it takes all."""
+        if self.least is self.above is self.most is None:
+            return ""
         if self.most is None:
             return f"> {self.above:g}" if self.least is None else f">= {self.least:g}"
         low = f"({self.above:g}" if self.least is None else f"[{self.least:g}"

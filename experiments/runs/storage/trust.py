@@ -19,7 +19,7 @@ from amc_env import RunFolderError
 CODE = ("model", "teacher", "reward", "cost")
 """Options of a folder that may name code. Agents are built from the command's own options only."""
 
-_PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=[^:]*)?")
+_PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=.*)?")
 
 
 class UntrustedFolderError(RunFolderError):
