@@ -215,7 +215,3 @@ def _how_to_resume(arguments: Sequence[str]) -> str:
         return "Interrupted."
     again = [*arguments] if "--resume" in arguments else [*arguments, "--resume"]
     return f"Interrupted; nothing is lost. Continue with: {shlex.join(['amc', *again])}"
-
-
-if __name__ == "__main__":
-    main()

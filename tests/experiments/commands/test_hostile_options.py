@@ -165,7 +165,7 @@ def test_more_seeds_than_fit_into_memory_are_rejected(
 def test_thousands_of_threads_end_no_process(tmp_path: Path) -> None:
     command = ["train", "--epochs", "1", "--threads", "100000", "--out", "run", "-q"]
     ended = subprocess.run(
-        [sys.executable, "-m", "amc_compress.cli", *command],
+        [sys.executable, "-m", "amc_compress", *command],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 2

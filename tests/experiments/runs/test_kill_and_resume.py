@@ -28,7 +28,7 @@ KINDS = {
 
 def command(kind: str, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "amc_compress.cli", "compress",
+        sys.executable, "-m", "amc_compress", "compress",
         "--weights", str(pretrained_weights("digitsnet")), "--agent", "ddpg", "--evaluations", "45",
         "--epochs", "6", "--no-export", "--threads", "1", "--quiet",
         "--out", str(out), *KINDS[kind], *more,
