@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from support.once import SharedFolders
+from support.proofs import proved_once
 
 from amc_compress.agents.testing import AgentContract
 from amc_compress.learners.testing import LearnerContract
@@ -76,6 +77,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def one_proof(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of tracing itself prove every network; all others those that are new."""
+    if "tracing" in request.path.parts:
+        yield
+    else:
+        with proved_once():
+            yield
 
 
 @pytest.fixture(scope="session")

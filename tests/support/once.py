@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from filelock import FileLock
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Contents(pickle.Pickler):
+    """Pickles values of tensors; by themselves they pickle with their addresses."""
+
+    def reducer_override(self, item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return NotImplemented
+        values = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return tuple, ((values, tuple(item.shape), str(item.dtype), item.requires_grad),)
+
+
+def key_of(value: Any) -> bytes | None:
+    """Returns a key that equal values have in common; None for what does not pickle."""
+    file = io.BytesIO()
+    try:
+        _Contents(file).dump(value)
+    except (AttributeError, TypeError, pickle.PicklingError):  # of a lambda, say
+        return None
+    return hashlib.sha256(file.getbuffer()).digest()
 
 
 def copies(function: Callable[P, R]) -> Callable[P, R]:
@@ -25,9 +48,8 @@ def copies(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            key = pickle.dumps((arguments, sorted(options.items())))
-        except (AttributeError, pickle.PicklingError):  # of a lambda, say
+        key = key_of((arguments, sorted(options.items())))
+        if key is None:
             return function(*arguments, **options)
         if key not in made:
             made[key] = pickle.dumps(function(*arguments, **options))
