@@ -17,7 +17,6 @@ from torch import nn
 
 from amc_compress.learners import ChannelPruning, GroupFinetuned, group_finetune
 from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
-from amc_compress.learners.training import checkpoints
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env import CompressionPlan
 from amc_env.errors import PlanMismatchError, RunFolderError
@@ -139,7 +138,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_result(
         done += 1
         real(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", replace_some)
+    monkeypatch.setattr(os, "replace", replace_some)
     try:
         staged(model, plan, checkpoint_dir=tmp_path, **options)
         assert survives > 10  # 3 notes of what is kept, at most 2 files in each of 4 epochs
