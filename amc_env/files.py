@@ -17,7 +17,7 @@ from amc_env.validation.checks import shown
 from amc_env.validation.json_text import parse_json
 from amc_env.validation.shapes import check_shape
 
-Row = TypeVar("Row")
+Parsed = TypeVar("Parsed")
 
 # errno values that mean "no more room": a full disk, and a full quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -249,7 +249,7 @@ class JsonLines:
         with self.path.open("rb") as file:
             return _ends_within_a_line(file)
 
-    def head(self, parse: Callable[[Any], Row]) -> Row:
+    def head(self, parse: Callable[[Any], Parsed]) -> Parsed:
         """Returns what the first line says.
 
         Args:
@@ -281,7 +281,7 @@ class JsonLines:
         remedy = f"restore the file, or choose another {self.elsewhere}"
         return self._parsed("The first line", line, parse, remedy)
 
-    def rows(self, parse: Callable[[Any], Row]) -> list[Row]:
+    def rows(self, parse: Callable[[Any], Parsed]) -> list[Parsed]:
         """Returns all rows; none if there is no file.
 
         Args:
@@ -299,7 +299,9 @@ class JsonLines:
             for number, line in enumerate(lines[first:], start=first + 1)
         ]
 
-    def _parsed(self, which: str, line: bytes, parse: Callable[[Any], Row], remedy: str) -> Row:
+    def _parsed(
+        self, which: str, line: bytes, parse: Callable[[Any], Parsed], remedy: str
+    ) -> Parsed:
         try:
             return parse(parse_json(line))
         except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -33,7 +33,7 @@ from amc_compress.automl.environments import (
 from amc_compress.automl.frameworks import ADAPTERS, Framework
 from amc_compress.automl.interpreters import check_java
 from amc_compress.automl.processes import Ended, run_limited
-from amc_compress.automl.records import Protocol, ResultsFile, Row
+from amc_compress.automl.records import Protocol, Training, TrainingsFile
 from amc_env import MissingDependencyError
 from amc_env.validation.json_text import parse_json
 
@@ -88,10 +88,10 @@ def run_all(
     frameworks: Sequence[Framework],
     data_sets: Sequence[DataSet],
     seeds: Sequence[int],
-    results: ResultsFile,
+    results: TrainingsFile,
     protocol: Protocol,
     root: Path,
-    progress: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[Training], None] = lambda row: None,
 ) -> None:
     """Trains every framework on every split that the results do not hold yet, one at a time.
 
@@ -132,7 +132,7 @@ def train(
     parts: Split,
     protocol: Protocol,
     root: Path,
-) -> Row:
+) -> Training:
     """Trains a framework once, in a process of its own, and scores its predictions.
 
     Args:
@@ -148,7 +148,7 @@ def train(
         A row; of a failure, if the framework was not installed, did not end in time, crashed, or
         gave an answer that cannot be used.
     """
-    row = Row(framework.name, data.name, seed)
+    row = Training(framework.name, data.name, seed)
     if not isinstance(status, Installed):
         reason = status.reason if status else "it was not set up"
         return replace(row, failure="install", reason=reason)
@@ -177,14 +177,14 @@ def train(
         return _scored(row, answer, parts, data.task)
 
 
-def constant_row(data: DataSet, seed: int, parts: Split) -> Row:
+def constant_row(data: DataSet, seed: int, parts: Split) -> Training:
     """Returns the row of the prediction that ignores the features."""
     if data.task == "classification":
         model = DummyClassifier(strategy="most_frequent")
     else:
         model = DummyRegressor(strategy="mean")
     predicted = model.fit(parts.x_train, parts.y_train).predict(parts.x_test)
-    return Row(CONSTANT, data.name, seed, score=score(parts.y_test, predicted, data.task))
+    return Training(CONSTANT, data.name, seed, score=score(parts.y_test, predicted, data.task))
 
 
 def score(truth: NDArray[Any], predicted: NDArray[Any], task: TaskKind) -> float:
@@ -231,7 +231,7 @@ def _environment(folder: Path) -> Mapping[str, str]:
     return {**variables, "TMPDIR": str(folder), "PYTHONHASHSEED": "0"}
 
 
-def _failure(row: Row, ended: Ended, protocol: Protocol, log: Path) -> Row:
+def _failure(row: Training, ended: Ended, protocol: Protocol, log: Path) -> Training:
     if ended.code is None:
         limit = f"{protocol.hard_seconds:g} s"
         return replace(
@@ -245,7 +245,7 @@ def _failure(row: Row, ended: Ended, protocol: Protocol, log: Path) -> Row:
     return replace(row, failure="crash", reason=last)
 
 
-def _scored(row: Row, answer: Path, parts: Split, task: TaskKind) -> Row:
+def _scored(row: Training, answer: Path, parts: Split, task: TaskKind) -> Training:
     try:
         document = parse_json(answer.read_bytes())
         predicted = _predictions(document["predictions"], len(parts.y_test), task)

@@ -1,8 +1,8 @@
 """The results file: one JSON line per trained framework, below a line that says what it is.
 
 The first line is ``{"format": "amc-automl", "version": 1, "protocol": {...}}``; every further line
-is a :class:`Row`. Rows are appended as they come, so that a comparison that was interrupted keeps
-what it has; a last line that was cut short is left out and made again.
+is a :class:`Training`. Rows are appended as they come, so that a comparison that was interrupted
+keeps what it has; a last line that was cut short is left out and made again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Row:
+class Training:
     """One framework trained once on one split, or the constant prediction there.
 
     Args:
@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Results:
+class Trainings:
     """A results file in memory.
 
     Args:
@@ -88,11 +88,11 @@ class Results:
     """
 
     protocol: Protocol
-    rows: Mapping[tuple[str, str, int], Row]
+    rows: Mapping[tuple[str, str, int], Training]
     cut_short: bool = False
 
 
-def read_results(path: Path) -> Results:
+def read_trainings(path: Path) -> Trainings:
     """Reads a results file.
 
     Raises:
@@ -103,11 +103,11 @@ def read_results(path: Path) -> Results:
         raise RunFolderError(f"There is no {path}; make it with: amc automl run --out {path}")
     lines = _lines(path)
     protocol = lines.head(lambda head: Protocol(**head["protocol"]))
-    rows: dict[tuple[str, str, int], Row] = {}
-    for row in lines.rows(lambda row: Row(**row)):
+    rows: dict[tuple[str, str, int], Training] = {}
+    for row in lines.rows(lambda row: Training(**row)):
         rows.pop(row.key, None)  # a later line about the same training takes its place
         rows[row.key] = row
-    return Results(protocol, rows, cut_short=lines.is_cut_short)
+    return Trainings(protocol, rows, cut_short=lines.is_cut_short)
 
 
 def _lines(path: Path) -> JsonLines:
@@ -120,7 +120,7 @@ def _lines(path: Path) -> JsonLines:
     )
 
 
-class ResultsFile:
+class TrainingsFile:
     """Appends rows to a results file, each as soon as it is there.
 
     Args:
@@ -128,15 +128,15 @@ class ResultsFile:
         protocol: What is equal for all; the file's, if it exists.
 
     Raises:
-        RunFolderError: As :func:`read_results`, or if the file was begun under another protocol.
+        RunFolderError: As :func:`read_trainings`, or if the file was begun under another protocol.
     """
 
     def __init__(self, path: Path, protocol: Protocol) -> None:
         self.path = path
         self._lines = _lines(path)
-        self._rows: dict[tuple[str, str, int], Row] = {}
+        self._rows: dict[tuple[str, str, int], Training] = {}
         if path.exists():
-            found = read_results(path)
+            found = read_trainings(path)
             if found.protocol != protocol:
                 raise RunFolderError(
                     f"{path} was started with {_told(found.protocol, protocol)}, now it is "
@@ -146,12 +146,12 @@ class ResultsFile:
             self._rows.update(found.rows)
         self._lines.write(map(asdict, self._rows.values()), protocol=asdict(protocol))
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Training) -> None:
         """Appends a row; one with the same key takes the place of an earlier one."""
         self._lines.append(asdict(row))
         self._rows[row.key] = row
 
-    def find(self, key: tuple[str, str, int]) -> Row | None:
+    def find(self, key: tuple[str, str, int]) -> Training | None:
         """Returns the row of that key, or None."""
         return self._rows.get(key)
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from amc_compress.automl.protocol import CONSTANT
-from amc_compress.automl.records import Row
+from amc_compress.automl.records import Training
 from amc_env import RunFolderError
 
-Rows = Mapping[tuple[str, str, int], Row]
+TrainingsByKey = Mapping[tuple[str, str, int], Training]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Overall:
     trainings: int
 
 
-def names_of(rows: Rows, data_sets: Sequence[str]) -> list[str]:
+def names_of(rows: TrainingsByKey, data_sets: Sequence[str]) -> list[str]:
     """Returns the frameworks that were trained on these data sets, without the constant one."""
     found = (row.framework for row in rows.values() if row.data in data_sets)
     return [name for name in dict.fromkeys(found) if name != CONSTANT]
 
 
-def cell(rows: Rows, framework: str, data: str) -> Cell | None:
+def cell(rows: TrainingsByKey, framework: str, data: str) -> Cell | None:
     """Returns what a framework achieved on a data set; None if it was not trained there."""
     there = [row for row in rows.values() if (row.framework, row.data) == (framework, data)]
     if not there:
@@ -71,7 +71,7 @@ def cell(rows: Rows, framework: str, data: str) -> Cell | None:
     return Cell(float(np.mean(scores)), deviation, failures, len(there))
 
 
-def imputed(rows: Rows, row: Row) -> float:
+def imputed(rows: TrainingsByKey, row: Training) -> float:
     """Returns a row's score, or the constant prediction's on the same split if it failed.
 
     Raises:
@@ -88,7 +88,9 @@ def imputed(rows: Rows, row: Row) -> float:
     return constant.score
 
 
-def overall(rows: Rows, data_sets: Sequence[str], higher_is_better: bool) -> dict[str, Overall]:
+def overall(
+    rows: TrainingsByKey, data_sets: Sequence[str], higher_is_better: bool
+) -> dict[str, Overall]:
     """Returns every framework's figures over data sets of one kind.
 
     Only splits that all these frameworks were trained on can be compared; others are left out.
@@ -125,7 +127,7 @@ def overall(rows: Rows, data_sets: Sequence[str], higher_is_better: bool) -> dic
 
 
 def _overall(
-    rows: Rows,
+    rows: TrainingsByKey,
     name: str,
     data_sets: Sequence[str],
     scaled: Sequence[float],
@@ -139,7 +141,7 @@ def _overall(
 
 
 def paper_statistic(
-    rows: Rows, data_sets: Sequence[str], higher_is_better: bool
+    rows: TrainingsByKey, data_sets: Sequence[str], higher_is_better: bool
 ) -> dict[str, float]:
     """Returns Balaji & Allen's figure: scaled to [0, 1], then averaged.
 
@@ -174,7 +176,7 @@ def _unit(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((table - table.min()) / np.ptp(table))
 
 
-def _succeeded(rows: Rows, name: str, data_sets: Sequence[str]) -> bool:
+def _succeeded(rows: TrainingsByKey, name: str, data_sets: Sequence[str]) -> bool:
     return any(
         row.score is not None
         for row in rows.values()
@@ -182,6 +184,6 @@ def _succeeded(rows: Rows, name: str, data_sets: Sequence[str]) -> bool:
     )
 
 
-def _score(rows: Rows, name: str, data: str, seed: int) -> float:
+def _score(rows: TrainingsByKey, name: str, data: str, seed: int) -> float:
     row = rows.get((name, data, seed))
     return float("nan") if row is None or row.score is None else row.score

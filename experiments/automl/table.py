@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from amc_compress.automl.datasets import DATA_SETS, TaskKind
 from amc_compress.automl.frameworks import FRAMEWORKS
 from amc_compress.automl.protocol import CONSTANT
-from amc_compress.automl.records import Results
+from amc_compress.automl.records import Trainings
 from amc_compress.automl.summary import Cell, Overall, cell, names_of, overall
 
 _TITLES: tuple[tuple[TaskKind, str], ...] = (
@@ -19,7 +19,7 @@ _TITLES: tuple[tuple[TaskKind, str], ...] = (
 _BEST_IN_PAPER = {"classification": "auto-sklearn", "regression": "tpot"}
 
 
-def make_table(results: Results) -> str:
+def make_table(results: Trainings) -> str:
     """Returns the results in Markdown: scores, figures over all data sets, failures, versions.
 
     Raises:
@@ -40,12 +40,12 @@ def make_table(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _data_sets(results: Results, task: TaskKind) -> list[str]:
+def _data_sets(results: Trainings, task: TaskKind) -> list[str]:
     used = {row.data for row in results.rows.values()}
     return [name for name, data in DATA_SETS.items() if data.task == task and name in used]
 
 
-def _scores(results: Results, data_sets: Sequence[str], task: TaskKind) -> str:
+def _scores(results: Trainings, data_sets: Sequence[str], task: TaskKind) -> str:
     digits = 3 if task == "classification" else 2
     names = [*names_of(results.rows, data_sets), CONSTANT]
     lines = [_line("framework", *data_sets), _rule(1 + len(data_sets))]
@@ -66,7 +66,7 @@ def _cell_text(found: Cell | None, digits: int) -> str:
     return f"{text} ({found.failures} of {found.seeds} failed)" if found.failures else text
 
 
-def _overall_table(results: Results, data_sets: Sequence[str], task: TaskKind) -> str:
+def _overall_table(results: Trainings, data_sets: Sequence[str], task: TaskKind) -> str:
     figures = overall(results.rows, data_sets, higher_is_better=task == "classification")
     if not figures:
         return ""
@@ -88,7 +88,7 @@ def _overall_cells(name: str, figure: Overall, task: TaskKind) -> tuple[str, ...
     )
 
 
-def _usage(results: Results) -> str:
+def _usage(results: Trainings) -> str:
     """Time and versions: what the frameworks really had."""
     lines = [
         _line("framework", "version", "Python", "paper's version", "wall s", "processor s",
@@ -113,7 +113,7 @@ def _usage(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _engines(results: Results) -> str:
+def _engines(results: Trainings) -> str:
     """How the frameworks search, and where they could not follow the protocol."""
     lines = [_line("framework", "engine", "searches like our agents", "remark"), _rule(4)]
     for name in names_of(results.rows, tuple(DATA_SETS)):
@@ -127,7 +127,7 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
     return f"{sum(known) / len(known):.{digits}f}" if known else "-"
 
 
-def _failures(results: Results) -> list[str]:
+def _failures(results: Trainings) -> list[str]:
     failed = [row for row in results.rows.values() if row.failure]
     cut = [
         "The last line was cut short: that training is missing; `amc automl run` makes it again."

@@ -14,7 +14,7 @@ from amc_env import MissingDependencyError
 if TYPE_CHECKING:
     from amc_compress.automl.datasets import DataSet
     from amc_compress.automl.frameworks import Framework
-    from amc_compress.automl.records import Row
+    from amc_compress.automl.records import Training
 
 HELP = """Compare TPOT, H2O, auto-sklearn and auto_ml on equal terms.
 
@@ -148,7 +148,7 @@ def run(
     """
     _check_is_checkout()
     from amc_compress.automl.protocol import check_ready, make_protocol, run_all
-    from amc_compress.automl.records import ResultsFile
+    from amc_compress.automl.records import TrainingsFile
     from amc_env.files import only_one
 
     protocol = make_protocol(seconds)
@@ -160,12 +160,12 @@ def run(
     root = root.expanduser()
     check_ready(frameworks, root)
 
-    def show(row: Row) -> None:
+    def show(row: Training) -> None:
         if not quiet:
             print(_told(row), flush=True)
 
     with only_one(out):
-        results = ResultsFile(out, protocol)
+        results = TrainingsFile(out, protocol)
         run_all(frameworks, data_sets, range(seeds), results, protocol, root, show)
     print(out)
 
@@ -180,11 +180,11 @@ def table(source: Source, out: TableOut = None, debug: Debug = False) -> None:
       amc automl table automl.jsonl --out automl.md
     """
     _check_is_checkout()
-    from amc_compress.automl.records import read_results
+    from amc_compress.automl.records import read_trainings
     from amc_compress.automl.table import make_table
     from amc_env.files import write_atomic
 
-    text = make_table(read_results(source))
+    text = make_table(read_trainings(source))
     if out is None:
         print(text, end="")
         return
@@ -215,7 +215,7 @@ def _chosen(
     return list(dict.fromkeys(frameworks)), list(dict.fromkeys(data_sets))
 
 
-def _told(row: Row) -> str:
+def _told(row: Training) -> str:
     where = f"{row.data}, seed {row.seed}: {row.framework}"
     if row.score is None:
         return f"{where} failed ({row.failure}): {row.reason}"

@@ -16,7 +16,7 @@ from amc_compress.commands.options import takes
 if TYPE_CHECKING:
     from amc_compress.comparison.records import Results, SearchRecord
     from amc_compress.comparison.searches.finetuning import Finetuning
-    from amc_compress.comparison.searches.running import Comparison
+    from amc_compress.comparison.searches.running import ComparisonSettings
     from amc_compress.comparison.tasks import Places
 
 _OPTION = re.compile(r"[\w.]+\s*=")
@@ -142,7 +142,7 @@ def compare(
         return
     from amc_compress.comparison.records import RESULTS, read_results
     from amc_compress.comparison.report.report import write_report
-    from amc_compress.comparison.searches.running import Comparison
+    from amc_compress.comparison.searches.running import ComparisonSettings
     from amc_compress.comparison.statistics.statistics import require_rliable
     from amc_compress.runs.storage.occupied import check_no_run
 
@@ -159,7 +159,7 @@ def compare(
     if only_report:
         results = read_results(out / RESULTS).only(_split(task), _agents(agent))
     else:
-        comparison = Comparison(
+        comparison = ComparisonSettings(
             tasks=tuple(_split(task) or DEFAULT_TASKS),
             agents=tuple(_agents(agent) or DEFAULT_AGENTS),
             seeds=tuple(range(first_seed, first_seed + seeds)),
@@ -178,7 +178,7 @@ def compare(
 
 
 def _search(
-    comparison: Comparison, training: Finetuning | None, reference: str, quiet: bool
+    comparison: ComparisonSettings, training: Finetuning | None, reference: str, quiet: bool
 ) -> tuple[Results, int]:
     """Makes the searches that are missing, and trains their winners.
 
@@ -244,7 +244,7 @@ def places_of(data: Path | None, weights: Sequence[str] | None) -> Places:
     return Places(None if data is None else os.path.realpath(data), files)
 
 
-def _check_reference(reference: str, comparison: Comparison, known: Results) -> None:
+def _check_reference(reference: str, comparison: ComparisonSettings, known: Results) -> None:
     """Rejects, before anything is searched, a reference that is not among the agents."""
     agents = dict.fromkeys([*comparison.agents, *(s.agent for s in known.searches)])
     if reference and reference not in agents:
@@ -267,7 +267,9 @@ def _check_finetuning(epochs: int, agents: Sequence[str], seeds: int) -> None:
         )
 
 
-def _training(comparison: Comparison, epochs: int, agents: Sequence[str], seeds: int) -> Finetuning:
+def _training(
+    comparison: ComparisonSettings, epochs: int, agents: Sequence[str], seeds: int
+) -> Finetuning:
     """Returns how the winners of this comparison, and of no other in the file, are trained."""
     from amc_compress.comparison.searches.finetuning import Finetuning
     from amc_compress.comparison.tasks import find_task

@@ -52,7 +52,7 @@ _LONGEST_SIDE = 2**16  # of images; longer ones are no images
 
 @checked
 @dataclass(frozen=True)
-class TaskFacts:
+class DataFacts:
     """Facts about the data that are needed to rebuild the network without them.
 
     Args:
@@ -78,7 +78,7 @@ class TaskFacts:
             )
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> TaskFacts:
+    def from_dict(cls, row: Mapping[str, Any]) -> DataFacts:
         """Reads what ``dataclasses.asdict`` made, as it comes from a file.
 
         Raises:
@@ -98,7 +98,7 @@ class RunFolder:
     """An open run folder; use :meth:`create`, :meth:`open` or :meth:`create_or_resume`."""
 
     def __init__(
-        self, path: Path, config: RunConfig, facts: TaskFacts, state: dict[str, Any]
+        self, path: Path, config: RunConfig, facts: DataFacts, state: dict[str, Any]
     ) -> None:
         self.path = path
         self.config = config
@@ -113,7 +113,7 @@ class RunFolder:
     # ---- opening
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, facts: TaskFacts) -> RunFolder:
+    def create(cls, path: Path, config: RunConfig, facts: DataFacts) -> RunFolder:
         """Makes a new run folder.
 
         Raises:
@@ -162,7 +162,7 @@ class RunFolder:
         document = read_json(path / "config.json", CONFIG_FORMAT, RUN_VERSION)
         try:
             config = RunConfig.from_dict(document["options"])
-            facts = TaskFacts.from_dict(document["data"])
+            facts = DataFacts.from_dict(document["data"])
             command = str(document["command"])
         except RunFolderError as error:
             raise RunFolderError(f"{path / 'config.json'}: {error}") from error
@@ -185,7 +185,7 @@ class RunFolder:
 
     @classmethod
     def create_or_resume(
-        cls, path: Path, config: RunConfig, facts: TaskFacts, *, resume: bool
+        cls, path: Path, config: RunConfig, facts: DataFacts, *, resume: bool
     ) -> RunFolder:
         """Makes a run folder, or continues the one there.
 
@@ -214,7 +214,7 @@ class RunFolder:
             self._left_by(error)
             raise
 
-    def check_facts(self, facts: TaskFacts) -> None:
+    def check_facts(self, facts: DataFacts) -> None:
         """Checks that the data are those that the run began with.
 
         Raises:

@@ -15,7 +15,7 @@ from amc_compress.data import DataSplits
 from amc_compress.learners.base import Learner
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
-from amc_compress.learners.joint.parts import interleaved
+from amc_compress.learners.joint.parts import in_network_order
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.structure import foldable_norms, quantizable_layers
 from amc_compress.learners.quantization.decisions import bit_choice
@@ -248,7 +248,7 @@ def plan_facts(
     if not config.quantizes:
         return channels + densities, None
     bits, storage = _bit_facts(config, traced)
-    return interleaved(
+    return in_network_order(
         traced.graph, [part for part in (channels, densities, bits) if part]
     ), storage
 

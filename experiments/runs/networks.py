@@ -22,7 +22,7 @@ from amc_compress.learners.packing.sharing import shared_names
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.models import load_weights, make_model
 from amc_compress.models.arguments import parse_arguments
-from amc_compress.runs.folder import RunFolder, TaskFacts
+from amc_compress.runs.folder import DataFacts, RunFolder
 from amc_compress.runs.storage.trust import EVERYTHING, NOTHING
 from amc_env import CompressionError, CompressionPlan, InputDataError, RunFolderError
 from amc_env.files import write_atomic
@@ -41,12 +41,12 @@ _TRACED: WeakKeyDictionary[RunFolder, tuple[tuple[int, int] | None, TracedModel]
 )
 
 
-def example_input(facts: TaskFacts) -> Tensor:
+def example_input(facts: DataFacts) -> Tensor:
     """Returns an image of the right size, shape (1, C, H, W), for tracing."""
     return torch.zeros(1, *facts.image_shape)
 
 
-def build_original(model: str, facts: TaskFacts, arguments: Sequence[str] = ()) -> nn.Module:
+def build_original(model: str, facts: DataFacts, arguments: Sequence[str] = ()) -> nn.Module:
     """Returns the untrained network of that name for these data: plain, float32, in eval mode.
 
     Args:
@@ -78,7 +78,7 @@ class WithWeights:
 
 def build_with_weights(
     model: str,
-    facts: TaskFacts,
+    facts: DataFacts,
     weights: str | Path | None,
     arguments: Sequence[str] = (),
     *,
@@ -105,7 +105,7 @@ def build_with_weights(
     return WithWeights(network.network, taken, network.form.notes)
 
 
-def _built(model: str, facts: TaskFacts, arguments: Sequence[str]) -> nn.Module:
+def _built(model: str, facts: DataFacts, arguments: Sequence[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # its weights are replaced; the global RNG state stays
         return make_model(
             model,

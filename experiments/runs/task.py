@@ -21,7 +21,7 @@ from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.layers.wide_layers import wide_layers_note
 from amc_compress.learners.numerics.precision import check_device as check_computes
 from amc_compress.learners.tracing.traced_model import trace
-from amc_compress.runs.folder import RunFolder, TaskFacts
+from amc_compress.runs.folder import DataFacts, RunFolder
 from amc_compress.runs.learner_factory import make_channel_learner, make_learner
 from amc_compress.runs.networks import (
     build_with_weights,
@@ -64,9 +64,9 @@ def load_splits(config: RunConfig, talk: Callable[[str], None] | None = None) ->
     return data
 
 
-def facts_of(data: DataSplits) -> TaskFacts:
+def facts_of(data: DataSplits) -> DataFacts:
     """Returns what a run folder notes about its data."""
-    return TaskFacts(data.name, data.n_classes, data.image_shape, data.class_names, data.notes)
+    return DataFacts(data.name, data.n_classes, data.image_shape, data.class_names, data.notes)
 
 
 @dataclass
@@ -163,7 +163,7 @@ def check_device(config: RunConfig) -> None:
     check_computes(config.device)
 
 
-def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> tuple[str, ...]:
+def check_network(config: RunConfig, facts: DataFacts, *, with_budget: bool) -> tuple[str, ...]:
     """Builds the network, fits the given weights, and asks whether the budget can be met.
 
     Args:
@@ -201,7 +201,7 @@ def check_network(config: RunConfig, facts: TaskFacts, *, with_budget: bool) -> 
     return (*notes, *(f"note: {remark}" for remark in remarks))
 
 
-def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> None:
+def _check_forward(model: nn.Module, facts: DataFacts, config: RunConfig) -> None:
     try:
         with torch.no_grad():
             outputs = model(example_input(facts))
@@ -219,7 +219,7 @@ def _check_forward(model: nn.Module, facts: TaskFacts, config: RunConfig) -> Non
         )
 
 
-def use_threads(config: RunConfig, facts: TaskFacts, *, training: bool) -> None:
+def use_threads(config: RunConfig, facts: DataFacts, *, training: bool) -> None:
     """Sets the processor threads of a stage.
 
     Args:

@@ -8,12 +8,12 @@ from torch import nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import OWN_TEACHERS
-from amc_compress.runs.folder import TaskFacts
+from amc_compress.runs.folder import DataFacts
 from amc_compress.runs.networks import build_with_weights
 
 
 def load_teacher(
-    config: RunConfig, facts: TaskFacts, *, allow_pickle: bool = False
+    config: RunConfig, facts: DataFacts, *, allow_pickle: bool = False
 ) -> nn.Module | None:
     """Returns the teacher that ``--teacher`` names, in eval mode.
 

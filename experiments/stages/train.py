@@ -13,7 +13,7 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import train
 from amc_compress.runs.events import open_writer
-from amc_compress.runs.folder import TaskFacts
+from amc_compress.runs.folder import DataFacts
 from amc_compress.runs.networks import (
     build_original,
     build_with_weights,
@@ -27,7 +27,7 @@ from amc_env.costs.costs import COSTS
 from amc_env.files import write_atomic, write_json
 
 
-def initial_network(config: RunConfig, facts: TaskFacts) -> nn.Module:
+def initial_network(config: RunConfig, facts: DataFacts) -> nn.Module:
     """Returns the network before training; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
         torch.manual_seed(config.seed)

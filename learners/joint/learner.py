@@ -20,7 +20,7 @@ from amc_compress.learners.joint.parts import (
     PartSeconds,
     PlanPart,
     check_same_network,
-    interleaved,
+    in_network_order,
     plan_of,
     scores_of,
 )
@@ -110,7 +110,7 @@ class BriefTraining:
 
 
 class JointCompression(Learner):
-    """Decides several kinds of compression at once, interleaved by depth.
+    """Decides several kinds of compression at once, in_network_order by depth.
 
     Args:
         parts: What can be decided, in the order in which it is carried out, see
@@ -150,7 +150,7 @@ class JointCompression(Learner):
         # The first part's: what later parts call a layer is a layer of it, with the widths that
         # the keep ratios move.
         self.graph = self.parts[0].graph
-        self.decisions: tuple[Decision, ...] = interleaved(
+        self.decisions: tuple[Decision, ...] = in_network_order(
             self.graph, [part.decisions for part in self.parts]
         )
         self.form = getattr(parts[0], "form", Form())

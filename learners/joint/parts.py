@@ -108,7 +108,9 @@ class NetworkEvaluator(Protocol):
         """
 
 
-def interleaved(graph: LayerGraph, parts: Sequence[Sequence[Decision]]) -> tuple[Decision, ...]:
+def in_network_order(
+    graph: LayerGraph, parts: Sequence[Sequence[Decision]]
+) -> tuple[Decision, ...]:
     """Returns the decisions of all parts by depth, and at the same layer in the order of the parts.
 
     A decision about a layer stands at that layer; one about a channel group at the layer that the

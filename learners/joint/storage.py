@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from amc_compress.learners.joint.learner import apply_parts, kept_units
-from amc_compress.learners.joint.parts import PlanPart, interleaved
+from amc_compress.learners.joint.parts import PlanPart, in_network_order
 from amc_compress.learners.packing.sizes import header_bytes
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.sparsification import WeightSparsification
@@ -55,7 +55,7 @@ def joint_storage(
     for part in parts:
         if isinstance(part, WeightSparsification):
             form = _sparse_form(form, part, bits)
-    decisions = interleaved(graph, [part.decisions for part in parts])
+    decisions = in_network_order(graph, [part.decisions for part in parts])
     cost, headers = BytesCost(graph, decisions, form), []
     for ratio in (0.5, 1.0) if form.value_bits else (0.5,):
         plan = CompressionPlan({**plan_at(parts, ratio), **bits.most_bits()})

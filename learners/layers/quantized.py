@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -14,6 +16,15 @@ class _Quantizers(Masked):
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+
+    @classmethod
+    def of(
+        cls, layer: nn.Conv2d | nn.Linear, weights: Quantizer | None, inputs: Quantizer | None
+    ) -> Self:
+        """Builds the quantized twin of a layer; the parameters are shared, not copied."""
+        twin = twin_of(cls, layer)
+        twin.weight_quantizer, twin.input_quantizer = weights, inputs
+        return twin
 
     def quantized_weight(self) -> Tensor:
         """Returns the weights as they are used, in the shape of ``weight``."""
@@ -35,15 +46,6 @@ class QuantizedConv2d(_Quantizers, nn.Conv2d):
         input_quantizer: ``None`` leaves the input in float32.
     """
 
-    @classmethod
-    def of(
-        cls, conv: nn.Conv2d, weights: Quantizer | None, inputs: Quantizer | None
-    ) -> QuantizedConv2d:
-        """Builds the quantized twin of a convolution; the parameters are shared, not copied."""
-        twin = twin_of(cls, conv)
-        twin.weight_quantizer, twin.input_quantizer = weights, inputs
-        return twin
-
     def forward(self, x: Tensor) -> Tensor:
         """Returns the convolution, shape (N, out, H', W')."""
         out: Tensor = self._conv_forward(
@@ -59,15 +61,6 @@ class QuantizedLinear(_Quantizers, nn.Linear):
         weight_quantizer: ``None`` leaves the weights in float32.
         input_quantizer: ``None`` leaves the input in float32.
     """
-
-    @classmethod
-    def of(
-        cls, linear: nn.Linear, weights: Quantizer | None, inputs: Quantizer | None
-    ) -> QuantizedLinear:
-        """Builds the quantized twin of a linear layer; the parameters are shared, not copied."""
-        twin = twin_of(cls, linear)
-        twin.weight_quantizer, twin.input_quantizer = weights, inputs
-        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the product, shape (..., out_features)."""

@@ -24,7 +24,7 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputDifference:
     """Differences between two outputs.
 
     Args:
@@ -37,16 +37,16 @@ class Comparison:
     n_compared: int
 
 
-def compare(first: object, second: object) -> Comparison:
+def compare(first: object, second: object) -> OutputDifference:
     """Compares two outputs, tensor by tensor, each by its own scale."""
     worst, count = 0.0, 0
     for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         if a.shape != b.shape:
-            return Comparison(float("inf"), count)
+            return OutputDifference(float("inf"), count)
         if a.numel():
             count += a.numel()
             worst = max(worst, _deviation(_doubled(a), _doubled(b)))
-    return Comparison(worst, count)
+    return OutputDifference(worst, count)
 
 
 def difference(first: object, second: object) -> float:

@@ -27,7 +27,7 @@ def check_bits(name: str, bits: Bits) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class LayerBits:
+class BitPair:
     """Bits of one layer's weights and input; 16 is float."""
 
     weights: int
@@ -48,7 +48,7 @@ class BitChoice:
     fixed_weights: Mapping[str, int]
     fixed_inputs: Mapping[str, int]
 
-    def read(self, plan: CompressionPlan) -> dict[str, LayerBits]:
+    def read(self, plan: CompressionPlan) -> dict[str, BitPair]:
         """Returns the bits of every quantizable layer.
 
         Raises:
@@ -59,7 +59,7 @@ class BitChoice:
         for decision, value in zip(self.decisions, values, strict=True):
             chosen = weights if decision.kind is DecisionKind.WEIGHT_BITS else inputs
             chosen[decision.target] = round(value)
-        return {name: LayerBits(weights[name], inputs[name]) for name in weights}
+        return {name: BitPair(weights[name], inputs[name]) for name in weights}
 
     def fixed_plan(self, weight_bits: int, activation_bits: int | None) -> CompressionPlan:
         """Returns the plan with the same bits for all decided layers; the most if ``None``.
@@ -138,6 +138,6 @@ def bit_choice(
     )
 
 
-def is_float(bits: Mapping[str, LayerBits]) -> bool:
+def is_float(bits: Mapping[str, BitPair]) -> bool:
     """Whether nothing is quantized."""
     return all(b.weights == b.inputs == OFF_BITS for b in bits.values())

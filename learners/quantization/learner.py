@@ -32,7 +32,7 @@ from amc_compress.learners.numerics.layout import laid_out, layout_of, owned
 from amc_compress.learners.numerics.precision import working_dtype
 from amc_compress.learners.packing.sizes import header_bytes, stored_bytes
 from amc_compress.learners.quantization.calibration import Observation, match_outputs, observe
-from amc_compress.learners.quantization.decisions import Bits, LayerBits, bit_choice, is_float
+from amc_compress.learners.quantization.decisions import BitPair, Bits, bit_choice, is_float
 from amc_compress.learners.quantization.errors import layer_errors
 from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
@@ -221,7 +221,7 @@ class QuantizationLearner(Learner):
     def _prepare_evaluator(self, held_out: HeldOut, layout: torch.memory_format) -> None:
         """Settles how candidates are evaluated, and measures the original network."""
         bits = self._choice.read(CompressionPlan.full(self.decisions))
-        of_weights = {n: LayerBits(b.weights, OFF_BITS) for n, b in bits.items()}
+        of_weights = {n: BitPair(b.weights, OFF_BITS) for n, b in bits.items()}
         self._evaluator = QuantizedEvaluator(
             self._reference,
             self._build(self._float, bits, self._observation),
@@ -315,7 +315,7 @@ class QuantizationLearner(Learner):
         return quantized
 
     def _build(
-        self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation
+        self, folded: nn.Module, bits: Mapping[str, BitPair], seen: Observation
     ) -> nn.Module:
         """Returns a quantized copy of a folded network."""
         chosen: dict[str, tuple[Quantizer | None, Quantizer | None]] = {}
@@ -346,7 +346,7 @@ class QuantizationLearner(Learner):
         match_outputs(network, self._recalibration, seen.once(), folded, torch.float32)
 
     def _candidate(
-        self, bits: Mapping[str, LayerBits], seconds: EpisodeSeconds | None = None
+        self, bits: Mapping[str, BitPair], seconds: EpisodeSeconds | None = None
     ) -> nn.Module:
         """Quantizes and repairs; adds what it took to ``seconds``."""
         clock = [time.process_time()]

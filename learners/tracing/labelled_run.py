@@ -28,7 +28,7 @@ _WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding)
 
 
 @dataclass
-class Run:
+class LabelledRun:
     """State after the labelled runs.
 
     Args:
@@ -68,7 +68,7 @@ class Watch:
         )
         self.memories = {name: TraceMemory() for name in self.movers}
 
-    def run(self, everything: bool = True) -> Run:
+    def run(self, everything: bool = True) -> LabelledRun:
         """Returns the labels of fresh runs, with the code of data-moving modules traced.
 
         A module whose graph fails halfway has run twice, so everything is run again without it:
@@ -85,7 +85,7 @@ class Watch:
             if not any(memory.has_misled for memory in self.memories.values()):
                 return run
 
-    def _run(self, cases: Sequence[Case]) -> Run:
+    def _run(self, cases: Sequence[Case]) -> LabelledRun:
         mode = LabelMode(LabelTable(), self.names)
         mode.blind = self.blind
         traced: dict[str, TracedForward] = {}
@@ -106,7 +106,7 @@ class Watch:
                 call.case, call.training = index, case.training
             mode.forget()
         self._freeze_modules(mode)
-        return Run(mode, traced, self.unseen)
+        return LabelledRun(mode, traced, self.unseen)
 
     def _follow(self, mode: LabelMode, case: Case) -> None:
         with visible_attention():

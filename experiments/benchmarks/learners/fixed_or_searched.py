@@ -72,7 +72,7 @@ class Row:
     episodes: int = 0
 
 
-def make_learner(row: Row, network: Any, splits: DataSplits) -> QuantizationLearner:
+def prepare(row: Row, network: Any, splits: DataSplits) -> QuantizationLearner:
     """Prepares the quantizer of a row."""
     return quantizer_named(row.quantizer)(
         network,
@@ -172,7 +172,7 @@ def main(
     if todo:
         network, splits = load(model, data, weights, validation_split=validation_split)
     for row in todo:
-        made = measure(row, make_learner(row, network, splits), splits, read_rows(out))
+        made = measure(row, prepare(row, network, splits), splits, read_rows(out))
         append_rows(out, [made])
         print(row, made["validation"], made["test"], flush=True)
     print(table(read_rows(out), NAMES, COLUMNS))

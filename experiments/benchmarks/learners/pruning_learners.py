@@ -116,7 +116,7 @@ def budgeted(learner: str) -> str:
     return {"sparse": "density", "deep": "bytes"}.get(learner.split()[0], "macs")
 
 
-def make_learner(
+def prepare(
     name: str, network: nn.Module, splits: DataSplits, seed: int, round_to: int
 ) -> tuple[Learner, float]:
     """Prepares a learner; returns it with the CPU-seconds that took."""
@@ -268,7 +268,7 @@ def main(
             continue
         network, splits = load(model, data, weights, validation_split=validation_split, seed=number)
         for name in dict.fromkeys(row.learner for row in todo):
-            prepared, seconds = make_learner(name, network, splits, number, round_to)
+            prepared, seconds = prepare(name, network, splits, number, round_to)
             for row in (row for row in todo if row.learner == name):
                 made = measure(row, prepared, splits, network, read_rows(out))
                 made["prepare_cpu_seconds"] = round(seconds, 1)

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from amc_compress.benchmarks.bench import load, start
-from amc_compress.benchmarks.learners.pruning_learners import LEARNERS, budgeted, make_learner
+from amc_compress.benchmarks.learners.pruning_learners import LEARNERS, budgeted, prepare
 from amc_compress.learners import ChannelPruning
 from amc_compress.tasks import SplitKind
 
@@ -56,7 +56,7 @@ def main(
             raise typer.BadParameter(f"{name}: expected one of {', '.join(KNOWN)}.")
     for number in seed:
         network, splits = load(model, data, weights, validation_split=validation_split, seed=number)
-        made = [make_learner(n, network, splits, number, round_to)[0] for n in (first, second)]
+        made = [prepare(n, network, splits, number, round_to)[0] for n in (first, second)]
         assert isinstance(made[0], ChannelPruning)  # noqa: S101
         assert isinstance(made[1], ChannelPruning)  # noqa: S101
         same, total, share = shared_units(made[0], made[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -37,20 +38,8 @@ def draw_evaluations(
         uniform: Reward of the uniform plan.
     """
     figure, axes = new_axes(*curve_size(len(curves)), f"{task}: best reward so far")
-    shown = {agent: curve for agent, curve in curves.items() if len(curve.x)}
-    for agent, curve in shown.items():
-        axes.plot(curve.x, curve.mean, drawstyle="steps-post", **line_options(styles[agent]))
-        axes.fill_between(
-            curve.x, curve.low, curve.high, step="post", color=styles[agent].colour,
-            alpha=band_alpha(len(curves)), linewidth=0,
-        )  # fmt: skip
-    axes.set_xlim(1, max([2.0, *(float(c.x[-1]) for c in shown.values())]))
-    axes.set_ylim(*_limits(shown, uniform))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("evaluations")
-    axes.set_ylabel("reward, mean over seeds")
-    ends = {agent: (float(c.x[-1]), float(c.mean[-1])) for agent, c in shown.items()}
-    label_lines(axes, ends, styles)
+    shown = _draw_rewards(axes, curves, styles, uniform)
+    _end_against_evaluations(axes, shown, styles)
     return figure
 
 
@@ -68,24 +57,16 @@ def draw_seconds(
     figure, axes = new_axes(
         *curve_size(len(curves)), f"{task}: best reward so far, in processor time"
     )
-    shown = {agent: curve for agent, curve in curves.items() if len(curve.x)}
+    shown = _draw_rewards(axes, curves, styles, uniform)
     for agent, curve in shown.items():
-        style = styles[agent]
-        axes.plot(curve.x, curve.mean, drawstyle="steps-post", **line_options(style))
-        axes.fill_between(
-            curve.x, curve.low, curve.high, step="post", color=style.colour,
-            alpha=band_alpha(len(curves)), linewidth=0,
-        )  # fmt: skip
         axes.plot(
-            curve.x[-1:], curve.mean[-1:], style.marker, color=style.colour, markersize=6,
-            markeredgecolor="white", markeredgewidth=0.7, zorder=5,
+            curve.x[-1:], curve.mean[-1:], styles[agent].marker, color=styles[agent].colour,
+            markersize=6, markeredgecolor="white", markeredgewidth=0.7, zorder=5,
         )  # fmt: skip
     axes.axhline(uniform, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-    axes.set_ylim(*_limits(shown, uniform))
     axes.set_xlabel("processor seconds of agent and evaluation")
-    axes.set_ylabel("reward, mean over seeds")
     legend(axes, sorted(shown, key=lambda a: -float(shown[a].mean[-1])), styles)
     return figure
 
@@ -100,15 +81,37 @@ def draw_iqm_curves(curves: Mapping[str, Curve], styles: Mapping[str, Style]) ->
     figure, axes = new_axes(*curve_size(len(curves)), "All tasks: score of the best plan so far")
     for agent, curve in curves.items():
         axes.plot(curve.x, curve.mean, drawstyle="steps-post", **line_options(styles[agent]))
-    last = max([2.0, *(float(c.x[-1]) for c in curves.values())])
-    axes.set_xlim(1, last)
     axes.set_ylim(*_limits(curves, 0.0))
+    axes.set_ylabel("interquartile mean of the scores")
+    _end_against_evaluations(axes, curves, styles)
+    return figure
+
+
+def _draw_rewards(
+    axes: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style], uniform: float
+) -> dict[str, Curve]:
+    """Draws rewards with their intervals; returns the curves that have any."""
+    shown = {agent: curve for agent, curve in curves.items() if len(curve.x)}
+    for agent, curve in shown.items():
+        axes.plot(curve.x, curve.mean, drawstyle="steps-post", **line_options(styles[agent]))
+        axes.fill_between(
+            curve.x, curve.low, curve.high, step="post", color=styles[agent].colour,
+            alpha=band_alpha(len(curves)), linewidth=0,
+        )  # fmt: skip
+    axes.set_ylim(*_limits(shown, uniform))
+    axes.set_ylabel("reward, mean over seeds")
+    return shown
+
+
+def _end_against_evaluations(
+    axes: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style]
+) -> None:
+    """Sets the axis of evaluations, and writes the agents at the ends of their lines."""
+    axes.set_xlim(1, max([2.0, *(float(c.x[-1]) for c in curves.values())]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("evaluations")
-    axes.set_ylabel("interquartile mean of the scores")
     ends = {agent: (float(c.x[-1]), float(c.mean[-1])) for agent, c in curves.items()}
     label_lines(axes, ends, styles)
-    return figure
 
 
 def _limits(curves: Mapping[str, Curve], uniform: float) -> tuple[float, float]:

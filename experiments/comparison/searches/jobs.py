@@ -18,7 +18,12 @@ from amc_compress.comparison.records import (
     TaskFacts,
     check_unchanged,
 )
-from amc_compress.comparison.searches.searching import OpenTask, in_one_line, open_task, run_search
+from amc_compress.comparison.searches.searching import (
+    OpenTask,
+    in_one_line,
+    prepare_task,
+    search_once,
+)
 from amc_compress.comparison.tasks import Places, find_task
 
 Outcome = tuple[TaskFacts | None, SearchRecord]
@@ -123,11 +128,11 @@ def carry_out(job: Job) -> Outcome:
             check_unchanged(job.known, opened.facts, job.folder / RESULTS)
     except (Exception, SystemExit) as error:
         return None, job.failed(error)
-    return opened.facts, run_search(opened, job.agent, job.seed, job.evaluations)
+    return opened.facts, search_once(opened, job.agent, job.seed, job.evaluations)
 
 
 @lru_cache(maxsize=1)
 def _opened(
     task: str, data: str | None, weights: tuple[tuple[str, str], ...], folder: Path
 ) -> OpenTask:
-    return open_task(find_task(task), Places(data, dict(weights)), folder)
+    return prepare_task(find_task(task), Places(data, dict(weights)), folder)

@@ -36,7 +36,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonSettings:
     """The tasks, agents and seeds of a comparison.
 
     Args:
@@ -96,7 +96,7 @@ class Comparison:
         return Missing(missing, agents)
 
 
-def jobs_of(comparison: Comparison) -> list[Job]:
+def jobs_of(comparison: ComparisonSettings) -> list[Job]:
     """Returns all searches: task by task, and within a task seed by seed.
 
     A comparison that is broken off then has whole seeds of all agents.
@@ -109,7 +109,7 @@ def jobs_of(comparison: Comparison) -> list[Job]:
     ]
 
 
-def jobs_left(comparison: Comparison, results: Results) -> list[Job]:
+def jobs_left(comparison: ComparisonSettings, results: Results) -> list[Job]:
     """Returns the searches that results do not hold yet; failed ones are made again."""
     done = {search.key for search in results.searches if search.error is None}
     return [job for job in jobs_of(comparison) if job.key not in done]
@@ -128,7 +128,7 @@ def only_results(folder: Path) -> Iterator[ResultsFile]:
 
 
 def make_searches(
-    comparison: Comparison,
+    comparison: ComparisonSettings,
     missing: Missing,
     file: ResultsFile,
     tell: Tell = lambda record: None,
@@ -137,7 +137,7 @@ def make_searches(
 
     Args:
         comparison: What is compared.
-        missing: What :meth:`Comparison.check` found; searches that need it fail at once.
+        missing: What :meth:`ComparisonSettings.check` found; searches that need it fail at once.
         file: Of :func:`only_results`.
         tell: Called with every search that ends.
     """

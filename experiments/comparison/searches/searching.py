@@ -56,7 +56,7 @@ def in_one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def open_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
+def prepare_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask:
     """Prepares a task; evaluations are kept below ``folder``.
 
     Raises:
@@ -153,7 +153,7 @@ class TrialClock:
         self._cpu, self._spent, self._counted = cpu, spent, counted
 
 
-def run_search(opened: OpenTask, label: str, seed: int, evaluations: int) -> SearchRecord:
+def search_once(opened: OpenTask, label: str, seed: int, evaluations: int) -> SearchRecord:
     """Runs one search; whatever an agent does wrong becomes the record's error.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from amc_compress.learners.channel_pruning.discrimination.places import Place
+from amc_compress.learners.channel_pruning.discrimination.places import LossPlace
 from amc_compress.learners.numerics.precision import autocast
 
 
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, places: Sequence[Place], n_outputs: int, dtype: torch.dtype
+        self, network: nn.Module, places: Sequence[LossPlace], n_outputs: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.network = network

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning.criteria import Criterion
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
-from amc_compress.learners.channel_pruning.discrimination.places import Places, find_places
+from amc_compress.learners.channel_pruning.discrimination.places import LossPlaces, find_places
 from amc_compress.learners.channel_pruning.discrimination.selection import (
     GatedWeights,
     GreedyOptions,
@@ -67,7 +67,7 @@ class DiscriminationAwarePruning(ChannelPruning):
         ValueError: If an option has no such value, or there is no ``train``.
     """
 
-    places: Places
+    places: LossPlaces
 
     def __init__(
         self,

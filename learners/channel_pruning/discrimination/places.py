@@ -28,7 +28,7 @@ _MOVE_OPS = frozenset(
 
 
 @dataclass(frozen=True)
-class Place:
+class LossPlace:
     """The output of a module that all information passes through.
 
     Args:
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Places:
+class LossPlaces:
     """The places of a network, in the order of a forward pass.
 
     Args:
@@ -53,7 +53,7 @@ class Places:
         depths: By layer, how many layers have run when it has, in its last call.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[LossPlace, ...]
     depths: dict[str, int]
 
     def stage_of(self, layer: str) -> int:
@@ -64,7 +64,7 @@ class Places:
         return sum(place.depth < depth for place in self.places)
 
 
-def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count: int) -> Places:
+def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count: int) -> LossPlaces:
     """Spreads places for auxiliary losses evenly over the depth of a network.
 
     The ``p``-th of ``P`` is the one nearest to ``p L / (P + 1)`` of ``L`` layers; of several at one
@@ -80,7 +80,7 @@ def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count:
         UntraceableModelError: If there is none at all.
     """
     candidates, depths, outcome = _watched_run(network, image, layers)
-    available: dict[int, Place] = {}
+    available: dict[int, LossPlace] = {}
     total = max(depths.values(), default=0)
     for place, node in candidates:
         inside = 0 < place.depth < total and place.depth not in available
@@ -94,16 +94,16 @@ def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count:
         )
     wanted = (p * total / (count + 1) for p in range(1, count + 1))
     chosen = {min(available, key=lambda depth: (abs(depth - w), depth)) for w in wanted}
-    return Places(tuple(available[depth] for depth in sorted(chosen)), depths)
+    return LossPlaces(tuple(available[depth] for depth in sorted(chosen)), depths)
 
 
 def _watched_run(
     network: nn.Module, image: Tensor, layers: Sequence[str]
-) -> tuple[list[tuple[Place, _Node]], dict[str, int], _Node]:
+) -> tuple[list[tuple[LossPlace, _Node]], dict[str, int], _Node]:
     """Runs the network once, with a gradient to its input: what depends on what is in there."""
     known = set(layers)
     depths: dict[str, int] = {}
-    candidates: list[tuple[Place, _Node]] = []
+    candidates: list[tuple[LossPlace, _Node]] = []
     axes: dict[_Node, int | None] = {}
     done = 0
 
@@ -121,7 +121,7 @@ def _watched_run(
         axis = 1 if output.dim() == 2 else _own_axis(module) or _inherited_axis(node, axes)
         axes[node] = axis
         if axis is not None:  # else it is unknown what to average over
-            candidates.append((Place(name, done, output.shape[axis], axis), node))
+            candidates.append((LossPlace(name, done, output.shape[axis], axis), node))
 
     handles = [
         module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output))

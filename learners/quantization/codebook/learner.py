@@ -14,7 +14,7 @@ from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.quantization.calibration import Observation
 from amc_compress.learners.quantization.codebook.init import INITS
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
-from amc_compress.learners.quantization.decisions import LayerBits
+from amc_compress.learners.quantization.decisions import BitPair
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.storage import StorageFormat
@@ -95,7 +95,7 @@ class CodebookQuantization(QuantizationLearner):
         return replace(super()._training_defaults(), learning_rate=rate)
 
     def _build(
-        self, folded: nn.Module, bits: Mapping[str, LayerBits], seen: Observation
+        self, folded: nn.Module, bits: Mapping[str, BitPair], seen: Observation
     ) -> nn.Module:
         network = super()._build(folded, bits, seen)
         set_mode(network, self.mode)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.tracing.rewriting.rewrite import Move, Sizes
-from amc_compress.learners.tracing.rewriting.rewritten_class import Recipe, rebuild_class
+from amc_compress.learners.tracing.rewriting.rewritten_class import ClassRecipe, rebuild_class
 
 
 class CannotRewriteError(Exception):
@@ -54,7 +54,7 @@ class Rewrite:
 
 
 def _restore_rewrite(
-    name: str, recipe: Recipe, edits: list[Sizes | Move], touched: Tensor
+    name: str, recipe: ClassRecipe, edits: list[Sizes | Move], touched: Tensor
 ) -> Rewrite:
     return Rewrite(name, rebuild_class(recipe), edits, touched)
 

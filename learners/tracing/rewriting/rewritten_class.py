@@ -114,17 +114,17 @@ class VariantCode:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassRecipe:
     """What a rewritten class is made from; copied by reference, pickled by value."""
 
     base: type[nn.Module]
     variants: tuple[VariantCode, ...]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recipe:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClassRecipe:
         return self
 
 
-def rebuild_class(recipe: Recipe) -> type[nn.Module]:
+def rebuild_class(recipe: ClassRecipe) -> type[nn.Module]:
     """Returns the subclass of the recipe's base with the rewritten forward.
 
     Equal recipes share a class. Its instances pickle: the class is rebuilt where they are loaded.
@@ -183,7 +183,7 @@ def _is_positional(parameters: Sequence[inspect.Parameter]) -> bool:
 
 def _call(self: Any, arguments: Mapping[str, Any]) -> Any:
     """Runs the variant that holds for the arguments."""
-    recipe: Recipe = self._recipe
+    recipe: ClassRecipe = self._recipe
     leaves, spec = flattened(arguments)
     for index, variant in enumerate(recipe.variants):
         if variant.takes(self._cut_guards[index], leaves, spec):
@@ -207,7 +207,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return _restore, (type(self)._recipe,), self.__getstate__()
 
 
-def _restore(recipe: Recipe) -> nn.Module:
+def _restore(recipe: ClassRecipe) -> nn.Module:
     cls = rebuild_class(recipe)
     module: nn.Module = cls.__new__(cls)
     return module

@@ -11,7 +11,7 @@ from torch import fx, nn
 from amc_compress.learners.tracing.rewriting.forward_tracing import Record
 from amc_compress.learners.tracing.rewriting.rewrite import Move, Sizes
 from amc_compress.learners.tracing.rewriting.rewritten_class import (
-    Recipe,
+    ClassRecipe,
     Source,
     VariantCode,
     rebuild_class,
@@ -47,7 +47,9 @@ def rewritten_class(module: nn.Module, parts: Sequence[Part]) -> type[nn.Module]
         codes.append(_code(part))
     base = type(module)
     recipe = vars(base).get("_recipe")
-    return rebuild_class(Recipe(recipe.base if isinstance(recipe, Recipe) else base, tuple(codes)))
+    return rebuild_class(
+        ClassRecipe(recipe.base if isinstance(recipe, ClassRecipe) else base, tuple(codes))
+    )
 
 
 def _code(part: Part) -> VariantCode:

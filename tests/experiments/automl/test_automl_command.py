@@ -11,7 +11,7 @@ from support.automl import NEAREST, fake_framework, installed
 
 from amc_compress.automl import environments, frameworks, protocol
 from amc_compress.automl.environments import SetupError
-from amc_compress.automl.records import read_results
+from amc_compress.automl.records import read_trainings
 from amc_compress.cli import run
 from amc_env import MissingDependencyError
 
@@ -38,7 +38,7 @@ def test_run_and_table_go_together(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("iris, seed 0: near 0.9")
     assert lines[-1] == str(out)
-    rows = read_results(out).rows
+    rows = read_trainings(out).rows
     assert {key[:2] for key in rows} == {("near", "iris"), ("constant", "iris")}
     assert run(arguments(out)) == 0
     assert capsys.readouterr().out.splitlines() == [str(out)]  # nothing was trained again

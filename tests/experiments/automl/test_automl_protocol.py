@@ -18,12 +18,12 @@ from support.automl import LIMITS, NEAREST, fake_framework, installed, line, ste
 from amc_compress.automl.datasets import DATA_SETS, DataSet, split
 from amc_compress.automl.environments import Failed, Installed
 from amc_compress.automl.protocol import constant_row, make_protocol, run_all, score, train
-from amc_compress.automl.records import Protocol, ResultsFile, Row, read_results
+from amc_compress.automl.records import Protocol, Training, TrainingsFile, read_trainings
 
 
 def trained(
     folder: Path, code: str, data: DataSet | None = None, limits: Protocol = LIMITS, seed: int = 0
-) -> Row:
+) -> Training:
     framework = fake_framework(folder, code)
     data = data or steps()
     parts = split(data, seed)
@@ -245,7 +245,7 @@ def test_a_limit_that_is_none_is_rejected(seconds):
 
 def run_fakes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, status: dict[str, Installed | Failed]
-) -> list[Row]:
+) -> list[Training]:
     """Runs two fakes on two splits, and returns the new rows."""
     codes = {
         "near": NEAREST,
@@ -256,8 +256,8 @@ def run_fakes(
     monkeypatch.setattr(
         "amc_compress.automl.protocol.read_status", lambda framework, root: known[framework.name]
     )
-    new: list[Row] = []
-    results = ResultsFile(folder / "results.jsonl", LIMITS)
+    new: list[Training] = []
+    results = TrainingsFile(folder / "results.jsonl", LIMITS)
     run_all(fakes, [steps()], range(2), results, LIMITS, folder, new.append)
     return new
 
@@ -269,7 +269,7 @@ def test_a_repeated_run_trains_nothing_twice(tmp_path, monkeypatch):
     before = (tmp_path / "results.jsonl").read_text()
     assert run_fakes(tmp_path, monkeypatch, {}) == []
     assert (tmp_path / "results.jsonl").read_text() == before
-    rows = read_results(tmp_path / "results.jsonl").rows
+    rows = read_trainings(tmp_path / "results.jsonl").rows
     assert {key[0] for key in rows} == {"near", "broken", "constant"}
     assert len(rows) == 6
 
@@ -281,7 +281,7 @@ def test_a_run_that_was_cut_short_makes_what_is_missing(tmp_path, monkeypatch):
     assert [(row.framework, row.seed) for row in run_fakes(tmp_path, monkeypatch, {})] == [
         ("broken", 1)
     ]
-    assert len(read_results(path).rows) == 6
+    assert len(read_trainings(path).rows) == 6
 
 
 def test_a_framework_that_can_be_installed_by_now_is_trained(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_a_framework_that_can_be_installed_by_now_is_trained(tmp_path, monkeypat
     assert run_fakes(tmp_path, monkeypatch, {"near": failed}) == []
     again = run_fakes(tmp_path, monkeypatch, {})
     assert [(row.framework, row.failure) for row in again] == [("near", None)] * 2
-    assert len(read_results(tmp_path / "results.jsonl").rows) == 6
+    assert len(read_trainings(tmp_path / "results.jsonl").rows) == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

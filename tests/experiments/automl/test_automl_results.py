@@ -10,19 +10,19 @@ import pytest
 from support.automl import LIMITS
 
 from amc_compress.automl.protocol import make_protocol
-from amc_compress.automl.records import Results, ResultsFile, Row, read_results
+from amc_compress.automl.records import Training, Trainings, TrainingsFile, read_trainings
 from amc_compress.automl.summary import cell, names_of, overall, paper_statistic
 from amc_compress.automl.table import make_table
 from amc_env import RunFolderError
 
 
-def by_key(rows: Iterable[Row]) -> dict[tuple[str, str, int], Row]:
+def by_key(rows: Iterable[Training]) -> dict[tuple[str, str, int], Training]:
     return {row.key: row for row in rows}
 
 
-def scores(framework: str, data: str, *values: float | None) -> list[Row]:
+def scores(framework: str, data: str, *values: float | None) -> list[Training]:
     return [
-        Row(
+        Training(
             framework, data, seed, value, *((None,) if value is not None else ("crash", "it broke"))
         )
         for seed, value in enumerate(values)
@@ -116,7 +116,7 @@ def test_a_failure_without_the_constant_prediction_says_how_to_get_it():
 
 
 def test_the_table_shows_scores_failures_and_reasons():
-    table = make_table(Results(LIMITS, CLASSES))
+    table = make_table(Trainings(LIMITS, CLASSES))
     assert "| framework | wine | iris |" in table
     assert "| b | 0.900 ± 0.141 | 0.450 ± 0.212 (1 of 2 failed) |" in table
     assert "| b | iris | 1 | crash | it broke |" in table
@@ -125,14 +125,14 @@ def test_the_table_shows_scores_failures_and_reasons():
 
 
 def test_one_seed_has_no_deviation():
-    table = make_table(Results(LIMITS, by_key(scores("a", "iris", 0.9))))
+    table = make_table(Trainings(LIMITS, by_key(scores("a", "iris", 0.9))))
     assert "| a | 0.900 |" in table
 
 
 def test_a_bar_in_a_reason_breaks_no_table():
-    row = Row("a", "iris", 0, failure="crash", reason="expected a | b")
+    row = Training("a", "iris", 0, failure="crash", reason="expected a | b")
     rows = by_key([row, *scores("constant", "iris", 0.3)])
-    assert "expected a \\| b |" in make_table(Results(LIMITS, rows))
+    assert "expected a \\| b |" in make_table(Trainings(LIMITS, rows))
 
 
 # ---- the file
@@ -140,28 +140,28 @@ def test_a_bar_in_a_reason_breaks_no_table():
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "folder" / "results.jsonl"
-    file = ResultsFile(path, LIMITS)
-    row = Row("a", "iris", 0, 0.9, wall_seconds=1.5, tried={"models": 3}, versions={"a": "1"})
+    file = TrainingsFile(path, LIMITS)
+    row = Training("a", "iris", 0, 0.9, wall_seconds=1.5, tried={"models": 3}, versions={"a": "1"})
     file.add(row)
-    file.add(Row("a", "iris", 1, failure="timeout", reason="It was killed."))
-    found = read_results(path)
+    file.add(Training("a", "iris", 1, failure="timeout", reason="It was killed."))
+    found = read_trainings(path)
     assert found.protocol == LIMITS
     assert found.rows[row.key] == row
-    assert ResultsFile(path, LIMITS).find(row.key) == row
+    assert TrainingsFile(path, LIMITS).find(row.key) == row
 
 
 def test_a_later_row_takes_the_place_of_an_earlier_one(tmp_path):
-    file = ResultsFile(tmp_path / "results.jsonl", LIMITS)
-    file.add(Row("a", "iris", 0, failure="install", reason="no Python"))
-    file.add(Row("a", "iris", 0, 0.9))
-    assert [row.score for row in read_results(file.path).rows.values()] == [0.9]
+    file = TrainingsFile(tmp_path / "results.jsonl", LIMITS)
+    file.add(Training("a", "iris", 0, failure="install", reason="no Python"))
+    file.add(Training("a", "iris", 0, 0.9))
+    assert [row.score for row in read_trainings(file.path).rows.values()] == [0.9]
 
 
 def test_other_limits_are_rejected_in_the_same_file(tmp_path):
     path = tmp_path / "results.jsonl"
-    ResultsFile(path, make_protocol(60.0))
+    TrainingsFile(path, make_protocol(60.0))
     with pytest.raises(RunFolderError, match=r"begun with seconds 60.*now it is seconds 30"):
-        ResultsFile(path, make_protocol(30.0))
+        TrainingsFile(path, make_protocol(30.0))
 
 
 @pytest.mark.parametrize(
@@ -179,25 +179,25 @@ def test_other_limits_are_rejected_in_the_same_file(tmp_path):
 )
 def test_a_file_that_is_none_is_rejected(tmp_path, content, message):
     path = tmp_path / "results.jsonl"
-    ResultsFile(path, LIMITS)
+    TrainingsFile(path, LIMITS)
     path.write_text(content.replace("HEAD", path.read_text()))
     before = path.read_text()
     with pytest.raises(RunFolderError, match=message):
-        ResultsFile(path, LIMITS)
+        TrainingsFile(path, LIMITS)
     assert path.read_text() == before
 
 
 def test_a_missing_file_says_how_it_is_made(tmp_path):
     with pytest.raises(RunFolderError, match="amc automl run --out"):
-        read_results(tmp_path / "results.jsonl")
+        read_trainings(tmp_path / "results.jsonl")
 
 
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
     path = tmp_path / "results.jsonl"
-    ResultsFile(path, LIMITS).add(Row("a", "iris", 0, 0.9))
+    TrainingsFile(path, LIMITS).add(Training("a", "iris", 0, 0.9))
     with path.open("a") as file:
         file.write('{"framework": "a", "da')
-    ResultsFile(path, LIMITS).add(Row("a", "iris", 1, 0.8))
+    TrainingsFile(path, LIMITS).add(Training("a", "iris", 1, 0.8))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line.get("score") for line in lines[1:]] == [0.9, 0.8]
     assert np.isfinite(lines[0]["protocol"]["seconds"])

@@ -14,7 +14,7 @@ from amc_compress.commands.values import config_from
 from amc_compress.config.bit_widths import as_choice, bits_text, parse_bits
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
-from amc_compress.runs.folder import TaskFacts
+from amc_compress.runs.folder import DataFacts
 from amc_compress.runs.learner_factory import make_learner
 from amc_compress.runs.networks import build_original, example_input
 from amc_compress.runs.problem import check_feasible, make_problem
@@ -113,7 +113,7 @@ def test_default_budget_of_cutting_and_quantizing_can_be_met(
 
 @pytest.fixture(scope="module")
 def digitsnet() -> TracedModel:
-    facts = TaskFacts("digits", 10, (1, 8, 8), ())
+    facts = DataFacts("digits", 10, (1, 8, 8), ())
     return trace(build_original("digitsnet", facts), example_input(facts))
 
 

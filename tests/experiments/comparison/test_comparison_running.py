@@ -14,13 +14,13 @@ from amc_compress.cli import run
 from amc_compress.commands.compare import compare
 from amc_compress.comparison.records import RESULTS, ResultsFile, SearchRecord, read_results
 from amc_compress.comparison.searches.running import (
-    Comparison,
+    ComparisonSettings,
     Tell,
     jobs_of,
     make_searches,
     only_results,
 )
-from amc_compress.comparison.searches.searching import open_task, run_search
+from amc_compress.comparison.searches.searching import prepare_task, search_once
 from amc_compress.comparison.tasks import TASKS, Places, check_task, find_task
 from amc_env import MissingDependencyError, RunFolderError
 from amc_env.files import only_one
@@ -29,7 +29,7 @@ from amc_env.recorded_tasks.recorded import recorded_names
 RECORDED = "digits-channels-recorded"
 
 
-def comparison(folder: Path, **changes) -> Comparison:
+def comparison(folder: Path, **changes) -> ComparisonSettings:
     settings = {
         "tasks": (RECORDED,),
         "agents": ("uniform", "local"),
@@ -38,10 +38,10 @@ def comparison(folder: Path, **changes) -> Comparison:
         "places": Places(),
         "folder": folder,
     }
-    return Comparison(**{**settings, **changes})
+    return ComparisonSettings(**{**settings, **changes})
 
 
-def run_comparison(comparison: Comparison, tell: Tell = lambda record: None) -> ResultsFile:
+def run_comparison(comparison: ComparisonSettings, tell: Tell = lambda record: None) -> ResultsFile:
     missing = comparison.check()
     with only_results(comparison.folder) as file:
         make_searches(comparison, missing, file, tell)
@@ -77,16 +77,16 @@ class TestSearches:
     @pytest.fixture(scope="class")
     @staticmethod
     def opened(tmp_path_factory):
-        return open_task(find_task("digits-channels"), Places(), tmp_path_factory.mktemp("c"))
+        return prepare_task(find_task("digits-channels"), Places(), tmp_path_factory.mktemp("c"))
 
     def test_trials_are_what_the_agent_evaluated_within_the_budget(self, opened):
-        record = run_search(opened, "sensitivity:points=1", 0, 12)
+        record = search_once(opened, "sensitivity:points=1", 0, 12)
         assert [t.source for t in record.trials] == ["uniform", "sensitivity"]
         assert [t.evaluation for t in record.trials] == [1, 2 + 8]  # a probe per decision between
         assert record.error is None
 
     def test_every_agent_gets_the_same_evaluations_and_the_winner_the_whole_split(self, opened):
-        record = run_search(opened, "local", 0, 10)
+        record = search_once(opened, "local", 0, 10)
         assert len(record.trials) == 10
         assert all(t.cost_ratio["macs"] <= 0.3 for t in record.trials)
         assert record.final is not None
@@ -95,9 +95,9 @@ class TestSearches:
 
     def test_equal_plans_are_evaluated_once_and_their_seconds_counted_again(self, opened):
         learner = opened.learner
-        run_search(opened, "local", 3, 10)
+        search_once(opened, "local", 3, 10)
         spent = learner.spent
-        again = run_search(opened, "local", 3, 10)
+        again = search_once(opened, "local", 3, 10)
         assert learner.spent == spent
         assert sum(t.judge_seconds for t in again.trials) > 0.0
         assert all(t.agent_seconds >= 0.0 for t in again.trials)
@@ -106,25 +106,25 @@ class TestSearches:
         def facts(record: SearchRecord):
             return [(t.evaluation, t.plan, t.reward, t.source) for t in record.trials]
 
-        fresh = open_task(find_task("digits-channels"), Places(), tmp_path)
-        one, two = (run_search(o, "evolution", 5, 8) for o in (opened, fresh))
+        fresh = prepare_task(find_task("digits-channels"), Places(), tmp_path)
+        one, two = (search_once(o, "evolution", 5, 8) for o in (opened, fresh))
         assert facts(one) == facts(two)
 
     def test_options_of_agent_and_environment_stand_in_the_label(self, opened):
-        record = run_search(opened, "random:finalists=0,env.action=interval", 0, 4)
+        record = search_once(opened, "random:finalists=0,env.action=interval", 0, 4)
         assert record.error is None
         assert record.agent == "random:finalists=0,env.action=interval"
-        narrow = run_search(opened, "random:env.budget=macs=0.2", 0, 4)
+        narrow = search_once(opened, "random:env.budget=macs=0.2", 0, 4)
         assert all(t.cost_ratio["macs"] <= 0.2 for t in narrow.trials)
 
     @pytest.mark.usefixtures("bad_agents")
     def test_what_an_agent_does_wrong_becomes_one_sentence(self, opened):
-        bad = run_search(opened, "nan", 0, 5)
+        bad = search_once(opened, "nan", 0, 5)
         assert bad.error is not None
         assert "in [0, 1] from the agent" in bad.error
         assert len(bad.trials) == 1
         assert bad.final is None
-        assert run_search(opened, "crash", 0, 5).error == "a bug of two lines"
+        assert search_once(opened, "crash", 0, 5).error == "a bug of two lines"
 
     def test_a_winner_that_cannot_be_evaluated_is_a_failure_with_its_trials(
         self, opened, monkeypatch
@@ -133,7 +133,7 @@ class TestSearches:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(opened.learner, "_evaluate_full", no_memory)
-        record = run_search(opened, "random:finalists=0", 0, 4)
+        record = search_once(opened, "random:finalists=0", 0, 4)
         assert record.error == "out of memory"
         assert len(record.trials) == 4
         assert record.final is None
@@ -269,11 +269,11 @@ class TestComparisons:
         assert not (tmp_path / RESULTS).exists()
 
     def test_evaluations_of_another_task_are_not_mixed(self, tmp_path):
-        open_task(find_task("digits-channels"), Places(), tmp_path)
+        prepare_task(find_task("digits-channels"), Places(), tmp_path)
         store = tmp_path / "judgements" / "digits-channels.jsonl"
         store.write_text(store.read_text().replace("round_to=2", "round_to=4"))
         with pytest.raises(RunFolderError, match="another task: other origin"):
-            open_task(find_task("digits-channels"), Places(), tmp_path)
+            prepare_task(find_task("digits-channels"), Places(), tmp_path)
 
     def test_a_record_that_is_missing_stops_no_other(self, tmp_path, monkeypatch):
         monkeypatch.setattr(

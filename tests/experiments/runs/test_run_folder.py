@@ -15,13 +15,13 @@ import torch
 
 from amc_compress.cli import BAD_INPUT, explain
 from amc_compress.config.run_config import RunConfig
-from amc_compress.runs.folder import RunFolder, TaskFacts, is_used
+from amc_compress.runs.folder import DataFacts, RunFolder, is_used
 from amc_compress.runs.networks import read_shape, save_network
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import is_disk_full, read_json, write_atomic
 
-FACTS = TaskFacts("digits", 10, (1, 8, 8), tuple("0123456789"))
+FACTS = DataFacts("digits", 10, (1, 8, 8), tuple("0123456789"))
 PLAN = CompressionPlan({"a:keep_ratio": 0.5, "b:keep_ratio": 0.25})
 
 

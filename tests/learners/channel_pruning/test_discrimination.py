@@ -11,7 +11,7 @@ from torch import nn
 from amc_compress.learners import DiscriminationAwarePruning
 from amc_compress.learners.channel_pruning.discrimination.heads import AuxiliaryHead
 from amc_compress.learners.channel_pruning.discrimination.places import (
-    Place,
+    LossPlace,
     _watched_run,
     find_places,
 )
@@ -306,7 +306,9 @@ def test_sixteen_additions_are_enough_for_every_width():
 
 
 def test_stages_of_layers_follow_their_depth():
-    from amc_compress.learners.channel_pruning.discrimination.places import Places
+    from amc_compress.learners.channel_pruning.discrimination.places import LossPlaces
 
-    places = Places((Place("a", 2, 8, 1), Place("b", 4, 8, 1)), {"x": 1, "y": 2, "z": 3, "w": 5})
+    places = LossPlaces(
+        (LossPlace("a", 2, 8, 1), LossPlace("b", 4, 8, 1)), {"x": 1, "y": 2, "z": 3, "w": 5}
+    )
     assert [places.stage_of(name) for name in ("x", "y", "z", "w", "unknown")] == [0, 0, 1, 2, 2]

@@ -14,7 +14,7 @@ from torch import nn
 from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_compress.learners import ChannelPruning, UniformQuantization, joint_compression
 from amc_compress.learners.joint.learner import JointCompression, QuantizationPart
-from amc_compress.learners.joint.parts import PlanPart, interleaved
+from amc_compress.learners.joint.parts import PlanPart, in_network_order
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes
 from amc_compress.learners.quantization import quantized_layers
 from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
@@ -102,7 +102,7 @@ def test_a_group_that_is_named_after_no_layer_stands_at_the_first_layer_it_touch
         [Decision("table", DecisionKind.KEEP_RATIO, (0.5, 1.0), 16)],
         [Decision(x, DecisionKind.WEIGHT_BITS, (2.0, 8.0), 9) for x in ("conv1", "conv2", "head")],
     ]
-    keys = [d.target for d in interleaved(renamed, rows)]
+    keys = [d.target for d in in_network_order(renamed, rows)]
     assert keys == ["conv1", "table", "conv2", "head"]
 
 
