@@ -29,6 +29,9 @@ ON_EVERY_NETWORK = {
 """Of the contract of learners, what depends on the network's numbers; one network does for the
 others."""
 
+COMPOSED = {"TestDeepCompression", "TestJointUniform"}
+"""Contracts of learners that are made of others, which run on every network."""
+
 OF_EVERY_AGENT = {
     AgentContract.test_a_warm_start_of_another_network_is_rejected,
     AgentContract.test_takes_the_environment_as_gymnasium_makes_it,
@@ -51,7 +54,8 @@ def repeats(item: pytest.Function) -> bool:
     cls, name = item.cls or object, item.originalname
     if issubclass(cls, LearnerContract):
         chosen = {test.__name__ for test in ON_EVERY_NETWORK}
-        return name not in chosen and item.callspec.params["name"] != "residual"
+        is_alike = name not in chosen or cls.__name__ in COMPOSED
+        return is_alike and item.callspec.params["name"] != "residual"
     if issubclass(cls, AgentContract):
         return (
             name in {test.__name__ for test in OF_EVERY_AGENT} and cls.__name__ != "TestLocalSearch"

@@ -50,7 +50,7 @@ def stored_layers(path: Path) -> list[tuple[np.ndarray, np.ndarray, int, float, 
     return found
 
 
-@pytest.mark.parametrize("bits", [8, 5, 2])
+@pytest.mark.parametrize("bits", quick([8, 5, 2], 8, 2))
 @pytest.mark.parametrize("name", quick(NETWORKS, "depthwise"))
 def test_the_file_holds_the_networks_own_integers(name: str, bits: int, tmp_path: Path) -> None:
     network = quantized(make_model(name), bits)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.once import copies
+from support.selection import quick
 from torch import nn
 
 from amc_compress.agents import make_agent
@@ -104,7 +105,7 @@ def test_budgets_over_all_three_kinds_hold_in_every_plan_and_network():
             assert promised - len(quantized_layers(network)) < counted <= promised + 1e-6
 
 
-@pytest.mark.parametrize("agent", ["random", "local"])
+@pytest.mark.parametrize("agent", quick(["random", "local"], "local"))
 def test_agents_search_three_kinds(agent):
     _, learner = prepared("plain", pruning={})
     env = CompressionEnv(learner, "macs=0.7,density=0.2")
@@ -323,7 +324,7 @@ def test_training_of_centroids_moves_no_weight_to_another_one():
         assert not torch.equal(old.weight_quantizer.codebook, layer.weight_quantizer.codebook)
 
 
-@pytest.mark.parametrize("stage", ["retraining", "finetuning"])
+@pytest.mark.parametrize("stage", quick(["retraining", "finetuning"], "finetuning"))
 def test_an_interruption_in_either_training_ends_with_the_same_file(stage, tmp_path):
     _, learner = prepared("plain", sparsification={"schedule_frequency": 2})
     plan = plan_of(learner, 0.2, 2)
@@ -359,7 +360,7 @@ def test_an_interruption_in_either_training_ends_with_the_same_file(stage, tmp_p
     assert again.stages == straight.stages
 
 
-@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
+@pytest.mark.parametrize("schedule", quick(["gradual", "one-shot"], "gradual"))
 def test_channels_may_be_cut_before(schedule):
     _, learner = prepared(
         pruning={"round_to": 4}, schedule=schedule, sparsification={"schedule_frequency": 2}

@@ -117,7 +117,7 @@ def test_the_observation_says_of_which_kind_each_decision_is():
         observation = env.step(np.array([0.5], dtype=np.float32))[0]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
 def test_several_budgets_are_met_at_once_whatever_is_asked(name):
     _, learner = prepared(name)
     env = CompressionEnv(learner, Budget(macs=0.5, bytes=0.15))
@@ -196,6 +196,7 @@ def test_the_repairs_pay():
     assert accuracy["reconstruction+recalibration"] > accuracy["none"] + 0.1
 
 
+@pytest.mark.slow
 def test_sgd_steps_before_evaluation_train_the_finished_candidate():
     _, plain = prepared(proxy="none")
     _, tuned = prepared(proxy="none", finetune_steps=8, train=make_data(256, 1))

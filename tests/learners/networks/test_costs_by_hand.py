@@ -65,6 +65,7 @@ def test_resnet20_has_40_8_million_macs_with_convolutional_shortcuts():
     assert costs["macs"] == RESNET20_MACS + 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64 == 40_813_184
 
 
+@pytest.mark.slow
 def test_mobilenet_v1_equals_the_sum_by_hand():
     pairs = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5)
     macs, width, side = 32 * 32 * 27 * 32, 32, 32
@@ -81,7 +82,7 @@ def test_mobilenet_v1_equals_the_sum_by_hand():
     [
         ("digitsnet", (1, 1, 8, 8)),
         ("lenet", (1, 3, 32, 32)),
-        ("plain20", (1, 3, 32, 32)),
+        pytest.param("plain20", (1, 3, 32, 32), marks=pytest.mark.slow),
         ("resnet20", (1, 3, 32, 32)),
         pytest.param("mobilenet_v2", (1, 3, 32, 32), marks=pytest.mark.slow),
         pytest.param("densenet40", (1, 3, 32, 32), marks=pytest.mark.slow),

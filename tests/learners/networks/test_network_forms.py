@@ -178,7 +178,7 @@ def test_the_slices_of_a_wrapped_network_have_its_present_weights():
     assert torch.equal(traced.slice({})[7].bias, net[7].bias)
 
 
-@pytest.mark.parametrize("learner", quick(LEARNERS, *(name for name in LEARNERS if name != "deep")))
+@pytest.mark.parametrize("learner", quick(LEARNERS, "channels", "uniform", "sparse"))
 def test_every_learner_decides_and_evaluates_as_on_the_plain_network(learner, plain_learners):
     # All kinds of forms in one: wrapped, parametrised, half.
     inner = new_weight_norm(network()).bfloat16()

@@ -50,12 +50,13 @@ def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **opti
         assert abs(errors[-1]) < 0.03, (index, errors)
 
 
-@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook", "uniform", "affine, split"))
+@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook", "affine, split"))
 def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 
 
-@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_resnet20(kind, tmp_path):
     check("resnet20", kind, tmp_path, (3, 32, 32))
 

@@ -85,6 +85,7 @@ def check_floats(weights: Path | None) -> None:
             assert abs(error) < 0.03, (densities, error)
 
 
+@pytest.mark.slow
 def test_floats_that_were_not_measured():
     check_floats(None)
 

@@ -116,7 +116,7 @@ def test_killed_between_any_two_files_loses_nothing(
         done += 1
         real(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", replace_some)
+    monkeypatch.setattr(os, "replace", replace_some)
     with pytest.raises(KeyboardInterrupt):
         train(network(), Data(), Data(), CONFIG, checkpoint_dir=tmp_path)
     monkeypatch.undo()
