@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.selection import quick
 
 from amc_compress.agents import (
     CMAES,
@@ -157,7 +158,7 @@ class TestSharedStudy:
         study = optuna.load_study(study_name="amc", storage=_open_storage(storage))
         return [t.values[0] for t in study.get_trials(deepcopy=False) if t.values]
 
-    @pytest.mark.parametrize("kind", ["journal", "sqlite"])
+    @pytest.mark.parametrize("kind", quick(["journal", "sqlite"], "journal"))
     def test_workers_see_each_others_evaluations(self, tmp_path, kind):
         storage, env = self.storage(tmp_path, kind), make_synthetic(5, 3)
         one = TPE(storage=storage).search(env, 12, seed=0)
@@ -167,6 +168,7 @@ class TestSharedStudy:
         # The last evaluation goes to the best plan of all, unless it is one's own.
         assert two.reward >= one.reward
 
+    @pytest.mark.slow
     def test_processes_at_the_same_time_lose_no_evaluation(self, tmp_path):
         storage = self.storage(tmp_path, "journal")
         context = multiprocessing.get_context("spawn")

@@ -127,6 +127,7 @@ def test_whose_code_failed_is_said_before_a_folder_is_made(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_whose_code_failed_is_said_in_every_stage(
     own: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_train_writes_weights_that_compress_takes(
     assert json.loads(capsys.readouterr().out)["accuracy"] == summary["accuracy"]
 
 
+@pytest.mark.slow
 def test_run_without_export_has_no_latency_and_says_that_training_was_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.command_line import QUICK, WEIGHTS
+from support.selection import quick
 
 from amc_compress.cli import run
 from amc_compress.models import make_model
@@ -259,14 +260,9 @@ def test_interrupted_search_and_finetuning_end_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "trials.jsonl",
-        "last.pt",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("config.json", "plan.json", "model.safetensors")
-        ),
-    ],
+    quick(
+        ["trials.jsonl", "last.pt", "config.json", "plan.json", "model.safetensors"], "trials.jsonl"
+    ),
 )
 def test_full_disk_is_a_sentence_and_the_run_goes_on_afterwards(
     finished: Path,

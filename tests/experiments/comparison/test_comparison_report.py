@@ -102,6 +102,7 @@ def test_tables_are_markdown_with_all_agents(folder, compared):
     assert ERROR in text
 
 
+@pytest.mark.slow
 def test_report_of_equal_results_is_equal(folder, compared, tmp_path):
     write_report(tmp_path, compared, resamples=QUICK)
     for name in ("report.html", "tables.md"):

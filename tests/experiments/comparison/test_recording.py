@@ -278,6 +278,7 @@ def test_winners_of_the_surrogate_are_as_good_as_it_says(recorded):
     assert winners["judged"] == pytest.approx(winners["predicted"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_recording_again_from_the_same_evaluations_gives_the_same_file(tmp_path):
     options = dataclasses.replace(SMALL, n_plans=60)
     env = make_env()

@@ -10,6 +10,7 @@ import pytest
 from amc_compress.examples import own_network, own_policy
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_compressed_and_stays_accurate(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ def sweep(finished: Path, damaged: Callable[..., str | None], parts: int, part: 
 def test_damaged_file_is_harmless_or_named(
     finished: Path, damaged: Callable[..., str | None]
 ) -> None:
-    assert sweep(finished, damaged, 150, 0) == []
+    assert sweep(finished, damaged, 300, 0) == []
 
 
 @pytest.mark.slow

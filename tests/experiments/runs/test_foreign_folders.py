@@ -194,6 +194,7 @@ class Repaired(RandomSearch):
 """
 
 
+@pytest.mark.slow
 def test_the_folder_of_an_agent_that_failed_can_be_used_again(
     tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_every_stage_meets_its_budget_from_python(
     assert result.stages[1].finetuned_accuracy is None
 
 
+@pytest.mark.slow
 def test_stages_of_other_arguments_are_not_taken_over(
     make: Callable[[nn.Module], ChannelPruning], model: nn.Module, data: DataSplits, tmp_path: Path
 ) -> None:

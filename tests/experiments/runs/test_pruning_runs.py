@@ -232,7 +232,8 @@ class _Killed(BaseException):
     """As sudden as a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("learner", of_all(["sparse", "deep", "fading", "groups"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["sparse", "deep", "fading", "groups"])
 def test_killed_run_ends_with_the_same_plan_and_metrics(
     learner: str, run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

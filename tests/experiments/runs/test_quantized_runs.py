@@ -250,6 +250,7 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
         assert measured(values) == pytest.approx(models["bytes"](values), abs=16)
 
 
+@pytest.mark.slow
 def test_codebook_whose_entries_alone_are_trained_is_saved_whole(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--learner", "codebook", "--weight-bits", "3", "--codebook-mode", "clusters"]

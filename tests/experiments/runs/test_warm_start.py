@@ -36,6 +36,7 @@ def test_what_another_run_evaluated_is_known_and_costs_nothing(finished: Path, t
     assert best["reward"] in {t.reward for t in (*known, *own)}
 
 
+@pytest.mark.slow
 def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
     first, out = tmp_path / "first", tmp_path / "warm"
     assert run(search(first, "--agent", "local", "--evaluations", "6")) == 0
@@ -64,6 +65,7 @@ def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monk
     assert plans[0] == plans[1]
 
 
+@pytest.mark.slow
 def test_what_a_run_knew_itself_is_passed_on(finished: Path, tmp_path: Path):
     second, third = tmp_path / "second", tmp_path / "third"
     options = ["--agent", "random", "--evaluations", "2", "--seed", "0"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners.latency import table as latency_table
@@ -57,7 +58,7 @@ OPTIONS = TableOptions("small", SHAPE, points=3)
 # ---- design
 
 
-@pytest.mark.parametrize("points", [3, 5, 7])
+@pytest.mark.parametrize("points", quick([3, 5, 7], 5))
 def test_groups_that_meet_in_a_layer_take_every_pair_of_widths(points):
     graph = trace(make_model("resnet20"), torch.zeros(1, 3, 32, 32)).graph
     levels = levels_of(graph, 8, points)
