@@ -13,7 +13,7 @@ from torch import nn
 
 from amc_compress.data import DataSplits, load_data
 from amc_compress.learners import ChannelPruning, Learner, joint_compression
-from amc_compress.learners.joint.prepare import quantizer_named
+from amc_compress.learners.joint.options import quantizer_named
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.models import load_weights, make_model
 from amc_env import CompressionEnv

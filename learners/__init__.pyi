@@ -14,7 +14,7 @@ from .channel_pruning.gradual.sparse_training import cut_after as cut_after
 from .channel_pruning.gradual.sparse_training import sparse_training as sparse_training
 from .joint.deep import compress_deeply as compress_deeply
 from .joint.deep import deep_compression as deep_compression
-from .joint.prepare import JointCompression as JointCompression
+from .joint.learner import JointCompression as JointCompression
 from .joint.prepare import joint_compression as joint_compression
 from .quantization import UniformQuantization as UniformQuantization
 from .quantization.codebook.learner import CodebookQuantization as CodebookQuantization

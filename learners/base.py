@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +18,8 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import check_weights
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import TrainingResult, train
+from amc_env.costs.cost_model import CostModel
+from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.validation.checks import check_constructor, checked
@@ -48,6 +51,12 @@ class Learner(ABC):
     repairs_layers: ClassVar[bool] = False
     """Whether layers are fitted anew by least squares after a cut."""
 
+    cost_models: Mapping[str, CostModel] = MappingProxyType({})
+    """Costs that the learner knows better than ``amc_env.COSTS``, by name."""
+
+    storage: StorageFormat | None = None
+    """How networks of its plans are stored, as costs count them; ``None`` for float tensors."""
+
     form: Form = Form()
     graph: LayerGraph
     decisions: tuple[Decision, ...]
@@ -70,10 +79,20 @@ class Learner(ABC):
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy accuracy of a complete plan in [0, 1]; equal plans, equal numbers.
 
+        As all methods that take a plan, it raises ``PlanMismatchError`` for one that does not fit.
+
         Raises:
             PlanMismatchError: If the plan does not fit this network.
             TrainingDivergedError: If the candidate's outputs are not finite.
         """
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1]; see :meth:`evaluate`."""
+        return self.evaluate(plan)
+
+    def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
+        """Returns the units that stay, sorted, for every channel group that loses some."""
+        return {}
 
     @abstractmethod
     def compress(self, plan: CompressionPlan) -> nn.Module:
@@ -124,7 +143,7 @@ class Learner(ABC):
             writer: TensorBoard writer.
             progress: Whether to show a progress bar.
         """
-        settings = config if config is not None else self._training_defaults()
+        settings = config if config is not None else self.training_defaults()
         if epochs is not None:
             settings = replace(settings, epochs=epochs)
         return train(
@@ -133,7 +152,7 @@ class Learner(ABC):
             validation if validation is not None else self.validation,
             settings,
             teacher=teacher,
-            hooks=(*self._training_hooks(model), *hooks),
+            hooks=(*self.training_hooks(model), *hooks),
             checkpoint_dir=checkpoint_dir,
             resume=resume,
             writer=writer,
@@ -153,10 +172,10 @@ class Learner(ABC):
         check_weights(taken.network)
         return taken.network
 
-    def _training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
+    def training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         """What every training of a network of this learner needs besides the loss."""
         return ()
 
-    def _training_defaults(self) -> TrainingConfig:
+    def training_defaults(self) -> TrainingConfig:
         """The settings of :meth:`finetune` where none are given."""
         return TrainingConfig()

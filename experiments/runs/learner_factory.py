@@ -13,19 +13,10 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import CHANNEL_LEARNERS
 from amc_compress.data import DataSplits
 from amc_compress.learners.base import Learner
+from amc_compress.learners.candidates.learner import SearchSpace
 from amc_compress.learners.channel_pruning import ChannelPruning
-from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
-from amc_compress.learners.joint.parts import in_network_order
-from amc_compress.learners.layers.masked import masked_layers
-from amc_compress.learners.layers.structure import foldable_norms, quantizable_layers
-from amc_compress.learners.quantization.decisions import bit_choice
-from amc_compress.learners.sparsification.layers import sparse_choice
-from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.hooks import TrainingHook
-from amc_env.costs.storage import StorageFormat
-from amc_env.errors import UntraceableModelError
-from amc_env.plan import Decision
 
 # Steps from one set of masks to the next (Zhu & Gupta 2017 take 100 to 1000), and how many sets
 # there are at least: in a short training one hundred steps are all of it.
@@ -71,7 +62,7 @@ def make_learner(
             quantization=bit_options(config),
             **given,
         )
-    from amc_compress.learners.joint.prepare import quantizer_named
+    from amc_compress.learners.joint.options import quantizer_named
 
     # Only cut layers are reconstructed: here there is nothing to repair that way.
     proxy = "recalibration" if "recalibration" in config.proxy else "none"
@@ -187,20 +178,12 @@ def training_hooks(
         model: The network to be trained.
         total_steps: Of the training.
     """
-    if config.learner != "sparse" or config.schedule != "gradual":
+    if config.learner != "sparse":
         return ()
-    if all(layer.density() == 1.0 for layer in masked_layers(model).values()):
-        return ()
-    from amc_compress.learners.sparsification.schedule import GradualSparsity, SparsitySchedule
+    from amc_compress.learners.sparsification.learner import SparseOptions
 
-    options = schedule_options(config, total_steps)
-    schedule = SparsitySchedule(
-        options["schedule_begin"],
-        options["schedule_end"],
-        options["schedule_exponent"],
-        options["schedule_frequency"],
-    )
-    return (GradualSparsity(original.state_dict(), Pattern.parse(config.pattern), schedule),)
+    options = SparseOptions(**density_options(config), **schedule_options(config, total_steps))
+    return options.training_hooks(model, original.state_dict())
 
 
 def bit_options(config: RunConfig) -> dict[str, Any]:
@@ -223,74 +206,49 @@ def bit_options(config: RunConfig) -> dict[str, Any]:
     return options | {"mode": config.codebook_mode, "init": config.codebook_init}
 
 
-def plan_facts(
-    config: RunConfig, traced: TracedModel
-) -> tuple[tuple[Decision, ...], StorageFormat | None]:
-    """Returns what a learner of these options will decide, and how it stores networks.
+def search_space(config: RunConfig, traced: TracedModel) -> SearchSpace:
+    """Returns what the learner of these options decides, and how it stores networks.
 
-    Needs no data: budgets are checked with it before any work is done. The learner itself says
-    the same (``decisions``, ``storage``) once it is prepared; it has measured the header of the
-    packed file as well, which is missing here (see ``amc_compress.runs.packed_header``).
+    Needs no data: budgets are checked with it before any work is done. A prepared learner says the
+    same (``decisions``, ``storage``) and has measured the header of the packed file as well, which
+    is missing here (see ``amc_compress.runs.packed_header``).
 
     Args:
         config: The options.
         traced: The original network.
 
     Raises:
-        UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
+        UntraceableModelError: If there is nothing to decide about the network.
+        ValueError: If a layer to ignore is not there.
     """
-    channels: tuple[Decision, ...] = ()
-    densities: tuple[Decision, ...] = ()
-    if config.sparsifies:
-        densities = _sparse_decisions(config, traced)
-    if config.prunes:
-        channels = keep_ratio_decisions(traced.graph, config.round_to, config.min_ratio)
-    if not config.quantizes:
-        return channels + densities, None
-    bits, storage = _bit_facts(config, traced)
-    return in_network_order(
-        traced.graph, [part for part in (channels, densities, bits) if part]
-    ), storage
-
-
-def _sparse_decisions(config: RunConfig, traced: TracedModel) -> tuple[Decision, ...]:
-    """As ``WeightSparsification`` finds them."""
-    pattern = Pattern.parse(config.pattern)
-    return sparse_choice(
-        traced.model, traced.graph, pattern, config.min_density, config.ignore
-    ).decisions
-
-
-def _bit_facts(
-    config: RunConfig, traced: TracedModel
-) -> tuple[tuple[Decision, ...], StorageFormat]:
-    """As ``QuantizationLearner`` finds them, with the network in place of images."""
-    options = bit_options(config)
+    kind, given = _kind_and_options(config)
+    options = kind.Options(**given)
     try:
-        names = quantizable_layers(traced.model, traced.graph, config.ignore)
+        space: SearchSpace = kind.decide(traced, options)
     except ValueError as error:
+        if not config.quantizes:
+            raise
         raise ValueError(
             f"{error} Give --ignore one of these, or a module that holds some."
         ) from error
-    sizes = {name: traced.model.get_parameter(f"{name}.weight").numel() for name in names}
-    if not sizes:
-        raise UntraceableModelError(
-            f"Expected at least one nn.Conv2d or nn.Linear to quantize, found none among the "
-            f"layers {[layer.name for layer in traced.graph.layers]} (--ignore: "
-            f"{', '.join(config.ignore) or 'none'})."
-        )
-    choice = bit_choice(
-        sizes, options["weight_bits"], options["activation_bits"], config.first_last_bits
-    )
-    codebook = config.quantization == "codebook"
-    return choice.decisions, StorageFormat(
-        weight_bits={name: float(bits) for name, bits in choice.fixed_weights.items()},
-        activation_bits={name: float(bits) for name, bits in choice.fixed_inputs.items()},
-        granularity=config.granularity,
-        bucket_size=config.bucket_size,
-        bytes_per_bucket=0.0 if codebook else 5.0 if config.affine_weights else 4.0,
-        codebook=codebook,
-        # Channels that share a codebook have a factor each.
-        bytes_per_channel=4.0 if codebook and config.granularity == "tensor" else 0.0,
-        folded=foldable_norms(traced.model),
-    )
+    return space
+
+
+def _kind_and_options(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """Returns the class of a learner, and those of its options that decide."""
+    from amc_compress.learners.joint.learner import JointCompression
+    from amc_compress.learners.joint.options import quantizer_named
+    from amc_compress.learners.sparsification import WeightSparsification
+
+    if config.learner in CHANNEL_LEARNERS:
+        return channel_learner(config.learner), pruning_options(config)
+    if config.learner == "sparse":
+        return WeightSparsification, density_options(config)
+    if config.learner not in ("joint", "deep"):
+        return quantizer_named(config.learner), bit_options(config)
+    return JointCompression, {
+        "quantizer": config.quantization,
+        "pruning": pruning_options(config) if config.prunes else None,
+        "sparsification": density_options(config) if config.sparsifies else None,
+        "quantization": bit_options(config),
+    }

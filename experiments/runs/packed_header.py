@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.learners.joint.prepare import joint_compression, quantizer_named
+from amc_compress.learners.joint.options import quantizer_named
+from amc_compress.learners.joint.prepare import joint_compression
 from amc_compress.runs.learner_factory import bit_options, pruning_options
 from amc_env.costs.storage import OFF_BITS
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import own_cost_references
 from amc_compress.learners.tracing.traced_model import TracedModel
-from amc_compress.runs.learner_factory import plan_facts
+from amc_compress.runs.learner_factory import search_space
 from amc_compress.runs.packed_header import header_bytes
 from amc_env import (
     Budget,
@@ -85,7 +85,8 @@ def make_problem(
     Raises:
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
-    decisions, storage = plan_facts(config, traced)
+    space = search_space(config, traced)
+    decisions, storage = space.decisions, space.storage
     if storage is not None and example is not None:
         storage = replace(storage, fixed_bytes=header_bytes(_like(config), traced.model, example))
     graph = traced.graph

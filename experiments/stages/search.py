@@ -42,7 +42,10 @@ def run_search(task: Task) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
     found = _search_function(config, learner)(task, learner, wall, cpu)
-    network, kept = found.cut or _cut(learner, found.plan)
+    network, kept = found.cut or (
+        learner.compress(found.plan),
+        learner.kept_units(found.plan),
+    )
     save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
     folder.write_plan(found.plan)
     folder.finish(
@@ -66,11 +69,6 @@ def _search_function(
     if config.is_progressive:
         return _search_in_stages
     return _search if config.decides and learner.decisions else _evaluate_the_only_plan
-
-
-def _cut(learner: Learner, plan: CompressionPlan) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    keep: Any = getattr(learner, "kept_units", lambda plan: {})
-    return learner.compress(plan), keep(plan)
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _evaluate_the_only_plan(task: Task, learner: Learner, wall: float, cpu: floa
 
     config = task.config
     # The learner's own costs, where it has some, count the header of the packed file as well.
-    costs = {**task.problem.costs, **getattr(learner, "cost_models", {})}
+    costs = {**task.problem.costs, **learner.cost_models}
     problem = replace(task.problem, costs=costs)
     budget = Budget.parse(config.budget)
     plan = _plan_of_rule(config, learner, budget)

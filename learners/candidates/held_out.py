@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from amc_compress.learners.candidates.evaluator import EVALUATION_BATCH, Evaluator
+from amc_compress.learners.candidates.inference import EVALUATION_BATCH, HeldImages
 from amc_compress.learners.networks.portable import is_portable
 from amc_compress.learners.numerics.layout import layout_name, layout_named, owned
 from amc_compress.learners.training.data_checks import no_batch, read_batches, seeded
@@ -154,7 +154,7 @@ class HeldOut:
         self._images: Tensor | None = images
         self.n_images = len(self.batches.labels)
         self.n_held = images.shape[0]
-        self._evaluators: dict[torch.dtype, Evaluator] = {}
+        self._evaluators: dict[torch.dtype, HeldImages] = {}
         self._options: tuple[torch.device, bool, str] | None = None
 
     @property
@@ -209,17 +209,17 @@ class HeldOut:
             right += round(part.accuracy(network) * part.n_images)
         return right / self.n_images
 
-    def _evaluator(self, dtype: torch.dtype) -> Evaluator:
+    def _evaluator(self, dtype: torch.dtype) -> HeldImages:
         if dtype not in self._evaluators:
             labels = torch.empty_like(self.labels)
             labels[self._places(self.n_images)] = self.labels
             self._evaluators[dtype] = self._made(self._held(), labels[: self.n_held], dtype)
         return self._evaluators[dtype]
 
-    def _made(self, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Evaluator:
+    def _made(self, images: Tensor, labels: Tensor, dtype: torch.dtype) -> HeldImages:
         assert self._options is not None
         device, fused, layout = self._options
-        return Evaluator(
+        return HeldImages(
             images, labels, dtype=dtype, device=device, fused=fused, layout=layout_named(layout)
         )
 

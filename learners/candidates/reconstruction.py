@@ -15,14 +15,16 @@ independently of each other and in any order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from amc_compress.learners.candidates.input_moments import InputStatistics
+from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
+from amc_env.progress import no_bar
 
 RIDGE = 1e-6
 
@@ -208,3 +210,28 @@ def write_layer(
             module.bias.copy_(bias)
         elif norm is not None and isinstance(norm.running_mean, Tensor):
             norm.running_mean.sub_(bias.to(norm.running_mean.device))
+
+
+def fit_layers(
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    names: Sequence[str],
+    norms: Mapping[str, str],
+    *,
+    seed: int,
+    progress: bool = False,
+) -> dict[str, LayerReconstruction]:
+    """Runs a network once over images; returns the repairs of the layers that can be repaired.
+
+    Args:
+        network: In ``eval`` mode.
+        batches: Images as it takes them.
+        names: Layers to watch.
+        norms: Layer -> batch norm right behind it.
+        seed: Of the positions that are sampled.
+        progress: Whether to show a progress bar.
+    """
+    total = sum(len(batch) for batch in batches)
+    with tqdm(total=total, desc="calibrate", unit="image", disable=no_bar(progress)) as bar:
+        moments = collect_statistics(network, batches, names, seed=seed, report=bar.update)
+    return prepare_reconstruction(network, moments, norms)

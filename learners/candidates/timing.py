@@ -1,34 +1,33 @@
-"""CPU-seconds of an episode, by part."""
+"""CPU-seconds of an evaluation, by part."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 
 @dataclass
-class EpisodeSeconds:
-    """CPU-seconds spent on candidates so far, by part."""
+class CandidateSeconds:
+    """CPU-seconds spent on candidates so far, by part.
+
+    Attributes:
+        episodes: How many candidates were evaluated.
+        parts: Name of a part of the work -> its seconds.
+    """
 
     episodes: int = 0
-    slicing: float = 0.0
-    reconstruction: float = 0.0
-    finetuning: float = 0.0
-    recalibration: float = 0.0
-    evaluation: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
-    def add_building(self, clock: Sequence[float]) -> None:
-        """Adds the four parts between the five readings of a clock."""
-        self.slicing += clock[1] - clock[0]
-        self.reconstruction += clock[2] - clock[1]
-        self.finetuning += clock[3] - clock[2]
-        self.recalibration += clock[4] - clock[3]
+    @contextlib.contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Adds the seconds of a block to a part."""
+        start = time.process_time()
+        yield
+        self.parts[part] = self.parts.get(part, 0.0) + time.process_time() - start
 
     def mean(self) -> dict[str, float]:
         """Returns the mean CPU-seconds per candidate of each part and of all together."""
-        parts = {
-            name: value / max(self.episodes, 1)
-            for name, value in vars(self).items()
-            if name != "episodes"
-        }
+        parts = {name: value / max(self.episodes, 1) for name, value in self.parts.items()}
         return {**parts, "total": sum(parts.values())}

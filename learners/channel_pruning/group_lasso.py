@@ -23,17 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.criteria import rank_units
+from amc_compress.learners.channel_pruning.learner import ChannelOptions
 from amc_compress.learners.channel_pruning.ranking import consumers
 from amc_compress.learners.channel_pruning.selection import SolvedSelection
-from amc_env.validation.checks import check_whole
+from amc_env.validation.checks import check_whole, checked
 
 _EXACT_SIZE = 1024
 """Up to here all eigenvalues of a matrix take less time than a selection."""
@@ -134,42 +133,36 @@ def largest_eigenvalue(gram: Tensor) -> float:
     return float(value.max())
 
 
+@checked
+@dataclass(frozen=True, kw_only=True)
+class GroupLassoOptions(ChannelOptions):
+    """What ``GroupLassoPruning`` is told; ``criterion`` ranks groups without input statistics.
+
+    Attributes:
+        iterations: Proximal steps per selection.
+    """
+
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        """Checks what the types do not say."""
+        super().__post_init__()
+        check_whole("iterations", self.iterations, 1)
+
+
 class GroupLassoPruning(SolvedSelection):
     """Channel pruning that selects by group lasso (PocketFlow's ``chn-pruned-gpu``).
 
     Yuan & Lin 2006 for the penalty; the ramped threshold is PocketFlow's. The layers behind the
-    units that stay are repaired by least squares, like those of any channel pruning.
-
-    Args:
-        model: See ``ChannelPruning``, as the next three and all ``options``.
-        example_input: One batch as the network takes it.
-        calibration: Batches for input statistics.
-        validation: Batches to evaluate candidates on.
-        iterations: Proximal steps per selection.
-        **options: Everything else; ``criterion`` ranks groups without input statistics.
-
-    Raises:
-        InputDataError: If images, labels or weights are not what is expected.
-        UntraceableModelError: If no channel of the network can be cut safely.
-        ValueError: If an option has no such value.
+    units that stay are repaired by least squares, like those of any channel pruning. The options
+    are those of :class:`GroupLassoOptions`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        *,
-        iterations: int = 100,
-        **options: Any,
-    ) -> None:
-        check_whole("iterations", iterations, 1)
-        self.iterations = iterations
-        super().__init__(model, example_input, calibration, validation, **options)
+    Options = GroupLassoOptions
+    options: GroupLassoOptions
 
     def _solve(self, group: str, count: int) -> Tensor | None:
         layers = consumers(self.traced, self._layers, group)
-        norms = shrunk_norms(layers, count, self.iterations)
+        norms = shrunk_norms(layers, count, self.options.iterations)
         # Ranked rather than taken from the last shrinkage: that leaves fewer where norms are equal.
         return None if norms is None else rank_units(norms)[:count].sort().values

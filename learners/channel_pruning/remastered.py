@@ -14,9 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amc_compress.learners.channel_pruning.criteria import Criterion, rank_units
+from amc_compress.learners.candidates.preparation import Images
+from amc_compress.learners.channel_pruning.criteria import rank_units
 from amc_compress.learners.channel_pruning.lasso import entry_order_scores
 from amc_compress.learners.channel_pruning.ranking import contributions
 from amc_compress.learners.channel_pruning.selection import SolvedSelection
@@ -194,25 +195,12 @@ class RemasteredPruning(SolvedSelection):
     He et al. 2017. The layers behind the units that stay are repaired by least squares, like
     those of any channel pruning. Unlike ``ChannelPruning(criterion="lasso")``, which orders the
     units by when they enter the path, a unit that leaves again at a smaller penalty is gone.
-
-    Args:
-        model: See ``ChannelPruning``, as the next three and all ``options``.
-        example_input: One batch as the network takes it.
-        calibration: Batches for input statistics.
-        validation: Batches to evaluate candidates on.
-        **options: Everything else; ``criterion`` ranks groups without input statistics.
-
-    Raises:
-        InputDataError: If images, labels or weights are not what is expected.
-        UntraceableModelError: If no channel of the network can be cut safely.
-        ValueError: If an option has no such value.
+    ``criterion`` ranks groups without input statistics.
     """
 
-    def _rank(
-        self, reference: nn.Module, images: Tensor, labels: Tensor, scorer: Criterion
-    ) -> dict[str, Tensor]:
+    def _prepare(self, images: Images) -> None:
         self._forms: dict[str, Tensor | None] = {}
-        return super()._rank(reference, images, labels, scorer)
+        super()._prepare(images)
 
     def lasso(self, group: str, count: int) -> LassoChoice | None:
         """Returns penalty and coefficients behind a selection; ``None`` without statistics.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.preparation import Images
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_env.threads import limited_threads
 
@@ -18,25 +17,11 @@ class SolvedSelection(ChannelPruning):
 
     A selection is solved when it is first asked for, and then kept. Groups of which no consumer
     has input statistics are ranked by the ``criterion`` instead.
-
-    Args:
-        model: See :class:`ChannelPruning`, as the next three and all ``options``.
-        example_input: One batch as the network takes it.
-        calibration: Batches for input statistics.
-        validation: Batches to evaluate candidates on.
-        **options: Everything else.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        **options: Any,
-    ) -> None:
+    def _prepare(self, images: Images) -> None:
         self._selected: dict[tuple[str, int], Tensor] = {}
-        super().__init__(model, example_input, calibration, validation, **options)
+        super()._prepare(images)
 
     def select(self, group: str, count: int) -> Tensor:
         """Returns the ``count`` units of a channel group that stay, sorted.
@@ -51,7 +36,7 @@ class SolvedSelection(ChannelPruning):
         if count == size:
             return torch.arange(size)
         if (group, count) not in self._selected:
-            with limited_threads(self.threads):  # as during evaluation: sums depend on the threads
+            with limited_threads(self.threads):  # as in an evaluation: sums depend on the threads
                 solved = self._solve(group, count)
             units = super().select(group, count) if solved is None else solved
             self._selected[group, count] = units

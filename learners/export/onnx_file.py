@@ -17,8 +17,8 @@ from amc_compress.learners.export.onnx_options import INPUT, OUTPUT, OnnxOptions
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
+from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import masked_layers
-from amc_compress.learners.layers.structure import bake
 from amc_compress.learners.networks.intake import take_in
 from amc_env.files import replace
 
@@ -80,7 +80,7 @@ def export_onnx(
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
     try:
-        plain = bake(model) if masked_layers(model) else model
+        plain = finalise(model, quantized=True) if masked_layers(model) else model
         write_unchecked(plain, example_input, temporary, options)
         finish(temporary, options)
         seen = example_input if images is None else images

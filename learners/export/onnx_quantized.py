@@ -34,8 +34,8 @@ from amc_compress.learners.export.onnx_int8 import (
 )
 from amc_compress.learners.export.onnx_options import OnnxOptions, finish
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
+from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
-from amc_compress.learners.layers.structure import bake
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_env import CompressionError
@@ -236,7 +236,7 @@ def _plain(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).cpu()
     for layer in quantized_layers(network).values():
         layer.input_quantizer = None
-    return bake(network)
+    return finalise(network, quantized=True)
 
 
 def _export(

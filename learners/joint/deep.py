@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from amc_compress.learners.base import Batches
 from amc_compress.learners.joint.learner import JointCompression, apply_parts
+from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.joint.parts import plan_of
-from amc_compress.learners.joint.prepare import JointOptions, prepare_joint
+from amc_compress.learners.joint.prepare import prepare_joint
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.quantization.codebook.learner import MODES, set_mode
 from amc_compress.learners.quantization.decisions import Bits
-from amc_compress.learners.sparsification import GradualSparsity, WeightSparsification, finalise
+from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.files import save_bytes
@@ -78,27 +79,33 @@ def deep_compression(
             ``None`` cuts none.
         sparsification: Further options of ``WeightSparsification``.
         quantization: Further options of ``CodebookQuantization``.
-        **options: Those of ``amc_compress.learners.joint.prepare.JointOptions``.
+        **options: Those of ``CandidateOptions``, for all parts.
 
     Raises:
         InputDataError: If images, labels or weights are not what is expected.
         UntraceableModelError: If no layer can be sparse or quantized.
         ValueError: If an option has no such value.
     """
-    sparse = {"pattern": pattern, "min_density": min_density, "schedule": schedule}
-    shared: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-    shared |= {"first_last_bits": first_last_bits, "mode": mode, "init": init}
-    return prepare_joint(
-        model,
-        example_input,
-        calibration,
-        validation,
+    told = JointOptions(
         quantizer="codebook",
         pruning=pruning,
-        sparsification={**sparse, **(sparsification or {})},
-        quantization={**shared, **(quantization or {})},
-        options=JointOptions(**options),
+        sparsification={
+            "pattern": pattern,
+            "min_density": min_density,
+            "schedule": schedule,
+            **(sparsification or {}),
+        },
+        quantization={
+            "weight_bits": weight_bits,
+            "activation_bits": activation_bits,
+            "first_last_bits": first_last_bits,
+            "mode": mode,
+            "init": init,
+            **(quantization or {}),
+        },
+        **options,
     )
+    return prepare_joint(model, example_input, calibration, validation, told)
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ def compress_deeply(
     stages.add("pruned", network)
     trained: dict[str, Any] = {"teacher": teacher, "resume": resume, "progress": progress}
     if retrain:
-        config = part._training_defaults() if retraining is None else retraining
+        config = part.training_defaults() if retraining is None else retraining
         hooks = _sparsity_hooks(part, learner, plan, network)
         place = None if folder is None else folder / "retraining"
         learner.finetune(
@@ -197,7 +204,7 @@ def compress_deeply(
         network = learner.parts[-1].apply(network, plan_of(learner.parts[-1], plan))
     stages.add("quantized", network)
     if finetune:
-        config = learner._training_defaults() if finetuning is None else finetuning
+        config = learner.training_defaults() if finetuning is None else finetuning
         set_mode(network, mode)
         place = None if folder is None else folder / "finetuning"
         learner.finetune(network, train_loader, config=config, checkpoint_dir=place, **trained)
@@ -222,8 +229,7 @@ class _Stages:
         self.done = [DeepStage("original", self._accuracy(original), round(size))]
 
     def _accuracy(self, network: nn.Module) -> float:
-        with limited_threads(self._learner.threads):
-            return self._learner.evaluator.accuracy(finalise(network), full=True)
+        return self._learner.accuracy(network, full=True)
 
     def add(self, name: str, network: nn.Module) -> None:
         """Evaluates and packs."""
@@ -271,7 +277,5 @@ def _sparsity_hooks(
     A network whose channels were cut starts from what stands behind its masks: the dense
     original's weights have other shapes.
     """
-    hooks = part._training_hooks(network)
-    if hooks and learner.kept_units(plan):
-        return [GradualSparsity(None, part.pattern, part._ramp)]
-    return hooks
+    dense = None if learner.kept_units(plan) else part.original.state_dict()
+    return part.options.training_hooks(network, dense)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,13 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.evaluator import NetworkEvaluator
+from amc_compress.learners.candidates.learner import CandidateLearner, SearchSpace
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
-from amc_compress.learners.channel_pruning import ChannelPruning
+from amc_compress.learners.candidates.timing import CandidateSeconds
+from amc_compress.learners.channel_pruning.learner import ChannelPruning
+from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.joint.parts import (
     ErrorCurves,
-    NetworkEvaluator,
-    PartSeconds,
     PlanPart,
     check_same_network,
     in_network_order,
@@ -25,61 +26,13 @@ from amc_compress.learners.joint.parts import (
     scores_of,
 )
 from amc_compress.learners.networks.intake import Form
-from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
-from amc_env.costs.costs import COSTS, CostModel, make_cost
+from amc_env.costs.costs import COSTS, make_cost
 from amc_env.costs.storage import StorageFormat
-from amc_env.graph import LayerGraph
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.threads import limited_threads
-
-
-class QuantizationPart:
-    """Quantization as a part of a joint plan; the last one, for nothing else reads what it makes.
-
-    Args:
-        learner: Prepared for the original network.
-    """
-
-    name = "bits"
-
-    def __init__(self, learner: QuantizationLearner) -> None:
-        self.learner = learner
-
-    @property
-    def original(self) -> nn.Module:
-        """The uncompressed network; not to be changed."""
-        return self.learner.traced.model
-
-    @property
-    def graph(self) -> LayerGraph:
-        """Facts about the network."""
-        return self.learner.graph
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """The bit-widths that are decided."""
-        return self.learner.decisions
-
-    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
-        """Folds, quantizes and recalibrates, the same way for a candidate and for good.
-
-        Weights that earlier parts have changed get ranges of their own, and so do activations:
-        they are calibrated on the network at hand, once, and static from then on.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit, or a layer is missing.
-        """
-        return self.learner.quantize(network, plan, recalibrate=self.learner.proxy.recalibrate)
-
-    def layer_errors(self) -> ErrorCurves:
-        """Returns the quantization error of every choice."""
-        return self.learner.layer_errors()
-
-    def gradient_scores(self) -> ErrorCurves:
-        """Returns the estimated rise of the loss by every choice, in nats."""
-        return self.learner.gradient_scores()
 
 
 @dataclass(frozen=True)
@@ -109,13 +62,13 @@ class BriefTraining:
             finetune_briefly(network, self.batches, proxy, self.dtype, self.seed)
 
 
-class JointCompression(Learner):
-    """Decides several kinds of compression at once, in_network_order by depth.
+class JointCompression(CandidateLearner[CompressionPlan]):
+    """Decides several kinds of compression at once, interleaved by depth.
 
     Args:
         parts: What can be decided, in the order in which it is carried out, see
             ``PlanPart``: channel pruning first, quantization last.
-        evaluator: Evaluates networks.
+        evaluator: Measures accuracies.
         storage: How the finished network is stored, for the costs.
         validation: Batches that choose the best epoch of a fine-tuning.
         training: What a candidate gets before it is evaluated, besides the repairs of its parts.
@@ -132,6 +85,8 @@ class JointCompression(Learner):
     Raises:
         ValueError: If the parts were prepared for different networks, or decide about the same.
     """
+
+    Options = JointOptions
 
     def __init__(
         self,
@@ -157,7 +112,7 @@ class JointCompression(Learner):
         self.evaluator = evaluator
         self.original_accuracy = evaluator.original_accuracy
         self.storage = storage
-        self.cost_models: dict[str, CostModel] = {
+        self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, storage) for name in COSTS
         }
         self.validation = validation
@@ -165,55 +120,49 @@ class JointCompression(Learner):
         self._settings = settings or TrainingConfig()
         self.device = torch.device(device)
         self.threads = threads
-        self.seconds = PartSeconds()
+        self.seconds = CandidateSeconds()
 
-    def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+    @classmethod
+    def decide(cls, traced: TracedModel, options: JointOptions) -> SearchSpace:
+        """Returns what a learner of these options decides, see ``PartLearner.decide``.
 
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-            TrainingDivergedError: If the candidate's outputs are not finite.
+        The storage is that of the quantized layers.
         """
-        network = self._candidate(plan, self.seconds)
-        start = time.process_time()
-        with limited_threads(self.threads):
-            accuracy = self.evaluator.accuracy(network)
-        self.seconds.add("evaluation", time.process_time() - start)
-        self.seconds.episodes += 1
-        return accuracy
+        spaces = [kind.decide(traced, kind.Options(**given)) for kind, given in options.parts()]
+        decisions = in_network_order(traced.graph, [space.decisions for space in spaces])
+        return SearchSpace(decisions, spaces[-1].storage)
 
-    def evaluate_full(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy on all validation images, in [0, 1].
+    @property
+    def original(self) -> nn.Module:
+        """The uncompressed network, in ``eval`` mode; not to be changed."""
+        return self.parts[0].original
 
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-            TrainingDivergedError: If the candidate's outputs are not finite.
-        """
-        network = self._candidate(plan)
-        with limited_threads(self.threads):
-            return self.evaluator.accuracy(network, full=True)
+    def _read(self, plan: CompressionPlan) -> CompressionPlan:
+        plan.values_for(self.decisions)  # foreign keys, which no part would see, are an error
+        return plan
+
+    def _is_untouched(self, choice: CompressionPlan) -> bool:
+        return False
+
+    def _candidate(self, choice: CompressionPlan, seconds: CandidateSeconds) -> nn.Module:
+        network = apply_parts(self.parts, choice, exact=False, seconds=seconds)
+        if self.training.steps:
+            with seconds.measure("finetuning"):
+                self.training.run(network)
+        return network
 
     def compress(self, plan: CompressionPlan) -> nn.Module:
         """Builds the network of a plan: every part applied in turn, not fine-tuned.
 
         Always from the original weights; equal plans give equal networks. In float32 where it has
         quantized layers, else in the types that came.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
         """
-        plan.values_for(self.decisions)  # rejects foreign keys, which no part would see
         with limited_threads(self.threads):
-            return self.form.hand_back(apply_parts(self.parts, plan, exact=True))
+            return self.form.hand_back(apply_parts(self.parts, self._read(plan), exact=True))
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
-        """Returns the units that stay, sorted, for every group that loses some.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-        """
-        plan.values_for(self.decisions)
-        return kept_units(self.parts, plan)
+        """Returns the units that stay, sorted, for every group that loses some."""
+        return kept_units(self.parts, self._read(plan))
 
     def layer_errors(self) -> dict[str, npt.NDArray[np.float64]]:
         """Returns the error curves of all parts: decision key -> error of every choice."""
@@ -236,18 +185,8 @@ class JointCompression(Learner):
             curves |= scores_of(part)
         return {d.key: curves[d.key] for d in self.decisions}
 
-    def _candidate(self, plan: CompressionPlan, seconds: PartSeconds | None = None) -> nn.Module:
-        """Applies every part and trains briefly; adds what it took to ``seconds``."""
-        plan.values_for(self.decisions)
-        with limited_threads(self.threads):
-            network = apply_parts(self.parts, plan, exact=False, seconds=seconds)
-            start = time.process_time()
-            self.training.run(network)
-        if seconds is not None and self.training.steps:
-            seconds.add("finetuning", time.process_time() - start)
-        return network
-
-    def _training_defaults(self) -> TrainingConfig:
+    def training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
         return self._settings
 
 
@@ -269,7 +208,7 @@ def apply_parts(
     plan: CompressionPlan,
     *,
     exact: bool,
-    seconds: PartSeconds | None = None,
+    seconds: CandidateSeconds | None = None,
 ) -> nn.Module:
     """Returns what the parts make of the original, in turn.
 
@@ -282,10 +221,8 @@ def apply_parts(
     Raises:
         PlanMismatchError: If the plan lacks a decision, or has a value off the grid.
     """
-    network = parts[0].original
+    network, seconds = parts[0].original, seconds or CandidateSeconds()
     for part in parts:
-        start = time.process_time()
-        network = part.apply(network, plan_of(part, plan), exact=exact)
-        if seconds is not None:
-            seconds.add(part.name, time.process_time() - start)
+        with seconds.measure(part.name):
+            network = part.apply(network, plan_of(part, plan), exact=exact)
     return network

@@ -12,8 +12,7 @@ not stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -83,28 +82,6 @@ class ScoredPart(PlanPart, Protocol):
 
         Comparable between parts: in nats, while all else of the original is whole, see
         ``amc_compress.learners.candidates.gradient_scores``.
-        """
-
-
-class NetworkEvaluator(Protocol):
-    """Evaluates networks, on the images of an episode or on all.
-
-    Attributes:
-        original_accuracy: Of the uncompressed network on the images of :meth:`accuracy`.
-    """
-
-    @property
-    def original_accuracy(self) -> float: ...  # noqa: D102
-
-    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Returns the share of images classified correctly, in [0, 1].
-
-        Args:
-            network: As the last part has left it; it may be laid out anew, nothing else.
-            full: On all validation images instead of the ``n_validation`` of an episode.
-
-        Raises:
-            TrainingDivergedError: If an output is not finite.
         """
 
 
@@ -191,20 +168,3 @@ def check_same_network(parts: Sequence[PlanPart]) -> None:
 def _shape(graph: LayerGraph) -> dict[str, tuple[str, float, int]]:
     full = graph.full()
     return {x.name: (x.kind, x.weights(full), x.positions) for x in graph.layers}
-
-
-@dataclass
-class PartSeconds:
-    """CPU-seconds spent on candidates so far, by part; ``evaluation`` is the evaluator's."""
-
-    episodes: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Adds seconds of one part."""
-        self.parts[name] = self.parts.get(name, 0.0) + seconds
-
-    def mean(self) -> Mapping[str, float]:
-        """Returns the mean CPU-seconds per candidate of each part and of all together."""
-        parts = {name: value / max(self.episodes, 1) for name, value in self.parts.items()}
-        return {**parts, "total": sum(parts.values())}

@@ -36,9 +36,7 @@ def plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
     )
 
 
-def joint_storage(
-    parts: Sequence[PlanPart], bits: QuantizationLearner, example: Tensor
-) -> StorageFormat:
+def joint_storage(parts: Sequence[PlanPart], example: Tensor) -> StorageFormat:
     """Returns how joint networks are stored; the header of the packed file is measured.
 
     With a quarter of the weights and the most bits, on all channels and on half of them: a file
@@ -46,11 +44,12 @@ def joint_storage(
     the two lies what entropy-coded weights of cut layers take beyond those they were measured on.
 
     Args:
-        parts: All of them.
-        bits: The learner of the last.
+        parts: All of them, the quantizer last.
         example: One batch as the network takes it.
     """
-    graph = parts[0].graph
+    graph, bits = parts[0].graph, parts[-1]
+    assert isinstance(bits, QuantizationLearner)
+    assert bits.storage is not None
     form = replace(bits.storage, fixed_bytes=0.0)
     for part in parts:
         if isinstance(part, WeightSparsification):
@@ -75,6 +74,7 @@ def _sparse_form(
     form: StorageFormat, densities: WeightSparsification, bits: QuantizationLearner
 ) -> StorageFormat:
     """Adds what sparse layers really take, measured on the original at several densities."""
+    assert densities.storage is not None
     pattern = densities.storage.pattern
     floats = densities.storage.value_bits  # for bits that are "off"
     full = densities.graph.full()

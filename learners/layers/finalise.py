@@ -1,43 +1,75 @@
-"""Masks made permanent: plain layers whose weights are zero."""
+"""Compressed layers made permanent: plain ones that hold their weights as they are used."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from amc_compress.learners.layers.masked import SparseConv2d, SparseLayer, SparseLinear, twin_of
-
-
-def finalise(network: nn.Module) -> nn.Module:
-    """Returns a copy with plain layers that have zeros where the masks are false.
-
-    What was kept behind a mask is gone. The outputs are the same; what reads plain layers
-    (exporters, fusion, other tools) reads the result. Quantized layers stay as they are.
-
-    Args:
-        network: With or without masked layers; it is not changed.
-    """
-    copied = copy.deepcopy(network)
-    if isinstance(copied, SparseConv2d | SparseLinear):
-        return _plain(copied)
-    plain: dict[SparseLayer, nn.Module] = {}  # a module that stands in two places stays one
-    for module in list(copied.modules()):
-        for name, child in list(module._modules.items()):  # named_children tells a module once
-            if isinstance(child, SparseConv2d | SparseLinear):
-                if child not in plain:
-                    plain[child] = _plain(child)
-                setattr(module, name, plain[child])
-    return copied
+from amc_compress.learners.layers.following_norms import ImageTracer
+from amc_compress.learners.layers.masked import Masked, SparseConv2d, SparseLinear, twin_of
+from amc_compress.learners.layers.quantized import QuantizedConv2d, QuantizedLinear
+from amc_compress.learners.layers.structure import replace_module
 
 
 @torch.no_grad()
-def _plain(layer: SparseLayer) -> nn.Module:
+def finalise(network: nn.Module, *, quantized: bool = False) -> nn.Module:
+    """Returns a copy with plain layers that have zeros where the masks are false.
+
+    What was kept behind a mask is gone. The outputs in ``eval`` mode are exactly the same; what
+    reads plain layers (exporters, fusion, other tools) reads the result.
+
+    Args:
+        network: With or without masked layers; it is not changed.
+        quantized: Whether quantized layers become plain ones too, which hold the numbers that
+            their weights stand for, with ``nn.Sequential(quantizer, layer)`` for one with a
+            quantized input, and the network in ``eval`` mode. Otherwise they stay as they are.
+    """
+    copied = copy.deepcopy(network)
+    kinds: tuple[type[nn.Module], ...] = (SparseConv2d, SparseLinear)
+    if quantized:
+        copied, kinds = copied.eval(), (Masked,)
+    # Under all its names, where one layer is used in several places.
+    modules = list(copied.named_modules(remove_duplicate=False))
+    layers = {name: m for name, m in modules if isinstance(m, Masked) and isinstance(m, kinds)}
+    plain = {layer: _plain(layer) for layer in layers.values()}
+    for name, layer in layers.items():
+        if name == "":
+            return plain[layer]
+        replace_module(copied, name, plain[layer])
+    return copied
+
+
+def _plain(layer: Masked) -> nn.Module:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
     kind: type[nn.Conv2d] | type[nn.Linear] = (
         nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     )
     plain = twin_of(kind, layer)
-    weight = layer.masked_weight().detach().clone()
-    plain.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    return plain
+    for unused in ("weight_quantizer", "input_quantizer"):  # there if they are None
+        plain.__dict__.pop(unused, None)
+    weight, quantizer = layer.masked_weight(), None
+    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+        weight, quantizer = layer.quantized_weight(), layer.input_quantizer
+    plain.weight = nn.Parameter(weight.detach().clone(), layer.weight.requires_grad)
+    return plain if quantizer is None else nn.Sequential(quantizer, plain).eval()
+
+
+def without_identities(network: nn.Module) -> nn.Module:
+    """Returns the network as a graph in which no ``nn.Identity`` separates what can be fused.
+
+    Modules are shared with ``network``, which is returned itself where it cannot be traced.
+    """
+    try:
+        traced = fx.GraphModule(network, ImageTracer().trace(network))
+    except Exception:
+        # As in ``following_norms``: whatever a forward does that tracing does not take.
+        return network
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced

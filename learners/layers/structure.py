@@ -1,4 +1,4 @@
-"""Builds compressed networks: folds norms, describes and rebuilds them, bakes the weights in."""
+"""Builds compressed networks: folds norms, describes and rebuilds them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc_compress.learners.layers.following_norms import ImageTracer, following_norms
+from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.masked import (
-    Masked,
     SparseConv2d,
     SparseLinear,
     mask_of,
     sparse_layer,
-    twin_of,
 )
 from amc_compress.learners.layers.quantized import (
     QuantizedConv2d,
@@ -278,57 +276,6 @@ def _with_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
         return module
     replace_module(network, name, module)
     return network
-
-
-@torch.no_grad()
-def bake(network: nn.Module) -> nn.Module:
-    """Returns a copy with plain layers that hold their weights as used, in ``eval`` mode.
-
-    Quantized weights are the numbers that they stand for, masked ones are zeros. A layer with a
-    quantized input becomes ``nn.Sequential(quantizer, layer)``. Outputs equal those of ``network``
-    in ``eval`` mode exactly.
-    """
-    baked = copy.deepcopy(network).eval()
-    layers = {n: m for n, m in baked.named_modules(remove_duplicate=False) if isinstance(m, Masked)}
-    plain = {layer: _bake_layer(layer) for layer in layers.values()}  # one that is used twice: once
-    for name, layer in layers.items():
-        baked = _with_module(baked, name, plain[layer])
-    return baked
-
-
-def _bake_layer(layer: Masked) -> nn.Module:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    kind: type[nn.Conv2d] | type[nn.Linear] = (
-        nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    )
-    plain = twin_of(kind, layer)
-    for unused in ("weight_quantizer", "input_quantizer"):  # there if they are None
-        plain.__dict__.pop(unused, None)
-    quantizer = None
-    weight = layer.masked_weight()
-    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
-        weight, quantizer = layer.quantized_weight(), layer.input_quantizer
-    plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    return plain.eval() if quantizer is None else nn.Sequential(quantizer, plain).eval()
-
-
-def without_identities(network: nn.Module) -> nn.Module:
-    """Returns the network as a graph in which no ``nn.Identity`` separates what can be fused.
-
-    Modules are shared with ``network``, which is returned itself where it cannot be traced.
-    """
-    try:
-        traced = fx.GraphModule(network, ImageTracer().trace(network))
-    except Exception:
-        # As in ``following_norms``: whatever a forward does that tracing does not take.
-        return network
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-    traced.recompile()
-    return traced
 
 
 def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:

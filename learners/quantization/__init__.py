@@ -6,7 +6,7 @@ from amc_compress.learners.layers.quantized import (
     quantized_layers,
 )
 from amc_compress.learners.layers.quantizer import Quantizer
-from amc_compress.learners.layers.structure import bake, describe, fold_norms, rebuild
+from amc_compress.learners.layers.structure import describe, fold_norms, rebuild
 from amc_compress.learners.packing.packed_file import load_packed, save_packed
 from amc_compress.learners.quantization.codebook.learner import CodebookQuantization
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
@@ -28,7 +28,6 @@ __all__ = [
     "RANGE_RULES",
     "clipping_ranges",
     "fold_norms",
-    "bake",
     "describe",
     "rebuild",
     "save_packed",

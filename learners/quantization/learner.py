@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,178 +12,102 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches, Learner
-from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.preparation import check_counts, read_images, training_batches
-from amc_compress.learners.candidates.proxy import finetune_briefly
-from amc_compress.learners.candidates.quantized_evaluator import QuantizedEvaluator
-from amc_compress.learners.candidates.timing import EpisodeSeconds
+from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.preparation import Images, check_not_constant
+from amc_compress.learners.candidates.timing import CandidateSeconds
+from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import (
+    foldable_norms,
     folded_copy,
     folded_like,
     layer_weights,
+    quantizable_layers,
     quantize_layers,
     same_state,
     same_weights,
 )
 from amc_compress.learners.networks.intake import plain_float
-from amc_compress.learners.numerics.layout import laid_out, layout_of, owned
-from amc_compress.learners.numerics.precision import working_dtype
 from amc_compress.learners.packing.sizes import header_bytes, stored_bytes
 from amc_compress.learners.quantization.calibration import Observation, match_outputs, observe
-from amc_compress.learners.quantization.decisions import BitPair, Bits, bit_choice, is_float
+from amc_compress.learners.quantization.decisions import BitChoice, BitPair, is_float
 from amc_compress.learners.quantization.errors import layer_errors
 from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
-from amc_compress.learners.quantization.preparation import (
-    check_bit_options,
-    check_dense,
-    check_evaluation,
-    check_fitting,
-    observe_layers,
-    quantized_proxy,
-    quantized_training,
-)
+from amc_compress.learners.quantization.options import QuantizationOptions
+from amc_compress.learners.quantization.preparation import quantized_training
 from amc_compress.learners.quantization.scores import gradient_scores
-from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
-from amc_env.costs.costs import BytesCost, CostModel, make_cost
-from amc_env.costs.storage import OFF_BITS, StorageFormat
+from amc_env.costs.costs import BytesCost, make_cost
+from amc_env.costs.storage import OFF_BITS
+from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan
 from amc_env.threads import limited_threads
 
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 
 
-class QuantizationLearner(Learner):
+class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]]):
     """Quantizes weights and inputs of layers; a plan holds bits per layer.
 
-    Args:
-        model: Any trained network; it is copied and never changed.
-        example_input: One batch as the network takes it; only its shape matters.
-        calibration: ``(images, labels)`` batches for ranges, from the training data, in random
-            order. The first ``n_calibration`` images are used.
-        validation: Batches to evaluate candidates on; not from calibration or test data.
-        weight_bits: Bits of weights, 2 to 8 or 16 (float). A sequence is decided layer by layer,
-            one number is fixed for all.
-        activation_bits: Bits of every layer's input, likewise.
-        first_last_bits: Bits of the first and the last layer, which are then not decided; ``None``
-            treats them like the others. What is float everywhere else is float there too.
-        granularity: What shares a scale or codebook of weights: ``"tensor"``, ``"channel"`` (an
-            output channel) or ``"split"`` (``bucket_size`` consecutive weights).
-        bucket_size: Weights per bucket of ``"split"``.
-        activation_range: Name in ``RANGE_RULES``: how the range of activations is found.
-        proxy: ``"recalibration"`` matches the moments of every layer's output to the float
-            network's before a candidate is evaluated (and in :meth:`compress`); ``"none"`` does
-            not.
-        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
-        ignore: Layers (or modules that hold them) that stay in float.
-        train: Batches for ``finetune_steps``; the first ones are preloaded.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation; results are float32.
-        device: Where to work.
-        seed: Seed of every random choice.
-        progress: Whether to show a progress bar while preparing.
-        n_validation: Images that :meth:`evaluate` uses, a fixed random subset; all if ``None``.
-        n_calibration: Images for the activation ranges.
-        n_recalibration: Images for the moments of outputs, the first of the calibration images.
-        threads: Threads during evaluation; ``None`` leaves PyTorch's setting alone.
+    The calibration images are for ranges of activations; the options are those of
+    :class:`QuantizationOptions`. What :meth:`compress` builds is folded and quantized; its
+    quantized layers are trainable by :meth:`finetune`.
 
     Attributes:
-        traced: The network with its layers and channel groups.
-        storage: How quantized layers are stored, as costs count them.
-        cost_models: Costs that know bits, for the environment.
-        seconds: What candidates have cost so far.
-
-    Raises:
-        InputDataError: If images, labels or weights are not what is expected.
-        UntraceableModelError: If no layer of the network can be quantized.
-        ValueError: If an option has no such value, or the network has masks.
+        layers: What is quantized, in network order.
+        float_network: The original with its norms folded.
+        fitted: Quantizers of its layers for all bits on offer.
     """
 
-    cost_models: Mapping[str, CostModel]
+    name = "bits"
+    Options = QuantizationOptions
+    # Outputs are matched on all recalibration images at once.
+    _recalibration_batch = sys.maxsize
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        *,
-        weight_bits: Bits = (2, 3, 4, 5, 6, 7, 8),
-        activation_bits: Bits = 8,
-        first_last_bits: int | None = 8,
-        granularity: str = "channel",
-        bucket_size: int = 256,
-        activation_range: str = "mse",
-        proxy: str = "recalibration",
-        finetune_steps: int = 0,
-        ignore: Sequence[str] = (),
-        train: Batches | None = None,
-        precision: str = "auto",
-        device: str | torch.device = "cpu",
-        seed: int = 0,
-        progress: bool = False,
-        n_validation: int | None = 3000,
-        n_calibration: int = 512,
-        n_recalibration: int = 192,
-        threads: int | None = 1,
-    ) -> None:
-        check_bit_options(weight_bits, activation_bits, first_last_bits)
-        check_fitting(granularity, bucket_size, activation_range)
-        check_evaluation(proxy, finetune_steps, train, precision)
-        check_counts(n_validation, n_calibration, n_recalibration)
-        self.proxy = quantized_proxy(proxy, finetune_steps)
-        self.granularity = granularity
-        self.bucket_size = bucket_size
-        self.activation_range = activation_range
-        self.device = torch.device(device)
-        self.seed = seed
-        self.threads = threads
-        self.seconds = EpisodeSeconds()
-        self._precision = precision
-        reference = self._reference = self._take_in(model)
-        check_dense(reference)
-        (images, labels), held_out, n_outputs = read_images(
-            reference, calibration, validation, n_calibration, example_input,
-            n_validation=n_validation, seed=seed,
-        )  # fmt: skip
-        self._labels = owned(labels[:n_recalibration])
-        images = images.to(self.device)
-        layout = layout_of(reference, images[:1])
-        self.traced: TracedModel = trace(reference, example_input.to(self.device))
-        self.graph = self.traced.graph
-        with limited_threads(threads):
-            self._float, self._folded = folded_copy(reference, laid_out(images[:8], layout))
-            self._recalibration, self._observation, self.layers = observe_layers(
-                self._float, self.graph, images, n_recalibration, ignore,
-                layout=layout, seed=seed, progress=progress,
-            )  # fmt: skip
-            self._choose(weight_bits, activation_bits, first_last_bits)
-            self._prepare_quantizers()
-            self._price()
-            self._prepare_evaluator(held_out, layout)
-        self._training_dtype = working_dtype(self._float, precision, self.device)
-        self._training = training_batches(
-            train, finetune_steps, example_input, n_outputs, self.device,
-            layout=layout, seed=seed,
-        )  # fmt: skip
+    @classmethod
+    def decide(cls, traced: TracedModel, options: QuantizationOptions) -> SearchSpace:
+        """Returns the bits that are decided, and how layers of such bits are stored."""
+        choice = _choice(traced, options, _quantizable(traced, options))
+        return SearchSpace(choice.decisions, options.storage(choice, foldable_norms(traced.model)))
 
-    def _choose(self, weight_bits: Bits, activation_bits: Bits, first_last: int | None) -> None:
-        """Says what is decided."""
-        sizes = {n: layer_weights(self._float, n)[0].numel() for n in self.layers}
-        self._choice = bit_choice(sizes, weight_bits, activation_bits, first_last)
+    def _prepare(self, images: Images) -> None:
+        check_not_constant(images.calibration)
+        batches = [x for x, _ in images.batches()]
+        self.float_network, self._folded = folded_copy(self.original, batches[0][:8])
+        self._observe(batches)
+        self._choice = _choice(self.traced, self.options, self.layers)
         self.decisions = self._choice.decisions
-
-    def _stored_form(self) -> StorageFormat:
-        """Returns how layers are stored, without the file's header: a scale for every bucket."""
-        return StorageFormat(
-            weight_bits={k: float(v) for k, v in self._choice.fixed_weights.items()},
-            activation_bits={k: float(v) for k, v in self._choice.fixed_inputs.items()},
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
-            folded=self._folded,
+        self.fitted = FittedQuantizers(
+            self.layers,
+            self._choice,
+            lambda name, bits: self._make_weight_quantizer(
+                name, *layer_weights(self.float_network, name), bits
+            ),
+            lambda name, bits: self._make_input_quantizer(name, bits, self._observation),
         )
+        self._measure_header()
+        bits = self._choice.read(CompressionPlan.full(self.decisions))
+        most = self._build(self.float_network, bits, self._observation)
+        self._prepare_evaluator(images, [most])
+
+    def _observe(self, batches: Sequence[Tensor]) -> None:
+        """Runs the float network over the calibration images: what never runs stays in float."""
+        names = _quantizable(self.traced, self.options)
+        seen = observe(
+            self.float_network, batches, names, seed=self.seed, progress=self.options.progress
+        )
+        there = observe(self.float_network, self.data.recalibration, names, seed=self.seed)
+        self._observation = Observation(seen.inputs, there.outputs, there.calls)
+        self.layers = tuple(name for name in names if name in seen.inputs)
+        if not self.layers:
+            raise _nothing(self.traced, self.options)
+
+    @property
+    def _recalibration(self) -> Tensor:
+        (images,) = self.data.recalibration
+        return images
 
     @abstractmethod
     def _make_weight_quantizer(
@@ -192,47 +116,19 @@ class QuantizationLearner(Learner):
         """Returns the quantizer of a layer's weights, fitted to those that count."""
 
     def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
-        return input_quantizer(seen.inputs[name], bits, self.activation_range, name)
+        return input_quantizer(seen.inputs[name], bits, self.options.activation_range, name)
 
-    def _prepare_quantizers(self) -> None:
-        """Fits the quantizers of all layers and bits."""
-        self._fitted = FittedQuantizers(
-            self.layers,
-            self._choice,
-            lambda name, bits: self._make_weight_quantizer(
-                name, *layer_weights(self._float, name), bits
-            ),
-            lambda name, bits: self._make_input_quantizer(name, bits, self._observation),
-        )
-
-    def _price(self) -> None:
+    def _measure_header(self) -> None:
         """Sets the costs; header and ranges of the packed file are measured, not estimated."""
-        form = self._stored_form()
+        form = self.options.storage(self._choice, self._folded)
         # Not on what is "off": costs may count more for it than a file holds.
         plan = self.most_bits()
-        network = self._build(self._float, self._choice.read(plan), self._observation)
+        network = self._build(self.float_network, self._choice.read(plan), self._observation)
         tensors = BytesCost(self.graph, self.decisions, form)(plan.values_for(self.decisions))
-        header = header_bytes(network, plan, tensors)
-        self.storage: StorageFormat = replace(form, fixed_bytes=header)
+        self.storage = replace(form, fixed_bytes=header_bytes(network, plan, tensors))
         self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, self.storage) for name in _COSTS
         }
-
-    def _prepare_evaluator(self, held_out: HeldOut, layout: torch.memory_format) -> None:
-        """Settles how candidates are evaluated, and measures the original network."""
-        bits = self._choice.read(CompressionPlan.full(self.decisions))
-        of_weights = {n: BitPair(b.weights, OFF_BITS) for n, b in bits.items()}
-        self._evaluator = QuantizedEvaluator(
-            self._reference,
-            self._build(self._float, bits, self._observation),
-            self._build(self._float, of_weights, self._observation),
-            held_out,
-            precision=self._precision,
-            device=self.device,
-            layout=layout,
-        )
-        self.validation = held_out.batches
-        self.original_accuracy = self._evaluator.original_accuracy
 
     def fixed_plan(self, weight_bits: int, activation_bits: int | None = None) -> CompressionPlan:
         """Returns the plan with the same bits for all decided layers; the most if ``None``.
@@ -246,48 +142,14 @@ class QuantizationLearner(Learner):
         """Returns the plan of the most bits that are not "off", where there are such."""
         return self._choice.most_bits()
 
-    def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Quantizes a network as the last part of a joint plan (``learners.joint.parts.PlanPart``).
 
-        A plan that quantizes nothing has the original accuracy.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-            TrainingDivergedError: If the candidate's outputs are not finite.
+        The same way for a candidate and for good. Weights that earlier parts have changed get
+        ranges of their own, and so do activations: they are calibrated on the network at hand,
+        once, and static from then on.
         """
-        bits = self._choice.read(plan)
-        if is_float(bits) and not self.proxy.finetune_steps:
-            return self.original_accuracy
-        with limited_threads(self.threads):
-            network = self._candidate(bits, self.seconds)
-            start = time.process_time()
-            accuracy = self._evaluator.accuracy(network)
-        self.seconds.evaluation += time.process_time() - start
-        self.seconds.episodes += 1
-        return accuracy
-
-    def evaluate_full(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy on all validation images, in [0, 1].
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-            TrainingDivergedError: If the candidate's outputs are not finite.
-        """
-        bits = self._choice.read(plan)
-        with limited_threads(self.threads):
-            if is_float(bits) and not self.proxy.finetune_steps:
-                return self._evaluator.accuracy(self._reference, full=True)
-            return self._evaluator.accuracy(self._candidate(bits), full=True)
-
-    def compress(self, plan: CompressionPlan) -> nn.Module:
-        """Builds the network of a plan: folded, quantized, recalibrated as the proxy says.
-
-        Its quantized layers are trainable by :meth:`finetune`; equal plans give equal networks.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-        """
-        return self.quantize(self._reference, plan, recalibrate=self.proxy.recalibrate)
+        return self.quantize(network, plan, recalibrate=self.proxy.recalibrate)
 
     def quantize(
         self, network: nn.Module, plan: CompressionPlan, *, recalibrate: bool = True
@@ -307,7 +169,7 @@ class QuantizationLearner(Learner):
         folded = folded_like(plain_float(network), self._folded, self.layers)
         with limited_threads(self.threads):
             seen = self._observation
-            if not same_state(folded, self._float):
+            if not same_state(folded, self.float_network):
                 seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
             quantized = self._build(folded, bits, seen)
             if recalibrate:
@@ -322,14 +184,14 @@ class QuantizationLearner(Learner):
         for name, layer in bits.items():
             weights = inputs = None
             if layer.weights != OFF_BITS:
-                if same_weights(folded, self._float, name):
-                    weights = self._fitted.weights(name, layer.weights)
+                if same_weights(folded, self.float_network, name):
+                    weights = self.fitted.weights(name, layer.weights)
                 else:
                     given = layer_weights(folded, name)
                     weights = self._make_weight_quantizer(name, *given, layer.weights)
             if layer.inputs != OFF_BITS:
                 if seen is self._observation:
-                    inputs = self._fitted.inputs(name, layer.inputs)
+                    inputs = self.fitted.inputs(name, layer.inputs)
                 else:
                     inputs = self._make_input_quantizer(name, layer.inputs, seen)
             chosen[name] = (weights, inputs)
@@ -345,47 +207,69 @@ class QuantizationLearner(Learner):
         folded = [*self._folded.values()]
         match_outputs(network, self._recalibration, seen.once(), folded, torch.float32)
 
-    def _candidate(
-        self, bits: Mapping[str, BitPair], seconds: EpisodeSeconds | None = None
-    ) -> nn.Module:
-        """Quantizes and repairs; adds what it took to ``seconds``."""
-        clock = [time.process_time()]
-        network = self._build(self._float, bits, self._observation)
-        clock.append(time.process_time())
-        if self.proxy.recalibrate:
-            self._match(network, self._observation)
-        clock.append(time.process_time())
-        if self.proxy.finetune_steps:
-            finetune_briefly(network, self._training, self.proxy, self._training_dtype, self.seed)
-        clock.append(time.process_time())
-        if seconds is not None:
-            seconds.slicing += clock[1] - clock[0]
-            seconds.recalibration += clock[2] - clock[1]
-            seconds.finetuning += clock[3] - clock[2]
+    def _read(self, plan: CompressionPlan) -> dict[str, BitPair]:
+        return self._choice.read(plan)
+
+    def _is_untouched(self, choice: Mapping[str, BitPair]) -> bool:
+        return is_float(choice)
+
+    def _candidate(self, choice: Mapping[str, BitPair], seconds: CandidateSeconds) -> nn.Module:
+        with seconds.measure("slicing"):
+            network = self._build(self.float_network, choice, self._observation)
+        with seconds.measure("recalibration"):
+            if self.proxy.recalibrate:
+                self._match(network, self._observation)
+        with seconds.measure("finetuning"):
+            if self.proxy.finetune_steps:
+                self._train_briefly(network)
         return network
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.
 
-        Per decision key an array over its choices: squared error over squared output (without its
-        mean) on calibration images, while all else is float.
+        Of the output without its mean, while all else is float.
         """
-        quantizers = self._fitted.of_choices(self.decisions)
+        quantizers = self.fitted.of_choices(self.decisions)
         with limited_threads(self.threads):
-            return layer_errors(self._float, self._recalibration, self.decisions, quantizers)
+            return layer_errors(self.float_network, self._recalibration, self.decisions, quantizers)
 
     def gradient_scores(self) -> dict[str, np.ndarray]:
-        """Returns how much the loss rises by each choice of each decision, estimated in nats.
-
-        Per decision key an array over its choices, while all else is float; see
-        ``amc_compress.learners.candidates.gradient_scores``. It never rises, and is 0 for float.
-        """
-        images, quantizers = self._recalibration, self._fitted.of_choices(self.decisions)
+        """Returns how much the loss rises by each choice, 0 for float."""
+        ((images, labels),) = self.data.labelled()
+        quantizers = self.fitted.of_choices(self.decisions)
         matched = self._observation.once() if self.proxy.recalibrate else ()
         with limited_threads(self.threads):
             return gradient_scores(
-                self._float, images, self._labels, self.decisions, quantizers, matched
+                self.float_network, images, labels, self.decisions, quantizers, matched
             )
 
-    def _training_defaults(self) -> TrainingConfig:
+    def training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
         return quantized_training(self.seed)
+
+
+def _quantizable(traced: TracedModel, options: QuantizationOptions) -> tuple[str, ...]:
+    """Returns the layers that can be quantized, in network order."""
+    if masked := list(masked_layers(traced.model)):
+        # Their costs are not those of the network that is traced.
+        raise ValueError(
+            f"Expected a network without masks to prepare a quantizer for, got masked layers "
+            f"{masked[:3]}; prepare it for the dense network and give the sparse one to "
+            f"quantize(network, plan), or decide densities and bits with deep_compression."
+        )
+    names = quantizable_layers(traced.model, traced.graph, options.ignore)
+    if not names:
+        raise _nothing(traced, options)
+    return names
+
+
+def _nothing(traced: TracedModel, options: QuantizationOptions) -> UntraceableModelError:
+    return UntraceableModelError(
+        f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
+        f"{[layer.name for layer in traced.graph.layers]} none is one (ignored: "
+        f"{list(options.ignore)})."
+    )
+
+
+def _choice(traced: TracedModel, options: QuantizationOptions, names: Sequence[str]) -> BitChoice:
+    return options.choice({n: layer_weights(traced.model, n)[0].numel() for n in names})

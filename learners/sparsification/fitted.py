@@ -3,66 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from amc_compress.learners.candidates.input_moments import collect_statistics
-from amc_compress.learners.candidates.reconstruction import (
-    LayerReconstruction,
-    prepare_reconstruction,
-)
-from amc_compress.learners.numerics.layout import laid_out
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.learners.sparsification.refit import refit
-from amc_env.progress import no_bar
 
 _REMEMBERED_BYTES = 256 * 2**20
-_STATISTICS_BATCH = 64
-
-
-def moments_of_layers(
-    network: nn.Module,
-    images: Tensor,
-    names: Sequence[str],
-    norms: Mapping[str, str],
-    *,
-    device: torch.device,
-    seed: int,
-    progress: bool,
-    layout: torch.memory_format = torch.channels_last,
-) -> dict[str, LayerReconstruction]:
-    """Runs the original network once over the calibration images.
-
-    Args:
-        network: The original.
-        images: Shape (N, ...).
-        names: Layers to watch.
-        norms: Layer -> batch norm right behind it.
-        device: Where the network is.
-        seed: Of the rows that are sampled.
-        progress: Whether to show a progress bar.
-        layout: Of images; see ``amc_compress.learners.numerics.layout``.
-    """
-    batches = [laid_out(p.to(device), layout) for p in torch.split(images, _STATISTICS_BATCH)]
-    with tqdm(desc="calibrate", total=len(images), unit="image", disable=no_bar(progress)) as bar:
-        moments = collect_statistics(network, batches, names, seed=seed, report=bar.update)
-    return prepare_reconstruction(network, moments, norms)
-
-
-def moments_in(
-    network: nn.Module,
-    batches: Sequence[Tensor],
-    names: Sequence[str],
-    norms: Mapping[str, str],
-    seed: int,
-) -> dict[str, LayerReconstruction]:
-    """Runs any network once over images that are laid out already; see the function above."""
-    moments = collect_statistics(network, batches, names, seed=seed)
-    return prepare_reconstruction(network, moments, norms)
 
 
 class FittedWeights:

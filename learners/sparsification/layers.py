@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
+from amc_compress.learners.candidates.learner import SearchSpace
 from amc_compress.learners.layers.structure import quantizable_layers
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_env.errors import UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-
-
-@dataclass(frozen=True)
-class SparseChoice:
-    """What is decided.
-
-    Attributes:
-        decisions: One density per layer, in network order.
-        left_dense: Layers with weights that no decision is about -> the reason.
-    """
-
-    decisions: tuple[Decision, ...]
-    left_dense: dict[str, str]
 
 
 def sparse_choice(
@@ -34,7 +21,7 @@ def sparse_choice(
     pattern: Pattern,
     min_density: float,
     ignore: Sequence[str],
-) -> SparseChoice:
+) -> SearchSpace:
     """Returns the density decisions of a network.
 
     Args:
@@ -81,7 +68,7 @@ def sparse_choice(
             f"Expected an nn.Conv2d or nn.Linear that can be sparse ({pattern.name}), but all "
             f"layers stay dense: {left_dense}."
         )
-    return SparseChoice(tuple(decisions), left_dense)
+    return SearchSpace(tuple(decisions), left_out=left_dense)
 
 
 def _reason(

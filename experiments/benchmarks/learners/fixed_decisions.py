@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from amc_compress.learners.base import Learner
 from amc_compress.learners.training.config import TrainingConfig
@@ -65,7 +65,7 @@ class FixedDecisions(Learner):
         counted = self.fixed | dict(assumed or {})
         models: dict[str, CostModel] = {
             name: make_cost(name, learner.graph, learner.decisions) for name in COSTS
-        } | dict(getattr(learner, "cost_models", {}))
+        } | dict(learner.cost_models)
         self.cost_models: dict[str, CostModel] = {
             name: _WholeCost(model, learner.decisions, counted) for name, model in models.items()
         }
@@ -98,23 +98,24 @@ class FixedDecisions(Learner):
         """
         return self.learner.compress(self.whole(plan))
 
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of the whole plan on all validation images, in [0, 1]."""
+        return self.learner.evaluate_full(self.whole(plan))
+
+    def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
+        """Returns the units that stay, sorted, for every group that loses some."""
+        return self.learner.kept_units(self.whole(plan))
+
     def __getattr__(self, name: str) -> Any:
-        """Offers what not every learner does, where this one does, in terms of the free decisions.
-
-        ``evaluate_full`` and ``kept_units`` take a plan of the free decisions, ``layer_errors``
-        and ``gradient_scores`` return their curves.
-        """
-        offered = ("evaluate_full", "kept_units", *CURVES)
-        if name not in offered or "learner" not in vars(self):
+        """Offers ``layer_errors`` and ``gradient_scores`` of the free decisions, where they are."""
+        if name not in CURVES or "learner" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        method = getattr(self.learner, name)
-        if name in CURVES:
-            free = {d.key for d in self.decisions}
-            return lambda: {key: curve for key, curve in method().items() if key in free}
-        return lambda plan: method(self.whole(plan))
+        curves, free = getattr(self.learner, name), {d.key for d in self.decisions}
+        return lambda: {key: curve for key, curve in curves().items() if key in free}
 
-    def _training_defaults(self) -> TrainingConfig:
-        return self.learner._training_defaults()
+    def training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
+        return self.learner.training_defaults()
 
 
 class _WholeCost(CostModel):

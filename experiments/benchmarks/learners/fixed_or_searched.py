@@ -29,7 +29,7 @@ import typer
 from amc_compress.agents import make_agent
 from amc_compress.benchmarks.bench import append_rows, find, load, read_rows, start, table
 from amc_compress.data import DataSplits
-from amc_compress.learners.joint.prepare import quantizer_named
+from amc_compress.learners.joint.options import quantizer_named
 from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.training.loop import evaluate

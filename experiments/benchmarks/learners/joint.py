@@ -35,7 +35,7 @@ from amc_compress.agents import SearchResult, make_agent
 from amc_compress.benchmarks.bench import append_rows, markdown, read_rows, spread, start
 from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_compress.config.bit_widths import as_choice, parse_bits
-from amc_compress.learners.joint.prepare import JointCompression
+from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.tasks import make_joint
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.plan import DecisionKind

@@ -206,7 +206,7 @@ def trained(
     if not isinstance(learner, JointCompression):
         result = learner.finetune(network, splits.train, config=config, teacher=teacher)
         return network, result.best_accuracy
-    own = replace(learner._training_defaults(), epochs=row.epochs, seed=row.seed)
+    own = replace(learner.training_defaults(), epochs=row.epochs, seed=row.seed)
     done = compress_deeply(
         learner, plan, splits.train, retraining=config, finetuning=own, teacher=teacher
     )

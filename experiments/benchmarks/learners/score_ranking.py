@@ -42,7 +42,6 @@ from amc_compress.learners.channel_pruning.criteria import taylor
 from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.channel_pruning.scores import Repair
 from amc_compress.learners.channel_pruning.scores import gradient_scores as channel_scores
-from amc_compress.learners.joint.learner import QuantizationPart
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.sparsification.curves import gradient_scores as density_scores
@@ -64,7 +63,7 @@ _GATE_BATCH = 64
 
 def squared_gates(learner: ChannelPruning) -> Curves:
     """Returns the summed Taylor importance of the units that every choice cuts."""
-    images, labels = (torch.cat(parts) for parts in zip(*learner._data.labelled(), strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*learner.data.labelled(), strict=True))
     batches = list(
         zip(torch.split(images, _GATE_BATCH), torch.split(labels, _GATE_BATCH), strict=True)
     )
@@ -83,21 +82,21 @@ def weights_fisher(part: Any) -> Curves:
     """Returns equation (2) for the weights that every choice of a part takes or rounds."""
     if isinstance(part, ChannelPruning):
         repair = Repair({}, part.proxy, ())
-        batches = part._data.labelled()
+        batches = part.data.labelled()
         return channel_scores(part.decisions, part.traced, repair, part.select, batches)
     if isinstance(part, WeightSparsification):
-        batches = part._data.labelled()
+        batches = part.data.labelled()
         return density_scores(
-            part.decisions, part.original, {}, part._fitted, batches, lambda name: False
+            part.decisions, part.original, {}, part.fitted, batches, lambda name: False
         )
     return _of_rounded(part)
 
 
 def _of_rounded(learner: QuantizationLearner) -> Curves:
-    network, batch = learner._float, (learner._recalibration, learner._labels)
-    quantizers = learner._fitted.of_choices(learner.decisions)
+    network = learner.float_network
+    quantizers = learner.fitted.of_choices(learner.decisions)
     names = {d.key: f"{d.target}.weight" for d in learner.decisions}
-    fisher = weight_fisher(network, [batch], set(names.values()))
+    fisher = weight_fisher(network, learner.data.labelled(), set(names.values()))
     found = {}
     for d in learner.decisions:
         weight, curve = network.get_parameter(names[d.key]).detach(), np.zeros(len(d.choices))
@@ -115,9 +114,7 @@ def predictors(learner: Any) -> dict[str, Callable[[], Curves]]:
         "layer errors": learner.layer_errors,
         "gradient scores": learner.gradient_scores,
     }
-    parts = [learner]
-    if isinstance(learner, JointCompression):
-        parts = [p.learner if isinstance(p, QuantizationPart) else p for p in learner.parts]
+    parts = learner.parts if isinstance(learner, JointCompression) else [learner]
 
     def merged(of_channels: Callable[[Any], Curves]) -> Curves:
         curves: dict[str, npt.NDArray[np.float64]] = {}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ import typer
 from amc_compress.benchmarks.bench import start
 from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning
+from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.numerics.kernel_proof import Proofs, proofs
 from amc_compress.models import load_weights, make_model
 from amc_env import Budget, CompressionEnv
@@ -45,7 +45,7 @@ def measure(learner: ChannelPruning, budget: str, episodes: int) -> list[dict[st
     learner.evaluate(plan)
     rows = []
     for _ in range(episodes):
-        learner.seconds = replace(learner.seconds, **dict.fromkeys(vars(learner.seconds), 0))
+        learner.seconds = CandidateSeconds()
         start = time.process_time()
         learner.evaluate(plan)
         rows.append({**learner.seconds.mean(), "total": time.process_time() - start})

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from amc_compress.benchmarks.bench import start
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.runtime import BATCH_SIZES, interleaved, time_onnx
+from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import sparse_layer
-from amc_compress.learners.layers.structure import bake, replace_module
+from amc_compress.learners.layers.structure import replace_module
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.models import load_weights, make_model
 
@@ -160,7 +161,7 @@ _LINEAR = f"linear {_WIDTH}x{_WIDTH}"
 
 def _linear_weight(network: nn.Module) -> Tensor:
     """Returns the weights of the one layer, zeros in place."""
-    weight: Tensor = bake(network).get_submodule("0").get_parameter("weight")
+    weight: Tensor = finalise(network, quantized=True).get_submodule("0").get_parameter("weight")
     return weight.detach()
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.proxy import Proxy
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.quantization.calibration import Observation
 from amc_compress.learners.quantization.codebook.init import INITS
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
-from amc_compress.learners.quantization.decisions import BitPair
+from amc_compress.learners.quantization.decisions import BitChoice, BitPair
 from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.storage import StorageFormat
+from amc_env.validation.checks import checked
 
 MODES = ("weights", "clusters", "both")
 
@@ -26,51 +27,57 @@ MODES = ("weights", "clusters", "both")
 LEARNING_RATES = {"weights": 0.003, "clusters": 0.001, "both": 0.001}
 
 
-class CodebookQuantization(QuantizationLearner):
-    """Codebooks of ``2 ** bits`` centroids for weights, equal steps for activations.
+@checked
+@dataclass(frozen=True, kw_only=True)
+class CodebookOptions(QuantizationOptions):
+    """What quantization by codebooks is told besides; see :class:`QuantizationOptions`.
 
-    Args:
-        model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
-        example_input: One batch as the network takes it.
-        calibration: Batches for ranges.
-        validation: Batches to evaluate candidates on.
+    Attributes:
         granularity: What shares a codebook: ``"tensor"`` (a layer), ``"channel"`` or ``"split"``.
-        mode: What :meth:`finetune` trains: ``"weights"`` (everything but the centroids),
+        mode: What ``finetune`` trains: ``"weights"`` (everything but the centroids),
             ``"clusters"`` (the centroids and nothing else, assignments fixed) or ``"both"``.
         init: Where centroids start: ``"kmeans"``, ``"quantile"`` or ``"uniform"``.
         channel_scales: Whether the channels of a layer share its codebook up to a factor of each.
             A folded norm makes channels differ in size by more than a codebook of four centroids
             can follow. For ``granularity="tensor"``; the others follow anyway.
-        **options: Everything else.
-
-    Raises:
-        ValueError: If an option has no such value.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        *,
-        granularity: str = "tensor",
-        mode: str = "both",
-        init: str = "kmeans",
-        channel_scales: bool = True,
-        **options: Any,
-    ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
-        if init not in INITS:
-            raise ValueError(f"Unknown init {init!r}; choose one of {list(INITS)}.")
-        self.mode = mode
-        self.init = init
-        self.channel_scales = channel_scales and granularity == "tensor"
-        super().__init__(
-            model, example_input, calibration, validation, granularity=granularity, **options
-        )
-        self.proxy = replace(self.proxy, learning_rate=LEARNING_RATES[mode])
+    granularity: str = "tensor"
+    mode: str = "both"
+    init: str = "kmeans"
+    channel_scales: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks what the types do not say."""
+        if self.mode not in MODES:
+            raise ValueError(f"Unknown mode {self.mode!r}; choose one of {list(MODES)}.")
+        if self.init not in INITS:
+            raise ValueError(f"Unknown init {self.init!r}; choose one of {list(INITS)}.")
+        super().__post_init__()
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether every channel has a factor."""
+        return self.channel_scales and self.granularity == "tensor"
+
+    def repairs(self) -> Proxy:
+        """Returns what a candidate gets before it is evaluated."""
+        return replace(super().repairs(), learning_rate=LEARNING_RATES[self.mode])
+
+    def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:
+        """Returns how layers are stored: by codebooks, and a factor per channel."""
+        form = replace(super().storage(choice, folded), bytes_per_bucket=0.0, codebook=True)
+        return replace(form, bytes_per_channel=4.0 if self.scales_channels else 0.0)
+
+
+class CodebookQuantization(QuantizationLearner):
+    """Codebooks of ``2 ** bits`` centroids for weights, equal steps for activations.
+
+    The options are those of :class:`CodebookOptions`.
+    """
+
+    Options = CodebookOptions
+    options: CodebookOptions
 
     def _make_weight_quantizer(
         self, name: str, weight: Tensor, mask: Tensor | None, bits: int
@@ -78,27 +85,23 @@ class CodebookQuantization(QuantizationLearner):
         return CodebookQuantizer.fit(
             weight,
             bits,
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
-            init=self.init,
-            channel_scales=self.channel_scales,
+            granularity=self.options.granularity,
+            bucket_size=self.options.bucket_size,
+            init=self.options.init,
+            channel_scales=self.options.scales_channels,
             mask=mask,
         )
 
-    def _stored_form(self) -> StorageFormat:
-        per_channel = 4.0 if self.channel_scales else 0.0
-        form = replace(super()._stored_form(), bytes_per_bucket=0.0, codebook=True)
-        return replace(form, bytes_per_channel=per_channel)
-
-    def _training_defaults(self) -> TrainingConfig:
-        rate = LEARNING_RATES[self.mode]
-        return replace(super()._training_defaults(), learning_rate=rate)
+    def training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
+        rate = LEARNING_RATES[self.options.mode]
+        return replace(super().training_defaults(), learning_rate=rate)
 
     def _build(
         self, folded: nn.Module, bits: Mapping[str, BitPair], seen: Observation
     ) -> nn.Module:
         network = super()._build(folded, bits, seen)
-        set_mode(network, self.mode)
+        set_mode(network, self.options.mode)
         return network
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.quantization.calibration import Observation
+from amc_compress.learners.quantization.decisions import BitChoice
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.learner import QuantizationLearner
+from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.uniform.quantizer import (
     UniformQuantizer,
     affine_parameters,
@@ -21,46 +22,47 @@ from amc_compress.learners.quantization.uniform.quantizer import (
 )
 from amc_compress.learners.quantization.uniform.ranges import check_rule, clipping_ranges
 from amc_env.costs.storage import StorageFormat
+from amc_env.validation.checks import checked
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class UniformOptions(QuantizationOptions):
+    """What uniform quantization is told besides; see :class:`QuantizationOptions`.
+
+    Attributes:
+        symmetric: Whether weights are signed with zero point 0 (what integer kernels are fast
+            at), or affine.
+        weight_range: Name in ``RANGE_RULES``: how the range of weights is found.
+        learned_steps: Whether ``finetune`` trains the scales of weights and activations too (LSQ,
+            Esser et al. 2020); the weights' scales then start at ``2 <|w|> / sqrt(Q_p)`` if
+            ``weight_range`` is ``"lsq"``.
+    """
+
+    symmetric: bool = True
+    weight_range: str = "mse"
+    learned_steps: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what the types do not say."""
+        super().__post_init__()
+        if self.weight_range != "lsq":
+            check_rule(self.weight_range)
+
+    def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:
+        """Returns how layers are stored; zero points as one byte, they are at most 255."""
+        form = super().storage(choice, folded)
+        return replace(form, bytes_per_bucket=4.0 if self.symmetric else 5.0)
 
 
 class UniformQuantization(QuantizationLearner):
     """Equally spaced values for weights and activations; a plan holds bits per layer.
 
-    Args:
-        model: See :class:`QuantizationLearner`, as the next three and all further ``options``.
-        example_input: One batch as the network takes it.
-        calibration: Batches for ranges.
-        validation: Batches to evaluate candidates on.
-        symmetric: Whether weights are signed with zero point 0 (what integer kernels are fast
-            at), or affine.
-        weight_range: Name in ``RANGE_RULES``: how the range of weights is found.
-        learned_steps: Whether :meth:`finetune` trains the scales of weights and activations too
-            (LSQ, Esser et al. 2020); the weights' scales then start at ``2 <|w|> / sqrt(Q_p)``
-            if ``weight_range`` is ``"lsq"``.
-        **options: Everything else.
-
-    Raises:
-        ValueError: If an option has no such value.
+    The options are those of :class:`UniformOptions`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_input: Tensor,
-        calibration: Batches,
-        validation: Batches,
-        *,
-        symmetric: bool = True,
-        weight_range: str = "mse",
-        learned_steps: bool = False,
-        **options: Any,
-    ) -> None:
-        if weight_range != "lsq":
-            check_rule(weight_range)
-        self.symmetric = symmetric
-        self.weight_range = weight_range
-        self.learned_steps = learned_steps
-        super().__init__(model, example_input, calibration, validation, **options)
+    Options = UniformOptions
+    options: UniformOptions
 
     def _make_weight_quantizer(
         self, name: str, weight: Tensor, mask: Tensor | None, bits: int
@@ -68,10 +70,10 @@ class UniformQuantization(QuantizationLearner):
         scale, zero = weight_scales(
             weight,
             bits,
-            self.weight_range,
-            symmetric=self.symmetric,
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
+            self.options.weight_range,
+            symmetric=self.options.symmetric,
+            granularity=self.options.granularity,
+            bucket_size=self.options.bucket_size,
             name=f"the weights of layer {name!r}",
             mask=mask,
         )
@@ -81,21 +83,21 @@ class UniformQuantization(QuantizationLearner):
             bits,
             scale,
             zero,
-            symmetric=self.symmetric,
-            granularity=self.granularity,
-            bucket_size=self.bucket_size,
-            learned=self.learned_steps,
+            symmetric=self.options.symmetric,
+            granularity=self.options.granularity,
+            bucket_size=self.options.bucket_size,
+            learned=self.options.learned_steps,
             numbers=numbers,
         )
 
     def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:
         return input_quantizer(
-            seen.inputs[name], bits, self.activation_range, name, learned=self.learned_steps
+            seen.inputs[name],
+            bits,
+            self.options.activation_range,
+            name,
+            learned=self.options.learned_steps,
         )
-
-    def _stored_form(self) -> StorageFormat:
-        # A file stores zero points as one byte: they are at most 255.
-        return replace(super()._stored_form(), bytes_per_bucket=4.0 if self.symmetric else 5.0)
 
 
 def weight_scales(

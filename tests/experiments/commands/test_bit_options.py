@@ -68,7 +68,7 @@ def test_default_training_is_that_of_the_learner_itself(learner: str) -> None:
     config = RunConfig(learner=learner, n_validation=20, precision="fp32", weight_bits="8")
     data = load_splits(config)
     made: Any = make_learner(config, data, build_original("digitsnet", facts_of(data)))
-    own, ours = made._training_defaults(), training_config(config)
+    own, ours = made.training_defaults(), training_config(config)
     for name in ("learning_rate", "weight_decay", "gradient_clip"):
         assert getattr(ours, name) == getattr(own, name)
 

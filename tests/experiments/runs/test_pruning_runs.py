@@ -180,7 +180,7 @@ def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
     network = learner.compress(learner.plan_for("uniform", 0.5))
     steps = 40 * len(data.train)
     (own,), (ours,) = (
-        learner._training_hooks(network),
+        learner.training_hooks(network),
         training_hooks(config, model, network, steps),
     )
     for hook in (own, ours):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from amc_compress.learners.candidates.evaluator import Evaluator, fusion_works
 from amc_compress.learners.candidates.fused_conv import FusedConv
 from amc_compress.learners.candidates.fusion import fuse
+from amc_compress.learners.candidates.inference import HeldImages, fusion_works
+from amc_compress.learners.layers.finalise import without_identities
 from amc_compress.learners.layers.following_norms import following_norms
-from amc_compress.learners.layers.structure import without_identities
 from amc_compress.learners.training.data_checks import check_labels, collect
 from amc_env.errors import InputDataError, TrainingDivergedError
 from amc_env.threads import limited_threads
@@ -171,9 +171,9 @@ def test_bf16_agrees_on_the_class_of_nearly_all_images():
     model = randomised(Residual())
     x = images(400)
     labels = torch.zeros(400, dtype=torch.int64)
-    exact = Evaluator(x, labels, dtype=torch.float32, device=CPU).logits(model)
+    exact = HeldImages(x, labels, dtype=torch.float32, device=CPU).logits(model)
     for fused in (True, False):
-        rounded = Evaluator(x, labels, dtype=torch.bfloat16, device=CPU, fused=fused)
+        rounded = HeldImages(x, labels, dtype=torch.bfloat16, device=CPU, fused=fused)
         agreement = (rounded.logits(model).argmax(1) == exact.argmax(1)).float().mean()
         assert agreement >= 0.97
 
@@ -185,7 +185,9 @@ def test_accuracy_is_the_share_of_right_answers():
     labels = answers.clone()
     labels[:12] = (labels[:12] + 1) % 5
     for fused in (True, False):
-        evaluator = Evaluator(x, labels, dtype=torch.float32, device=CPU, batch_size=7, fused=fused)
+        evaluator = HeldImages(
+            x, labels, dtype=torch.float32, device=CPU, batch_size=7, fused=fused
+        )
         assert evaluator.accuracy(model) == 18 / 30
 
 
@@ -268,7 +270,7 @@ def test_nan_outputs_are_an_error_not_an_accuracy():
     model = randomised(Residual())
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    evaluator = Evaluator(
+    evaluator = HeldImages(
         images(), torch.zeros(20, dtype=torch.int64), dtype=torch.float32, device=CPU
     )
     with pytest.raises(TrainingDivergedError, match="finite network outputs"):

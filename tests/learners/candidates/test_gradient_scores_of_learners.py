@@ -158,7 +158,7 @@ def test_scores_of_bits_are_those_of_a_loop_over_images(kind, maker, proxy):
         make_model("residual").eval(), *DATA, weight_bits=(2, 4), activation_bits=(3, 8),
         precision="fp32", proxy=proxy, **options,
     )  # fmt: skip
-    network, seen = learner._float, []
+    network, seen = learner.float_network, []
     layer = network.conv3
     handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     network(X[:64])
@@ -166,10 +166,10 @@ def test_scores_of_bits_are_those_of_a_loop_over_images(kind, maker, proxy):
     bits = 2 if kind == "weight_bits" else 3
     with torch.no_grad():
         if kind == "weight_bits":
-            weight = learner._fitted.weights("conv3", bits)(layer.weight)
+            weight = learner.fitted.weights("conv3", bits)(layer.weight)
             change = layer._conv_forward(seen[0], weight, layer.bias) - layer(seen[0])
         else:
-            change = layer(learner._fitted.inputs("conv3", bits)(seen[0])) - layer(seen[0])
+            change = layer(learner.fitted.inputs("conv3", bits)(seen[0])) - layer(seen[0])
         change = rows_of(layer, change)
         if proxy == "recalibration":
             change = change - change.mean(0)
@@ -193,7 +193,7 @@ def test_scores_of_densities_are_those_of_a_loop_over_images(proxy):
 
 def weight_scores(learner, name):
     """Half of F w^2 per weight of a layer."""
-    fisher = weight_fisher(learner.original, learner._data.labelled(), [f"{name}.weight"])
+    fisher = weight_fisher(learner.original, learner.data.labelled(), [f"{name}.weight"])
     weight = learner.original.get_parameter(f"{name}.weight").detach().double()
     return 0.5 * fisher[f"{name}.weight"] * weight.square()
 
@@ -214,7 +214,7 @@ def test_layers_without_moments_count_the_weights_set_to_zero(prepared):
     learner = prepared("densities")
     learner._layers = {k: v for k, v in learner._layers.items() if k != "conv2"}
     decision = next(d for d in learner.decisions if d.target == "conv2")
-    lost = ~learner._fitted.mask("conv2", decision.units(decision.choices[0]))
+    lost = ~learner.fitted.mask("conv2", decision.units(decision.choices[0]))
     expected = sum(weight_scores(learner, "conv2")[lost].tolist())
     assert learner.gradient_scores()[decision.key][0] == pytest.approx(expected, rel=1e-6)
 
@@ -223,7 +223,7 @@ def test_labels_are_kept_for_the_recalibration_images_only():
     learner = ChannelPruning(
         make_model("plain").eval(), *DATA, precision="fp32", n_recalibration=40
     )
-    images, labels = (torch.cat(parts) for parts in zip(*learner._data.labelled(), strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*learner.data.labelled(), strict=True))
     assert torch.equal(images, X[:40])
     assert torch.equal(labels, Y[:40])
 

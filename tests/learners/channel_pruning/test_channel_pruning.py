@@ -114,9 +114,9 @@ def test_the_seed_decides_what_shuffling_loaders_give():
             )  # fmt: skip
             assert torch.equal(torch.get_rng_state(), state)
         parts = (
-            learner._data.recalibration,
-            learner._data.training[1],
-            learner._held_out._evaluators[torch.float32]._images,
+            learner.data.recalibration,
+            learner.data.training[1],
+            learner.evaluator._held_out._evaluators[torch.float32]._images,
         )
         return [part[0] for part in parts]
 

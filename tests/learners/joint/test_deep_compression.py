@@ -163,7 +163,7 @@ def test_what_codes_take_is_near_their_entropy():
         return learner._make_weight_quantizer(name, weight, mask, bits)
 
     _, deep = prepared("plain")
-    learner = deep.parts[-1].learner
+    learner = deep.parts[-1]
     found = stored_bytes(nn.Sequential(layer), {"0": (2, 4, 6)}, fit)["0"]
     for bits, taken in found.items():
         size = 8 * taken / layer.weight.numel()
@@ -193,7 +193,7 @@ def check_sizes(learner, model, example, plans, path):
 @pytest.mark.slow
 def test_the_file_has_the_size_that_was_promised(digits, tmp_path):
     model, splits, learner = digits
-    part, bits = learner.parts[0], learner.parts[-1].learner
+    part, bits = learner.parts[0], learner.parts[-1]
     plans = [
         CompressionPlan({**part.plan_for("global", density), **bits.fixed_plan(width)})
         for density, width in ((0.5, 3), (0.2, 2), (0.2, 5), (0.1, 4), (0.06, 8))
@@ -240,7 +240,7 @@ def test_the_size_of_a_resnet_is_promised_too(shared_data, tmp_path):
 def brief(learner, epochs=1):
     return {
         "retraining": TrainingConfig(epochs=epochs, learning_rate=0.02, precision="fp32"),
-        "finetuning": replace(learner._training_defaults(), epochs=epochs, precision="fp32"),
+        "finetuning": replace(learner.training_defaults(), epochs=epochs, precision="fp32"),
     }
 
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from amc_compress.benchmarks.learners.fixed_decisions import FixedDecisions
 from amc_compress.learners import ChannelPruning, UniformQuantization, joint_compression
-from amc_compress.learners.joint.learner import JointCompression, QuantizationPart
+from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.learners.joint.parts import PlanPart, in_network_order
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes
 from amc_compress.learners.quantization import quantized_layers
+from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_env import Budget, CompressionEnv, CompressionPlan, Decision, DecisionKind
 from amc_env.errors import InputDataError, PlanMismatchError
@@ -213,8 +214,8 @@ def test_sgd_steps_before_evaluation_train_the_finished_candidate():
 
 def test_finetuning_takes_the_steps_that_the_quantizer_bears():
     _, learner = prepared("plain", quantizer="codebook", seed=3)
-    config = learner.parts[1].learner._training_defaults()
-    assert learner._training_defaults() == config
+    config = learner.parts[1].training_defaults()
+    assert learner.training_defaults() == config
     assert config.seed == 3
 
 
@@ -346,7 +347,7 @@ def test_a_network_that_is_quantized_already_is_rejected_by_name():
     _, learner = prepared()
     quantized = learner.compress(plan_of(learner))
     part = learner.parts[1]
-    assert isinstance(part, QuantizationPart)
+    assert isinstance(part, QuantizationLearner)
     plan = CompressionPlan({d.key: 4.0 for d in part.decisions})
     with pytest.raises(PlanMismatchError, match="'stem'"):
         part.apply(quantized, plan)

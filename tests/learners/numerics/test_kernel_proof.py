@@ -222,12 +222,12 @@ def test_results_are_of_the_type_that_the_fast_operator_would_give():
 
 
 def test_batches_of_an_evaluator_are_of_one_size_and_none_is_counted_twice():
-    from amc_compress.learners.candidates.evaluator import Evaluator
+    from amc_compress.learners.candidates.inference import HeldImages
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     for n, size in ((10, 4), (9, 3), (1, 5), (7, 6)):
         x, labels = torch.randn(n, 3, 2, 2), torch.randint(0, 3, (n,))
-        evaluator = Evaluator(
+        evaluator = HeldImages(
             x, labels, dtype=torch.float32, device=torch.device("cpu"), batch_size=size, fused=False
         )
         with torch.no_grad():
@@ -236,7 +236,7 @@ def test_batches_of_an_evaluator_are_of_one_size_and_none_is_counted_twice():
 
 
 def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
-    from amc_compress.learners.candidates.evaluator import Evaluator
+    from amc_compress.learners.candidates.inference import HeldImages
     from amc_compress.learners.numerics.precision import hides_in_rounding
 
     torch.manual_seed(0)
@@ -244,7 +244,7 @@ def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
     net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
     x, labels = torch.randn(40, 3, 6, 6) * 1e-3 + 1, torch.zeros(40, dtype=torch.int64)
     evaluators = [
-        Evaluator(x, labels, dtype=dtype, device=torch.device("cpu"), fused=True)
+        HeldImages(x, labels, dtype=dtype, device=torch.device("cpu"), fused=True)
         for dtype in (torch.bfloat16, torch.float32)
     ]
     assert not hides_in_rounding(net)
@@ -262,7 +262,7 @@ def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
 
 
 def test_a_learner_whose_network_bf16_gets_wrong_is_prepared_in_float32():
-    from amc_compress.learners.candidates.evaluator import settled_dtype
+    from amc_compress.learners.candidates.inference import settled_dtype
 
     class Unstable(nn.Module):
         def forward(self, x):

@@ -17,7 +17,7 @@ from amc_compress.learners import (
     UniformQuantization,
     WeightSparsification,
 )
-from amc_compress.learners.candidates.evaluator import Evaluator, settled_dtype
+from amc_compress.learners.candidates.inference import HeldImages, settled_dtype
 from amc_compress.learners.candidates.preparation import training_batches
 from amc_compress.learners.joint.deep import deep_compression
 from amc_compress.learners.networks.normalisation import Normalisation
@@ -195,7 +195,7 @@ def settled(network: nn.Module, layout: torch.memory_format) -> None:
 
 def evaluated(network: nn.Module, layout: torch.memory_format) -> None:
     labels = torch.zeros(4, dtype=torch.int64)
-    evaluator = Evaluator(
+    evaluator = HeldImages(
         torch.rand(4, 3, 8, 8), labels, dtype=torch.float32, device=torch.device("cpu"),
         fused=False, layout=layout,
     )  # fmt: skip

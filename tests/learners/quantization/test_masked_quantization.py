@@ -12,9 +12,10 @@ from support.once import copies
 from torch import nn
 
 from amc_compress.learners import CodebookQuantization, UniformQuantization
+from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.structure import quantize_layer
-from amc_compress.learners.quantization import CodebookQuantizer, bake, quantized_layers
+from amc_compress.learners.quantization import CodebookQuantizer, quantized_layers
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.errors import layer_errors
 from amc_compress.learners.quantization.uniform.learner import weight_scales
@@ -182,7 +183,9 @@ def test_a_sparse_network_is_quantized_and_trained_with_its_zeros(kind):
         quantized = learner.quantize(network, learner.fixed_plan(3))
         with torch.no_grad():
             outputs.append(quantized(images))
-            torch.testing.assert_close(bake(quantized)(images), outputs[-1], rtol=0, atol=0)
+            torch.testing.assert_close(
+                finalise(quantized, quantized=True)(images), outputs[-1], rtol=0, atol=0
+            )
     assert torch.equal(*outputs)
     for mode in ("both", "clusters") if kind == "codebook" else ("",):
         if mode:
@@ -220,7 +223,7 @@ def test_the_evaluator_sees_the_sparse_quantized_network():
     images, labels = (torch.cat(t) for t in zip(*make_data(200, 3), strict=True))
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    assert learner._evaluator.accuracy(network) == pytest.approx(float(right), abs=0.006)
+    assert learner.evaluator.accuracy(network) == pytest.approx(float(right), abs=0.006)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

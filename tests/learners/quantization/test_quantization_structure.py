@@ -9,15 +9,14 @@ import torch
 from support.sparse_networks import sparsified
 from torch import nn
 
+from amc_compress.learners.layers.finalise import finalise, without_identities
 from amc_compress.learners.layers.masked import SparseConv2d, masked_layers, sparse_layer
 from amc_compress.learners.layers.quantized import QuantizedConv2d
 from amc_compress.learners.layers.structure import (
-    bake,
     foldable_norms,
     folded_copy,
     quantizable_layers,
     quantize_layers,
-    without_identities,
 )
 from amc_compress.learners.quantization import describe, fold_norms, quantized_layers, rebuild
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
@@ -178,7 +177,7 @@ def test_baked_networks_have_zeros_and_no_masks(name):
     for change in (lambda network: network, masked_and_quantized):
         network = change(sparsified(make_model(name), 0.3)).eval()
         masks = {n: m.weight_mask for n, m in masked_layers(network).items()}
-        baked = bake(network)
+        baked = finalise(network, quantized=True)
         assert not masked_layers(baked)
         assert not any("mask" in key for key in baked.state_dict())
         with torch.no_grad():
@@ -193,7 +192,7 @@ def test_baked_networks_have_zeros_and_no_masks(name):
 
 def test_a_layer_used_twice_is_baked_once():
     layer = sparse_layer(nn.Conv2d(3, 3, 1), torch.rand(3, 3, 1, 1) < 0.5)
-    baked = bake(nn.Sequential(layer, nn.ReLU(), layer))
+    baked = finalise(nn.Sequential(layer, nn.ReLU(), layer), quantized=True)
     assert type(baked[0]) is nn.Conv2d
     assert baked[0] is baked[2]
 

@@ -12,8 +12,9 @@ from support.selection import quick
 from torch import nn
 
 from amc_compress.learners import UniformQuantization
+from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.following_norms import following_norms
-from amc_compress.learners.quantization import bake, describe, quantized_layers, rebuild
+from amc_compress.learners.quantization import describe, quantized_layers, rebuild
 from amc_compress.learners.testing.networks import (
     EXAMPLE,
     NETWORKS,
@@ -80,7 +81,7 @@ def test_the_baked_network_is_exactly_the_trainable_one(name, granularity):
         name, granularity=granularity, bucket_size=50, activation_bits=(2, 8), symmetric=False
     )
     network = learner.compress(learner.fixed_plan(3, 8))
-    plain = bake(network)
+    plain = finalise(network, quantized=True)
     assert not quantized_layers(plain)
     with torch.no_grad():
         assert torch.equal(network(IMAGES), plain(IMAGES))
@@ -115,7 +116,7 @@ def test_matching_restores_mean_and_deviation_of_every_output():
     for recalibrate in (True, False):
         network = learner.quantize(model, learner.fixed_plan(2), recalibrate=recalibrate)
         seen[recalibrate] = moments(network)
-    expected = moments(learner._float)
+    expected = moments(learner.float_network)
     differs = [
         float((seen[False][n][0] - expected[n][0]).abs().max()) for n in ("conv1", "conv2", "conv3")
     ]
@@ -178,13 +179,13 @@ def test_errors_fall_with_bits_and_are_those_of_a_single_quantized_layer():
         assert curve.shape == (len(d.choices),)
         assert (np.diff(curve) < 0).all()
         assert 0 <= curve[-1] < 0.01 < curve[0] < 1
-    layer = learner._float.get_submodule("conv1")
+    layer = learner.float_network.get_submodule("conv1")
     inputs = []
     handle = layer.register_forward_hook(lambda _, x, __: inputs.append(x[0]))
     with torch.no_grad():
-        learner._float(learner._recalibration[:32])
+        learner.float_network(learner._recalibration[:32])
         handle.remove()
-        quantizer = learner._fitted.weights("conv1", 4)
+        quantizer = learner.fitted.weights("conv1", 4)
         exact = layer(inputs[0])
         layer_copy = copy.deepcopy(layer)
         layer_copy.weight.copy_(quantizer(layer.weight))

@@ -13,7 +13,8 @@ from torch import nn
 
 from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning, WeightSparsification
-from amc_compress.learners.joint.parts import NetworkEvaluator, PlanPart
+from amc_compress.learners.candidates.evaluator import NetworkEvaluator
+from amc_compress.learners.joint.parts import PlanPart
 from amc_compress.learners.layers.masked import SparseConv2d, SparseLinear, masked_layers
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.sparsification import finalise
@@ -71,10 +72,10 @@ def test_masks_are_the_largest_magnitudes_and_behind_them_stays_the_original(lea
 def test_a_refit_layer_is_nearer_to_what_it_was(learner):
     for d in learner.decisions:
         keep = d.units(d.choices[len(d.choices) // 4])
-        mask = learner._fitted.mask(d.target, keep)
+        mask = learner.fitted.mask(d.target, keep)
         weight = learner.original.get_submodule(d.target).weight.detach()
         layer = learner._layers[d.target]
-        refitted = relative_error(layer, learner._fitted.solve(d.target, keep)[0])
+        refitted = relative_error(layer, learner.fitted.solve(d.target, keep)[0])
         assert refitted < relative_error(layer, weight * mask)
 
 
@@ -156,7 +157,7 @@ def test_error_curves_fall_to_zero_and_are_exact_where_they_were_solved(learner)
         assert (np.diff(curve) <= 0).all()
         assert curve[-1] == 0.0
         assert 0.0 < curve[0] <= 1.0
-        solved = learner._fitted.solve(decision.target, decision.units(decision.choices[0]))[0]
+        solved = learner.fitted.solve(decision.target, decision.units(decision.choices[0]))[0]
         assert curve[0] == pytest.approx(relative_error(learner._layers[decision.target], solved))
 
 
@@ -236,7 +237,7 @@ def test_a_network_from_disk_trains_like_the_one_that_was_saved():
 def test_a_plan_that_keeps_everything_trains_without_a_schedule(learner):
     network = learner.compress(CompressionPlan.full(learner.decisions))
     assert all(layer.weight_mask.all() for layer in masked_layers(network).values())
-    assert learner._training_hooks(network) == ()
+    assert learner.training_hooks(network) == ()
     with torch.no_grad():
         assert torch.equal(network(IMAGES), learner.original(IMAGES))
 
@@ -264,7 +265,7 @@ def test_candidates_may_train_briefly_behind_their_masks():
     learner = make(model, finetune_steps=3, **options)
     plan = learner.plan_for("uniform", 0.2)
     assert learner.evaluate(plan) == learner.evaluate(plan) == learner.evaluate_full(plan)
-    candidate = learner._candidate(learner.kept_weights(plan), torch.float32, learner.proxy)
+    candidate = learner._candidate(learner.kept_weights(plan), learner.seconds)
     non_zero = sum(
         int((candidate.get_submodule(d.target).weight != 0).sum()) for d in learner.decisions
     )

@@ -1,0 +1,275 @@
+"""Learners that build, repair and evaluate candidates: what all of them do, written once."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
+from amc_compress.learners.candidates.options import CandidateOptions
+from amc_compress.learners.candidates.preparation import Images, preload, read_images
+from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, Proxy, finetune_briefly
+from amc_compress.learners.candidates.timing import CandidateSeconds
+from amc_compress.learners.networks.intake import plain_float
+from amc_compress.learners.numerics.precision import working_dtype
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.learners.training.config import TrainingConfig
+from amc_env.costs.storage import StorageFormat
+from amc_env.plan import CompressionPlan, Decision
+from amc_env.threads import limited_threads
+
+Choice = TypeVar("Choice")
+Told = TypeVar("Told", bound=CandidateOptions)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a learner decides about a network: known without data or training.
+
+    Attributes:
+        decisions: In network order.
+        storage: How networks of its plans are stored, as costs count them, without the header of
+            the packed file; ``None`` for float tensors, or where only a prepared learner knows.
+        left_out: Layers that no decision is about, though they have weights -> the reason.
+    """
+
+    decisions: tuple[Decision, ...]
+    storage: StorageFormat | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+class CandidateLearner(Learner, Generic[Choice]):
+    """Evaluates plans by building candidates.
+
+    A subclass says how it reads a plan (:meth:`_read`), and how it builds the network of what it
+    has read (:meth:`_candidate`).
+
+    Attributes:
+        evaluator: Measures accuracies.
+        proxy: The repairs of a candidate.
+        threads: Threads while candidates are made and evaluated; ``None`` leaves PyTorch's setting
+            alone.
+        seconds: What candidates have cost so far.
+    """
+
+    evaluator: NetworkEvaluator
+    proxy: Proxy
+    threads: int | None
+    seconds: CandidateSeconds
+
+    @property
+    @abstractmethod
+    def original(self) -> nn.Module:
+        """The uncompressed network, in ``eval`` mode; not to be changed."""
+
+    @abstractmethod
+    def _read(self, plan: CompressionPlan) -> Choice:
+        """Returns what a plan means for the network.
+
+        Raises:
+            PlanMismatchError: If the plan does not fit this network.
+        """
+
+    @abstractmethod
+    def _candidate(self, choice: Choice, seconds: CandidateSeconds) -> nn.Module:
+        """Builds and repairs the network of a choice; adds what it took to ``seconds``."""
+
+    def _is_untouched(self, choice: Choice) -> bool:
+        """Whether nothing of the network changes: then nothing needs repair either."""
+        return not choice
+
+    def _is_original(self, choice: Choice) -> bool:
+        return self._is_untouched(choice) and not self.proxy.finetune_steps
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+
+        A plan that changes nothing has the original accuracy.
+        """
+        choice = self._read(plan)
+        if self._is_original(choice):
+            return self.original_accuracy
+        with limited_threads(self.threads):
+            network = self._candidate(choice, self.seconds)
+            with self.seconds.measure("evaluation"):
+                accuracy = self.evaluator.accuracy(network)
+        self.seconds.episodes += 1
+        return accuracy
+
+    def evaluate_full(self, plan: CompressionPlan) -> float:
+        """Returns the proxy accuracy on all validation images, in [0, 1]."""
+        choice = self._read(plan)
+        with limited_threads(self.threads):
+            network = self.original
+            if not self._is_original(choice):
+                network = self._candidate(choice, CandidateSeconds())
+            return self.evaluator.accuracy(network, full=True)
+
+    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the accuracy of any network of these classes, in [0, 1].
+
+        Args:
+            network: In ``eval`` mode, compressed by any learner or not at all.
+            full: On all validation images instead of ``n_validation``.
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+        with limited_threads(self.threads):
+            return self.evaluator.accuracy(plain_float(network), full=full)
+
+
+class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
+    """One kind of compression, prepared from a network and its data.
+
+    It can be one part of a joint plan, see ``learners.joint.parts.PlanPart``.
+
+    Args:
+        model: Any trained network; it is copied and never changed.
+        example_input: One batch as the network takes it; only its shape matters.
+        calibration: ``(images, labels)`` batches for statistics and ranges, from the training
+            data, in random order. The first ``n_calibration`` images are used.
+        validation: Batches to evaluate candidates on; from neither the calibration nor the test
+            data.
+        **options: Those of the class's ``Options``, by name.
+
+    Attributes:
+        name: The part of a joint plan that this is.
+        options: As given, without the training batches.
+        traced: The network with its layers and channel groups; what slices.
+        space: What is decided, and what is left out.
+        data: Images on the device that every candidate sees.
+        seed: Seed of every random choice.
+
+    Raises:
+        InputDataError: If images, labels or weights are not what is expected.
+        UntraceableModelError: If there is nothing to decide about the network.
+        ValueError: If an option has no such value.
+    """
+
+    Options: ClassVar[type[CandidateOptions]]
+    evaluator: CandidateEvaluator
+    name: ClassVar[str]
+    options: Told
+    _recalibration_batch: ClassVar[int] = RECALIBRATION_BATCH
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Shows the options in the signature of every learner."""
+        super().__init_subclass__(**options)
+        _, *given = inspect.signature(cls.__init__).parameters.values()
+        if given[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            given[-1:] = inspect.signature(cls.Options).parameters.values()
+        cls.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        calibration: Batches,
+        validation: Batches,
+        **options: Any,
+    ) -> None:
+        told = cast(Told, self.Options(**options))
+        told.check_training()
+        self.options = told
+        self.proxy = told.repairs()
+        self.device = torch.device(told.device)
+        self.seed = told.seed
+        self.threads = told.threads
+        self.seconds = CandidateSeconds()
+        network = self._take_in(model)
+        images = read_images(network, calibration, validation, example_input, told)
+        self.traced = self._trace(network, example_input.to(self.device))
+        self.graph = self.traced.graph
+        self.space = self.decide(self.traced, told)
+        self.decisions = self.space.decisions
+        self.data = preload(images, told, self._recalibration_batch)
+        self._training_dtype = working_dtype(network, told.precision, self.device)
+        with limited_threads(self.threads):
+            self._prepare(images)
+        self.validation = images.held_out.batches
+        self.original_accuracy = self.evaluator.original_accuracy
+        # Prepared: loaders do not always pickle.
+        self.options = replace(told, train=None)
+
+    @classmethod
+    @abstractmethod
+    def decide(cls, traced: TracedModel, options: Told) -> SearchSpace:
+        """Returns what a learner of these options decides about a network.
+
+        Args:
+            traced: The original network.
+            options: Of the class's ``Options``; no data are read.
+
+        Raises:
+            UntraceableModelError: If there is nothing to decide.
+            ValueError: If a layer to ignore is not there.
+        """
+
+    @abstractmethod
+    def _prepare(self, images: Images) -> None:
+        """Computes what does not depend on the plan, and calls :meth:`_prepare_evaluator`."""
+
+    @abstractmethod
+    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+        """Carries out one part of a joint plan, see ``learners.joint.parts.PlanPart``."""
+
+    @abstractmethod
+    def layer_errors(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns how much of its layers' outputs each choice of each decision loses.
+
+        Per decision key an array over its choices: squared error over squared output on
+        calibration images, while all else is whole. The last entry is the least.
+        """
+
+    @abstractmethod
+    def gradient_scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Returns how much the loss rises by each choice of each decision, estimated in nats.
+
+        Per decision key an array over its choices, from gradients on the recalibration images,
+        while all else is whole; see ``learners.candidates.gradient_scores``. It never rises; the
+        last entry is the least.
+        """
+
+    @property
+    def original(self) -> nn.Module:
+        """The uncompressed network, in ``eval`` mode; not to be changed."""
+        return self.traced.model
+
+    def compress(self, plan: CompressionPlan) -> nn.Module:
+        """Builds the network of a plan: repaired as the proxy says, not fine-tuned.
+
+        Always from the original weights, in the types that came; equal plans give equal networks.
+        """
+        return self.form.hand_back(self.apply(self.original, plan))
+
+    def training_defaults(self) -> TrainingConfig:
+        """The settings of :meth:`finetune` where none are given."""
+        return TrainingConfig(seed=self.seed)
+
+    def _trace(self, network: nn.Module, example: Tensor) -> TracedModel:
+        return trace(network, example)
+
+    def _prepare_evaluator(self, images: Images, candidates: Sequence[nn.Module] = ()) -> None:
+        """Settles how candidates are evaluated, and measures the original network."""
+        self.evaluator = CandidateEvaluator(
+            self.original,
+            images.held_out,
+            candidates,
+            precision=self.options.precision,
+            device=self.device,
+            layout=images.layout,
+        )
+
+    def _train_briefly(self, network: nn.Module) -> None:
+        """Takes the SGD steps that a candidate gets before it is evaluated."""
+        finetune_briefly(network, self.data.training, self.proxy, self._training_dtype, self.seed)

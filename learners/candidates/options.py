@@ -1,0 +1,78 @@
+"""What every learner that evaluates candidates is told, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.proxy import Proxy
+from amc_compress.learners.numerics.precision import resolve_precision
+from amc_env.validation.checks import checked
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class CandidateOptions:
+    """The options that all learners share; each adds its own in a subclass.
+
+    Attributes:
+        proxy: Name in ``PROXIES``: the repairs a candidate gets before it is evaluated.
+        finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
+        ignore: Layers (or modules that hold them) that stay as they are.
+        train: Batches for ``finetune_steps``; the first ones are preloaded.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation; results are float32.
+        device: Where to work.
+        seed: Seed of every random choice.
+        progress: Whether to show a progress bar while preparing.
+        n_validation: Images that an evaluation uses, a fixed random subset; all if ``None``.
+        n_calibration: Images for statistics and ranges, the first of the calibration images.
+        n_recalibration: Images for batch-norm statistics and moments of outputs, likewise.
+        threads: Threads while evaluating; ``None`` leaves PyTorch's setting alone.
+
+    Raises:
+        ValueError: If an option has no such value.
+    """
+
+    proxy: str = "reconstruction+recalibration"
+    finetune_steps: int = 0
+    ignore: Sequence[str] = ()
+    train: Batches | None = None
+    precision: str = "auto"
+    device: str | torch.device = "cpu"
+    seed: int = 0
+    progress: bool = False
+    n_validation: int | None = 3000
+    n_calibration: int = 512
+    n_recalibration: int = 192
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Checks what the types do not say."""
+        self.repairs()
+        resolve_precision(self.precision)
+        counts = (self.n_calibration, self.n_recalibration, self.n_validation)
+        if min(1 if n is None else n for n in counts) < 1:
+            raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+
+    def repairs(self) -> Proxy:
+        """Returns what a candidate gets before it is evaluated.
+
+        Raises:
+            ValueError: If there is no such proxy, or the steps are negative.
+        """
+        return Proxy.parse(self.proxy, self.finetune_steps)
+
+    def check_training(self) -> None:
+        """Checks that there are batches for whatever training the options ask for.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self.finetune_steps and self.train is None:
+            raise ValueError(
+                f"Expected training batches for finetune_steps={self.finetune_steps}, got none; "
+                f"pass train=loader."
+            )
