@@ -116,7 +116,7 @@ def test_the_source_distribution_builds_the_same_wheel(tmp_path):
     assert "amc_compress/learners/export/onnx_file.py" in names
 
 
-@pytest.mark.parametrize("command", [["setup", "all"], ["run", "--out", "x"], ["table", "x"]])
+@pytest.mark.parametrize("command", [["setup", "x"], ["run", "--out", "x"], ["table", "x"]])
 def test_a_comparison_of_automl_frameworks_says_that_it_needs_a_checkout(
     command, monkeypatch, capsys
 ):
