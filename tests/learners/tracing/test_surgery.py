@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ BATCH = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 REWRITTEN = ["resnet20_option_a", "shufflenet", "conv_flatten_linear", "vit"]
 
 
+@cache
 def halved(name: str) -> tuple[TracedModel, dict[str, Tensor]]:
     torch.manual_seed(0)
     traced = trace(NETWORKS[name]().eval(), EXAMPLE)
