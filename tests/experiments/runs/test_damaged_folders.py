@@ -10,7 +10,7 @@ import pytest
 from support.command_line import QUICK, WEIGHTS
 from support.damage import Damage, file_for_folder, ways
 
-import amc_compress.stages.evaluate
+import amc_compress.stages.export
 from amc_compress.cli import run
 from amc_compress.runs.networks import load_compressed
 from amc_env import CompressionError
@@ -45,7 +45,7 @@ def damaged(
     monkeypatch.chdir(tmp_path)
     # How fast the networks are does not matter here.
     times = {"original": {"1": 1.0}, "compressed": {"1": 1.0}}
-    monkeypatch.setattr(amc_compress.stages.evaluate, "time_onnx", lambda *_, **__: times)
+    monkeypatch.setattr(amc_compress.stages.export, "time_onnx", lambda *_, **__: times)
 
     def call(name: str, damage: Damage, verb: str) -> str | None:
         for folder in ("run", "another"):
