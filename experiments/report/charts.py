@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -107,36 +107,6 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One layer of a plan.
-
-    Args:
-        name: Of the layer.
-        kept: Units that stay.
-        size: Units of the original.
-    """
-
-    name: str
-    kept: int
-    size: int
-
-
-@dataclass(frozen=True)
-class BitRow:
-    """Bits of one layer.
-
-    Args:
-        name: Of the layer.
-        weights: Bits per weight; None for float32.
-        activations: Bits of what it reads; None for float32.
-    """
-
-    name: str
-    weights: int | None
-    activations: int | None
-
-
-@dataclass(frozen=True)
 class LayerRows:
     """A picture with one row per layer, its name on the left.
 
@@ -144,28 +114,28 @@ class LayerRows:
     which is how a phone scrolls.
 
     Args:
-        form: How a row is drawn: ``"kept"`` for :class:`Bar`, units that stay of those that were
-            there, or ``"bits"`` for :class:`BitRow`, where a full bar is 8 bits.
-        rows: One per layer.
+        form: ``"kept"``, how many units stay of how many, or ``"bits"``, of 8, of a layer's weights
+            and of what it reads.
+        rows: Name of a layer, and the two numbers; None is float32.
         title: Read aloud by screen readers.
         unit: What is counted.
     """
 
     width = 560.0
 
-    form: str
-    rows: Sequence[Bar] | Sequence[BitRow]
+    form: Literal["kept", "bits"]
+    rows: Sequence[tuple[Any, ...]]
     title: str
     unit: str = "channels"
 
     @property
     def name_width(self) -> float:
         """Returns the room for the names."""
-        return min(220.0, 10.0 + 7.2 * max(len(row.name) for row in self.rows))
+        return min(220.0, 10.0 + 7.2 * max(len(name) for name, *_ in self.rows))
 
     @property
     def scale(self) -> float:
         """Returns the length of one unit, if the largest layer leaves room for the numbers."""
-        largest = max(row.size for row in self.rows if isinstance(row, Bar))
+        largest = max(size for *_, size in self.rows)
         count_width = max(106.0, 24.0 + 28.0 * len(str(largest)))
         return (self.width - self.name_width - count_width) / largest

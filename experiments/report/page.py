@@ -67,31 +67,23 @@ def _page(folder: RunFolder) -> str:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    return report_page(folder, summary, trials)
-
-
-def report_page(folder: RunFolder, summary: dict[str, Any], trials: Sequence[RecordedTrial]) -> str:
-    """Returns the page."""
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
     within = [trial for trial in trials if trial.within_budget]
     document = read_document(folder / "config.json")
-    pictures, notes = plan_pictures(folder)
     return render(
         "run.html",
+        folder=folder,
         title=f"{folder.config.model} on {_data_name(folder)}: compressed",
         kicker=_kicker(folder, summary),
         headline=_headline(folder.config, summary),
         tiles=_tiles(folder.config, summary),
         rows=rows(summary),
         table_note=_table_note(folder.config, summary),
-        decides=folder.config.decides,
         curve=_curve(folder, within),
         cloud=_cloud(folder, within, cost),
-        plan_pictures=pictures,
-        plan_notes=notes,
+        plan=plan_pictures(folder),
         **_time(folder),
         cpu_seconds_per_episode=summary["cpu_seconds_per_episode"],
-        command=folder.command,
         options=document["options"],
         packages=document["packages"],
     )

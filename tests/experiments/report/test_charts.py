@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from amc_compress.report.charts import Axis, Bar, BitRow, Chart, LayerRows
+from amc_compress.report.charts import Axis, Chart, LayerRows
 from amc_compress.report.rendering import environment
 
 EVIL = "<b>\"a\" & 'b'</b>"
@@ -30,12 +30,12 @@ def test_a_chart_holds_its_marks_with_their_hints_as_text():
 
 
 def test_rows_of_layers_are_as_long_as_what_stays():
-    svg = drawn("layers", LayerRows("kept", [Bar(EVIL, 4, 8), Bar("b", 16, 16)], "kept"))
+    svg = drawn("layers", LayerRows("kept", [(EVIL, 4, 8), ("b", 16, 16)], "kept"))
     whole, kept = (
         [float(r.get("width")) for r in svg.iter("rect") if r.get("class") == css]
         for css in ("whole", "kept")
     )
     assert kept == [whole[0] / 2, whole[1]]
     assert svg.findtext("text") == EVIL
-    svg = drawn("layers", LayerRows("bits", [BitRow("a", 4, None)], "bits"))
+    svg = drawn("layers", LayerRows("bits", [("a", 4, None)], "bits"))
     assert [t.text for t in svg.iter("text")][2:] == ["a", "4", "float32"]
