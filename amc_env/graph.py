@@ -11,19 +11,13 @@ any weight axis is then linear in the kept units of the groups:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from amc_env.validation.checks import checked
+from amc_env.validation.sentences import some
 
 _WORTH_A_REMARK = 0.05  # share of the multiply-adds
-_MOST_NAMED = 5
-
-
-def some(names: Sequence[str]) -> str:
-    """Returns the first few names in a row, and how many more there are."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 @checked

@@ -29,7 +29,7 @@ ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
-class EnvOptions:
+class TaskSettings:
     """What every task takes besides its budget.
 
     Args:
@@ -109,12 +109,12 @@ def make_channels(
             ``0.5``, which means ``macs=0.5``.
         criterion: How channels are ranked.
         round_to: Kept channels come in multiples of this.
-        options: Fields of :class:`EnvOptions`.
+        options: Fields of :class:`TaskSettings`.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for.
     """
-    return EnvOptions(**options).build(
+    return TaskSettings(**options).build(
         ChannelPruning, budget, criterion=criterion, round_to=round_to
     )
 
@@ -135,13 +135,13 @@ def make_bits(
         weight_bits: Bits to choose from, or one number for all layers; 16 leaves a layer alone.
         activation_bits: The same for the inputs of the layers.
         quantization: Any other option of the learner, say ``{"granularity": "tensor"}``.
-        options: Fields of :class:`EnvOptions`; ``proxy`` is ``"recalibration"`` if not given.
+        options: Fields of :class:`TaskSettings`; ``proxy`` is ``"recalibration"`` if not given.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for, or the
             quantizer is unknown.
     """
-    return EnvOptions(**{"proxy": "recalibration"} | options).build(
+    return TaskSettings(**{"proxy": "recalibration"} | options).build(
         quantizer_named(quantizer),
         budget,
         weight_bits=weight_bits,
@@ -162,13 +162,13 @@ def make_density(
         budget: ``"density=0.25"`` (a share of all weights), ``"bytes=0.2"``, or both.
         pattern: ``"unstructured"``, ``"block4"``, ``"2:4"`` or the like.
         min_density: The smallest share of its weights that a layer may keep.
-        options: Fields of :class:`EnvOptions`.
+        options: Fields of :class:`TaskSettings`.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for, or there is
             no such pattern.
     """
-    return EnvOptions(**options).build(
+    return TaskSettings(**options).build(
         WeightSparsification, budget, pattern=pattern, min_density=min_density
     )
 
@@ -195,7 +195,7 @@ def make_joint(
         round_to: As in :func:`make_channels`.
         pruning: Any other option of channel pruning, say ``{"min_ratio": 0.2}``.
         quantization: Any other option of the quantizing learner.
-        options: Fields of :class:`EnvOptions`.
+        options: Fields of :class:`TaskSettings`.
 
     Raises:
         ValueError: If no weights are given for a network that none are shipped for, or the
@@ -203,7 +203,7 @@ def make_joint(
     """
     quantizer_named(quantizer)
     bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-    return EnvOptions(**options).build(
+    return TaskSettings(**options).build(
         joint_compression,
         budget,
         quantizer=quantizer,

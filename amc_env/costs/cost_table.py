@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from amc_env.errors import CompressionError
 from amc_env.graph import LayerGraph, LayerSpec
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.sentences import some
 
 Array = npt.NDArray[np.float64]
 
@@ -31,7 +32,6 @@ _NAMED_PRECISIONS = {"fp32": (32, 32), "int8": (8, 8)}
 _PRECISION = re.compile(r"w(\d{1,2})a(\d{1,2})")
 _SPREAD = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")  # a list of numbers over several lines
 _MAX_BITS = 32
-_MAX_NAMED = 5  # layers that an error message lists
 
 
 class CostTableError(CompressionError, ValueError):
@@ -248,7 +248,7 @@ class CostTable:
         wanted = measured_layers(graph)
         if missing := [layer.name for layer in wanted if layer.name not in self.layers]:
             raise CostTableError(
-                f"The cost table was made for other layers: it lacks {_some(missing)}; measure "
+                f"The cost table was made for other layers: it lacks {some(missing)}; measure "
                 f"this network with amc latency-table --model NAME --out FILE, or add rows for "
                 f"them (docs/latency_tables.md)."
             )
@@ -283,14 +283,6 @@ def _check_layer(table: LayerTable, layer: LayerSpec, graph: LayerGraph) -> None
                 f"The cost table was made for a narrower network: {layer.name} has {needed:g} "
                 f"{axis}, the table ends at {widest}; measure this network with amc latency-table."
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
-
-
-# ---------------------------------------------------------------------- reading
 
 
 def _table(document: Mapping[str, Any]) -> CostTable:

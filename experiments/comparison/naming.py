@@ -1,4 +1,4 @@
-"""File names from task and agent names, which may hold any character; counted nouns."""
+"""File names from task and agent names, which may hold any character."""
 
 from __future__ import annotations
 
@@ -25,14 +25,3 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
         taken.add(candidate.lower())
         chosen[name] = candidate
     return chosen
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """Returns a number with its noun, e.g. ``"1 search"``, ``"2 searches"``.
-
-    Args:
-        number: How many.
-        singular: The noun.
-        plural: Its plural; with an s if not given.
-    """
-    return f"{number} {singular if number == 1 else plural or singular + 's'}"

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from amc_compress.data.cache import Decoded, cache_file, read_cache, write_cache
 from amc_compress.data.copies import digests_of
 from amc_compress.data.pictures import NOTES, Decoder, complaint, no_bombs, numeric_mode, white_of
-from amc_compress.data.sources.stored import Picture, StoredSplit, counted
+from amc_compress.data.sources.stored import Picture, StoredSplit
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import counted
 
 _LEAST_WORD = 65535 // 4
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from amc_compress.data.sources.stored import LabelColumn
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import some
 
 _REMEDY = (
     "number the classes from 0 without gaps, or store their names as strings, which are numbered "
@@ -200,12 +201,10 @@ def _absent(train: Tensor, class_names: tuple[str, ...]) -> list[str]:
     absent = [name for number, name in enumerate(class_names) if number not in present]
     if not absent:
         return []
-    return [f"{len(absent)} of {len(class_names)} classes have no training images: {_some(absent)}"]
+    return [
+        f"{len(absent)} of {len(class_names)} classes have no training images: {some(absent, 4)}"
+    ]
 
 
 def _listed(names: Sequence[str] | Mapping[str, int]) -> str:
-    return f"{len(names)} classes, {_some([f'{n} = {name!r}' for n, name in enumerate(names)])}"
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:4]) + (", ..." if len(items) > 4 else "")
+    return f"{len(names)} classes, {some([f'{n} = {name!r}' for n, name in enumerate(names)], 4)}"

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from amc_compress.data.sources.stored import Picture
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import first_line
 
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -240,5 +241,5 @@ def complaint(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         reason = "of an unknown format"
     else:
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        reason = first_line(error, 120)
     return f"is damaged or not an image ({reason}): expected an encoded picture such as PNG or JPEG"

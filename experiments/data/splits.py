@@ -19,9 +19,10 @@ from amc_compress.data.labels import number_labels
 from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader, centre
 from amc_compress.data.sources.folders import read_folder
 from amc_compress.data.sources.hub import read_hub
-from amc_compress.data.sources.stored import Columns, StoredData, counted
+from amc_compress.data.sources.stored import Columns, StoredData
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.packing.sharing import shared_names
+from amc_env.validation.sentences import some
 
 _DEPTH = 4
 _WRAPPERS = frozenset(("_orig_mod", "module"))  # of torch.compile; of (Distributed)DataParallel
@@ -89,9 +90,7 @@ def contents(loaded: object) -> str:
     """Returns what a file holds at its top, for messages."""
     if not isinstance(loaded, Mapping):
         return type(loaded).__name__
-    shown = [f"{key!r} ({_kind(value)})" for key, value in list(loaded.items())[:6]]
-    more = f" and {len(loaded) - len(shown)} more" if len(loaded) > len(shown) else ""
-    return ", ".join(shown) + more if shown else "nothing"
+    return some((f"{key!r} ({_kind(value)})" for key, value in loaded.items()), 6)
 
 
 def _kind(value: object) -> str:

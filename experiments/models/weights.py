@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from amc_compress.config.texts import split_key
 from amc_compress.models.state_dicts import Fit, contents, find_fits
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import first_line
 
 _SHOWN = 3
 _SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
@@ -135,7 +136,7 @@ def _is_torch_file(path: Path) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> InputDataError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+    reason = first_line(error, 120)
     return InputDataError(
         f"The weights file {path} is truncated or not a weights file ({reason}): expected a "
         "safetensors file or a saved state_dict; copy or download it again."

@@ -136,6 +136,6 @@ class LayerRows:
     @property
     def scale(self) -> float:
         """Returns the length of one unit, if the largest layer leaves room for the numbers."""
-        largest = max(size for *_, size in self.rows)
+        largest: int = max(size for _, _, size in self.rows)
         count_width = max(106.0, 24.0 + 28.0 * len(str(largest)))
         return (self.width - self.name_width - count_width) / largest

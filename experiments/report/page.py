@@ -17,6 +17,7 @@ from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import RecordedTrial, read_trials
 from amc_env import Budget, CompressionPlan, RunFolderError
 from amc_env.files import read_document, write_atomic
+from amc_env.validation.sentences import joined
 
 _STAGE_COLOURS = {
     "train": "#8a97a8",
@@ -135,7 +136,7 @@ def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
     if config.quantizes:
         with_what.append(f"{after['mean_bits']:.3g} bits per weight")
     with_what.append(f"{after['bytes'] / before['bytes']:.0%} of the bytes")
-    return f"{config.model} with {_and(with_what)}, {loss}"
+    return f"{config.model} with {joined(with_what)}, {loss}"
 
 
 def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -160,11 +161,6 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"the speed at batch {batch}, model.onnx in ONNX Runtime, one thread"
         tiles.append((f"{speedup:.2f} ×", text))
     return tiles
-
-
-def _and(parts: Sequence[str]) -> str:
-    """Joins as in ``"a, b and c"``."""
-    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:

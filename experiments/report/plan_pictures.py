@@ -12,12 +12,9 @@ def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
     """Returns the pictures of a plan, each with a note."""
     results = folder.results("evaluate")
     sizes: dict[str, int] = results["group_sizes"]
-    keys = [(*key.rsplit(":", 1), value) for key, value in folder.read_plan().items()]
-    channels = [
-        (target, round(value * sizes[target]), sizes[target])
-        for target, kind, value in keys
-        if kind == DecisionKind.KEEP_RATIO
-    ]
+    suffix = f":{DecisionKind.KEEP_RATIO.value}"
+    kept = {k.removesuffix(suffix): r for k, r in folder.read_plan().items() if k.endswith(suffix)}
+    channels = [(name, round(ratio * sizes[name]), sizes[name]) for name, ratio in kept.items()]
     weights = [(name, *counts) for name, counts in results.get("densities", {}).items()]
     bits = [(name, b["weights"], b["activations"]) for name, b in results.get("bits", {}).items()]
     pictures = (

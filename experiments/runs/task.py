@@ -36,6 +36,7 @@ from amc_env.actions import ACTION_MAPPINGS
 from amc_env.costs.costs import COSTS
 from amc_env.reward import REWARDS, resolve_reward
 from amc_env.validation.references import FORM, is_reference
+from amc_env.validation.sentences import first_line
 
 if TYPE_CHECKING:
     from amc_compress.learners.base import Learner
@@ -206,10 +207,9 @@ def _check_forward(model: nn.Module, facts: DataFacts, config: RunConfig) -> Non
         with torch.no_grad():
             outputs = model(example_input(facts))
     except Exception as error:  # a network of the user's may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputDataError(
             f"The model {config.model!r} cannot read images of shape {facts.image_shape} "
-            f"({reason}); choose a model made for images of that size."
+            f"({first_line(error)}); choose a model made for images of that size."
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (1, facts.n_classes):
         got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

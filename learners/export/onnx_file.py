@@ -21,6 +21,7 @@ from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_env.files import replace
+from amc_env.validation.sentences import first_line
 
 # Largest allowed difference between the logits of ONNX Runtime and torch, relative to the largest
 # logit (or to 1, if that is larger). Both compute in fp32 and sum in different orders: a correct
@@ -144,8 +145,7 @@ def write_unchecked(
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            cause = error.__cause__ or error
-            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            reason = first_line(error.__cause__ or error)
             raise ExportError(
                 f"This network cannot be exported to ONNX ({reason}); add --no-export to go "
                 f"without."

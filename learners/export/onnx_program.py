@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_env import CompressionError
+from amc_env.validation.sentences import first_line
 
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _NOT_THE_NETWORK = ("torch", "amc_compress", "amc_env")
@@ -47,9 +48,9 @@ def capture(network: nn.Module, example: Tensor, *, free: bool) -> torch.export.
     except Exception:
         if lines and "Constraints violated (batch)" in str(first):
             raise ExportError(_fixed(lines[0])) from first
-        reason = (str(first).strip().splitlines() or [type(first).__name__])[0].rstrip(".")
         raise ExportError(
-            f"This network cannot be exported to ONNX ({reason}); add --no-export to go without."
+            f"This network cannot be exported to ONNX ({first_line(first)}); add --no-export to go "
+            f"without."
         ) from first
 
 

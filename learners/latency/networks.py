@@ -27,6 +27,7 @@ from amc_compress.learners.tracing.slots import weight_name
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env import CompressionError, LayerGraph
 from amc_env.costs.cost_table import measured_layers
+from amc_env.validation.sentences import first_line
 
 PRECISIONS = ("fp32", "int8")
 _MARK = "amc{}_"
@@ -95,10 +96,9 @@ def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
                 input_names=["images"], output_names=["logits"],
             )  # fmt: skip
     except Exception as error:  # whatever the exporter meets in a user's forward
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LatencyError(
-            f"This network cannot be exported to ONNX for measuring ({reason}); make a table "
-            f"elsewhere (docs/latency_tables.md)."
+            f"This network cannot be exported to ONNX for measuring ({first_line(error)}); make a "
+            f"table elsewhere (docs/latency_tables.md)."
         ) from error
     model = _simplified(onnx.load_from_string(buffer.getvalue()))
     _reshape(model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from amc_env.graph import LayerGraph, some
+from amc_env.graph import LayerGraph
+from amc_env.validation.sentences import some
 
 MAX_COLUMNS = 5000
 """Wider patches are left alone: the Gram matrix of 5,000 columns takes 100 MB in float32."""

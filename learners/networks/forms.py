@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from amc_compress.learners.networks.closures import check_functions
 from amc_env.errors import UntraceableModelError
+from amc_env.validation.sentences import some
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Classes whose child ``module`` computes what they compute."""
@@ -203,14 +204,9 @@ def resolve_weights(model: nn.Module) -> list[str]:
         for kind in [*_resolve_hooks(module), *_resolve_parametrisations(module, shared)]:
             found.setdefault(kind, []).append(name or type(module).__name__)
     return [
-        f"{kind} resolved in {_few(names)}: its present value is the weight from here on"
+        f"{kind} resolved in {some(names, 3)}: its present value is the weight from here on"
         for kind, names in found.items()
     ]
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _resolve_hooks(module: nn.Module) -> Iterator[str]:

@@ -25,6 +25,7 @@ from amc_compress.learners.networks.forms import (
 )
 from amc_compress.learners.numerics.precision import check_device
 from amc_env.errors import UntraceableModelError
+from amc_env.validation.sentences import first_line
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,8 @@ def _copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def _uncopied(error: Exception) -> UntraceableModelError:
-    first = (str(error).strip().splitlines() or ["no message"])[0]
     return UntraceableModelError(
         f"Expected a network that copy.deepcopy and eval() work on, but it raised"
-        f" {type(error).__name__}: {first}; take out of its attributes what cannot be copied"
-        " (locks, open files, generators), or give the module a __deepcopy__."
+        f" {type(error).__name__}: {first_line(error)}; take out of its attributes what cannot be"
+        " copied (locks, open files, generators), or give the module a __deepcopy__."
     )

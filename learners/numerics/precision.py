@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_compress.learners.numerics.proved_operators import ProvedOperators
 from amc_env.validation.checks import shown
+from amc_env.validation.sentences import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16")
 _ROUNDINGS = 4
@@ -47,9 +48,8 @@ def check_device(device: str | torch.device | None) -> None:
         if torch.device(device).type != "cpu":
             torch.zeros(1, device=device).item()
     except Exception as error:  # every backend has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"Expected a device that computes, got {shown(str(device))} ({reason[:200]}); use "
+            f"Expected a device that computes, got {shown(str(device))} ({first_line(error)}); use "
             f"another one, such as cpu."
         ) from error
 

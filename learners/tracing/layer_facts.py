@@ -13,7 +13,8 @@ from amc_compress.learners.tracing.labels.label_rules import LabelMode
 from amc_compress.learners.tracing.labels.label_state import Call
 from amc_compress.learners.tracing.labels.labels import varies
 from amc_compress.learners.tracing.slots import Slot, layer_name
-from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width, some
+from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.validation.sentences import some
 
 
 class LayerFacts:

@@ -23,6 +23,7 @@ from amc_compress.learners.tracing.rewriting.forward_tracing import TracedForwar
 from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
 from amc_compress.learners.tracing.surgery import Surgeon
 from amc_env.graph import ChannelGroup
+from amc_env.validation.sentences import first_line
 
 TOLERANCE = 1e-5
 
@@ -130,8 +131,7 @@ class Prover:
                     deviation = self._exactly(sliced, case, deviation)
                 empty = not compare(reference, reference).n_compared
             except Exception as error:  # any failure of a cut network is a reason not to cut it
-                text = str(error).strip().splitlines() or [type(error).__name__]
-                fault = f"a cut network does not run{case.what}: {text[0][:200]}"
+                fault = f"a cut network does not run{case.what}: {first_line(error)}"
                 return Finding(fault, case, is_shown)
             if not empty and not deviation <= TOLERANCE:
                 fault = f"a cut changes the output by {deviation:.1e}{case.what}"

@@ -26,6 +26,7 @@ from amc_compress.learners.tracing.surgery import Surgeon
 from amc_env.errors import InputDataError, UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.validation.checks import checked
+from amc_env.validation.sentences import first_line
 
 
 class TracedModel:
@@ -192,15 +193,12 @@ def _single(model: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ..
             )
         return chosen
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in arguments)
+    assert failure is not None
     raise InputDataError(
         f"Expected a network that runs on the example input ({shapes}), got"
-        f" {type(failure).__name__}: {_first_line(failure)}; pass an input of the shape and type"
+        f" {type(failure).__name__}: {first_line(failure)}; pass an input of the shape and type"
         " that it was made for."
     ) from failure
-
-
-def _first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 __all__ = ["TracedModel", "UnitSlot", "trace"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amc_env.errors import InputDataError, RunFolderError
 from amc_env.files import save_bytes
+from amc_env.validation.sentences import first_line
 
 CHECKPOINT_VERSION = 2  # 1 had neither hooks nor extra state
 LAST = "last.pt"
@@ -136,7 +137,7 @@ def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 def _damaged(path: Path, error: Exception) -> RunFolderError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+    reason = first_line(error, 120)
     return RunFolderError(
         f"The checkpoint {path} is missing, truncated or not ours ({reason}): delete its folder "
         "and start again."

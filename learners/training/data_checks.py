@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from amc_compress.learners.networks.training_outputs import main_output, runs_in_evaluation
 from amc_compress.learners.numerics.layout import laid_out
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import first_line
 
 if TYPE_CHECKING:
     pass
@@ -149,7 +150,7 @@ def count_outputs(model: nn.Module, images: Tensor) -> int:
         raise InputDataError(
             f"Expected a network that runs on float32 images of shape {tuple(images.shape[1:])} "
             f"(inputs of other types, integers too, are converted to that), got "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; weights are float32 "
+            f"{type(error).__name__}: {first_line(error)}; weights are float32 "
             f"here too, so the forward must take them as they are, and where it needs other inputs "
             f"convert them itself, e.g. by x.long()."
         ) from error

@@ -6,7 +6,7 @@ Attention transfer, Zagoruyko & Komodakis 2017 (arXiv:1612.03928), section 3.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import checked
+from amc_env.validation.sentences import some
 
 DEFAULT_WEIGHT = 1000.0
 Resolution = tuple[int, int]
@@ -105,7 +106,7 @@ class FeatureMatching(TrainingHook):
             if not name or name not in modules:
                 raise InputDataError(
                     f"The student has no layer {name!r} to match features of; it has "
-                    f"{_some(key for key in modules if key)}."
+                    f"{some((key for key in modules if key), 12)}."
                 )
         names = self.layers or ()
         self._student.attach(model, names)
@@ -136,9 +137,9 @@ class FeatureMatching(TrainingHook):
         if not common:
             raise InputDataError(
                 f"Expected a teacher with a resolution of the student's "
-                f"({_some(_text(r) for r in ours)}), got one with "
-                f"{_some(_text(r) for r in theirs)}: choose another teacher, or name layers that "
-                f"both have."
+                f"({some(map(_text, ours), 12)}), got one with "
+                f"{some(map(_text, theirs), 12)}: choose another teacher, or name "
+                f"layers that both have."
             )
         return [(ours[r], theirs[r]) for r in common]
 
@@ -173,8 +174,8 @@ class FeatureMatching(TrainingHook):
             if theirs is None:
                 raise InputDataError(
                     f"The teacher has nothing of the resolution {_text(resolution)} of the layer "
-                    f"{name!r}, only {_some(_text(r) for r in self._teacher.last)}: name another "
-                    f"layer or choose another teacher."
+                    f"{name!r}, only {some(map(_text, self._teacher.last), 12)}: name "
+                    f"another layer or choose another teacher."
                 )
         return ours, theirs
 
@@ -262,8 +263,3 @@ def _resolution(images: Tensor) -> Resolution:
 
 def _text(resolution: Resolution) -> str:
     return "{} x {}".format(*resolution)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") or "nothing"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from amc_compress.comparison.naming import counted
 from amc_compress.comparison.report.tables import interval, reward
 from amc_compress.comparison.statistics.analysis import Analysis, Overall, TaskAnalysis
 from amc_compress.comparison.statistics.differences import Difference
+from amc_env.validation.sentences import counted, joined
 
 _SAME = 1e-12
 
@@ -42,7 +42,7 @@ def task_findings(name: str, task: TaskAnalysis, reference: str | None = None) -
     mean = task.final[best[0]].mean
     gain = mean - task.facts.uniform_reward
     verb = "is" if len(best) == 1 else "are"
-    sentence = f"On {name} {_and(best)} {verb} best: mean reward {reward(mean)}"
+    sentence = f"On {name} {joined(best)} {verb} best: mean reward {reward(mean)}"
     if abs(gain) < _SAME:
         sentences = [f"{sentence}, that of the uniform plan."]
     else:
@@ -87,11 +87,11 @@ def _meetings(overall: Overall, first: str, others: Sequence[str]) -> str:
     unclear = [agent for agent, v in values.items() if v.low <= 0.5 <= v.high]
     lost = [agent for agent, v in values.items() if v.high < 0.5]
     unknown = [agent for agent, v in values.items() if math.isnan(v.low)]
-    text = f" It is not shown to differ from {_and(unclear)}." if unclear else ""
+    text = f" It is not shown to differ from {joined(unclear)}." if unclear else ""
     if lost:
-        text += f" On a task drawn at random it mostly loses to {_and(lost)}."
+        text += f" On a task drawn at random it mostly loses to {joined(lost)}."
     if unknown and len(unknown) < len(values):
-        text += f" Whether it beats {_and(unknown)} is not known: too few seeds."
+        text += f" Whether it beats {joined(unknown)} is not known: too few seeds."
     return text
 
 
@@ -120,12 +120,12 @@ def _against(task: TaskAnalysis, agent: str, counted_pairs: str) -> list[str]:
         real = [d for d in known if d.is_real and getattr(d, side) == agent]
         if real:
             held = _held(real, agent, together)
-            sentences.append(f"{agent} is really {word} than {_and(_others(real, agent))}{held}.")
+            sentences.append(f"{agent} is really {word} than {joined(_others(real, agent))}{held}.")
     unclear = [d for d in known if not d.is_real]
     if unclear:
-        sentences.append(f"{agent} is not shown to differ from {_and(_others(unclear, agent))}.")
+        sentences.append(f"{agent} is not shown to differ from {joined(_others(unclear, agent))}.")
     if unknown:
-        names = _and(_others(unknown, agent))
+        names = joined(_others(unknown, agent))
         sentences.append(f"Whether {agent} differs from {names} is not known: one seed only.")
     return sentences
 
@@ -138,7 +138,7 @@ def _held(real: Sequence[Difference], agent: str, together: str) -> str:
         return f", also when {together} are counted together (Holm)"
     if len(lost) == len(real):
         return f"; when {together} are counted together (Holm), none of this holds"
-    return f"; when {together} are counted together (Holm), not than {_and(_others(lost, agent))}"
+    return f"; when {together} are counted together (Holm), not than {joined(_others(lost, agent))}"
 
 
 def _pairs(task: TaskAnalysis) -> list[str]:
@@ -155,8 +155,3 @@ def _pairs(task: TaskAnalysis) -> list[str]:
 
 def _others(pairs: Sequence[Difference], agent: str) -> list[str]:
     return [d.worse if d.better == agent else d.better for d in pairs]
-
-
-def _and(parts: Sequence[str]) -> str:
-    """Joins as in ``"a, b and c"``."""
-    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)

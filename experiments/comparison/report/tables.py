@@ -9,12 +9,12 @@ from operator import attrgetter
 
 import numpy as np
 
-from amc_compress.comparison.naming import counted
 from amc_compress.comparison.records import FinalEvaluation, SearchRecord
 from amc_compress.comparison.statistics.analysis import Analysis, Overall, TaskAnalysis
 from amc_compress.comparison.statistics.differences import Difference
 from amc_compress.comparison.statistics.scores import Sample
 from amc_compress.comparison.statistics.statistics import Interval
+from amc_env.validation.sentences import counted
 
 NOTHING = "–"
 

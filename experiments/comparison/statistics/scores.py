@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_compress.agents import is_deterministic
-from amc_compress.comparison.naming import counted
 from amc_compress.comparison.records import Results, SearchRecord, TaskFacts
 from amc_env import CompressionError
+from amc_env.validation.sentences import counted
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -15,12 +15,12 @@ from amc_compress.data.sources.stored import (
     Columns,
     StoredData,
     check_splits,
-    counted,
     split_of_name,
 )
 from amc_compress.data.sources.tables import Table, stored_tables
 from amc_env.errors import InputDataError
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.sentences import counted
 
 _SAVED = "state.json"  # what datasets.Dataset.save_to_disk writes next to its files
 _SAVED_SPLITS = "dataset_dict.json"

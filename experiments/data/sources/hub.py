@@ -18,6 +18,7 @@ from amc_compress.data.sources.stored import (
     check_splits,
 )
 from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.validation.sentences import first_line
 
 
 def read_hub(name: str, columns: Columns) -> StoredData:
@@ -38,10 +39,10 @@ def read_hub(name: str, columns: Columns) -> StoredData:
     try:
         loaded = datasets.load_dataset(path, configuration or None)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
         raise InputDataError(
-            f"The data set {name!r} cannot be loaded from the Hugging Face hub: {reason}; check "
-            "the name and the network, or give a folder of parquet files."
+            f"The data set {name!r} cannot be loaded from the Hugging Face hub: "
+            f"{first_line(error)}; check the name and the network, or give a folder of parquet "
+            f"files."
         ) from error
     data = StoredData({})
     for split, aliases in SPLIT_NAMES.items():
@@ -60,7 +61,7 @@ def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
         raise InputDataError(
             f"The column {image!r} of the data set {name!r} holds no images "
-            f"({(str(error).splitlines() or [''])[0][:100]}): choose another with --image-column."
+            f"({first_line(error, 100)}): choose another with --image-column."
         ) from error
     names = getattr(data.features[label], "names", None) or ()
 

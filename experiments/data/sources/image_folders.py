@@ -14,10 +14,10 @@ from amc_compress.data.sources.stored import (
     StoredData,
     StoredSplit,
     check_splits,
-    counted,
     split_of_name,
 )
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import counted
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".pnm", ".bmp", ".tif", ".tiff", ".webp", ".gif",

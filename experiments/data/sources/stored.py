@@ -98,11 +98,6 @@ class StoredData:
     notes: list[str] = field(default_factory=list)
 
 
-def counted(count: int, what: str) -> str:
-    """Returns "1 image" or "1,200 images"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def split_of_name(name: str) -> str | None:
     """Returns the split that a file or folder name tells, e.g. "train" for "train-00000-of-00002".
 

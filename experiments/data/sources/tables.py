@@ -21,6 +21,7 @@ from amc_compress.data.sources.stored import (
 )
 from amc_env.errors import InputDataError
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.sentences import first_line
 
 _ROWS = 256
 """Images that are in memory encoded at one time; a whole column would double what is needed."""
@@ -80,10 +81,9 @@ class Table:
             yield
         except (pyarrow.ArrowException, OSError) as error:
             kind = "parquet" if self.is_parquet else "Arrow"
-            reason = (str(error).splitlines() or [""])[0][:120]
             raise InputDataError(
-                f"The file {self.path} cannot be read as {kind} ({reason}): it is truncated or of "
-                "another format; copy or download it again."
+                f"The file {self.path} cannot be read as {kind} ({first_line(error, 120)}): it is "
+                "truncated or of another format; copy or download it again."
             ) from error
 
 

@@ -14,6 +14,7 @@ from amc_compress.learners.networks.outputs import difference, tensors_in
 from amc_compress.learners.tracing.rewriting.forward_tracing import TracedForward
 from amc_compress.learners.tracing.rewriting.plan import plan_rewrite
 from amc_compress.learners.tracing.rewriting.rewrites import Obstacle, Rewrite
+from amc_env.validation.sentences import first_line
 
 _TOLERANCE = 1e-5
 
@@ -104,6 +105,5 @@ def _fault(
             return None
         deviation = difference(output, reference)
     except Exception as error:  # whatever it is, the original runs
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"the new one does not run ({lines[0][:200]})"
+        return f"the new one does not run ({first_line(error)})"
     return None if deviation <= _TOLERANCE else f"the new one changes the output by {deviation:.1e}"

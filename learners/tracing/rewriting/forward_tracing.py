@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from amc_compress.learners.tracing.labels.label_state import LabelState
 from amc_compress.learners.tracing.rewriting.call_arguments import CallArguments, signature_of
 from amc_compress.learners.tracing.rewriting.symbolic_forward import Variant, trace_forward
+from amc_env.validation.sentences import first_line
 
 # A module that is called in more ways than these is not rewritten.
 _MAX_VARIANTS = 16
@@ -88,8 +89,7 @@ class TracedForward:
             try:
                 return self._run(args, kwargs)
             except Exception as error:  # whatever fx cannot follow is simply not rewritten
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                self.memory.failure = lines[0]
+                self.memory.failure = first_line(error)
                 self.memory.has_misled = self.has_executed
         start = len(self.mode.table)
         out = self.original(*args, **kwargs)
