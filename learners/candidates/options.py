@@ -50,7 +50,6 @@ class CandidateOptions:
     threads: int | None = 1
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         self.repairs()
         resolve_precision(self.precision)
         counts = (self.n_calibration, self.n_recalibration, self.n_validation)

@@ -145,7 +145,6 @@ class GroupLassoOptions(ChannelOptions):
     iterations: int = 100
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         super().__post_init__()
         check_whole("iterations", self.iterations, 1)
 

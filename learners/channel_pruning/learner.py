@@ -40,9 +40,6 @@ class ChannelOptions(CandidateOptions):
         criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
         round_to: Kept channels come in multiples of this.
         min_ratio: Smallest keep ratio on offer.
-
-    Raises:
-        ValueError: If an option has no such value.
     """
 
     criterion: str | Criterion = "l1"
@@ -50,7 +47,6 @@ class ChannelOptions(CandidateOptions):
     min_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         super().__post_init__()
         make_criterion(self.criterion)
 
@@ -144,16 +140,11 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             recalibrate(plain, self.data.recalibration, torch.float32)
 
     def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
-        """Cuts the original network as one part of a joint plan (``learners.joint.PlanPart``).
-
-        Args:
-            network: :attr:`original`; the moments of the repair are those of its layers, so
-                channels are cut before anything else is done to it.
-            plan: The keep ratios.
-            exact: In float32 and without SGD steps; otherwise as :meth:`evaluate` does it.
+        """Cuts :attr:`original` as the first part of a joint plan.
 
         Raises:
-            ValueError: If the network is another one.
+            ValueError: If the network is another one: the moments of the repair are those of the
+                original's layers.
         """
         if network is not self.original:
             raise ValueError(

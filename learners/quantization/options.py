@@ -34,9 +34,6 @@ class QuantizationOptions(CandidateOptions):
             output channel) or ``"split"`` (``bucket_size`` consecutive weights).
         bucket_size: Weights per bucket of ``"split"``.
         activation_range: Name in ``RANGE_RULES``: how the range of activations is found.
-
-    Raises:
-        ValueError: If an option has no such value.
     """
 
     proxy: str = "recalibration"
@@ -48,7 +45,6 @@ class QuantizationOptions(CandidateOptions):
     activation_range: str = "mse"
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
         check_bits("activation_bits", self.activation_bits)

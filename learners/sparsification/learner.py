@@ -53,9 +53,6 @@ class SparseOptions(CandidateOptions):
         schedule_end: Share of the training at which it is reached.
         schedule_exponent: 3 is the cubic schedule of Zhu & Gupta (2017), equation 1.
         schedule_frequency: Steps between two sets of masks.
-
-    Raises:
-        ValueError: If an option has no such value.
     """
 
     pattern: str = "unstructured"
@@ -67,7 +64,6 @@ class SparseOptions(CandidateOptions):
     schedule_frequency: int = 100
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         super().__post_init__()
         Pattern.parse(self.pattern)
         check_density("min_density", self.min_density)
@@ -192,17 +188,11 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         return self.kept_weights(plan)
 
     def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
-        """Makes a network sparse as one part of a joint plan (``learners.joint.parts.PlanPart``).
+        """Makes a network sparse as one part of a joint plan.
 
-        Args:
-            network: :attr:`original`, or what earlier parts made of it. In the latter masks are
-                chosen by the magnitudes that are there, and the re-fit is to the outputs of the
-                layers as they are, with moments of the recalibration images.
-            plan: The densities.
-            exact: In float32 and without SGD steps; otherwise as :meth:`evaluate` does it.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit, or a layer is missing.
+        In what earlier parts have made of the original, masks are chosen by the magnitudes that
+        are there, and the re-fit is to the outputs of the layers as they are, with moments of the
+        recalibration images.
         """
         proxy = replace(self.proxy, finetune_steps=0) if exact else self.proxy
         dtype = torch.float32 if exact else self.evaluator.dtype

@@ -46,9 +46,6 @@ class DiscriminationOptions(ChannelOptions):
         layer_steps: Optimiser steps on the channels present after each addition.
         weight: Of the auxiliary loss against the relative reconstruction error, their lambda.
         channels_per_step: Channels added at a time; a sixteenth of the group, or more, if ``None``.
-
-    Raises:
-        ValueError: If an option has no such value.
     """
 
     criterion: str | Criterion = "discrimination"
@@ -59,7 +56,6 @@ class DiscriminationOptions(ChannelOptions):
     channels_per_step: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         if self.criterion != "discrimination":
             raise ValueError(
                 "Discrimination-aware pruning has its own criterion; leave criterion out, or use "

@@ -48,7 +48,6 @@ class CodebookOptions(QuantizationOptions):
     channel_scales: bool = True
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         if self.mode not in MODES:
             raise ValueError(f"Unknown mode {self.mode!r}; choose one of {list(MODES)}.")
         if self.init not in INITS:

@@ -44,7 +44,6 @@ class UniformOptions(QuantizationOptions):
     learned_steps: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         super().__post_init__()
         if self.weight_range != "lsq":
             check_rule(self.weight_range)
