@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_compress.learners.numerics.layout import laid_out, owned
 from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
-from amc_env.errors import TrainingDivergedError
+from amc_compress.learners.training.descent import Descent
+from amc_compress.learners.training.schedules import falling_linearly
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
@@ -136,39 +138,25 @@ def finetune_briefly(
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         return
-    optimizer = torch.optim.SGD(parameters, lr=proxy.learning_rate, momentum=0.9)
+    descent = Descent(
+        torch.optim.SGD(parameters, lr=proxy.learning_rate, momentum=0.9),
+        falling_linearly(proxy.finetune_steps),
+        lambda what, value: (
+            f"Expected a finite {what} in the proxy's fine-tuning, got {value}; "
+            f"take fewer steps or start from finite weights."
+        ),
+        gradient_clip=proxy.gradient_clip,
+        parameters=parameters,
+    )
     network.train()
     devices = [batches[0][0].device] if batches[0][0].is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)  # dropout, inside the fork: the caller's generator is untouched
-        for step in range(proxy.finetune_steps):
-            rate = proxy.learning_rate * (1 - step / proxy.finetune_steps)
-            optimizer.param_groups[0]["lr"] = rate
-            _sgd_step(network, batches[step % len(batches)], optimizer, dtype, proxy.gradient_clip)
+        for images, labels in islice(cycle(batches), proxy.finetune_steps):
+            with autocast(dtype, images.device):
+                outputs = network(images)
+            descent.step(F.cross_entropy(outputs.float(), labels))
     network.eval()
-
-
-def _sgd_step(
-    network: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    optimizer: torch.optim.Optimizer,
-    dtype: torch.dtype,
-    gradient_clip: float | None,
-) -> None:
-    images, labels = batch
-    with autocast(dtype, images.device):
-        outputs = network(images)
-    loss = F.cross_entropy(outputs.float(), labels)
-    if not loss.isfinite():
-        raise TrainingDivergedError(
-            f"Expected a finite loss in the proxy's fine-tuning, got {loss.item()}; "
-            f"take fewer steps or start from finite weights."
-        )
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    if gradient_clip is not None:
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], gradient_clip)
-    optimizer.step()
 
 
 def image_batches(

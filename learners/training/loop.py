@@ -285,7 +285,7 @@ class _Run:
         validation = _accuracy(candidate, self.validation_loader, self.dtype, self.device)
         record = EpochRecord(
             epoch=epoch,
-            learning_rate=self.stepper.learning_rate,
+            learning_rate=self.stepper.descent.learning_rate,
             train_loss=loss,
             train_accuracy=accuracy,
             validation_accuracy=validation,

@@ -44,3 +44,8 @@ def learning_rate_factor(schedule: str, step: int, total_steps: int, warmup_step
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
+
+
+def falling_linearly(total_steps: int) -> Callable[[int], float]:
+    """Return a factor that falls linearly to zero, so that the last steps settle."""
+    return lambda step: 1 - step / total_steps

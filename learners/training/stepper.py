@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,14 @@ from tqdm import tqdm
 from amc_compress.learners.networks.intake import private_copy, take_in
 from amc_compress.learners.numerics.layout import laid_out, set_layout, usable_layout
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches, check_batch, forward, seed_loader
+from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.schedules import learning_rate_factor
-from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.errors import InputDataError
 from amc_env.progress import no_bar
-
-if TYPE_CHECKING:
-    from amc_compress.learners.training.config import TrainingConfig
 
 
 class Stepper:
@@ -48,15 +47,25 @@ class Stepper:
         self.batches = batches
         self.dtype = dtype
         self.device = device
-        self.optimizer = make_optimizer(model, config)
+        self._epoch = 0  # counted from 1, for errors
+        self.descent = Descent(
+            make_optimizer(model, config),
+            partial(
+                learning_rate_factor,
+                config.schedule,
+                total_steps=config.epochs * batches,
+                warmup_steps=round(config.warmup_epochs * batches),
+            ),
+            self._diverged,
+            gradient_clip=config.gradient_clip,
+            parameters=model.parameters(),
+        )
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self.teacher = None
         if teacher is not None:
             self.teacher = take_in(teacher, device).network.requires_grad_(False)
             set_layout(self.teacher, torch.channels_last)
         self.layout: torch.memory_format | None = None  # settled by the first batch
-        self.step_count = 0
-        self.learning_rate = config.learning_rate
         self.hooks = tuple(hooks)
         try:
             for hook in self.hooks:
@@ -73,18 +82,19 @@ class Stepper:
     @property
     def is_ready(self) -> bool:
         """Whether the candidate is what was asked for, as far as the hooks know."""
-        return all(hook.is_ready(self.step_count) for hook in self.hooks)
+        return all(hook.is_ready(self.descent.count) for hook in self.hooks)
 
     def release(self) -> None:
         """Give the model back in the usual memory layout, which files expect."""
         for hook in self.hooks:
             hook.finish()
         set_layout(self.model, torch.contiguous_format)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.optimizer.zero_grad()
 
     def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float]:
         """Train for one pass over ``loader``; return its mean loss and accuracy."""
         self.model.train()
+        self._epoch = epoch + 1
         loss_sum, correct, seen = 0.0, 0, 0
         # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
@@ -99,7 +109,7 @@ class Stepper:
             for images, labels in bar:
                 images, labels = check_batch(images, labels, self.device)
                 images = self._laid_out(images)
-                loss, right = self.step(images, labels, epoch)
+                loss, right = self.step(images, labels)
                 loss_sum += loss * len(labels)
                 correct += right
                 seen += len(labels)
@@ -120,37 +130,21 @@ class Stepper:
                     set_layout(network, self.layout)
         return laid_out(images, self.layout)
 
-    def step(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
         """Take one optimiser step; return the loss and how many images were right."""
-        config = self.config
-        factor = learning_rate_factor(
-            config.schedule,
-            self.step_count,
-            config.epochs * self.batches,
-            round(config.warmup_epochs * self.batches),
-        )
-        self.learning_rate = config.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        step = self.descent.count
         for hook in self.hooks:
-            hook.before_step(self.step_count)
-        loss, logits = self._loss(images, labels, epoch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            if not math.isfinite(norm.item()):
-                self._raise_diverged("gradient", norm.item(), epoch)
-        self.optimizer.step()
+            hook.before_step(step)
+        loss, logits = self._loss(images, labels)
+        value = self.descent.step(loss)
         for hook in self.hooks:
-            hook.after_step(self.step_count)
+            hook.after_step(step)
         if self.average is not None:
-            self.average.update(self.model, self.step_count)
-        self.step_count += 1
-        return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+            self.average.update(self.model, step)
+        return value, int((logits.detach().argmax(1) == labels).sum())
 
-    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the whole loss, which is finite, and the logits."""
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the whole loss and the logits."""
         config, answers = self.config, None
         with autocast(self.dtype, self.device):
             if self.teacher is not None:
@@ -167,40 +161,38 @@ class Stepper:
         for hook in self.hooks:
             if (more := hook.loss()) is not None:
                 loss = loss + more
-        value = loss.item()
-        if not math.isfinite(value):
-            if answers is not None and not bool(answers.isfinite().all()):
-                raise InputDataError(
-                    "Expected a teacher with finite answers, got NaN or infinite ones: give "
-                    "another teacher."
-                )
-            self._raise_diverged("loss", value, epoch)
+        if answers is not None and not (loss.isfinite() or answers.isfinite().all()):
+            raise InputDataError(
+                "Expected a teacher with finite answers, got NaN or infinite ones: give "
+                "another teacher."
+            )
         return loss, logits
 
-    def _raise_diverged(self, what: str, value: float, epoch: int) -> NoReturn:
-        raise TrainingDivergedError(
-            f"The {what} became {value} in epoch {epoch + 1}, step {self.step_count + 1}: lower "
-            f"the learning rate (now {self.learning_rate:.3g}) or clip the gradient; the "
-            "weights of the best epoch so far are kept."
+    def _diverged(self, what: str, value: float) -> str:
+        return (
+            f"The {what} became {value} in epoch {self._epoch}, step "
+            f"{self.descent.count + 1}: lower the learning rate (now "
+            f"{self.descent.learning_rate:.3g}) or clip the gradient; the weights of the best "
+            "epoch so far are kept."
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next epoch depends on."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.descent.optimizer.state_dict(),
             "average": None if self.average is None else self.average.model.state_dict(),
-            "step": self.step_count,
+            "step": self.descent.count,
             "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
-        self.step_count = state["step"]
+        self.descent.count = state["step"]
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"][hook.name])
 
@@ -211,6 +203,9 @@ class MovingAverage:
     ``a <- d a + (1 - d) w`` after every step, with ``d = min(decay, (1 + t) / (10 + t))`` at step t
     (from 0), so that short runs are not dominated by the start. Statistics are averaged like
     weights: those of the moment do not belong to the averaged weights.
+
+    (``torch.optim.swa_utils.AveragedModel`` starts from the weights after the first step, and
+    copies by ``deepcopy``, which not every network survives.)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

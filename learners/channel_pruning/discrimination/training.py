@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
 from amc_compress.learners.numerics.layout import laid_out
 from amc_compress.learners.training.data_checks import check_labels, collect, seed_loader
-from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_compress.learners.training.descent import Descent
+from amc_compress.learners.training.schedules import falling_linearly
+from amc_env.errors import InputDataError
 
 LEARNING_RATE = 0.01
 HEAD_RATE = 0.1
@@ -87,26 +89,22 @@ def train_stage(
         p for head in discriminator.heads[: stage + 1] for p in head.parameters()
     ]
     groups = [
-        {"params": list(discriminator.network.parameters()), "rate": LEARNING_RATE},
-        {"params": heads, "rate": HEAD_RATE},
+        {"params": list(discriminator.network.parameters()), "lr": LEARNING_RATE},
+        {"params": heads, "lr": HEAD_RATE},
     ]
     discriminator.requires_grad_(True).train()
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=_WEIGHT_DECAY)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * (1 - step / steps)
-        images, labels = next(batches)
+    descent = Descent(
+        torch.optim.SGD(groups, momentum=0.9, weight_decay=_WEIGHT_DECAY),
+        falling_linearly(steps),
+        lambda what, value: (
+            f"Expected a finite {what} in the training of stage {stage + 1} of {last + 1}, got "
+            f"{value}; start from finite weights, or train the network first."
+        ),
+    )
+    for images, labels in islice(batches, steps):
         found = discriminator.losses(
             images, labels, {*range(stage + 1), last}, detached=range(min(stage, last))
         )
-        loss = torch.stack(list(found.values())).sum()
-        if not loss.isfinite():
-            raise TrainingDivergedError(
-                f"Expected a finite loss in the training of stage {stage + 1} of {last + 1}, got "
-                f"{loss.item()}; start from finite weights, or train the network first."
-            )
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        descent.step(torch.stack(list(found.values())).sum())
         report()
     discriminator.requires_grad_(False).eval()

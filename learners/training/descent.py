@@ -1,0 +1,72 @@
+"""The step of an optimiser, as every training here takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from amc_env.errors import TrainingDivergedError
+
+
+class Descent:
+    """Steps down a loss, at a rate that is a function of the step alone.
+
+    Args:
+        optimizer: The learning rates of its groups are their peaks.
+        factor: Step, from 0 -> factor of the peaks.
+        diverged: What has become what (``"loss"``, ``nan``) -> the sentence of the error.
+        gradient_clip: Largest norm of the gradient of ``parameters``; ``None`` for no limit.
+        parameters: In the order in which their norms are added up.
+
+    Attributes:
+        count: Steps taken, which is the number of the next one.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[int], float],
+        diverged: Callable[[str, float], str],
+        *,
+        gradient_clip: float | None = None,
+        parameters: Iterable[nn.Parameter] = (),
+    ) -> None:
+        self.optimizer = optimizer
+        self.count = 0
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._factor = factor
+        self._diverged = diverged
+        self._gradient_clip = gradient_clip
+        self._parameters = list(parameters)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first group, in the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, loss: Tensor) -> float:
+        """Takes a step; returns the value of the loss, a scalar.
+
+        Raises:
+            TrainingDivergedError: If the loss is not finite, or the norm that is to be clipped.
+        """
+        factor = self._factor(self.count)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        value = self._finite("loss", loss.item())
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if self._gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip)
+            self._finite("gradient", norm.item())
+        self.optimizer.step()
+        self.count += 1
+        return value
+
+    def _finite(self, what: str, value: float) -> float:
+        if not math.isfinite(value):
+            raise TrainingDivergedError(self._diverged(what, value))
+        return value
