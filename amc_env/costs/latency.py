@@ -9,6 +9,7 @@ two answers, what was measured and, for budgets, the least monotone cost above i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -286,3 +287,32 @@ def _counted(bits: Array) -> Array:
     """Returns the bits as costs count them: float32 for whatever is not quantized."""
     result: Array = np.where(bits >= OFF_BITS, float(FLOAT_BITS), bits)
     return result
+
+
+def load_cost_models(
+    paths: Sequence[str | Path],
+    graph: LayerGraph,
+    decisions: Sequence[Decision],
+    storage: StorageFormat | None = None,
+) -> dict[str, CostModel]:
+    """Reads tables as costs for budgets: ``{"latency": ..., "energy": ...}``.
+
+    Args:
+        paths: Tables of different quantities.
+        graph: The network.
+        decisions: What plans decide, in order.
+        storage: Bits of layers that no decision is about.
+
+    Raises:
+        CostTableError: If a table does not fit, or two are about the same quantity.
+    """
+    models: dict[str, CostModel] = {}
+    for path in paths:
+        table = CostTable.read(path)
+        if table.quantity in models:
+            raise CostTableError(
+                f"Expected one table per quantity, got two of {table.quantity}; {path} is the "
+                f"second."
+            )
+        models[table.quantity] = TableCost(table, graph, decisions, storage)
+    return models

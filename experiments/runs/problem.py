@@ -23,6 +23,7 @@ from amc_env import (
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.costs.costs import COSTS, CostModel
 from amc_env.costs.entered_cost import entered
+from amc_env.costs.latency import load_cost_models
 from amc_env.costs.own_costs import own_costs
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
@@ -194,8 +195,6 @@ def read_tables(
     """Returns the costs of ``--cost-table``: name -> model."""
     if not config.cost_table:
         return {}
-    from amc_compress.learners.latency.table import load_cost_models
-
     paths = [Path(path) for path in config.cost_table]
     return load_cost_models(paths, graph, decisions, storage)
 

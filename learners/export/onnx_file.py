@@ -1,19 +1,21 @@
-"""Networks as ONNX files: written, loaded again, compared with torch on real images, and timed."""
+"""Networks as ONNX files: written, loaded again, and compared with torch on real images."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.export.onnx_options import INPUT, OUTPUT, OnnxOptions, finish
+from amc_compress.learners.export.onnx_options import INPUT, OUTPUT, OnnxOptions
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
@@ -22,6 +24,9 @@ from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_env.files import replace
 from amc_env.validation.sentences import first_line
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # Largest allowed difference between the logits of ONNX Runtime and torch, relative to the largest
 # logit (or to 1, if that is larger). Both compute in fp32 and sum in different orders: a correct
@@ -74,23 +79,14 @@ def export_onnx(
         ExportError: If the network cannot be exported, or the file computes something else.
         UntraceableModelError: If the network is in no form that can be taken in.
     """
-    model = take_in(model, "cpu").network
+    network = take_in(model, "cpu").network
     options = options or OnnxOptions()
     if tolerance is None:
         tolerance = HALF_TOLERANCE if options.half else TOLERANCE
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
-    try:
-        plain = finalise(model, quantized=True) if masked_layers(model) else model
-        write_unchecked(plain, example_input, temporary, options)
-        finish(temporary, options)
-        seen = example_input if images is None else images
-        result = _compare(model, seen, temporary, tolerance, options)
-        replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return ExportResult(path, *result)
+    plain = finalise(network, quantized=True) if masked_layers(network) else network
+    exported = float_model(plain, example_input, options)
+    seen = example_input if images is None else images
+    return write_compared(exported, network, seen, Path(path), options, tolerance)
 
 
 class _Half(nn.Module):
@@ -105,22 +101,17 @@ class _Half(nn.Module):
         return result.float()
 
 
-def write_unchecked(
-    model: nn.Module, example_input: Tensor, path: Path, options: OnnxOptions | None = None
-) -> None:
-    """Writes a network as it is, in ``eval`` mode, without comparing the file with torch.
+def float_model(network: nn.Module, example_input: Tensor, options: OnnxOptions) -> ir.Model:
+    """Returns the graph of a network, in ``eval`` mode, not yet compared with torch.
 
     Args:
-        model: The network.
+        network: On the CPU.
         example_input: Only its shape matters.
-        path: The file, for :func:`amc_compress.learners.export.onnx_options.finish`.
         options: What has to be settled here: batch, operators, float16.
 
     Raises:
         ExportError: If the network cannot be exported.
     """
-    options = options or OnnxOptions()
-    network = model.to("cpu")
     if options.half:
         network = _Half(network).eval()
     # Two images, because the exporter takes an axis of length 1 for a constant.
@@ -133,15 +124,13 @@ def write_unchecked(
                 raise
             program = capture(network, torch.zeros(options.batch, *shape), free=False)
         try:
-            torch.onnx.export(
+            exported = torch.onnx.export(
                 program,
                 (),
-                str(path),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=options.opset,
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -150,17 +139,56 @@ def write_unchecked(
                 f"This network cannot be exported to ONNX ({reason}); add --no-export to go "
                 f"without."
             ) from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    return model
+
+
+def write_compared(
+    model: ir.Model,
+    network: nn.Module,
+    images: Tensor,
+    path: Path,
+    options: OnnxOptions,
+    tolerance: float = math.inf,
+) -> ExportResult:
+    """Writes a model, atomically, once ONNX Runtime has shown what it computes.
+
+    Args:
+        model: As exported; gets its outside here.
+        network: What it has to compute, on the CPU.
+        images: Where both are compared, shape (N, C, H, W).
+        path: The file.
+        options: Of the file.
+        tolerance: Largest allowed difference relative to the largest logit (or to 1).
+
+    Raises:
+        ExportError: If the file computes something else.
+    """
+    # Here, because importing ONNX takes a third of a second, and a run may end without a file.
+    from amc_compress.learners.export.onnx_finish import write
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
+    try:
+        write(model, temporary, options)
+        result = _compare(network, images, temporary, tolerance, options)
+        replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return ExportResult(path, *result, len(images))
 
 
 def _compare(
-    model: nn.Module, images: Tensor, path: Path, tolerance: float, options: OnnxOptions
-) -> tuple[float, float, int]:
+    network: nn.Module, images: Tensor, path: Path, tolerance: float, options: OnnxOptions
+) -> tuple[float, float]:
+    """Returns the largest difference of a logit, and the share of images on which both agree."""
     session = open_session(path)
     differences, agreements, largest = [], [], 1.0
-    for batch in batches_of(images, options.batch):
+    for batch in _batches(images.float().cpu(), options.batch):
         taken, fed = options.feed(batch)
         with torch.no_grad():
-            expected = model(taken.float()).float().numpy()
+            expected = network(taken).float().numpy()
         got = run_session(session, fed)
         if got.shape != expected.shape:
             raise ExportError(
@@ -175,11 +203,10 @@ def _compare(
             f"The exported network differs from torch by {difference:.2g} (allowed "
             f"{tolerance:g} of the largest logit, {largest:.3g}); the file was not kept."
         )
-    agreement = float(np.mean(np.concatenate(agreements)))
-    return difference, agreement, len(images)
+    return difference, float(np.mean(np.concatenate(agreements)))
 
 
-def batches_of(images: Tensor, size: int | None) -> Iterator[Tensor]:
+def _batches(images: Tensor, size: int | None) -> Iterator[Tensor]:
     """Yields images in batches of several sizes, or of the only one that a file takes.
 
     Args:

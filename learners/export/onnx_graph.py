@@ -1,14 +1,21 @@
 """ONNX graph surgery: prepares a float export for 8-bit integers.
 
-All functions change the model they are given.
+All functions change the :class:`onnx_ir.Model` they are given. Naming nodes, removing what nothing
+reads and eliminating identities are passes of ``onnx_ir``; what is here no library has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import IdentityEliminationPass, NameFixPass, RemoveUnusedNodesPass
+
+Array = npt.NDArray[Any]
 
 # ONNX Runtime's operators for layers with weights, after its optimisation (any domain).
 INTEGER_LAYERS = frozenset(
@@ -35,58 +42,59 @@ FLOAT_LAYERS = frozenset(
 )
 
 
-def initializers(model: Any) -> dict[str, np.ndarray]:
-    """Returns the constants of a model by name."""
-    from onnx import numpy_helper
+def constant(value: ir.Value | None) -> Array | None:
+    """Returns the numbers of a constant, ``None`` for what is computed."""
+    known = None if value is None else value.const_value
+    return None if known is None else known.numpy()
 
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+def add_constant(model: ir.Model, name: str, numbers: Array | ir.TensorProtocol) -> ir.Value:
+    """Adds a constant, or gives the one of that name other numbers."""
+    value = ir.val(name, const_value=ir.tensor(numbers, name=name))
+    if (old := model.graph.initializers.get(name)) is not None:
+        old.const_value, old.shape, old.type = value.const_value, value.shape, value.type
+        return old
+    model.graph.register_initializer(value)
+    return value
 
 
-def set_initializer(model: Any, name: str, tensor: Any) -> None:
-    """Adds a constant, or replaces the one of that name.
+def only_reader(value: ir.Value, kind: str) -> ir.Node | None:
+    """Returns the node that alone reads a value, if it is of that kind."""
+    nodes = value.consumers()
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == kind else None
 
-    Args:
-        model: The model.
-        name: The constant's name.
-        tensor: An array, or a ``TensorProto`` for types that NumPy does not know.
+
+def maker(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """Returns the node that makes a value, if it is of that kind."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind else None
+
+
+def values(model: ir.Model) -> Iterator[ir.Value]:
+    """Yields everything that has a name: inputs, constants and results, of nested graphs too."""
+    for graph in model.graphs():
+        yield from (*graph.inputs, *graph.initializers.values())
+        for node in graph:
+            yield from node.outputs
+
+
+def clean(model: ir.Model) -> None:
+    """Gives nodes names, and removes what nothing reads and the exporter's notes.
+
+    The notes are stack traces with file names, a fifth of a small file.
     """
-    from onnx import numpy_helper
-
-    if isinstance(tensor, np.ndarray):
-        tensor = numpy_helper.from_array(tensor)
-    tensor.name = name
-    for old in model.graph.initializer:
-        if old.name == name:
-            old.CopyFrom(tensor)
-            return
-    model.graph.initializer.append(tensor)
-
-
-def insert_before(model: Any, node: Any, new: Any) -> None:
-    """Puts ``new`` in front of ``node``."""
-    model.graph.node.insert(_position(model, node), new)
+    Sequential(RemoveUnusedNodesPass(), NameFixPass())(model)
+    nodes = [node for graph in model.graphs() for node in graph]
+    parts: list[Any] = [model, *model.functions.values(), *model.graphs(), *nodes, *values(model)]
+    for part in parts:
+        part.doc_string = None
+        part.metadata_props.clear()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.shape = value.type = None  # would be written next to the constant, which has them
 
 
-def readers(model: Any, tensor: str) -> list[Any]:
-    """Returns the nodes that read a tensor."""
-    return [node for node in model.graph.node if tensor in node.input]
-
-
-def producers(model: Any) -> dict[str, Any]:
-    """Returns tensor -> the node that makes it."""
-    return {output: node for node in model.graph.node for output in node.output}
-
-
-def name_nodes(model: Any) -> None:
-    """Gives every node a name of its own."""
-    seen: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{index}"
-        seen.add(node.name)
-
-
-def weighted_nodes(model: Any, weights: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+def weighted_nodes(model: ir.Model, weights: Mapping[str, Array]) -> dict[str, list[ir.Node]]:
     """Finds the nodes that compute each layer, and gives each layer a weight tensor of its own.
 
     The exporter names a constant after its parameter, but transposes some (under a new name) and
@@ -100,28 +108,26 @@ def weighted_nodes(model: Any, weights: Mapping[str, np.ndarray]) -> dict[str, l
         Layer -> its nodes; more than one where a layer is called repeatedly, none where it has
         become something else.
     """
-    constants = initializers(model)
-    takers = [n for n in model.graph.node if n.op_type in FLOAT_LAYERS and len(n.input) > 1]
-    found: dict[str, list[Any]] = {name: [] for name in weights}
-    owners: dict[str, str] = {}
+    takers: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type in FLOAT_LAYERS and len(node.inputs) > 1 and node.inputs[1] is not None:
+            takers.setdefault(node.inputs[1].name or "", []).append(node)
+    named = {f"{name}.weight" for name in weights}
+    others = [node for name, nodes in takers.items() if name not in named for node in nodes]
+    found: dict[str, list[ir.Node]] = {}
+    owners: dict[ir.Value, str] = {}
     for name, weight in weights.items():
-        own = [n for n in takers if n.input[1] == f"{name}.weight"]
-        same = own or [
-            n
-            for n in takers
-            if n.input[1] not in {f"{other}.weight" for other in weights}
-            and n.input[1] in constants
-            and _same(constants[n.input[1]], weight)
-        ]
-        found[name] = [n for n in same if _same(constants.get(n.input[1]), weight)]
+        nodes = takers.get(f"{name}.weight", others)
+        found[name] = [node for node in nodes if _same(constant(node.inputs[1]), weight)]
         for node in found[name]:
-            if owners.setdefault(node.input[1], name) != name:
-                set_initializer(model, f"{name}.own_weight", constants[node.input[1]])
-                node.input[1] = f"{name}.own_weight"
+            shared, numbers = node.inputs[1], constant(node.inputs[1])
+            if shared is None or numbers is None or owners.setdefault(shared, name) == name:
+                continue
+            node.replace_input_with(1, add_constant(model, f"{name}.own_weight", numbers))
     return found
 
 
-def _same(stored: np.ndarray | None, weight: np.ndarray) -> bool:
+def _same(stored: Array | None, weight: Array) -> bool:
     if stored is None:
         return False
     if stored.shape == weight.shape and np.array_equal(stored, weight):
@@ -129,257 +135,142 @@ def _same(stored: np.ndarray | None, weight: np.ndarray) -> bool:
     return weight.ndim == 2 and np.array_equal(stored, weight.T)
 
 
-def output_axis(node: Any, weight: np.ndarray) -> int:
+def output_axis(node: ir.Node) -> int:
     """Returns the axis of a node's weight tensor along which the outputs are."""
     if node.op_type == "Gemm":
-        flags = {a.name: a.i for a in node.attribute}
-        return 0 if flags.get("transB") else 1
+        return 0 if node.attributes.get_int("transB", 0) else 1
     return 1 if node.op_type == "MatMul" else 0
 
 
-def simplify(model: Any) -> None:
+def simplify(model: ir.Model) -> None:
     """Rewrites what the exporter writes in ways for which there are no 8-bit kernels."""
-    name_nodes(model)
-    forget_origins(model)
     pool_globally(model)
     merge_slices(model)
+    clean(model)
 
 
-def forget_origins(model: Any) -> None:
-    """Removes the exporter's notes: stack traces with file names, a fifth of a small file."""
-    parts = [model, *model.functions]
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        parts += [graph, *graph.node, *graph.value_info, *graph.input, *graph.output]
-        parts += graph.initializer
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        graphs += [a.g for a in attributes if a.HasField("g")]
-        graphs += [g for a in attributes for g in a.graphs]
-    for part in parts:
-        part.doc_string = ""
-        del part.metadata_props[:]
-
-
-def pool_globally(model: Any) -> int:
-    """Turns means over both image axes into global pooling, which has an 8-bit kernel.
-
-    Returns:
-        How many there were.
-    """
-    from onnx import helper
-
-    constants = initializers(model)
-    ranks = {
-        v.name: len(v.type.tensor_type.shape.dim)
-        for v in (*model.graph.value_info, *model.graph.input)
-    }
-    count = 0
-    for node in list(model.graph.node):
-        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4 or len(node.input) < 2:
+def pool_globally(model: ir.Model) -> None:
+    """Turns means over both image axes into global pooling, which has an 8-bit kernel."""
+    for node in model.graph:
+        if node.op_type != "ReduceMean" or len(node.inputs) < 2:
             continue
-        axes = constants.get(node.input[1])
-        if axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]:
+        images, axes = node.inputs[0], constant(node.inputs[1])
+        if images is None or images.shape is None or len(images.shape) != 4 or axes is None:
             continue
-        keeps = {a.name: a.i for a in node.attribute}.get("keepdims", 1)
-        mean, pooled = node.output[0], node.output[0] if keeps else f"{node.output[0]}_4d"
-        insert_before(
-            model, node, helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)
-        )
-        if not keeps:
-            flatten = helper.make_node("Flatten", [pooled], [mean], f"{node.name}_2d", axis=1)
-            insert_before(model, node, flatten)
-        model.graph.node.remove(node)
-        count += 1
-    remove_unused(model)
-    return count
+        if sorted(int(axis) % 4 for axis in axes) == [2, 3]:
+            new = [ir.node("GlobalAveragePool", [images])]
+            if not node.attributes.get_int("keepdims", 1):
+                new.append(ir.node("Flatten", new[0].outputs, {"axis": 1}))
+            replace_node(node, new)
 
 
-def merge_slices(model: Any) -> int:
-    """Turns slices of one axis after another into one; the exporter cuts axis by axis.
-
-    Returns:
-        How many have become superfluous.
-    """
-    from onnx import helper
-
-    constants, made, count = initializers(model), producers(model), 0
-    for node in list(model.graph.node):
-        first = made.get(node.input[0]) if node.op_type == "Slice" else None
-        if first is None or first.op_type != "Slice" or len(readers(model, node.input[0])) > 1:
+def merge_slices(model: ir.Model) -> None:
+    """Turns slices of one axis after another into one; the exporter cuts axis by axis."""
+    for node in model.graph:
+        first = maker(node.inputs[0], "Slice") if node.op_type == "Slice" else None
+        if first is None or len(first.outputs[0].uses()) > 1:
             continue
-        parts = [
-            [constants[name] for name in n.input[1:] if name in constants] for n in (first, node)
-        ]
         # Starts, ends, axes and steps, all known, and no axis twice.
-        if [len(p) for p in parts] != [4, 4] or np.intersect1d(parts[0][2], parts[1][2]).size:
+        parts = [[constant(value) for value in n.inputs[1:]] for n in (first, node)]
+        known = [[part for part in four if part is not None] for four in parts]
+        if [len(four) for four in known] != [4, 4] or np.intersect1d(known[0][2], known[1][2]).size:
             continue
-        names = [f"{node.name}_merged_{i}" for i in range(4)]
-        for name, one, two in zip(names, *parts, strict=True):
-            set_initializer(model, name, np.concatenate([one, two]))
-        merged = helper.make_node("Slice", [first.input[0], *names], node.output, node.name)
-        insert_before(model, node, merged)
-        model.graph.node.remove(node)
-        made[merged.output[0]] = merged
-        constants.update(initializers(model))
-        count += 1
-    remove_unused(model)
-    return count
+        merged = [
+            add_constant(model, f"{node.outputs[0].name}_merged_{i}", np.concatenate(both))
+            for i, both in enumerate(zip(*known, strict=True))
+        ]
+        replace_node(node, [ir.node("Slice", [first.inputs[0], *merged])])
 
 
-def pad_integers(model: Any) -> int:
+def pad_integers(model: ir.Model) -> None:
     """Moves zero padding between a quantizer and its inverse onto the integers themselves.
 
     ONNX Runtime does so for slices and pooling, but leaves padding in float.
-
-    Returns:
-        How many there were.
     """
-    from onnx import helper
-
-    made = producers(model)
-    count = 0
-    for node in list(model.graph.node):
-        before, after = (
-            made.get(node.input[0] if node.input else ""),
-            readers(model, *node.output[:1]),
-        )
-        if node.op_type != "Pad" or before is None or before.op_type != "DequantizeLinear":
+    for node in model.graph:
+        if node.op_type != "Pad" or not _pads_zeros(node):
             continue
-        if len(after) != 1 or after[0].op_type != "QuantizeLinear" or not _pads_zeros(model, node):
+        before = maker(node.inputs[0], "DequantizeLinear")
+        after = only_reader(node.outputs[0], "QuantizeLinear")
+        if before is None or after is None or len(before.inputs) < 3:
             continue
-        if list(before.input[1:]) != list(after[0].input[1:]) or len(before.input) < 3:
-            continue
-        inputs = [before.input[0], node.input[1], before.input[2]]
-        padded = helper.make_node("Pad", inputs, [after[0].output[0]], f"{node.name}_8bit")
-        insert_before(model, node, padded)
-        model.graph.node.remove(node)
-        model.graph.node.remove(after[0])
-        count += 1
-    remove_unused(model)
-    return count
+        if before.inputs[1:] == after.inputs[1:]:
+            inputs = [before.inputs[0], node.inputs[1], before.inputs[2]]
+            replace_node(after, [ir.node("Pad", inputs)])
 
 
-def align_images(model: Any) -> bool:
+def align_images(model: ir.Model) -> None:
     """Adds black channels to 8-bit images until their number is a multiple of 4.
 
     ONNX Runtime's fast integer convolutions need that; the first layer of a network of colour
     images would take twice as long, a seventh of ResNet-20. The weights get zeros for them.
-
-    Returns:
-        Whether the first layer was such a convolution.
     """
-    from onnx import helper
-
-    constants, made = initializers(model), producers(model)
-    quantizers = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
-    first = [q for q in quantizers if q.input[0] == model.graph.input[0].name]
-    if len(first) != 1 or len(readers(model, first[0].output[0])) != 1:
-        return False
-    decoded = readers(model, first[0].output[0])[0]
-    after = readers(model, decoded.output[0])
-    if decoded.op_type != "DequantizeLinear" or len(after) != 1 or after[0].op_type != "Conv":
-        return False
-    stored = getattr(made.get(after[0].input[1]), "input", [""])[0]
-    groups = {a.name: a.i for a in after[0].attribute}.get("group", 1)
-    weight = constants.get(stored)
-    if weight is None or groups != 1 or weight.ndim != 4 or weight.shape[1] % 4 == 0:
-        return False
+    quantizers = [n for n in model.graph.inputs[0].consumers() if n.op_type == "QuantizeLinear"]
+    if len(quantizers) != 1:
+        return
+    decoded = only_reader(quantizers[0].outputs[0], "DequantizeLinear")
+    layer = None if decoded is None else only_reader(decoded.outputs[0], "Conv")
+    decoder = None if layer is None else maker(layer.inputs[1], "DequantizeLinear")
+    stored = None if decoder is None else decoder.inputs[0]
+    weight = constant(stored)
+    if decoded is None or layer is None or decoder is None or stored is None or weight is None:
+        return
+    if weight.ndim != 4 or weight.shape[1] % 4 == 0 or layer.attributes.get_int("group", 1) != 1:
+        return
     missing = -weight.shape[1] % 4
-    set_initializer(model, stored, np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)]))
-    set_initializer(model, "black_channels", np.array([0, 0, 0, 0, 0, missing, 0, 0]))
-    inputs = [first[0].output[0], "black_channels", first[0].input[2]]
-    wider = helper.make_node("Pad", inputs, [f"{first[0].output[0]}_aligned"], "align_images")
-    insert_before(model, decoded, wider)
-    decoded.input[0] = wider.output[0]
+    add_constant(model, stored.name or "", np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)]))
+    counts = add_constant(model, "black_channels", np.array([0, 0, 0, 0, 0, missing, 0, 0]))
+    wider = ir.node("Pad", [quantizers[0].outputs[0], counts, quantizers[0].inputs[2]])
+    decoded.prepend(wider)
+    decoded.replace_input_with(0, wider.outputs[0])
     # The shapes noted for these tensors are not true any more; ONNX Runtime infers them anew.
-    stale = {wider.output[0], decoded.output[0], after[0].input[1]}
-    kept = [v for v in model.graph.value_info if v.name not in stale]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
-    return True
+    for stale in (decoded.outputs[0], decoder.outputs[0]):
+        stale.shape = None
 
 
-def keep_float(model: Any) -> int:
+def keep_float(model: ir.Model) -> None:
     """Protects layers with float weights from being quantized when the file is loaded.
 
     ONNX Runtime rounds the float weights of layers whose input comes from 8 bits and whose output
     goes there to 8 bits of its own choice, with one scale for all channels. It does so only if
     nothing but an activation function lies in between; a maximum that changes nothing stops it,
     and one with zero computes the same as the activation it replaces.
-
-    Returns:
-        How many layers there were.
     """
-    from onnx import helper
-
-    made, count = producers(model), 0
-    zero, lowest = np.float32(0), np.finfo(np.float32).min
-    for node in [n for n in model.graph.node if n.op_type in FLOAT_LAYERS]:
-        weight = made.get(node.input[1])
-        integer = weight is not None and weight.op_type == "DequantizeLinear"
-        source = made.get(node.input[0])
-        if integer or source is None or source.op_type != "DequantizeLinear":
+    for node in model.graph:
+        if node.op_type not in FLOAT_LAYERS or maker(node.inputs[1], "DequantizeLinear"):
             continue
-        result, after = node.output[0], readers(model, node.output[0])
-        relu = after[0] if len(after) == 1 and after[0].op_type == "Relu" else None
-        bound = f"{node.name}_bound"
-        set_initializer(model, bound, np.asarray(lowest if relu is None else zero))
+        if not maker(node.inputs[0], "DequantizeLinear"):
+            continue
+        result = node.outputs[0]
+        relu = only_reader(result, "Relu")
+        least = np.finfo(np.float32).min if relu is None else np.float32(0)
+        bound = add_constant(model, f"{node.name}_bound", np.asarray(least))
+        uses = result.uses()
+        floor = ir.node("Max", [result, bound])
         if relu is not None:
-            floor = helper.make_node("Max", [result, bound], [relu.output[0]], f"{node.name}_max")
-            insert_before(model, relu, floor)
-            model.graph.node.remove(relu)
-        elif after:
-            kept = f"{result}_kept"
-            floor = helper.make_node("Max", [kept, bound], [result], f"{node.name}_max")
-            insert_before(model, after[0], floor)
-            node.output[0] = kept
-        count += 1
-    return count
+            replace_node(relu, [floor])
+        elif uses:
+            node.append(floor)
+            for reader, index in uses:
+                reader.replace_input_with(index, floor.outputs[0])
 
 
-def remove_copies(model: Any, ending: str) -> None:
-    """Removes the identities whose names end so: their readers read what they read."""
-    for node in [n for n in model.graph.node if n.name.endswith(ending)]:
-        for reader in readers(model, node.output[0]):
-            for index, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[index] = node.input[0]
-        model.graph.node.remove(node)
+def remove_identities(model: ir.Model) -> None:
+    """Lets the readers of identities read what these read."""
+    IdentityEliminationPass()(model)
 
 
-def _pads_zeros(model: Any, node: Any) -> bool:
-    if any(a.name == "mode" and a.s != b"constant" for a in node.attribute):
-        return False
-    if len(node.input) > 3:  # axes
-        return False
-    if len(node.input) < 3 or not node.input[2]:
+def replace_node(node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Puts nodes in the place of another one, whose single output the last of them makes."""
+    graph = node.graph
+    assert graph is not None
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+
+
+def _pads_zeros(node: ir.Node) -> bool:
+    if node.attributes.get_string("mode", "constant") != "constant" or len(node.inputs) > 3:
+        return False  # the fourth input has the axes
+    if len(node.inputs) < 3 or node.inputs[2] is None:
         return True
-    value = initializers(model).get(node.input[2])
+    value = constant(node.inputs[2])
     return value is not None and not value.any()
-
-
-def remove_unused(model: Any) -> None:
-    """Removes the nodes and constants that nothing reads."""
-    results = {output.name for output in model.graph.output}
-    while True:
-        read = results | {name for node in model.graph.node for name in node.input}
-        idle = [n for n in model.graph.node if not read & set(n.output)]
-        if not idle:
-            break
-        for node in idle:
-            model.graph.node.remove(node)
-    _keep(model.graph.initializer, read)
-
-
-def _keep(tensors: Any, names: Iterable[str]) -> None:
-    kept = [t for t in tensors if t.name in set(names)]
-    del tensors[:]
-    tensors.extend(kept)
-
-
-def _position(model: Any, node: Any) -> int:
-    for index, other in enumerate(model.graph.node):
-        if other is node or other == node:
-            return index
-    raise ValueError(f"{node.name} is not in this graph.")

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
+from onnx.version_converter import convert_version
 from torch import Tensor, nn
 
 from amc_compress.learners.export import onnx_graph
 from amc_compress.learners.export.onnx_program import ExportError
+from amc_compress.learners.export.runtime import optimised
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.quantization.uniform.quantizer import SMALLEST_SCALE, UniformQuantizer
 
@@ -29,7 +33,6 @@ _MOVE_OPS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten
 _BATCH = 32
 # A bias is stored as a 32-bit integer of step (input scale x weight scale).
 _LARGEST_BIAS = 2.0**30
-_COPY = "_own_input"
 _INT4_OPSET = 21
 
 
@@ -75,68 +78,69 @@ def _scales(quantizer: UniformQuantizer, count: int) -> np.ndarray:
     return np.broadcast_to(scale, (count,)).copy()
 
 
-def quantize_float(float_path: Path, out: Path, calibration: Tensor, method: str) -> None:
-    """Quantizes a float file to 8 bits: signed weights per channel, unsigned activations."""
-    import onnx
+def quantize_float(model: ir.Model, calibration: Tensor, method: str) -> ir.Model:
+    """Quantizes a float model to 8 bits: signed weights per channel, unsigned activations."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(str(float_path), str(out))  # folds what is left of norms
-    model = onnx.load(out)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(ir.to_proto(model), str(prepared))  # folds what is left of norms
+        model = ir.from_proto(onnx.load(prepared))
     onnx_graph.simplify(model)
-    run_quantizer(model, out, calibration, method, exclude=_constant_sums(model))
+    return run_quantizer(model, calibration, method, exclude=_constant_sums(model))
 
 
 def run_quantizer(
-    model: Any,
-    out: Path,
+    model: ir.Model,
     calibration: Tensor,
     method: str,
     *,
     overrides: dict[str, list[dict[str, Any]]] | None = None,
     exclude: list[str] | None = None,
-) -> None:
-    """Lets ONNX Runtime's quantizer write an 8-bit twin of a float model.
+) -> ir.Model:
+    """Lets ONNX Runtime's quantizer make an 8-bit twin of a float model.
 
     Args:
         model: The float model.
-        out: The file to write.
         calibration: Images for the ranges.
         method: How ranges are taken from them.
         overrides: Tensor -> what to take instead.
         exclude: Nodes to leave in float.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    quantize_static(
-        model,
-        str(out),
-        _reader(model.graph.input[0].name, calibration),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*_MATH_OPS, *_MOVE_OPS],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=exclude or [],
-        calibrate_method={
-            "minmax": CalibrationMethod.MinMax,
-            "percentile": CalibrationMethod.Percentile,
-            "entropy": CalibrationMethod.Entropy,
-        }[method],
-        extra_options={
-            # Only what an integer kernel reads becomes 8 bits: sums before an activation and the
-            # network's outputs keep their precision.
-            "OpTypesToExcludeOutputQuantization": list(_MATH_OPS),
-            "TensorQuantOverrides": overrides or {},
-            "QDQDisableWeightAdjustForInt32Bias": overrides is not None,
-        },
-    )
-    model = onnx.load(out)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "int8.onnx"
+        quantize_static(
+            ir.to_proto(model),
+            str(out),
+            _reader(_named(model.graph.inputs[0]), calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*_MATH_OPS, *_MOVE_OPS],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=exclude or [],
+            calibrate_method={
+                "minmax": CalibrationMethod.MinMax,
+                "percentile": CalibrationMethod.Percentile,
+                "entropy": CalibrationMethod.Entropy,
+            }[method],
+            extra_options={
+                # Only what an integer kernel reads becomes 8 bits: sums before an activation and
+                # the network's outputs keep their precision.
+                "OpTypesToExcludeOutputQuantization": list(_MATH_OPS),
+                "TensorQuantOverrides": overrides or {},
+                "QDQDisableWeightAdjustForInt32Bias": overrides is not None,
+            },
+        )
+        model = ir.from_proto(onnx.load(out))
     onnx_graph.pad_integers(model)
-    onnx_graph.remove_copies(model, _COPY)
+    onnx_graph.remove_identities(model)
     onnx_graph.keep_float(model)
     onnx_graph.align_images(model)
-    onnx.save(model, out)
+    onnx_graph.clean(model)
+    return model
 
 
 def _reader(name: str, calibration: Tensor) -> Any:
@@ -153,14 +157,13 @@ def _reader(name: str, calibration: Tensor) -> Any:
     return Reader()
 
 
-def _constant_sums(model: Any) -> list[str]:
+def _constant_sums(model: ir.Model) -> list[str]:
     """Returns the sums and products with constants: 8 bits are too few for a bias."""
-    constants = {t.name for t in model.graph.initializer}
-    onnx_graph.name_nodes(model)
     return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in ("Add", "Mul") and constants & set(node.input)
+        node.name or ""
+        for node in model.graph
+        if node.op_type in ("Add", "Mul")
+        and any(onnx_graph.constant(value) is not None for value in node.inputs)
     ]
 
 
@@ -170,19 +173,7 @@ def count_layers(path: Path) -> tuple[int, int]:
     Counted in the graph as ONNX Runtime has optimised it: what the file asks for is one thing,
     what gets fused into integer kernels another.
     """
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # One level below the highest: that one chooses layouts for this very processor, and a file
-    # written with them is only valid here.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(options.optimized_model_filepath).graph
-    kinds = [node.op_type for node in graph.node]
+    kinds = [node.op_type for node in optimised(path, "EXTENDED").graph.node]
     integer = sum(kind in onnx_graph.INTEGER_LAYERS for kind in kinds)
     return integer, sum(kind in onnx_graph.FLOAT_LAYERS for kind in kinds)
 
@@ -193,34 +184,29 @@ class IntegerWriter:
     def __init__(
         self,
         network: nn.Module,
-        path: Path,
+        model: ir.Model,
         calibration: Tensor,
         *,
         method: str,
         weight_only: str,
         shortcuts: str,
     ) -> None:
-        import onnx
-
-        self.path, self.calibration, self.method = path, calibration, method
+        self.model, self.calibration, self.method = model, calibration, method
         self.weight_only, self.shortcuts = weight_only, shortcuts
-        self.model = onnx.load(path)
         self.layers = quantized_layers(network)
-        onnx_graph.simplify(self.model)
+        onnx_graph.simplify(model)
         self.nodes = onnx_graph.weighted_nodes(
-            self.model,
+            model,
             {n: m.quantized_weight().detach().cpu().numpy() for n, m in self.layers.items()},
         )
         self.overrides: dict[str, list[dict[str, Any]]] = {}
 
-    def write(self, out: Path) -> None:
-        """Writes the quantized file.
+    def write(self) -> ir.Model:
+        """Returns the quantized model.
 
         Raises:
             ExportError: If the exporter has rewritten a layer's weights.
         """
-        import onnx
-
         lost = [name for name, nodes in self.nodes.items() if not nodes]
         if lost:
             raise ExportError(
@@ -230,32 +216,30 @@ class IntegerWriter:
             )
         self._set_weights()
         self._set_inputs()
-        onnx.save(self.model, out)
+        model = self.model
         if self.overrides:
-            run_quantizer(
-                self.model,
-                out,
+            model = run_quantizer(
+                model,
                 self.calibration,
                 self.method,
                 overrides=self.overrides,
-                exclude=[*self._float_nodes(), *_constant_sums(self.model)],
+                exclude=[*self._float_nodes(), *_constant_sums(model)],
             )
-        model = onnx.load(out)
-        self._store_weight_only(model)
-        onnx.save(model, out)
+        return self._store_weight_only(model)
 
     def _float_nodes(self) -> list[str]:
         """Returns the nodes to leave alone: float layers, and what follows float layers only."""
-        integer = {n.name for name in self._integer_layers() for n in self.nodes[name]}
-        behind: dict[str, bool] = {}  # tensor -> whether an integer layer is upstream of it
+        integer = {node for name in self._integer_layers() for node in self.nodes[name]}
+        behind: set[ir.Value | None] = set()  # tensors with an integer layer upstream
         left = []
-        for node in self.model.graph.node:
-            near = any(behind.get(tensor, False) for tensor in node.input)
+        for node in self.model.graph:
+            near = not behind.isdisjoint(node.inputs)
             if node.op_type in onnx_graph.FLOAT_LAYERS:
-                near = node.name in integer
-            if not near:
-                left.append(node.name)
-            behind.update(dict.fromkeys(node.output, near))
+                near = node in integer
+            if near:
+                behind.update(node.outputs)
+            else:
+                left.append(node.name or "")
         return left
 
     def _integer_layers(self) -> list[str]:
@@ -271,12 +255,13 @@ class IntegerWriter:
             _make_room_for_bias(layer, integers, scales)
             values = integers * scales.reshape(-1, *(1,) * (integers.ndim - 1))
             for node in self.nodes[name]:
-                axis = onnx_graph.output_axis(node, integers)
+                axis = onnx_graph.output_axis(node)
+                weight = _named(node.inputs[1])
                 turned = values if axis == 0 else values.T
-                onnx_graph.set_initializer(
-                    self.model, node.input[1], np.ascontiguousarray(turned, dtype=np.float32)
+                onnx_graph.add_constant(
+                    self.model, weight, np.ascontiguousarray(turned, dtype=np.float32)
                 )
-                self.overrides[node.input[1]] = [
+                self.overrides[weight] = [
                     {"axis": axis, "scale": s, "zero_point": 0, "quant_type": QuantType.QInt8}
                     for s in scales
                 ]
@@ -285,30 +270,32 @@ class IntegerWriter:
         """Gives the inputs of the integer layers their scales and zero points.
 
         Where layers of different scales read one tensor, the widest range becomes the tensor's,
-        and the others quantize it once more; so its producer needs only one 8-bit output.
-        With ``shortcuts="own"`` they do so as well where a sum reads the tensor, which gets a
-        range of its own.
+        and the others quantize it once more, a copy of it; so its producer needs only one 8-bit
+        output. With ``shortcuts="own"`` they do so as well where a sum reads the tensor, which
+        gets a range of its own.
         """
-        from onnx import helper
         from onnxruntime.quantization import QuantType
 
-        readers: dict[str, list[tuple[float, int, Any]]] = {}
+        users: dict[ir.Value, dict[ir.Node, tuple[float, int]]] = {}
         for name in self._integer_layers():
-            scale, zero = _input_parameters(self.layers[name])
             for node in self.nodes[name]:
-                readers.setdefault(node.input[0], []).append((scale, zero, node))
-        for tensor, users in readers.items():
-            widest: tuple[float, int] | None = max(users, key=lambda user: user[0])[:2]
-            if self.shortcuts == "own" and self._has_others(tensor, [node for *_, node in users]):
+                assert node.inputs[0] is not None
+                users.setdefault(node.inputs[0], {})[node] = _input_parameters(self.layers[name])
+        for tensor, wanted in users.items():
+            widest: tuple[float, int] | None = max(wanted.values(), key=lambda user: user[0])
+            if self.shortcuts == "own" and any(
+                reader not in wanted and reader.op_type in (*_MATH_OPS, *_MOVE_OPS)
+                for reader in tensor.consumers()
+            ):
                 widest = None
-            for scale, zero, node in users:
+            for node, (scale, zero) in wanted.items():
                 own = tensor
                 if (scale, zero) != widest:
-                    own = f"{tensor}_{node.name}"
-                    copied = helper.make_node("Identity", [tensor], [own], f"{node.name}{_COPY}")
-                    onnx_graph.insert_before(self.model, node, copied)
-                    node.input[0] = own
-                self.overrides[own] = [
+                    copied = ir.node("Identity", [tensor])
+                    node.prepend(copied)
+                    own = copied.outputs[0]
+                    node.replace_input_with(0, own)
+                self.overrides[_named(own)] = [
                     {
                         "scale": np.asarray(scale, np.float32),
                         "zero_point": np.asarray(zero, np.uint8),
@@ -316,18 +303,8 @@ class IntegerWriter:
                     }
                 ]
 
-    def _has_others(self, tensor: str, users: list[Any]) -> bool:
-        """Returns whether something reads a tensor in 8 bits that is none of ``users``."""
-        return any(
-            reader.op_type in (*_MATH_OPS, *_MOVE_OPS)
-            for reader in onnx_graph.readers(self.model, tensor)
-            if reader not in users and not reader.name.endswith(_COPY)
-        )
-
-    def _store_weight_only(self, model: Any) -> None:
+    def _store_weight_only(self, model: ir.Model) -> ir.Model:
         """Replaces float weights by integers that are multiplied by their scales when they run."""
-        from onnx import TensorProto, helper, version_converter
-
         small = {
             name: weight_integers(layer)
             for name, layer in self.layers.items()
@@ -338,33 +315,28 @@ class IntegerWriter:
         small = {n: (i, s) for n, (i, s) in small.items() if fits_int8(i)}
         fits = {n for n, (i, _) in small.items() if i.min() >= -8 and i.max() <= 7}
         if fits:
-            converted = version_converter.convert_version(model, _INT4_OPSET)
-            model.CopyFrom(converted)
-        places = {node.name: node for node in model.graph.node}
+            model = ir.from_proto(convert_version(ir.to_proto(model), _INT4_OPSET))
         for name, (integers, scales) in small.items():
+            kind = ir.DataType.INT4 if name in fits else ir.DataType.INT8
             for old in self.nodes[name]:
-                node = places[old.name]
-                axis = onnx_graph.output_axis(node, integers)
-                stored: Any = integers if axis == 0 else integers.T
-                if name in fits:
-                    stored = helper.make_tensor(
-                        "", TensorProto.INT4, stored.shape, stored.flatten()
-                    )
-                else:
-                    stored = np.ascontiguousarray(stored, dtype=np.int8)
-                onnx_graph.set_initializer(model, f"{name}.integers", stored)
-                onnx_graph.set_initializer(model, f"{name}.scales", scales)
-                numbers = f"{node.name}_weight"
-                decode = helper.make_node(
-                    "DequantizeLinear",
-                    [f"{name}.integers", f"{name}.scales"],
-                    [numbers],
-                    f"{node.name}_decode",
-                    axis=axis,
-                )
-                onnx_graph.insert_before(model, node, decode)
-                node.input[1] = numbers
-        onnx_graph.remove_unused(model)
+                node = model.graph.node(old.name or "")
+                axis = onnx_graph.output_axis(node)
+                stored = np.ascontiguousarray(integers if axis == 0 else integers.T)
+                constants = [
+                    onnx_graph.add_constant(model, f"{name}.integers", stored.astype(kind.numpy())),
+                    onnx_graph.add_constant(model, f"{name}.scales", scales),
+                ]
+                decode = ir.node("DequantizeLinear", constants, {"axis": axis})
+                node.prepend(decode)
+                node.replace_input_with(1, decode.outputs[0])
+        onnx_graph.clean(model)
+        return model
+
+
+def _named(value: ir.Value | None) -> str:
+    assert value is not None
+    assert value.name is not None
+    return value.name
 
 
 def _input_parameters(layer: QuantizedLayer) -> tuple[float, int]:

@@ -7,21 +7,17 @@ writes *its* integers and *its* input scales, so that the file predicts what the
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import onnx_ir as ir
 from torch import Tensor, nn
 
-from amc_compress.learners.export.onnx_file import batches_of, write_unchecked
+from amc_compress.learners.export.onnx_file import ExportResult, float_model, write_compared
 from amc_compress.learners.export.onnx_int8 import (
     CALIBRATION_METHODS,
     SHORTCUTS,
@@ -32,7 +28,7 @@ from amc_compress.learners.export.onnx_int8 import (
     runs_in_integers,
     weight_integers,
 )
-from amc_compress.learners.export.onnx_options import OnnxOptions, finish
+from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -40,7 +36,6 @@ from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_env import CompressionError
 from amc_env.errors import InputDataError
-from amc_env.files import replace
 
 WEIGHT_ONLY = ("integer", "float")
 """How the weights of layers with float inputs are stored."""
@@ -51,23 +46,15 @@ class UnsupportedPrecisionError(CompressionError):
 
 
 @dataclass(frozen=True)
-class QuantizedExport:
-    """A written ONNX file, compared with the network it was made from.
+class QuantizedExport(ExportResult):
+    """A checked ONNX file of a quantized network.
 
     Args:
-        path: The file.
-        agreement: Share of the images for which ONNX Runtime and torch choose the same class.
-        max_difference: Largest difference of a logit.
-        n_images: How many images were compared.
         n_int8_layers: Layers with weights that ONNX Runtime computes in 8-bit integers.
         n_float_layers: Layers with weights that it computes in float32.
         bytes: Size of the file.
     """
 
-    path: Path
-    agreement: float
-    max_difference: float
-    n_images: int
     n_int8_layers: int
     n_float_layers: int
     bytes: int
@@ -111,8 +98,8 @@ def post_training_int8(
         )
     _check_choice("method", method, CALIBRATION_METHODS)
 
-    def quantize(float_path: Path, out: Path) -> None:
-        quantize_float(float_path, out, calibration, method)
+    def quantize(exported: ir.Model) -> ir.Model:
+        return quantize_float(exported, calibration, method)
 
     return _export(model, example_input, path, calibration, images, quantize, options)
 
@@ -163,15 +150,15 @@ def export_quantized(
     _check_choice("weight_only", weight_only, WEIGHT_ONLY)
     _check_choice("shortcuts", shortcuts, SHORTCUTS)
 
-    def quantize(float_path: Path, out: Path) -> None:
-        IntegerWriter(
+    def quantize(exported: ir.Model) -> ir.Model:
+        return IntegerWriter(
             network,
-            float_path,
+            exported,
             calibration,
             method=method,
             weight_only=weight_only,
             shortcuts=shortcuts,
-        ).write(out)
+        ).write()
 
     return _export(network, example_input, path, calibration, images, quantize, options)
 
@@ -245,10 +232,10 @@ def _export(
     path: str | Path,
     calibration: Tensor,
     images: Tensor | None,
-    quantize: Callable[[Path, Path], None],
+    quantize: Callable[[ir.Model], ir.Model],
     options: OnnxOptions | None,
 ) -> QuantizedExport:
-    """Writes the float file, lets it be quantized, and compares the result with the network."""
+    """Exports in float, lets that be quantized, and compares the result with the network."""
     options = options or OnnxOptions()
     if options.half:
         raise UnsupportedPrecisionError(
@@ -258,26 +245,15 @@ def _export(
     _check_images("calibration", calibration, example_input)
     images = calibration if images is None else images
     _check_images("images", images, example_input)
-    path = Path(path)
-    stem = path.with_name(f".{path.name}.{os.getpid()}")
-    float_path, temporary = Path(f"{stem}.float.onnx"), Path(f"{stem}.tmp.onnx")
-    try:
-        # Calibration takes batches of its own sizes: the batch is fixed at the end, by `finish`.
-        write_unchecked(
-            _plain(network), example_input, float_path, dataclasses.replace(options, batch=None)
-        )
-        with _muted():
-            quantize(float_path, temporary)
-        finish(temporary, options)
-        agreement, difference = _compare(network, images, temporary, options)
-        n_int8, n_float = count_layers(temporary)
-        size = temporary.stat().st_size
-        replace(temporary, path)
-    finally:
-        for leftover in (float_path, temporary):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
-    return QuantizedExport(path, agreement, difference, len(images), n_int8, n_float, size)
+    # Calibration takes batches of its own sizes: the batch is fixed at the end.
+    free = dataclasses.replace(options, batch=None)
+    exported = float_model(_plain(network), example_input, free)
+    with quiet():
+        model = quantize(exported)
+    result = write_compared(model, network, images, Path(path), options)
+    n_int8, n_float = count_layers(result.path)
+    size = result.path.stat().st_size
+    return QuantizedExport(**vars(result), n_int8_layers=n_int8, n_float_layers=n_float, bytes=size)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -293,31 +269,3 @@ def _check_images(name: str, images: Tensor, example_input: Tensor) -> None:
         )
     if not images.isfinite().all():
         raise InputDataError(f"Expected finite {name}, got NaN or infinite pixels.")
-
-
-def _compare(
-    network: nn.Module, images: Tensor, path: Path, options: OnnxOptions
-) -> tuple[float, float]:
-    session = open_session(path)
-    same, seen, difference = 0, 0, 0.0
-    for batch in batches_of(images.float().cpu(), options.batch):
-        taken, fed = options.feed(batch)
-        with torch.no_grad():
-            expected = network(taken).float().numpy()
-        got = run_session(session, fed)
-        same += int((got.argmax(1) == expected.argmax(1)).sum())
-        seen += len(batch)
-        difference = max(difference, float(np.abs(got - expected).max()))
-    return same / seen, difference
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Silences ONNX Runtime's quantizer, which advises on the root logger."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        logging.disable(disabled)

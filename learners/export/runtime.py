@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,26 +22,21 @@ from amc_compress.learners.export.onnx_program import ExportError as ExportError
 
 BATCH_SIZES = (1, 64)
 
-
 _WARM_UP = 3
-
-
-# Enough rounds for a steady median, but no more than about this many seconds per batch size.
+# Enough rounds for a steady quantile, but no more than about this many seconds per batch size.
 _ROUNDS = 300
-
-
 _SECONDS_PER_BATCH_SIZE = 5.0
-
-
-_LEAST_ROUNDS = 11
+_LEAST_ROUNDS = 7
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the exporter: it prints its progress and warns about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silences exporter and quantizer: they print, and warn about their own internals."""
+    loggers = (logging.root, logging.getLogger("torch.onnx"))
+    levels = [logger.level for logger in loggers]
+    handlers = logging.root.handlers[:]  # the quantizer's first advice would add one
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),
@@ -50,14 +46,20 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def open_session(path: Path) -> Any:
-    """Opens an ONNX file in ONNX Runtime on one thread.
+def open_session(model: Path | Any, **settings: Any) -> Any:
+    """Opens a model in ONNX Runtime on one thread.
+
+    Args:
+        model: A file, or an ``onnx.ModelProto``.
+        **settings: More attributes of ``onnxruntime.SessionOptions``.
 
     Raises:
-        ExportError: If ONNX Runtime rejects the file.
+        ExportError: If ONNX Runtime cannot read it.
     """
     import onnxruntime
 
@@ -65,15 +67,41 @@ def open_session(path: Path) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only
+    for key, value in settings.items():
+        setattr(options, key, value)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         if type(error).__module__.split(".")[0] != "onnxruntime":
             raise
+        name = model if isinstance(model, Path) else "the exported network"
         raise ExportError(
-            f"ONNX Runtime cannot read {path} ({str(error).splitlines()[0]}); run `amc export` "
+            f"ONNX Runtime cannot read {name} ({str(error).splitlines()[0]}); run `amc export` "
             f"again."
         ) from error
+
+
+def optimised(model: Path | Any, level: str) -> Any:
+    """Returns a model as ONNX Runtime rewrites it before it runs, an ``onnx.ModelProto``.
+
+    Args:
+        model: A file, or an ``onnx.ModelProto``.
+        level: ``"BASIC"``: constants folded; ``"EXTENDED"``: nodes fused too; ``"ALL"``: laid out
+            for this very processor, and valid on no other.
+    """
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "optimised.onnx")
+        levels = onnxruntime.GraphOptimizationLevel
+        open_session(
+            model,
+            graph_optimization_level=getattr(levels, f"ORT_ENABLE_{level}"),
+            optimized_model_filepath=path,
+        )
+        return onnx.load(path)
 
 
 def run_session(session: Any, images: Tensor) -> np.ndarray:
@@ -92,9 +120,6 @@ def time_onnx(
 ) -> dict[str, dict[str, float]]:
     """Times several ONNX files against each other, on one thread.
 
-    The files take turns, so that whatever else the machine does hits all of them alike; the
-    median ignores the outliers that remain.
-
     Args:
         paths: Name -> file.
         image_shape: ``(C, H, W)``.
@@ -104,17 +129,14 @@ def time_onnx(
     Returns:
         Name -> batch size (as text) -> median milliseconds per call.
     """
-    sessions = {name: open_session(path) for name, path in paths.items()}
+    sessions = [open_session(path) for path in paths.values()]
     results: dict[str, dict[str, float]] = {name: {} for name in paths}
     generator = torch.Generator().manual_seed(0)
     for size in batch_sizes:
         images = torch.randn(size, *image_shape, generator=generator)
-        calls = {
-            name: partial(session.run, None, _feed(session, images))
-            for name, session in sessions.items()
-        }
-        for name, milliseconds in interleaved(calls, seconds).items():
-            results[name][str(size)] = round(milliseconds, 4)
+        calls = [partial(session.run, None, _feed(session, images)) for session in sessions]
+        for name, times in zip(paths, time_in_turns(calls, seconds), strict=True):
+            results[name][str(size)] = round(statistics.median(times), 4)
     return results
 
 
@@ -126,21 +148,39 @@ def _feed(session: Any, images: Tensor) -> dict[str, np.ndarray]:
     return {source.name: images.numpy()}
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Returns the median milliseconds of each call; they take turns for so many seconds."""
-    for call in calls.values():
+def time_in_turns(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    *,
+    least: int = _LEAST_ROUNDS,
+    clock: Callable[[], float] = time.process_time,
+) -> list[list[float]]:
+    """Times calls that take turns, so that whatever else the machine does hits all alike.
+
+    Args:
+        calls: What to time.
+        seconds: About how long to measure.
+        least: Rounds, at least.
+        clock: For how long; by default the processor's, so that a busy machine does not leave
+            fewer rounds. Calls that wait for another device need the wall's.
+
+    Returns:
+        Milliseconds of every round, for each call.
+    """
+    for call in calls:
         for _ in range(_WARM_UP):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    for round_index in range(_ROUNDS):
-        if round_index >= _LEAST_ROUNDS and time.perf_counter() > end:
+    times: list[list[float]] = [[] for _ in calls]
+    end = clock() + seconds
+    for done in range(_ROUNDS):
+        if done >= least and clock() > end:
             break
         # The first to run changes from round to round: what a time slice ends with is not
         # always the same network.
-        order = list(calls.items())
-        for name, call in order if round_index % 2 else reversed(order):
+        order = list(zip(calls, times, strict=True))
+        for call, samples in order if done % 2 else reversed(order):
+            call()  # its own data back into the caches
             start = time.perf_counter()
             call()
-            times[name].append(1000.0 * (time.perf_counter() - start))
-    return {name: statistics.median(samples) for name, samples in times.items()}
+            samples.append(1000.0 * (time.perf_counter() - start))
+    return times

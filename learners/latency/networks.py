@@ -6,21 +6,24 @@ are measured inside their network. Values do not matter for time; only shapes do
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.export.onnx_graph import set_initializer
+from amc_compress.learners.export.onnx_graph import (
+    add_constant,
+    constant,
+    only_reader,
+    replace_node,
+)
 from amc_compress.learners.export.onnx_int8 import quantize_float
-from amc_compress.learners.export.runtime import quiet
+from amc_compress.learners.export.runtime import optimised, quiet
 from amc_compress.learners.layers.structure import fold_norms, foldable_norms
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.tracing.slots import weight_name
@@ -74,7 +77,7 @@ def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
     return network.eval()
 
 
-def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
+def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> onnx.ModelProto:
     """Returns a network as an ONNX model whose layers bear marks.
 
     Args:
@@ -85,11 +88,9 @@ def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
     Raises:
         LatencyError: If it cannot be exported, or a layer is not found again in the export.
     """
-    import onnx
-
     buffer: Any = io.BytesIO()  # which the exporter takes, but does not say so
     try:
-        with _silence():
+        with quiet():
             # The older exporter: 0.2 s instead of 4 s, and it leaves the layers as they are.
             torch.onnx.export(
                 network, (images,), buffer, dynamo=False, opset_version=_OPSET,
@@ -103,97 +104,54 @@ def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> Any:
     model = _simplified(onnx.load_from_string(buffer.getvalue()))
     _reshape(model)
     _mark(model, network, [layer.name for layer in measured_layers(graph)])
-    return model
+    return ir.to_proto(model)
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hides warnings of the exporter and of the quantizer about their own internals."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with quiet():
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _simplified(model: Any) -> Any:
+def _simplified(model: onnx.ModelProto) -> ir.Model:
     """Folds constants as ONNX Runtime does before quantization (see ``quant_pre_process``)."""
-    import onnx
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(path)
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(optimised(model, "BASIC")))
 
 
-def _reshape(model: Any) -> None:
+def _reshape(model: ir.Model) -> None:
     """Turns ``Flatten`` into the newer exporter's ``Reshape``, which runs in 8 bits."""
-    for node in model.graph.node:
-        if node.op_type == "Flatten" and all(a.i == 1 for a in node.attribute):
-            shape = f"{node.output[0]}_shape"
-            set_initializer(model, shape, np.array([0, -1]))
-            node.op_type = "Reshape"
-            node.input.append(shape)
-            del node.attribute[:]
+    for node in model.graph:
+        if node.op_type == "Flatten" and node.attributes.get_int("axis", 1) == 1:
+            shape = add_constant(model, f"{node.outputs[0].name}_shape", np.array([0, -1]))
+            replace_node(node, [ir.node("Reshape", [node.inputs[0], shape])])
 
 
-def _mark(model: Any, network: nn.Module, layers: Sequence[str]) -> None:
+def _mark(model: ir.Model, network: nn.Module, layers: Sequence[str]) -> None:
     """Names the node of every layer, its output, and an activation behind it, by its number.
 
     ONNX Runtime names what it fuses after one of these.
     """
-    from onnx import numpy_helper
-
     parameters = dict(network.named_parameters())
     names = [weight_name(layer, parameters) for layer in layers]
-    weights = {
+    numbers = {
         tensor.detach().numpy().tobytes(): number
         for number, name in enumerate(names)
         if name is not None
         for tensor in _both_ways(parameters[name])
     }
-    numbers = {
-        tensor.name: weights[content]
-        for tensor in model.graph.initializer
-        if (content := numpy_helper.to_array(tensor).tobytes()) in weights
-    }
-    renamed: dict[str, str] = {}
     found = set()
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    for node in model.graph.node:
-        number = next((numbers[name] for name in node.input[1:2] if name in numbers), None)
+    for node in model.graph:
+        weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        number = None if weight is None else numbers.get(weight.tobytes())
         if number is None:
             continue
         found.add(number)
         node.name = _MARK.format(number)
-        outputs = {o.name for o in model.graph.output}
-        followers = readers.get(node.output[0], [])
-        activation = len(followers) == 1 and followers[0].op_type in ("Relu", "Clip")
-        for name, end in ((node, "out"), *([(followers[0], "act")] if activation else [])):
-            if name.output[0] not in outputs:
-                renamed[name.output[0]] = _MARK.format(number) + end
+        output = node.outputs[0]
+        activation = only_reader(output, "Relu") or only_reader(output, "Clip")
+        outputs = [output] if activation is None else [output, activation.outputs[0]]
+        for value, end in zip(outputs, ("out", "act"), strict=False):
+            if not value.is_graph_output():
+                value.name = f"{node.name}{end}"
     if lost := [name for number, name in enumerate(layers) if number not in found]:
         raise LatencyError(
             f"The exported network has no layer of its own for {', '.join(lost[:5])}; only "
             f"convolutions and linear layers that are called once can be measured."
         )
-    for node in model.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for info in model.graph.value_info:
-        info.name = renamed.get(info.name, info.name)
 
 
 def _both_ways(weight: Tensor) -> Iterator[Tensor]:
@@ -210,17 +168,12 @@ def marked_layer(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def to_int8(model: Any, images: Tensor) -> Any:
+def to_int8(model: onnx.ModelProto, images: Tensor) -> onnx.ModelProto:
     """Returns the model as ``post_training_int8`` would write it.
 
     Args:
         model: As :func:`to_onnx` returns it.
         images: For the ranges of the activations; which ones does not matter for time.
     """
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
-        quantize_float(source, target, images, "minmax")
-        return onnx.load(target)
+    with quiet():
+        return ir.to_proto(quantize_float(ir.from_proto(model), images, "minmax"))

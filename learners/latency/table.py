@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
+from amc_compress.learners.export.runtime import open_session
 from amc_compress.learners.latency.design import Kept, axis_points, check_points, levels_of, plans
 from amc_compress.learners.latency.networks import (
     PRECISIONS,
@@ -33,11 +34,10 @@ from amc_compress.learners.latency.timing import (
     QUANTILE,
     empty_model,
     layer_times,
-    open_model,
     time_together,
 )
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
-from amc_env import CostModel, Decision, LayerGraph, LayerSpec
+from amc_env import LayerGraph, LayerSpec
 from amc_env.costs.cost_table import (
     CostTable,
     CostTableError,
@@ -46,8 +46,7 @@ from amc_env.costs.cost_table import (
     measured_layers,
     precision_bits,
 )
-from amc_env.costs.latency import TableCost, interpolation_shares
-from amc_env.costs.storage import StorageFormat
+from amc_env.costs.latency import interpolation_shares
 from amc_env.files import write_atomic
 
 Array = npt.NDArray[np.float64]
@@ -120,7 +119,7 @@ class Bench:
         self._images = torch.rand(batch, *input_shape, generator=generator)
         self._traced = traced
         self._feed = self._images.numpy()
-        self._empty = open_model(empty_model(self._feed))
+        self._empty = open_session(empty_model(self._feed))
         self._references: dict[str, Any] = {}
         self.graph = traced.graph
 
@@ -137,8 +136,8 @@ class Bench:
             tells how fast the machine was at that moment.
         """
         if precision not in self._references:
-            self._references[precision] = open_model(self.build({}, precision))
-        sessions = [open_model(model), self._references[precision], self._empty]
+            self._references[precision] = open_session(self.build({}, precision))
+        sessions = [open_session(model), self._references[precision], self._empty]
         return tuple(time_together(sessions, self._feed, seconds))
 
     def sample(self, kept: Kept, precision: str) -> Sample:
@@ -213,35 +212,6 @@ def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTa
         layers=_layer_tables(graph, options, []),
         details={"form": True},
     )
-
-
-def load_cost_models(
-    paths: Sequence[str | Path],
-    graph: LayerGraph,
-    decisions: Sequence[Decision],
-    storage: StorageFormat | None = None,
-) -> dict[str, CostModel]:
-    """Reads tables as costs for budgets: ``{"latency": ..., "energy": ...}``.
-
-    Args:
-        paths: Tables of different quantities.
-        graph: The network.
-        decisions: What plans decide, in order.
-        storage: Bits of layers that no decision is about.
-
-    Raises:
-        CostTableError: If a table does not fit, or two are about the same quantity.
-    """
-    models: dict[str, CostModel] = {}
-    for path in paths:
-        table = CostTable.read(path)
-        if table.quantity in models:
-            raise CostTableError(
-                f"Expected one table per quantity, got two of {table.quantity}; {path} is the "
-                f"second."
-            )
-        models[table.quantity] = TableCost(table, graph, decisions, storage)
-    return models
 
 
 def runtime_name() -> str:
@@ -391,5 +361,5 @@ def _terms(inputs: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> Array:
 
 
 __all__ = [
-    "Bench", "LatencyError", "TableOptions", "empty_table", "load_cost_models", "measure_table",
+    "Bench", "LatencyError", "TableOptions", "empty_table", "measure_table",
 ]  # fmt: skip

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from amc_compress.learners.export.runtime import open_session, time_in_turns
 from amc_compress.learners.latency.networks import LatencyError, marked_layer
 
 Array = npt.NDArray[np.float64]
@@ -19,24 +20,9 @@ Array = npt.NDArray[np.float64]
 # Whatever else the machine does makes a call slower, never faster.
 QUANTILE = 0.2
 _WARM_UP = 5
+_LEAST_ROUNDS = 20
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _LEAST_SHARE = 0.05  # of a microsecond, for a node faster than the profiler can see
-
-
-def open_model(model: Any, *, profile: Path | None = None) -> Any:
-    """Opens a model on one thread; with a path prefix, a run writes a profile there."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def empty_model(images: npt.NDArray[np.float32]) -> Any:
@@ -53,7 +39,7 @@ def empty_model(images: npt.NDArray[np.float32]) -> Any:
 
 
 def time_together(
-    sessions: Sequence[Any], images: npt.NDArray[np.float32], seconds: float, least: int = 20
+    sessions: Sequence[Any], images: npt.NDArray[np.float32], seconds: float
 ) -> list[float]:
     """Times sessions in turns.
 
@@ -61,27 +47,13 @@ def time_together(
         sessions: Opened models.
         images: What each is called with.
         seconds: About how many processor seconds to measure.
-        least: Rounds, at least.
 
     Returns:
         Milliseconds per call of each: a low quantile of all rounds.
     """
-    feed = {"images": images}
-    for session in sessions:
-        for _ in range(_WARM_UP):
-            session.run(None, feed)
-    samples: list[list[float]] = [[] for _ in sessions]
-    # Seconds of this process, so that a busy machine does not leave fewer rounds.
-    end = time.process_time() + seconds
-    rounds = 0
-    while rounds < least or time.process_time() < end:
-        rounds += 1
-        for session, times in zip(sessions, samples, strict=True):
-            session.run(None, feed)  # its own data back into the caches
-            start = time.perf_counter()
-            session.run(None, feed)
-            times.append(time.perf_counter() - start)
-    return [1000.0 * float(np.quantile(times, QUANTILE)) for times in samples]
+    calls = [partial(session.run, None, {"images": images}) for session in sessions]
+    times = np.array(time_in_turns(calls, seconds, least=_LEAST_ROUNDS))
+    return [float(quantile) for quantile in np.quantile(times, QUANTILE, axis=1)]
 
 
 def layer_times(
@@ -136,7 +108,9 @@ def _profile(
 ) -> list[tuple[str, str, float]]:
     """Returns (name, operator, microseconds) of every node in the order they run."""
     with tempfile.TemporaryDirectory() as folder:
-        session = open_model(model, profile=Path(folder) / "profile")
+        session = open_session(
+            model, enable_profiling=True, profile_file_prefix=str(Path(folder) / "profile")
+        )
         for _ in range(_WARM_UP + runs):
             session.run(None, {"images": images})
         events = json.loads(Path(session.end_profiling()).read_text())

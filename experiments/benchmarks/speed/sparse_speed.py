@@ -17,7 +17,9 @@ above 1 the zeros pay, below 1 they cost.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 
 from amc_compress.benchmarks.bench import start
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.runtime import BATCH_SIZES, interleaved, time_onnx
+from amc_compress.learners.export.runtime import BATCH_SIZES, time_in_turns, time_onnx
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.structure import replace_module
@@ -146,8 +148,8 @@ def csr_rows(seconds: float, batch_sizes: Sequence[int] = BATCH_SIZES) -> list[R
         columns = x.T.contiguous()
         calls: dict[str, Callable[[], object]] = {DENSE: partial(F.linear, x, weight)}
         calls |= {zeros: partial(torch.sparse.mm, m, columns) for zeros, m in sparse.items()}
-        for name, ms in interleaved(calls, seconds).items():
-            found[name][size] = ms
+        for name, times in zip(calls, time_in_turns([*calls.values()], seconds), strict=True):
+            found[name][size] = statistics.median(times)
     return [
         Row(
             _LINEAR, "PyTorch CPU, dense" if n == DENSE else "PyTorch CPU, CSR", n, ms, found[DENSE]
@@ -209,8 +211,9 @@ def _time_semi_structured(width: int, device: torch.device, seconds: float) -> t
 
         return call
 
-    found = interleaved({DENSE: waiting(dense), "sparse": waiting(sparse)}, seconds)
-    return found[DENSE], found["sparse"]
+    calls = [waiting(dense), waiting(sparse)]
+    times = time_in_turns(calls, seconds, clock=time.perf_counter)
+    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ import torch
 from support.selection import quick
 from torch import nn
 
+from amc_compress.learners.export.runtime import open_session, optimised
 from amc_compress.learners.latency import table as latency_table
 from amc_compress.learners.latency.design import axis_points, levels_of, plans, random_plans
 from amc_compress.learners.latency.networks import (
@@ -27,14 +28,14 @@ from amc_compress.learners.latency.table import (
     Bench,
     TableOptions,
     empty_table,
-    load_cost_models,
     measure_table,
 )
-from amc_compress.learners.latency.timing import layer_times, open_model
+from amc_compress.learners.latency.timing import layer_times
 from amc_compress.learners.tracing.traced_model import trace
 from amc_compress.models import make_model
 from amc_env import ChannelGroup, LayerGraph, LayerSpec, Width, keep_ratio_decision
 from amc_env.costs.cost_table import CostTable, CostTableError, measured_layers
+from amc_env.costs.latency import TableCost, load_cost_models
 from amc_env.costs.storage import StorageFormat
 
 pytest.importorskip("onnxruntime")
@@ -121,7 +122,7 @@ def test_models_compute_what_the_cut_network_computes(name):
     network = cut(traced, kept)
     images = torch.rand(2, *SHAPE)
     onnx_model = to_onnx(network, traced.graph, images)
-    got = open_model(onnx_model).run(None, {"images": images.numpy()})[0]
+    got = open_session(onnx_model).run(None, {"images": images.numpy()})[0]
     with torch.no_grad():
         plain = traced.slice({n: torch.arange(k) for n, k in kept.items()}).eval()(images)
     np.testing.assert_allclose(got, plain.numpy(), rtol=1e-3, atol=1e-3 * plain.abs().max().item())
@@ -130,20 +131,11 @@ def test_models_compute_what_the_cut_network_computes(name):
     assert sorted(m for m in marked if m is not None) == list(range(n_layers))
 
 
-def test_int8_models_run_all_layers_in_integers(tmp_path):
-    import onnx
-    import onnxruntime
-
+def test_int8_models_run_all_layers_in_integers():
     traced = prepare(small(), SHAPE)
     images = torch.rand(1, *SHAPE)
     model = to_int8(to_onnx(cut(traced, {}), traced.graph, images), images)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    operators = [n.op_type for n in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    operators = [node.op_type for node in optimised(model, "ALL").graph.node]
     assert operators.count("QLinearConv") == 3
     assert operators.count("QGemm") == 1
     assert not {"Conv", "Gemm", "Relu", "Clip"} & set(operators)
@@ -358,8 +350,6 @@ def test_haqs_tables_are_read_as_the_documentation_says():
     table = names["from_haq"](array, graph)
     layers = [layer.name for layer in graph.layers]
     storage = StorageFormat(dict.fromkeys(layers, 3.0), dict.fromkeys(layers, 5.0))
-    from amc_env.costs.latency import TableCost
-
     cost = TableCost(table, graph, [], storage)
     assert cost([]) == pytest.approx(4 * 15)
     assert cost.original([]) == pytest.approx(4 * 64)
