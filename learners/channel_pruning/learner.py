@@ -18,10 +18,10 @@ from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import fit_layers, write_layer
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
+from amc_compress.learners.channel_pruning.curves import Repair, gradient_scores
 from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
-from amc_compress.learners.channel_pruning.scores import Repair, gradient_scores
 from amc_compress.learners.channel_pruning.sensitivity import error_curve
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.networks.intake import as_float

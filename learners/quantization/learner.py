@@ -30,13 +30,12 @@ from amc_compress.learners.layers.structure import (
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.packing.sizes import header_bytes, stored_bytes
 from amc_compress.learners.quantization.calibration import Observation, match_outputs, observe
+from amc_compress.learners.quantization.curves import gradient_scores, layer_errors
 from amc_compress.learners.quantization.decisions import BitChoice, BitPair, is_float
-from amc_compress.learners.quantization.errors import layer_errors
 from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.preparation import quantized_training
-from amc_compress.learners.quantization.scores import gradient_scores
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.costs import BytesCost, make_cost

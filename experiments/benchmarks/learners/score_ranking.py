@@ -39,9 +39,9 @@ from amc_compress.benchmarks.learners.proxy_ranking import random_plans
 from amc_compress.learners import ChannelPruning, JointCompression
 from amc_compress.learners.candidates.gradient_scores import falling, weight_fisher
 from amc_compress.learners.channel_pruning.criteria import taylor
+from amc_compress.learners.channel_pruning.curves import Repair
+from amc_compress.learners.channel_pruning.curves import gradient_scores as channel_scores
 from amc_compress.learners.channel_pruning.ranking import group_contexts
-from amc_compress.learners.channel_pruning.scores import Repair
-from amc_compress.learners.channel_pruning.scores import gradient_scores as channel_scores
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.sparsification.curves import gradient_scores as density_scores
