@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -90,6 +91,19 @@ def test_processes_append_at_the_same_time_and_every_line_is_there(path):
     assert sorted(row["plan"][0] for row in rows) == list(range(600))
     assert all(row["accuracy"] == row["plan"][0] / 1000 for row in rows)
     assert not [p for p in path.parent.iterdir() if p != path]
+
+
+def test_a_line_waits_for_another_writer(path):
+    fcntl = pytest.importorskip("fcntl")
+    store = EvaluationStore(path, TASK)
+    writer = threading.Thread(target=store.add, args=((0, 0), 0.25, 1.0))
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+    writer.join()
+    assert len(EvaluationStore(path, TASK)) == 1
 
 
 @pytest.mark.parametrize("kept", [1, 15, -2])
