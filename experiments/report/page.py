@@ -71,6 +71,8 @@ def _page(folder: RunFolder) -> str:
     cost = next(iter(Budget.parse(folder.config.budget).bounds))
     within = [trial for trial in trials if trial.within_budget]
     document = read_document(folder / "config.json")
+    packages = document["packages"]
+    made_with = [f"{name} {packages[name]}" for name in ("amc-compress", "torch", "python")]
     return render(
         "run.html",
         folder=folder,
@@ -86,7 +88,8 @@ def _page(folder: RunFolder) -> str:
         **_time(folder),
         cpu_seconds_per_episode=summary["cpu_seconds_per_episode"],
         options=document["options"],
-        packages=document["packages"],
+        packages=packages,
+        made_with=", ".join(made_with),
     )
 
 
