@@ -30,9 +30,6 @@ _INSTALLED, _FAILED = "amc-automl-installed", "amc-automl-failed"
 # "ERROR: No matching distribution ..." of pip; "package.module.SomeError: ..." of Python
 _ERROR_LINE = re.compile(r"ERROR: |[\w.]*(Error|Exception)\b")
 
-DEFAULT_ROOT = Path("~/.cache/amc-compress/automl")
-"""Where the environments are if nothing else is said."""
-
 
 @dataclass(frozen=True)
 class Installed:
