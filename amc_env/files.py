@@ -343,7 +343,8 @@ class JsonLines:
         """
         data = _lines(rows).encode()
         with self.path.open("ab+", buffering=0) as file:
-            _lock(file.fileno(), wait=True)
+            with contextlib.suppress(OSError):  # not every file system has locks
+                _lock(file.fileno(), wait=True)
             if _ends_within_a_line(file):
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
