@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +14,11 @@ from amc_compress.learners.numerics.layout import laid_out
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
 
-if TYPE_CHECKING:
-    pass
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def collect(
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     limit: int | None,
     name: str,
     example: Tensor,
@@ -62,7 +60,7 @@ def no_batch(name: str) -> InputDataError:
 
 
 def read_batches(
-    batches: Iterable[tuple[Tensor, Tensor]], name: str, shape: Sequence[int], seed: int = 0
+    batches: Batches, name: str, shape: Sequence[int], seed: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the batches of a loader: images in float32 and labels in int64, on the processor.
 
@@ -99,8 +97,7 @@ def read_batches(
 
 
 def _check_batch(x: Tensor, y: Tensor, name: str, shape: Sequence[int]) -> None:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise InputDataError(f"Expected tensors in the {name} data, got {type(x).__name__}.")
+    _check_pair(x, y, f"{name} ")
     if x.shape[1:] != shape:
         raise InputDataError(
             f"Expected {name} images of shape {tuple(shape)} like the example input, "
@@ -108,10 +105,19 @@ def _check_batch(x: Tensor, y: Tensor, name: str, shape: Sequence[int]) -> None:
         )
     if not x.isfinite().all():
         raise InputDataError(f"Expected finite {name} images, got NaN or infinite pixels.")
-    if y.dim() != 1 or y.shape[0] != x.shape[0] or y.is_floating_point():
+
+
+def _check_pair(images: object, labels: object, name: str = "") -> None:
+    """Checks that a batch is tensors of images and of their classes; ``name`` ends in a space."""
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise InputDataError(
-            f"Expected one integer label per {name} image, got labels of shape "
-            f"{tuple(y.shape)} and type {y.dtype} for {x.shape[0]} images."
+            f"Expected {name}batches of (images, labels) tensors, got {type(images).__name__} and "
+            f"{type(labels).__name__}."
+        )
+    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
+        raise InputDataError(
+            f"Expected one integer label per {name}image, got images {list(images.shape)} with "
+            f"labels {list(labels.shape)} of {labels.dtype}."
         )
 
 
@@ -163,23 +169,11 @@ def count_outputs(model: nn.Module, images: Tensor) -> int:
     return int(outputs.shape[1])
 
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-
-
 def check_batch(
     images: Tensor, labels: Tensor, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
     """Move a batch to the device; reject what cannot be images and labels."""
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise InputDataError(
-            f"Expected batches of (images, labels) tensors, got {type(images).__name__} and "
-            f"{type(labels).__name__}."
-        )
-    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
-        raise InputDataError(
-            f"Expected one integer label per image, got images {list(images.shape)} with labels "
-            f"{list(labels.shape)} of {labels.dtype}."
-        )
+    _check_pair(images, labels)
     return images.to(device, non_blocking=True), labels.to(device, torch.int64, non_blocking=True)
 
 
@@ -203,11 +197,11 @@ def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "networ
         if model.training and runs_in_evaluation(model, images):
             raise InputDataError(
                 f"The {who} runs in evaluation mode, but not in training mode "
-                f"({str(error).splitlines()[0][:150]}): correct what its forward does in training."
+                f"({first_line(error, 150)}): correct what its forward does in training."
             ) from error
         raise InputDataError(
             f"The {who} cannot take images of shape {list(images.shape[1:])} "
-            f"({str(error).splitlines()[0][:150]}): use the size and channels it was made for."
+            f"({first_line(error, 150)}): use the size and channels it was made for."
         ) from error
     logits = main_output(output) if model.training else output
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
