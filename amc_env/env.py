@@ -107,7 +107,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
     the budget for this episode and the following ones.
 
     **End.** ``terminated`` after the last decision, after ``n_decisions`` steps in every episode;
-    never ``truncated``.
+    never ``truncated``. A learner that decides nothing has no episode: :meth:`evaluate` gives the
+    outcome of its only plan, ``CompressionPlan({})``.
 
     **Info.** Every step: ``decision`` (key), ``value`` (executed), ``executed_action``,
     ``interval``. Last step, in addition: ``accuracy``, ``cost_ratio``, ``cost`` and ``plan``.
@@ -152,10 +153,6 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.graph = learner.graph
         self.decisions = tuple(learner.decisions)
         self.n_decisions = len(self.decisions)
-        if not self.decisions:
-            raise ValueError(
-                f"Expected a learner with decisions to make, but {type(learner).__name__} has none."
-            )
         self.render_mode = render_mode
         self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
         self.observation_space = gym.spaces.Box(
@@ -208,6 +205,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
             seed: Accepted for the interface; the environment draws nothing at random.
             options: ``{"budget": "macs=0.4"}`` changes the budget from this episode on.
         """
+        if not self.decisions:
+            raise ValueError(
+                f"Expected a learner with decisions to make, but {type(self.learner).__name__} has "
+                f"none; env.evaluate(CompressionPlan({{}})) gives the outcome of its only plan."
+            )
         super().reset(seed=seed)
         if options and "budget" in options:
             self.set_budget(options["budget"])
@@ -255,11 +257,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self._encoder.terminal(), outcome.reward, True, False, info
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
-        """Evaluates a complete plan without an episode; equal plans are evaluated once.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-        """
+        """Evaluates a complete plan without an episode; equal plans are evaluated once."""
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
         if snapped not in self._evaluated:
             answer = self.learner.evaluate(snapped)
@@ -269,14 +267,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self.outcome(snapped, self._evaluated[snapped])
 
     def outcome(self, plan: CompressionPlan, accuracy: float) -> Outcome:
-        """Returns costs and reward of a complete plan whose accuracy is known from elsewhere.
-
-        Raises:
-            PlanMismatchError: If the plan does not fit this network.
-        """
-        values = self._values_of(plan)
-        accuracy = checked_accuracy(accuracy, "the accuracy of a plan")
-        cost = {name: model(values) for name, model in self.costs.items()}
+        """Returns costs and reward of a complete plan whose accuracy is known from elsewhere."""
+        accuracy, cost = checked_accuracy(accuracy, "the accuracy of a plan"), self.cost(plan)
         ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
         targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
         result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
@@ -293,10 +285,14 @@ class CompressionEnv(gym.Env[Observation, Action]):
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
         self._evaluated[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
 
+    def cost(self, plan: CompressionPlan) -> dict[str, float]:
+        """Returns the absolute cost of a complete plan, for every cost model."""
+        values = self._values_of(plan)
+        return {name: model(values) for name, model in self.costs.items()}
+
     def cost_ratio(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns cost / original cost of a complete plan, for every cost model."""
-        values = self._values_of(plan)
-        return {n: cost(values) / self.original_cost[n] for n, cost in self.costs.items()}
+        return {name: cost / self.original_cost[name] for name, cost in self.cost(plan).items()}
 
     def decode(self, actions: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
         """Returns the plan that an episode with these actions ends with; nothing is evaluated.

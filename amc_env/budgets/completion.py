@@ -88,7 +88,7 @@ class CompletionSearch:
             return self._look_up(prefix)
         n = len(prefix)
         first = np.zeros(len(self._grids), dtype=int)
-        last = np.array([len(g) - 1 for g in self._grids])
+        last = np.array([len(g) - 1 for g in self._grids], dtype=int)
         first[:n] = last[:n] = self._indices(prefix)
         fixed = np.asarray(prefix, dtype=float)
         stack = [(first, last)]

@@ -88,6 +88,11 @@ class FeasibleSet:
         return remarks if self.budget.bounds.keys() & {"macs", "bops"} else ()
 
     def _explain(self) -> str:
+        if not self._decisions:
+            found = ", ".join(
+                f"{name} {self.ratio(name, self._lowest):.4f}" for name in self._costs
+            )
+            return f"Nothing is decided, so the costs are {found}, which breaks {self.budget!r}."
         ranges = ", ".join(
             f"{name} {self.ratio(name, self._lowest):.4f} to {self.ratio(name, self._highest):.4f}"
             for name in self._costs

@@ -253,8 +253,16 @@ def test_an_outcome_can_be_made_of_an_accuracy_measured_elsewhere():
     assert env.n_evaluations == 0
 
 
-def test_a_learner_without_decisions_is_rejected():
+def test_a_learner_without_decisions_has_one_plan_and_no_episode():
     learner = SyntheticLearner(3)
     learner.decisions = ()
-    with pytest.raises(ValueError, match="learner with decisions"):
+    with pytest.raises(InfeasibleBudgetError, match="Nothing is decided, so the costs are macs 1"):
         CompressionEnv(learner, "macs=0.5")
+    env = CompressionEnv(learner, "macs=1.0")
+    env.remember(CompressionPlan({}), 0.9)
+    outcome = env.evaluate(env.uniform_plan())
+    assert outcome.plan == CompressionPlan({})
+    assert outcome.feasible
+    assert outcome.cost_ratio == {name: 1.0 for name in env.costs}
+    with pytest.raises(ValueError, match="learner with decisions"):
+        env.reset()
