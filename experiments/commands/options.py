@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -86,7 +86,7 @@ def _parameter(name: str, hint: Any, option: Option) -> inspect.Parameter:
     )
 
 
-def _completion(choices: tuple[str, ...]) -> Callable[[str], list[str]] | None:
+def _completion(choices: Collection[str]) -> Callable[[str], list[str]] | None:
     if not choices:
         return None
     return lambda incomplete: [word for word in choices if word.startswith(incomplete)]

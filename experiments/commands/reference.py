@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import MISSING
 
 from amc_compress.commands.options import VerbOptions
-from amc_compress.config.learner_options import readers_of
 from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.validation import readers_of
 
 _HEAD = """\
 # Options of a run

@@ -50,10 +50,11 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
       Resume an interrupted run:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
-    config = config_of(ctx)  # before the imports, so that mistakes are answered at once
+    stages = [s for s in STAGES if not (no_export and s == "export")]
+    config = config_of(ctx)
+    config.validate(stages)  # before the imports, so that mistakes are answered at once
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
-    stages = [s for s in STAGES if not (no_export and s == "export")]
     task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
@@ -76,10 +77,11 @@ def search(ctx: typer.Context, out: Path, resume: bool, quiet: bool) -> None:
       Hill climbing instead, with a lower bound on the budget too:
         amc search --budget macs=0.45:0.5 --agent local --out runs/local
     """
+    stages = ("train", "search")
     config = config_of(ctx)
+    config.validate(stages)
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
-    stages = ("train", "search")
     task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
@@ -117,11 +119,12 @@ def train(
         amc compress --model digitsnet --weights runs/full/model.safetensors \\
             --data digits --out runs/small
     """
+    stages = ("train",)
     config = config_of(ctx, train_epochs="epochs", train_learning_rate="learning_rate")
+    config.validate(stages)
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
     from amc_compress.stages.train import write_training_results
 
-    stages = ("train",)
     task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)

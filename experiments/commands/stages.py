@@ -38,10 +38,8 @@ def finetune(
       Without the original as a teacher:
         amc finetune runs/resnet20 --teacher none
     """
-    from amc_compress.config.learner_options import check_options
     from amc_compress.runs.storage.trust import Trust
     from amc_compress.runs.teachers import load_teacher
-    from amc_compress.stages.finetune import training_config
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = given(ctx)
@@ -56,8 +54,7 @@ def finetune(
         if "teacher" in options:  # the weights of another teacher are none of this one's
             options.setdefault("teacher_weights", None)
         config = config_from(options, folder.config)
-        check_options(config)
-        training_config(config)
+        config.validate(("finetune",))
         load_teacher(config, folder.facts, allow_pickle=folder.allow_pickle)
         if not resume:
             folder.forget("finetune")
@@ -127,7 +124,7 @@ def export(
     task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")
-        if half and folder.config.quantizes:  # before the files that are there are given up
+        if half and folder.config.spec.quantizes:  # before the files that are there are given up
             raise ValueError(
                 f"Expected a float network for --half, got one of --learner "
                 f"{folder.config.learner}, whose bits are decided; leave --half out."

@@ -7,7 +7,7 @@ Adding an option takes one field in ``config.options``, and the place that uses 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from amc_env.validation.checks import check_threads
@@ -42,7 +42,7 @@ class Option:
     panel: str = ""
     everyday: bool = False
     learners: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     least: float | None = None
     above: float | None = None
     most: float | None = None

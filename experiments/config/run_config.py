@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from amc_compress.config.bit_widths import bits_text, parse_bits
-from amc_compress.config.defaults import default_budget, own_defaults, training_defaults
-from amc_compress.config.option import declared, flag
-from amc_compress.config.options.bits import BitOptions
-from amc_compress.config.options.finetuning import FinetuneOptions
-from amc_compress.config.options.pruning import PruningOptions
-from amc_compress.config.options.search import SearchOptions
+from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
+from amc_compress.config.option import declared, flag, option
+from amc_compress.config.options import Options
 from amc_compress.config.options.task import TaskOptions
 from amc_compress.config.texts import NOT_GIVEN
-from amc_compress.config.values import CHANNEL_LEARNERS, check_size, check_values
+from amc_compress.config.validation import validate
+from amc_compress.config.values import check_size, check_values
 from amc_env import Budget, RunFolderError
-from amc_env.costs.storage import OFF_BITS
+from amc_env.budgets.budget import BudgetLike
 from amc_env.validation.checks import check_argument
 
 STAGES = ("train", "search", "finetune", "export", "evaluate", "report")
@@ -40,115 +38,89 @@ PACKAGES = (
 )
 
 
+_NO_BUDGET: tuple[Any, ...] = (None, "")  # then it is the learner's own
+
+
 @dataclass(frozen=True)
-class RunConfig(FinetuneOptions, BitOptions, PruningOptions, SearchOptions, TaskOptions):
+class _LearnerOption(TaskOptions):
+    learner: str = option(
+        "channels",
+        "What is done to the network: channels (cuts them; so do group-lasso, remastered "
+        "and discrimination, which choose the channels in other ways), sparse (sets single "
+        "weights to zero), uniform (rounds weights and activations to integers), codebook "
+        "(weights share a few learned values), deep (sparse, then codebooks: the smallest "
+        "file), joint (cuts and quantizes, with --density zeros too).",
+        stage="search",
+        panel="Search",
+        choices=LEARNERS.keys(),
+        everyday=True,
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig(Options, _LearnerOption):
     """The options of a run; two runs with equal options on one machine give equal results.
 
-    ``docs/options.md`` describes each option; the command line's names are the same.
+    ``docs/options.md`` describes each option; the command line's names are the same. The budget is
+    given in any form that ``Budget.of`` reads, and is a ``Budget`` from here on.
     """
 
     def __post_init__(self) -> None:
+        if (budget := self.budget) not in _NO_BUDGET:
+            self._set("budget", _in_order(budget))
         hints = types_of_options()
         for f in dataclasses.fields(self):  # None stands for what depends on other options
             if (value := getattr(self, f.name)) is not None or f.default is not None:
                 check_size(f.name, value)
-                object.__setattr__(self, f.name, check_argument(f.name, value, hints[f.name]))
-        self._fill(own_defaults(self), where=("", NOT_GIVEN))
+                self._set(f.name, check_argument(f.name, value, hints[f.name]))
+        OPTIONS["learner"].check("learner", self.learner)
+        self._fill(self.spec.defaults(), where=("", NOT_GIVEN))
         for name, declaration in OPTIONS.items():
             declaration.check(name, getattr(self, name))
         check_values(self)
-        # Canonical texts, so that "macs=.5" and "macs=0.5" are the same on resume.
+        # Canonical texts, so that "2,3,4" and "2-4" are the same on resume.
         for name in ("weight_bits", "activation_bits"):
-            bits = parse_bits(flag(name), getattr(self, name))
-            object.__setattr__(self, name, bits_text(bits))
+            self._set(name, bits_text(parse_bits(flag(name), getattr(self, name))))
         if self.first_last_bits is not None:
             parse_bits("--first-last-bits", str(self.first_last_bits))
-        if self.quantizes and OFF_BITS == self._only("weight_bits") == self._only(
-            "activation_bits"
-        ):
-            raise ValueError(
-                "16 bits everywhere quantize nothing; give --weight-bits or --activation-bits "
-                "between 2 and 8, or choose --learner channels."
-            )
-        budget = self.budget or default_budget(self)
-        object.__setattr__(self, "budget", str(Budget.parse(budget)))
-        self._fill(training_defaults(self), where=(None,))
+        self._fill({"budget": _in_order(self.spec.default_budget())}, where=_NO_BUDGET)
+        self._fill(self.spec.training_defaults(), where=(None,))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def _fill(self, values: Mapping[str, Any], where: tuple[Any, ...]) -> None:
         """Sets options that are not given, which they are where they have one of some values."""
         for name, value in values.items():
             if getattr(self, name) in where:
-                object.__setattr__(self, name, value)
-
-    def _only(self, name: str) -> int | None:
-        """The one width of ``weight_bits`` or ``activation_bits``; None if there is a choice."""
-        bits = parse_bits("bits", getattr(self, name))
-        return bits[0] if len(bits) == 1 else None
+                self._set(name, value)
 
     @property
-    def prunes(self) -> bool:
-        """Whether channels are cut."""
-        return self.learner in (*CHANNEL_LEARNERS, "joint")
+    def spec(self) -> LearnerSpec:
+        """What the learner does with these options, and how it is built."""
+        return LEARNERS[self.learner](self.learner, self)
 
-    @property
-    def sparsifies(self) -> bool:
-        """Whether single weights are pruned."""
-        return self.learner in ("sparse", "deep") or (self.learner == "joint" and self.density)
+    def validate(self, stages: Collection[str] = STAGES) -> None:
+        """Checks what needs more than one option, or another package, before any work is done.
 
-    @property
-    def quantizes(self) -> bool:
-        """Whether layers are quantized."""
-        return self.quantization != "none"
+        Args:
+            stages: Those that will be run.
 
-    @property
-    def quantization(self) -> str:
-        """How layers are quantized: ``"uniform"``, ``"codebook"``, or ``"none"``."""
-        if self.learner in (*CHANNEL_LEARNERS, "sparse"):
-            return "none"
-        if self.learner == "deep":
-            return "codebook"
-        return self.quantizer if self.learner == "joint" else self.learner
-
-    @property
-    def packs(self) -> bool:
-        """Whether the smallest file of the network is a packed one."""
-        return self.quantizes or self.sparsifies
-
-    @property
-    def decides(self) -> bool:
-        """Whether an agent has a choice; bits that are the same everywhere leave it none."""
-        if self.learner == "sparse":
-            return self.protocol == "searched"
-        bits = (self.weight_bits, self.activation_bits)
-        return (
-            self.prunes
-            or self.sparsifies
-            or any(len(parse_bits("bits", text)) > 1 for text in bits)
-        )
-
-    @property
-    def is_progressive(self) -> bool:
-        """Whether the budget is reached in more than one stage."""
-        return self.progressive > 1 or bool(self.stages)
+        Raises:
+            ValueError: If options contradict each other, one has no effect on the learner, or a
+                name is unknown.
+        """
+        validate(self.spec, stages)
 
     @property
     def shown_costs(self) -> tuple[str, ...]:
         """The costs that say most about a plan: those of the budget, and those it can change."""
-        own: tuple[str, ...]
-        if self.quantizes:
-            own = ("bytes", "bops", "mean_bits")
-            own = ("density", *own) if self.sparsifies else own
-            own = ("macs", *own) if self.prunes else own
-        else:
-            own = ("macs" if self.prunes else "density", "params", "bytes")
-        return (*own, *(name for name in Budget.parse(self.budget).bounds if name not in own))
+        own = self.spec.costs
+        return (*own, *(name for name in self.budget.bounds if name not in own))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as plain JSON values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> RunConfig:
@@ -178,12 +150,24 @@ class RunConfig(FinetuneOptions, BitOptions, PruningOptions, SearchOptions, Task
             but: Names of options that may differ.
         """
         return [
-            f"{flag(f.name)} is {getattr(self, f.name)!r} there and {getattr(other, f.name)!r} now"
-            for f in dataclasses.fields(self)
-            if OPTIONS[f.name].stage in stages
-            and f.name not in but
-            and getattr(self, f.name) != getattr(other, f.name)
+            f"{flag(name)} is {_plain(there)!r} there and {_plain(now)!r} now"
+            for name, declaration in OPTIONS.items()
+            if declaration.stage in stages
+            and name not in but
+            and (there := getattr(self, name)) != (now := getattr(other, name))
         ]
+
+
+def _in_order(budget: BudgetLike) -> Budget:
+    """Reads a budget, with its costs in the order of its text, which is what files hold."""
+    return Budget(**dict(sorted(Budget.of(budget).bounds.items())))
+
+
+def _plain(value: Any) -> Any:
+    """Returns the value of an option as JSON holds it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Budget) else value
 
 
 OPTIONS = declared(RunConfig)

@@ -11,11 +11,11 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.report.charts import Axis, Chart
 from amc_compress.report.plan_pictures import plan_pictures
 from amc_compress.report.rendering import render
-from amc_compress.report.summary import fixed_choice, read_summary, rows
+from amc_compress.report.summary import read_summary, rows
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import RecordedTrial, read_trials
-from amc_env import Budget, CompressionPlan, RunFolderError
+from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import read_document, write_atomic
 from amc_env.validation.sentences import joined
 
@@ -68,7 +68,7 @@ def _page(folder: RunFolder) -> str:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    cost = next(iter(Budget.parse(folder.config.budget).bounds))
+    cost = next(iter(folder.config.budget.bounds))
     within = [trial for trial in trials if trial.within_budget]
     document = read_document(folder / "config.json")
     packages = document["packages"]
@@ -98,28 +98,15 @@ def _data_name(folder: RunFolder) -> str:
     return Path(folder.facts.data_name).name
 
 
-_METHODS = {
-    "channels": "Channel pruning",
-    "group-lasso": "Channel pruning by group lasso",
-    "remastered": "Channel pruning by lasso",
-    "discrimination": "Discrimination-aware channel pruning",
-    "sparse": "Weight pruning",
-    "deep": "Deep compression",
-    "uniform": "Uniform quantization",
-    "codebook": "Codebook quantization",
-    "joint": "Channel pruning and quantization",
-}
-
-
 def _kicker(folder: RunFolder, summary: dict[str, Any]) -> str:
     config = folder.config
     who = (
         f"agent {config.agent} · {int(summary['episodes'])} episodes"
-        if config.decides
-        else fixed_choice(config)
+        if config.spec.decides
+        else config.spec.fixed_choice()
     )
     return (
-        f"{_METHODS[config.learner]} of {config.model} on {_data_name(folder)} · {who} · "
+        f"{config.spec.title} of {config.model} on {_data_name(folder)} · {who} · "
         f"seed {config.seed}"
     )
 
@@ -132,11 +119,11 @@ def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
     else:
         loss = f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
     with_what = []
-    if config.prunes:
+    if config.spec.prunes:
         with_what.append(f"{after['macs'] / before['macs']:.0%} of the multiply-adds")
-    if config.sparsifies:
+    if config.spec.sparsifies:
         with_what.append(f"{after['density']:.0%} of the weights")
-    if config.quantizes:
+    if config.spec.quantizes:
         with_what.append(f"{after['mean_bits']:.3g} bits per weight")
     with_what.append(f"{after['bytes'] / before['bytes']:.0%} of the bytes")
     return f"{config.model} with {joined(with_what)}, {loss}"
@@ -147,16 +134,16 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     before, after = summary["original"], summary["compressed"]
     tiles = [(f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})")]
     budget = f" (budget {config.budget})"
-    if config.prunes:
+    if config.spec.prunes:
         tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
         budget = ""
-    if config.sparsifies:
+    if config.spec.sparsifies:
         tiles.append((f"{after['density']:.1%}", f"of the weights are not zero{budget}"))
         budget = ""
-    if config.quantizes:
-        note = budget if config.decides else ""
+    if config.spec.quantizes:
+        note = budget if config.spec.decides else ""
         tiles.append((f"{after['mean_bits']:.3g}", f"bits per weight, of 32{note}"))
-    packed = " (model.packed)" if config.packs else ""
+    packed = " (model.packed)" if config.spec.packs else ""
     tiles.append((f"{after['bytes'] / before['bytes']:.1%}", f"of the bytes{packed}"))
     if after["latency_ms"]:
         batch = max(after["latency_ms"], key=int)
@@ -171,12 +158,12 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
         "Accuracy on test images that nothing before this line has seen. MACs are multiply-adds "
         "for one image. "
     )
-    if config.quantizes:
+    if config.spec.quantizes:
         note += (
             "Bit operations are MACs times bits per weight times bits per activation. The size is "
             "that of the packed file, model.packed; the original's is safetensors."
         )
-    elif config.sparsifies:
+    elif config.spec.sparsifies:
         note += (
             "The size is that of the packed file, model.packed, which leaves the zeros out; the "
             "original's is safetensors. Runtimes compute with zeros as with other numbers: the "
@@ -191,7 +178,7 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
             " Latency: of the ONNX files, in ONNX Runtime on one thread, medians of runs taken in "
             "turns with the original."
         )
-        if config.prunes and config.round_to % 8:
+        if config.spec.prunes and config.round_to % 8:
             note += (
                 f" Processors like channels in multiples of 8; this plan keeps multiples of "
                 f"{config.round_to}, which saves multiply-adds but less time (see --round-to)."
@@ -262,7 +249,7 @@ def _difference(best: float, uniform: float, percent: bool) -> str:
 
 
 def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Figure:
-    lower, upper = Budget.parse(folder.config.budget).bounds[cost]
+    lower, upper = folder.config.budget.bounds[cost]
     search = folder.results("search")
     best, uniform = search["best"], search["uniform"]
     points = [(t.cost_ratio[cost], t.accuracy) for t in trials]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from amc_compress.config.run_config import RunConfig
 from amc_compress.runs.storage.stored_state import SUMMARY
-from amc_env.costs.storage import FLOAT_BITS, OFF_BITS
+from amc_env.costs.storage import FLOAT_BITS
 from amc_env.files import read_document
 
 
@@ -81,17 +80,6 @@ def cost_text(name: str, ratio: float) -> str:
     if name == "density":
         return f"{ratio:.1%} of the weights"
     return f"{ratio:.1%} of the {name}"
-
-
-def fixed_choice(config: RunConfig) -> str:
-    """Returns ``"4-bit weights, 8-bit activations"`` of a run that leaves an agent no choice."""
-    if config.learner == "sparse":
-        return f"density by rule: {config.protocol}"
-
-    def text(bits: str, what: str) -> str:
-        return f"float {what}" if int(bits) == OFF_BITS else f"{bits}-bit {what}"
-
-    return f"{text(config.weight_bits, 'weights')}, {text(config.activation_bits, 'activations')}"
 
 
 def human(number: float) -> str:

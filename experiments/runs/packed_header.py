@@ -8,56 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_compress.config.run_config import RunConfig
+from amc_compress.config.learner_specs import LearnerSpec
 from amc_compress.learners.joint.options import quantizer_named
 from amc_compress.learners.joint.prepare import joint_compression
-from amc_compress.runs.learner_factory import bit_options, pruning_options
 from amc_env.costs.storage import OFF_BITS
 
 _IMAGES = 8
+_CHEAP = {"activation_range": "minmax", "weight_range": "minmax", "init": "uniform"}
 
 
-def header_bytes(config: RunConfig, model: nn.Module, example: Tensor) -> float:
+def header_bytes(spec: LearnerSpec, model: nn.Module, example: Tensor) -> float:
     """Returns the bytes of a packed file that are no tensor's, as the run's learner counts them.
 
     A header holds names, shapes and the plan, which do not depend on images or weights, so that
-    the learner itself is asked, prepared in the cheapest way: for noise, and for no more than the
-    most bits. What the images of a run change is whether the inputs of a layer are negative
+    the quantizer itself is asked, prepared in the cheapest way: for noise, and for no more than
+    the most bits. What the images of a run change is whether the inputs of a layer are negative
     anywhere: a few bytes per layer.
 
     Args:
-        config: The options of a run that quantizes.
+        spec: A learner that quantizes, with the options of the run.
         model: The network, trained or not; it is not changed.
         example: A batch as the network takes it; only its shape matters.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_IMAGES, *example.shape[1:], generator=generator)
     batches = [(images, torch.zeros(_IMAGES, dtype=torch.int64))]
-    network, example = _disturbed(model, generator), example.cpu()
-    bits = bit_options(config) | {"activation_range": "minmax"}
+    given = (_disturbed(model, generator), example.cpu(), batches, batches)
+    own = spec.own_options()
+    bits = dict(own.get("quantization", own))
+    bits |= {name: value for name, value in _CHEAP.items() if name in bits}
     for name in ("weight_bits", "activation_bits"):
         bits[name] = _most(bits[name])
-    if config.quantization == "codebook":
-        bits["init"] = "uniform"
-    else:
-        bits["weight_range"] = "minmax"
     shared: dict[str, Any] = {"proxy": "none", "precision": "fp32", "n_validation": _IMAGES}
+    shared["ignore"] = spec.options.ignore
     with torch.random.fork_rng(devices=[]):
-        if config.learner == "joint":
+        if spec.prunes:
             learner: Any = joint_compression(
-                network,
-                example,
-                batches,
-                batches,
-                quantizer=config.quantizer,
-                pruning=pruning_options(config) | {"criterion": "l1"},
+                *given,
+                quantizer=spec.quantization,
+                pruning=own["pruning"] | {"criterion": "l1"},
                 quantization=bits,
                 **shared,
             )
         else:
-            learner = quantizer_named(config.learner)(
-                network, example, batches, batches, **shared, **bits
-            )
+            quantizer: Any = quantizer_named(spec.quantization)
+            learner = quantizer(*given, **shared, **bits)
     return float(learner.storage.fixed_bytes)
 
 

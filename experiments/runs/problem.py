@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import own_cost_references
-from amc_compress.learners.tracing.traced_model import TracedModel
-from amc_compress.runs.learner_factory import search_space
+from amc_compress.learners.layers.wide_layers import wide_layers_note
+from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_compress.runs.folder import DataFacts
+from amc_compress.runs.networks import example_input
 from amc_compress.runs.packed_header import header_bytes
 from amc_env import (
     Budget,
+    CompressionEnv,
     CompressionPlan,
     InfeasibleBudgetError,
+    InputDataError,
     make_cost,
 )
-from amc_env.budgets.feasible import FeasibleSet
 from amc_env.costs.costs import COSTS, CostModel
 from amc_env.costs.entered_cost import entered
 from amc_env.costs.latency import load_cost_models
 from amc_env.costs.own_costs import own_costs
 from amc_env.costs.storage import StorageFormat
+from amc_env.env import Compressible
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-from amc_env.reward import Result, resolve_reward
+from amc_env.validation.sentences import first_line
 
 _ROOM = 1.25
 """How far the estimated bytes of sparse networks may be from the measured ones."""
@@ -37,6 +42,9 @@ _ROOM = 1.25
 @dataclass(frozen=True)
 class Problem:
     """The decisions of a run and the costs of its plans.
+
+    An environment takes it in place of the learner that will solve it, to check budget and reward
+    before that is prepared.
 
     Args:
         graph: Facts about the original network.
@@ -47,6 +55,16 @@ class Problem:
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     costs: Mapping[str, CostModel]
+    original_accuracy: ClassVar[float] = 0.5
+
+    @property
+    def cost_models(self) -> Mapping[str, CostModel]:
+        """All costs, for an environment."""
+        return self.costs
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Raises RuntimeError: plans are evaluated by the prepared learner."""
+        raise RuntimeError("Expected the prepared learner to evaluate plans, got its problem.")
 
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute costs of a complete plan.
@@ -86,10 +104,10 @@ def make_problem(
     Raises:
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
-    space = search_space(config, traced)
+    space = config.spec.decide(traced)
     decisions, storage = space.decisions, space.storage
     if storage is not None and example is not None:
-        storage = replace(storage, fixed_bytes=header_bytes(_like(config), traced.model, example))
+        storage = replace(storage, fixed_bytes=header_bytes(config.spec, traced.model, example))
     graph = traced.graph
     costs: dict[str, CostModel] = {
         name: make_cost(name, graph, decisions, storage) for name in COSTS
@@ -100,34 +118,97 @@ def make_problem(
     return Problem(graph, decisions, costs)
 
 
-def _like(config: RunConfig) -> RunConfig:
-    """The options whose packed files have such headers."""
-    return replace(config, learner="codebook") if config.learner == "deep" else config
+def check_against(
+    config: RunConfig, network: nn.Module, facts: DataFacts, *, search: bool
+) -> tuple[str, ...]:
+    """Checks the options of a run against its network, before any work is done.
 
+    Args:
+        config: The options.
+        network: The original one, trained or not.
+        facts: About the data.
+        search: Whether a search follows, so that there must be a plan within the budget.
 
-def check_feasible(config: RunConfig, problem: Problem) -> None:
-    """Rejects a budget that no plan meets, and a reward that needs an unknown cost.
+    Returns:
+        What the user should know of the costs of plans, if a search follows.
 
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
-        ValueError: If the budget or the reward asks for a cost that is not there.
+        InputDataError: If the network does not fit the data.
+        UntraceableModelError: If nothing of the network can be compressed.
+        ValueError: If the reward asks for a cost that is not there.
     """
-    budget = Budget.parse(config.budget)
-    for cost in budget.bounds:
-        if cost not in problem.costs:
-            raise ValueError(
-                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(problem.costs)}, "
-                f"one from a table given by --cost-table (`amc latency-table` makes them), or one "
-                f"of your own, --cost {cost}=module:Class."
-            )
-    if problem.decisions:
-        known = _known_bounds(budget, problem)
-        FeasibleSet(known, problem.costs, problem.decisions, problem.graph.remarks())
-    else:
-        check_the_only_plan(budget, problem)
-    ratios = dict.fromkeys(problem.costs, 1.0)
-    targets = {name: upper for name, (_, upper) in budget.bounds.items()}
-    resolve_reward(config.reward)(Result(0.5, 0.5, problem.original(), ratios, targets))
+    _check_forward(config, network, facts)
+    if not search:
+        return ()
+    example = example_input(facts)
+    traced = trace(network, example, ignore=config.ignore)
+    counted = example if "bytes" in config.budget.bounds else None
+    check_feasible(config, make_problem(config, traced, example=counted))
+    cuts = config.spec.prunes or config.spec.sparsifies
+    return (*traced.graph.remarks(), *(wide_layers_note(traced.graph) if cuts else ()))
+
+
+def _check_forward(config: RunConfig, network: nn.Module, facts: DataFacts) -> None:
+    try:
+        with torch.no_grad():
+            outputs = network(example_input(facts))
+    except Exception as error:  # a network of the user's may raise anything
+        raise InputDataError(
+            f"The model {config.model!r} cannot read images of shape {facts.image_shape} "
+            f"({first_line(error)}); choose a model made for images of that size."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, facts.n_classes):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputDataError(
+            f"Expected {facts.n_classes} outputs per image from {config.model!r}, got {got}; the "
+            f"data have {facts.n_classes} classes."
+        )
+
+
+def check_feasible(config: RunConfig, problem: Problem) -> None:
+    """Checks that a plan meets the budget, and that the reward's costs are there.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget.
+        ValueError: If the reward asks for a cost that is not there.
+    """
+    make_env(config, problem, _known_bounds(config.budget, problem))
+
+
+def make_env(
+    config: RunConfig,
+    learner: Compressible,
+    budget: Budget | None = None,
+    costs: Mapping[str, CostModel] | None = None,
+) -> CompressionEnv:
+    """Returns the environment of a run's search.
+
+    Args:
+        config: The options.
+        learner: The prepared learner, or the problem that it will solve.
+        budget: The bounds, if they are not those of the options.
+        costs: Those that the learner does not bring along.
+
+    Raises:
+        InfeasibleBudgetError: If no plan meets the budget.
+        ValueError: If the reward asks for a cost that is not there.
+    """
+    try:
+        return CompressionEnv(
+            learner,
+            budget or config.budget,
+            action=config.action,
+            reward=config.reward,
+            cost_models=costs,
+        )
+    except InfeasibleBudgetError as error:
+        if learner.decisions:
+            raise
+        raise InfeasibleBudgetError(
+            f"{error} All bits are fixed: leave the budget out, or let bits be decided, e.g. "
+            f"--weight-bits 2-8."
+        ) from error
 
 
 def _known_bounds(budget: Budget, problem: Problem) -> Budget:
@@ -143,30 +224,6 @@ def _known_bounds(budget: Budget, problem: Problem) -> Budget:
         lower, upper = bounds["bytes"]
         bounds["bytes"] = (lower / _ROOM, min(1.0, upper * _ROOM))
     return Budget(**bounds)
-
-
-def check_the_only_plan(
-    budget: Budget, problem: Problem, plan: CompressionPlan | None = None
-) -> None:
-    """Rejects a budget that fixed bits, or the plan of a rule, break.
-
-    Raises:
-        InfeasibleBudgetError: If they do.
-    """
-    original = problem.original()
-    cost = problem.cost(plan or CompressionPlan({}))
-    ratio = {name: value / original[name] for name, value in cost.items()}
-    if not budget.is_met(ratio):
-        found = ", ".join(f"{name} {ratio[name]:.4f}" for name in budget.bounds)
-        if plan:
-            raise InfeasibleBudgetError(
-                f"The rule comes to {found}, and that breaks {budget!r}; let an agent meet the "
-                f"budget: --protocol searched."
-            )
-        raise InfeasibleBudgetError(
-            f"All bits are fixed, and with them the costs: {found}; that breaks {budget!r}. Leave "
-            f"the budget out, or let bits be decided, e.g. --weight-bits 2-8."
-        )
 
 
 def _own_costs(
@@ -197,38 +254,3 @@ def read_tables(
         return {}
     paths = [Path(path) for path in config.cost_table]
     return load_cost_models(paths, graph, decisions, storage)
-
-
-MOST_STAGES = 100
-
-
-def stage_budgets(budget: Budget, stages: int | Sequence[float]) -> list[Budget]:
-    """Returns the budgets of the stages; the last one is the budget itself.
-
-    Args:
-        budget: Of the finished network.
-        stages: How many: upper bounds then fall from 1 in equal ratios. Or the upper bounds of
-            the first cost, falling; those of the other costs fall in step. Lower bounds are those
-            of the budget in every stage, so that none takes away too much.
-
-    Raises:
-        ValueError: If the bounds do not fall from 1 to the budget.
-    """
-    name, (_, upper) = next(iter(budget.bounds.items()))
-    if isinstance(stages, int):
-        if not 1 <= stages <= MOST_STAGES:
-            raise ValueError(f"Expected 1 to {MOST_STAGES} stages, got {stages}.")
-        parts = [(k + 1) / stages for k in range(stages - 1)]
-    else:
-        shares = [share for share in stages if not math.isclose(share, upper)]
-        if not all(a > b for a, b in zip([1.0, *shares], [*shares, upper], strict=True)):
-            raise ValueError(
-                f"Expected stages that fall from 1 to {name}={upper:g}, got "
-                f"{','.join(f'{share:g}' for share in stages)}."
-            )
-        parts = [math.log(share) / math.log(upper) for share in shares]
-    on_the_way = [
-        Budget(**{n: (low, round(high**part, 4)) for n, (low, high) in budget.bounds.items()})
-        for part in parts
-    ]
-    return [*on_the_way, budget]

@@ -40,7 +40,7 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
     """
     if config.warm_start is None or (out.expanduser() / FILE).exists():
         return
-    if not config.decides or config.is_progressive:
+    if not config.spec.decides or config.is_progressive:
         raise ValueError(
             "--warm-start is for one search by an agent; leave it out where the plan is fixed, or "
             "reached in stages."

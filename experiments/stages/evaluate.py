@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.training.loop import evaluate
@@ -17,7 +18,7 @@ from amc_compress.runs.networks import load_smaller
 from amc_compress.runs.problem import Problem
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.task import Task, use_threads
-from amc_env import Budget, CompressionPlan
+from amc_env import CompressionPlan
 from amc_env.costs.costs import COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
@@ -108,13 +109,15 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     latency = export["latency_ms"] if export else None
     files = {
         "original": "original.safetensors",
-        "compressed": PACKED if config.packs else "model.safetensors",
+        "compressed": PACKED if config.spec.packs else "model.safetensors",
     }
     networks = {
         name: {
             "accuracy": measured["accuracy"][name],
             **shown_costs(
-                measured["costs"][name], quantized=config.quantizes, sparse=config.sparsifies
+                measured["costs"][name],
+                quantized=config.spec.quantizes,
+                sparse=config.spec.sparsifies,
             ),
             "bytes": (folder / file).stat().st_size,
             "latency_ms": latency[name] if latency else None,
@@ -122,25 +125,23 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         }
         for name, file in files.items()
     }
-    more: dict[str, Any] = {}
-    if config.quantizes:
-        more = {
-            "learner": config.learner,
-            "bits": measured["bits"],
-            "export_refused": export.get("refused") if export else None,
-        }
-    elif config.learner != "channels":
-        more = {"learner": config.learner}
+    # The default learner goes without saying.
+    more: dict[str, Any] = (
+        {} if config.learner == RunConfig.learner else {"learner": config.learner}
+    )
+    if config.spec.quantizes:
+        more["bits"] = measured["bits"]
+        more["export_refused"] = export.get("refused") if export else None
     if "steps" in finetune:
         more["steps"] = finetune["steps"]
     if "stages" in search:
         more["stages"] = search["stages"]
-    if config.sparsifies:
+    if config.spec.sparsifies:
         more["densities"] = measured["densities"]
     return {
         **networks,
         "cost_ratio": search["best"]["cost_ratio"],
-        "budget": {n: list(bounds) for n, bounds in Budget.parse(config.budget).bounds.items()},
+        "budget": {n: list(bounds) for n, bounds in config.budget.bounds.items()},
         "agent": config.agent,
         "episodes": search["n_trials"],
         "seed": config.seed,

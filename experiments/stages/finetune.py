@@ -10,17 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.quantization.codebook.learner import set_mode
-from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.feature_matching import FeatureMatching
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import evaluate, train
 from amc_compress.runs.events import open_writer
 from amc_compress.runs.folder import PACKED
-from amc_compress.runs.learner_factory import training_hooks
 from amc_compress.runs.networks import example_input, save_network
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.stages.finetune_deep import finetune_deeply
@@ -28,24 +25,10 @@ from amc_compress.stages.finetune_start import starting_network
 from amc_env import CompressionPlan
 
 
-def training_config(config: RunConfig) -> TrainingConfig:
-    """Returns the settings of the fine-tuning, and of the trainings that lead to it."""
-    return TrainingConfig(
-        epochs=max(config.epochs, 1),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        gradient_clip=QUANTIZED_GRADIENT_CLIP if config.quantizes else None,
-        precision=config.precision,
-        distillation_temperature=config.distillation_temperature,
-        distillation_weight=config.distillation_weight,
-        seed=config.seed,
-    )
-
-
 def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
     """Returns what the fine-tuning needs and teaches besides answers."""
     config, steps = task.config, task.config.epochs * len(task.data.train)
-    hooks = training_hooks(config, task.original, model, steps)
+    hooks = config.spec.hooks(task.original, model, steps)
     if config.feature_matching:
         hooks += (FeatureMatching(weight=config.feature_matching),)
     return hooks
@@ -62,14 +45,14 @@ def run_finetune(task: Task) -> None:
         return
     folder.results("search")
     plan: CompressionPlan = folder.read_plan()
-    settings = training_config(config)
+    settings = config.spec.training_config()
     checkpoints = folder / "checkpoints" / "finetune"
     if not folder.has_begun("finetune"):  # what lies there is of an earlier fine-tuning
         shutil.rmtree(checkpoints, ignore_errors=True)
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
     more: dict[str, Any] = {}
-    if config.learner == "deep":
+    if config.spec.in_steps:
         deep = finetune_deeply(task, settings, checkpoints)
         done = _Done(deep.network, {}, deep.seconds, deep.before, deep.after)
         more = {"steps": deep.stages}
@@ -77,7 +60,7 @@ def run_finetune(task: Task) -> None:
         done = _finetune(task, settings, checkpoints)
     done.network.cpu()
     save_network(done.network, folder / "model.safetensors", plan=plan, kept=done.kept)
-    if config.packs:
+    if config.spec.packs:
         example = example_input(folder.facts)
         save_packed(done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example)
     folder.finish(
@@ -107,7 +90,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
     folder, config = task.folder, task.config
     start = starting_network(task, settings, checkpoints)
     model, seconds = start.network, start.seconds
-    if config.quantization == "codebook":
+    if config.spec.quantization == "codebook":
         set_mode(model, config.codebook_mode)
     before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
     after = before
@@ -128,7 +111,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
                 device=config.device,
             )
         seconds, after = seconds + result.seconds, result.best_accuracy
-        if config.packs:
+        if config.spec.packs:
             after = _no_worse_than(state, before, model, task)
     return _Done(model, start.kept, seconds, before, after)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from amc_compress.config.defaults import FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY
+from amc_compress.config.learner_specs.base import FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY
 from amc_compress.learners.joint.deep import DeepStage, compress_deeply
 from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.learners.training.config import TrainingConfig

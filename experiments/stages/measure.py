@@ -51,7 +51,7 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
 
 def _file_size(folder: RunFolder, name: str) -> int | None:
     """Bytes of what is stored; None for a network that will be packed and is not yet."""
-    if not folder.config.packs:
+    if not folder.config.spec.packs:
         return (folder / name).stat().st_size
     return (folder / PACKED).stat().st_size if folder.is_done("finetune") else None
 

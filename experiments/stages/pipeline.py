@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.report.summary import cost_text, fixed_choice
+from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.report.summary import cost_text
 from amc_compress.runs.folder import RunFolder
-from amc_compress.runs.problem import stage_budgets
+from amc_compress.runs.networks import build_with_weights
+from amc_compress.runs.problem import check_against
 from amc_compress.runs.storage.occupied import check_place
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
-from amc_compress.runs.task import (
-    Task,
-    check_device,
-    check_network,
-    check_search_options,
-    facts_of,
-    load_splits,
-)
+from amc_compress.runs.task import Task, facts_of, load_splits
 from amc_compress.runs.teachers import load_teacher
 from amc_compress.runs.warm_start import check_warm_start
 from amc_compress.stages.evaluate import run_evaluate
 from amc_compress.stages.export import run_export
-from amc_compress.stages.finetune import run_finetune, training_config
+from amc_compress.stages.finetune import run_finetune
 from amc_compress.stages.search import run_search
 from amc_compress.stages.train import run_train
-from amc_env import Budget
 
 Say = Callable[[str], None]
 
@@ -46,29 +40,31 @@ def silent(text: str) -> None:
 def open_task(
     out: Path, config: RunConfig, *, resume: bool, stages: Sequence[str], quiet: bool = False
 ) -> Task:
-    """Checks every option, then makes (or continues) the run folder.
+    """Checks the options against folder, data and network, then makes (or continues) the folder.
 
-    Everything is validated here, before hours are spent and before a folder is made.
+    Before hours are spent and before a folder is made.
 
     Args:
         out: The run folder.
-        config: The options.
+        config: The options, validated.
         resume: Whether a used folder is continued.
         stages: What will be run, to know what to check.
         quiet: Whether to hide progress bars and notes.
     """
     check_place(out, "--out")
-    check_device(config)
     if "search" in stages:
-        check_search_options(config)
         check_warm_start(config, out)
-    if "finetune" in stages:
-        training_config(config)
     data = load_splits(config, silent if quiet else say)
     facts = facts_of(data)
-    for note in check_network(config, facts, with_budget="search" in stages):
-        if not quiet:
-            say(note)
+    built = build_with_weights(
+        config.model, facts, config.weights, config.model_args, allow_pickle=config.allow_pickle
+    )
+    remarks = check_against(config, built.network, facts, search="search" in stages)
+    if not quiet:
+        for note in built.notes:
+            say(f"{config.model}: {note}; the files of the run hold plain float32 networks")
+        for remark in remarks:
+            say(f"note: {remark}")
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
@@ -129,12 +125,12 @@ def describe(stage: str, task: Task) -> str:
         else f"taking the weights of {config.model} from {config.weights}",
         "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, budget "
         f"{config.budget}"
-        if config.decides
-        else f"nothing to choose: {fixed_choice(config)}",
+        if config.spec.decides
+        else f"nothing to choose: {config.spec.fixed_choice()}",
         "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: {config.teacher}"
         if config.epochs
         else f"{_before_finetuning(config)}no training (0 epochs)",
-        "export": f"ONNX{' with integers' if config.quantizes else ''}, compared with torch, "
+        "export": f"ONNX{' with integers' if config.spec.quantizes else ''}, compared with torch, "
         f"timed on one thread",
         "evaluate": f"both networks on {task.data.test.n_images} test images",
         "report": str(folder / "report.html"),
@@ -145,12 +141,12 @@ def describe(stage: str, task: Task) -> str:
 def _stages_text(config: RunConfig) -> str:
     if not config.is_progressive:
         return ""
-    budgets = stage_budgets(Budget.parse(config.budget), config.stages or config.progressive)
+    budgets = stage_budgets(config.budget, config.stages or config.progressive)
     return f"{len(budgets)} stages ({'; '.join(map(str, budgets))}), each: "
 
 
 def _before_finetuning(config: RunConfig) -> str:
-    if config.learner == "deep":
+    if config.spec.in_steps:
         return f"{config.retraining_epochs} epochs in float, then quantized, then "
     if config.sparse_training != "none":
         return f"{config.sparse_epochs} epochs until the channels have faded, then "
@@ -185,8 +181,8 @@ def outcome(stage: str, task: Task) -> str:
 def _search_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
     best, uniform = result["best"], result["uniform"]
     costs = ", ".join(cost_text(name, best["cost_ratio"][name]) for name in config.shown_costs)
-    head = f"best plan: {costs}" if config.decides else costs
-    tail = f" (uniform plan {uniform['accuracy']:.2%})" if config.decides else ""
+    head = f"best plan: {costs}" if config.spec.decides else costs
+    tail = f" (uniform plan {uniform['accuracy']:.2%})" if config.spec.decides else ""
     return f"{head}; proxy accuracy {best['accuracy']:.2%}{tail}"
 
 
@@ -196,7 +192,7 @@ def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
     latency = result["latency_ms"]
     agreement = (
         f"same class as torch for {result['agreement']:.1%} of {result['n_images']} images"
-        if config.quantizes
+        if config.spec.quantizes
         else f"largest difference to torch {result['max_difference']:.1g}"
     )
     times = [

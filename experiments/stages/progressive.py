@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from amc_compress.agents import agent_from_label
 from amc_compress.agents.trials import Trial
+from amc_compress.config.stage_budgets import stage_budgets
 from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.identity import digest_of
 from amc_compress.models import load_weights
 from amc_compress.runs.networks import read_shape, save_network
-from amc_compress.runs.problem import stage_budgets
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_compress.stages.composition import Composition
@@ -139,8 +139,7 @@ def progressive_compression(
         RunFolderError: If the folder holds stages of other arguments.
         ValueError: If an option has no such value.
     """
-    wanted = budget if isinstance(budget, Budget) else Budget.parse(budget)
-    *on_the_way, last = stage_budgets(wanted, stages)
+    *on_the_way, last = stage_budgets(Budget.of(budget), stages)
     run = _Run(
         make_learner, model, make_learner(model), agent, episodes, seed, action, reward,
         train_loader, epochs_between, config, teacher, progress,

@@ -5,26 +5,23 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.base import Learner
-from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import save_network
-from amc_compress.runs.problem import check_the_only_plan
+from amc_compress.runs.problem import make_env
 from amc_compress.runs.storage.trials import TrialRecorder
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.runs.warm_start import warm_start_of
-from amc_compress.stages.finetune import training_config
 from amc_compress.user_code import place_of
-from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env import CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
 from amc_env.files import write_atomic
-from amc_env.reward import Result, resolve_reward
 
 
 def run_search(task: Task) -> None:
@@ -41,11 +38,9 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    found = _search_function(config, learner)(task, learner, wall, cpu)
-    network, kept = found.cut or (
-        learner.compress(found.plan),
-        learner.kept_units(found.plan),
-    )
+    search = _search_in_stages if config.is_progressive else _search
+    found = search(task, learner, wall, cpu)
+    network, kept = found.cut or (learner.compress(found.plan), learner.kept_units(found.plan))
     save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
     folder.write_plan(found.plan)
     folder.finish(
@@ -60,15 +55,6 @@ def run_search(task: Task) -> None:
         reward=found.reward,
         **found.more,
     )
-
-
-def _search_function(
-    config: RunConfig, learner: Learner
-) -> Callable[[Task, Learner, float, float], _Found]:
-    """Returns the way to the plan."""
-    if config.is_progressive:
-        return _search_in_stages
-    return _search if config.decides and learner.decisions else _evaluate_the_only_plan
 
 
 @dataclass(frozen=True)
@@ -92,22 +78,42 @@ class _Found:
 
 
 def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+    folder, config = task.folder, task.config
+    further = task.problem.further if config.cost_table or config.cost else None
+    env = make_env(config, learner, costs=further)
+    searched = config.spec.decides and env.decisions
+    fixed = None if searched else _only_plan(config, learner, env)
+    recorder = TrialRecorder(folder / "trials.jsonl", env.cost)
+    for trial in recorder.known:
+        env.remember(CompressionPlan(trial.plan), trial.accuracy)
+    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if fixed is None:
+        plan, reward = _plan_of_agent(task, env, recorder)
+    else:
+        plan, reward = fixed, _record(fixed, env, recorder)
+    # Seconds of a resumed search are those of its trials, whichever process evaluated them.
+    finish_wall, finish_cpu = recorder.since_last()
+    trials = recorder.trials
+    return _Found(
+        plan=plan,
+        reward=reward,
+        best=env.evaluate(plan),
+        uniform=env.evaluate(env.uniform_plan() if fixed is None else fixed),
+        n_trials=len(trials),
+        prepare_seconds=prepare_wall,
+        seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
+        cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
+    )
+
+
+def _plan_of_agent(
+    task: Task, env: CompressionEnv, recorder: TrialRecorder
+) -> tuple[CompressionPlan, float]:
+    """Returns what the agent found, and its reward."""
     from amc_compress.agents import agent_from_label
     from amc_compress.agents.logging import EpisodeLogger
 
     folder, config = task.folder, task.config
-    env = CompressionEnv(
-        learner,
-        config.budget,
-        action=config.action,
-        reward=config.reward,
-        cost_models=task.problem.further if config.cost_table or config.cost else None,
-    )
-    recorder = TrialRecorder(folder / "trials.jsonl", lambda plan: cost_of(env, plan))
-    for trial in recorder.known:
-        env.remember(CompressionPlan(trial.plan), trial.accuracy)
-    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
-
     events = folder / "tensorboard" / "search"
     shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
     recorder.restart_clock()
@@ -116,24 +122,40 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
             env,
             config.evaluations,
             config.seed,
-            warm_start=warm_start_of(folder, lambda plan: cost_of(env, plan)),
+            warm_start=warm_start_of(folder, env.cost),
             on_trial=recorder,
             logger=logger,
             progress=task.progress,
         )
-    # Seconds of a resumed search are those of its trials, whichever process evaluated them.
-    finish_wall, finish_cpu = recorder.since_last()
-    trials = recorder.trials
-    return _Found(
-        plan=result.plan,
-        reward=result.reward,
-        best=env.evaluate(result.plan),
-        uniform=env.evaluate(env.uniform_plan()),
-        n_trials=len(trials),
-        prepare_seconds=prepare_wall,
-        seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
-        cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
-    )
+    return result.plan, result.reward
+
+
+def _only_plan(config: RunConfig, learner: Learner, env: CompressionEnv) -> CompressionPlan:
+    """Returns the plan where no agent decides.
+
+    Raises:
+        InfeasibleBudgetError: If it breaks the budget.
+    """
+    plan = config.spec.only_plan(learner, env.budget)
+    ratio = env.cost_ratio(plan)
+    if not env.budget.is_met(ratio):
+        found = ", ".join(f"{name} {ratio[name]:.4f}" for name in env.budget.bounds)
+        raise InfeasibleBudgetError(
+            f"The rule comes to {found}, and that breaks {env.budget!r}; let an agent meet the "
+            f"budget: --protocol searched."
+        )
+    return plan
+
+
+def _record(plan: CompressionPlan, env: CompressionEnv, recorder: TrialRecorder) -> float:
+    """Evaluates a plan that no agent chose; returns its reward."""
+    from amc_compress.agents.trials import Trial
+
+    recorder.restart_clock()
+    done = env.evaluate(plan)
+    seconds, _ = recorder.since_last()
+    recorder(Trial(0, plan, done.accuracy, done.reward, done.cost_ratio, seconds, "fixed"))
+    return done.reward
 
 
 @contextlib.contextmanager
@@ -166,7 +188,7 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         action=config.action,
         reward=config.reward,
         epochs_between=config.stage_epochs,
-        config=training_config(config),
+        config=config.spec.training_config(),
         teacher=task.teacher,
         folder=stages,
         progress=task.progress,
@@ -190,55 +212,6 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         cut=(result.network, result.kept),
         more={"stages": [asdict(stage) for stage in facts]},
     )
-
-
-def _evaluate_the_only_plan(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
-    from amc_compress.agents.trials import Trial
-
-    config = task.config
-    # The learner's own costs, where it has some, count the header of the packed file as well.
-    costs = {**task.problem.costs, **learner.cost_models}
-    problem = replace(task.problem, costs=costs)
-    budget = Budget.parse(config.budget)
-    plan = _plan_of_rule(config, learner, budget)
-    check_the_only_plan(budget, problem, plan)
-    recorder = TrialRecorder(task.folder / "trials.jsonl", problem.cost)
-    prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
-    recorder.restart_clock()
-    known = recorder.recorded
-    accuracy = known[0].accuracy if known else float(learner.evaluate(plan))
-    cost, original = problem.cost(plan), problem.original()
-    ratio = {name: value / original[name] for name, value in cost.items()}
-    targets = {name: upper for name, (_, upper) in budget.bounds.items()}
-    result = Result(accuracy, learner.original_accuracy, cost, ratio, targets)
-    reward = float(resolve_reward(config.reward)(result))
-    outcome = Outcome(plan, accuracy, cost, ratio, reward, feasible=budget.is_met(ratio))
-    seconds, _ = recorder.since_last()
-    recorder(Trial(0, plan, accuracy, reward, ratio, seconds, "fixed"))
-    trial = recorder.trials[0]
-    return _Found(
-        plan=plan,
-        reward=reward,
-        best=outcome,
-        uniform=outcome,
-        n_trials=1,
-        prepare_seconds=prepare_wall,
-        seconds=prepare_wall + trial.seconds,
-        cpu_seconds=prepare_cpu + trial.cpu_seconds,
-    )
-
-
-def _plan_of_rule(config: RunConfig, learner: Learner, budget: Budget) -> CompressionPlan:
-    """The plan of ``--protocol``; an empty one for fixed bits."""
-    if not isinstance(learner, WeightSparsification):
-        return CompressionPlan({})
-    return learner.plan_for(config.protocol, budget.bounds["density"][1])
-
-
-def cost_of(env: CompressionEnv, plan: CompressionPlan) -> dict[str, float]:
-    """Returns the absolute costs of a complete plan."""
-    values = plan.values_for(env.decisions)
-    return {name: cost(values) for name, cost in env.costs.items()}
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:

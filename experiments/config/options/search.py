@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amc_compress.config.option import option
 from amc_compress.config.texts import files, folder, listed, words
-from amc_compress.config.values import LEARNERS
+from amc_env import Budget
 
 _search = functools.partial(option, stage="search", panel="Search")
 
@@ -17,18 +17,8 @@ _search = functools.partial(option, stage="search", panel="Search")
 class SearchOptions:
     """What is searched for, by what, and how candidates are evaluated."""
 
-    learner: str = _search(
-        "channels",
-        "What is done to the network: channels (cuts them; so do group-lasso, remastered "
-        "and discrimination, which choose the channels in other ways), sparse (sets single "
-        "weights to zero), uniform (rounds weights and activations to integers), codebook "
-        "(weights share a few learned values), deep (sparse, then codebooks: the smallest "
-        "file), joint (cuts and quantizes, with --density zeros too).",
-        choices=LEARNERS,
-        everyday=True,
-    )
-    budget: str = _search(
-        "",
+    budget: Budget = _search(  # noqa: RUF009  # it declares a field
+        None,
         "Hard limits as shares of the original: macs=0.5 (or 0.5 alone); several: "
         "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: "
         "macs, params, bytes (of the packed file), density (weights that are not zero), bops "
@@ -38,6 +28,7 @@ class SearchOptions:
         "(4/32 for 2-8), or bops where only --activation-bits are decided; for both "
         "macs=0.5,bytes=0.15 (more where weights have more than 4 bits).",
         everyday=True,
+        kind=str,
     )
     agent: str = _search(
         "ddpg-one-shot",

@@ -15,11 +15,9 @@ from amc_compress.config.bit_widths import as_choice, bits_text, parse_bits
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.runs.folder import DataFacts
-from amc_compress.runs.learner_factory import make_learner
 from amc_compress.runs.networks import build_original, example_input
 from amc_compress.runs.problem import check_feasible, make_problem
 from amc_compress.runs.task import facts_of, load_splits
-from amc_compress.stages.finetune import training_config
 from amc_env import Budget, CompressionPlan
 
 
@@ -47,28 +45,28 @@ def test_other_bits_are_rejected(text: str) -> None:
 
 
 def test_budget_and_learning_rate_are_the_learners_own_if_not_given() -> None:
-    assert (RunConfig().budget, RunConfig().learning_rate) == ("macs=0.5", 0.02)
+    assert (str(RunConfig().budget), RunConfig().learning_rate) == ("macs=0.5", 0.02)
     codebook = RunConfig(learner="codebook")
-    assert (codebook.budget, codebook.learning_rate) == ("mean_bits=0.125", 0.001)
+    assert (str(codebook.budget), codebook.learning_rate) == ("mean_bits=0.125", 0.001)
     assert RunConfig(learner="codebook", codebook_mode="weights").learning_rate == 0.003
     assert RunConfig(learner="uniform").learning_rate == 0.01
     assert [RunConfig(learner=x).weight_decay for x in ("channels", "uniform")] == [5e-4, 0.0]
     given = RunConfig(learner="uniform", learning_rate=0.3, weight_decay=0.1)
     assert (given.learning_rate, given.weight_decay) == (0.3, 0.1)
     assert (RunConfig(learner="uniform").granularity, codebook.granularity) == ("channel", "tensor")
-    assert RunConfig(learner="joint").budget == "bytes=0.15,macs=0.5"
+    assert str(RunConfig(learner="joint").budget) == "bytes=0.15,macs=0.5"
     assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.001
-    assert not RunConfig(learner="uniform", weight_bits="4").decides
-    assert RunConfig(learner="uniform", weight_bits="4", activation_bits="4,8").decides
-    assert RunConfig(learner="joint", weight_bits="4").decides
+    assert not RunConfig(learner="uniform", weight_bits="4").spec.decides
+    assert RunConfig(learner="uniform", weight_bits="4", activation_bits="4,8").spec.decides
+    assert RunConfig(learner="joint", weight_bits="4").spec.decides
 
 
 @pytest.mark.parametrize("learner", quick(["uniform", "codebook", "joint"], "uniform"))
 def test_default_training_is_that_of_the_learner_itself(learner: str) -> None:
     config = RunConfig(learner=learner, n_validation=20, precision="fp32", weight_bits="8")
     data = load_splits(config)
-    made: Any = make_learner(config, data, build_original("digitsnet", facts_of(data)))
-    own, ours = made.training_defaults(), training_config(config)
+    made: Any = config.spec.prepare(data, build_original("digitsnet", facts_of(data)))
+    own, ours = made.training_defaults(), config.spec.training_config()
     for name in ("learning_rate", "weight_decay", "gradient_clip"):
         assert getattr(ours, name) == getattr(own, name)
 
@@ -94,10 +92,10 @@ def test_default_budget_is_in_the_middle_of_the_bits_and_can_be_met(
     config = RunConfig(
         learner=learner, weight_bits=weights, activation_bits=inputs, first_last_bits=ends
     )
-    assert config.budget == budget
+    assert str(config.budget) == budget
     problem = make_problem(config, digitsnet)
     check_feasible(config, problem)
-    if config.decides:
+    if config.spec.decides:
         most = problem.cost(CompressionPlan.full(problem.decisions))
         ratio = {name: most[name] / cost for name, cost in problem.original().items()}
         assert not Budget.parse(budget).is_met(ratio)  # else it would not decide anything

@@ -19,9 +19,9 @@ from amc_compress.commands.options import FINETUNE, NEW_RUN, SEARCH, TASK, takes
 from amc_compress.commands.reference import options_page
 from amc_compress.commands.values import config_of
 from amc_compress.config import RunConfig
+from amc_compress.config.learner_specs import LEARNERS
 from amc_compress.config.option import flag
 from amc_compress.config.run_config import OPTIONS
-from amc_compress.config.values import LEARNERS
 from amc_compress.runs.storage.trust import UntrustedFolderError
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -41,33 +41,33 @@ def test_other_patterns_are_rejected(pattern: str) -> None:
     ],
 )
 def test_budget_is_one_that_the_learner_can_meet(options: dict[str, object], budget: str) -> None:
-    assert RunConfig(**options).budget == budget  # type: ignore[arg-type]
+    assert str(RunConfig(**options).budget) == budget  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("learner", [*CHANNEL_LEARNERS, "sparse"])
 def test_what_a_learner_does_follows_from_its_name(learner: str) -> None:
     config = RunConfig(learner=learner)
-    assert config.prunes is (learner != "sparse")
-    assert config.sparsifies is config.packs is (learner == "sparse")
-    assert not config.quantizes
-    assert config.decides
+    assert config.spec.prunes is (learner != "sparse")
+    assert config.spec.sparsifies is config.spec.packs is (learner == "sparse")
+    assert not config.spec.quantizes
+    assert config.spec.decides
     assert (config.learning_rate, config.weight_decay) == (0.02, 5e-4)
-    assert RunConfig(learner="sparse", protocol="uniform").decides is False
+    assert RunConfig(learner="sparse", protocol="uniform").spec.decides is False
 
 
 def test_deep_compression_has_the_defaults_of_its_paper() -> None:
     deep = RunConfig(learner="deep")
     assert (deep.activation_bits, deep.first_last_bits) == ("16", None)
     assert (deep.codebook_mode, deep.granularity) == ("clusters", "tensor")
-    assert (deep.budget, deep.learning_rate, deep.weight_decay) == ("bytes=0.1", 0.001, 0.0)
+    assert (str(deep.budget), deep.learning_rate, deep.weight_decay) == ("bytes=0.1", 0.001, 0.0)
     assert deep == RunConfig.from_dict(deep.to_dict())  # none is a value, not what is not given
     given = config_from({"learner": "deep", "activation_bits": "8", "first_last_bits": "8"})
     assert (given.activation_bits, given.first_last_bits) == ("8", 8)
-    assert RunConfig(learner="joint", density=True).sparsifies
-    assert deep.sparsifies
-    assert deep.quantizes
-    assert deep.decides
-    assert not deep.prunes
+    assert RunConfig(learner="joint", density=True).spec.sparsifies
+    assert deep.spec.sparsifies
+    assert deep.spec.quantizes
+    assert deep.spec.decides
+    assert not deep.spec.prunes
 
 
 @pytest.mark.parametrize(

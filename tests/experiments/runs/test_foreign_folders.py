@@ -164,7 +164,7 @@ def test_a_command_that_fails_leaves_no_folder(
         raise ValueError("No.")
 
     out = tmp_path / "new" / "run"
-    monkeypatch.setattr("amc_compress.runs.task.make_learner", no)
+    monkeypatch.setattr("amc_compress.config.learner_specs.LearnerSpec.prepare", no)
     assert "No." in fails("compress", *QUICK, "--out", str(out), "-q")
     assert not out.parent.exists()
     out.mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_a_command_that_fails_leaves_no_folder(
     assert "No." in fails(*arguments)
     assert (out / "original.safetensors").exists()  # it took a training to make
     monkeypatch.undo()
-    monkeypatch.setattr("amc_compress.runs.task.make_learner", no)
+    monkeypatch.setattr("amc_compress.config.learner_specs.LearnerSpec.prepare", no)
     for budget in ("macs=0.4", "macs=0.6"):  # nothing was evaluated: the options are still free
         assert "No." in fails(*arguments, "--budget", budget, "--resume")
 

@@ -17,13 +17,12 @@ from torch import nn
 
 from amc_compress.cli import run
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.stage_budgets import stage_budgets
 from amc_compress.data import DataSplits
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.models import load_weights
-from amc_compress.runs.learner_factory import make_channel_learner
 from amc_compress.runs.networks import build_original, load_compressed
-from amc_compress.runs.problem import stage_budgets
 from amc_compress.runs.task import facts_of, load_splits
 from amc_compress.stages.composition import Composition
 from amc_compress.stages.progressive import StageFacts, progressive_compression
@@ -67,7 +66,7 @@ def data() -> DataSplits:
 
 @pytest.fixture(scope="module")
 def make(data: DataSplits) -> Callable[[nn.Module], ChannelPruning]:
-    return partial(make_channel_learner, CONFIG, data)
+    return partial(CONFIG.spec.prepare, data)
 
 
 @pytest.fixture(scope="module")

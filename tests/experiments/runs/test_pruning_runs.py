@@ -23,11 +23,9 @@ from amc_compress.learners.packing.packed_file import load_packed
 from amc_compress.learners.tracing.traced_model import trace
 from amc_compress.models import load_weights
 from amc_compress.runs.folder import RunFolder
-from amc_compress.runs.learner_factory import make_learner, training_hooks
 from amc_compress.runs.networks import build_original, example_input, load_compressed, load_original
 from amc_compress.runs.problem import make_problem
 from amc_compress.runs.task import facts_of, load_splits
-from amc_compress.stages.finetune import training_config
 from amc_env import Budget, CompressionPlan
 
 SMALL = ["--weights", WEIGHTS, "--agent", "random", "--evaluations", "2", "--epochs", "2",
@@ -176,12 +174,12 @@ def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
     config = RunConfig(learner="sparse", n_validation=20, precision="fp32", epochs=40)
     data = load_splits(config)
     model = build_original("digitsnet", facts_of(data))
-    learner: Any = make_learner(config, data, model)
+    learner: Any = config.spec.prepare(data, model)
     network = learner.compress(learner.plan_for("uniform", 0.5))
     steps = 40 * len(data.train)
     (own,), (ours,) = (
         learner.training_hooks(network),
-        training_hooks(config, model, network, steps),
+        config.spec.hooks(model, network, steps),
     )
     for hook in (own, ours):
         hook.start(network, None, steps)
@@ -189,7 +187,7 @@ def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
     assert ours.schedule.frequency == steps // 2 // 20
     for name in ("learning_rate", "weight_decay", "gradient_clip"):
         wanted = {"learning_rate": 0.02, "weight_decay": 5e-4, "gradient_clip": None}[name]
-        assert getattr(training_config(config), name) == wanted
+        assert getattr(config.spec.training_config(), name) == wanted
 
 
 @pytest.mark.parametrize(
@@ -215,7 +213,7 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     model = build_original("digitsnet", facts)
     load_weights(model, Path(WEIGHTS))
     problem = make_problem(config, trace(model, example_input(facts), ignore=config.ignore))
-    learner: Any = make_learner(config, data, model)
+    learner: Any = config.spec.prepare(data, model)
     assert problem.decisions == learner.decisions
     rng = np.random.default_rng(0)
     values = [rng.choice(d.choices) for d in learner.decisions]
@@ -225,7 +223,7 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     assert problem.costs["bytes"](values) == pytest.approx(
         learner.cost_models["bytes"](values), rel=0.25
     )
-    assert str(Budget.parse(config.budget)) == config.budget
+    assert Budget.parse(str(config.budget)) == config.budget
 
 
 class _Killed(BaseException):

@@ -23,7 +23,6 @@ from amc_compress.learners.quantization import quantized_layers
 from amc_compress.learners.tracing.traced_model import trace
 from amc_compress.models import load_weights
 from amc_compress.runs.folder import RunFolder
-from amc_compress.runs.learner_factory import make_learner
 from amc_compress.runs.networks import build_original, example_input, load_compressed, load_original
 from amc_compress.runs.problem import make_problem
 from amc_compress.runs.task import facts_of, load_splits
@@ -229,7 +228,7 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     model = build_original("digitsnet", facts)
     load_weights(model, WEIGHTS)
     problem = make_problem(config, trace(model, example_input(facts), ignore=config.ignore))
-    learner: Any = make_learner(config, data, model)
+    learner: Any = config.spec.prepare(data, model)
     assert problem.decisions == learner.decisions
     models = getattr(learner, "cost_models", {})
     generator = np.random.default_rng(0)

@@ -1,0 +1,267 @@
+"""What a run has to know of a learner: one class each, made for the options of one run."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from amc_compress.config.option import declared
+from amc_env.costs.storage import OFF_BITS
+from amc_env.plan import CompressionPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from amc_compress.config.options import Options
+    from amc_compress.learners.base import Learner
+    from amc_compress.learners.candidates.learner import SearchSpace
+    from amc_compress.learners.tracing.traced_model import TracedModel
+    from amc_compress.learners.training.config import TrainingConfig
+    from amc_compress.learners.training.hooks import TrainingHook
+    from amc_env import Budget
+
+FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
+"""Of the fine-tuning of float networks; that of quantized ones is the learners' own."""
+
+
+class Images(Protocol):
+    """The images that a learner is prepared with, see ``amc_compress.data.DataSplits``."""
+
+    @property
+    def calibration(self) -> Any: ...  # noqa: D102
+
+    @property
+    def validation(self) -> Any: ...  # noqa: D102
+
+    @property
+    def train(self) -> Any: ...  # noqa: D102
+
+
+class LearnerSpec:
+    """A learner as a run sees it: what it does, which options it reads, how it is built.
+
+    The learner itself is imported by the methods that need it: every command reads the facts, and
+    `amc --help` must not wait for torch.
+
+    Args:
+        name: On the command line.
+        options: Of the run.
+
+    Attributes:
+        title: What the report calls the learner.
+        path: Where its class is, below ``amc_compress.learners``.
+        takes: Options of the run that are the learner's own, under the same name.
+        reads: Learners whose options this one may read as well.
+        prunes: Whether channels are cut.
+        in_steps: Whether networks are trained before they are quantized, and again afterwards.
+    """
+
+    title: ClassVar[str]
+    path: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    prunes: ClassVar[bool] = False
+    in_steps: ClassVar[bool] = False
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name = name
+        self.options = options
+
+    # ---- what it does
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether single weights are pruned."""
+        return False
+
+    @property
+    def quantization(self) -> str:
+        """How layers are quantized: ``"uniform"``, ``"codebook"``, or ``"none"``."""
+        return "none"
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether layers are quantized."""
+        return self.quantization != "none"
+
+    @property
+    def packs(self) -> bool:
+        """Whether the smallest file of the network is a packed one."""
+        return self.quantizes or self.sparsifies
+
+    @property
+    def decides(self) -> bool:
+        """Whether an agent has a choice; where it has none, :meth:`only_plan` is the plan."""
+        return True
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The costs that its plans change, those that say most first."""
+        if not self.quantizes:
+            return ("macs" if self.prunes else "density", "params", "bytes")
+        channels = ("macs",) if self.prunes else ()
+        weights = ("density",) if self.sparsifies else ()
+        return (*channels, *weights, "bytes", "bops", "mean_bits")
+
+    # ---- its options
+
+    def is_given(self, name: str) -> bool:
+        """Whether an option has another value than where nothing is said."""
+        usual = {name: declared(type(self.options))[name].default, **self.defaults()}[name]
+        return bool(getattr(self.options, name) != usual)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The learners whose options have an effect on this one, itself first."""
+        return (self.name, *self.reads)
+
+    def defaults(self) -> dict[str, Any]:
+        """Returns the options that depend on the learner, where they are not given."""
+        return {
+            "granularity": "tensor" if self.quantization == "codebook" else "channel",
+            "activation_bits": "8",
+            "first_last_bits": 8,
+            "codebook_mode": "both",
+        }
+
+    def default_budget(self) -> str:
+        """Returns the budget where none is given."""
+        return "macs=0.5"
+
+    def training_defaults(self) -> dict[str, float]:
+        """Returns rate and decay of the fine-tuning where none are given."""
+        return {"learning_rate": FLOAT_LEARNING_RATE, "weight_decay": FLOAT_WEIGHT_DECAY}
+
+    def check(self) -> None:
+        """Checks what the learner asks of its options together.
+
+        Raises:
+            ValueError: If they contradict each other, or one has no effect.
+        """
+        o = self.options
+        if self.quantizes and o.weight_bits == o.activation_bits == str(OFF_BITS):
+            raise ValueError(
+                "16 bits everywhere quantize nothing; give --weight-bits or --activation-bits "
+                "between 2 and 8, or choose --learner channels."
+            )
+        if not (self.prunes or self.sparsifies) and o.proxy == "reconstruction":
+            raise ValueError(
+                f"--proxy reconstruction repairs cut layers, and --learner {self.name} cuts none; "
+                f"choose recalibration or none."
+            )
+
+    # ---- how it is built
+
+    def learner(self) -> Any:
+        """Returns the class of the learner."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(f"amc_compress.learners.{module}"), name)
+
+    def own_options(self) -> dict[str, Any]:
+        """Returns those of the learner's options that not all learners have."""
+        return {name: getattr(self.options, name) for name in self.takes}
+
+    def decide(self, traced: TracedModel) -> SearchSpace:
+        """Returns what the learner decides about a network, and how it stores networks.
+
+        Needs no data: budgets are checked with it before any work is done. A prepared learner says
+        the same and has measured the header of the packed file as well.
+
+        Raises:
+            UntraceableModelError: If there is nothing to decide.
+            ValueError: If a layer to ignore is not there.
+        """
+        learner = self.learner()
+        given = learner.Options(ignore=self.options.ignore, **self.own_options())
+        try:
+            space: SearchSpace = learner.decide(traced, given)
+        except ValueError as error:
+            if not self.quantizes:
+                raise
+            raise ValueError(
+                f"{error} Give --ignore one of these, or a module that holds some."
+            ) from error
+        return space
+
+    def prepare(self, data: Images, model: nn.Module, *, progress: bool = False) -> Learner:
+        """Prepares the learner.
+
+        Args:
+            data: Calibration, validation and training images.
+            model: The trained network; it is not changed.
+            progress: Whether to show progress bars.
+        """
+        prepared: Learner = self.learner()(
+            *self._positional(data, model), **self._keywords(data, progress)
+        )
+        return prepared
+
+    def _positional(self, data: Images, model: nn.Module) -> tuple[nn.Module, Tensor, Any, Any]:
+        """The network, an example, and the images that every learner is prepared with."""
+        return model, data.calibration.images[:1], data.calibration, data.validation
+
+    def _keywords(self, data: Images, progress: bool) -> dict[str, Any]:
+        """All options of the learner."""
+        o = self.options
+        return {
+            "proxy": o.proxy,
+            "finetune_steps": o.finetune_steps,
+            "ignore": o.ignore,
+            "n_validation": o.n_validation,
+            "train": data.train,
+            "precision": o.precision,
+            "device": o.device,
+            "seed": o.seed,
+            "progress": progress,
+            **self.own_options(),
+        }
+
+    def only_plan(self, learner: Learner, budget: Budget) -> CompressionPlan:
+        """Returns the plan where no agent has a choice.
+
+        Args:
+            learner: The prepared one.
+            budget: Of the run.
+        """
+        return CompressionPlan({})
+
+    def fixed_choice(self) -> str:
+        """Returns that plan in words."""
+        return "nothing to decide"
+
+    # ---- how its networks are trained
+
+    def training_config(self) -> TrainingConfig:
+        """Returns the settings of the fine-tuning, and of the trainings that lead to it.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+        from amc_compress.learners.training.config import TrainingConfig
+
+        o = self.options
+        return TrainingConfig(
+            epochs=max(o.epochs, 1),
+            learning_rate=o.learning_rate,
+            weight_decay=o.weight_decay,
+            gradient_clip=QUANTIZED_GRADIENT_CLIP if self.quantizes else None,
+            precision=o.precision,
+            distillation_temperature=o.distillation_temperature,
+            distillation_weight=o.distillation_weight,
+            seed=o.seed,
+        )
+
+    def hooks(
+        self, original: nn.Module, model: nn.Module, total_steps: int
+    ) -> tuple[TrainingHook, ...]:
+        """Returns what a fine-tuning needs besides the loss.
+
+        Without the learner, whose preparation takes longer than an epoch on a small network.
+
+        Args:
+            original: The uncompressed network.
+            model: The network to be trained.
+            total_steps: Of the training.
+        """
+        return ()

@@ -1,0 +1,163 @@
+"""Checks of a run's options that need more than one of them, or another package."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
+from amc_compress.config.option import Option, declared, flag
+from amc_compress.config.options import Options
+from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.config.values import OWN_TEACHERS, of_how_many, own_cost_references
+from amc_env.actions import ACTION_MAPPINGS
+from amc_env.costs.cost_table import CostTable
+from amc_env.costs.costs import COSTS
+from amc_env.reward import REWARDS, resolve_reward
+from amc_env.validation.references import FORM, is_reference
+
+
+def readers_of(option: Option) -> tuple[str, ...]:
+    """Returns the learners that read an option, some through those that they build upon."""
+    return tuple(
+        name for name, spec in LEARNERS.items() if {name, *spec.reads}.intersection(option.learners)
+    )
+
+
+def validate(spec: LearnerSpec, stages: Collection[str]) -> None:
+    """Checks the options of a run before any work is done; what is cheap to check comes first.
+
+    Args:
+        spec: The learner with the options.
+        stages: Those that will be run.
+
+    Raises:
+        ValueError: If options contradict each other, one has no effect on the learner, or a name
+            is unknown.
+    """
+    _check_effects(spec)
+    spec.check()
+    _check_dependent(spec)
+    _check_ways_to_cut(spec)
+    _check_teacher(spec.options)
+    if "search" in stages:
+        _check_search(spec.options)
+    if "finetune" in stages:
+        spec.training_config()
+    from amc_compress.learners.numerics.precision import check_device
+
+    check_device(spec.options.device)
+
+
+def _check_effects(spec: LearnerSpec) -> None:
+    """Rejects options that the selected learner ignores."""
+    for name, option in sorted(declared(Options).items()):
+        if not option.learners or {*spec.kinds}.intersection(option.learners):
+            continue
+        if spec.is_given(name):
+            others = [reader for reader in readers_of(option) if reader != spec.name]
+            through = (
+                f" with --quantizer {spec.quantization}" if spec.name in readers_of(option) else ""
+            )
+            raise ValueError(
+                f"{flag(name)} has no effect on --learner {spec.name}{through}; it is an option "
+                f"of --learner {' and '.join(others)}."
+            )
+
+
+def _check_dependent(spec: LearnerSpec) -> None:
+    """Rejects options that another option makes void."""
+    for name, other, needed in (
+        ("bucket_size", "granularity", "split"),
+        *((n, "schedule", "gradual") for n in declared(Options) if n.startswith("schedule_")),
+    ):
+        found = getattr(spec.options, other)
+        if found != needed and spec.is_given(name):
+            raise ValueError(
+                f"{flag(name)} has no effect with {flag(other)} {found}; it is an option of "
+                f"{flag(other)} {needed}."
+            )
+    pattern = spec.options.pattern
+    if of_how_many(pattern) is not None and spec.is_given("min_density"):
+        raise ValueError(
+            f"--min-density has no effect with --pattern {pattern}, of which a layer keeps "
+            f"that share or all."
+        )
+
+
+def _check_ways_to_cut(spec: LearnerSpec) -> None:
+    """Rejects ways to cut that exclude each other, and epochs of what is not asked for."""
+    options = spec.options
+    ways = {
+        "sparse_epochs": (options.sparse_training != "none", "--sparse-training growing"),
+        "sparse_strength": (options.sparse_training != "none", "--sparse-training growing"),
+        "group_epochs": (options.finetune_groups > 1, "--finetune-groups 3"),
+        "stage_epochs": (options.is_progressive, "--progressive 3"),
+    }
+    for name, (asked, example) in ways.items():
+        if not asked and spec.is_given(name):
+            raise ValueError(f"{flag(name)} has no effect without {example} or the like.")
+    used = list(dict.fromkeys(example.split()[0] for asked, example in ways.values() if asked))
+    if options.stages and options.progressive > 1:
+        used = ["--progressive", "--stages"]
+    if len(used) > 1:
+        raise ValueError(
+            f"{' and '.join(used)} exclude each other: each is a way of its own to cut; choose one."
+        )
+    if options.is_progressive and (options.cost_table or options.cost):
+        raise ValueError(
+            f"--cost{'-table' if options.cost_table else ''} counts by the layers of the original "
+            f"network, and --progressive searches smaller ones; give a budget in macs, params or "
+            f"bytes."
+        )
+
+
+def _check_teacher(options: Options) -> None:
+    """Rejects weights without their teacher, and distillation losses without any."""
+    if options.teacher in OWN_TEACHERS and options.teacher_weights is not None:
+        raise ValueError(
+            f"--teacher-weights has no effect with --teacher {options.teacher}; give the network "
+            f"they belong to, e.g. --teacher resnet56."
+        )
+    if options.teacher == "none" and options.feature_matching:
+        raise ValueError(
+            "--feature-matching has no effect with --teacher none; its loss needs a teacher."
+        )
+
+
+def _check_search(options: Options) -> None:
+    """Rejects names that the search does not know, and budgets that cannot be reached in stages."""
+    _check_costs(options)
+    if options.is_progressive:
+        stage_budgets(options.budget, options.stages or options.progressive)
+    if options.action not in ACTION_MAPPINGS:
+        raise ValueError(
+            f"Unknown --action {options.action!r}; expected one of {', '.join(ACTION_MAPPINGS)}."
+        )
+    if options.reward not in REWARDS and not is_reference(options.reward):
+        raise ValueError(
+            f"Unknown --reward {options.reward!r}; expected one of {', '.join(REWARDS)}, or "
+            f"{FORM} for your own."
+        )
+    resolve_reward(options.reward)
+    # Not above: these take a second to import, and most mistakes are found without them.
+    from amc_compress.agents import agent_from_label
+    from amc_compress.learners.candidates.proxy import Proxy
+    from amc_compress.learners.channel_pruning.criteria import make_criterion
+
+    agent_from_label(options.agent)
+    make_criterion(options.criterion)
+    Proxy.parse(options.proxy, options.finetune_steps)
+
+
+def _check_costs(options: Options) -> None:
+    """Rejects a budget of unknown costs."""
+    known = [*COSTS, *own_cost_references(options.cost)]
+    known += [CostTable.read(Path(path)).quantity for path in options.cost_table]
+    for cost in options.budget.bounds:
+        if cost not in known:
+            raise ValueError(
+                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(known)}, one from "
+                f"a table given by --cost-table (`amc latency-table` measures latency), or one of "
+                f"your own, --cost {cost}=module:Class."
+            )
