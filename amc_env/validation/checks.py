@@ -85,7 +85,10 @@ def _checking(function: Callable[..., Any], owner: str) -> Callable[..., Any]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{owner} takes {_names(signature)}: {error}.") from error
+            name, known = owner, signature
+            if function.__name__ == "__init__":  # inherited, perhaps, by a class of other options
+                name, known = type(args[0]).__name__, inspect.signature(type(args[0]))
+            raise ArgumentError(f"{name} takes {_names(known)}: {error}.") from error
         for name, value in bound.arguments.items():
             if name in hints:
                 bound.arguments[name] = check_argument(name, value, hints[name])

@@ -71,6 +71,8 @@ def test_options_are_shown_checked_and_kept():
     assert "options" not in shown
     with pytest.raises(ArgumentError, match=r"ChannelOptions takes .*round_to.*'rounds_to'"):
         ChannelPruning(make_model("plain"), EXAMPLE, [], [], rounds_to=4)
+    with pytest.raises(ArgumentError, match=r"GroupLassoPruning takes model, .*iterations"):
+        GroupLassoPruning()
     data = make_data(32, 2), make_data(32, 3)
     learner = ChannelPruning(
         make_model("plain"),
