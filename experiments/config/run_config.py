@@ -16,8 +16,8 @@ from amc_compress.config.option import declared, flag, option
 from amc_compress.config.options import Options
 from amc_compress.config.options.task import TaskOptions
 from amc_compress.config.texts import NOT_GIVEN
-from amc_compress.config.validation import validate
-from amc_compress.config.values import check_size, check_values
+from amc_compress.config.validation import check_values, validate
+from amc_compress.config.values import check_size
 from amc_env import Budget, RunFolderError
 from amc_env.budgets.budget import BudgetLike
 from amc_env.validation.checks import check_argument

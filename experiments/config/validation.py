@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.options import Options
 from amc_compress.config.stage_budgets import stage_budgets
-from amc_compress.config.values import OWN_TEACHERS, of_how_many, own_cost_references
+from amc_compress.config.values import (
+    OWN_TEACHERS,
+    check_normalisation,
+    of_how_many,
+    own_cost_references,
+)
 from amc_env.actions import ACTION_MAPPINGS
 from amc_env.costs.cost_table import CostTable
 from amc_env.costs.costs import COSTS
@@ -161,3 +167,40 @@ def _check_costs(options: Options) -> None:
                 f"a table given by --cost-table (`amc latency-table` measures latency), or one of "
                 f"your own, --cost {cost}=module:Class."
             )
+
+
+def check_values(options: Options) -> None:
+    """Checks what the declaration of a single option does not say.
+
+    Raises:
+        ValueError: With what was expected.
+    """
+    of_how_many(options.pattern)
+    own_cost_references(options.cost)
+    check_normalisation(options.mean, options.std)
+    _check_teacher_is_known(options)
+    _check_schedule(options)
+    stages = (1.0, *options.stages, 0.0)
+    if not all(later < sooner for sooner, later in itertools.pairwise(stages)):
+        raise ValueError(
+            f"Expected --stages as falling shares between 1 and 0, e.g. 0.75,0.5, got "
+            f"{','.join(f'{share:g}' for share in options.stages)}."
+        )
+
+
+def _check_teacher_is_known(options: Options) -> None:
+    if options.teacher in OWN_TEACHERS or options.teacher_weights or ":" in options.teacher:
+        return
+    raise ValueError(
+        f"Expected --teacher as original, none or another network, which needs --teacher-weights "
+        f"FILE to know anything; got {options.teacher!r} without. Only a factory of yours "
+        f"(package.module:factory) may bring its own."
+    )
+
+
+def _check_schedule(options: Options) -> None:
+    if options.schedule_begin > options.schedule_end:
+        raise ValueError(
+            f"Expected --schedule-begin no later than --schedule-end, got "
+            f"{options.schedule_begin:g} and {options.schedule_end:g}; shares of the training."
+        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from amc_compress.config.option import flag
 from amc_env.costs.costs import COSTS
@@ -14,13 +12,9 @@ from amc_env.errors import InputDataError
 from amc_env.validation.checks import SEED_LIMIT
 from amc_env.validation.references import is_reference
 
-if TYPE_CHECKING:
-    from amc_compress.config.run_config import RunConfig
-
 CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 """Learners that cut channels, each with a way of its own to select them."""
 
-LEARNERS = (*CHANNEL_LEARNERS, "sparse", "deep", "uniform", "codebook", "joint")
 QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """What distributes the density of a sparse network over its layers: an agent, or a rule."""
@@ -31,16 +25,6 @@ OWN_TEACHERS = ("original", "none")
 SEEDS = ("seed", "first_seed")
 _MOST, _DIGITS = 2**31 - 1, 30
 _PATTERN = re.compile(r"unstructured|block[1-9]\d*|([1-9]\d*):([1-9]\d*)")
-
-
-def _check_teacher(config: RunConfig) -> None:
-    if config.teacher in OWN_TEACHERS or config.teacher_weights or ":" in config.teacher:
-        return
-    raise ValueError(
-        f"Expected --teacher as original, none or another network, which needs --teacher-weights "
-        f"FILE to know anything; got {config.teacher!r} without. Only a factory of yours "
-        f"(package.module:factory) may bring its own."
-    )
 
 
 def own_cost_references(texts: Sequence[str]) -> dict[str, str]:
@@ -79,33 +63,6 @@ def of_how_many(pattern: str) -> tuple[int, int] | None:
             f"or 2:4 (2 of 4 weights stay; any N:M with N < M), got {pattern!r}."
         )
     return (int(match[1]), int(match[2])) if match[1] else None
-
-
-def check_values(config: RunConfig) -> None:
-    """Checks what the declaration of a single option does not say.
-
-    Raises:
-        ValueError: With what was expected.
-    """
-    of_how_many(config.pattern)
-    own_cost_references(config.cost)
-    check_normalisation(config.mean, config.std)
-    _check_teacher(config)
-    _check_schedule(config)
-    stages = (1.0, *config.stages, 0.0)
-    if not all(later < sooner for sooner, later in itertools.pairwise(stages)):
-        raise ValueError(
-            f"Expected --stages as falling shares between 1 and 0, e.g. 0.75,0.5, got "
-            f"{','.join(f'{share:g}' for share in config.stages)}."
-        )
-
-
-def _check_schedule(config: RunConfig) -> None:
-    if config.schedule_begin > config.schedule_end:
-        raise ValueError(
-            f"Expected --schedule-begin no later than --schedule-end, got "
-            f"{config.schedule_begin:g} and {config.schedule_end:g}; shares of the training."
-        )
 
 
 def check_size(name: str, value: object) -> None:
