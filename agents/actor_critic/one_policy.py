@@ -137,7 +137,7 @@ class OnePolicy:
             InfeasibleBudgetError: If no plan meets one of them.
         """
         started, bare = time.perf_counter(), unwrap(env)
-        line = BudgetLine([Budget.parse(b) if isinstance(b, str) else b for b in budgets])
+        line = BudgetLine([Budget.of(budget) for budget in budgets])
         if episodes < 3 * len(line.anchors):
             raise ValueError(
                 f"Expected at least {3 * len(line.anchors)} episodes for {len(line.anchors)} "

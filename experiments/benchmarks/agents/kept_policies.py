@@ -107,7 +107,7 @@ def separate(env: CompressionEnv, name: str, episodes: int, seed: int) -> list[R
     uniform: dict[str, float] = {}
     trials: list[Trial] = []
     for text in BUDGETS:
-        env.set_budget(Budget.parse(text))
+        env.set_budget(text)
         uniform[text] = env.evaluate(env.uniform_plan()).reward
         trials += make_agent(name, finalists=0).search(env, episodes // len(BUDGETS), seed).trials
     found = []

@@ -25,7 +25,7 @@ from amc_compress.learners import ChannelPruning
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.numerics.kernel_proof import Proofs, proofs
 from amc_compress.models import load_weights, make_model
-from amc_env import Budget, CompressionEnv
+from amc_env import CompressionEnv
 
 PARTS = ("slicing", "reconstruction", "finetuning", "recalibration", "evaluation", "total")
 
@@ -41,7 +41,7 @@ def measure(learner: ChannelPruning, budget: str, episodes: int) -> list[dict[st
     Returns:
         CPU-seconds by part for each episode.
     """
-    plan = CompressionEnv(learner, Budget.parse(budget)).uniform_plan()
+    plan = CompressionEnv(learner, budget).uniform_plan()
     learner.evaluate(plan)
     rows = []
     for _ in range(episodes):
