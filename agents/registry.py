@@ -29,9 +29,8 @@ from amc_compress.agents.options import check_options, hints_of, words_of
 from amc_compress.agents.own import FORM, import_agent, is_own, make_own, own_head
 from amc_compress.agents.samplers.optuna_search import CMAES, NSGA2, TPE, GaussianProcess
 from amc_compress.agents.seeded import Seeded
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import checked, unknown
 from amc_env.validation.json_text import parse_json
-from amc_env.validation.references import unknown
 
 
 def ddpg_seeded_by_sensitivity(

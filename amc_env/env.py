@@ -26,7 +26,7 @@ from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
 from amc_env.validation.answers import checked_accuracy, checked_reward, requests_of
-from amc_env.validation.checks import check_numbers, checked, shown
+from amc_env.validation.checks import check_known, check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
 
@@ -143,10 +143,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         cost_models: Mapping[str, CostFunction | str] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if action not in ACTION_MAPPINGS:
-            raise ValueError(
-                f"Unknown action mapping {action!r}; expected one of {[*ACTION_MAPPINGS]}."
-            )
+        check_known("action mapping", action, ACTION_MAPPINGS)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"Unknown render mode {render_mode!r}; see env.metadata.")
         self.learner = learner

@@ -25,6 +25,7 @@ from amc_compress.agents.trials import AgentError, Trial, best_distinct
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.budgets.budget import value_span
 from amc_env.one_shot import positions, rescale
+from amc_env.validation.checks import check_known
 
 if TYPE_CHECKING:
     import optuna
@@ -110,8 +111,7 @@ class OptunaSearch(Agent):
         finalists: int = DEFAULT_FINALISTS,
     ) -> None:
         super().__init__(finalists=finalists)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"Unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}.")
+        check_known("sampler", sampler, SAMPLERS)
         if objectives and sampler not in ("tpe", "nsga2", "random"):
             raise ValueError(
                 f"The sampler {sampler!r} has one objective; use 'tpe' or 'nsga2' for "

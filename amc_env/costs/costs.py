@@ -17,7 +17,7 @@ from amc_env.costs.size_costs import BytesCost, FloatBytesCost, ParamsCost
 from amc_env.costs.storage import FLOAT_BITS, StorageFormat
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 __all__ = [
     "COSTS",
@@ -205,6 +205,5 @@ def make_cost(
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in COSTS:
-        raise ValueError(f"Unknown cost {name!r}; expected one of {sorted(COSTS)}.")
+    check_known("cost", name, sorted(COSTS))
     return COSTS[name](graph, decisions, storage)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 FLOAT_BITS = 32
 """Bits of a number that is not quantized."""
@@ -74,10 +74,7 @@ class StorageFormat:
     value_bits: Mapping[str, Mapping[int, ValueBits]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(
-                f"Unknown granularity {self.granularity!r}; expected one of {GRANULARITIES}."
-            )
+        check_known("granularity", self.granularity, GRANULARITIES)
         if self.bucket_size < 1:
             raise ValueError(f"Expected a bucket size of at least 1, got {self.bucket_size}.")
         for name in ("bytes_per_bucket", "bytes_per_channel", "bytes_per_layer", "fixed_bytes"):

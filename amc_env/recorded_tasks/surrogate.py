@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.validation.checks import check_known
+
 Array = npt.NDArray[np.float64]
 
 MARGIN = 0.005
@@ -95,8 +97,7 @@ class SurrogateSettings:
     scale: float
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ValueError(f"Unknown target {self.target!r}; expected one of {[*TARGETS]}.")
+        check_known("target", self.target, TARGETS)
         numbers = [self.amplitude, self.rough_amplitude, self.offset, self.scale]
         if not all(np.isfinite(row).all() for row in (numbers, *self.coordinates)):
             raise ValueError("Expected finite numbers in the settings of a surrogate.")

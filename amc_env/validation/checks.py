@@ -7,6 +7,7 @@ somewhere inside NumPy. NumPy's scalars count as the numbers they are.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
@@ -44,6 +45,7 @@ MOST_THREADS = 1024
 """More processor threads than machines have; far more end the process when they are started."""
 
 T = TypeVar("T", bound=Callable[..., Any])
+Name = TypeVar("Name")
 
 
 def checked(target: T) -> T:
@@ -145,6 +147,33 @@ def check_threads(name: str, threads: object, least: int = 1) -> int:
             f"Expected {name}, a whole number from {least} to {MOST_THREADS}, got {shown(threads)}."
         )
     return int(threads)  # type: ignore[call-overload, no-any-return]
+
+
+def check_known(kind: str, name: Name, known: Iterable[str]) -> Name:
+    """Returns a name if it is one of those of its kind.
+
+    Raises:
+        ValueError: With all of them, and the nearest one.
+    """
+    names = list(known)
+    if name not in names:
+        raise ValueError(unknown(kind, name, names))
+    return name
+
+
+def unknown(kind: str, name: Any, known: Iterable[str], own: str = "") -> str:
+    """Returns the sentence about a name that is not known, with the nearest one that is.
+
+    Args:
+        kind: What it names.
+        name: The name.
+        known: All names of that kind.
+        own: What may stand there besides, for the end of the sentence.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"Unknown {kind} {name!r}; {hint}available: {', '.join(names)}{own}."
 
 
 def check_whole(name: str, value: object, least: int) -> int:

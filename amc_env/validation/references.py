@@ -162,21 +162,6 @@ def _no_such_name(reference: str, what: str, module: ModuleType, found: Any, par
     )
 
 
-def unknown(kind: str, name: str, known: Iterable[str], own: str = "") -> str:
-    """Returns the sentence about a name that is not known, with the nearest one that is.
-
-    Args:
-        kind: What it names.
-        name: The name.
-        known: All names of that kind.
-        own: What may stand there besides, for the end of the sentence.
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"Unknown {kind} {name!r}; {hint}available: {', '.join(names)}{own}."
-
-
 def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -15,7 +15,7 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from amc_compress.automl.frameworks import choose
+from amc_env.validation.checks import check_known
 
 TaskKind = Literal["classification", "regression"]
 
@@ -77,7 +77,7 @@ def find_data_set(name: str) -> DataSet:
     Raises:
         ValueError: If there is none of that name.
     """
-    return DATA_SETS[choose("data set", name, tuple(DATA_SETS))]
+    return DATA_SETS[check_known("data set", name, tuple(DATA_SETS))]
 
 
 def _embedded(

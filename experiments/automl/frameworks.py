@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from amc_env.validation.references import unknown
 
 ADAPTERS = Path(__file__).parent / "adapters"
 """Scripts that run in the frameworks' own interpreters and import nothing of this project."""
@@ -109,19 +107,3 @@ _ALL = (
 
 FRAMEWORKS: Mapping[str, Framework] = {framework.name: framework for framework in _ALL}
 """Name -> framework."""
-
-
-def choose(kind: str, name: str, known: Sequence[str]) -> str:
-    """Returns a name if it is known.
-
-    Args:
-        kind: What it names, for the error.
-        name: The name.
-        known: All names of that kind.
-
-    Raises:
-        ValueError: If it is unknown; the error suggests the nearest one.
-    """
-    if name in known:
-        return name
-    raise ValueError(unknown(kind, name, known))

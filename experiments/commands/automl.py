@@ -93,9 +93,14 @@ def setup(
     """
     _check_is_checkout()
     from amc_compress.automl.environments import folder_of, setup
-    from amc_compress.automl.frameworks import FRAMEWORKS, choose
+    from amc_compress.automl.frameworks import FRAMEWORKS
+    from amc_env.validation.checks import check_known
 
-    names = list(FRAMEWORKS) if name == "all" else [choose("framework", name, (*FRAMEWORKS, "all"))]
+    names = (
+        list(FRAMEWORKS)
+        if name == "all"
+        else [check_known("framework", name, (*FRAMEWORKS, "all"))]
+    )
     if python is not None and len(names) > 1:
         raise ValueError("--python is for one framework; set them up one by one with it.")
     failed = False
@@ -207,10 +212,11 @@ def _chosen(
     framework: list[str] | None, dataset: list[str] | None
 ) -> tuple[list[Framework], list[DataSet]]:
     from amc_compress.automl.datasets import DATA_SETS, find_data_set
-    from amc_compress.automl.frameworks import FRAMEWORKS, choose
+    from amc_compress.automl.frameworks import FRAMEWORKS
+    from amc_env.validation.checks import check_known
 
     known = tuple(FRAMEWORKS)
-    frameworks = [FRAMEWORKS[choose("framework", n, known)] for n in framework or known]
+    frameworks = [FRAMEWORKS[check_known("framework", n, known)] for n in framework or known]
     data_sets = [find_data_set(name) for name in dataset or DATA_SETS]
     return list(dict.fromkeys(frameworks)), list(dict.fromkeys(data_sets))
 

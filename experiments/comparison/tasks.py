@@ -16,7 +16,7 @@ from amc_compress.data import DataSplits, load_data
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
 from amc_env.recorded_tasks.recorded import recorded_names
-from amc_env.validation.references import unknown
+from amc_env.validation.checks import check_known
 
 _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "channels": ready_made.make_channels,
@@ -162,9 +162,7 @@ def find_task(name: str) -> ComparisonTask:
     Raises:
         ValueError: If there is none.
     """
-    if name not in TASKS:
-        raise ValueError(unknown("task", name, TASKS))
-    return TASKS[name]
+    return TASKS[check_known("task", name, TASKS)]
 
 
 def is_shipped(task: ComparisonTask) -> bool:

@@ -16,7 +16,8 @@ from amc_compress.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_
 from amc_compress.models.resnet import plain20, resnet20, resnet32, resnet56
 from amc_compress.models.vgg import vgg16_bn
 from amc_env.errors import InputDataError
-from amc_env.validation.references import resolve, unknown
+from amc_env.validation.checks import unknown
+from amc_env.validation.references import resolve
 
 ModelFactory = Callable[..., nn.Module]
 

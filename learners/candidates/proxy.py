@@ -23,6 +23,7 @@ from amc_compress.learners.numerics.layout import laid_out, owned
 from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
 from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.schedules import falling_linearly
+from amc_env.validation.checks import check_known
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
@@ -53,8 +54,7 @@ class Proxy:
         Raises:
             ValueError: If there is none of that name, or the steps are negative.
         """
-        if name not in PROXIES:
-            raise ValueError(f"Unknown proxy {name!r}; choose one of {list(PROXIES)}.")
+        check_known("proxy", name, PROXIES)
         if finetune_steps < 0:
             raise ValueError(f"Expected finetune_steps >= 0, got {finetune_steps}.")
         return cls("reconstruction" in name, "recalibration" in name, finetune_steps)

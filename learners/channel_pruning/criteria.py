@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.channel_pruning.lasso import entry_order_scores
+from amc_env.validation.checks import check_known
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ def make_criterion(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if criterion not in CRITERIA:
-        raise ValueError(f"Unknown criterion {criterion!r}; choose one of {sorted(CRITERIA)}.")
+    check_known("criterion", criterion, sorted(CRITERIA))
     return CRITERIA[criterion]
 
 

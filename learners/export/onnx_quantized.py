@@ -36,6 +36,7 @@ from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_env import CompressionError
 from amc_env.errors import InputDataError
+from amc_env.validation.checks import check_known
 
 WEIGHT_ONLY = ("integer", "float")
 """How the weights of layers with float inputs are stored."""
@@ -96,7 +97,7 @@ def post_training_int8(
             "post_training_int8 takes a float network, this one is quantized already; use "
             "export_quantized."
         )
-    _check_choice("method", method, CALIBRATION_METHODS)
+    check_known("method", method, CALIBRATION_METHODS)
 
     def quantize(exported: ir.Model) -> ir.Model:
         return quantize_float(exported, calibration, method)
@@ -146,9 +147,9 @@ def export_quantized(
     """
     network = take_in(network, "cpu").network
     check_executable(network)
-    _check_choice("method", method, CALIBRATION_METHODS)
-    _check_choice("weight_only", weight_only, WEIGHT_ONLY)
-    _check_choice("shortcuts", shortcuts, SHORTCUTS)
+    check_known("method", method, CALIBRATION_METHODS)
+    check_known("weight_only", weight_only, WEIGHT_ONLY)
+    check_known("shortcuts", shortcuts, SHORTCUTS)
 
     def quantize(exported: ir.Model) -> ir.Model:
         return IntegerWriter(
@@ -254,11 +255,6 @@ def _export(
     n_int8, n_float = count_layers(result.path)
     size = result.path.stat().st_size
     return QuantizedExport(**vars(result), n_int8_layers=n_int8, n_float_layers=n_float, bytes=size)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Unknown {name} {value!r}; expected one of {', '.join(choices)}.")
 
 
 def _check_images(name: str, images: Tensor, example_input: Tensor) -> None:

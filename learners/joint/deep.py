@@ -29,7 +29,7 @@ from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan
 from amc_env.threads import limited_threads
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 PACKED = "network.packed"
 TOLERANCE = 0.03
@@ -184,8 +184,7 @@ def compress_deeply(
         TrainingDivergedError: If a loss is not finite.
         ValueError: If the learner decides no densities, or there is no such mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
+    check_known("mode", mode, MODES)
     part = _densities(learner)
     plan.values_for(learner.decisions)
     stages = _Stages(learner, plan)

@@ -13,7 +13,7 @@ from amc_compress.learners.quantization.codebook.learner import CodebookQuantiza
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.uniform.learner import UniformQuantization
 from amc_compress.learners.sparsification.learner import WeightSparsification
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 QUANTIZERS: dict[str, type[QuantizationLearner]] = {
     "uniform": UniformQuantization,
@@ -28,8 +28,7 @@ def quantizer_named(name: str) -> type[QuantizationLearner]:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in QUANTIZERS:
-        raise ValueError(f"Unknown quantizer {name!r}; expected one of {sorted(QUANTIZERS)}.")
+    check_known("quantizer", name, sorted(QUANTIZERS))
     return QUANTIZERS[name]
 
 

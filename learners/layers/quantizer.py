@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from amc_env.validation.checks import check_known
+
 
 class Quantizer(nn.Module, ABC):
     """Maps a tensor onto at most ``2 ** bits`` values (per bucket).
@@ -69,8 +71,5 @@ class Quantizer(nn.Module, ABC):
             ValueError: If the kind is unknown.
         """
         kind = description.get("kind")
-        if kind not in Quantizer._kinds:
-            raise ValueError(
-                f"Unknown quantizer {kind!r}; expected one of {sorted(Quantizer._kinds)}."
-            )
+        check_known("quantizer", kind, sorted(Quantizer._kinds))
         return Quantizer._kinds[str(kind)].empty(description)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_compress.learners.numerics.proved_operators import ProvedOperators
-from amc_env.validation.checks import shown
+from amc_env.validation.checks import check_known, shown
 from amc_env.validation.sentences import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -29,8 +29,7 @@ def resolve_precision(precision: str, device: str | torch.device = "cpu") -> tor
         ValueError: The name is unknown, or nothing can be computed on the device.
     """
     check_device(device)
-    if precision not in PRECISIONS:
-        raise ValueError(f"Unknown precision {precision!r}: expected one of {PRECISIONS}.")
+    check_known("precision", precision, PRECISIONS)
     if precision == "auto":
         return torch.bfloat16 if _has_bf16(torch.device(device)) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -12,7 +12,7 @@ from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CL
 from amc_compress.learners.quantization.uniform.quantizer import check_granularity
 from amc_compress.learners.quantization.uniform.ranges import check_rule
 from amc_env.costs.storage import StorageFormat
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 PROXIES = ("none", "recalibration")
 
@@ -59,8 +59,7 @@ class QuantizationOptions(CandidateOptions):
         Raises:
             ValueError: If there is no such proxy, or the steps are negative.
         """
-        if self.proxy not in PROXIES:
-            raise ValueError(f"Unknown proxy {self.proxy!r}; choose one of {list(PROXIES)}.")
+        check_known("proxy", self.proxy, PROXIES)
         return replace(super().repairs(), gradient_clip=QUANTIZED_GRADIENT_CLIP)
 
     def choice(self, sizes: Mapping[str, int]) -> BitChoice:

@@ -33,7 +33,7 @@ from amc_env.costs.costs import COSTS, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan
 from amc_env.threads import limited_threads
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 SCHEDULES = ("gradual", "one-shot")
 _TYPICAL_DENSITY = 0.25
@@ -67,10 +67,7 @@ class SparseOptions(CandidateOptions):
         super().__post_init__()
         Pattern.parse(self.pattern)
         check_density("min_density", self.min_density)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"Unknown schedule {self.schedule!r}; expected one of {list(SCHEDULES)}."
-            )
+        check_known("schedule", self.schedule, SCHEDULES)
         self.ramp()
 
     def ramp(self) -> SparsitySchedule:

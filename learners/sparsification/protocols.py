@@ -28,6 +28,7 @@ from torch import Tensor
 
 from amc_env.errors import InfeasibleBudgetError
 from amc_env.plan import CompressionPlan, Decision
+from amc_env.validation.checks import check_known
 
 Array = npt.NDArray[np.float64]
 
@@ -114,8 +115,7 @@ def plan_for(
         InfeasibleBudgetError: If the density cannot be reached.
         ValueError: If there is no such protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}; expected one of {sorted(PROTOCOLS)}.")
+    check_known("protocol", protocol, sorted(PROTOCOLS))
     sizes = np.array([d.size for d in decisions], dtype=np.float64)
     least = np.array([d.units(d.choices[0]) for d in decisions], dtype=np.float64)
     every = sizes.sum() + dense

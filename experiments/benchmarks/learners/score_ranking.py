@@ -47,6 +47,7 @@ from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.sparsification.curves import gradient_scores as density_scores
 from amc_compress.tasks import SplitKind, make_bits, make_channels, make_density, make_joint
 from amc_env import CompressionEnv, CompressionPlan
+from amc_env.validation.checks import check_known
 
 Curves = Mapping[str, npt.NDArray[np.float64]]
 
@@ -142,8 +143,7 @@ def make_task(
     Raises:
         ValueError: If there is no such kind.
     """
-    if kind not in BUDGETS:
-        raise ValueError(f"Unknown kind {kind!r}; expected one of {sorted(BUDGETS)}.")
+    check_known("kind", kind, sorted(BUDGETS))
     options["budget"] = budget or BUDGETS[kind]
     if kind == "channels":
         return make_channels(round_to=round_to, **options)

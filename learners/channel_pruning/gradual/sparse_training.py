@@ -24,7 +24,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -101,8 +101,7 @@ def sparse_training(
             norm: cutting them takes away what the network still uses. Not an error, as the
             training is done and fine-tuning may bring back what is lost.
     """
-    if regulariser not in REGULARISERS:
-        raise ValueError(f"Unknown regulariser {regulariser!r}; choose one of {REGULARISERS}.")
+    check_known("regulariser", regulariser, REGULARISERS)
     if strength is not None and not strength > 0:
         raise ValueError(f"Expected strength above 0, got {strength}.")
     removed = units_to_remove(learner, plan)

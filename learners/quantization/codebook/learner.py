@@ -18,7 +18,7 @@ from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.storage import StorageFormat
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 MODES = ("weights", "clusters", "both")
 
@@ -48,10 +48,8 @@ class CodebookOptions(QuantizationOptions):
     channel_scales: bool = True
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"Unknown mode {self.mode!r}; choose one of {list(MODES)}.")
-        if self.init not in INITS:
-            raise ValueError(f"Unknown init {self.init!r}; choose one of {list(INITS)}.")
+        check_known("mode", self.mode, MODES)
+        check_known("init", self.init, INITS)
         super().__post_init__()
 
     @property
@@ -116,8 +114,7 @@ def set_mode(network: nn.Module, mode: str) -> None:
     Raises:
         ValueError: If there is no such mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"Unknown mode {mode!r}; choose one of {list(MODES)}.")
+    check_known("mode", mode, MODES)
     network.requires_grad_(mode != "clusters")
     for layer in quantized_layers(network).values():
         quantizer = layer.weight_quantizer

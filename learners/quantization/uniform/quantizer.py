@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_env.validation.checks import check_known
 
 MIN_BITS, MAX_BITS = 2, 8
 GRANULARITIES = ("tensor", "channel", "split")
@@ -209,8 +210,7 @@ def check_granularity(granularity: str, bucket_size: int) -> None:
     Raises:
         ValueError: If it is not a way to share scales.
     """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"Unknown granularity {granularity!r}; expected one of {GRANULARITIES}.")
+    check_known("granularity", granularity, GRANULARITIES)
     if bucket_size < 1:
         raise ValueError(f"Expected bucket_size >= 1, got {bucket_size}.")
 

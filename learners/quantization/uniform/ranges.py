@@ -16,6 +16,7 @@ from torch import Tensor
 
 from amc_compress.learners.quantization.uniform.quantizer import affine_parameters, integer_range
 from amc_env.errors import InputDataError
+from amc_env.validation.checks import check_known
 
 RANGE_RULES = ("minmax", "percentile", "mse", "kl")
 PERCENTILE = 99.99
@@ -77,8 +78,7 @@ def check_rule(rule: str) -> None:
     Raises:
         ValueError: If there is none of that name.
     """
-    if rule not in RANGE_RULES:
-        raise ValueError(f"Unknown range rule {rule!r}; expected one of {RANGE_RULES}.")
+    check_known("range rule", rule, RANGE_RULES)
 
 
 def _percentile(

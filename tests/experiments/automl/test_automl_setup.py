@@ -20,10 +20,11 @@ from amc_compress.automl.environments import (
     reason_from,
     setup,
 )
-from amc_compress.automl.frameworks import ADAPTERS, FRAMEWORKS, choose
+from amc_compress.automl.frameworks import ADAPTERS, FRAMEWORKS
 from amc_compress.automl.interpreters import check_interpreter, find_interpreter
 from amc_env import MissingDependencyError, RunFolderError
 from amc_env.files import only_one
+from amc_env.validation.checks import check_known
 
 OFFLINE = {**os.environ, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -204,4 +205,4 @@ def test_adapters_are_written_for_the_oldest_python_of_their_framework(framework
 )
 def test_an_unknown_framework_suggests_the_nearest(name, near):
     with pytest.raises(ValueError, match=f"Unknown framework '{name}'; did you mean '{near}'"):
-        choose("framework", name, tuple(FRAMEWORKS))
+        check_known("framework", name, tuple(FRAMEWORKS))
