@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,24 @@ OF_EVERY_AGENT = {
 }
 """Of the contract of agents, what their base class does; one agent does for all."""
 
+VARIANTS = {
+    "TestDDPGWithBroadcastReward",
+    "TestDDPGWithScreenedElites",
+    "TestTD3",
+    "TestTQC",
+    "TestCrossQ",
+}
+"""Agents that differ from DDPG or SAC in how they learn alone."""
+
+OF_VARIANTS = {
+    AgentContract.test_every_plan_meets_the_budget_above_and_below,
+    AgentContract.test_same_seed_gives_the_same_trials,
+    AgentContract.test_a_killed_search_replays_from_its_record_without_evaluating_again,
+    AgentContract.test_a_warm_start_costs_no_evaluation_and_changes_no_repeatability,
+    AgentContract.test_leaves_the_global_generators_and_the_thread_count_alone,
+}
+"""Of the contract of agents, what depends on how they learn."""
+
 APART = (
     "experiments/automl",
     "experiments/benchmarks",
@@ -52,15 +70,17 @@ APART = (
 
 def repeats(item: pytest.Function) -> bool:
     """Whether a case goes the same way as another one that is quick or runs anyway."""
-    cls, name = item.cls or object, item.originalname
+
+    def is_among(tests: set[Callable[..., None]]) -> bool:
+        return item.originalname in {test.__name__ for test in tests}
+
+    cls = item.cls or object
     if issubclass(cls, LearnerContract):
-        chosen = {test.__name__ for test in ON_EVERY_NETWORK}
-        is_alike = name not in chosen or cls.__name__ in COMPOSED
+        is_alike = not is_among(ON_EVERY_NETWORK) or cls.__name__ in COMPOSED
         return is_alike and item.callspec.params["name"] != "residual"
     if issubclass(cls, AgentContract):
-        return (
-            name in {test.__name__ for test in OF_EVERY_AGENT} and cls.__name__ != "TestLocalSearch"
-        )
+        is_of_all = is_among(OF_EVERY_AGENT) and cls.__name__ != "TestLocalSearch"
+        return is_of_all or (cls.__name__ in VARIANTS and not is_among(OF_VARIANTS))
     return False
 
 
