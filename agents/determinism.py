@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 
 @contextmanager

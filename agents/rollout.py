@@ -14,7 +14,7 @@ import numpy.typing as npt
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
 from amc_env import CompressionEnv, CompressionPlan, Outcome
-from amc_env.progress import Progress
+from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger

@@ -14,7 +14,6 @@ from gymnasium.error import ResetNeeded
 from amc_env.actions import ACTION_MAPPINGS, MappingContext
 from amc_env.budgets.budget import Bounds, Budget, BudgetLike, value_span
 from amc_env.budgets.feasible import FeasibleSet
-from amc_env.copies import copied
 from amc_env.costs.cost_model import CostFunction
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.entered_cost import entered, original_costs
@@ -25,6 +24,7 @@ from amc_env.observation import Observation, ObservationEncoder, features_for, s
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
+from amc_env.support.copies import copied
 from amc_env.validation.answers import checked_accuracy, checked_reward, requests_of
 from amc_env.validation.checks import check_known, check_numbers, checked, shown
 

@@ -14,7 +14,7 @@ from amc_compress.agents.actor_critic.exploration import Proposal, Proposals, tr
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search, checked_action
 from amc_env import CompressionPlan, OneShotEnv
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 Action = npt.NDArray[np.float32]
 Observation = npt.NDArray[np.float32]

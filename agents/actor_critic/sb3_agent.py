@@ -34,7 +34,7 @@ from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search
 from amc_env import CompressionPlan, OneShotEnv
 from amc_env.one_shot import positions
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 _NEVER = 1 << 30
 

@@ -9,7 +9,7 @@ import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
-from amc_env.progress import Progress
+from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.candidates.fusion import fuse
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.inference import (
+from amc_compress.learners.candidates.inference.fusion import fuse
+from amc_compress.learners.candidates.inference.held_images import (
     channels_last,
     fusion_works,
     settled_dtype,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from amc_compress.learners.candidates.inference import EVALUATION_BATCH, HeldImages
+from amc_compress.learners.candidates.inference.held_images import EVALUATION_BATCH, HeldImages
 from amc_compress.learners.networks.portable import is_portable
 from amc_compress.learners.numerics.layout import layout_name, layout_named, owned
 from amc_compress.learners.training.data_checks import no_batch, read_batches, seeded

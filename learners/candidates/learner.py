@@ -25,7 +25,7 @@ from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan, Decision
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 Choice = TypeVar("Choice")
 Told = TypeVar("Told", bound=CandidateOptions)

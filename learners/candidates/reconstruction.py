@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
-from amc_env.progress import no_bar
+from amc_env.support.progress import no_bar
 
 RIDGE = 1e-6
 

@@ -27,7 +27,7 @@ from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.plan import CompressionPlan
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import checked
 
 

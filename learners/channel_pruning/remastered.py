@@ -21,7 +21,7 @@ from amc_compress.learners.channel_pruning.criteria import rank_units
 from amc_compress.learners.channel_pruning.lasso import entry_order_scores
 from amc_compress.learners.channel_pruning.ranking import contributions
 from amc_compress.learners.channel_pruning.selection import SolvedSelection
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 _CHECK_EVERY = 25
 _SMALLEST = 1e-9  # penalty, relative to the one that leaves nothing

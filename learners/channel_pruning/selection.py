@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amc_compress.learners.candidates.preparation import Images
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 
 class SolvedSelection(ChannelPruning):

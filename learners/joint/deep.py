@@ -28,7 +28,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import check_known, checked
 
 PACKED = "network.packed"

@@ -17,7 +17,7 @@ from amc_compress.learners.joint.storage import joint_storage, plan_at
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.numerics.precision import working_dtype
 from amc_compress.learners.training.data_checks import check_weights, collect
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import checked
 
 # The parts evaluate nothing themselves; what they are given only has to show that images fit.

@@ -14,7 +14,7 @@ from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
 from amc_env.errors import InputDataError
-from amc_env.progress import no_bar
+from amc_env.support.progress import no_bar
 
 SAMPLE = 32_768  # numbers per layer from which activation ranges are found
 _LARGEST_RESCALING = 2.0  # beyond that the channel is noise, and its std says nothing

@@ -42,7 +42,7 @@ from amc_env.costs.costs import BytesCost, make_cost
 from amc_env.costs.storage import OFF_BITS
 from amc_env.errors import UntraceableModelError
 from amc_env.plan import CompressionPlan
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 _COSTS = ("bytes", "bops", "mean_bits", "params")
 

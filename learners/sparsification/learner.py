@@ -32,7 +32,7 @@ from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.costs.costs import COSTS, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import check_known, checked
 
 SCHEDULES = ("gradual", "one-shot")

@@ -34,7 +34,7 @@ from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
-from amc_env.progress import Progress
+from amc_env.support.progress import Progress
 from amc_env.validation.checks import checked
 
 if TYPE_CHECKING:

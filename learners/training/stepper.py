@@ -21,7 +21,7 @@ from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.schedules import learning_rate_factor
 from amc_env.errors import InputDataError
-from amc_env.progress import no_bar
+from amc_env.support.progress import no_bar
 
 
 class Stepper:

@@ -11,7 +11,7 @@ from amc_compress.agents.curves.sensitivity import spread
 from amc_compress.comparison.records import Results
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionEnv, CompressionError, CompressionPlan
-from amc_env.progress import Progress
+from amc_env.support.progress import Progress
 
 Choices = tuple[int, ...]
 """A plan as the index of each decision's choice."""

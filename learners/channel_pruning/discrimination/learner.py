@@ -25,7 +25,7 @@ from amc_compress.learners.channel_pruning.discrimination.training import (
 )
 from amc_compress.learners.channel_pruning.learner import ChannelOptions, ChannelPruning
 from amc_compress.learners.channel_pruning.ranking import read_or_made
-from amc_env.progress import Progress
+from amc_env.support.progress import Progress
 from amc_env.validation.checks import check_whole, checked
 
 _BATCH = 128

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from amc_compress.learners.candidates.fused_conv import FusedConv
-from amc_compress.learners.candidates.fusion import fuse
-from amc_compress.learners.candidates.inference import HeldImages, fusion_works
+from amc_compress.learners.candidates.inference.fused_conv import FusedConv
+from amc_compress.learners.candidates.inference.fusion import fuse
+from amc_compress.learners.candidates.inference.held_images import HeldImages, fusion_works
 from amc_compress.learners.layers.finalise import without_identities
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.training.data_checks import check_labels, collect
 from amc_env.errors import InputDataError, TrainingDivergedError
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import torch
 
 from amc_compress.learners.numerics.precision import check_device
 from amc_env.errors import ArgumentError
-from amc_env.threads import limited_threads
+from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import MOST_THREADS
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from amc_compress.learners.candidates.fused_conv import FusedConv
+from amc_compress.learners.candidates.inference.fused_conv import FusedConv
 from amc_compress.learners.numerics import kernel_proof, proved_operators
 from amc_compress.learners.numerics.kernel_proof import TOLERANCES, proofs
 from amc_compress.learners.numerics.precision import autocast
@@ -128,7 +128,7 @@ def test_a_proof_depends_on_the_shape_alone_and_leaves_the_generator(monkeypatch
         seen.append(expected[0].clone())
         return inner(run, expected, *rest)
 
-    monkeypatch.setattr("amc_compress.learners.candidates.fused_conv.right_twice", watch)
+    monkeypatch.setattr("amc_compress.learners.candidates.inference.fused_conv.right_twice", watch)
     with torch.inference_mode():
         for scale in (1.0, 1e3):
             kernel_proof.forget()
@@ -222,7 +222,7 @@ def test_results_are_of_the_type_that_the_fast_operator_would_give():
 
 
 def test_batches_of_an_evaluator_are_of_one_size_and_none_is_counted_twice():
-    from amc_compress.learners.candidates.inference import HeldImages
+    from amc_compress.learners.candidates.inference.held_images import HeldImages
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     for n, size in ((10, 4), (9, 3), (1, 5), (7, 6)):
@@ -236,7 +236,7 @@ def test_batches_of_an_evaluator_are_of_one_size_and_none_is_counted_twice():
 
 
 def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
-    from amc_compress.learners.candidates.inference import HeldImages
+    from amc_compress.learners.candidates.inference.held_images import HeldImages
     from amc_compress.learners.numerics.precision import hides_in_rounding
 
     torch.manual_seed(0)
@@ -262,7 +262,7 @@ def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
 
 
 def test_a_learner_whose_network_bf16_gets_wrong_is_prepared_in_float32():
-    from amc_compress.learners.candidates.inference import settled_dtype
+    from amc_compress.learners.candidates.inference.held_images import settled_dtype
 
     class Unstable(nn.Module):
         def forward(self, x):

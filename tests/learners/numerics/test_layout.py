@@ -17,7 +17,7 @@ from amc_compress.learners import (
     UniformQuantization,
     WeightSparsification,
 )
-from amc_compress.learners.candidates.inference import HeldImages, settled_dtype
+from amc_compress.learners.candidates.inference.held_images import HeldImages, settled_dtype
 from amc_compress.learners.candidates.preparation import training_batches
 from amc_compress.learners.joint.deep import deep_compression
 from amc_compress.learners.networks.normalisation import Normalisation

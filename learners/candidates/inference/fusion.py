@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from amc_compress.learners.candidates.fused_conv import FusedConv
+from amc_compress.learners.candidates.inference.fused_conv import FusedConv
 from amc_compress.learners.layers.following_norms import ImageTracer, _module, _only_user
 
 _ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.candidates.fusion import fuse
+from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.numerics.layout import (
     laid_out,
     layout_name,

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from amc_env.deprecation import deprecated, renamed_arguments
+from amc_env.support.deprecation import deprecated, renamed_arguments
 
 
 @deprecated("measure", removed_in="0.3")

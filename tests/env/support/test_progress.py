@@ -12,8 +12,8 @@ from torch import nn
 from amc_compress.agents import RandomSearch
 from amc_compress.learners import TrainingConfig, train
 from amc_env import CompressionEnv
-from amc_env.progress import Progress
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
+from amc_env.support.progress import Progress
 
 
 def written(capsys) -> list[str]:

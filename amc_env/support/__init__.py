@@ -1,0 +1,1 @@
+"""What any part of the package uses: progress, threads, copies, deprecations."""
