@@ -27,9 +27,9 @@ ALLOWED = {
 FACE = "__init__"
 FLOORS: dict[str, list[set[str]]] = {
     "amc_env": [
-        {"copies", "deprecation", "errors", "progress"},
+        {"errors"},
         {"validation"},
-        {"files", "graph", "plan", "reward", "threads"},
+        {"files", "graph", "plan", "reward", "support"},
         {"costs"},
         {"budgets", "render"},
         {"actions", "observation"},
