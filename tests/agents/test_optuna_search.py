@@ -54,13 +54,21 @@ class TestRequestSpace:
 
 
 class TestSearching:
-    @pytest.mark.parametrize("agent", [TPE(), CMAES(), GaussianProcess(), OptunaSearch("random")])
+    @pytest.mark.parametrize(
+        "agent",
+        [
+            TPE(),
+            CMAES(),
+            pytest.param(GaussianProcess(), marks=pytest.mark.slow),
+            OptunaSearch("random"),
+        ],
+    )
     def test_no_evaluation_is_spent_on_a_plan_twice_while_there_are_others(self, agent):
         env = make_synthetic(n_layers=5, seed=3)
         result = agent.search(env, 25, seed=0)
         assert len({trial.plan for trial in result.trials}) == 25
 
-    @pytest.mark.parametrize("agent", [TPE(), CMAES()])
+    @pytest.mark.parametrize("agent", [pytest.param(TPE(), marks=pytest.mark.slow), CMAES()])
     def test_samplers_beat_random_search_of_equal_length(self, agent):
         gains = []
         for instance in (3, 4):
