@@ -39,7 +39,11 @@ def commands(page: Path) -> list[list[str]]:
 
 def shorter(words: list[str]) -> list[str]:
     """The arguments of a command, with few episodes and epochs."""
-    few = {"compare": ["--evaluations", "3", "--seeds", "2"], "search": ["--evaluations", "3"]}
+    few = {
+        "compare": ["--evaluations", "3", "--seeds", "2"],
+        "search": ["--evaluations", "3"],
+        "train": ["--epochs", "1"],
+    }
     return [*words[1:], *few.get(words[1], ["--evaluations", "3", "--epochs", "1"])]
 
 
@@ -84,7 +88,7 @@ def runnable(page: Path) -> list[list[str]]:
     return [
         words
         for words in commands(page)
-        if words[0] == "amc" and words[1] in {"compress", "search", "compare"}
+        if words[0] == "amc" and words[1] in {"compress", "search", "compare", "train"}
         and not OWN.search(" ".join(words)) and "resnet20" not in " ".join(words)
     ]  # fmt: skip
 
