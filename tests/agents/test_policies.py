@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -91,21 +93,27 @@ class TestBudgetLine:
             BudgetLine(budgets)
 
 
+@cache
+def searched():
+    """An environment, and what a search for all budgets found in it."""
+    env = make_synthetic(6, 3)
+    return env, OnePolicy(**QUICK).search(env, BUDGETS, 40, 0)
+
+
 class TestOnePolicy:
-    def search(self, seed=0, episodes=40, **options):
+    def search(self, seed=0, **options):
         env = make_synthetic(6, 3)
-        one = OnePolicy(**QUICK | options)
-        return env, one.search(env, BUDGETS, episodes, seed)
+        return env, OnePolicy(**QUICK | options).search(env, BUDGETS, 40, seed)
 
     def test_every_budget_gets_a_plan_within_it_and_none_below_uniform(self):
-        env, front = self.search()
+        env, front = searched()
         for budget, trial in front.best.items():
             assert budget.is_met(env.cost_ratio(trial.plan))
             assert trial.reward >= front.uniform[budget].reward
             assert trial.reward >= front.policy[budget].reward
 
     def test_episodes_are_spent_exactly_and_budgets_are_drawn_anew(self):
-        _, front = self.search()
+        _, front = searched()
         assert len(front.trials) == 40
         costs = np.array([t.cost_ratio["macs"] for t in front.trials])
         assert (costs < 0.3).sum() > 3
@@ -119,7 +127,7 @@ class TestOnePolicy:
         assert np.median(nearest - costs) < 0.02
 
     def test_the_last_episodes_are_the_bare_policy_at_each_budget(self):
-        env, front = self.search()
+        env, front = searched()
         agent = front.agent
         for budget, trial in front.policy.items():
             observation, _ = env.reset(options={"budget": budget})
@@ -139,7 +147,7 @@ class TestOnePolicy:
         assert env.budget == Budget(macs=0.5)
 
     def test_the_policy_can_be_kept_and_used_at_another_budget(self, tmp_path):
-        _, front = self.search()
+        _, front = searched()
         front.agent.save_policy(tmp_path / "p.safetensors")
         env = make_synthetic(6, 3, budget="macs=0.5")
         result = DDPG(policy=str(tmp_path / "p.safetensors"), **QUICK).search(env, 2, seed=0)

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support.selection import quick
 from torch import Tensor, nn
 
 from amc_compress.cli import run
@@ -81,7 +82,7 @@ def input_of(path: Path) -> tuple[str, int, list[int | str]]:
     return source.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
 
 
-@pytest.mark.parametrize("form", [Shape, Length, Number])
+@pytest.mark.parametrize("form", quick([Shape, Length, Number], Number))
 def test_the_batch_is_free_however_a_forward_counts_its_images(form, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = form().eval()
@@ -179,6 +180,7 @@ def test_no_file_of_a_run_tells_where_it_was_made(finished: Path) -> None:
         assert json.loads(found["classes"]) == [str(i) for i in range(10)]
 
 
+@pytest.mark.slow
 def test_export_writes_a_run_anew_with_options(copy: Path, capsys) -> None:
     arguments = ["--batch", "2", "--input-name", "pixels", "--include-preprocessing", "--half"]
     assert run(["export", str(copy), *arguments, "--quiet"]) == 0

@@ -254,7 +254,8 @@ def test_weight_only_files_are_smaller_and_exact(tmp_path: Path) -> None:
     assert not any(n.op_type == "DequantizeLinear" for n in onnx.load(big.path).graph.node)
 
 
-@pytest.mark.parametrize("activation_bits", quick([8, None], 8))
+@pytest.mark.slow
+@pytest.mark.parametrize("activation_bits", [8, None])
 def test_buckets_have_no_integer_arithmetic(activation_bits: int | None, tmp_path: Path) -> None:
     network = quantized(make_model("plain"), 4, activation_bits, granularity="split")
     result = export(network, tmp_path / "net.onnx")
@@ -276,6 +277,7 @@ def test_codebooks_are_written_as_the_numbers_they_stand_for(tmp_path: Path) -> 
     assert result.agreement >= 0.98
 
 
+@pytest.mark.slow
 def test_float_layers_stay_float(tmp_path: Path) -> None:
     network = quantized(make_model("residual"))
     layer = quantized_layers(network)["conv1"]

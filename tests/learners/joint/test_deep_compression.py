@@ -105,7 +105,8 @@ def test_budgets_over_all_three_kinds_hold_in_every_plan_and_network():
             assert promised - len(quantized_layers(network)) < counted <= promised + 1e-6
 
 
-@pytest.mark.parametrize("agent", quick(["random", "local"], "local"))
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["random", "local"])
 def test_agents_search_three_kinds(agent):
     _, learner = prepared("plain", pruning={})
     env = CompressionEnv(learner, "macs=0.7,density=0.2")
@@ -130,6 +131,7 @@ def test_weights_of_a_cut_network_are_ranked_as_they_are_there():
         assert weight[mask].abs().min() >= weight[~mask].abs().max()
 
 
+@pytest.mark.slow
 def test_with_all_weights_it_is_codebook_quantization():
     model, learner = prepared(proxy="recalibration")
     alone = CodebookQuantization(
@@ -263,6 +265,7 @@ def test_trained_networks_have_the_size_that_was_counted(digits, density, bits):
     assert len(packed_bytes(learner.compress(plan), plan=plan)) < (1.0 + TOLERANCE) * cost(values)
 
 
+@pytest.mark.slow
 def test_files_larger_than_counted_are_told(monkeypatch):
     _, learner = prepared()
     monkeypatch.setitem(learner.cost_models, "bytes", _Less(learner.cost_models["bytes"]))
@@ -360,7 +363,8 @@ def test_an_interruption_in_either_training_ends_with_the_same_file(stage, tmp_p
     assert again.stages == straight.stages
 
 
-@pytest.mark.parametrize("schedule", quick(["gradual", "one-shot"], "gradual"))
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
 def test_channels_may_be_cut_before(schedule):
     _, learner = prepared(
         pruning={"round_to": 4}, schedule=schedule, sparsification={"schedule_frequency": 2}
