@@ -138,7 +138,7 @@ def test_convolution_norm_sum_and_activation_become_one_call():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_public_operators_and_onednn_agree(native, monkeypatch):
-    from amc_compress.learners.candidates import fused_conv
+    from amc_compress.learners.candidates.inference import fused_conv
 
     monkeypatch.setattr(fused_conv, "onednn_available", lambda: native)
     model = randomised(Residual())
