@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.networks.outputs import tensors_in
+from amc_compress.learners.numerics.layout import laid_out, set_layout
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labelled_run import Watch
 from amc_compress.learners.tracing.probing import find_probes
@@ -150,9 +151,12 @@ def trace(
         Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1))
     """
     given = example_input if isinstance(example_input, tuple) else (example_input,)
-    given = tuple(x.detach().cpu() for x in given)
+    # Kernels for channels last end in other operations, and some of those have no rule; which
+    # channels are tied does not depend on the layout.
+    given = tuple(laid_out(x.detach().cpu(), torch.contiguous_format) for x in given)
     taken = take_in(model, "cpu", live=True)
     work = taken.network
+    set_layout(work, torch.contiguous_format)
     _check(work, ignore)
     # What floats is in the type that the copy runs in.
     arguments = _single(work, tuple(x.float() if x.is_floating_point() else x for x in given))
