@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from amc_compress.learners import (
     WeightSparsification,
 )
 from amc_compress.learners.candidates.inference.held_images import HeldImages, settled_dtype
+from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import training_batches
 from amc_compress.learners.joint.deep import deep_compression
 from amc_compress.learners.networks.normalisation import Normalisation
@@ -133,9 +135,12 @@ def test_the_seed_decides_which_training_batches_a_quantizer_sees() -> None:
     images, labels = (torch.cat(part) for part in zip(*make_data(64, 1), strict=True))
     loader = DataLoader(TensorDataset(images, labels), 32, shuffle=True)
     state = torch.get_rng_state()
-    example, device = images[:1], torch.device("cpu")
+    read: Any = SimpleNamespace(
+        example=images[:1], n_outputs=4, device=torch.device("cpu"), layout=torch.contiguous_format
+    )
     first, again, other = (
-        training_batches(loader, 1, example, 4, device, seed=seed)[0][0] for seed in (0, 0, 1)
+        training_batches(read, CandidateOptions(finetune_steps=1, train=loader, seed=seed))[0][0]
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
