@@ -31,7 +31,13 @@ ON_EVERY_NETWORK = {
 others."""
 
 COMPOSED = {"TestDeepCompression", "TestJointUniform"}
-"""Contracts of learners that are made of others, which run on every network."""
+"""Contracts of learners that are made of others, whose own contracts say more."""
+
+OF_PARTS = {
+    LearnerContract.test_equal_learners_and_equal_plans_give_equal_numbers,
+    LearnerContract.test_the_seed_decides_the_order_of_a_loader_that_shuffles,
+}
+"""Of the contract of learners, what prepares one again, which takes long where it has parts."""
 
 OF_EVERY_AGENT = {
     AgentContract.test_a_warm_start_of_another_network_is_rejected,
@@ -76,8 +82,10 @@ def repeats(item: pytest.Function) -> bool:
 
     cls = item.cls or object
     if issubclass(cls, LearnerContract):
-        is_alike = not is_among(ON_EVERY_NETWORK) or cls.__name__ in COMPOSED
-        return is_alike and item.callspec.params["name"] != "residual"
+        is_composed = cls.__name__ in COMPOSED
+        if item.callspec.params["name"] == "residual":
+            return is_composed and is_among(OF_PARTS)
+        return is_composed or not is_among(ON_EVERY_NETWORK)
     if issubclass(cls, AgentContract):
         is_of_all = is_among(OF_EVERY_AGENT) and cls.__name__ != "TestLocalSearch"
         return is_of_all or (cls.__name__ in VARIANTS and not is_among(OF_VARIANTS))

@@ -103,6 +103,7 @@ def test_the_same_seed_gives_the_same_plans_and_another_one_others():
     assert set(one) != set(other)
 
 
+@pytest.mark.slow
 def test_every_choice_of_every_decision_is_covered():
     env = CompressionEnv(SyntheticBitsLearner(4, channels=True), "macs=0.6,bytes=0.15")
     plans = latin_hypercube(env, 400, seed=0)
@@ -315,6 +316,7 @@ def test_costs_that_a_record_cannot_keep_are_rejected_before_anything_is_evaluat
     assert env.learner.calls == 0
 
 
+@pytest.mark.slow
 def test_costs_of_the_storage_come_back(tmp_path):
     learner = SyntheticBitsLearner(3, channels=True)
     env = CompressionEnv(learner, "macs=0.6,bytes=0.15")

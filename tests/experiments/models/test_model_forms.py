@@ -102,6 +102,7 @@ def test_weights_fit_by_the_names_of_either_form(nets: str, tmp_path: Path, save
     assert len(built.notes) == 3
 
 
+@pytest.mark.slow
 def test_exports_take_any_form_and_leave_it_alone(tmp_path: Path) -> None:
     model = nn.DataParallel(new_weight_norm(network()).half())
     model.module[1].eval()  # modes of its own are kept, too

@@ -153,6 +153,7 @@ def test_with_all_weights_it_is_codebook_quantization():
         )
 
 
+@pytest.mark.slow
 def test_what_codes_take_is_near_their_entropy():
     generator = torch.Generator().manual_seed(0)
     layer = nn.Conv2d(64, 64, 3)

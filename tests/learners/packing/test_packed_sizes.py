@@ -61,7 +61,8 @@ def test_resnet20(kind, tmp_path):
     check("resnet20", kind, tmp_path, (3, 32, 32))
 
 
-@pytest.mark.parametrize("kind", quick(("codebook", "uniform"), "uniform"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["codebook", "uniform"])
 def test_resnet20_with_floats_and_decided_inputs(kind, tmp_path):
     check(
         "resnet20",
