@@ -64,7 +64,7 @@ def config_of(ctx: typer.Context, **renamed: str) -> RunConfig:
     if path is None:
         return RunConfig(**own)
     trust = Trust(everything=bool(ctx.params.get("trust")))
-    stored = read_options(path)
+    stored = read_options(path, ctx.params)
     if not trust.everything:
         stored.pop("allow_pickle", None)  # as in the folder of a run
     config = RunConfig(**(stored | own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -18,12 +19,13 @@ CONFIG_FORMAT = "amc-run"
 """What the ``config.json`` of a run says it is."""
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, of_command_line: Collection[str] = ()) -> dict[str, Any]:
     """Reads the options in a file; nothing that the file says is run or imported.
 
     Args:
         path: YAML or JSON: option -> value, or the ``config.json`` of a run. Options are named as
             on the command line or in Python; values may be written as on the command line.
+        of_command_line: Names of options that exist, but that a file cannot give.
 
     Raises:
         ValueError: If the file cannot be read, or holds something else, or an unknown option.
@@ -33,7 +35,7 @@ def read_options(path: Path) -> dict[str, Any]:
     for key, found in _rows(path).items():
         name = SPELLINGS.get(key.replace("-", "_"))
         if name is None:
-            raise ValueError(_unknown(key, path))
+            raise ValueError(_unknown(key, path, of_command_line))
         values[name] = _value(name, OPTIONS[name], types[name], found, path)
     return values
 
@@ -60,8 +62,10 @@ def _rows(path: Path) -> dict[str, Any]:
     return document
 
 
-def _unknown(key: str, path: Path) -> str:
-    near = difflib.get_close_matches(key.replace("-", "_"), OPTIONS, n=1)
+def _unknown(key: str, path: Path, of_command_line: Collection[str]) -> str:
+    if (name := key.replace("-", "_")) in of_command_line:
+        return f"{path} gives {key!r}, which only the command line takes; give {flag(name)} there."
+    near = difflib.get_close_matches(name, OPTIONS, n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
     return (
         f"{path} gives {key!r}, which is no option of a run{hint} "
