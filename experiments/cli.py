@@ -189,7 +189,8 @@ def _explain_own(error: BaseException) -> tuple[str, int]:
     # Usage errors of the parser; their class is private in some releases of typer.
     if hasattr(error, "format_message"):
         message = one_line(error.format_message()).rstrip(".")
-        return f"{message}. See --help.".removeprefix(". "), BAD_INPUT
+        end = "" if message.endswith("?") else "."
+        return f"{message}{end} See --help.".removeprefix(". "), BAD_INPUT
     if isinstance(error, CompressionError | ValueError):
         return " ".join(str(error).split()), BAD_INPUT
     if isinstance(error, OSError):
