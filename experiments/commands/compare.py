@@ -112,8 +112,8 @@ def compare(
 
     Every search is written to OUT/results.jsonl when it ends; the same command
     resumes after an interruption, and more agents, tasks or seeds are added
-    by asking for them. Equal plans are evaluated once. What
-    fails stops nothing else; the exit code is 1 then.
+    by asking for them. Equal plans are evaluated once. A search that fails stops
+    no other; the exit code is 1 then.
     OUT/report.html says who won and which differences are real;
     `tensorboard --logdir OUT/tensorboard` overlays all curves.
 
@@ -124,15 +124,16 @@ def compare(
         amc compare --list
     \b
       On the embedded digits, with two processes:
-        amc compare --agent ddpg-one-shot,local,random --seeds 3 --workers 2 --out runs/compare
+        amc compare --agent ddpg-one-shot,local,random --seeds 3 --workers 2
     \b
       A new policy over 20 seeds, in minutes, without data:
-        amc compare --task digits-channels-recorded --agent ddpg-one-shot,local,tpe \\
-            --seeds 20 --evaluations 200 --out runs/recorded
+        amc compare --task digits-channels-recorded --seeds 20 --evaluations 200 \\
+            --agent ddpg-one-shot,local,tpe --out runs/recorded
     \b
       For real, and fine-tuned at the end:
         amc compare --task resnet20-channels --data data/cifar10 \\
-            --weights resnet20=resnet20.safetensors --finetune-epochs 1 --out runs/r20
+            --weights resnet20=resnet20.safetensors --finetune-epochs 1 \\
+            --out runs/r20
     \b
       Scores over all tasks need agents that searched all of them; choose these:
         amc compare --report --agent ddpg-one-shot,local,tpe --out runs/r20

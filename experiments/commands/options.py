@@ -119,6 +119,9 @@ class VerbCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help, of all options where ``--help-all`` is given."""
         rare = () if ctx.meta.get(_ALL) else getattr(self.callback, "rare", ())
+        for parameter in self.get_params(ctx):
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""  # typer writes <bool>, as if a value followed
         hidden: list[Any] = [parameter for parameter in self.params if parameter.name in rare]
         for parameter in hidden:
             parameter.hidden = True  # in the help alone: a shell completes all of them
@@ -137,7 +140,7 @@ def _show_all(ctx: typer.Context, wanted: bool) -> None:
 
 
 def _help_all(count: int) -> inspect.Parameter:
-    text = f"Show all {count} options and exit; --help shows those of every day."
+    text = f"Show all {count} options and exit; --help shows the everyday ones."
     info = typer.Option("--help-all", help=text, is_eager=True, callback=_show_all)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter("help_all", keyword, default=False, annotation=Annotated[bool, info])

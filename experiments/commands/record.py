@@ -53,8 +53,9 @@ def record(
       amc record --task digits-channels --out digits-channels.npz
     \b
       With the trials of a comparison, which the surrogate is measured on first:
-        amc record --task resnet20-channels --folder runs/r20 --data data/cifar10 \\
-            --weights resnet20=resnet20.safetensors --out resnet20-channels.npz
+        amc record --task resnet20-channels --folder runs/r20 \\
+            --data data/cifar10 --weights resnet20=resnet20.safetensors \\
+            --out resnet20-channels.npz
     \b
       In Python, afterwards:
         gymnasium.make("amc_env:amc/digits-channels-recorded-v0", task="TASK.npz")

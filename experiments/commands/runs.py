@@ -18,10 +18,10 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
     """Make a trained network smaller and faster: search, fine-tune, export, report.
 
     An agent chooses how many channels each layer keeps (or weights, or how many
-    bits they get, or all of these: --learner), under a budget that is never broken. The best
-    plan is cut out of the network, fine-tuned with the original as its
-    teacher, exported to ONNX, compared with the original on the test images,
-    and reported in OUT/report.html.
+    bits they get, or all of these: --learner), under a budget that is never
+    broken. The best plan is cut out of the network, fine-tuned with the original
+    as its teacher, exported to ONNX, compared with the original on the test
+    images, and reported in OUT/report.html.
 
     Examples:
 
@@ -42,7 +42,7 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
         amc compress --learner uniform --budget mean_bits=3/32 --out runs/bits
         amc compress --learner joint --budget macs=0.5,bytes=0.1 --out runs/both
     \b
-      A tenth of the weights; a tenth of the bytes; a fifth of the MACs, in stages:
+      A tenth of the weights; a tenth of the bytes; a fifth of the MACs in stages:
         amc compress --learner sparse --budget density=0.1 --out runs/sparse
         amc compress --learner deep --budget bytes=0.1 --out runs/deep
         amc compress --budget macs=0.2 --progressive 3 --out runs/fifth

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from amc_compress.cli import run
+from amc_compress.cli import app, run
 from amc_compress.commands.options import FINETUNE, NEW_RUN, SEARCH, TASK, takes
 from amc_compress.commands.reference import options_page
 from amc_compress.commands.values import config_of
@@ -86,6 +86,21 @@ def test_help_shows_what_is_used_every_day_and_where_the_rest_is(
     assert len(shown["--help"]) <= 17
 
 
+def test_help_is_written_for_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # typer keeps the line ends of a docstring: longer lines break twice, and so do examples
+    commands = typer.main.get_command(app).commands
+    for name, command in commands.items():
+        _, *lines = (command.help or "").splitlines()  # the first line is a paragraph of its own
+        assert [line for line in lines if len(line) > 78] == [], name
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["compress", "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert "<int>" in text
+    assert "<bool>" not in text  # --resume takes no value
+
+
 # ---- files of options
 
 
@@ -136,7 +151,7 @@ def test_command_line_wins_over_the_file(built: Built) -> None:
     ("text", "sentence"),
     [
         ("evalutions: 3", "which is no option of a run; did you mean evaluations?"),
-        ("out: runs/x", "which is no option of a run"),
+        ("out: runs/x", "which only the command line takes; give --out there"),
         ("evaluations: many", "Expected evaluations to be a whole number, got 'many'"),
         ("evaluations: [1, 2]", "Expected evaluations in run.yaml as one value"),
         ("evaluations: {a: 1}", "Expected evaluations in run.yaml as one value"),
