@@ -100,7 +100,7 @@ def options(own: str) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "what"),
     [
-        ("import", "agent '{}:Mine'"),
+        ("import", "reward '{}:reward'"),
         ("agent", "agent '{}:Mine'"),
         ("factory", "model '{}:make'"),
         ("forward", "model '{}:make'"),
