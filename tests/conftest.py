@@ -16,7 +16,7 @@ from support.proofs import proved_once
 from amc_compress.agents.testing import AgentContract
 from amc_compress.learners.testing import LearnerContract
 
-pytest_plugins = ["support.finished_runs"]
+pytest_plugins = ["support.runs.finished_runs"]
 settings.register_profile("fast")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

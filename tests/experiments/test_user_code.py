@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import WEIGHTS
+from support.runs.command_line import WEIGHTS
 
 from amc_compress.cli import run
 from amc_compress.user_code import place_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.random_graphs import random_graph
+from support.networks.random_graphs import random_graph
 from support.selection import examples
 
 from amc_env import Budget, CompressionEnv, InfeasibleBudgetError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.random_graphs import random_graph
+from support.networks.random_graphs import random_graph
 from support.selection import examples
 
 from amc_env.costs.costs import COSTS, FloatBytesCost, make_cost, original_cost

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
-from support.random_graphs import random_graph
+from support.networks.random_graphs import random_graph
 from support.selection import examples
 
 from amc_env import Budget, CompressionEnv, CompressionPlan

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.random_graphs import random_graph
+from support.networks.random_graphs import random_graph
 from support.selection import examples, quick
 
 from amc_compress.learners.tracing.traced_model import trace

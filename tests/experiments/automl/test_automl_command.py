@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.automl import NEAREST, fake_framework, installed
+from support.runs.automl import NEAREST, fake_framework, installed
 
 from amc_compress.automl import environments, frameworks, protocol
 from amc_compress.automl.environments import SetupError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.automl import LIMITS, NEAREST, fake_framework, installed, line, steps
+from support.runs.automl import LIMITS, NEAREST, fake_framework, installed, line, steps
 
 from amc_compress.automl.datasets import DATA_SETS, DataSet, split
 from amc_compress.automl.environments import Failed, Installed
@@ -301,7 +301,7 @@ def test_an_interrupted_training_leaves_no_process(tmp_path, number):
         "from pathlib import Path\n"
         # A shell that starts tests in the background lets its children ignore Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from support.automl import LIMITS, fake_framework, installed, steps\n"
+        "from support.runs.automl import LIMITS, fake_framework, installed, steps\n"
         "from amc_compress.automl.datasets import split\n"
         "from amc_compress.automl.protocol import train\n"
         "folder = Path(sys.argv[1])\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from support.automl import LIMITS
+from support.runs.automl import LIMITS
 
 from amc_compress.automl.protocol import make_protocol
 from amc_compress.automl.records import Training, Trainings, TrainingsFile, read_trainings

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.automl import NEAREST, fake_framework
+from support.runs.automl import NEAREST, fake_framework
 
 from amc_compress.automl.environments import (
     Failed,

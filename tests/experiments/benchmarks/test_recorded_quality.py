@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from support.comparisons import facts, search
+from support.runs.comparisons import facts, search
 
 from amc_compress.benchmarks.agents.recorded_quality import agreement, held_out, winners
 from amc_compress.comparison.records import Results

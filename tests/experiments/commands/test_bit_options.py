@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import WEIGHTS
+from support.runs.command_line import WEIGHTS
 from support.selection import quick
 
 from amc_compress.commands.values import config_from

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.command_line import QUICK, WEIGHTS
+from support.runs.command_line import QUICK, WEIGHTS
 
 from amc_compress.cli import run
 from amc_compress.data import load_data

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support.command_line import QUICK, WEIGHTS
+from support.runs.command_line import QUICK, WEIGHTS
 from support.selection import quick
 
 from amc_compress.cli import run

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import typer
-from support.command_line import WEIGHTS
-from support.hostile import Case, cases
+from support.runs.command_line import WEIGHTS
+from support.runs.hostile import Case, cases
 
 import amc_compress.automl.environments
 import amc_compress.automl.protocol

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import WEIGHTS
+from support.runs.command_line import WEIGHTS
 
 from amc_compress.commands.values import config_from
 from amc_compress.config.run_config import RunConfig

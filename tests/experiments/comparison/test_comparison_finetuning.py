@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.comparisons import facts, search
+from support.runs.comparisons import facts, search
 
 from amc_compress.cli import FAILED, run
 from amc_compress.comparison.records import RESULTS, FinalEvaluation, Results, ResultsFile

@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
-from support import killed
-from support.killed import KilledJob
+from support.runs import killed
+from support.runs.killed import KilledJob
 
 from amc_compress.comparison.searches import jobs
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 from matplotlib.image import imread
-from support.comparisons import TASKS, facts, realistic, results, search
+from support.runs.comparisons import TASKS, facts, realistic, results, search
 
 from amc_compress.comparison.naming import file_names
 from amc_compress.comparison.records import FinalEvaluation, Results, SearchRecord

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.comparisons import facts, results, search
+from support.runs.comparisons import facts, results, search
 
 from amc_compress.comparison.records import Results
 from amc_compress.comparison.statistics.scores import ComparisonError, marks, score_matrices, select

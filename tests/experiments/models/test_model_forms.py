@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from support.network_forms import EXAMPLE, Untouched, network, new_weight_norm
+from support.networks.network_forms import EXAMPLE, Untouched, network, new_weight_norm
 from torch import nn
 
 from amc_compress.cli import run

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import QUICK, WEIGHTS
-from support.damage import Damage, file_for_folder, ways
+from support.runs.command_line import QUICK, WEIGHTS
+from support.runs.damage import Damage, file_for_folder, ways
 
 import amc_compress.stages.export
 from amc_compress.cli import run

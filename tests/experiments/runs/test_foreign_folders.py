@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.command_line import QUICK
+from support.runs.command_line import QUICK
 
 from amc_compress.cli import run
 from amc_compress.runs.networks import load_compressed

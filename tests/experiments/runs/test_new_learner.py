@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import WEIGHTS
+from support.runs.command_line import WEIGHTS
 from torch import Tensor
 
 from amc_compress.cli import run

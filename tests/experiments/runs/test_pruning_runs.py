@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from support.command_line import WEIGHTS
+from support.runs.command_line import WEIGHTS
 from torch import nn
 
 from amc_compress.cli import run

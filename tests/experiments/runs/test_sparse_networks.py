@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.sparse_networks import layer_names, sparsified
+from support.networks.sparse_networks import layer_names, sparsified
 
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_int8 import weight_integers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support.command_line import QUICK
+from support.runs.command_line import QUICK
 
 from amc_compress.cli import run
 from amc_compress.runs.storage.trials import read_trials

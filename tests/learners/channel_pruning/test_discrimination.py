@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts.precision_contract import PrecisionContract
-from support.discriminators import discriminator_of, model_of
+from support.networks.discriminators import discriminator_of, model_of
 from torch import nn
 
 from amc_compress.learners import DiscriminationAwarePruning

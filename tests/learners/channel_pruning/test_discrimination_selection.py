@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.discriminators import discriminator_of, model_of
+from support.networks.discriminators import discriminator_of, model_of
 from torch import nn
 
 from amc_compress.learners.channel_pruning.discrimination.selection import (

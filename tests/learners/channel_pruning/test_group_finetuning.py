@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.networks.torture_networks import ResNet20, shufflenet
 from support.selection import quick
-from support.torture_networks import ResNet20, shufflenet
 from torch import nn
 
 from amc_compress.learners import ChannelPruning, GroupFinetuned, group_finetune

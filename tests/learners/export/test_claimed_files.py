@@ -19,7 +19,7 @@ from amc_compress.runs.networks import save_network
 from amc_env import Budget, CompressionEnv, InfeasibleBudgetError, keep_ratio_decision, make_cost
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.costs.cost_table import measured_layers
-from tests.support.counted_networks import CLASSES, STEPS, build
+from tests.support.networks.counted_networks import CLASSES, STEPS, build
 
 
 def payload(path):

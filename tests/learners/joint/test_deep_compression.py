@@ -15,12 +15,7 @@ from torch import nn
 from amc_compress.agents import make_agent
 from amc_compress.data import load_data
 from amc_compress.learners import CodebookQuantization
-from amc_compress.learners.joint.deep import (
-    PACKED,
-    TOLERANCE,
-    compress_deeply,
-    deep_compression,
-)
+from amc_compress.learners.joint.deep import PACKED, TOLERANCE, compress_deeply, deep_compression
 from amc_compress.learners.joint.prepare import joint_compression
 from amc_compress.learners.layers.masked import mask_of, masked_layers
 from amc_compress.learners.packing.packed_file import packed_bytes
@@ -41,17 +36,15 @@ def prepared(name="residual", **options):
 
 
 def plan_of(learner, density=0.3, bits=4, keep=1.0):
-    requested = {DecisionKind.DENSITY: density, DecisionKind.KEEP_RATIO: keep}
-    return CompressionPlan(
-        {d.key: d.nearest(requested.get(d.kind, bits)) for d in learner.decisions}
-    )
+    asked = {DecisionKind.DENSITY: density, DecisionKind.KEEP_RATIO: keep}
+    return CompressionPlan({d.key: d.nearest(asked.get(d.kind, bits)) for d in learner.decisions})
 
 
 @pytest.fixture(scope="module")
 def digits():
     splits = load_data("digits")
     model = make_named("digitsnet", in_channels=1)
-    with as_file(files("experiments") / "weights/digitsnet.safetensors") as path:
+    with as_file(files("amc_compress") / "weights/digitsnet.safetensors") as path:
         load_weights(model, path)
     learner = deep_compression(
         model.eval(),

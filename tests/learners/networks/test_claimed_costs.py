@@ -19,7 +19,7 @@ from amc_env import Budget, CompressionEnv, keep_ratio_decision, make_cost
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
 from tests.support.costs import counted_macs
-from tests.support.counted_networks import CLASSES, NETWORKS, STEPS, Recurrent, build
+from tests.support.networks.counted_networks import CLASSES, NETWORKS, STEPS, Recurrent, build
 
 COSTS = ("macs", "params", "bytes")
 

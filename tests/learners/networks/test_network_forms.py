@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
-from support.network_forms import (
+from support.networks.network_forms import (
     BAD,
     CLASSES,
     EXACT,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.sometimes_networks import AuxiliaryHead, Trunk, conv
+from support.networks.sometimes_networks import AuxiliaryHead, Trunk, conv
 from torch import Tensor, nn
 
 from amc_compress.learners import ChannelPruning, TrainingConfig, train

@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.networks.sparse_networks import layer_names, sparsified
 from support.selection import examples
-from support.sparse_networks import layer_names, sparsified
 from torch import nn
 
 from amc_compress.learners.layers.masked import masked_layers, sparse_layer

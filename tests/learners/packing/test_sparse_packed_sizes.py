@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.sparse_networks import layer_names, measured_points, sparsified
+from support.networks.sparse_networks import layer_names, measured_points, sparsified
 from torch import nn
 
 from amc_compress.learners.layers.structure import fold_norms, quantize_layers

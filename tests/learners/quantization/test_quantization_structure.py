@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from support.sparse_networks import sparsified
+from support.networks.sparse_networks import sparsified
 from torch import nn
 
 from amc_compress.learners.layers.finalise import finalise, without_identities

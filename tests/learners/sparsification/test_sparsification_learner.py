@@ -311,7 +311,7 @@ def test_cut_layers_keep_a_weight():
 @pytest.mark.parametrize("schedule", ["gradual", "one-shot"])
 def test_trained_networks_have_the_size_that_was_counted(schedule):
     splits, model = load_data("digits"), make_named("digitsnet", in_channels=1)
-    with as_file(files("experiments") / "weights/digitsnet.safetensors") as path:
+    with as_file(files("amc_compress") / "weights/digitsnet.safetensors") as path:
         load_weights(model, path)
     data = (splits.calibration.images[:1], splits.calibration, splits.validation)
     learner = WeightSparsification(model, *data, schedule=schedule, schedule_frequency=5)

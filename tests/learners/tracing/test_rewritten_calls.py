@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support.module_calls import (
+from support.networks.module_calls import (
     CALLS,
     Attention,
     Chosen,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.torture_networks import NETWORKS, ConvFlattenLinear, ResNet20
+from support.networks.torture_networks import NETWORKS, ConvFlattenLinear, ResNet20
 from torch import Tensor, nn
 
 from amc_compress.learners.networks.outputs import difference

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from support.torture_networks import ResNet20, ViT
+from support.networks.torture_networks import ResNet20, ViT
 from torch import Tensor, nn
 from torch.nn.utils import prune
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from support.torture_networks import NETWORKS
+from support.networks.torture_networks import NETWORKS
 from torch import nn
 
 from amc_compress.learners.tracing.traced_model import trace

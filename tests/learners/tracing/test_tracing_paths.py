@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.costs import counted_parameters, graph_parameters
-from support.sometimes_networks import NETWORKS, Detector, Trunk, conv
+from support.networks.sometimes_networks import NETWORKS, Detector, Trunk, conv
 from torch import Tensor, nn
 
 from amc_compress.learners.networks.outputs import difference

@@ -15,7 +15,7 @@ from support.costs import (
     graph_flops,
     graph_parameters,
 )
-from support.torture_networks import NETWORKS
+from support.networks.torture_networks import NETWORKS
 
 from amc_compress.learners.networks.outputs import difference
 from amc_compress.learners.tracing.proof import random_cut, randomised

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.torture_networks import ResNet20
+from support.networks.torture_networks import ResNet20
 from torch import Tensor, nn
 
 from amc_compress.learners import ChannelPruning

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from amc_compress.cli import run
-from support.command_line import QUICK
 from support.once import SharedFolders
+from support.runs.command_line import QUICK
 
 
 @pytest.fixture(scope="session")
