@@ -65,6 +65,9 @@ def config_of(ctx: typer.Context, **renamed: str) -> RunConfig:
         return RunConfig(**own)
     trust = Trust(everything=bool(ctx.params.get("trust")))
     stored = read_options(path, ctx.params)
+    for name, other in renamed.items():  # the file of a run gives both
+        if other in stored and name not in stored:
+            stored[name] = stored.pop(other)
     if not trust.everything:
         stored.pop("allow_pickle", None)  # as in the folder of a run
     config = RunConfig(**(stored | own))

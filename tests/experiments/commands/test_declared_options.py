@@ -140,6 +140,16 @@ def test_missing_file_is_named_with_its_option(built: Built) -> None:
         built("--config", "none.yaml")
 
 
+def test_training_takes_a_file_with_the_names_of_its_own_options(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    command = typer.main.get_command(app).commands["train"]
+    names = {"train_epochs": "epochs", "train_learning_rate": "learning_rate"}
+    for text, epochs in (("epochs: 7", 7), ("epochs: 7\ntrain-epochs: 2", 2)):
+        file.write_text(text)
+        words = ["--config", str(file), "--out", "out"]
+        assert config_of(command.make_context("train", words), **names).train_epochs == epochs
+
+
 def test_command_line_wins_over_the_file(built: Built) -> None:
     text = "learner: uniform\nbudget: mean_bits=3/32\nevaluations: 9"
     config = built("--episodes", "5", "--learner", "channels", "--budget", "0.4", text=text)
