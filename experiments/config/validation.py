@@ -21,6 +21,7 @@ from amc_env.costs.cost_table import CostTable
 from amc_env.costs.costs import COSTS
 from amc_env.reward import REWARDS, resolve_reward
 from amc_env.validation.references import FORM, is_reference
+from amc_env.validation.sentences import joined
 
 
 def readers_of(option: Option) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def _check_effects(spec: LearnerSpec) -> None:
             )
             raise ValueError(
                 f"{flag(name)} has no effect on --learner {spec.name}{through}; it is an option "
-                f"of --learner {' and '.join(others)}."
+                f"of --learner {joined(others)}."
             )
 
 

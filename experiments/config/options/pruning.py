@@ -38,7 +38,7 @@ class PruningOptions:
         least=1,
     )
     min_ratio: float = _channels(
-        0.0, "Smallest share of channels a layer may keep.", learners=_CUTTING
+        0.0, "Smallest share of channels a layer may keep.", learners=_CUTTING, least=0, most=1
     )
     discrimination_stages: int = _channels(
         3,
