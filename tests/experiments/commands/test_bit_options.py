@@ -147,7 +147,7 @@ def test_command_line_becomes_options(tmp_path: Path) -> None:
         (["--learner", "joint", "--quantizer", "linear"], "--quantizer"),
         (["--weight-bits", "4"], "--weight-bits has no effect on --learner channels"),
         (["--learner", "uniform", "--round-to", "4"], "--round-to has no effect"),
-        (["--learner", "uniform", "--codebook-init", "quantile"], "deep and codebook and joint"),
+        (["--learner", "uniform", "--codebook-init", "quantile"], "deep, codebook and joint"),
         (["--learner", "codebook", "--learned-steps"], "--learned-steps has no effect"),
         (["--learner", "joint", "--codebook-mode", "weights"],
          "joint with --quantizer uniform"),

@@ -79,7 +79,7 @@ def test_deep_compression_has_the_defaults_of_its_paper() -> None:
         (["--discrimination-stages", "1"], "--discrimination-stages has no effect"),
         (["--learner", "discrimination", "--block-steps", "0"], "--block-steps >= 1"),
         (["--learner", "discrimination", "--discrimination-stages", "0"], "stages >= 1"),
-        (["--learner", "group-lasso", "--weight-bits", "4"], "uniform and codebook and joint"),
+        (["--learner", "group-lasso", "--weight-bits", "4"], "uniform, codebook and joint"),
         (["--learner", "group-lasso", "--budget", "macs=0.001"], "reachable"),
         (["--learner", "sparse", "--round-to", "4"], "--round-to has no effect"),
         (["--learner", "sparse", "--criterion", "l2"], "--criterion has no effect"),
