@@ -13,6 +13,7 @@ import yaml
 
 from amc_compress.config.option import Option, flag
 from amc_compress.config.run_config import OPTIONS, SPELLINGS, types_of_options
+from amc_env import Budget
 from amc_env.validation.checks import shown
 
 CONFIG_FORMAT = "amc-run"
@@ -78,8 +79,12 @@ def _value(name: str, option: Option, hint: Any, found: Any, path: Path) -> Any:
     kinds = (hint, *get_args(hint))
     if NoneType in kinds and found in ("null", "~", ""):
         return None
-    parts = found if isinstance(found, list) else [found]
     row = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
+    takes_pairs = Budget in kinds or row is str
+    if takes_pairs and isinstance(found, dict) and all(isinstance(x, str) for x in found.values()):
+        pairs = [f"{key}={part}" for key, part in found.items()]  # as on the command line
+        found = ",".join(pairs) if row is None else pairs
+    parts = found if isinstance(found, list) else [found]
     if not all(isinstance(part, str) for part in parts) or (row is None and parts is found):
         raise ValueError(
             f"Expected {name} in {path} as {'a list' if row else 'one value'}, got {shown(found)}."

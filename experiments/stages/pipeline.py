@@ -24,6 +24,7 @@ from amc_compress.stages.export import run_export
 from amc_compress.stages.finetune import run_finetune
 from amc_compress.stages.search import run_search
 from amc_compress.stages.train import run_train
+from amc_env.validation.sentences import counted
 
 Say = Callable[[str], None]
 
@@ -120,14 +121,15 @@ def describe(stage: str, task: Task) -> str:
     """Returns what a stage is about to do, in one line."""
     config, folder = task.config, task.folder
     texts = {
-        "train": f"{config.model} on {config.data}, {config.train_epochs} epochs"
+        "train": f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
         "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, budget "
         f"{config.budget}"
         if config.spec.decides
         else f"nothing to choose: {config.spec.fixed_choice()}",
-        "finetune": f"{_before_finetuning(config)}{config.epochs} epochs, teacher: {config.teacher}"
+        "finetune": f"{_before_finetuning(config)}{counted(config.epochs, 'epoch')}, "
+        f"teacher: {config.teacher}"
         if config.epochs
         else f"{_before_finetuning(config)}no training (0 epochs)",
         "export": f"ONNX{' with integers' if config.spec.quantizes else ''}, compared with torch, "
@@ -147,11 +149,12 @@ def _stages_text(config: RunConfig) -> str:
 
 def _before_finetuning(config: RunConfig) -> str:
     if config.spec.in_steps:
-        return f"{config.retraining_epochs} epochs in float, then quantized, then "
+        return f"{counted(config.retraining_epochs, 'epoch')} in float, then quantized, then "
     if config.sparse_training != "none":
-        return f"{config.sparse_epochs} epochs until the channels have faded, then "
+        return f"{counted(config.sparse_epochs, 'epoch')} until the channels have faded, then "
     if config.finetune_groups > 1:
-        return f"{config.finetune_groups} groups, {config.group_epochs} epochs in between, then "
+        between = counted(config.group_epochs, "epoch")
+        return f"{config.finetune_groups} groups, {between} in between, then "
     return ""
 
 

@@ -123,6 +123,7 @@ def test_file_takes_what_the_command_line_takes(built: Built) -> None:
         mean: [0.1, 0.2]
         std: 0.3,0.4
         ignore: [a, b]
+        budget: {density: 0.5, bytes: 0.1:0.3}
         weights: none.pt
         teacher_weights: null
         allow_pickle: true
@@ -131,6 +132,7 @@ def test_file_takes_what_the_command_line_takes(built: Built) -> None:
     assert config == RunConfig(
         learner="sparse", pattern="2:4", learning_rate=1e-3, action="interval", evaluations=7,
         mean=(0.1, 0.2), std=(0.3, 0.4), ignore=("a", "b"), weights="none.pt", allow_pickle=True,
+        budget="density=0.5,bytes=0.1:0.3",
     )  # fmt: skip
     assert built(text=text).allow_pickle is False  # only the command line lets files run code
 
