@@ -16,6 +16,8 @@ from .joint.deep import compress_deeply as compress_deeply
 from .joint.deep import deep_compression as deep_compression
 from .joint.learner import JointCompression as JointCompression
 from .joint.prepare import joint_compression as joint_compression
+from .packing.packed_file import load_packed as load_packed
+from .packing.packed_file import save_packed as save_packed
 from .quantization import UniformQuantization as UniformQuantization
 from .quantization.codebook.learner import CodebookQuantization as CodebookQuantization
 from .sparsification import WeightSparsification as WeightSparsification

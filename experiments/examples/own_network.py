@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from amc_compress import export_onnx
 from amc_compress.agents import OneShotDDPG
 from amc_compress.data import load_data
 from amc_compress.learners import ChannelPruning, TrainingConfig, evaluate, train
-from amc_compress.learners.export.onnx_file import export_onnx
 from amc_env import Budget, CompressionEnv
 
 
