@@ -339,6 +339,7 @@ def test_events_hold_every_trial_with_the_tags_of_a_search(folder, compared):
     assert last[-1].wall_time == pytest.approx(elapsed(record)[-1])
 
 
+@pytest.mark.slow
 def test_events_hold_the_figures_and_a_second_report_replaces_the_first(compared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -160,6 +160,7 @@ class TestComparisons:
         run_comparison(comparison(tmp_path, agents=("uniform", "random")), told.append)
         assert [r.agent for r in told[4:]] == ["random", "random"]
 
+    @pytest.mark.slow
     def test_processes_give_the_results_of_one(self, tmp_path):
         def found(folder: Path) -> dict:
             searches = read_results(folder / RESULTS).searches
@@ -367,6 +368,7 @@ class TestCommand:
         other.write_text("something else\n")
         assert "results of a comparison" in fails("compare", "--agent", "uniform", *out)
 
+    @pytest.mark.slow
     def test_winners_are_finetuned_and_tested_once_and_equal_plans_share_it(self, tmp_path, capsys):
         out = str(tmp_path / "c")
         arguments = ["compare", "--agent", "uniform,local", "--seeds", "2", "--evaluations", "4"]

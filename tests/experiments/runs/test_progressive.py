@@ -133,6 +133,7 @@ def test_groups_that_are_not_found_again_are_rejected(
 # ---- the whole
 
 
+@pytest.mark.slow
 def test_every_stage_meets_its_budget_from_python(
     make: Callable[[nn.Module], ChannelPruning], model: nn.Module, data: DataSplits
 ) -> None:

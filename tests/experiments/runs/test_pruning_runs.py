@@ -142,6 +142,7 @@ def test_rule_meets_its_density_without_a_search(
         assert trial["plan"][f"{name}:density"] == pytest.approx(max(requested, 0.02), abs=0.06)
 
 
+@pytest.mark.slow
 def test_zeros_are_in_the_onnx_file(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     out = Path(shutil.copytree(run_of("sparse"), tmp_path / "run"))
@@ -170,6 +171,7 @@ def test_fine_tuning_anew_without_the_teacher_of_before(
     assert run(["compress", *SMALL, *LEARNERS["group-lasso"], "--out", str(out), "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_hooks_without_the_learner_are_those_of_the_learner() -> None:
     config = RunConfig(learner="sparse", n_validation=20, precision="fp32", epochs=40)
     data = load_splits(config)

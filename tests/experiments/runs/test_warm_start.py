@@ -47,6 +47,7 @@ def test_a_better_plan_of_the_other_run_is_the_result(tmp_path: Path):
     assert "Nothing new was evaluated" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_without_the_other_run(copy: Path, tmp_path: Path, monkeypatch):
     whole, again = tmp_path / "whole", tmp_path / "again"
     monkeypatch.chdir(copy.parent)

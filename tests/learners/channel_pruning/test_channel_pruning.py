@@ -23,6 +23,7 @@ class TestChannelPruning(PrecisionContract):
         return ChannelPruning(model, example, calibration, validation, **options)
 
 
+@pytest.mark.slow
 class TestChannelPruningWithFinetuningProxy(PrecisionContract):
     """SGD steps before evaluation change the uncut network too."""
 

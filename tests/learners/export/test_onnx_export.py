@@ -50,6 +50,7 @@ def test_only_the_file_itself_is_left(exported: Path) -> None:
     assert [p.name for p in exported.parent.iterdir()] == ["net.onnx"]
 
 
+@pytest.mark.slow
 def test_training_mode_is_restored(network: nn.Module, tmp_path: Path) -> None:
     network.train()
     export_onnx(network, torch.zeros(1, 1, 8, 8), tmp_path / "net.onnx")

@@ -131,6 +131,7 @@ def test_options_are_what_the_file_has(network: nn.Module, tmp_path: Path) -> No
     np.testing.assert_allclose(run_session(open_session(path), pixels), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_float16_is_smaller_and_nearly_equal(network: nn.Module, tmp_path: Path) -> None:
     whole = export_onnx(network, EXAMPLE, tmp_path / "net.onnx", images=IMAGES)
     half = export_onnx(

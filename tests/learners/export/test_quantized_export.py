@@ -115,6 +115,7 @@ def test_post_training_runs_every_layer_in_integers(name: str, tmp_path: Path) -
     assert onnx_accuracy(result.path, loader) == pytest.approx(right / 200, abs=0.02)
 
 
+@pytest.mark.slow
 def test_networks_of_the_learner_can_be_exported(tmp_path: Path) -> None:
     learner = UniformQuantization(
         make_model("depthwise"), EXAMPLE, make_data(96, 2), make_data(200, 3), weight_bits=(4, 8)
@@ -156,6 +157,7 @@ def test_readers_of_one_tensor_keep_their_own_scales(tmp_path: Path) -> None:
     assert result.max_difference < 0.05
 
 
+@pytest.mark.slow
 def test_shortcuts_of_their_own_are_not_cut_off(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = quantized(Shared(), clip=0.5)
@@ -193,6 +195,7 @@ class Tokens(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_linear_layers_on_tokens_keep_channel_scales(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = quantized(Tokens())
@@ -265,6 +268,7 @@ def test_buckets_have_no_integer_arithmetic(activation_bits: int | None, tmp_pat
     assert any(c.shape == first.shape and np.array_equal(c, first) for c in constants)
 
 
+@pytest.mark.slow
 def test_codebooks_are_written_as_the_numbers_they_stand_for(tmp_path: Path) -> None:
     network = quantized(make_model("residual"))
     layer = quantized_layers(network)["conv1"]

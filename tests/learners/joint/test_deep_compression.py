@@ -322,6 +322,7 @@ def test_training_of_centroids_moves_no_weight_to_another_one():
 
 
 @pytest.mark.parametrize("stage", quick(["retraining", "finetuning"], "finetuning"))
+@pytest.mark.slow
 def test_an_interruption_in_either_training_ends_with_the_same_file(stage, tmp_path):
     _, learner = prepared("plain", sparsification={"schedule_frequency": 2})
     plan = plan_of(learner, 0.2, 2)

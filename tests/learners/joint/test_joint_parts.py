@@ -188,6 +188,7 @@ def test_cut_weights_get_ranges_of_their_own_and_inputs_static_ones():
     torch.testing.assert_close(layer.weight_quantizer.scale, largest / 7)
 
 
+@pytest.mark.slow
 def test_the_repairs_pay():
     accuracy = {}
     for proxy in ("none", "reconstruction+recalibration"):

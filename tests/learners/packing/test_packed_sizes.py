@@ -50,7 +50,7 @@ def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **opti
         assert abs(errors[-1]) < 0.03, (index, errors)
 
 
-@pytest.mark.parametrize("kind", quick(LEARNERS, "codebook", "affine, split"))
+@pytest.mark.parametrize("kind", quick(LEARNERS, "affine, split"))
 def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 

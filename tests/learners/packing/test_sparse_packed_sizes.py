@@ -142,6 +142,7 @@ def check_codes(weights: Path | None, kind: str, bits: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_three_bit_codebooks():
     check_codes(None, "codebook", 3)
 

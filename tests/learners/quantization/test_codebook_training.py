@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from support.once import copies
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners.quantization import CodebookQuantization, quantized_layers
@@ -33,7 +34,7 @@ def changed(network: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
     return {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "split"])
+@pytest.mark.parametrize("granularity", quick(["tensor", "split"], "tensor"))
 @pytest.mark.parametrize("mode", ["weights", "clusters", "both"])
 def test_each_mode_trains_what_it_says_and_nothing_else(mode, granularity):
     learner = prepared(mode=mode, granularity=granularity)
@@ -53,7 +54,7 @@ def test_each_mode_trains_what_it_says_and_nothing_else(mode, granularity):
     assert moved == (mode != "clusters")
 
 
-@pytest.mark.parametrize("mode", ["weights", "clusters", "both"])
+@pytest.mark.parametrize("mode", quick(["weights", "clusters", "both"], "both"))
 def test_training_lowers_the_loss_at_two_bits(mode):
     learner = prepared(mode=mode)
     network = learner.compress(learner.fixed_plan(2))
@@ -69,6 +70,7 @@ def test_training_lowers_the_loss_at_two_bits(mode):
     assert loss() < 0.95 * before
 
 
+@pytest.mark.slow
 def test_steps_before_evaluation_follow_the_mode():
     accuracies = set()
     for mode in ("weights", "clusters", "both"):

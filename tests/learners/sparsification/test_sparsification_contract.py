@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from contracts.precision_contract import PrecisionContract
 from torch import nn
 
@@ -39,6 +40,7 @@ class TestUnstructured(SparsificationContract):
     options = {"schedule_frequency": 1}  # noqa: RUF012
 
 
+@pytest.mark.slow
 class TestTwoOfFourInOneShot(SparsificationContract):
     """First layers, whose inputs are no multiple of four, and the depthwise ones stay dense."""
 

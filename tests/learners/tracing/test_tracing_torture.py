@@ -16,6 +16,7 @@ from support.costs import (
     graph_parameters,
 )
 from support.networks.torture_networks import NETWORKS
+from support.selection import quick
 
 from amc_compress.learners.networks.outputs import difference
 from amc_compress.learners.tracing.proof import random_cut, randomised
@@ -96,7 +97,7 @@ def test_a_slice_is_smaller_and_keeps_names_and_class(name: str) -> None:
     assert isinstance(small, type(model.model))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "shufflenet", "vit", "control_flow"))
 def test_the_network_itself_is_never_modified(name: str) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]().train()
