@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.runs.command_line import QUICK, WEIGHTS
+from support.selection import quick
 
 from amc_compress.cli import run
 from amc_compress.data import load_data
