@@ -30,8 +30,8 @@ ON_EVERY_NETWORK = {
 """Of the contract of learners, what depends on the network's numbers; one network does for the
 others."""
 
-COMPOSED = {"TestDeepCompression", "TestJointUniform"}
-"""Contracts of learners that are made of others, whose own contracts say more."""
+COMPOSED = {"TestDeepCompression", "TestJointUniform", "TestCodebookQuantization"}
+"""Contracts of learners that others are much like, or that are made of others."""
 
 OF_PARTS = {
     LearnerContract.test_equal_learners_and_equal_plans_give_equal_numbers,
@@ -54,8 +54,11 @@ VARIANTS = {
     "TestTD3",
     "TestTQC",
     "TestCrossQ",
+    "TestSAC",
+    "TestDDPGSeededBySensitivity",
+    "TestGaussianProcess",
 }
-"""Agents that differ from DDPG or SAC in how they learn alone."""
+"""Agents that differ from another one, DDPG or TPE, in how they learn alone."""
 
 OF_VARIANTS = {
     AgentContract.test_every_plan_meets_the_budget_above_and_below,

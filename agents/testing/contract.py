@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any, ClassVar
 
@@ -58,6 +59,12 @@ def calls_of(env: CompressionEnv) -> int:
 def facts(trials: tuple[Trial, ...]) -> list[Any]:
     """Return everything of trials but the time they took."""
     return [(t.episode, dict(t.plan), t.accuracy, t.reward, t.cost_ratio, t.source) for t in trials]
+
+
+@functools.cache
+def _prior(episodes: int) -> tuple[Trial, ...]:
+    """The trials of another search in an environment of six layers."""
+    return LocalSearch().search(make_env(6), episodes, seed=9).trials
 
 
 class AgentContract:
@@ -134,7 +141,7 @@ class AgentContract:
         assert calls_of(env) == len(distinct - remembered)
 
     def test_a_warm_start_costs_no_evaluation_and_changes_no_repeatability(self) -> None:
-        prior = LocalSearch().search(make_env(6), 5, seed=9).trials
+        prior = _prior(5)
         runs = []
         for _ in range(2):
             env = make_env(6)
@@ -146,7 +153,7 @@ class AgentContract:
     @pytest.mark.parametrize("episodes", [1, 4])
     def test_a_warm_start_is_the_result_where_nothing_better_is_found(self, episodes: int) -> None:
         env = make_env(6)
-        prior = LocalSearch().search(env, 40, seed=9).trials
+        prior = _prior(40)
         result = self.make().search(env, episodes, seed=1, warm_start=prior)
         known = [*prior, *result.trials]
         assert result.reward == max(trial.reward for trial in known if trial.within_budget)

@@ -173,6 +173,7 @@ class Planless(RandomSearch):
 """
 
 
+@pytest.mark.slow
 def test_what_a_library_or_we_say_about_a_call_is_kept(
     own: str, fails: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-_FAST = 25
+_FAST = 15
 """Most examples of a property in ``make test``."""
 
 

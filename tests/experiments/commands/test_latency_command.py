@@ -68,6 +68,7 @@ def digitsnet_graph() -> LayerGraph:
     return trace(make_model("digitsnet", in_channels=1), torch.zeros(1, 1, 8, 8)).graph
 
 
+@pytest.mark.slow
 def test_forms_are_to_be_filled_in_not_to_be_measured_further(tmp_path, fails):
     path = tmp_path / "form.json"
     assert run(form_arguments(path)) == 0

@@ -104,6 +104,7 @@ def test_a_task_that_cannot_be_opened_fails_for_all_its_winners(tmp_path):
     assert all("give --data DIR" in text for _, text in failed)
 
 
+@pytest.mark.slow
 def test_the_report_is_written_whatever_becomes_of_the_training(monkeypatch, tmp_path, capsys):
     class Fails(FakeTrainer):
         def train(self, final):

@@ -102,6 +102,7 @@ class TestSearches:
         assert sum(t.judge_seconds for t in again.trials) > 0.0
         assert all(t.agent_seconds >= 0.0 for t in again.trials)
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_record_from_stored_evaluations(self, opened, tmp_path):
         def facts(record: SearchRecord):
             return [(t.evaluation, t.plan, t.reward, t.source) for t in record.trials]

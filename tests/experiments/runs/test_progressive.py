@@ -76,6 +76,7 @@ def model(data: DataSplits) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 def test_plans_and_costs_of_a_cut_network_are_those_of_the_original(
     make: Callable[[nn.Module], ChannelPruning], model: nn.Module
 ) -> None:

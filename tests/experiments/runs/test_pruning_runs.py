@@ -48,7 +48,7 @@ LEARNERS = {
 # Two epochs are too few for channels to fade, which is said.
 pytestmark = pytest.mark.filterwarnings("ignore:Expected the channels that are to be cut")
 
-QUICK = ("group-lasso", "sparse")
+QUICK = ("sparse",)
 
 
 def of_all(names: Any) -> list[Any]:
@@ -121,6 +121,7 @@ def test_zeros_are_counted_and_survive_every_file(
             assert left <= round(plan[f"{name}:density"] * size)
 
 
+@pytest.mark.slow
 def test_rule_meets_its_density_without_a_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

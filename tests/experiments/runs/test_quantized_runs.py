@@ -37,7 +37,7 @@ LEARNERS = {
     "codebook": ["--learner", "codebook", *BITS, "--granularity", "tensor", "--no-export"],
     "joint": ["--learner", "joint", *BITS, "--round-to", "8", "--no-export"],
 }
-QUICK = quick(LEARNERS, "uniform", "codebook")
+QUICK = quick(LEARNERS, "uniform")
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_report_shows_the_bits_of_every_layer(run_of: Callable[[str], Path]) -> 
 def test_evaluate_prints_what_the_summary_says(
     run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = run_of("codebook")
+    out = run_of("uniform")
     summary = summary_of(out)
     for options, name in (([], "compressed"), (["--original"], "original")):
         capsys.readouterr()
@@ -185,6 +185,7 @@ def test_budget_that_only_the_learner_knows_to_be_broken_ends_the_search(
     assert not (out / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_bits_that_nothing_executes_end_with_the_packed_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +217,6 @@ def test_bits_that_nothing_executes_end_with_the_packed_file(
             {"learner": "joint", "weight_bits": "3,6", "granularity": "tensor"},
         ],
         {"learner": "channels"},
-        {"learner": "uniform", "weight_bits": "2-4", "activation_bits": "4,8"},
     ),
 )
 def test_what_is_checked_before_the_work_is_what_the_learner_decides(
@@ -317,7 +317,7 @@ def test_folder_from_before_quantization_opens(copy: Path) -> None:
 def test_damaged_structure_is_named(
     run_of: Callable[[str], Path], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    out = Path(shutil.copytree(run_of("codebook"), tmp_path / "run"))
+    out = Path(shutil.copytree(run_of("uniform"), tmp_path / "run"))
     path = out / "model.safetensors"
     content = path.read_bytes()
     with safetensors.safe_open(path, framework="pt") as file:
@@ -329,6 +329,7 @@ def test_damaged_structure_is_named(
     assert "version" in fails("evaluate", str(out))
 
 
+@pytest.mark.slow
 def test_budget_on_a_table_of_ones_own(tmp_path: Path, fails: Callable[..., str]) -> None:
     table, out = tmp_path / "board.json", tmp_path / "run"
     kinds = ["--precision", "fp32", "--precision", "w4a8", "--precision", "w8a8"]

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from support.networks.sparse_networks import layer_names, sparsified
+from support.selection import quick
 
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_int8 import weight_integers
@@ -73,7 +74,7 @@ def test_float_files_have_the_zeros_in_place(sparse, tmp_path):
     assert masked_layers(sparse)  # the network itself keeps its masks
 
 
-@pytest.mark.parametrize("way", ["own integers", "after training"])
+@pytest.mark.parametrize("way", quick(["own integers", "after training"], "own integers"))
 def test_integer_files_have_the_zeros_in_place(sparse, way, tmp_path):
     if way == "own integers":
         network = in_eight_bits(sparse)

@@ -70,7 +70,7 @@ def prepared():
     return get
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", quick(MAKERS, "channels", "densities"))
 def test_scores_have_a_number_per_choice_and_fall_to_zero(name, prepared):
     learner = prepared(name)
     scores = learner.gradient_scores()
@@ -92,7 +92,7 @@ def test_scores_of_channels_fall_to_zero_on_every_network(name):
         assert curve[0] > 0.0 == curve[-1]
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", quick(MAKERS, "channels", "densities"))
 def test_asking_for_scores_changes_nothing(name, prepared):
     learner, again = (prepared(name) for _ in range(2))
     rng = np.random.default_rng(0)

@@ -214,6 +214,7 @@ def test_every_unit_is_ranked_once_and_selections_are_nested(name):
         assert set(small.tolist()) < set(large.tolist())
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_the_order_of_preparations_does_not():
     """Through the loader: all else in the training is given."""
     images, labels = (torch.cat(parts) for parts in zip(*make_data(256, 1), strict=True))

@@ -203,6 +203,7 @@ def test_bad_options_and_plans_are_rejected() -> None:
         staged(model, CompressionPlan({"x:keep_ratio": 0.5}))
 
 
+@pytest.mark.slow
 def test_a_network_that_can_be_cut_only_once_is_rejected_by_name() -> None:
     """A channel shuffle gets a forward with the indices of the first cut."""
     torch.manual_seed(0)

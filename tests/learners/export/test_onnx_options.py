@@ -96,7 +96,10 @@ def test_the_batch_is_free_however_a_forward_counts_its_images(form, tmp_path: P
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "line"), [(Branch, "return -1 if"), (Loop, "for image in x")])
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [(Branch, "return -1 if"), pytest.param(Loop, "for image in x", marks=pytest.mark.slow)],
+)
 def test_a_batch_that_cannot_be_free_names_the_line_to_change(form, line, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = form().eval()

@@ -142,6 +142,7 @@ class Shared(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_readers_of_one_tensor_keep_their_own_scales(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = quantized(Shared())

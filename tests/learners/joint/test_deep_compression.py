@@ -304,6 +304,7 @@ def test_the_papers_order_and_what_every_stage_is_worth(tmp_path):
         assert int(mask_of(layer).sum()) == round(plan[f"{name}:density"] * layer.weight.numel())
 
 
+@pytest.mark.slow
 def test_training_of_centroids_moves_no_weight_to_another_one():
     _, learner = prepared("plain", schedule="one-shot")
     plan = plan_of(learner, 0.05, 2)

@@ -65,6 +65,7 @@ class SparseContract(PrecisionContract):
         return costs
 
 
+@pytest.mark.slow
 class TestDeepCompression(SparseContract):
     budget = Budget(density=0.3, mean_bits=6 / 32)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners import ChannelPruning
@@ -43,7 +44,7 @@ def counted(network, example):
     }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, *list(NETWORKS)[::2]))
 def test_claims_of_the_network_and_of_its_cuts_are_the_counts(name):
     net, example = build(name)
     traced = trace(net, example)

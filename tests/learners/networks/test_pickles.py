@@ -71,6 +71,7 @@ def environments() -> dict[str, CompressionEnv]:
     }
 
 
+@pytest.mark.slow
 def test_every_environment_says_the_same_in_a_new_process(
     environments: dict[str, CompressionEnv], tmp_path: Path
 ) -> None:

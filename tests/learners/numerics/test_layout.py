@@ -119,6 +119,7 @@ def test_a_network_that_views_its_maps_is_quantized_as_one_that_flattens_them(
     assert accuracies == pytest.approx(others, abs=2 / 64 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_that_views_its_maps_is_sparsified_alone_and_with_bits() -> None:
     data, config = make_data(64, 1), TrainingConfig(epochs=1, precision="fp32")
     options: dict[str, Any] = {"train": data, "finetune_steps": 2, "precision": "fp32"}

@@ -58,6 +58,7 @@ def test_channels_last_ties_what_contiguous_ties(name: str) -> None:
     assert expected.groups
 
 
+@pytest.mark.slow
 def test_a_slice_in_channels_last_can_be_cut_again() -> None:
     network = make_model("digitsnet", in_channels=1).eval()
     image = torch.randn(1, 1, 8, 8)
