@@ -149,15 +149,21 @@ def check_threads(name: str, threads: object, least: int = 1) -> int:
     return int(threads)  # type: ignore[call-overload, no-any-return]
 
 
-def check_known(kind: str, name: Name, known: Iterable[str]) -> Name:
+def check_known(kind: str, name: Name, known: Iterable[str], own: str = "") -> Name:
     """Returns a name if it is one of those of its kind.
+
+    Args:
+        kind: What it names.
+        name: The name.
+        known: All names of that kind.
+        own: What may stand there besides, for the end of the sentence.
 
     Raises:
         ValueError: With all of them, and the nearest one.
     """
     names = list(known)
     if name not in names:
-        raise ValueError(unknown(kind, name, names))
+        raise ValueError(unknown(kind, name, names, own))
     return name
 
 

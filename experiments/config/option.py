@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
-from amc_env.validation.checks import check_threads
-
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -72,8 +70,6 @@ class Option:
         )
         if not fits:
             raise ValueError(f"Expected {flag(name)} {self.range}, got {value}.")
-        if name == "threads":
-            check_threads(flag(name), value, 0)
 
     @property
     def range(self) -> str:

@@ -20,6 +20,7 @@ from amc_env.actions import ACTION_MAPPINGS
 from amc_env.costs.cost_table import CostTable
 from amc_env.costs.costs import COSTS
 from amc_env.reward import REWARDS, resolve_reward
+from amc_env.validation.checks import check_known
 from amc_env.validation.references import FORM, is_reference
 from amc_env.validation.sentences import joined
 
@@ -137,15 +138,9 @@ def _check_search(options: Options) -> None:
     _check_costs(options)
     if options.is_progressive:
         stage_budgets(options.budget, options.stages or options.progressive)
-    if options.action not in ACTION_MAPPINGS:
-        raise ValueError(
-            f"Unknown --action {options.action!r}; expected one of {', '.join(ACTION_MAPPINGS)}."
-        )
-    if options.reward not in REWARDS and not is_reference(options.reward):
-        raise ValueError(
-            f"Unknown --reward {options.reward!r}; expected one of {', '.join(REWARDS)}, or "
-            f"{FORM} for your own."
-        )
+    check_known("--action", options.action, ACTION_MAPPINGS)
+    if not is_reference(options.reward):
+        check_known("--reward", options.reward, REWARDS, f", or {FORM} for your own")
     resolve_reward(options.reward)
     # Not above: these take a second to import, and most mistakes are found without them.
     from amc_compress.agents import agent_from_label

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amc_compress.config.option import option
 from amc_compress.config.texts import numbers, place, words
+from amc_env.validation.checks import MOST_THREADS
 
 RUN = "Run"
 
@@ -102,5 +103,6 @@ class TaskOptions:
         "Processor threads; 0 takes one for searching and for tiny images, else all. "
         "Where other work runs give 1: threads that wait for each other are many times slower.",
         least=0,
+        most=MOST_THREADS,
     )
     device: str = _run("cpu", "cpu, cuda, cuda:1, ...")
