@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.runs.command_line import WEIGHTS
+from support.runs.killed import Killed, dies_after
 from torch import nn
 
 from amc_compress.cli import run
@@ -174,10 +175,6 @@ def test_stages_of_other_arguments_are_not_taken_over(
         search("macs=0.5", seed=1)
 
 
-class _Killed(BaseException):
-    """As sudden as a signal: nothing catches it."""
-
-
 @pytest.mark.slow
 def test_run_killed_anywhere_ends_with_the_same_plan_and_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,17 +187,6 @@ def test_run_killed_anywhere_ends_with_the_same_plan_and_metrics(
     command = ["compress", *SMALL, "--progressive", "2"]
     assert run([*command, "--out", str(whole)]) == 0
 
-    def dies_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        count = iter(range(100))
-
-        def wrapper(*arguments: Any, **options: Any) -> Any:
-            result = function(*arguments, **options)
-            if next(count) + 1 == calls:
-                raise _Killed
-            return result
-
-        return wrapper
-
     moments = [
         (TrialRecorder, "_append", 2),  # in the search of the first stage
         (training, "save_last", 1),  # in its fine-tuning
@@ -212,7 +198,7 @@ def test_run_killed_anywhere_ends_with_the_same_plan_and_metrics(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dies_after(calls, getattr(owner, name)))
             resume = ["--resume"] if number else []
-            with pytest.raises(_Killed):
+            with pytest.raises(Killed):
                 run([*command, "--out", str(killed), *resume])
         for lock in killed.glob(".lock"):
             lock.unlink()  # a killed process holds none

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.runs.command_line import WEIGHTS
+from support.runs.killed import Killed, dies_after
 from torch import nn
 
 from amc_compress.cli import run
@@ -229,10 +230,6 @@ def test_what_is_checked_before_the_work_is_what_the_learner_decides(
     assert Budget.parse(str(config.budget)) == config.budget
 
 
-class _Killed(BaseException):
-    """As sudden as a signal: nothing catches it."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["sparse", "deep", "fading", "groups"])
 def test_killed_run_ends_with_the_same_plan_and_metrics(
@@ -243,17 +240,6 @@ def test_killed_run_ends_with_the_same_plan_and_metrics(
 
     whole, killed = run_of(learner), tmp_path / "run"
     command = ["compress", *SMALL, *LEARNERS[learner], "--out", str(killed)]
-
-    def dies_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        count = iter(range(100))
-
-        def wrapper(*arguments: Any, **options: Any) -> Any:
-            result = function(*arguments, **options)
-            if next(count) + 1 == calls:
-                raise _Killed
-            return result
-
-        return wrapper
 
     # In the search, after the first epoch, and after the first one of the training that follows
     # where there are two; else the second moment is in the same training.
@@ -267,7 +253,7 @@ def test_killed_run_ends_with_the_same_plan_and_metrics(
     for number, (owner, name, calls) in enumerate(moments):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dies_after(calls, getattr(owner, name)))
-            with pytest.raises(_Killed):
+            with pytest.raises(Killed):
                 run([*command, *(["--resume"] if number else [])])
         (killed / ".lock").unlink()  # a killed process holds none
     assert run([*command, "--resume"]) == 0

@@ -61,13 +61,9 @@ def test_densities_come_between_channels_and_bits_of_a_layer():
     assert [part.name for part in learner.parts] == ["channels", "density", "bits"]
     keys = [d.key for d in learner.decisions]
     assert keys[:6] == [
-        "stem:keep_ratio",
-        "stem:density",
-        "stem:weight_bits",
-        "conv1:keep_ratio",
-        "conv1:density",
-        "conv1:weight_bits",
-    ]
+        "stem:keep_ratio", "stem:density", "stem:weight_bits",
+        "conv1:keep_ratio", "conv1:density", "conv1:weight_bits",
+    ]  # fmt: skip
     curves = learner.layer_errors()
     assert list(curves) == keys
     for decision in learner.decisions:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,20 @@ def carry_out(job: KilledJob) -> tuple[None, str]:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(job.seconds)
     return None, f"{job.name}: done"
+
+
+class Killed(BaseException):
+    """Stands in for the signal that ends a process at once: nothing catches it."""
+
+
+def dies_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function, which is killed as soon as it has returned for that many times."""
+    count = iter(range(100))
+
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        if next(count) + 1 == calls:
+            raise Killed
+        return result
+
+    return wrapper
