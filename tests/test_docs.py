@@ -21,7 +21,7 @@ QUICK = {
 }  # a few seconds; the others are slow
 EXTRAS = {"ray", "tianshou"}  # packages that a page says to install
 OWN = re.compile(
-    r"\b(?:[A-Z0-9]*(?:FILE|FOLDER|DIR|WEIGHTS)|my_module|path/to|photos|pets|table)\b|\.\.\."
+    r"\b(?:[A-Z0-9_]*(?:FILE|FOLDER|DIR|WEIGHTS)|my_module|path/to|photos|pets|table)\b|\.\.\."
 )
 
 

@@ -160,7 +160,7 @@ def test_a_later_row_takes_the_place_of_an_earlier_one(tmp_path):
 def test_other_limits_are_rejected_in_the_same_file(tmp_path):
     path = tmp_path / "results.jsonl"
     TrainingsFile(path, make_protocol(60.0))
-    with pytest.raises(RunFolderError, match=r"begun with seconds 60.*now it is seconds 30"):
+    with pytest.raises(RunFolderError, match=r"was started with seconds 60.*now it is seconds 30"):
         TrainingsFile(path, make_protocol(30.0))
 
 

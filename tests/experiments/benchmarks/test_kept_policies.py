@@ -99,7 +99,7 @@ def test_a_last_line_that_was_cut_short_is_made_again(tmp_path):
 def test_a_damaged_line_says_which(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"way"\n')
-    with pytest.raises(RunFolderError, match=r"line 1 of .*rows.jsonl.*remove the line"):
+    with pytest.raises(RunFolderError, match=r"Line 1 of .*rows.jsonl.*remove the line"):
         Rows(path, SETTINGS)
 
 

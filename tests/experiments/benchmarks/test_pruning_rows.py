@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from amc_compress.benchmarks.bench import read_rows
@@ -14,9 +16,8 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
     wanted = {"out": out, "way": ["uniform"], "teacher": ["none"], "epochs": 1, "round_to": 8}
     main(**wanted)
     (row,) = read_rows(out)
-    assert find(
-        Row("digitsnet", "digits", "", 8, "channels l1", 0.5, "uniform", "none", 0, 1, 0.02), [row]
-    )
+    made = Row("digitsnet", "digits", "", 8, "channels l1", 0.5, "uniform", "none", 0, 1, 0.02)
+    assert find(asdict(made), [row]) == row
     assert 0.3 < row["macs"] <= 0.5
     assert 0.0 < row["left_weights"] < 1.0
     monkeypatch.setattr(pruning_learners, "measure", lambda *_: pytest.fail("made again"))

@@ -30,7 +30,7 @@ class Case:
     Args:
         verb: Of the command line, in one or two words.
         option: As it is written, or ``""`` of an argument.
-        kind: ``"int"``, ``"float"`` or ``"text"``.
+        kind: ``"int"``, ``"float"``, ``"path"`` or ``"text"``.
         value: What it is given.
     """
 
@@ -46,8 +46,18 @@ class Case:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the value is none, whatever the option."""
-        return self.value in (*BEYOND, "nan", "inf", "-inf", "1e999", "abc", "1,5", "²")
+        """Whether the value is none, whatever the option; nearly every text is a name."""
+        is_name = self.kind == "path" or self.option == "--input-name"
+        return not is_name and self.value in (
+            *BEYOND,
+            "nan",
+            "inf",
+            "-inf",
+            "1e999",
+            "abc",
+            "1,5",
+            "²",
+        )
 
     def __str__(self) -> str:
         return f"{' '.join(self.verb)} {self.option} {self.value[:20]!r}"
@@ -66,7 +76,7 @@ def cases(paths: Sequence[Path]) -> Iterator[Case]:
             kind, info = get_args(parameter.annotation)
             if kind is bool:
                 continue
-            names = {int: "int", float: "float"}
+            names = {int: "int", float: "float", Path: "path"}
             plain = "".join(names[part] for part in (kind, *get_args(kind)) if part in names)
             values = {"int": WHOLE, "float": REAL}.get(plain, (*WORDS, *map(str, paths)))
             option = _written(parameter.name, info) if isinstance(info, OptionInfo) else ""
