@@ -153,7 +153,7 @@ def run(
     """
     _check_is_checkout()
     from amc_compress.automl.protocol import check_ready, make_protocol, run_all
-    from amc_compress.automl.records import TrainingsFile
+    from amc_compress.automl.records import TrainingsFile, read_trainings
     from amc_env.files import only_one
 
     protocol = make_protocol(seconds)
@@ -169,6 +169,8 @@ def run(
         if not quiet:
             print(_told(row), flush=True)
 
+    if out.exists():
+        read_trainings(out)  # next to a file that is something else no lock is left
     with only_one(out):
         results = TrainingsFile(out, protocol)
         run_all(frameworks, data_sets, range(seeds), results, protocol, root, show)

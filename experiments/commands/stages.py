@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +55,9 @@ def finetune(
         if "teacher" in options:  # the weights of another teacher are none of this one's
             options.setdefault("teacher_weights", None)
         config = config_from(options, folder.config)
-        config.validate(("finetune",))
+        of_folder = config == folder.config
+        with folder.naming_options() if of_folder else contextlib.nullcontext():
+            config.validate(("finetune",))
         load_teacher(config, folder.facts, allow_pickle=folder.allow_pickle)
         if not resume:
             folder.forget("finetune")

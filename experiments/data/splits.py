@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from amc_compress.data.sources.hub import read_hub
 from amc_compress.data.sources.stored import Columns, StoredData
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
+from amc_env.validation.checks import shown
 from amc_env.validation.sentences import counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -189,22 +191,24 @@ def _read(name: str, columns: Columns, image_size: int | None, progress: bool | 
 
 def _find(name: str, columns: Columns) -> StoredData:
     """The stored data of a name: a folder, or a data set of the hub."""
+    # By os.path, to which a name that no path can have is just not there.
     folder, configuration = Path(name).expanduser(), ""
-    if not folder.exists() and ":" in name:
+    if not os.path.exists(folder) and ":" in name:
         path, _, wanted = name.rpartition(":")
-        if path and Path(path).expanduser().is_dir():
+        if path and os.path.isdir(Path(path).expanduser()):
             folder, configuration = Path(path).expanduser(), wanted
-    if name and folder.is_dir():  # Path("") is the current folder
+    if name and os.path.isdir(folder):  # Path("") is the current folder
         return read_folder(folder, configuration, columns)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InputDataError(
             f"{name} is a file: expected the folder that holds train*.parquet and test*.parquet."
         )
     owner, _, rest = name.partition("/")
     if owner in ("", ".", "..", "~") or not rest or "/" in rest:
         raise InputDataError(
-            f"Unknown data set {name!r}: expected 'digits', an existing folder of parquet files or "
-            "of class folders, or a name on the Hugging Face hub such as 'uoft-cs/cifar10'."
+            f"Unknown data set {shown(name)}: expected 'digits', an existing folder of parquet "
+            "files or of class folders, or a name on the Hugging Face hub such as "
+            "'uoft-cs/cifar10'."
         )
     return read_hub(name, columns)
 

@@ -36,7 +36,7 @@ from amc_compress.runs.storage.occupied import is_used
 from amc_compress.runs.storage.stored_state import check_state
 from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
-from amc_env import CompressionPlan, PlanMismatchError, RunFolderError
+from amc_env import CompressionError, CompressionPlan, PlanMismatchError, RunFolderError
 from amc_env.files import only_one, read_content, read_json, write_atomic, write_json
 from amc_env.validation.checks import checked
 
@@ -48,6 +48,7 @@ _FREE_AFTER_FAILURE = ("agent", "evaluations", "budget", "reward", "cost", "acti
 """Options of a search on which no evaluation depends."""
 _STATE = "amc-run-state"
 _LONGEST_SIDE = 2**16  # of images; longer ones are no images
+_MOST_CLASSES = 2**24  # a layer for more of them could not be made
 
 
 @checked
@@ -71,10 +72,12 @@ class DataFacts:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if self.n_classes < 1 or not all(1 <= n <= _LONGEST_SIDE for n in self.image_shape):
+        n, names = self.n_classes, len(self.class_names)
+        fits = 1 <= n <= _MOST_CLASSES and names in (0, n)
+        if not fits or not all(1 <= side <= _LONGEST_SIDE for side in self.image_shape):
             raise ValueError(
-                f"expected classes and images, got {self.n_classes} classes and images of shape "
-                f"{self.image_shape}"
+                f"expected classes and images, got {n} classes with {names} names and images of "
+                f"shape {self.image_shape}"
             )
 
     @classmethod
@@ -213,6 +216,16 @@ class RunFolder:
         except BaseException as error:
             self._left_by(error)
             raise
+
+    @contextlib.contextmanager
+    def naming_options(self) -> Iterator[None]:
+        """Says in errors of the block which file the options come from."""
+        try:
+            yield
+        except RunFolderError:
+            raise
+        except (CompressionError, ValueError, OSError) as error:
+            raise RunFolderError(f"{self.path / 'config.json'}: {error}") from error
 
     def check_facts(self, facts: DataFacts) -> None:
         """Checks that the data are those that the run began with.

@@ -48,6 +48,18 @@ def load_splits(config: RunConfig, talk: Callable[[str], None] | None = None) ->
     return data
 
 
+def stored_splits(folder: RunFolder, talk: Callable[[str], None] | None = None) -> DataSplits:
+    """Loads the data that a run began with.
+
+    Raises:
+        RunFolderError: If they cannot be loaded, or are others now.
+    """
+    with folder.naming_options():
+        data = load_splits(folder.config, talk)
+    folder.check_facts(facts_of(data))
+    return data
+
+
 def facts_of(data: DataSplits) -> DataFacts:
     """Returns what a run folder notes about its data."""
     return DataFacts(data.name, data.n_classes, data.image_shape, data.class_names, data.notes)

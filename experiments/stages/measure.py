@@ -20,7 +20,7 @@ from amc_compress.runs.networks import (
 )
 from amc_compress.runs.problem import make_problem
 from amc_compress.runs.storage.trust import NOTHING, Trust
-from amc_compress.runs.task import facts_of, load_splits, use_threads
+from amc_compress.runs.task import facts_of, load_splits, stored_splits, use_threads
 from amc_compress.stages.evaluate import measure, predicted_costs
 from amc_compress.stages.pipeline import say
 from amc_env import make_cost
@@ -37,9 +37,7 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     problem = make_problem(folder.config, trace_original(folder), tables=False)
-    data = load_splits(folder.config)
-    folder.check_facts(facts_of(data))
-    loader = data.test
+    loader = stored_splits(folder).test
     if original:
         size = (folder / "original.safetensors").stat().st_size
         return measure(network, problem.original(), loader, size)

@@ -16,7 +16,7 @@ from amc_compress.runs.networks import build_with_weights
 from amc_compress.runs.problem import check_against
 from amc_compress.runs.storage.occupied import check_place
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
-from amc_compress.runs.task import Task, facts_of, load_splits
+from amc_compress.runs.task import Task, facts_of, load_splits, stored_splits
 from amc_compress.runs.teachers import load_teacher
 from amc_compress.runs.warm_start import check_warm_start
 from amc_compress.stages.evaluate import run_evaluate
@@ -89,8 +89,7 @@ def reopen_task(
     """
     folder = RunFolder.open(directory, lock=True, trust=trust, uses=uses)
     with folder.closed_on_error():
-        data = load_splits(folder.config, silent if quiet else say)
-        folder.check_facts(facts_of(data))
+        data = stored_splits(folder, silent if quiet else say)
     return Task(folder, data, progress=not quiet)
 
 
