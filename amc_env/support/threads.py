@@ -24,7 +24,7 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     Raises:
         ArgumentError: If it is no number of threads that a machine can have.
     """
-    count = None if threads is None else check_threads("threads", threads)
+    count = None if threads is None else check_threads(threads)
     torch: Any = sys.modules.get("torch")
     if count is None or torch is None:
         yield

@@ -136,15 +136,15 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
-def check_threads(name: str, threads: object, least: int = 1) -> int:
+def check_threads(threads: object) -> int:
     """Returns a number of processor threads.
 
     Raises:
-        ArgumentError: If it is none from ``least`` to ``MOST_THREADS``.
+        ArgumentError: If it is none from 1 to ``MOST_THREADS``.
     """
-    if not _is_number(threads, int) or not least <= threads <= MOST_THREADS:  # type: ignore[operator]
+    if not _is_number(threads, int) or not 1 <= threads <= MOST_THREADS:  # type: ignore[operator]
         raise ArgumentError(
-            f"Expected {name}, a whole number from {least} to {MOST_THREADS}, got {shown(threads)}."
+            f"Expected threads, a whole number from 1 to {MOST_THREADS}, got {shown(threads)}."
         )
     return int(threads)  # type: ignore[call-overload, no-any-return]
 
@@ -152,14 +152,8 @@ def check_threads(name: str, threads: object, least: int = 1) -> int:
 def check_known(kind: str, name: Name, known: Iterable[str], own: str = "") -> Name:
     """Returns a name if it is one of those of its kind.
 
-    Args:
-        kind: What it names.
-        name: The name.
-        known: All names of that kind.
-        own: What may stand there besides, for the end of the sentence.
-
     Raises:
-        ValueError: With all of them, and the nearest one.
+        ValueError: With the sentence of :func:`unknown`, which takes the same arguments.
     """
     names = list(known)
     if name not in names:
