@@ -47,7 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"registry"},
     ],
     LEARNERS: [
-        {FACE, "layers", "numerics"},
+        {FACE, "layers", "numerics", "tasks"},
         {"networks"},
         {"tracing", "training"},
         {"base", "packing"},

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.networks.training_outputs import main_output, runs_in_evaluation
+from amc_compress.learners.networks.training_outputs import runs_in_evaluation
 from amc_compress.learners.numerics.layout import laid_out
+from amc_compress.learners.tasks.outputs import main_output
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
 
