@@ -125,9 +125,14 @@ def layer_shape(layer: LayerSpec) -> tuple[Any, ...]:
 def measured_layers(graph: LayerGraph) -> list[LayerSpec]:
     """Returns the layers that a table holds: all with weights that do work on an image.
 
-    Products without weights (attention) are part of what the layer behind them costs.
+    Products without weights (attention) are part of what the layer behind them costs, the states
+    of a recurrent kernel of what its inputs cost.
     """
-    return [layer for layer in graph.layers if layer.has_weights and layer.positions]
+    return [
+        layer
+        for layer in graph.layers
+        if layer.has_weights and layer.positions and layer.kind != "recurrent"
+    ]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from amc_env.costs.cost_table import measured_layers
 from amc_env.validation.sentences import first_line
 
 PRECISIONS = ("fp32", "int8")
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators that hold all matrices of a recurrent layer."""
+
 _MARK = "amc{}_"
 _OPSET = 20
 
@@ -128,14 +131,16 @@ def _mark(model: ir.Model, network: nn.Module, layers: Sequence[str]) -> None:
     parameters = dict(network.named_parameters())
     names = [weight_name(layer, parameters) for layer in layers]
     numbers = {
-        tensor.detach().numpy().tobytes(): number
+        key: number
         for number, name in enumerate(names)
         if name is not None
-        for tensor in _both_ways(parameters[name])
+        for key in _keys(name, parameters)
     }
     found = set()
     for node in model.graph:
         weight = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if weight is not None and node.op_type in RECURRENT:
+            weight = np.sort(weight, axis=None)
         number = None if weight is None else numbers.get(weight.tobytes())
         if number is None:
             continue
@@ -154,10 +159,15 @@ def _mark(model: ir.Model, network: nn.Module, layers: Sequence[str]) -> None:
         )
 
 
-def _both_ways(weight: Tensor) -> Iterator[Tensor]:
-    yield weight.contiguous()
+def _keys(name: str, parameters: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """Yields what the weight of a node may be, as bytes."""
+    weight = parameters[name].detach()
+    yield weight.contiguous().numpy().tobytes()
     if weight.dim() == 2:  # matrix products hold it transposed
-        yield weight.t().contiguous()
+        yield weight.t().contiguous().numpy().tobytes()
+    if ".weight_ih_l" in f".{name}":  # of both directions, the gates in another order
+        both = [weight, *(parameters[x].detach() for x in (f"{name}_reverse",) if x in parameters)]
+        yield torch.cat([x.flatten() for x in both]).sort().values.numpy().tobytes()
 
 
 def marked_layer(name: str) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_compress.learners.export.runtime import open_session, time_in_turns
-from amc_compress.learners.latency.networks import LatencyError, marked_layer
+from amc_compress.learners.latency.networks import RECURRENT, LatencyError, marked_layer
 
 Array = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 QUANTILE = 0.2
 _WARM_UP = 5
 _LEAST_ROUNDS = 20
-_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_PRODUCTS = ("Conv", "Gemm", "MatMul", *RECURRENT)
 _LEAST_SHARE = 0.05  # of a microsecond, for a node faster than the profiler can see
 
 

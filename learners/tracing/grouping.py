@@ -29,6 +29,7 @@ class Grouping:
         unit_of_label: Unit of every label, 0 for none, shape ``(n_labels,)``.
         n_units: Length of the table of units.
         norms: Modules that normalise -> the unit of each of their channels.
+        transposed: Weights whose outputs lie along axis 1.
     """
 
     graph: LayerGraph
@@ -37,6 +38,11 @@ class Grouping:
     unit_of_label: Tensor
     n_units: int
     norms: dict[str, Tensor]
+    transposed: frozenset[str] = frozenset()
+
+    def output_axis(self, weight: str) -> int:
+        """Returns the axis of a weight that holds its outputs; the other one holds its inputs."""
+        return int(weight in self.transposed)
 
 
 class Grouper:
@@ -106,7 +112,10 @@ class Grouper:
         kept = [slot for slot in slots if bool(slot.units.any())]
         norms = {name: unit_of_label[ids] for name, ids in self.mode.norm_channels.items()}
         norms = {name: channels for name, channels in norms.items() if bool(channels.any())}
-        return Grouping(graph, kept, first_unit, unit_of_label, n_units, norms)
+        upside_down = frozenset(
+            name for name, tensor in self.tensors.items() if id(tensor) in self.mode.transposed
+        )
+        return Grouping(graph, kept, first_unit, unit_of_label, n_units, norms, upside_down)
 
     def _slots(self) -> list[Slot]:
         slots: list[Slot] = []
@@ -122,8 +131,11 @@ class Grouper:
                 reason = "its weight is used outside its layer"
                 for labels in (rows, columns, self.mode.parameter_labels[key]):
                     self.table.freeze(labels, reason)
-            slots.append(Slot(name, 0, "producer", rows))
-            slots.append(Slot(name, 1, "consumer", columns))
+            roles = ("producer", "consumer")
+            if key in self.mode.transposed:
+                roles = ("consumer", "producer")
+            slots.append(Slot(name, 0, roles[0], rows))
+            slots.append(Slot(name, 1, roles[1], columns))
         biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
         for name, tensor in self.tensors.items():
             known = self.mode.parameter_labels.get(id(tensor))
@@ -186,22 +198,22 @@ class Grouper:
     def _group(
         self, name: str, size: int, signature: Sequence[int], slots: Sequence[Slot]
     ) -> ChannelGroup:
-        def layers(axis: int) -> tuple[str, ...]:
+        def layers(role: str) -> tuple[str, ...]:
             return tuple(
                 layer_name(slots[i].name)
                 for i in signature
-                if slots[i].axis == axis and slots[i].name in self.usual
+                if slots[i].role == role and slots[i].name in self.usual
             )
 
-        return ChannelGroup(name, size, layers(0), layers(1))
+        return ChannelGroup(name, size, layers("producer"), layers("consumer"))
 
     def _frozen(self) -> dict[str, str]:
         frozen: dict[str, str] = {}
         for name in self.order:
             layer = layer_name(name)
-            axes = self.mode.axis_labels.get(id(self.tensors[name]))
-            reason = None if axes is None else self.table.first_reason(axes[0].tolist())
-            if axes is None:
+            outputs = self.mode.output_labels(self.tensors[name])
+            reason = None if outputs is None else self.table.first_reason(outputs.tolist())
+            if outputs is None:
                 reason = "its weight is not understood"
             if reason is not None:
                 frozen.setdefault(layer, reason)

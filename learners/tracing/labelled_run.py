@@ -15,6 +15,12 @@ from amc_compress.learners.tracing.dead_layers import Mentions
 from amc_compress.learners.tracing.labels.counting import visible_attention
 from amc_compress.learners.tracing.labels.label_rules import LabelMode
 from amc_compress.learners.tracing.labels.labels import LabelTable
+from amc_compress.learners.tracing.labels.recurrent import (
+    RECURRENT,
+    labelled_states,
+    tie_layers,
+    visible_recurrence,
+)
 from amc_compress.learners.tracing.probing import Probes
 from amc_compress.learners.tracing.rewriting.forward_tracing import TracedForward, TraceMemory
 from amc_compress.learners.tracing.slots import layer_name
@@ -22,9 +28,9 @@ from amc_compress.learners.tracing.slots import layer_name
 # Their own code moves data too, but in ways that the rules know as a whole.
 _KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm,
           nn.LayerNorm, nn.PReLU, nn.MultiheadAttention, nn.TransformerEncoderLayer,
-          nn.TransformerDecoderLayer, nn.RNNBase)  # fmt: skip
+          nn.TransformerDecoderLayer, *RECURRENT)  # fmt: skip
 # Widths that their classes keep in attributes of their own.
-_WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding)
+_WHOLE = (nn.MultiheadAttention, nn.Embedding)
 
 
 @dataclass
@@ -109,7 +115,7 @@ class Watch:
         return LabelledRun(mode, traced, self.unseen)
 
     def _follow(self, mode: LabelMode, case: Case) -> None:
-        with visible_attention():
+        with visible_attention(), visible_recurrence():
             output = case.run(self.model, mode)
         for tensor in tensors_in(output):
             mode.table.freeze(mode.label(tensor), "it is an output of the network")
@@ -118,11 +124,12 @@ class Watch:
         modules = dict(self.model.named_modules())
         whole = {name: module for name, module in modules.items() if isinstance(module, _WHOLE)}
         for name, module in modules.items():
+            if isinstance(module, RECURRENT):
+                tie_layers(mode, module)
             tensors = [*module.parameters(False), *module.buffers(False)]
             if _is_inside(name, self.ignore):
                 for tensor in tensors:
-                    axes = mode.axis_labels.get(id(tensor), ())
-                    mode.table.freeze(axes[0] if axes else None, "it is ignored on request")
+                    mode.table.freeze(mode.output_labels(tensor), "it is ignored on request")
             if _is_inside(name, whole):
                 outer = next(key for key in whole if _is_inside(name, (key,)))
                 reason = f"{type(whole[outer]).__name__} keeps its width"
@@ -147,6 +154,9 @@ def _watched_modules(
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_enter(mode, name), with_kwargs=True))
+        if isinstance(module, RECURRENT):
+            hook = labelled_states(mode)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         handles.append(module.register_forward_hook(_leave(mode), always_call=True))
         if name in movers:
             traced[name] = TracedForward(module, mode, movers[name])

@@ -106,12 +106,23 @@ class LayerFacts:
                 old = specs[layer]
                 specs[layer] = replace(old, positions=old.positions + positions)
                 continue
-            rows, columns = (axes.get((name, axis), Width(call.shape[axis])) for axis in (0, 1))
+            outputs, inputs = (
+                axes.get((name, axis), Width(call.shape[axis]))
+                for axis in ((1, 0) if call.is_transposed else (0, 1))
+            )
             specs[layer] = LayerSpec(
-                layer, "conv" if call.kernel else "linear", columns, rows, call.kernel, call.stride,
-                call.groups, positions, id(call.weight) in self.own_biases, call.input_size,
+                layer, self._kind(name, call), inputs, outputs, call.kernel,
+                call.stride, call.groups, positions, id(call.weight) in self.own_biases,
+                call.input_size,
             )  # fmt: skip
         return list(specs.values())
+
+    def _kind(self, name: str, call: Call) -> str:
+        module, _, tensor = name.rpartition(".")
+        inside = isinstance(self.model.get_submodule(module), nn.RNNBase)
+        if inside and (not tensor.startswith("weight_ih") or tensor.endswith("_reverse")):
+            return "recurrent"
+        return "conv" if call.kernel else "linear"
 
     def _add_fixed(self, specs: dict[str, LayerSpec], call: Call) -> None:
         """Adds what an operation without a rule costs; a module's calls of it are one entry."""
@@ -200,7 +211,13 @@ def _own_biases(calls: Sequence[Call]) -> dict[int, int]:
     for call in calls:
         if call.weight is not None and id(call.weight) not in weights:
             weights.add(id(call.weight))
-            if call.bias is not None and id(call.bias) not in owners.values():
+            # Groups of a transposed convolution have a bias each for the outputs that they share.
+            outputs = call.shape[1 if call.is_transposed else 0]
+            if (
+                call.bias is not None
+                and id(call.bias) not in owners.values()
+                and call.bias.numel() == outputs
+            ):
                 owners[id(call.weight)] = id(call.bias)
     return owners
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.tracing.grouping import Grouping
+from amc_compress.learners.tracing.labels.recurrent import RECURRENT
 from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
 from amc_compress.learners.tracing.slots import Slot
 
@@ -152,10 +153,16 @@ def _like(original: Tensor, data: Tensor) -> Tensor:
 
 def _patch(old: nn.Module, new: nn.Module) -> None:
     """Brings the width attributes of a layer in line with its sliced tensors."""
+    if isinstance(new, RECURRENT):
+        _patch_recurrent(new)
     weight = getattr(new, "weight", None)
     if not isinstance(weight, Tensor):
         return
-    if isinstance(new, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(new, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        if new.in_channels == new.groups:  # depthwise
+            new.groups = weight.shape[0]
+        new.in_channels, new.out_channels = weight.shape[0], weight.shape[1] * new.groups
+    elif isinstance(new, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         _patch_conv(old, new, weight)
     elif isinstance(new, nn.Linear):
         new.out_features, new.in_features = weight.shape
@@ -169,6 +176,16 @@ def _patch_conv(old: nn.Module, new: nn.Conv1d | nn.Conv2d | nn.Conv3d, weight: 
     if width_in == new.groups != 1:  # depthwise
         new.groups = weight.shape[0] // (width_out // width_in)
     new.in_channels = weight.shape[1] * new.groups
+
+
+def _patch_recurrent(new: nn.RNNBase | nn.RNNCellBase) -> None:
+    cell = isinstance(new, nn.RNNCellBase)
+    inputs, states = (getattr(new, f"weight_{x}{'' if cell else '_l0'}") for x in ("ih", "hh"))
+    new.input_size = inputs.shape[1]
+    projection = getattr(new, "weight_hr_l0", None)
+    new.hidden_size = states.shape[1] if projection is None else projection.shape[1]
+    if projection is not None:
+        new.proj_size = projection.shape[0]
 
 
 def _patch_norm(new: nn.Module, stays: Tensor) -> None:

@@ -83,12 +83,12 @@ class TracedModel:
         return self._surgeon.mask(kept)
 
     def kept_outputs(self, layer: str, kept: Mapping[str, Tensor]) -> Tensor:
-        """Returns the sorted coordinates along axis 0 of a layer's weight that stay."""
-        return self._surgeon.kept_coordinates(self._weight(layer), 0, kept)
+        """Returns the sorted outputs of a layer that stay, along that axis of its weight."""
+        return self._kept(layer, 0, kept)
 
     def kept_inputs(self, layer: str, kept: Mapping[str, Tensor]) -> Tensor:
-        """Returns the sorted coordinates along axis 1 of a layer's weight that stay."""
-        return self._surgeon.kept_coordinates(self._weight(layer), 1, kept)
+        """Returns the sorted inputs of a layer that stay, along that axis of its weight."""
+        return self._kept(layer, 1, kept)
 
     def unit_slots(self, group: str) -> list[UnitSlot]:
         """Returns everywhere that the units of a group occur.
@@ -109,6 +109,11 @@ class TracedModel:
                 coordinates = where[order].view(size, -1)
                 found.append(UnitSlot(slot.module, slot.tensor, slot.axis, coordinates, slot.role))
         return found
+
+    def _kept(self, layer: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
+        weight = self._weight(layer)
+        axis ^= self._grouping.output_axis(weight)
+        return self._surgeon.kept_coordinates(weight, axis, kept)
 
     def _weight(self, layer: str) -> str:
         if layer not in self._weights:  # walking the network takes longer than the look-up

@@ -247,3 +247,25 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
             labels = first
         result = tree_leaves(out)[0]
         self.set_label(result, labels.expand(result.shape))
+
+    # ------------------------------------------------------------------ packed sequences
+
+    def _op_pack_padded_sequence(
+        self, source: Tensor, lengths: Tensor, batch_first: bool, *, out: Any
+    ) -> None:
+        labels = self.label(source)
+        if labels is None:
+            return
+        for axis in (0, 1):  # steps and samples are read by one layer
+            first = labels.narrow(axis, 0, 1)
+            self.table.tie(first, labels)
+            labels = first
+        self.set_label(out[0], labels[0].expand(out[0].shape))
+
+    def _op_pad_packed_sequence(self, data: Tensor, *_: Any, out: Any) -> None:
+        labels = self.label(data)
+        if labels is None:
+            return
+        first = labels[:1]
+        self.table.tie(first, labels)
+        self.set_label(out[0], first[None].expand(out[0].shape))

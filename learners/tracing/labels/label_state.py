@@ -34,6 +34,7 @@ class Call:
         operation: Of what no rule expresses: its name; ``shape`` is its multiply-adds then.
         case: Which run it belongs to; the work of run 0 is what costs count.
         training: Whether that run was in training mode.
+        is_transposed: Whether the outputs lie along axis 1 of the weight, the inputs along axis 0.
     """
 
     weight: Tensor | None
@@ -49,6 +50,7 @@ class Call:
     operation: str = ""
     case: int = 0
     training: bool = False
+    is_transposed: bool = False
 
     @property
     def macs(self) -> int:
@@ -69,6 +71,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.table = table
         self.parameters = parameters
         self.axis_labels: dict[int, tuple[Tensor, Tensor]] = {}  # weights: ids of axis 0, axis 1
+        self.transposed: set[int] = set()  # weights whose outputs lie along axis 1
         self.parameter_labels: dict[int, Tensor] = {}  # other parameters: an id per coordinate
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels
         self.calls: list[Call] = []
@@ -133,6 +136,11 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rows, columns = weight.shape[:2]
             self.axis_labels[key] = (self.table.fresh(rows), self.table.fresh(columns))
         return self.axis_labels[key]
+
+    def output_labels(self, weight: Tensor) -> Tensor | None:
+        """Returns the ids of a weight's outputs, None if it is no layer's weight."""
+        axes = self.axis_labels.get(id(weight))
+        return None if axes is None else axes[id(weight) in self.transposed]
 
     def is_parameter(self, tensor: Tensor | None) -> bool:
         """Whether a tensor is a parameter of the network itself, not computed from one."""

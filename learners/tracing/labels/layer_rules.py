@@ -20,32 +20,62 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         dilation: Any, transposed: bool, output_padding: Any, groups: int, *, out: Tensor,
     ) -> None:  # fmt: skip
         pixels = (source if transposed else out)[0, 0].numel()
+        own = self.is_parameter(weight)
+        # The weight of a transposed convolution stands upside down, but not that of a depthwise
+        # one: its outputs are its inputs.
+        depthwise = groups > 1 and groups == (
+            len(weight) if transposed else groups * weight.shape[1]
+        )
+        upside_down = transposed and not depthwise
         self.calls.append(
             Call(
-                weight if self.is_parameter(weight) else None, self.modules[-1],
+                weight if own else None, self.modules[-1],
                 tuple(weight.shape),
                 tuple(weight.shape[2:]), tuple(stride), groups, pixels * source.shape[0],
-                bias if self.is_parameter(bias) and not transposed else None,
-                tuple(source.shape[2:]),
+                bias if self.is_parameter(bias) else None,
+                tuple(source.shape[2:]), is_transposed=upside_down,
             )
         )  # fmt: skip
-        if transposed or not self.is_parameter(weight):
-            reason = "it meets a " + ("transposed" if transposed else "computed") + " weight"
-            if self.is_parameter(weight):
-                self._freeze_weight(weight, reason)
-            self._freeze_all([x for x in (source, weight, bias) if x is not None], reason)
+        if not own:
+            tensors = [x for x in (source, weight, bias) if x is not None]
+            self._freeze_all(tensors, "it meets a computed weight")
             return
-        rows, columns = self._axes(weight)
+        self._orient(weight, upside_down)
         labels = self.label(source)
         inputs = None if labels is None else self.table.tie_axis(labels, 1)
-        self._tie_convolution(weight, rows, columns, inputs, groups)
-        self._tie_bias(bias, rows)
-        self.set_label(out, rows.view(-1, *[1] * (out.dim() - 2)).expand(out.shape))
+        if upside_down:
+            outputs = self._tie_transposed(weight, inputs, groups)
+        else:
+            outputs = self._tie_convolution(weight, inputs, groups, depthwise)
+            # Of a depthwise one that is transposed, every row makes several outputs.
+            outputs = outputs.repeat_interleave(out.shape[1] // len(outputs))
+        self._tie_bias(bias, outputs)
+        self.set_label(out, outputs.view(-1, *[1] * (out.dim() - 2)).expand(out.shape))
+
+    def _orient(self, weight: Tensor, upside_down: bool) -> None:
+        """Notes which axis of a weight holds its outputs."""
+        if id(weight) in self.axis_labels and upside_down != (id(weight) in self.transposed):
+            self._freeze_weight(weight, "its weight is used both ways round")
+        elif upside_down:
+            self.transposed.add(id(weight))
+
+    def _tie_transposed(self, weight: Tensor, inputs: Tensor | None, groups: int) -> Tensor:
+        """Ties the inputs to axis 0; returns the labels of the outputs, which are on axis 1."""
+        rows, columns = self._axes(weight)
+        if inputs is None:
+            self.table.freeze(rows, "it reads data of fixed width")
+        else:
+            self.table.tie(inputs, rows)
+        # The same position in every group, so that all groups stay equally wide.
+        by_group = rows.view(groups, -1)
+        self.table.tie(by_group[:1], by_group)
+        return columns.repeat(groups)
 
     def _tie_convolution(
-        self, weight: Tensor, rows: Tensor, columns: Tensor, inputs: Tensor | None, groups: int
-    ) -> None:
-        depthwise = groups > 1 and weight.shape[1] == 1
+        self, weight: Tensor, inputs: Tensor | None, groups: int, depthwise: bool
+    ) -> Tensor:
+        """Ties the inputs to axis 1; returns the labels of the outputs, which are on axis 0."""
+        rows, columns = self._axes(weight)
         if inputs is None:
             reason = "it reads data of fixed width"
             self.table.freeze(rows if depthwise else columns, reason)
@@ -57,6 +87,7 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
             # The same position in every group, so that all groups stay equally wide.
             by_group = rows.view(groups, -1)
             self.table.tie(by_group[:1], by_group)
+        return rows
 
     def _tie_bias(self, bias: Tensor | None, rows: Tensor) -> None:
         labels = None if bias is None else self.label(bias)

@@ -22,6 +22,8 @@ MOVEMENTS = frozenset(
         "select",
         "split",
         "split_with_sizes",
+        "unsafe_split",
+        "unsafe_chunk",
         "unbind",
         "cat",
         "stack",

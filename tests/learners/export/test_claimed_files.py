@@ -10,7 +10,12 @@ import torch
 from safetensors import safe_open
 
 from amc_compress.learners import ChannelPruning
-from amc_compress.learners.latency.networks import LatencyError, cut, prepare, to_onnx
+from amc_compress.learners.latency.networks import (
+    cut,
+    marked_layer,
+    prepare,
+    to_onnx,
+)
 from amc_compress.learners.packing.packed_file import load_packed, save_packed
 from amc_compress.learners.packing.sharing import shared_names
 from amc_compress.learners.tracing.traced_model import trace
@@ -85,28 +90,32 @@ def test_weights_saved_under_any_of_the_names_are_taken(tmp_path):
         assert set(net.state_dict()) - set(file.keys()) == {"second.weight", "fourth.bias"}
 
 
-def test_recurrent_layers_are_measured_or_named():
-    net, example = build("lstm")
+@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_both_ways"])
+def test_a_recurrent_kernel_is_measured_as_the_matrix_of_its_inputs(name):
+    net, example = build(name)
     traced = prepare(net, example.shape[1:])
-    model = to_onnx(cut(traced, {}), traced.graph, example)
-    assert [node.op_type for node in model.graph.node].count("LSTM") == 1
-    assert "recurrent" not in {layer.name for layer in measured_layers(traced.graph)}
-    net, example = build("gru")
-    traced = prepare(net, example.shape[1:])
-    with pytest.raises(LatencyError, match=r"no layer of its own for recurrent\.weight_ih_l0"):
-        to_onnx(cut(traced, {}), traced.graph, example)
+    measured = [layer.name for layer in measured_layers(traced.graph)]
+    layers = 1 if name == "lstm" else 2
+    assert [x for x in measured if x.startswith("recurrent")] == [
+        f"recurrent.weight_ih_l{number}" for number in range(layers)
+    ]
+    kept = {"recurrent.weight_ih_l0": 3}
+    for cuts in ({}, kept):
+        model = to_onnx(cut(traced, cuts), traced.graph, example)
+        nodes = [node for node in model.graph.node if node.op_type in ("LSTM", "GRU")]
+        assert [measured[marked_layer(node.name)] for node in nodes] == measured[2 : 2 + layers]
 
 
 def test_an_unreachable_budget_names_what_no_decision_changes():
-    net, example = build("lstm")
+    net, example = build("products")
     images = torch.randn(8, 3, STEPS)
     batches = [(images, torch.arange(8) % CLASSES)]
-    learner = ChannelPruning(net, example, batches, batches, round_to=1)
-    with pytest.raises(InfeasibleBudgetError, match=r"recurrent\.mkldnn_rnn_layer \(\d\d\.\d%\)"):
+    learner = ChannelPruning(net, example, batches, batches, round_to=1, precision="fp32")
+    with pytest.raises(InfeasibleBudgetError, match=r"both\._trilinear \(\d\d\.\d%\)"):
         CompressionEnv(learner, budget=Budget(macs=0.1))
     with pytest.raises(InfeasibleBudgetError) as caught:
         CompressionEnv(learner, budget=Budget(bytes=0.1))
-    assert "mkldnn" not in str(caught.value)
+    assert "trilinear" not in str(caught.value)
     costs = {"macs": make_cost("macs", learner.graph, learner.decisions)}
     with pytest.raises(InfeasibleBudgetError, match="A remark"):
         FeasibleSet(Budget(macs=0.01), costs, learner.decisions, ["A remark."])
