@@ -11,7 +11,8 @@ from amc_compress.config.bit_widths import parse_bits
 NOT_GIVEN = 0
 """Bits that nothing can have, where None has a meaning of its own."""
 
-_EMBEDDED = "digits"  # the name of data, whatever folders of that name there are
+_EMBEDDED = ("digits", "digit-scenes", "digit-scenes:boxes", "digit-scenes:masks")
+"""Names of data, whatever folders of that name there are."""
 
 
 def place(flag: str, path: str | Path | None) -> str | None:
@@ -21,9 +22,11 @@ def place(flag: str, path: str | Path | None) -> str | None:
         flag: Of the option.
         path: A file or folder, ``FILE::KEY``, ``FOLDER:CONFIGURATION``, or a name.
     """
-    if path is None or str(path) == _EMBEDDED:
-        return None if path is None else _EMBEDDED
+    if path is None:
+        return None
     text = str(path)
+    if text in _EMBEDDED:
+        return text
     if Path(text).exists():
         return os.path.realpath(text)
     if "::" in text:  # weights

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amc_compress.data.raw import Targets
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
 
@@ -40,7 +42,10 @@ class RandomResizedCrop:
 
 
 class TensorLoader:
-    """Iterable of ``(images float32 NCHW, labels int64)`` over pixels held in memory.
+    """Iterable of ``(images float32 NCHW, labels)`` over pixels held in memory.
+
+    Labels are classes int64 (N,), masks int64 (N, H, W), or a list with a dictionary of boxes for
+    each image.
 
     Order and augmentation are a function of ``(seed, epoch)`` alone: the same epoch gives the same
     batches, whatever was read before. Call :meth:`set_epoch` before each pass; without it every
@@ -50,7 +55,7 @@ class TensorLoader:
     def __init__(
         self,
         pixels: Tensor,
-        labels: Tensor,
+        labels: Targets,
         normalisation: Normalisation,
         *,
         batch_size: int = 128,
@@ -59,7 +64,7 @@ class TensorLoader:
         seed: int = 0,
         size: int | None = None,
     ) -> None:
-        """Hold uint8 ``pixels`` (N, C, H, W) and int64 ``labels`` (N,).
+        """Hold uint8 ``pixels`` (N, C, H, W) and the ``labels`` of N images.
 
         ``size`` is the side of the square from the middle that is read where nothing is
         augmented; None reads whole images.
@@ -101,7 +106,7 @@ class TensorLoader:
         skip = self.shuffle and rest == 1 and full > 0
         return full + (rest > 0 and not skip)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         # A SeedSequence mixes (seed, epoch) so that neighbouring pairs share nothing.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]) & 0x7FFF_FFFF_FFFF_FFFF)

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import sklearn.datasets
 import torch
 from torch import Tensor
 
 from amc_compress.config.values import check_normalisation
-from amc_compress.data.copies import are_in, digests_of, repeated
+from amc_compress.data.copies import are_in, repeated
 from amc_compress.data.decoding import decode_splits
 from amc_compress.data.labels import number_labels
 from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader, centre
+from amc_compress.data.raw import RawSplit, Whole, cut
+from amc_compress.data.sources.embedded import (
+    DIGITS,
+    DIGITS_VALIDATION,
+    is_embedded,
+    read_embedded,
+)
 from amc_compress.data.sources.folders import read_folder
 from amc_compress.data.sources.hub import read_hub
 from amc_compress.data.sources.stored import Columns, StoredData
@@ -28,28 +34,7 @@ from amc_env.validation.sentences import counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_DIGITS = "digits"
-_DIGITS_TEST = 360  # a fifth of the 1,797 images
 _MARGIN = 256 / 224  # of images for --image-size, scaled to this times the crop: as for ImageNet
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """Pixels uint8 (N, C, H, W), labels int64 (N,), and a digest of each image int64 (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-    digests: Tensor
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A data set before it is cut; ``scale`` is the largest value of a pixel."""
-
-    splits: dict[str, RawSplit]
-    class_names: tuple[str, ...]
-    notes: list[str]
-    scale: float = 255.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,8 @@ class DataSplits:
 
     The test images are for the last line of a report. Search validates on ``validation``, which
     shares no image with ``train``; ``calibration`` is a part of ``train``, neither shuffled nor
-    augmented. ``notes`` says in sentences what was chosen, mapped, or left out on the way.
+    augmented. ``notes`` says in sentences what was chosen, mapped, or left out on the way, and
+    ``task`` what the labels are for, as ``--task`` names it.
     """
 
     name: str
@@ -70,6 +56,7 @@ class DataSplits:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    task: str = "classification"
 
 
 def load_data(
@@ -89,11 +76,13 @@ def load_data(
     image_size: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    task: str | None = None,
 ) -> DataSplits:
-    """Load an image-classification data set into memory.
+    """Load a data set of images into memory.
 
     Args:
-        name_or_path: ``"digits"`` (scikit-learn's, 8 x 8); a folder of parquet or Arrow files with
+        name_or_path: ``"digits"`` (scikit-learn's, 8 x 8); ``"digit-scenes"`` (several of them
+            on 64 x 64, with boxes and masks); a folder of parquet or Arrow files with
             the Hugging Face schema, of ``save_to_disk``, or with a folder of images per class; or
             a name on the hub (``owner/name``, needs the ``hub`` extra). ``:name`` behind it
             chooses one of several configurations.
@@ -119,6 +108,7 @@ def load_data(
             they are.
         image_column: Column of a table with the images; None takes "img" or "image".
         label_column: Column with the labels; None takes "label", "labels" or "fine_label".
+        task: What the data are for, as ``--task`` names it: chooses among the labels of scenes.
 
     Raises:
         InputDataError: The name is unknown, or the data are not what they should be.
@@ -126,11 +116,12 @@ def load_data(
     """
     name = str(name_or_path)
     columns = Columns(image_column, label_column)
-    whole = _read(name, columns, image_size, progress)
+    whole = _read(name, columns, image_size, progress, task)
     channels, height, width = _check_shapes(whole.splits, name)
     normalisation = _normalisation(channels, whole.scale, mean, std)
     generator = torch.Generator().manual_seed(split_seed)
     splits = _cut_all(whole, name, validation_size, validation_split, calibration_size, generator)
+    augment = augment and whole.moves
     augmentation = _augmentation((channels, height, width), flip, image_size) if augment else None
     loaders = _loaders(splits, normalisation, batch_size, augmentation, seed, image_size)
     return DataSplits(
@@ -140,6 +131,7 @@ def load_data(
         image_shape=(channels, image_size or height, image_size or width),
         class_names=whole.class_names,
         notes=tuple(whole.notes),
+        task=whole.task,
     )
 
 
@@ -166,15 +158,21 @@ def _loaders(
     }
 
 
-def _read(name: str, columns: Columns, image_size: int | None, progress: bool | None) -> _Whole:
+def _read(
+    name: str,
+    columns: Columns,
+    image_size: int | None,
+    progress: bool | None,
+    task: str | None,
+) -> Whole:
     """The data set with its labels numbered and its images decoded, cut as it is stored."""
-    if name == _DIGITS:
+    if is_embedded(name):
         if image_size is not None or columns != Columns():
             raise InputDataError(
-                "The digits are 8 x 8 images without a table: leave out --image-size, "
-                "--image-column and --label-column, or give a data set of yours."
+                f"The embedded data set {name} has images of one size and no table: leave out "
+                f"--image-size, --image-column and --label-column, or give a data set of yours."
             )
-        return _digits()
+        return read_embedded(name, task)
     stored = _find(name, columns)
     numbered = number_labels({key: split.labels for key, split in stored.splits.items()})
     size = None if image_size is None else round(image_size * _MARGIN)
@@ -183,7 +181,7 @@ def _read(name: str, columns: Columns, image_size: int | None, progress: bool | 
         key: RawSplit(images.pixels, numbered.labels[key], images.digests)
         for key, images in decoded.items()
     }
-    whole = _Whole(splits, numbered.class_names, [*stored.notes, *numbered.notes, *notes])
+    whole = Whole(splits, numbered.class_names, [*stored.notes, *numbered.notes, *notes])
     if "test" not in splits:
         _cut_test(whole)
     return whole
@@ -206,31 +204,20 @@ def _find(name: str, columns: Columns) -> StoredData:
     owner, _, rest = name.partition("/")
     if owner in ("", ".", "..", "~") or not rest or "/" in rest:
         raise InputDataError(
-            f"Unknown data set {shown(name)}: expected 'digits', an existing folder of parquet "
-            "files or of class folders, or a name on the Hugging Face hub such as "
-            "'uoft-cs/cifar10'."
+            f"Unknown data set {shown(name)}: expected 'digits', 'digit-scenes', an existing "
+            "folder of parquet files or of class folders, or a name on the Hugging Face hub such "
+            "as 'uoft-cs/cifar10'."
         )
     return read_hub(name, columns)
 
 
-def _digits() -> _Whole:
-    """Scikit-learn's 1,797 digits; the same 360 are the test images whatever the seeds."""
-    bunch = sklearn.datasets.load_digits()
-    pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    whole = RawSplit(pixels, labels, digests_of(pixels))
-    train, test = _cut(labels, _DIGITS_TEST, "random", torch.Generator().manual_seed(0))
-    splits = {"train": _take(whole, train), "test": _take(whole, test)}
-    return _Whole(splits, tuple(str(name) for name in bunch.target_names), [], scale=16.0)
-
-
-def _cut_test(whole: _Whole) -> None:
+def _cut_test(whole: Whole) -> None:
     """Cuts test images from a data set that is one piece: the same ones whatever the seeds."""
     images = whole.splits["train"]
     size = len(images.labels) // 5
-    rest, chosen = _cut(images.labels, size, "random", torch.Generator().manual_seed(0))
-    test = whole.splits["test"] = _take(images, chosen)
-    train = _without_copies(_take(images, rest), test, "test", whole.notes)
+    rest, chosen = cut(images.classes, size, "random", torch.Generator().manual_seed(0))
+    test = whole.splits["test"] = images.taken(chosen)
+    train = _without_copies(images.taken(rest), test, "test", whole.notes)
     whole.splits["train"] = train
     whole.notes.append(
         f"nothing names a split: {size:,} of {len(images.labels):,} images, drawn equally from all "
@@ -252,14 +239,14 @@ def _without_copies(train: RawSplit, held_out: RawSplit, name: str, notes: list[
     notes.append(
         f"{counted(count, 'training image')} also in {name}, pixel for pixel: left out of training"
     )
-    return _take(train, (~copies).nonzero().squeeze(1))
+    return train.taken((~copies).nonzero().squeeze(1))
 
 
 def _note_copies(splits: dict[str, RawSplit], notes: list[str]) -> None:
     """Reports duplicate images that are kept."""
     train = splits["train"]
     if count := repeated(train.digests):
-        pairs = np.unique(torch.stack([train.digests, train.labels], 1).numpy(), axis=0)
+        pairs = np.unique(torch.stack([train.digests, train.classes], 1).numpy(), axis=0)
         other = len(pairs) - (len(train.digests) - count)
         more = f" ({other:,} with another label)" if other else ""
         notes.append(f"{counted(count, 'training image')} repeated{more}: left in")
@@ -270,7 +257,7 @@ def _note_copies(splits: dict[str, RawSplit], notes: list[str]) -> None:
 
 
 def _cut_all(
-    whole: _Whole,
+    whole: Whole,
     name: str,
     validation_size: int | None,
     how: Literal["random", "tail"],
@@ -282,20 +269,20 @@ def _cut_all(
     if "validation" in raw:
         validation = raw["validation"]
         if validation_size is not None:
-            _, chosen = _cut(validation.labels, validation_size, how, generator)
-            validation = _take(validation, chosen)
+            _, chosen = cut(validation.classes, validation_size, how, generator)
+            validation = validation.taken(chosen)
     else:
         if validation_size is None:
             validation_size = (
-                _DIGITS_TEST - 1 if name == _DIGITS else max(1, len(train.labels) // 10)
+                DIGITS_VALIDATION if name == DIGITS else max(1, len(train.labels) // 10)
             )
-        rest, chosen = _cut(train.labels, validation_size, how, generator)
-        train, validation = _take(train, rest), _take(train, chosen)
+        rest, chosen = cut(train.classes, validation_size, how, generator)
+        train, validation = train.taken(rest), train.taken(chosen)
     train = _without_copies(train, validation, "validation", whole.notes)
     order = torch.randperm(len(train.labels), generator=generator)
     splits = {
         "train": train,
-        "calibration": _take(train, order[: max(1, calibration_size)].sort().values),
+        "calibration": train.taken(order[: max(1, calibration_size)].sort().values),
         "validation": validation,
         "test": raw["test"],
     }
@@ -342,35 +329,3 @@ def _normalisation(
         )
     check_normalisation(mean, std)
     return Normalisation(scale, mean, std)
-
-
-def _cut(
-    labels: Tensor, size: int, how: Literal["random", "tail"], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Indices of (the rest, the ``size`` chosen), both ascending."""
-    total = len(labels)
-    if not 0 < size < total:
-        raise InputDataError(
-            f"The validation split must leave training images: expected 1 to {total - 1} images, "
-            f"got {size}."
-        )
-    if how == "tail":
-        return torch.arange(total - size), torch.arange(total - size, total)
-    if how != "random":
-        raise ValueError(f"validation_split must be 'random' or 'tail', got {how!r}.")
-    # Sorting the shuffled images by their rank within their class, relative to the class's size,
-    # spreads every class evenly over the order; any prefix is stratified.
-    order = torch.randperm(total, generator=generator)
-    position = torch.empty(total, dtype=torch.float64)
-    members = order[labels[order].argsort(stable=True)]  # class by class
-    sizes = torch.bincount(labels)
-    first, size_of = (sizes.cumsum(0) - sizes)[labels[members]], sizes[labels[members]]
-    position[members] = ((torch.arange(total) - first).double() + 0.5) / size_of
-    chosen = order[position[order].argsort(stable=True)][:size].sort().values
-    mask = torch.ones(total, dtype=torch.bool)
-    mask[chosen] = False
-    return mask.nonzero().squeeze(1), chosen
-
-
-def _take(split: RawSplit, indices: Tensor) -> RawSplit:
-    return RawSplit(split.pixels[indices], split.labels[indices], split.digests[indices])

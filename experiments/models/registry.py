@@ -14,6 +14,7 @@ from amc_compress.models.digitsnet import digitsnet
 from amc_compress.models.lenet import lenet
 from amc_compress.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_fast
 from amc_compress.models.resnet import plain20, resnet20, resnet32, resnet56
+from amc_compress.models.scenes import fcos_small, unet_small
 from amc_compress.models.vgg import vgg16_bn
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import unknown
@@ -35,6 +36,8 @@ MODELS: dict[str, ModelFactory] = {
         vgg16_bn,
         densenet40,
         digitsnet,
+        unet_small,
+        fcos_small,
     )
 }
 """Name -> factory; every factory takes ``n_classes`` and ``in_channels``."""

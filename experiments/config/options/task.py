@@ -24,7 +24,8 @@ class TaskOptions:
     model: str = _task(
         "digitsnet",
         "lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
-        "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; or your own: "
+        "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; unet_small "
+        "(masks), fcos_small (boxes); or your own: "
         "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
         "the number of classes, the channels and the size of the images if it takes them.",
         everyday=True,
@@ -37,10 +38,10 @@ class TaskOptions:
     )
     data: str = _task(
         "digits",
-        "digits (embedded); a folder of parquet or Arrow files with the Hugging Face "
-        "schema, of save_to_disk, or with a folder of images per class; or a name on the "
-        "Hugging Face hub (needs the hub extra). DATA:NAME takes one of several "
-        "configurations. docs/data.md says more.",
+        "digits (embedded), digit-scenes (embedded: several digits with boxes and masks); a "
+        "folder of parquet or Arrow files with the Hugging Face schema, of save_to_disk, or with "
+        "a folder of images per class; or a name on the Hugging Face hub (needs the hub extra). "
+        "DATA:NAME takes one of several configurations. docs/data.md says more.",
         read=place,
         everyday=True,
     )

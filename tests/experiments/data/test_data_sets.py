@@ -246,7 +246,9 @@ def test_unknown_data_sets_are_rejected(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputDataError, match="expected 'digits', an existing folder"):
+    with pytest.raises(
+        InputDataError, match="expected 'digits', 'digit-scenes', an existing folder"
+    ):
         load_data(name)
 
 

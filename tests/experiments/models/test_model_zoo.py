@@ -128,7 +128,7 @@ def test_option_a_shortcut_subsamples_and_pads_both_sides() -> None:
     assert torch.equal(shortcut(x), expected)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"unet_small", "fcos_small"}))
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
 def test_every_network_takes_any_channels_and_classes(name: str, channels: int, size: int) -> None:
     model = make_model(name, n_classes=7, in_channels=channels, image_size=size).eval()
