@@ -1,7 +1,7 @@
 """Scenes of up to five of scikit-learn's digits, 64 x 64, drawn in a second from a fixed seed.
 
-Digits of several sizes and contrasts lie beside each other on a shaded, noisy ground. Each split is
-drawn with digits of its own: a digit that is trained on is in no scene that validates or tests.
+Digits of several sizes and contrasts lie next to each other on a shaded, noisy ground. Each split
+is drawn with digits of its own: a digit that is trained on is in no scene that validates or tests.
 """
 
 from __future__ import annotations
