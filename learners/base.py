@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from amc_compress.learners.layers.wide_layers import wide_layers_note
 from amc_compress.learners.networks.intake import Form, take_in
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
-from amc_compress.learners.training.data_checks import check_weights
+from amc_compress.learners.training.data_checks import Batches, check_weights
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import TrainingResult, train
 from amc_env.costs.cost_model import CostModel
@@ -27,9 +29,6 @@ from amc_env.validation.checks import check_constructor, checked
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Anything that yields ``(images, labels)``, a ``DataLoader`` for one."""
-
 
 class Learner(ABC):
     """One compression algorithm, prepared for one network and its data.
@@ -40,8 +39,9 @@ class Learner(ABC):
     Attributes:
         graph: The layers and channel groups of the network.
         decisions: What can be chosen, in network order.
-        original_accuracy: Top-1 accuracy of the uncompressed network on the images that
-            :meth:`evaluate` uses, in [0, 1].
+        task: What the network is for.
+        original_score: Of the uncompressed network on the samples that :meth:`evaluate` uses;
+            higher is better. For classification it is the accuracy, in [0, 1].
         validation: Batches that choose the best epoch of a fine-tuning.
         device: Where networks are trained.
         form: In which form the network came. Everything is computed on a plain float32 copy of it;
@@ -60,7 +60,8 @@ class Learner(ABC):
     form: Form = Form()
     graph: LayerGraph
     decisions: tuple[Decision, ...]
-    original_accuracy: float
+    original_score: float
+    task: Task = CLASSIFICATION
     validation: Batches
     device: torch.device
 
@@ -70,6 +71,15 @@ class Learner(ABC):
         check_constructor(cls)
 
     @property
+    def original_accuracy(self) -> float:
+        """The score of the uncompressed network, by the name it has for classification."""
+        return self.original_score
+
+    @original_accuracy.setter
+    def original_accuracy(self, value: float) -> None:
+        self.original_score = value
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the network: form, fixed costs, layers not repaired."""
         wide = wide_layers_note(self.graph) if self.repairs_layers else ()
@@ -77,7 +87,9 @@ class Learner(ABC):
 
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a complete plan in [0, 1]; equal plans, equal numbers.
+        """Returns the proxy score of a complete plan, higher is better; equal plans, equal numbers.
+
+        For classification it is the accuracy, in [0, 1].
 
         As all methods that take a plan, it raises ``PlanMismatchError`` for one that does not fit.
 
@@ -87,7 +99,7 @@ class Learner(ABC):
         """
 
     def evaluate_full(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy on all validation images, in [0, 1]; see :meth:`evaluate`."""
+        """Returns the proxy score on all validation samples; see :meth:`evaluate`."""
         return self.evaluate(plan)
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
@@ -127,7 +139,7 @@ class Learner(ABC):
         """Trains a compressed network in place; it ends with the weights of its best epoch.
 
         Float16, bfloat16 and float64 networks are trained in float32 and have their own types
-        again afterwards; accuracies are those of the float32 weights.
+        again afterwards; scores are those of the float32 weights.
 
         Args:
             model: What :meth:`compress` returned.
@@ -151,6 +163,7 @@ class Learner(ABC):
             train_loader,
             validation if validation is not None else self.validation,
             settings,
+            task=self.task,
             teacher=teacher,
             hooks=(*self.training_hooks(model), *hooks),
             checkpoint_dir=checkpoint_dir,

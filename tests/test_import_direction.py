@@ -47,7 +47,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"registry"},
     ],
     LEARNERS: [
-        {FACE, "layers", "numerics", "tasks"},
+        {FACE, "tasks"},
+        {"layers", "numerics"},
         {"networks"},
         {"tracing", "training"},
         {"base", "packing"},

@@ -39,7 +39,7 @@ def main() -> None:
     accuracy = evaluate(model, data.test, precision="fp32")
     save_bytes(out, safetensors.torch.save(model.state_dict()))
     print(
-        f"validation {result.best_accuracy:.4f} (epoch {result.best_epoch + 1}), "
+        f"validation {result.best_score:.4f} (epoch {result.best_epoch + 1}), "
         f"test {accuracy:.4f}, {result.seconds:.1f} s, written to {out}"
     )
 

@@ -110,7 +110,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
                 progress=task.progress,
                 device=config.device,
             )
-        seconds, after = seconds + result.seconds, result.best_accuracy
+        seconds, after = seconds + result.seconds, result.best_score
         if config.spec.packs:
             after = _no_worse_than(state, before, model, task)
     return _Done(model, start.kept, seconds, before, after)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from amc_compress.agents import agent_from_label
 from amc_compress.agents.trials import Trial
 from amc_compress.config.stage_budgets import stage_budgets
-from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.identity import digest_of
 from amc_compress.models import load_weights
 from amc_compress.runs.networks import read_shape, save_network
@@ -305,7 +305,7 @@ class _Run:
         )
         facts = replace(
             found.facts,
-            finetuned_accuracy=result.best_accuracy,
+            finetuned_accuracy=result.best_score,
             seconds=round(found.facts.seconds + result.seconds, 3),
         )
         return network.cpu(), facts

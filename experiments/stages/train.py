@@ -77,7 +77,7 @@ def run_train(task: Task) -> None:
         seconds=round(result.seconds, 3),
         epochs=len(result.history),
         best_epoch=result.best_epoch,
-        validation_accuracy=result.best_accuracy,
+        validation_accuracy=result.best_score,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
 

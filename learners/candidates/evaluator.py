@@ -1,4 +1,4 @@
-"""The accuracy of candidates of any kind on the validation images."""
+"""The score of candidates of any kind on the validation samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
 from amc_compress.learners.candidates.inference.fusion import fuse
-from amc_compress.learners.candidates.inference.held_images import (
+from amc_compress.learners.candidates.inference.held_samples import (
     channels_last,
     fusion_works,
     settled_dtype,
@@ -21,27 +21,32 @@ from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.numerics.layout import layout_of
 from amc_compress.learners.numerics.precision import resolve_precision
+from amc_compress.learners.tasks.inputs import Inputs, moved, rows
+from amc_compress.learners.tasks.task import Task
 
 
 class NetworkEvaluator(Protocol):
     """Measures how good a network is, fast, and on everything.
 
     Attributes:
-        original_accuracy: Of the uncompressed network on the images of :meth:`accuracy`.
+        original_score: Of the uncompressed network on the samples of :meth:`score`.
+        task: What networks are for.
     """
 
-    @property
-    def original_accuracy(self) -> float: ...  # noqa: D102
+    task: Task
 
-    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Returns the share of images classified correctly, in [0, 1].
+    @property
+    def original_score(self) -> float: ...  # noqa: D102
+
+    def score(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the score of a network, higher is better.
 
         Args:
             network: In ``eval`` mode; it may be laid out anew, nothing else.
-            full: On all validation images instead of the ``n_validation`` of an episode.
+            full: On all validation samples instead of the ``n_validation`` of an episode.
 
         Raises:
-            TrainingDivergedError: If an output is not finite.
+            TrainingDivergedError: If an output or the metric is not finite.
         """
 
 
@@ -54,7 +59,7 @@ class CandidateEvaluator:
 
     Args:
         reference: The original network, in ``eval`` mode.
-        held_out: The validation images.
+        held_out: The validation samples, and what networks are for.
         candidates: What else fast kernels and tracing are tried on, the most unusual network
             first; empty where candidates run as ``reference`` does.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
@@ -64,7 +69,8 @@ class CandidateEvaluator:
 
     Attributes:
         dtype: Type that networks without quantized activations are evaluated in.
-        original_accuracy: Of the original on the images of an episode.
+        original_score: Of the original on the samples of an episode.
+        task: What networks are for.
     """
 
     def __init__(
@@ -78,10 +84,13 @@ class CandidateEvaluator:
         layout: torch.memory_format | None = None,
     ) -> None:
         self._held_out = held_out
+        self.task = held_out.task
+        if precision == "auto" and not self.task.tolerates_rounding:
+            precision = "fp32"
         self.dtype = resolve_precision(precision, device)
         self._exact = torch.float32 if precision == "auto" else self.dtype
-        probe = held_out.first(8).to(device)
-        layout = layout or layout_of(reference, probe[:1])
+        probe = moved(held_out.first(8), device)
+        layout = layout or layout_of(reference, rows(probe, slice(0, 1)))
         # What is fused computes channels last.
         fused = layout == torch.channels_last and all(
             _fuses(network, probe, self.dtype) for network in (reference, *candidates[:1])
@@ -90,11 +99,11 @@ class CandidateEvaluator:
         self.dtype = settled_dtype(floats, probe, self.dtype, fused=fused, layout=layout)
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
         held_out.settle(dtypes, device=device, fused=fused, layout=layout)
-        self.original_accuracy = self.accuracy(reference)
+        self.original_score = self.score(reference)
 
-    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Returns the share of images classified correctly, see :class:`NetworkEvaluator`."""
-        return self._held_out.accuracy(_plain(network), self._type_for(network), full=full)
+    def score(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the score of a network, see :class:`NetworkEvaluator`."""
+        return self._held_out.score(_plain(network), self._type_for(network), full=full)
 
     def _type_for(self, network: nn.Module) -> torch.dtype:
         """Returns the type that a network is evaluated in."""
@@ -110,7 +119,7 @@ def _plain(network: nn.Module) -> nn.Module:
     return finalise(network) if masked_layers(network) else network
 
 
-def _fuses(network: nn.Module, probe: Tensor, dtype: torch.dtype) -> bool:
+def _fuses(network: nn.Module, probe: Inputs, dtype: torch.dtype) -> bool:
     """Whether a network, and for a quantized one itself with float activations, runs fused.
 
     The structure is compared with float activations: a rounding difference that moves an
@@ -124,10 +133,11 @@ def _fuses(network: nn.Module, probe: Tensor, dtype: torch.dtype) -> bool:
     return fusion_works(_plain(of_weights), probe, dtype) and _runs_fused(_plain(network), probe)
 
 
-def _runs_fused(candidate: nn.Module, probe: Tensor) -> bool:
+def _runs_fused(candidate: nn.Module, probe: Inputs) -> bool:
     """Whether a network with quantized activations runs fused, and near what it should be."""
     try:
         with torch.inference_mode():
+            assert isinstance(probe, Tensor)  # what else there is was not fused before
             expected = candidate(probe)
             found = fuse(candidate, torch.float32)(channels_last(probe))
     except Exception:

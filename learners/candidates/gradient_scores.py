@@ -32,19 +32,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import (
+    Inputs,
+    Split,
+    count,
+    device_of,
+    mapped,
+    moved,
+    pieces,
+)
+from amc_compress.learners.tasks.task import Task
 
 if TYPE_CHECKING:
     from amc_compress.learners.candidates.reconstruction import LayerReconstruction
-
-Batch = tuple[Tensor, Tensor]
-"""``(images, labels)``."""
 
 Scores = dict[str, npt.NDArray[np.float64]]
 """Decision key -> rise of the loss by every choice, estimated in nats."""
@@ -64,41 +73,65 @@ def falling(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def curvature_root(
-    network: nn.Module, batches: Sequence[Batch], layers: Collection[str]
+    network: nn.Module,
+    batches: Sequence[Split],
+    layers: Collection[str],
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Tensor]:
     """Returns ``R`` with ``R^T R = B`` of equation (1) for the outputs of some layers.
 
     Args:
         network: In ``eval`` mode, so that images do not depend on each other; not changed.
-        batches: Calibration images and their classes.
+        batches: Calibration inputs and their targets.
         layers: Convolutions and linear layers, by name.
+        task: Whose loss it is.
 
     Returns:
         Shape (images, outputs); without the layers that never ran as modules, or not on the way
         from the images to the loss. Calls of a layer used several times count like positions.
     """
-    images = sum(len(labels) for _, labels in batches)
-    rows: dict[str, list[Tensor]] = {}
-    for x, labels in _smaller(batches, _GRADIENT_BATCH):
-        found: dict[str, Tensor] = {}
-        with _shifts(network, layers, len(labels), found):
-            _backward(network, x, labels)
-        for name, gradients in found.items():
-            rows.setdefault(name, []).append(gradients)
-    return {name: torch.cat(parts) / images**0.5 for name, parts in rows.items()}
+    samples = sum(map(count, batches))
+    found_rows: dict[str, list[Tensor]] = {}
+    with task.differentiable(network):
+        for inputs, targets in _smaller(batches, _GRADIENT_BATCH):
+            found: dict[str, Tensor] = {}
+            with _shifts(network, layers, count(inputs), found):
+                _backward(network, inputs, targets, task)
+            for name, gradients in found.items():
+                found_rows.setdefault(name, []).append(gradients)
+    return {name: torch.cat(parts) / samples**0.5 for name, parts in found_rows.items()}
 
 
-def _backward(network: nn.Module, x: Tensor, labels: Tensor) -> None:
-    """Runs the network on images and the gradient of the summed loss back to them."""
-    devices = [x.device] if x.is_cuda else []
+def _backward(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> None:
+    """Runs the network on samples and the gradient of the summed loss back to where it starts."""
+    device = device_of(inputs)
+    devices = [device] if device.type == "cuda" else []
     # A forward that draws numbers in eval mode must not draw those of the caller.
     with torch.enable_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         # No leaf, which networks that work in place could not take; no gradient of a weight.
-        origin = x.new_zeros((), requires_grad=True)
-        outputs = network(x + origin)
-        loss = F.cross_entropy(outputs.float(), labels.to(x.device), reduction="sum")
+        origin = torch.zeros((), device=device, requires_grad=True)
+        shifted = mapped(lambda t: t + origin if t.is_floating_point() else t, inputs)
+        targets = moved(targets, device)
+        with _from_embeddings(network, origin):
+            outputs = task.outputs(task.ask(network, shifted, targets))
+        loss = task.summed_loss(outputs, targets)
         torch.autograd.grad(loss, origin, allow_unused=True)
+
+
+@contextmanager
+def _from_embeddings(network: nn.Module, origin: Tensor) -> Iterator[None]:
+    """Lets the gradient start at what tables are read into: ids have none."""
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: output + origin)
+        for module in network.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -180,7 +213,10 @@ def rise_from_weights(
 
 
 def weight_fisher(
-    network: nn.Module, batches: Sequence[Batch], parameters: Collection[str]
+    network: nn.Module,
+    batches: Sequence[Split],
+    parameters: Collection[str],
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Tensor]:
     """Returns the diagonal empirical Fisher information ``F`` of equation (2).
 
@@ -189,8 +225,9 @@ def weight_fisher(
 
     Args:
         network: In ``eval`` mode; not changed.
-        batches: Calibration images and their classes.
+        batches: Calibration inputs and their targets.
         parameters: By qualified name.
+        task: Whose loss it is.
 
     Returns:
         By name, float64, the shape of the parameter.
@@ -200,26 +237,42 @@ def weight_fisher(
     wanted = {name: network.get_parameter(name) for name in parameters}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in wanted.items()}
     fisher = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
-    images = sum(len(labels) for _, labels in batches)
-    for x, labels in _smaller(batches, _FISHER_BATCH):
-        for name, gradient in _weight_gradients(network, leaves, x, labels).items():
-            fisher[name] += gradient.double().square() / images
+    samples = sum(map(count, batches))
+    with task.differentiable(network):
+        for inputs, targets in _smaller(batches, _FISHER_BATCH):
+            found = _weight_gradients(network, leaves, inputs, targets, task)
+            for name, gradient in found.items():
+                fisher[name] += gradient.double().square() / samples
     return fisher
 
 
-def _smaller(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
-    for images, labels in batches:
-        yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
+def _smaller(batches: Sequence[Split], size: int) -> Iterator[Split]:
+    for batch in batches:
+        yield from pieces(batch, size)
 
 
 def _weight_gradients(
-    network: nn.Module, leaves: Mapping[str, Tensor], x: Tensor, labels: Tensor
+    network: nn.Module, leaves: Mapping[str, Tensor], inputs: Inputs, targets: Any, task: Task
 ) -> dict[str, Tensor]:
     """Returns the gradients of the summed loss; none of parameters that it does not depend on."""
-    devices = [x.device] if x.is_cuda else []
-    with torch.enable_grad(), torch.random.fork_rng(devices):
+    device = device_of(inputs)
+    devices = [device] if device.type == "cuda" else []
+    targets = moved(targets, device)
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(devices),
+        _swapped(network, leaves),
+    ):
         torch.manual_seed(0)
-        outputs = torch.func.functional_call(network, dict(leaves), (x,))
-        loss = F.cross_entropy(outputs.float(), labels.to(x.device), reduction="sum")
+        outputs = task.outputs(task.ask(network, inputs, targets))
+        loss = task.summed_loss(outputs, targets)
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+
+
+@contextmanager
+def _swapped(network: nn.Module, leaves: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lets a network compute with other tensors in place of some parameters, in the block."""
+    # As ``torch.func.functional_call``, around whatever way the task asks the network in.
+    with _reparametrize_module(network, dict(leaves), tie_weights=True):
+        yield

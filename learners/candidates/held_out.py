@@ -1,13 +1,14 @@
-"""Validation images: an episode's are held in memory, the rest are streamed.
+"""Validation samples: an episode's are held in memory, the rest are streamed.
 
-An episode evaluates ``n_validation`` images, a fixed random subset. They are kept in the type and
-layout that candidates compute in. The rest is needed for the last accuracy of a search and for the
+An episode evaluates ``n_validation`` samples, a fixed random subset. They are kept in the type and
+layout that candidates compute in. The rest is needed for the last score of a search and for the
 best epoch of a fine-tuning; both read it from the user's loader again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,14 +16,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from amc_compress.learners.candidates.inference.held_images import EVALUATION_BATCH, HeldImages
+from amc_compress.learners.candidates.inference.held_samples import EVALUATION_BATCH, HeldSamples
 from amc_compress.learners.networks.portable import is_portable
 from amc_compress.learners.numerics.layout import layout_name, layout_named, owned
-from amc_compress.learners.training.data_checks import no_batch, read_batches, seeded
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import (
+    Call,
+    Inputs,
+    Split,
+    count,
+    form,
+    mapped,
+    merged,
+    rows,
+    tensors_of,
+)
+from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.training.data_checks import (
+    Batches,
+    no_batch,
+    read_batches,
+    seeded,
+)
 from amc_env.errors import InputDataError
 
 _NAME = "validation"
-_REST = 2 * EVALUATION_BATCH  # images that are held at once besides those of an episode
+_REST = 2 * EVALUATION_BATCH  # samples that are held at once besides those of an episode
 
 
 class LoaderBatches:
@@ -30,20 +49,23 @@ class LoaderBatches:
 
     Args:
         source: The loader; what can be read only once is held.
-        shape: Of one image.
+        example: Of what the network takes; inputs must be like it.
         seed: Decides the order of a loader that shuffles, the same in every pass.
+        task: What a batch is.
 
     Attributes:
-        labels: Of all images, in the order of the loader, int64; empty before the first pass.
+        digests: Of the targets of every batch, of the inputs where there are none; empty before
+            the first pass.
+        n_samples: In a whole pass; 0 before the first.
     """
 
-    def __init__(
-        self, source: Iterable[tuple[Tensor, Tensor]], shape: Sequence[int], seed: int
-    ) -> None:
-        self._source: Iterable[tuple[Tensor, Tensor]] | None = source
-        self._shape = tuple(shape)
+    def __init__(self, source: Batches, example: Inputs, seed: int, task: Task) -> None:
+        self._source: Batches | None = source
+        self._example = example
         self._seed = seed
-        self.labels = torch.empty(0, dtype=torch.int64)
+        self._task = task
+        self.digests: list[str] = []
+        self.n_samples = 0
         if isinstance(source, Iterator):
             self.hold()
 
@@ -53,12 +75,12 @@ class LoaderBatches:
         with seeded(source, self._seed):
             self._source = list(source)
 
-    def read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images and labels, whatever came before."""
-        return read_batches(self._loader(), _NAME, self._shape, self._seed)
+    def read(self) -> Iterator[Split]:
+        """Yields inputs and targets, whatever came before."""
+        return read_batches(self._loader(), _NAME, self._example, self._seed, task=self._task)
 
     def expected(self) -> int | None:
-        """Returns how many images there should be, or ``None`` where that needs a pass."""
+        """Returns how many samples there should be, or ``None`` where that needs a pass."""
         source = self._source
         if isinstance(source, DataLoader):
             with suppress(TypeError, AttributeError):  # a data set or sampler without a length
@@ -66,31 +88,30 @@ class LoaderBatches:
                 return size - size % of_batch if source.drop_last and of_batch else size
             return None
         if isinstance(source, list | tuple):
-            with suppress(TypeError, ValueError, IndexError):  # whatever it holds is said later
-                return sum(len(batch[1]) for batch in source)
+            # Whatever it holds is said later.
+            with suppress(TypeError, ValueError, IndexError, InputDataError):
+                return sum(count(self._task.split(batch)[0]) for batch in source)
             return None
-        count = getattr(source, "n_images", None)
-        return count if isinstance(count, int) else None
+        found = getattr(source, "n_images", None)
+        return found if isinstance(found, int) else None
 
-    def repeats(self, first: tuple[Tensor, Tensor]) -> bool:
-        """Whether another pass begins with the same batch."""
+    def repeats(self, first: str) -> bool:
+        """Whether another pass begins with the batch of this :func:`digest`."""
         if isinstance(self._source, list | tuple):
             return True
         again = next(self.read(), None)
-        return again is not None and all(map(torch.equal, first, again))
+        return again is not None and digest(again) == first
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start = 0
-        for images, labels in self.read():
-            stop = start + len(labels)
-            if not torch.equal(labels, self.labels[start:stop]):
+    def __iter__(self) -> Iterator[Split]:
+        place = -1
+        for place, batch in enumerate(self.read()):
+            if self.digests[place : place + 1] != [digest(_told(batch))]:
                 raise _changed()
-            start = stop
-            yield images, labels
-        if start != len(self.labels):
+            yield batch
+        if place + 1 != len(self.digests):
             raise _changed()
 
-    def _loader(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def _loader(self) -> Batches:
         if self._source is None:
             raise InputDataError(
                 "Expected the loader of the validation images, got a copy of the learner that was "
@@ -103,12 +124,27 @@ class LoaderBatches:
         """Leaves out a loader that does not pickle: candidates are evaluated without it."""
         source = self._source if is_portable(self._source) else None
         if isinstance(source, list | tuple):
-            source = [(owned(x), owned(y)) for x, y in source]
+            source = [mapped(owned, batch) for batch in source]
         return vars(self) | {"_source": source}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoaderBatches:
         """Returns itself: the loader is the user's, and nothing else changes."""
         return self
+
+
+def digest(value: Any) -> str:
+    """Returns a digest of the numbers of a structure's tensors, types and shapes included."""
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors_of(value):
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _told(batch: Split) -> Any:
+    """Returns what tells a batch from others at the least cost."""
+    inputs, targets = batch
+    return inputs if targets is None else targets
 
 
 def _changed() -> InputDataError:
@@ -120,18 +156,21 @@ def _changed() -> InputDataError:
 
 
 class HeldOut:
-    """The validation images of a learner.
+    """The validation samples of a learner.
 
     Args:
-        batches: ``(images, labels)``, of any kind. All of them are read and checked once.
-        example: Example input of the network; images must have its shape.
-        n_validation: Images of an episode, a fixed random subset; all if ``None``.
+        batches: Of any kind that the task can split. All of them are read and checked once.
+        example: Of what the network takes; inputs must be like it.
+        n_validation: Samples of an episode, a fixed random subset; all if ``None``.
         seed: Draws the subset.
         loader_seed: Decides the order of a loader that shuffles.
+        task: What the network is for.
+        probed: What it answers a few samples, which targets are checked against; ``None`` to leave
+            that out.
 
     Attributes:
-        batches: All images, float32, in the order of the loader; read from it in every pass.
-        n_images: How many there are.
+        batches: All samples in the order of the loader; read from it in every pass.
+        n_samples: How many there are.
         n_held: How many of them an episode evaluates.
 
     Raises:
@@ -140,32 +179,32 @@ class HeldOut:
 
     def __init__(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        example: Tensor,
+        batches: Batches,
+        example: Inputs,
         *,
         n_validation: int | None,
         seed: int,
         loader_seed: int = 0,
+        task: Task = CLASSIFICATION,
+        probed: Any = None,
     ) -> None:
-        self.batches = LoaderBatches(batches, example.shape[1:], loader_seed)
+        self.task = task
+        self.batches = LoaderBatches(batches, example, loader_seed, task)
         self._n_validation = n_validation
         self._seed = seed
-        images = self._read()
-        self._images: Tensor | None = images
-        self.n_images = len(self.batches.labels)
-        self.n_held = images.shape[0]
-        self._evaluators: dict[torch.dtype, HeldImages] = {}
+        self._probed = probed
+        self._parts: list[Split] | None = self._read()
+        self.n_samples = self.batches.n_samples
+        self.n_held = sum(map(count, self._parts))
+        self._evaluators: dict[torch.dtype, HeldSamples] = {}
         self._options: tuple[torch.device, bool, str] | None = None
+        self._probed = None
 
-    @property
-    def labels(self) -> Tensor:
-        """The classes of all images, int64, in the order of the loader."""
-        return self.batches.labels
-
-    def first(self, count: int) -> Tensor:
-        """Returns the first images of an episode, float32."""
-        images = self._held()[:count]
-        return images.clone()  # a part of the tensor would keep all of it
+    def first(self, total: int) -> Inputs:
+        """Returns the inputs of the first samples of an episode."""
+        # A part of a tensor would keep all of it.
+        found: Inputs = mapped(torch.clone, rows(self._held()[0][0], slice(0, total)))
+        return found
 
     def settle(
         self,
@@ -175,10 +214,10 @@ class HeldOut:
         fused: bool,
         layout: torch.memory_format,
     ) -> None:
-        """Says how candidates are evaluated, and keeps the images in these types only.
+        """Says how candidates are evaluated, and keeps the samples in these types only.
 
         Args:
-            dtypes: Types to compute in; images of another one are read again when it is asked for.
+            dtypes: Types to compute in; samples of another one are read again when it is asked for.
             device: Where to compute.
             fused: Whether to fuse candidates, see ``candidates.fusion_works``.
             layout: Of images and weights, see ``amc_compress.learners.numerics.layout``.
@@ -186,126 +225,196 @@ class HeldOut:
         self._options = device, fused, layout_name(layout)
         for dtype in dtypes:
             self._evaluator(dtype)
-        self._images = None
+        self._parts = None
 
-    def accuracy(self, network: nn.Module, dtype: torch.dtype, *, full: bool = False) -> float:
-        """Returns the share of images classified correctly, in [0, 1].
+    def score(self, network: nn.Module, dtype: torch.dtype, *, full: bool = False) -> float:
+        """Returns the score of a network, higher is better.
 
         Args:
             network: In ``eval`` mode.
             dtype: Type to compute in.
-            full: On all images instead of those of an episode.
+            full: On all samples instead of those of an episode.
 
         Raises:
-            InputDataError: If the loader yields other images now.
-            TrainingDivergedError: If an output is not finite.
+            InputDataError: If the loader yields other samples now.
+            TrainingDivergedError: If an output or the metric is not finite.
         """
-        accuracy = self._evaluator(dtype).accuracy(network)
-        if not full or self.n_held == self.n_images:
-            return accuracy
-        right = round(accuracy * self.n_held)
-        for images, labels in self._rest():
-            part = self._made(images, labels, dtype)
-            right += round(part.accuracy(network) * part.n_images)
-        return right / self.n_images
+        meter = self.task.meter()
+        self._evaluator(dtype).measure(network, meter)
+        if full and self.n_held != self.n_samples:
+            for part in self._rest():
+                self._made([part], dtype).measure(network, meter)
+        return self.task.score(meter.compute())
 
-    def _evaluator(self, dtype: torch.dtype) -> HeldImages:
+    def _evaluator(self, dtype: torch.dtype) -> HeldSamples:
         if dtype not in self._evaluators:
-            labels = torch.empty_like(self.labels)
-            labels[self._places(self.n_images)] = self.labels
-            self._evaluators[dtype] = self._made(self._held(), labels[: self.n_held], dtype)
+            self._evaluators[dtype] = self._made(self._held(), dtype)
         return self._evaluators[dtype]
 
-    def _made(self, images: Tensor, labels: Tensor, dtype: torch.dtype) -> HeldImages:
+    def _made(self, parts: Sequence[Split], dtype: torch.dtype) -> HeldSamples:
         assert self._options is not None
         device, fused, layout = self._options
-        return HeldImages(
-            images, labels, dtype=dtype, device=device, fused=fused, layout=layout_named(layout)
+        return HeldSamples(
+            parts,
+            self.task,
+            dtype=dtype,
+            device=device,
+            fused=fused,
+            layout=layout_named(layout),
         )
 
-    def _held(self) -> Tensor:
-        """Returns the images of an episode, float32."""
-        if self._images is not None:
-            return self._images
-        images, _, _ = self._pass(self.n_images, iter(self.batches))
-        assert images is not None
-        return images
+    def _held(self) -> list[Split]:
+        """Returns the samples of an episode."""
+        if self._parts is not None:
+            return self._parts
+        subset = self._subset(self.n_samples)
+        for batch in self.batches:
+            subset.add(batch)
+        return subset.parts()
 
-    def _rest(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the images that no episode evaluates, many at a time."""
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
-        is_rest = self._places(self.n_images) >= self.n_held
-        start, count = 0, 0
-        for x, y in self.batches:
-            chosen = is_rest[start : start + len(y)]
-            start += len(y)
-            images.append(x[chosen])
-            labels.append(y[chosen])
-            count += len(labels[-1])
-            while count >= _REST:
-                joined, classes = torch.cat(images), torch.cat(labels)
-                yield joined[:_REST], classes[:_REST]
-                images, labels = [joined[_REST:]], [classes[_REST:]]
-                count -= _REST
-        if count:
-            yield torch.cat(images), torch.cat(labels)
+    def _rest(self) -> Iterator[Split]:
+        """Yields the samples that no episode evaluates, many at a time."""
+        is_rest = self._places(self.n_samples) >= self.n_held
+        waiting: list[Split] = []
+        start = total = 0
+        for batch in self.batches:
+            chosen = is_rest[start : start + count(batch)]
+            start += len(chosen)
+            if not bool(chosen.any()):
+                continue
+            waiting.append(rows(batch, chosen))
+            total += int(chosen.sum())
+            if total >= _REST:
+                yield from merged(waiting)
+                waiting, total = [], 0
+        yield from merged(waiting)
 
-    def _places(self, n_images: int) -> Tensor:
-        """Returns the place of every image in the random order; the first ones are held."""
-        order = torch.randperm(n_images, generator=torch.Generator().manual_seed(self._seed))
+    def _places(self, n_samples: int) -> Tensor:
+        """Returns the place of every sample in the random order; the first ones are held."""
+        order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(self._seed))
         places = torch.empty_like(order)
-        places[order] = torch.arange(n_images)
+        places[order] = torch.arange(n_samples)
         return places
 
-    def _read(self) -> Tensor:
-        """Reads and checks all images, and returns those of an episode, float32.
+    def _subset(self, n_samples: int) -> _Subset:
+        wanted = n_samples if self._n_validation is None else min(self._n_validation, n_samples)
+        return _Subset(self._places(n_samples), wanted)
+
+    def _read(self) -> list[Split]:
+        """Reads and checks all samples, and returns those of an episode.
 
         Once, where the loader knows their number: which ones an episode evaluates depends on it.
         """
         expected = self.batches.expected()
-        images, labels, first = self._pass(expected, self.batches.read())
-        if expected == len(labels):
+        subset, first = self._pass(expected)
+        digests = self.batches.digests
+        if expected == self.batches.n_samples:
             repeats = self.batches.repeats(first)
         else:
-            images, again, _ = self._pass(len(labels), self.batches.read())
-            repeats = torch.equal(labels, again)
+            subset, _ = self._pass(self.batches.n_samples)
+            repeats = digests == self.batches.digests
         if not repeats:
             self.batches.hold()
-            images, labels, _ = self._pass(self.batches.expected(), self.batches.read())
-        assert images is not None
-        self.batches.labels = labels
-        return images
+            subset, _ = self._pass(self.batches.expected())
+        assert subset is not None
+        return subset.parts()
 
-    def _pass(
-        self, n_images: int | None, batches: Iterator[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor]]:
+    def _pass(self, n_samples: int | None) -> tuple[_Subset | None, str]:
         """Reads all batches.
 
         Args:
-            n_images: How many images there should be; none is kept for ``None``.
-            batches: Images and labels.
+            n_samples: How many samples there should be; none is kept for ``None``.
 
         Returns:
-            The images of an episode in its order, meaningless if their number was another; the
-            labels of all; the first batch.
+            The samples of an episode, meaningless if their number was another; the digest of the
+            first batch.
         """
-        places = torch.empty(0) if n_images is None else self._places(n_images)
-        wanted = places.numel() if self._n_validation is None else self._n_validation
-        images: Tensor | None = None
-        labels: list[Tensor] = []
-        start = 0
-        for x, y in batches:
-            if not labels:
-                first = x.clone(), y
-                if n_images is not None:
-                    images = x.new_empty(min(wanted, n_images), *x.shape[1:])
-            rows = places[start : start + len(y)]
-            if images is not None and len(rows) == len(y):
-                chosen = rows < wanted
-                images[rows[chosen]] = x[chosen]
-            labels.append(y)
-            start += len(y)
-        if not start:
+        subset = None if n_samples is None else self._subset(n_samples)
+        digests: list[str] = []
+        first, total = "", 0
+        for batch in self.batches.read():
+            first = first or digest(batch)
+            if self._probed is not None:
+                self.task.check_range(self._probed, batch[1], f"{_NAME} ")
+            digests.append(digest(_told(batch)))
+            if subset is not None:
+                subset.add(batch)
+            total += count(batch)
+        if not total:
             raise no_batch(_NAME)
-        return images, torch.cat(labels), first
+        self.batches.digests, self.batches.n_samples = digests, total
+        return subset, first
+
+
+class _Subset:
+    """Gathers a random subset of samples, in its order if they have one size.
+
+    Args:
+        places: Place of every sample in the order, shape (samples,).
+        wanted: How many of the first ones to keep.
+    """
+
+    def __init__(self, places: Tensor, wanted: int) -> None:
+        self._places = places
+        self._wanted = wanted
+        self._start = 0
+        self._form: Any = None
+        self._buffer: Any = None  # all samples in one batch, while their sizes are the same
+        self._kept: list[Split] = []  # otherwise
+
+    def add(self, batch: Split) -> None:
+        """Takes in the next batch."""
+        size = count(batch)
+        places = self._places[self._start : self._start + size]
+        self._start += size
+        if len(places) < size:
+            return  # more than there should be: what was gathered is not used
+        chosen = places < self._wanted
+        if self._form is None:
+            self._form = form(batch)
+            self._buffer = _buffer(batch, self._wanted)
+        if self._buffer is not None and form(batch) != self._form:
+            self._spill(self._start - size)
+        if not bool(chosen.any()):
+            return
+        if self._buffer is None:
+            self._kept.append(rows(batch, chosen))
+        else:
+            for into, tensor in zip(tensors_of(self._buffer), tensors_of(batch), strict=True):
+                if tensor.ndim:
+                    into[places[chosen]] = tensor[chosen]
+
+    def _spill(self, come: int) -> None:
+        """Goes on by batch: the samples that have come so far are one of them."""
+        seen = self._places[:come]
+        chosen = seen[seen < self._wanted]
+        if len(chosen):
+            self._kept.append(rows(self._buffer, chosen))
+        self._buffer = None
+
+    def parts(self) -> list[Split]:
+        """Returns the samples, in one batch if their sizes are the same."""
+        if self._buffer is not None:
+            return [self._buffer]
+        return merged(self._kept)
+
+
+def _buffer(batch: Split, size: int) -> Any:
+    """Returns an empty batch of some size like another; ``None`` where samples are in lists."""
+    if _has_list(batch):
+        return None
+
+    def empty(tensor: Tensor) -> Tensor:
+        return tensor.new_empty(size, *tensor.shape[1:]) if tensor.ndim else tensor.clone()
+
+    return mapped(empty, batch)
+
+
+def _has_list(value: Any) -> bool:
+    if isinstance(value, Call):
+        return _has_list((value.args, value.kwargs))
+    if isinstance(value, Mapping):
+        return any(_has_list(item) for item in value.values())
+    if isinstance(value, tuple):
+        return any(_has_list(item) for item in value)
+    return isinstance(value, list)

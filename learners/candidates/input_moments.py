@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS
+from amc_compress.learners.tasks.inputs import Inputs, ask, count
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _DOUBLE_UP_TO = 1024
@@ -205,7 +206,7 @@ def _shift(rows: Tensor) -> Tensor | None:
 
 def collect_statistics(
     model: nn.Module,
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
     layers: Iterable[str],
     *,
     seed: int = 0,
@@ -228,7 +229,7 @@ def collect_statistics(
         max_columns: Widest patch to accumulate.
         report: Called with the number of images done after each batch.
     """
-    n_images = sum(batch.shape[0] for batch in batches)
+    n_images = sum(map(count, batches))
     modules = dict(model.named_modules())
     accumulators: dict[str, _Accumulator] = {}
     for index, name in enumerate(layers):
@@ -249,9 +250,9 @@ def collect_statistics(
     try:
         with torch.no_grad():
             for batch in batches:
-                model(batch)
+                ask(model, batch)
                 if report is not None:
-                    report(batch.shape[0])
+                    report(count(batch))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,20 +11,23 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc_compress.learners.base import Batches, Learner
+from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
 from amc_compress.learners.candidates.options import CandidateOptions
-from amc_compress.learners.candidates.preparation import Images, preload, read_images
+from amc_compress.learners.candidates.preparation import Samples, preload, read_samples
 from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, Proxy, finetune_briefly
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.precision import working_dtype
+from amc_compress.learners.tasks.inputs import Inputs, moved
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan, Decision
+from amc_env.support.deprecation import deprecated
 from amc_env.support.threads import limited_threads
 
 Choice = TypeVar("Choice")
@@ -54,7 +57,7 @@ class CandidateLearner(Learner, Generic[Choice]):
     has read (:meth:`_candidate`).
 
     Attributes:
-        evaluator: Measures accuracies.
+        evaluator: Measures scores.
         proxy: The repairs of a candidate.
         threads: Threads while candidates are made and evaluated; ``None`` leaves PyTorch's setting
             alone.
@@ -91,41 +94,47 @@ class CandidateLearner(Learner, Generic[Choice]):
         return self._is_untouched(choice) and not self.proxy.finetune_steps
 
     def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a plan on the ``n_validation`` images, in [0, 1].
+        """Returns the proxy score of a plan on the ``n_validation`` samples, higher is better.
 
-        A plan that changes nothing has the original accuracy.
+        For classification it is the accuracy, in [0, 1]. A plan that changes nothing has the
+        original score.
         """
         choice = self._read(plan)
         if self._is_original(choice):
-            return self.original_accuracy
+            return self.original_score
         with limited_threads(self.threads):
             network = self._candidate(choice, self.seconds)
             with self.seconds.measure("evaluation"):
-                accuracy = self.evaluator.accuracy(network)
+                score = self.evaluator.score(network)
         self.seconds.episodes += 1
-        return accuracy
+        return score
 
     def evaluate_full(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy on all validation images, in [0, 1]."""
+        """Returns the proxy score on all validation samples."""
         choice = self._read(plan)
         with limited_threads(self.threads):
             network = self.original
             if not self._is_original(choice):
                 network = self._candidate(choice, CandidateSeconds())
-            return self.evaluator.accuracy(network, full=True)
+            return self.evaluator.score(network, full=True)
 
-    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
-        """Returns the accuracy of any network of these classes, in [0, 1].
+    def score(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the score of any network of this task, higher is better.
 
         Args:
             network: In ``eval`` mode, compressed by any learner or not at all.
-            full: On all validation images instead of ``n_validation``.
+            full: On all validation samples instead of ``n_validation``.
 
         Raises:
-            TrainingDivergedError: If an output is not finite.
+            TrainingDivergedError: If an output or the metric is not finite.
         """
         with limited_threads(self.threads):
-            return self.evaluator.accuracy(plain_float(network), full=full)
+            return self.evaluator.score(plain_float(network), full=full)
+
+    @deprecated("score", removed_in="0.4")
+    def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
+        """Returns the score of a network."""
+        return self.score(network, full=full)
 
 
 class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
@@ -135,9 +144,10 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
 
     Args:
         model: Any trained network; it is copied and never changed.
-        example_input: One batch as the network takes it; only its shape matters.
-        calibration: ``(images, labels)`` batches for statistics and ranges, from the training
-            data, in random order. The first ``n_calibration`` images are used.
+        example_input: One batch as the network takes it: a tensor, a tuple of arguments or a
+            dictionary of keyword arguments; only shapes and types matter.
+        calibration: Batches for statistics and ranges, ``(images, labels)`` for classification,
+            from the training data, in random order. The first ``n_calibration`` samples are used.
         validation: Batches to evaluate candidates on; from neither the calibration nor the test
             data.
         **options: Those of the class's ``Options``, by name.
@@ -147,7 +157,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         options: As given, without the training batches.
         traced: The network with its layers and channel groups; what slices.
         space: What is decided, and what is left out.
-        data: Images on the device that every candidate sees.
+        data: Samples on the device that every candidate sees.
         seed: Seed of every random choice.
 
     Raises:
@@ -173,7 +183,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
     def __init__(
         self,
         model: nn.Module,
-        example_input: Tensor,
+        example_input: Any,
         calibration: Batches,
         validation: Batches,
         **options: Any,
@@ -187,17 +197,18 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         self.threads = told.threads
         self.seconds = CandidateSeconds()
         network = self._take_in(model)
-        images = read_images(network, calibration, validation, example_input, told)
-        self.traced = self._trace(network, example_input.to(self.device))
+        samples = read_samples(network, calibration, validation, example_input, told)
+        self.task = samples.task
+        self.traced = self._trace(network, moved(samples.example, self.device))
         self.graph = self.traced.graph
         self.space = self.decide(self.traced, told)
         self.decisions = self.space.decisions
-        self.data = preload(images, told, self._recalibration_batch)
+        self.data = preload(samples, told, self._recalibration_batch)
         self._training_dtype = working_dtype(network, told.precision, self.device)
         with limited_threads(self.threads):
-            self._prepare(images)
-        self.validation = images.held_out.batches
-        self.original_accuracy = self.evaluator.original_accuracy
+            self._prepare(samples)
+        self.validation = samples.held_out.batches
+        self.original_score = self.evaluator.original_score
         # Prepared: loaders do not always pickle.
         self.options = replace(told, train=None)
 
@@ -216,7 +227,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         """
 
     @abstractmethod
-    def _prepare(self, images: Images) -> None:
+    def _prepare(self, samples: Samples) -> None:
         """Computes what does not depend on the plan, and calls :meth:`_prepare_evaluator`."""
 
     @abstractmethod
@@ -256,20 +267,22 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         """The settings of :meth:`finetune` where none are given."""
         return TrainingConfig(seed=self.seed)
 
-    def _trace(self, network: nn.Module, example: Tensor) -> TracedModel:
-        return trace(network, example)
+    def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
+        return trace(network, cast(Any, example))
 
-    def _prepare_evaluator(self, images: Images, candidates: Sequence[nn.Module] = ()) -> None:
+    def _prepare_evaluator(self, samples: Samples, candidates: Sequence[nn.Module] = ()) -> None:
         """Settles how candidates are evaluated, and measures the original network."""
         self.evaluator = CandidateEvaluator(
             self.original,
-            images.held_out,
+            samples.held_out,
             candidates,
             precision=self.options.precision,
             device=self.device,
-            layout=images.layout,
+            layout=samples.layout,
         )
 
     def _train_briefly(self, network: nn.Module) -> None:
         """Takes the SGD steps that a candidate gets before it is evaluated."""
-        finetune_briefly(network, self.data.training, self.proxy, self._training_dtype, self.seed)
+        finetune_briefly(
+            network, self.data.training, self.proxy, self._training_dtype, self.seed, self.task
+        )

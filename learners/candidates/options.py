@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.proxy import Proxy
 from amc_compress.learners.numerics.precision import resolve_precision
+from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.training.data_checks import Batches
 from amc_env.validation.checks import checked
 
 
@@ -19,6 +20,7 @@ class CandidateOptions:
     """The options that all learners share; each adds its own in a subclass.
 
     Attributes:
+        task: What the network is for: a task, its name, or ``package.module:Class``.
         proxy: Name in ``PROXIES``: the repairs a candidate gets before it is evaluated.
         finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         ignore: Layers (or modules that hold them) that stay as they are.
@@ -27,15 +29,16 @@ class CandidateOptions:
         device: Where to work.
         seed: Seed of every random choice.
         progress: Whether to show a progress bar while preparing.
-        n_validation: Images that an evaluation uses, a fixed random subset; all if ``None``.
-        n_calibration: Images for statistics and ranges, the first of the calibration images.
-        n_recalibration: Images for batch-norm statistics and moments of outputs, likewise.
+        n_validation: Samples that an evaluation uses, a fixed random subset; all if ``None``.
+        n_calibration: Samples for statistics and ranges, the first of the calibration data.
+        n_recalibration: Samples for batch-norm statistics and moments of outputs, likewise.
         threads: Threads while evaluating; ``None`` leaves PyTorch's setting alone.
 
     Raises:
         ValueError: If an option has no such value.
     """
 
+    task: str | Task = "classification"
     proxy: str = "reconstruction+recalibration"
     finetune_steps: int = 0
     ignore: Sequence[str] = ()

@@ -1,100 +1,142 @@
-"""The images that a learner is prepared with, and those that every candidate sees."""
+"""The samples that a learner is prepared with, and those that every candidate sees."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.held_out import HeldOut
 from amc_compress.learners.candidates.options import CandidateOptions
-from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, image_batches
-from amc_compress.learners.numerics.layout import laid_out, layout_of, owned
-from amc_compress.learners.training.data_checks import check_labels, collect, count_outputs, seeded
+from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, sample_batches
+from amc_compress.learners.numerics.layout import layout_of
+from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.inputs import (
+    Inputs,
+    Split,
+    count,
+    moved,
+    pieces,
+    rows,
+    tensors_of,
+    to_inputs,
+)
+from amc_compress.learners.tasks.registry import make_task
+from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.training.data_checks import (
+    Batches,
+    collect,
+    in_layout,
+    probe,
+    seeded,
+)
 from amc_env.errors import InputDataError
 
 _STATISTICS_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Images:
+class Samples:
     """What a learner is prepared with.
 
     Attributes:
+        task: What the network is for, bound to it.
         example: One batch as the network takes it.
-        calibration: Images for statistics, float32, shape (n_calibration, ...).
-        labels: Their classes, int64.
-        recalibration: Images that every candidate sees, likewise, and their classes.
-        held_out: The validation images.
-        n_outputs: Classes of the network.
+        calibration: Batches for statistics: ``n_calibration`` samples, in one batch unless their
+            sizes differ.
+        recalibration: Those that every candidate sees, likewise.
+        held_out: The validation samples.
+        probed: What the network answers a few samples.
         device: Where the network is.
         layout: Of images and weights, see ``learners.numerics.layout``.
     """
 
-    example: Tensor
-    calibration: Tensor
-    labels: Tensor
-    recalibration: tuple[Tensor, Tensor]
+    task: Task
+    example: Inputs
+    calibration: list[Split]
+    recalibration: list[Split]
     held_out: HeldOut
-    n_outputs: int
+    probed: Any
     device: torch.device
     layout: torch.memory_format
 
-    def batches(self, size: int = _STATISTICS_BATCH) -> list[tuple[Tensor, Tensor]]:
-        """Returns the calibration images on the device and in their layout, with their classes."""
-        parts = zip(
-            torch.split(self.calibration, size), torch.split(self.labels, size), strict=True
-        )
-        return [(laid_out(x.to(self.device), self.layout), y) for x, y in parts]
+    def batches(self, size: int = _STATISTICS_BATCH) -> list[Split]:
+        """Returns the calibration inputs on the device and in their layout, with their targets."""
+        parts = [piece for batch in self.calibration for piece in pieces(batch, size)]
+        return [Split(in_layout(moved(x, self.device), self.layout), y) for x, y in parts]
+
+    def few(self) -> Inputs:
+        """Returns the first two calibration samples on the device."""
+        found: Inputs = moved(rows(self.calibration[0][0], slice(0, 2)), self.device)
+        return found
 
 
-def read_images(
+def read_samples(
     network: nn.Module,
     calibration: Batches,
     validation: Batches,
-    example: Tensor,
+    example: object,
     options: CandidateOptions,
-) -> Images:
+) -> Samples:
     """Reads both kinds of batches and checks them against the network.
 
     Raises:
-        InputDataError: If images or labels are not what the network takes.
+        InputDataError: If inputs or targets are not what the network takes.
     """
-    count = max(options.n_calibration, options.n_recalibration)
-    images, labels = collect(calibration, count, "calibration", example, options.seed)
+    device = torch.device(options.device)
+    like = settled(network, to_inputs(example), device)
+    task = make_task(options.task).bind(network, device)
+    total = max(options.n_calibration, options.n_recalibration)
+    batches = collect(calibration, total, "calibration", like, options.seed, task=task)
+    few = rows(batches[0], slice(0, 2))
+    probed = probe(network, moved(few.inputs, device), moved(few.targets, device), task)
+    for _, targets in batches:
+        task.check_range(probed, targets, "calibration ")
     held_out = HeldOut(
         validation,
-        example,
+        like,
         n_validation=options.n_validation,
         seed=options.seed,
         loader_seed=options.seed,
+        task=task,
+        probed=probed,
     )
-    device = torch.device(options.device)
-    n_outputs = count_outputs(network, images[:2].to(device))
-    check_labels(labels, n_outputs, "calibration")
-    check_labels(held_out.labels, n_outputs, "validation")
-    return Images(
-        example=example,
-        calibration=images[: options.n_calibration],
-        labels=labels[: options.n_calibration],
-        recalibration=(images[: options.n_recalibration], labels[: options.n_recalibration]),
+    return Samples(
+        task=task,
+        example=like,
+        calibration=first_of(batches, options.n_calibration),
+        recalibration=first_of(batches, options.n_recalibration),
         held_out=held_out,
-        n_outputs=n_outputs,
+        probed=probed,
         device=device,
-        layout=layout_of(network, images[:1].to(device)),
+        layout=layout_of(network, moved(rows(few.inputs, slice(0, 1)), device)),
     )
 
 
-def check_not_constant(images: Tensor) -> None:
-    """Checks that calibration images are not all the same number.
+def first_of(batches: Sequence[Split], total: int) -> list[Split]:
+    """Returns the first samples of batches."""
+    found: list[Split] = []
+    for batch in batches:
+        if total <= 0:
+            break
+        found.append(rows(batch, slice(0, total)))
+        total -= count(found[-1])
+    return found
+
+
+def check_not_constant(batches: Sequence[Split]) -> None:
+    """Checks that calibration inputs are not all the same number.
 
     Raises:
         InputDataError: If they are.
     """
-    if bool((images == images.flatten()[0]).all()):
+    numbers = [t for inputs, _ in batches for t in tensors_of(inputs) if t.numel()]
+    first = numbers[0].flatten()[0]
+    if all(bool((tensor == first).all()) for tensor in numbers):
         raise InputDataError(
             "Expected calibration images that differ, got the same constant everywhere: no "
             "range of activations can be found; pass real training images."
@@ -106,49 +148,57 @@ class Preloaded:
     """Batches on the device.
 
     Args:
-        recalibration: Images for batch-norm statistics.
-        labels: Their classes, for gradients.
-        training: ``(images, labels)`` of the SGD steps.
+        recalibration: Inputs for batch-norm statistics.
+        targets: Theirs, for gradients.
+        training: Inputs and targets of the SGD steps.
     """
 
-    recalibration: list[Tensor]
-    labels: list[Tensor] = field(default_factory=list)
-    training: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    recalibration: list[Inputs]
+    targets: list[Any] = field(default_factory=list)
+    training: list[Split] = field(default_factory=list)
 
-    def labelled(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns the recalibration images with their classes."""
-        return list(zip(self.recalibration, self.labels, strict=True))
+    def labelled(self) -> list[Split]:
+        """Returns the recalibration inputs with their targets."""
+        return list(map(Split, self.recalibration, self.targets))
 
 
 def preload(
-    images: Images, options: CandidateOptions, batch_size: int = RECALIBRATION_BATCH
+    samples: Samples, options: CandidateOptions, batch_size: int = RECALIBRATION_BATCH
 ) -> Preloaded:
     """Loads what candidates are recalibrated and trained on.
 
     Args:
-        images: What the learner is prepared with.
+        samples: What the learner is prepared with.
         options: Its options; as many training batches are loaded as there are steps at most.
-        batch_size: Of the recalibration images.
+        batch_size: Of the recalibration inputs.
 
     Raises:
         InputDataError: If there is no training batch, or one does not fit the network.
     """
-    chosen, labels = images.recalibration
-    parts = image_batches(chosen, batch_size, images.device, images.layout)
-    classes = torch.split(labels, [len(part) for part in parts])
-    return Preloaded(parts, [owned(part) for part in classes], training_batches(images, options))
+    parts = sample_batches(samples.recalibration, batch_size, samples.device, samples.layout)
+    inputs, targets = [x for x, _ in parts], [y for _, y in parts]
+    return Preloaded(inputs, targets, training_batches(samples, options))
 
 
-def training_batches(images: Images, options: CandidateOptions) -> list[tuple[Tensor, Tensor]]:
+def training_batches(samples: Samples, options: CandidateOptions) -> list[Split]:
     """Loads the batches that every candidate is trained on; see :func:`preload`."""
     if not options.finetune_steps or options.train is None:
         return []
-    loaded = []
+    loaded: list[Split] = []
     with seeded(options.train, options.seed):
         for batch in islice(options.train, options.finetune_steps):
-            x, y = collect([batch], None, "training", images.example)
-            check_labels(y, images.n_outputs, "training")
-            loaded.append((laid_out(x.to(images.device), images.layout), y.to(images.device)))
+            loaded += training_batch(batch, samples)
     if not loaded:
         raise InputDataError("Expected at least one batch of training images, got none.")
     return loaded
+
+
+def training_batch(batch: Any, samples: Samples) -> list[Split]:
+    """Returns one batch of a training loader, checked, on the device and in the layout."""
+    task = samples.task
+    found = []
+    for inputs, targets in collect([batch], None, "training", samples.example, task=task):
+        task.check_range(samples.probed, targets, "training ")
+        on_device = moved(inputs, samples.device), moved(targets, samples.device)
+        found.append(Split(in_layout(on_device[0], samples.layout), on_device[1]))
+    return found

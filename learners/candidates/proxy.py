@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_compress.learners.numerics.layout import laid_out, owned
 from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Inputs, Split, ask, count, device_of, mapped, rows
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.schedules import falling_linearly
 from amc_env.validation.checks import check_known
@@ -77,7 +79,7 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> None:
+def recalibrate(network: nn.Module, batches: Sequence[Inputs], dtype: torch.dtype) -> None:
     """Measures batch-norm statistics again; weights stay, all else is in ``eval`` mode.
 
     Every batch norm normalises by its batch while it averages over the batches
@@ -85,7 +87,7 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtyp
 
     Args:
         network: The candidate, changed in place.
-        batches: Calibration images, few and big.
+        batches: Calibration inputs, few and big.
         dtype: Type to compute in; the statistics themselves are float32. Where rounding would
             hide the spread of a channel, all are measured in float32.
     """
@@ -110,23 +112,24 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor], dtype: torch.dtyp
 
 
 def _measure(
-    network: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Tensor], dtype: torch.dtype
+    network: nn.Module, norms: Sequence[_BatchNorm], batches: Sequence[Inputs], dtype: torch.dtype
 ) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    with torch.no_grad(), autocast(dtype, batches[0].device):
+    with torch.no_grad(), autocast(dtype, device_of(batches[0])):
         for batch in batches:
-            network(batch)
+            ask(network, batch)
 
 
 def finetune_briefly(
     network: nn.Module,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Split],
     proxy: Proxy,
     dtype: torch.dtype,
     seed: int = 0,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Runs a few SGD steps on fixed batches, the same for every candidate.
 
@@ -149,22 +152,42 @@ def finetune_briefly(
         parameters=parameters,
     )
     network.train()
-    devices = [batches[0][0].device] if batches[0][0].is_cuda else []
+    device = device_of(batches[0][0])
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)  # dropout, inside the fork: the caller's generator is untouched
-        for images, labels in islice(cycle(batches), proxy.finetune_steps):
-            with autocast(dtype, images.device):
-                outputs = network(images)
-            descent.step(F.cross_entropy(outputs.float(), labels))
+        for inputs, targets in islice(cycle(batches), proxy.finetune_steps):
+            with autocast(dtype, device):
+                outputs = task.outputs(task.ask(network, inputs, targets))
+            descent.step(task.loss(outputs, targets))
     network.eval()
 
 
-def image_batches(
-    images: Tensor,
+def sample_batches(
+    batches: Sequence[Split],
     size: int,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
-) -> list[Tensor]:
-    """Splits images into batches on the device, none smaller than half a batch."""
-    count = max(1, round(images.shape[0] / size))
-    return [owned(laid_out(part.to(device), layout)) for part in images.tensor_split(count)]
+) -> list[Split]:
+    """Splits samples into batches on the device, none smaller than half a batch if they allow it.
+
+    Args:
+        batches: Inputs and targets; those of one batch have the same size.
+        size: Of the new batches, about.
+        device: Where to put the inputs; the targets stay.
+        layout: Of images.
+    """
+    found = []
+    for batch in batches:
+        total = count(batch)
+        parts = max(1, round(total / size))
+        # As tensor_split: the first ones are larger by one.
+        small, more = divmod(total, parts)
+        start = 0
+        for index in range(parts):
+            stop = start + small + (index < more)
+            inputs, targets = rows(batch, slice(start, stop))
+            start = stop
+            inputs = mapped(lambda t: owned(laid_out(t.to(device), layout)), inputs)
+            found.append(Split(inputs, mapped(owned, targets)))
+    return found

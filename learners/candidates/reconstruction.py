@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
+from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
 
 RIDGE = 1e-6
@@ -214,7 +215,7 @@ def write_layer(
 
 def fit_layers(
     network: nn.Module,
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
     names: Sequence[str],
     norms: Mapping[str, str],
     *,
@@ -231,7 +232,7 @@ def fit_layers(
         seed: Of the positions that are sampled.
         progress: Whether to show a progress bar.
     """
-    total = sum(len(batch) for batch in batches)
+    total = sum(map(count, batches))
     with tqdm(total=total, desc="calibrate", unit="image", disable=no_bar(progress)) as bar:
         moments = collect_statistics(network, batches, names, seed=seed, report=bar.update)
     return prepare_reconstruction(network, moments, norms)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.candidates.gradient_scores import (
-    Batch,
     Scores,
     curvature_root,
     falling,
@@ -24,6 +23,8 @@ from amc_compress.learners.candidates.gradient_scores import (
 from amc_compress.learners.candidates.proxy import Proxy
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.ranking import per_unit, read_or_made
+from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
 from amc_env.plan import Decision
 
@@ -57,7 +58,8 @@ def gradient_scores(
     traced: TracedModel,
     repair: Repair,
     select: Callable[[str, int], Tensor],
-    batches: Sequence[Batch],
+    batches: Sequence[Split],
+    task: Task,
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
@@ -69,16 +71,17 @@ def gradient_scores(
         traced: The traced network.
         repair: Of the layers that read a group.
         select: Group and count -> the units that stay, sorted.
-        batches: Calibration images and their classes.
+        batches: Calibration inputs and their targets.
+        task: Whose loss it is.
     """
     consumers = {group.name: group.consumers for group in traced.graph.groups}
     names = dict.fromkeys(n for d in decisions for n in consumers[d.target] if n in repair.layers)
-    roots = curvature_root(traced.model, batches, names)
+    roots = curvature_root(traced.model, batches, names, task)
     rest = {
         d.target: [s for s in read_or_made(traced, d.target) if not _is_covered(s, roots)]
         for d in decisions
     }
-    units = _unit_scores(traced, rest, batches)
+    units = _unit_scores(traced, rest, batches, task)
     curves = {}
     for d in decisions:
         curve = np.zeros(len(d.choices))
@@ -104,7 +107,10 @@ def _is_covered(slot: UnitSlot, roots: Collection[str]) -> bool:
 
 
 def _unit_scores(
-    traced: TracedModel, slots: Mapping[str, Sequence[UnitSlot]], batches: Sequence[Batch]
+    traced: TracedModel,
+    slots: Mapping[str, Sequence[UnitSlot]],
+    batches: Sequence[Split],
+    task: Task,
 ) -> dict[str, Tensor]:
     """Returns equation (2) per unit, shape (size,), of the groups that have such slots."""
     parameters = dict(traced.model.named_parameters())
@@ -114,7 +120,7 @@ def _unit_scores(
     }
     found = {group: entries for group, entries in found.items() if entries}
     wanted = dict.fromkeys(name for entries in found.values() for name, _ in entries)
-    fisher = weight_fisher(traced.model, batches, wanted)
+    fisher = weight_fisher(traced.model, batches, wanted, task)
     scores: dict[str, Tensor] = {}
     for group, entries in found.items():
         for name, slot in entries:

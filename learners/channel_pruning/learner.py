@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.options import CandidateOptions
-from amc_compress.learners.candidates.preparation import Images
+from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import fit_layers, write_layer
 from amc_compress.learners.candidates.timing import CandidateSeconds
@@ -25,6 +25,7 @@ from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.channel_pruning.sensitivity import error_curve
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.networks.intake import as_float
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.plan import CompressionPlan
 from amc_env.support.threads import limited_threads
@@ -74,29 +75,29 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         """Returns one keep ratio per channel group that can be cut."""
         return SearchSpace(keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio))
 
-    def _trace(self, network: nn.Module, example: Tensor) -> TracedModel:
-        return trace(network, example, ignore=tuple(self.options.ignore))
+    def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
+        return trace(network, cast(Any, example), ignore=tuple(self.options.ignore))
 
-    def _prepare(self, images: Images) -> None:
+    def _prepare(self, samples: Samples) -> None:
         # Inference in bfloat16 is faster on every network tried, depthwise ones included (2.2
         # times on MobileNet V1); training is not, so that follows its own rule.
-        self._prepare_evaluator(images, narrow_candidates(self.traced, self.decisions))
+        self._prepare_evaluator(samples, narrow_candidates(self.traced, self.decisions))
         self._norms = following_norms(self.original)
         self._layers = fit_layers(
             self.original,
-            [x for x, _ in images.batches()],
+            [x for x, _ in samples.batches()],
             [layer.name for layer in self.graph.layers if layer.in_width.terms],
             self._norms,
             seed=self.seed,
             progress=self.options.progress,
         )
-        self.ranking = self._rank(images)
+        self.ranking = self._rank(samples)
 
-    def _rank(self, images: Images) -> dict[str, Tensor]:
+    def _rank(self, samples: Samples) -> dict[str, Tensor]:
         """Orders the units of every group, those to keep longest first; for :meth:`select`."""
         scorer = make_criterion(self.options.criterion)
         contexts = group_contexts(
-            self.traced, self.original, self._layers, images.batches(), self.seed
+            self.traced, self.original, self._layers, samples.batches(), self.seed, self.task
         )
         return {c.name: rank_units(scorer(c)) for c in contexts}
 
@@ -209,5 +210,5 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         repair = Repair(self._layers, self.proxy, self._norms)
         with limited_threads(self.threads):
             return gradient_scores(
-                self.decisions, self.traced, repair, self.select, self.data.labelled()
+                self.decisions, self.traced, repair, self.select, self.data.labelled(), self.task
             )

@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.criteria import GroupContext, SlotView
 from amc_compress.learners.channel_pruning.lasso import contribution_matrix
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Split, device_of, moved
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
 
 
@@ -20,8 +22,9 @@ def group_contexts(
     traced: TracedModel,
     model: nn.Module,
     layers: Mapping[str, LayerReconstruction],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Split],
     seed: int,
+    task: Task = CLASSIFICATION,
 ) -> list[GroupContext]:
     """Returns the context of every channel group, in network order.
 
@@ -31,8 +34,9 @@ def group_contexts(
         layers: Layers with input statistics.
         batches: Calibration batches, for gradients.
         seed: Seed of the random criterion.
+        task: Whose loss it is.
     """
-    gradients = _GateGradients(traced, model, batches)
+    gradients = _GateGradients(traced, model, batches, task)
     return [
         GroupContext(
             name=group.name,
@@ -121,8 +125,10 @@ class _GateGradients:
         self,
         traced: TracedModel,
         model: nn.Module,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[Split],
+        task: Task,
     ) -> None:
+        self._task = task
         self._traced = traced
         self._model = model
         self._batches = batches
@@ -140,10 +146,12 @@ class _GateGradients:
             parameter.requires_grad_(True)
         slots = {g.name: read_or_made(self._traced, g.name) for g in self._traced.graph.groups}
         rows: dict[str, list[Tensor]] = {name: [] for name in slots}
-        with torch.enable_grad():
-            for images, labels in self._batches:
+        task = self._task
+        with torch.enable_grad(), task.differentiable(model):
+            for inputs, targets in self._batches:
                 model.zero_grad()
-                loss = F.cross_entropy(model(images), labels.to(images.device))
+                targets = moved(targets, device_of(inputs))
+                loss = task.loss(task.outputs(task.ask(model, inputs, targets)), targets)
                 torch.autograd.backward(loss)
                 for name, found in slots.items():
                     rows[name].append(self._gate(model, name, found))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc_compress.learners.candidates.preparation import Images
+from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.channel_pruning.criteria import rank_units
 from amc_compress.learners.channel_pruning.lasso import entry_order_scores
 from amc_compress.learners.channel_pruning.ranking import contributions
@@ -198,9 +198,9 @@ class RemasteredPruning(SolvedSelection):
     ``criterion`` ranks groups without input statistics.
     """
 
-    def _prepare(self, images: Images) -> None:
+    def _prepare(self, samples: Samples) -> None:
         self._forms: dict[str, Tensor | None] = {}
-        super()._prepare(images)
+        super()._prepare(samples)
 
     def lasso(self, group: str, count: int) -> LassoChoice | None:
         """Returns penalty and coefficients behind a selection; ``None`` without statistics.

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from amc_compress.learners.candidates.preparation import Images
+from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_env.support.threads import limited_threads
 
@@ -19,9 +19,9 @@ class SolvedSelection(ChannelPruning):
     has input statistics are ranked by the ``criterion`` instead.
     """
 
-    def _prepare(self, images: Images) -> None:
+    def _prepare(self, samples: Samples) -> None:
         self._selected: dict[tuple[str, int], Tensor] = {}
-        super()._prepare(images)
+        super()._prepare(samples)
 
     def select(self, group: str, count: int) -> Tensor:
         """Returns the ``count`` units of a channel group that stay, sorted.

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.joint.learner import JointCompression, apply_parts
 from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.joint.parts import plan_of
@@ -25,6 +24,7 @@ from amc_compress.learners.quantization.codebook.learner import MODES, set_mode
 from amc_compress.learners.quantization.decisions import Bits
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.files import save_bytes
 from amc_env.plan import CompressionPlan
@@ -228,7 +228,7 @@ class _Stages:
         self.done = [DeepStage("original", self._accuracy(original), round(size))]
 
     def _accuracy(self, network: nn.Module) -> float:
-        return self._learner.accuracy(network, full=True)
+        return self._learner.score(network, full=True)
 
     def add(self, name: str, network: nn.Module) -> None:
         """Evaluates and packs."""

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.evaluator import NetworkEvaluator
 from amc_compress.learners.candidates.learner import CandidateLearner, SearchSpace
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
@@ -27,8 +26,12 @@ from amc_compress.learners.joint.parts import (
 )
 from amc_compress.learners.networks.intake import Form
 from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_env.costs.costs import COSTS, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan, Decision
@@ -44,12 +47,14 @@ class BriefTraining:
         steps: How many; 0 for none.
         dtype: Type to compute in.
         seed: Of dropout.
+        task: Whose loss it is.
     """
 
-    batches: Sequence[tuple[Tensor, Tensor]] = ()
+    batches: Sequence[Split] = ()
     steps: int = 0
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    task: Task = CLASSIFICATION
 
     def run(self, network: nn.Module) -> None:
         """Trains in place.
@@ -59,7 +64,7 @@ class BriefTraining:
         """
         if self.steps:
             proxy = Proxy(finetune_steps=self.steps, gradient_clip=QUANTIZED_GRADIENT_CLIP)
-            finetune_briefly(network, self.batches, proxy, self.dtype, self.seed)
+            finetune_briefly(network, self.batches, proxy, self.dtype, self.seed, self.task)
 
 
 class JointCompression(CandidateLearner[CompressionPlan]):
@@ -68,7 +73,7 @@ class JointCompression(CandidateLearner[CompressionPlan]):
     Args:
         parts: What can be decided, in the order in which it is carried out, see
             ``PlanPart``: channel pruning first, quantization last.
-        evaluator: Measures accuracies.
+        evaluator: Measures scores.
         storage: How the finished network is stored, for the costs.
         validation: Batches that choose the best epoch of a fine-tuning.
         training: What a candidate gets before it is evaluated, besides the repairs of its parts.
@@ -110,7 +115,8 @@ class JointCompression(CandidateLearner[CompressionPlan]):
         )
         self.form = getattr(parts[0], "form", Form())
         self.evaluator = evaluator
-        self.original_accuracy = evaluator.original_accuracy
+        self.original_score = evaluator.original_score
+        self.task = evaluator.task
         self.storage = storage
         self.cost_models = {
             name: make_cost(name, self.graph, self.decisions, storage) for name in COSTS

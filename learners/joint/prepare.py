@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator
-from amc_compress.learners.candidates.preparation import read_images, training_batches
+from amc_compress.learners.candidates.preparation import read_samples, training_batches
 from amc_compress.learners.joint.learner import BriefTraining, JointCompression, apply_parts
 from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.joint.storage import joint_storage, plan_at
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.numerics.precision import working_dtype
-from amc_compress.learners.training.data_checks import check_weights, collect
+from amc_compress.learners.tasks.inputs import count
+from amc_compress.learners.training.data_checks import Batches, check_weights, collect
 from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import checked
 
@@ -27,7 +27,7 @@ _PART_IMAGES = 64
 @checked
 def joint_compression(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Any,
     calibration: Batches,
     validation: Batches,
     *,
@@ -76,7 +76,7 @@ def joint_compression(
 
 def prepare_joint(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Any,
     calibration: Batches,
     validation: Batches,
     options: JointOptions,
@@ -96,14 +96,14 @@ def prepare_joint(
     device = torch.device(options.device)
     taken = take_in(model, device)
     check_weights(taken.network)
-    images = read_images(taken.network, calibration, validation, example_input, options)
-    held_out = images.held_out
-    few = [collect(held_out.batches, _PART_IMAGES, "validation", example_input)]
-    seen = max((images.calibration, images.labels), images.recalibration, key=lambda x: len(x[1]))
-    given = taken.network, example_input, [seen], few
-    parts = [kind(*given, **told) for kind, told in kinds]
+    samples = read_samples(taken.network, calibration, validation, example_input, options)
+    held_out, task = samples.held_out, samples.task
+    few = collect(held_out.batches, _PART_IMAGES, "validation", samples.example, task=task)
+    seen = max(samples.calibration, samples.recalibration, key=lambda found: sum(map(count, found)))
+    given = taken.network, samples.example, seen, few
+    parts = [kind(*given, **{**told, "task": task}) for kind, told in kinds]
     with limited_threads(options.threads):
-        storage = joint_storage(parts, example_input)
+        storage = joint_storage(parts, samples.example)
         network = apply_parts(parts, plan_at(parts, 0.0), exact=True)
         evaluator = CandidateEvaluator(
             parts[0].original, held_out, [network], precision=options.precision, device=device
@@ -114,10 +114,11 @@ def prepare_joint(
         storage=storage,
         validation=held_out.batches,
         training=BriefTraining(
-            training_batches(images, options),
+            training_batches(samples, options),
             options.finetune_steps,
             working_dtype(taken.network, options.precision, device),
             options.seed,
+            task,
         ),
         settings=parts[-1].training_defaults(),  # its steps are the more delicate ones
         device=device,

@@ -12,6 +12,7 @@ from amc_compress.learners.joint.parts import PlanPart, in_network_order
 from amc_compress.learners.packing.sizes import header_bytes
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.sparsification import WeightSparsification
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_env.costs.costs import BytesCost
 from amc_env.costs.sparse_form import measured_value_bits
 from amc_env.costs.storage import StorageFormat
@@ -36,7 +37,7 @@ def plan_at(parts: Sequence[PlanPart], ratio: float) -> CompressionPlan:
     )
 
 
-def joint_storage(parts: Sequence[PlanPart], example: Tensor) -> StorageFormat:
+def joint_storage(parts: Sequence[PlanPart], example: Inputs) -> StorageFormat:
     """Returns how joint networks are stored; the header of the packed file is measured.
 
     With a quarter of the weights and the most bits, on all channels and on half of them: a file
@@ -64,7 +65,7 @@ def joint_storage(parts: Sequence[PlanPart], example: Tensor) -> StorageFormat:
                 plan,
                 cost.predict(plan.values_for(decisions)),
                 kept=kept_units(parts, plan),
-                example_input=example,
+                example_input=example if isinstance(example, Tensor) else None,
             )
         )
     return replace(form, fixed_bytes=sum(headers) / len(headers))

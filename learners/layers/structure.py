@@ -24,6 +24,8 @@ from amc_compress.learners.layers.quantized import (
     quantized_layers,
 )
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.tasks.inputs import Inputs, ask
+from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import InputDataError, PlanMismatchError
 from amc_env.graph import LayerGraph
 
@@ -87,7 +89,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     layer.bias = nn.Parameter((before - norm.running_mean) * factor + shift)
 
 
-def folded_copy(network: nn.Module, probe: Tensor) -> tuple[nn.Module, dict[str, str]]:
+def folded_copy(network: nn.Module, probe: Inputs) -> tuple[nn.Module, dict[str, str]]:
     """Returns a copy with its norms folded, unless that changes its outputs, and what was folded.
 
     A norm behind a linear layer may run over another axis than the layer's outputs, which only
@@ -95,16 +97,25 @@ def folded_copy(network: nn.Module, probe: Tensor) -> tuple[nn.Module, dict[str,
 
     Args:
         network: The network in ``eval`` mode.
-        probe: A few real images.
+        probe: A few real inputs.
     """
     folded = copy.deepcopy(network)
     norms = fold_norms(folded)
     with torch.no_grad():
-        expected, found = network(probe), folded(probe)
-    scale = expected.abs().max().clamp(min=1e-6)
-    if bool(((found - expected).abs() <= 1e-3 * scale).all()):
+        pairs = zip(tensors_in(ask(network, probe)), tensors_in(ask(folded, probe)), strict=True)
+        same = all(_near(found, expected) for expected, found in pairs)
+    if same:
         return folded, norms
     return copy.deepcopy(network), {}
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    if not expected.is_floating_point() or not expected.numel():
+        return torch.equal(found, expected)
+    scale = expected.abs().max().clamp(min=1e-6)
+    return bool(((found - expected).abs() <= 1e-3 * scale).all())
 
 
 def quantizable_layers(

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from amc_compress.learners.tasks.outputs import tensors_in
 
-def tensors_in(value: object) -> list[Tensor]:
-    """Returns all tensors of an output: tuples, dictionaries, data classes and plain objects."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += tensors_in(dict(leaf))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
-            found += tensors_in(dict(vars(leaf)))
-    return found
+__all__ = ["OutputDifference", "compare", "difference", "tensors_in"]
 
 
 @dataclass(frozen=True)

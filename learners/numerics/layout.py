@@ -11,6 +11,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.tasks.inputs import Inputs, ask, mapped, tensors_of
+
 
 def layout_name(layout: torch.memory_format) -> str:
     """Returns what objects that are pickled keep instead of a layout.
@@ -60,22 +62,22 @@ def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
         network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
+def usable_layout(network: nn.Module, inputs: Inputs) -> torch.memory_format:
     """Returns channels last, or the contiguous layout for a network that it makes raise.
 
     Tried on the network with the weights as they are; in ``eval`` mode and without gradient, so
     that neither statistics nor random numbers move.
 
     Args:
-        network: On the device of the images.
-        images: One is enough, shape (n, ...).
+        network: On the device of the inputs.
+        inputs: Those of one sample are enough.
     """
     training = network.training
-    devices = [images.device] if images.is_cuda else []
+    devices = [t.device for t in tensors_of(inputs) if t.is_cuda][:1]
     network.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            network(laid_out(images))
+            ask(network, mapped(laid_out, inputs))
     except Exception:
         # A network that cannot take these images in any layout says so better where it is used.
         return torch.contiguous_format
@@ -84,13 +86,13 @@ def usable_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def layout_of(network: nn.Module, images: Tensor) -> torch.memory_format:
+def layout_of(network: nn.Module, inputs: Inputs) -> torch.memory_format:
     """Returns the usable layout of images and weights alike, tried on a copy.
 
     Args:
-        network: On the device of the images; not changed.
-        images: One is enough, shape (n, ...).
+        network: On the device of the inputs; not changed.
+        inputs: Those of one sample are enough.
     """
     tried = copy.deepcopy(network)
     set_layout(tried, torch.channels_last)
-    return usable_layout(tried, images)
+    return usable_layout(tried, inputs)

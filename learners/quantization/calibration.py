@@ -13,6 +13,7 @@ from tqdm import tqdm
 from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.tasks.inputs import Inputs, ask, device_of
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
 
@@ -117,7 +118,7 @@ def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> Iterator
 
 def observe(
     network: nn.Module,
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
     names: Sequence[str],
     *,
     seed: int = 0,
@@ -127,7 +128,7 @@ def observe(
 
     Args:
         network: The network in ``eval`` mode.
-        batches: Images.
+        batches: Inputs.
         names: Layers to watch; those that never run are missing in the result.
         seed: Of the random sample of inputs.
         progress: Whether to show a progress bar.
@@ -141,7 +142,7 @@ def observe(
     network.eval()
     with torch.no_grad(), _hooked({modules[n]: w for n, w in watches.items()}):
         for batch in tqdm(batches, "calibrate", disable=no_bar(progress), unit="batch"):
-            network(batch)
+            ask(network, batch)
     ran = {name: w for name, w in watches.items() if w.calls}
     return Observation(
         {name: w.inputs() for name, w in ran.items()},
@@ -182,7 +183,7 @@ class _Match:
 
 def match_outputs(
     network: nn.Module,
-    images: Tensor,
+    inputs: Inputs,
     targets: Mapping[str, LayerOutputs],
     rescaled: Sequence[str],
     dtype: torch.dtype,
@@ -196,7 +197,7 @@ def match_outputs(
 
     Args:
         network: The quantized network, changed in place.
-        images: Calibration images, one batch.
+        inputs: Of calibration, one batch.
         targets: Outputs of the float network on the same images.
         rescaled: Layers whose standard deviation is matched too.
         dtype: Type to compute in.
@@ -209,7 +210,7 @@ def match_outputs(
     network.eval()
     with torch.no_grad(), _hooked(hooks):
         if batch_norms(network):
-            recalibrate(network, [images], dtype)
+            recalibrate(network, [inputs], dtype)
         else:
-            with autocast(dtype, images.device):
-                network(images)
+            with autocast(dtype, device_of(inputs)):
+                ask(network, inputs)

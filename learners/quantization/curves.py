@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from amc_compress.learners.candidates.gradient_scores import (
 )
 from amc_compress.learners.layers.masked import mask_of
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Inputs, Split, ask, rows
+from amc_compress.learners.tasks.task import Task
 from amc_env.plan import Decision, DecisionKind
 
 _ERROR_IMAGES = 32
@@ -29,7 +33,7 @@ See = Callable[[Decision, int, nn.Module, Tensor, Tensor], None]
 
 def layer_errors(
     network: nn.Module,
-    images: Tensor,
+    inputs: Inputs,
     decisions: Sequence[Decision],
     quantizers: Mapping[str, Sequence[Quantizer | None]],
 ) -> dict[str, np.ndarray]:
@@ -39,7 +43,7 @@ def layer_errors(
 
     Args:
         network: The folded float network in ``eval`` mode.
-        images: Calibration images; the first 32 are used.
+        inputs: Of calibration; the first 32 samples are used.
         decisions: What is decided.
         quantizers: Decision key -> quantizer per choice; ``None`` leaves the tensor in float.
     """
@@ -52,14 +56,14 @@ def layer_errors(
         lost = _energy(change, layer) / energy if energy > 0.0 else 0.0
         curves[decision.key][index] = lost
 
-    watch_changes(network, images[:_ERROR_IMAGES], decisions, quantizers, measure)
+    watch_changes(network, rows(inputs, slice(0, _ERROR_IMAGES)), decisions, quantizers, measure)
     return curves
 
 
 @torch.no_grad()
 def watch_changes(
     network: nn.Module,
-    images: Tensor,
+    inputs: Inputs,
     decisions: Sequence[Decision],
     quantizers: Mapping[str, Sequence[Quantizer | None]],
     see: See,
@@ -68,7 +72,7 @@ def watch_changes(
 
     Args:
         network: The folded float network in ``eval`` mode.
-        images: One batch.
+        inputs: One batch.
         decisions: What is decided.
         quantizers: Decision key -> quantizer per choice; choices of ``None`` change nothing, and
             are not shown.
@@ -93,7 +97,7 @@ def watch_changes(
             )
         )
     try:
-        network(images)
+        ask(network, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -127,11 +131,12 @@ def _energy(outputs: Tensor, layer: nn.Module) -> float:
 
 def gradient_scores(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    inputs: Inputs,
+    targets: Any,
     decisions: Sequence[Decision],
     quantizers: Mapping[str, Sequence[Quantizer | None]],
     matched: Collection[str],
+    task: Task = CLASSIFICATION,
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
@@ -141,13 +146,16 @@ def gradient_scores(
 
     Args:
         network: The folded float network in ``eval`` mode.
-        images: Calibration images, on its device.
-        labels: Their classes.
+        inputs: Of calibration, on its device.
+        targets: Theirs.
         decisions: What is decided.
         quantizers: Decision key -> quantizer per choice; ``None`` leaves the tensor in float.
         matched: Layers whose outputs get the float network's means back, where they have a bias.
+        task: Whose loss it is.
     """
-    roots = curvature_root(network, [(images, labels)], dict.fromkeys(d.target for d in decisions))
+    roots = curvature_root(
+        network, [Split(inputs, targets)], dict.fromkeys(d.target for d in decisions), task
+    )
     changes: dict[tuple[str, int], _Moments] = {}
 
     def measure(
@@ -156,7 +164,7 @@ def gradient_scores(
         moments = changes.setdefault((d.key, index), _Moments())
         moments.add(output_rows(layer, change.float()).flatten(0, 1))
 
-    watch_changes(network, images[:_SCORE_IMAGES], decisions, quantizers, measure)
+    watch_changes(network, rows(inputs, slice(0, _SCORE_IMAGES)), decisions, quantizers, measure)
     modules = dict(network.named_modules())
     curves = {d.key: np.zeros(len(d.choices)) for d in decisions}
     for d in decisions:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
-from amc_compress.learners.candidates.preparation import Images, check_not_constant
+from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantizer import Quantizer
@@ -36,6 +36,7 @@ from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.preparation import quantized_training
+from amc_compress.learners.tasks.inputs import Inputs, Split, count, rows
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.costs import BytesCost, make_cost
@@ -71,10 +72,10 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         choice = _choice(traced, options, _quantizable(traced, options))
         return SearchSpace(choice.decisions, options.storage(choice, foldable_norms(traced.model)))
 
-    def _prepare(self, images: Images) -> None:
-        check_not_constant(images.calibration)
-        batches = [x for x, _ in images.batches()]
-        self.float_network, self._folded = folded_copy(self.original, batches[0][:8])
+    def _prepare(self, samples: Samples) -> None:
+        check_not_constant(samples.calibration)
+        batches = [x for x, _ in samples.batches()]
+        self.float_network, self._folded = folded_copy(self.original, rows(batches[0], slice(0, 8)))
         self._observe(batches)
         self._choice = _choice(self.traced, self.options, self.layers)
         self.decisions = self._choice.decisions
@@ -89,24 +90,27 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         self._measure_header()
         bits = self._choice.read(CompressionPlan.full(self.decisions))
         most = self._build(self.float_network, bits, self._observation)
-        self._prepare_evaluator(images, [most])
+        self._prepare_evaluator(samples, [most])
 
-    def _observe(self, batches: Sequence[Tensor]) -> None:
+    def _observe(self, batches: Sequence[Inputs]) -> None:
         """Runs the float network over the calibration images: what never runs stays in float."""
         names = _quantizable(self.traced, self.options)
         seen = observe(
             self.float_network, batches, names, seed=self.seed, progress=self.options.progress
         )
-        there = observe(self.float_network, self.data.recalibration, names, seed=self.seed)
+        there = observe(self.float_network, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
         self.layers = tuple(name for name in names if name in seen.inputs)
         if not self.layers:
             raise _nothing(self.traced, self.options)
 
     @property
-    def _recalibration(self) -> Tensor:
-        (images,) = self.data.recalibration
-        return images
+    def _recalibration(self) -> Inputs:
+        return self._matched()[0]
+
+    def _matched(self) -> Split:
+        """Returns the batch that outputs are matched on; of several sizes the most samples."""
+        return max(self.data.labelled(), key=count)
 
     @abstractmethod
     def _make_weight_quantizer(
@@ -234,12 +238,18 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
 
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, 0 for float."""
-        ((images, labels),) = self.data.labelled()
+        inputs, targets = self._matched()
         quantizers = self.fitted.of_choices(self.decisions)
         matched = self._observation.once() if self.proxy.recalibrate else ()
         with limited_threads(self.threads):
             return gradient_scores(
-                self.float_network, images, labels, self.decisions, quantizers, matched
+                self.float_network,
+                inputs,
+                targets,
+                self.decisions,
+                quantizers,
+                matched,
+                self.task,
             )
 
     def training_defaults(self) -> TrainingConfig:

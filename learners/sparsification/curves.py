@@ -10,7 +10,6 @@ import numpy.typing as npt
 from torch import nn
 
 from amc_compress.learners.candidates.gradient_scores import (
-    Batch,
     Scores,
     curvature_root,
     falling,
@@ -21,6 +20,8 @@ from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.sparsification.building import weight_of
 from amc_compress.learners.sparsification.fitted import FittedWeights
 from amc_compress.learners.sparsification.refit import relative_error
+from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.tasks.task import Task
 from amc_env.plan import Decision
 
 _POINTS = 10
@@ -56,7 +57,8 @@ def gradient_scores(
     network: nn.Module,
     layers: Mapping[str, LayerReconstruction],
     fitted: FittedWeights,
-    batches: Sequence[Batch],
+    batches: Sequence[Split],
+    task: Task,
     restores_mean: Callable[[str], bool],
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss at every choice, in nats.
@@ -69,12 +71,14 @@ def gradient_scores(
         network: The original.
         layers: Moments of the inputs.
         fitted: Solves.
-        batches: Calibration images and their classes.
+        batches: Calibration inputs and their targets.
+        task: Whose loss it is.
         restores_mean: Whether the mean of a layer's outputs is restored.
     """
-    roots = curvature_root(network, batches, [d.target for d in decisions if d.target in layers])
+    wanted = [d.target for d in decisions if d.target in layers]
+    roots = curvature_root(network, batches, wanted, task)
     rest = [d.target for d in decisions if d.target not in roots]
-    fisher = weight_fisher(network, batches, [f"{name}.weight" for name in rest])
+    fisher = weight_fisher(network, batches, [f"{name}.weight" for name in rest], task)
     energies = {
         name: 0.5 * fisher[f"{name}.weight"] * weight_of(network, name).double().square()
         for name in rest

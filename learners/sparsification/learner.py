@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.options import CandidateOptions
-from amc_compress.learners.candidates.preparation import Images, check_not_constant
+from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction, fit_layers
 from amc_compress.learners.candidates.timing import CandidateSeconds
@@ -116,15 +116,15 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
             traced.model, traced.graph, pattern, options.min_density, options.ignore
         )
 
-    def _prepare(self, images: Images) -> None:
-        check_not_constant(images.calibration)
+    def _prepare(self, samples: Samples) -> None:
+        check_not_constant(samples.calibration)
         self.pattern = Pattern.parse(self.options.pattern)
         # Candidates are plain networks with zeros: what runs of them is what runs of this one.
-        self._prepare_evaluator(images)
+        self._prepare_evaluator(samples)
         self._norms = following_norms(self.original)
         self._layers = fit_layers(
             self.original,
-            [x for x, _ in images.batches()],
+            [x for x, _ in samples.batches()],
             [d.target for d in self.decisions],
             self._norms,
             seed=self.seed,
@@ -263,7 +263,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         with limited_threads(self.threads):
             return gradient_scores(
                 self.decisions, self.original, self._layers, self.fitted, self.data.labelled(),
-                lambda name: self.proxy.restores_mean(name in self._norms),
+                self.task, lambda name: self.proxy.restores_mean(name in self._norms),
             )  # fmt: skip
 
     def training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:

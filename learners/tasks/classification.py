@@ -56,9 +56,12 @@ class Classification(Task):
     metric = "accuracy"
     best_score = 1.0
     smooths = True
+    tolerates_rounding = True
 
     def check_targets(self, inputs: Inputs, targets: Any, name: str = "") -> None:
         """Checks that there is one integer label per sample; see :meth:`Task.check_targets`."""
+        if targets is None:
+            super().check_targets(inputs, targets, name)
         if not isinstance(targets, Tensor):
             raise InputDataError(
                 f"Expected {name}batches of (images, labels) tensors, got "
@@ -118,9 +121,22 @@ class Classification(Task):
                 f"{low if low < 0 else high}: correct the labels or the number of classes."
             )
 
+    def check_range(self, outputs: Tensor, targets: Tensor, name: str) -> None:
+        """Checks that every label is a class of the network."""
+        low, high = (int(value) for value in targets.aminmax())
+        if low < 0 or high >= outputs.shape[1]:
+            raise InputDataError(
+                f"Expected {name}labels from 0 to {outputs.shape[1] - 1} (the network has "
+                f"{outputs.shape[1]} outputs), got {low} to {high}."
+            )
+
     def agreement(self, outputs: Tensor, reference: Tensor) -> float:
         """Share of samples with the same highest logit."""
         return float((outputs.argmax(1) == reference.argmax(1)).double().mean())
+
+
+CLASSIFICATION = Classification()
+"""The task where nothing else is said."""
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

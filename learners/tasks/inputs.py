@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ class Call:
 
 Inputs: TypeAlias = Tensor | Call
 """One tensor, the fast path; or whatever else a network is called with."""
+
+
+class Split(NamedTuple):
+    """A batch as :meth:`Task.split` leaves it.
+
+    Attributes:
+        inputs: Of the network.
+        targets: What is right; ``None`` if there are none.
+    """
+
+    inputs: Inputs
+    targets: Any
+
 
 Index: TypeAlias = slice | Tensor
 """Rows of a batch: a slice, places (int64), or a mask (bool)."""
@@ -109,6 +122,11 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def moved(value: Any, device: str | torch.device, *, non_blocking: bool = False) -> Any:
     """Returns a structure with its tensors on a device."""
     return mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking), value)
+
+
+def device_of(value: Any) -> torch.device:
+    """Returns where the first tensor of a structure is; the processor if there is none."""
+    return next((tensor.device for tensor in tensors_of(value)), torch.device("cpu"))
 
 
 def count(value: Any) -> int:
@@ -208,9 +226,9 @@ def joined(values: Sequence[Any]) -> Any:
     return first
 
 
-def merged(batches: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+def merged(batches: Sequence[Split]) -> list[Split]:
     """Joins neighbouring ``(inputs, targets)`` batches of the same form into one."""
-    found: list[list[tuple[Any, Any]]] = []
+    found: list[list[Split]] = []
     last: Any = None
     for batch in batches:
         this = form(batch)

@@ -1,10 +1,24 @@
-"""What counts of the outputs of networks."""
+"""Outputs of networks: their tensors, and what counts of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """Returns all tensors of an output: tuples, dictionaries, data classes and plain objects."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += tensors_in(dict(leaf))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            found += tensors_in(dict(vars(leaf)))
+    return found
 
 
 def main_output(output: object) -> object:

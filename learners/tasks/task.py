@@ -47,6 +47,8 @@ class Task(ABC):
         distils: Whether there is a distillation loss.
         smooths: Whether the loss takes label smoothing.
         needs_original: Whether targets come from the original network, see :meth:`bind`.
+        tolerates_rounding: Whether the metric is the same where outputs are rounded to bfloat16;
+            otherwise candidates are evaluated in float32 unless another precision is asked for.
         label_smoothing: Share of the loss that goes to all classes alike, see :meth:`smoothed`.
     """
 
@@ -58,6 +60,7 @@ class Task(ABC):
     distils: ClassVar[bool] = True
     needs_original: ClassVar[bool] = False
     smooths: ClassVar[bool] = False
+    tolerates_rounding: ClassVar[bool] = False
     label_smoothing: float = 0.0
 
     def split(self, batch: Any) -> tuple[Inputs, Any]:
@@ -172,6 +175,19 @@ class Task(ABC):
                 f"Expected the {who} to answer {count(targets)} samples with as many outputs"
                 f"{mode}, got {count(outputs)}: return one output per sample."
             )
+
+    def check_range(self, outputs: Any, targets: Any, name: str) -> None:
+        """Checks targets of many samples against the network's outputs for a few others.
+
+        Args:
+            outputs: What :meth:`outputs` returned for some samples.
+            targets: Of any number of others.
+            name: What errors call the data; it ends in a space.
+
+        Raises:
+            InputDataError: If the network cannot be right about one of them.
+        """
+        return None
 
     @abstractmethod
     def agreement(self, outputs: Any, reference: Any) -> float:

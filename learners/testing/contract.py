@@ -276,7 +276,7 @@ class LearnerContract:
         config = TrainingConfig(learning_rate=0.01, precision="fp32")
         result = learner.finetune(network, make_data(256, 1), epochs=1, config=config)
         assert len(result.history) == 1
-        assert 0.0 <= result.best_accuracy <= 1.0
+        assert 0.0 <= result.best_score <= 1.0
         assert any(not torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
     def test_interrupted_finetuning_ends_with_the_same_bits(

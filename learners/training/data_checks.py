@@ -1,9 +1,10 @@
-"""Input validation: images, labels and networks that users pass."""
+"""Input validation: batches and networks that users pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,48 +12,63 @@ from torch import Tensor, nn
 
 from amc_compress.learners.networks.training_outputs import runs_in_evaluation
 from amc_compress.learners.numerics.layout import laid_out
-from amc_compress.learners.tasks.outputs import main_output
+from amc_compress.learners.tasks.conform import conform, described, plain_targets
+from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, merged, rows
+from amc_compress.learners.tasks.task import Task
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Iterable[Any]
+"""Anything that yields batches as ``Task.split`` takes them, a ``DataLoader`` for one."""
 
 
 def collect(
     batches: Batches,
     limit: int | None,
     name: str,
-    example: Tensor,
+    example: Inputs,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Reads ``(images, labels)`` batches into two tensors, at most ``limit`` images.
+    *,
+    task: Task,
+) -> list[Split]:
+    """Reads a loader's batches, at most ``limit`` samples.
 
     The global random numbers of PyTorch are left alone.
 
     Args:
         batches: The loader.
-        limit: Stop after that many images; ``None`` reads all.
+        limit: Stop after that many samples; ``None`` reads all.
         name: What to call the data in messages.
-        example: Example input of the network; images must have its shape.
+        example: Of what the network takes; inputs must be like it.
         seed: Decides the order of loaders that shuffle.
+        task: What a batch is.
+
+    Returns:
+        ``(inputs, targets)``; neighbours of the same form are joined: one batch of all samples,
+        unless their sizes differ.
 
     Raises:
         InputDataError: If there is nothing, or it is not what the network expects.
     """
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    count = 0
-    for x, y in read_batches(batches, name, example.shape[1:], seed):
-        images.append(x)
-        labels.append(y)
-        count += x.shape[0]
-        if limit is not None and count >= limit:
+    found: list[Split] = []
+    total = 0
+    for inputs, targets in read_batches(batches, name, example, seed, task=task):
+        found.append(Split(inputs, targets))
+        total += count(inputs)
+        if limit is not None and total >= limit:
+            excess = total - limit
+            found[-1] = rows(found[-1], slice(0, count(inputs) - excess))
             break
-    if count == 0:
+    if total == 0:
         raise no_batch(name)
     # In the layout that networks are written for, however the loader has stored its batches.
-    joined = laid_out(torch.cat(images)[:limit], torch.contiguous_format)
-    return joined, torch.cat(labels)[:limit]
+    return [Split(in_layout(x, torch.contiguous_format), y) for x, y in merged(found)]
+
+
+def in_layout(inputs: Inputs, layout: torch.memory_format) -> Inputs:
+    """Returns inputs with their images in a memory layout."""
+    found: Inputs = mapped(lambda tensor: laid_out(tensor, layout), inputs)
+    return found
 
 
 def no_batch(name: str) -> InputDataError:
@@ -61,9 +77,9 @@ def no_batch(name: str) -> InputDataError:
 
 
 def read_batches(
-    batches: Batches, name: str, shape: Sequence[int], seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches of a loader: images in float32 and labels in int64, on the processor.
+    batches: Batches, name: str, example: Inputs, seed: int = 0, *, task: Task
+) -> Iterator[Split]:
+    """Yields the inputs and targets of a loader's batches, on the processor.
 
     The seed decides the order of loaders that shuffle. The loader's random numbers are its own:
     those that the caller draws between two batches change nothing, nor are they changed.
@@ -71,8 +87,9 @@ def read_batches(
     Args:
         batches: The loader.
         name: What to call the data in messages.
-        shape: Of one image.
+        example: Of what the network takes; inputs must be like it.
         seed: Decides the order.
+        task: What a batch is.
 
     Raises:
         InputDataError: If a batch is not what the network expects.
@@ -88,52 +105,52 @@ def read_batches(
             state = torch.get_rng_state()
         if batch is end:
             return
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InputDataError(
-                f"Expected (images, labels) batches in the {name} data, got {type(batch).__name__}."
-            )
-        x, y = batch
-        _check_batch(x, y, name, shape)
-        yield x.detach().cpu().float(), y.detach().cpu().long()
+        yield read_batch(batch, f"{name} ", example, task=task)
 
 
-def _check_batch(x: Tensor, y: Tensor, name: str, shape: Sequence[int]) -> None:
-    _check_pair(x, y, f"{name} ")
-    if x.shape[1:] != shape:
-        raise InputDataError(
-            f"Expected {name} images of shape {tuple(shape)} like the example input, "
-            f"got {tuple(x.shape[1:])}; resize them or trace with another example input."
-        )
-    if not x.isfinite().all():
-        raise InputDataError(f"Expected finite {name} images, got NaN or infinite pixels.")
+def read_batch(
+    batch: Any,
+    name: str,
+    example: Inputs,
+    *,
+    task: Task,
+    strict: bool = True,
+    device: str | torch.device = "cpu",
+) -> Split:
+    """Returns inputs like the example and their targets.
 
-
-def _check_pair(images: object, labels: object, name: str = "") -> None:
-    """Checks that a batch is tensors of images and of their classes; ``name`` ends in a space."""
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise InputDataError(
-            f"Expected {name}batches of (images, labels) tensors, got {type(images).__name__} and "
-            f"{type(labels).__name__}."
-        )
-    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
-        raise InputDataError(
-            f"Expected one integer label per {name}image, got images {list(images.shape)} with "
-            f"labels {list(labels.shape)} of {labels.dtype}."
-        )
-
-
-def check_labels(labels: Tensor, n_outputs: int, name: str) -> None:
-    """Checks that every label is a class of the network.
+    Args:
+        batch: As the loader yields it.
+        name: What to call the data in messages; it ends in a space.
+        example: Of what the network takes.
+        task: What a batch is.
+        strict: See :func:`amc_compress.learners.tasks.conform.conform`.
+        device: Where to put them.
 
     Raises:
-        InputDataError: If one is not.
+        InputDataError: If it is not what the network expects.
     """
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= n_outputs:
-        raise InputDataError(
-            f"Expected {name} labels from 0 to {n_outputs - 1} (the network has {n_outputs} "
-            f"outputs), got {low} to {high}."
-        )
+    given, targets = split_batch(batch, name, task=task)
+    inputs = conform(given, example, name, strict=strict, device=device)
+    if not isinstance(batch, Split):
+        targets = task.complete(inputs, targets)
+    return Split(inputs, plain_targets(targets, device))
+
+
+def split_batch(batch: Any, name: str, *, task: Task) -> Split:
+    """Returns inputs and targets as the loader has them.
+
+    Raises:
+        InputDataError: If they cannot belong together.
+    """
+    if isinstance(batch, Split):
+        return batch
+    try:
+        inputs, targets = task.split(batch)
+    except InputDataError as error:
+        raise InputDataError(f"In the {name or 'training '}data: {error}") from error
+    task.check_targets(inputs, targets, name)
+    return Split(inputs, targets)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -148,78 +165,75 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def count_outputs(model: nn.Module, images: Tensor) -> int:
-    """Returns the number of classes the network tells apart."""
-    try:
-        with torch.no_grad():
-            outputs = model(images)
-    except Exception as error:
-        raise InputDataError(
-            f"Expected a network that runs on float32 images of shape {tuple(images.shape[1:])} "
-            f"(inputs of other types, integers too, are converted to that), got "
-            f"{type(error).__name__}: {first_line(error)}; weights are float32 "
-            f"here too, so the forward must take them as they are, and where it needs other inputs "
-            f"convert them itself, e.g. by x.long()."
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputDataError(
-            f"Expected a network whose output is (images, classes), got {shape}; "
-            f"wrap it so that it returns its logits."
-        )
-    return int(outputs.shape[1])
-
-
-def check_batch(
-    images: Tensor, labels: Tensor, device: str | torch.device
-) -> tuple[Tensor, Tensor]:
-    """Move a batch to the device; reject what cannot be images and labels."""
-    _check_pair(images, labels)
-    return images.to(device, non_blocking=True), labels.to(device, torch.int64, non_blocking=True)
-
-
-def forward(model: nn.Module, images: Tensor, labels: Tensor, who: str = "network") -> Tensor:
-    """Return the logits (N, classes); reject images and labels that do not fit the network.
+def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> Any:
+    """Returns what a network answers a few samples, checked.
 
     Args:
-        model: The network; in training mode its first output, or ``logits``, is taken.
-        images: Of the batch.
-        labels: Of the batch.
-        who: What errors call the network.
+        network: In ``eval`` mode.
+        inputs: Of a few samples, on its device.
+        targets: Theirs.
+        task: What the network is for.
 
     Raises:
-        InputDataError: The network cannot take images of this shape, or a label is not a class.
+        InputDataError: If it cannot take them, or its outputs do not go with the targets.
     """
     try:
-        output = model(images)
+        with torch.no_grad():
+            outputs = task.outputs(task.ask(network, inputs))
+    except Exception as error:
+        raise InputDataError(_cannot_run(inputs, error)) from error
+    task.check(outputs, targets)
+    return outputs
+
+
+def _cannot_run(inputs: Inputs, error: Exception) -> str:
+    what = described(inputs)
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        what = f"float32 images of shape {tuple(inputs.shape[1:])}"
+    return (
+        f"Expected a network that runs on {what} "
+        f"(inputs of other types are converted to that), got "
+        f"{type(error).__name__}: {first_line(error)}; weights are float32 "
+        f"here too, so the forward must take them as they are, and where it needs other inputs "
+        f"convert them itself, e.g. by x.long()."
+    )
+
+
+def forward(
+    model: nn.Module, inputs: Inputs, targets: Any, who: str = "network", *, task: Task
+) -> Any:
+    """Returns the outputs that count; rejects inputs and targets that do not fit the network.
+
+    Args:
+        model: The network.
+        inputs: Of the batch, on its device.
+        targets: Of the batch, likewise.
+        who: What errors call the network.
+        task: What the network is for.
+
+    Raises:
+        InputDataError: The network cannot take the inputs, or the targets do not fit its outputs.
+    """
+    try:
+        raw = task.ask(model, inputs, targets)
     except (RuntimeError, ValueError) as error:
         if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
             raise
-        if model.training and runs_in_evaluation(model, images):
+        if model.training and runs_in_evaluation(model, inputs):
             raise InputDataError(
                 f"The {who} runs in evaluation mode, but not in training mode "
                 f"({first_line(error, 150)}): correct what its forward does in training."
             ) from error
+        what = described(inputs)
+        if isinstance(inputs, Tensor):
+            what = f"images of shape {list(inputs.shape[1:])}"
         raise InputDataError(
-            f"The {who} cannot take images of shape {list(images.shape[1:])} "
+            f"The {who} cannot take {what} "
             f"({first_line(error, 150)}): use the size and channels it was made for."
         ) from error
-    logits = main_output(output) if model.training else output
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        mode = " in training mode" if model.training else ""
-        raise InputDataError(
-            f"Expected the {who} to answer {len(labels)} images with logits of shape "
-            f"[{len(labels)}, classes]{mode}, got {got}: return the logits, alone or first."
-        )
-    low, high = labels.aminmax()
-    if int(low) < 0 or int(high) >= logits.shape[1]:
-        raise InputDataError(
-            f"Labels must lie in 0..{logits.shape[1] - 1}, the classes of the {who}, got "
-            f"{int(low) if int(low) < 0 else int(high)}: correct the labels or the number of "
-            "classes."
-        )
-    return logits
+    outputs = task.outputs(raw)
+    task.check(outputs, targets, who, " in training mode" if model.training else "")
+    return outputs
 
 
 @contextmanager

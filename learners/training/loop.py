@@ -1,24 +1,28 @@
-"""The training loop of all learners, and top-1 accuracy."""
+"""The training loop of all learners, and the metrics of networks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc_compress.learners.networks.forms import unwrapped
 from amc_compress.learners.networks.intake import as_float, plain_float
-from amc_compress.learners.numerics.layout import laid_out, usable_layout
+from amc_compress.learners.numerics.layout import usable_layout
 from amc_compress.learners.numerics.precision import (
     autocast,
     resolve_precision,
     working_dtype,
 )
+from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.inputs import Inputs, count, rows
+from amc_compress.learners.tasks.registry import make_task
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.checkpoints import (
     check_extra_state,
     check_folder,
@@ -29,11 +33,18 @@ from amc_compress.learners.training.checkpoints import (
     save_last,
 )
 from amc_compress.learners.training.config import TrainingConfig
-from amc_compress.learners.training.data_checks import check_batch, forward
+from amc_compress.learners.training.data_checks import (
+    Batches,
+    forward,
+    in_layout,
+    read_batch,
+    split_batch,
+)
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.support.deprecation import deprecated
 from amc_env.support.progress import Progress
 from amc_env.validation.checks import checked
 
@@ -46,36 +57,43 @@ __all__ = [
     "TrainingResult",
     "train",
     "evaluate",
+    "measure",
     "resolve_precision",
 ]
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class EpochRecord:
     """Results of one epoch; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
 
+    Scores are accuracies for classification; that of training is ``None`` where it cannot be
+    measured.
     ``is_ready`` tells whether the network was what was asked for, not only on the way there.
     """
 
     epoch: int
     learning_rate: float
     train_loss: float
-    train_accuracy: float
-    validation_accuracy: float
+    train_score: float | None
+    validation_score: float
     seconds: float
     is_ready: bool = True
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Validation accuracy and number (from 0) of the best epoch, all epochs, and their seconds."""
+    """Validation score and number (from 0) of the best epoch, all epochs, and their seconds."""
 
-    best_accuracy: float
+    best_score: float
     best_epoch: int
     history: list[EpochRecord]
     seconds: float
+
+    @property
+    @deprecated("best_score", removed_in="0.4")
+    def best_accuracy(self) -> float:
+        """The validation score of the best epoch."""
+        return self.best_score
 
 
 @checked
@@ -83,45 +101,79 @@ def evaluate(
     model: nn.Module,
     loader: Batches,
     *,
+    task: str | Task = "classification",
     precision: str = "auto",
     device: str | torch.device = "cpu",
 ) -> float:
-    """Top-1 accuracy in [0, 1], in float32; the model moves to ``device`` and keeps its mode.
+    """The score of a network, higher is better; the model moves to ``device``, keeps its mode.
+
+    For classification top-1 accuracy in [0, 1], in float32. See :func:`measure` for all metrics.
 
     Raises:
         InputDataError: No images, images that the network cannot take, or labels outside its
             classes.
     """
+    task = make_task(task)
+    return task.score(measure(model, loader, task=task, precision=precision, device=device))
+
+
+@checked
+def measure(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    task: str | Task = "classification",
+    precision: str = "auto",
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """Metric name -> value over all batches of a loader; the metric of the score first.
+
+    Raises:
+        InputDataError: As :func:`evaluate`.
+    """
     model = plain_float(model)
-    return _accuracy(model, loader, working_dtype(model, precision, device), device)
+    dtype = working_dtype(model, precision, device)
+    return _measured(model, loader, make_task(task), dtype, device, reported=True)
 
 
-def _accuracy(
-    model: nn.Module, loader: Batches, dtype: torch.dtype, device: str | torch.device
-) -> float:
+def _measured(
+    model: nn.Module,
+    loader: Batches,
+    task: Task,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    reported: bool = False,
+) -> dict[str, float]:
     model.to(device)
     training = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    meter = task.meter(reported=reported)
     total = 0
+    example: Inputs | None = None
     layout: torch.memory_format | None = None
     try:
         # Loaders draw random numbers even where they shuffle nothing; the caller's stay.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for images, labels in loader:
-                images, labels = check_batch(images, labels, device)
-                layout = layout or usable_layout(model, images[:1])
-                images = laid_out(images, layout)
+            for batch in loader:
+                if example is None:
+                    first, _ = split_batch(batch, "", task=task)
+                    example = rows(settled(model, first, device), slice(0, 1))
+                inputs, targets = read_batch(
+                    batch, "", example, task=task, strict=False, device=device
+                )
+                layout = layout or usable_layout(model, rows(inputs, slice(0, 1)))
+                inputs = in_layout(inputs, layout)
                 with autocast(dtype, device):
-                    logits = forward(model, images, labels)
-                correct += (logits.argmax(1) == labels).sum()
-                total += len(labels)
+                    outputs = forward(model, inputs, targets, task=task)
+                meter.update(outputs, targets)
+                total += count(inputs)
     finally:
         model.train(training)
     if total == 0:
         raise InputDataError("Expected at least one image to evaluate on, got none.")
-    return int(correct) / total
+    return meter.compute()
 
 
 @checked
@@ -131,6 +183,7 @@ def train(
     validation_loader: Batches,
     config: TrainingConfig,
     *,
+    task: str | Task = "classification",
     teacher: nn.Module | None = None,
     hooks: Sequence[TrainingHook] = (),
     checkpoint_dir: Path | None = None,
@@ -141,7 +194,7 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place; it ends in eval mode, with the weights of its best epoch.
 
-    Of equally accurate epochs the latest is the best: its learning rate was the lowest. In float32,
+    Of equally good epochs the latest is the best: its learning rate was the lowest. In float32,
     whatever the type of the model.
 
     Args:
@@ -150,6 +203,7 @@ def train(
             has one, and a ``DataLoader``'s own generator is seeded.
         validation_loader: Batches that choose the best epoch.
         config: All settings.
+        task: What the network is for, a task or its name.
         teacher: A network to distil from; not changed.
         hooks: What happens besides the loss, see ``amc_compress.learners.training.hooks``.
         checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and ``best.safetensors``.
@@ -175,7 +229,15 @@ def train(
     check_hooks(hooks)
     with as_float(model) as network:
         run = _Run(
-            network, train_loader, validation_loader, config, teacher, checkpoint_dir, device, hooks
+            network,
+            train_loader,
+            validation_loader,
+            config,
+            teacher,
+            checkpoint_dir,
+            device,
+            make_task(task),
+            hooks,
         )
         if resume:
             run.restore()
@@ -195,6 +257,7 @@ class _Run:
     teacher: nn.Module | None
     folder: Path | None
     device: str | torch.device
+    task: Task
     hooks: Sequence[TrainingHook] = ()
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = -1
@@ -210,6 +273,7 @@ class _Run:
             self.dtype,
             self.device,
             self.hooks,
+            task=self.task,
         )
         try:
             # Until an epoch has been evaluated, the weights it started from are the best there are.
@@ -222,7 +286,11 @@ class _Run:
             raise
 
     def _identity(self, batches: int) -> dict[str, Any]:
+        task = self.task.identity()
+        # Checkpoints of classification are as they were when there was no other task.
+        told = {} if task == make_task("classification").identity() else {"task": task}
         return {
+            **told,
             **asdict(self.config),
             "batches per epoch": batches,
             "teacher": self.teacher is not None,
@@ -246,7 +314,7 @@ class _Run:
         except BaseException:
             self.stepper.release()
             raise
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [_record(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_state = best_state
 
@@ -260,10 +328,11 @@ class _Run:
                     record = self._epoch(epoch, progress)
                     bar.step(
                         f"loss {record.train_loss:.4f}, "
-                        f"validation accuracy {record.validation_accuracy:.4f}"
+                        f"validation {self.task.metric} "
+                        f"{self.task.value(record.validation_score):.4f}"
                     )
                     if writer is not None:
-                        _log(writer, record)
+                        _log(writer, record, self.task)
         finally:
             # Whatever stopped the loop, the caller gets the best weights there are.
             self.stepper.release()
@@ -271,30 +340,32 @@ class _Run:
             self.model.eval()
         best = self.history[self.best_epoch]
         seconds = sum(record.seconds for record in self.history)
-        return TrainingResult(best.validation_accuracy, self.best_epoch, self.history, seconds)
+        return TrainingResult(best.validation_score, self.best_epoch, self.history, seconds)
 
     def _epoch(self, epoch: int, progress: bool) -> EpochRecord:
         started = time.perf_counter()
-        loss, accuracy = self.stepper.epoch(self.train_loader, epoch, progress)
+        loss, score = self.stepper.epoch(self.train_loader, epoch, progress)
         candidate = self.stepper.candidate
         if not all(bool(torch.isfinite(p).all()) for p in candidate.parameters()):
             raise TrainingDivergedError(
                 f"A weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate "
                 f"(now {self.config.learning_rate:g}) or clip the gradient."
             )
-        validation = _accuracy(candidate, self.validation_loader, self.dtype, self.device)
+        validation = self.task.score(
+            _measured(candidate, self.validation_loader, self.task, self.dtype, self.device)
+        )
         record = EpochRecord(
             epoch=epoch,
             learning_rate=self.stepper.descent.learning_rate,
             train_loss=loss,
-            train_accuracy=accuracy,
-            validation_accuracy=validation,
+            train_score=score,
+            validation_score=validation,
             seconds=time.perf_counter() - started,
             is_ready=self.stepper.is_ready,
         )
         best = self.history[self.best_epoch] if self.best_epoch >= 0 else record
         self.history.append(record)
-        if (record.is_ready, validation) >= (best.is_ready, best.validation_accuracy):
+        if (record.is_ready, validation) >= (best.is_ready, best.validation_score):
             self.best_epoch = epoch
             self.best_state = copy_of(candidate)
             # Before last.pt: killed between the two, the resumed run repeats the epoch and writes
@@ -315,7 +386,13 @@ class _Run:
         }
 
 
-def _log(writer: SummaryWriter, record: EpochRecord) -> None:
+def _record(stored: dict[str, Any]) -> EpochRecord:
+    """Returns an epoch of a checkpoint, also of one from before scores had their name."""
+    names = {"train_accuracy": "train_score", "validation_accuracy": "validation_score"}
+    return EpochRecord(**{names.get(key, key): value for key, value in stored.items()})
+
+
+def _log(writer: SummaryWriter, record: EpochRecord, task: Task) -> None:
     writer.add_scalar("finetune/loss", record.train_loss, record.epoch)
-    writer.add_scalar("finetune/accuracy", record.validation_accuracy, record.epoch)
+    writer.add_scalar(f"finetune/{task.metric}", task.value(record.validation_score), record.epoch)
     writer.add_scalar("finetune/learning_rate", record.learning_rate, record.epoch)

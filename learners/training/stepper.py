@@ -12,10 +12,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amc_compress.learners.networks.intake import private_copy, take_in
-from amc_compress.learners.numerics.layout import laid_out, set_layout, usable_layout
+from amc_compress.learners.numerics.layout import set_layout, usable_layout
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, rows, tensors_of
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
-from amc_compress.learners.training.data_checks import Batches, check_batch, forward, seed_loader
+from amc_compress.learners.training.data_checks import (
+    Batches,
+    forward,
+    in_layout,
+    read_batch,
+    seed_loader,
+    split_batch,
+)
 from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.hooks import TrainingHook
@@ -40,8 +50,11 @@ class Stepper:
         dtype: torch.dtype,
         device: str | torch.device,
         hooks: Sequence[TrainingHook] = (),
+        *,
+        task: Task,
     ) -> None:
         self.model = model.to(device)
+        self.task = task.smoothed(config.label_smoothing)
         set_layout(model, torch.channels_last)
         self.config = config
         self.batches = batches
@@ -66,6 +79,7 @@ class Stepper:
             self.teacher = take_in(teacher, device).network.requires_grad_(False)
             set_layout(self.teacher, torch.channels_last)
         self.layout: torch.memory_format | None = None  # settled by the first batch
+        self._example: Inputs | None = None  # likewise
         self.hooks = tuple(hooks)
         try:
             for hook in self.hooks:
@@ -91,11 +105,12 @@ class Stepper:
         set_layout(self.model, torch.contiguous_format)
         self.descent.optimizer.zero_grad()
 
-    def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float]:
-        """Train for one pass over ``loader``; return its mean loss and accuracy."""
+    def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float | None]:
+        """Trains for one pass over ``loader``; returns its mean loss, and score if measurable."""
         self.model.train()
         self._epoch = epoch + 1
-        loss_sum, correct, seen = 0.0, 0, 0
+        meter = self.task.meter() if self.task.metric_in_training else None
+        loss_sum, seen = 0.0, 0
         # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(seed_loader(loader, self.config.seed, epoch))
@@ -106,67 +121,79 @@ class Stepper:
                 leave=False,
                 disable=no_bar(progress),
             )
-            for images, labels in bar:
-                images, labels = check_batch(images, labels, self.device)
-                images = self._laid_out(images)
-                loss, right = self.step(images, labels)
-                loss_sum += loss * len(labels)
-                correct += right
-                seen += len(labels)
+            for batch in bar:
+                inputs, targets = self._read(batch)
+                loss, outputs = self.step(inputs, targets)
+                if meter is not None:
+                    meter.update(mapped(Tensor.detach, outputs), targets)
+                size = count(inputs)
+                loss_sum += loss * size
+                seen += size
                 if progress:
-                    bar.set_postfix(loss=f"{loss_sum / seen:.3f}", acc=f"{correct / seen:.3f}")
+                    bar.set_postfix(loss=f"{loss_sum / seen:.3f}")
         if seen == 0:
             raise InputDataError("Expected at least one training image, got none.")
-        return loss_sum / seen, correct / seen
+        return loss_sum / seen, None if meter is None else self.task.score(meter.compute())
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        """Return images in the layout that model and teacher can take, found with the first."""
+    def _read(self, batch: Any) -> Split:
+        """Returns inputs and targets on the device, in the layout that all networks can take."""
+        if self._example is None:
+            first, _ = split_batch(batch, "", task=self.task)
+            self._example = rows(settled(self.model, first, self.device), slice(0, 1))
+        inputs, targets = read_batch(
+            batch, "", self._example, task=self.task, strict=False, device=self.device
+        )
         if self.layout is None:
-            self.layout = torch.channels_last
-            networks = [n for n in (self.model, self.teacher) if n is not None]
-            if any(usable_layout(n, images[:1]) != torch.channels_last for n in networks):
-                self.layout = torch.contiguous_format
-                for network in (*networks, self.candidate):
-                    set_layout(network, self.layout)
-        return laid_out(images, self.layout)
+            self._settle_layout(inputs)
+        assert self.layout is not None
+        return Split(in_layout(inputs, self.layout), targets)
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """Take one optimiser step; return the loss and how many images were right."""
+    def _settle_layout(self, inputs: Inputs) -> None:
+        self.layout = torch.channels_last
+        one = rows(inputs, slice(0, 1))
+        networks = [n for n in (self.model, self.teacher) if n is not None]
+        if any(usable_layout(n, one) != torch.channels_last for n in networks):
+            self.layout = torch.contiguous_format
+            for network in (*networks, self.candidate):
+                set_layout(network, self.layout)
+
+    def step(self, inputs: Inputs, targets: Any) -> tuple[float, Any]:
+        """Takes one optimiser step; returns the loss and the outputs that count."""
         step = self.descent.count
         for hook in self.hooks:
             hook.before_step(step)
-        loss, logits = self._loss(images, labels)
+        loss, outputs = self._loss(inputs, targets)
         value = self.descent.step(loss)
         for hook in self.hooks:
             hook.after_step(step)
         if self.average is not None:
             self.average.update(self.model, step)
-        return value, int((logits.detach().argmax(1) == labels).sum())
+        return value, outputs
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the whole loss and the logits."""
+    def _loss(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Any]:
+        """Returns the whole loss and the outputs."""
         config, answers = self.config, None
         with autocast(self.dtype, self.device):
             if self.teacher is not None:
-                answers = forward(self.teacher, images, labels, "teacher")
-            logits = forward(self.model, images, labels)
+                answers = forward(self.teacher, inputs, targets, "teacher", task=self.task)
+            outputs = forward(self.model, inputs, targets, task=self.task)
         loss = combined_loss(
-            logits,
-            labels,
+            self.task,
+            outputs,
+            targets,
             answers,
             temperature=config.distillation_temperature,
             weight=config.distillation_weight,
-            label_smoothing=config.label_smoothing,
         )
         for hook in self.hooks:
             if (more := hook.loss()) is not None:
                 loss = loss + more
-        if answers is not None and not (loss.isfinite() or answers.isfinite().all()):
+        if answers is not None and not (loss.isfinite() or _finite(answers)):
             raise InputDataError(
                 "Expected a teacher with finite answers, got NaN or infinite ones: give "
                 "another teacher."
             )
-        return loss, logits
+        return loss, outputs
 
     def _diverged(self, what: str, value: float) -> str:
         return (
@@ -195,6 +222,10 @@ class Stepper:
         self.descent.count = state["step"]
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"][hook.name])
+
+
+def _finite(outputs: Any) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors_of(outputs))
 
 
 class MovingAverage:

@@ -58,7 +58,7 @@ class FixedDecisions(Learner):
         )
         if not self.decisions:
             raise ValueError("Expected at least one decision that is not fixed, got none.")
-        self.original_accuracy = learner.original_accuracy
+        self.original_score = learner.original_score
         self.validation = learner.validation
         self.device = learner.device
         self.form = learner.form

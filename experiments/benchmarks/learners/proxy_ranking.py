@@ -95,7 +95,7 @@ def _evaluate(
         row["cpu_seconds"][label] = time.process_time() - start
     learner = learners["reconstruction+recalibration"]  # starts where `amc compress` starts
     result = learner.finetune(learner.compress(plan), train, config=config)
-    row["finetuned"] = result.history[-1].validation_accuracy
+    row["finetuned"] = result.history[-1].validation_score
     return row
 
 

@@ -205,7 +205,7 @@ def trained(
     teacher = original if row.teacher == "original" else None
     if not isinstance(learner, JointCompression):
         result = learner.finetune(network, splits.train, config=config, teacher=teacher)
-        return network, result.best_accuracy
+        return network, result.best_score
     own = replace(learner.training_defaults(), epochs=row.epochs, seed=row.seed)
     done = compress_deeply(
         learner, plan, splits.train, retraining=config, finetuning=own, teacher=teacher

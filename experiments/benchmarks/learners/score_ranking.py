@@ -29,7 +29,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -45,6 +44,7 @@ from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.sparsification import WeightSparsification
 from amc_compress.learners.sparsification.curves import gradient_scores as density_scores
+from amc_compress.learners.tasks.inputs import joined, pieces
 from amc_compress.tasks import SplitKind, make_bits, make_channels, make_density, make_joint
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.validation.checks import check_known
@@ -64,10 +64,7 @@ _GATE_BATCH = 64
 
 def squared_gates(learner: ChannelPruning) -> Curves:
     """Returns the summed Taylor importance of the units that every choice cuts."""
-    images, labels = (torch.cat(parts) for parts in zip(*learner.data.labelled(), strict=True))
-    batches = list(
-        zip(torch.split(images, _GATE_BATCH), torch.split(labels, _GATE_BATCH), strict=True)
-    )
+    batches = pieces(joined(learner.data.labelled()), _GATE_BATCH)
     found = {}
     contexts = group_contexts(learner.traced, learner.original, {}, batches, learner.seed)
     scores = {context.name: taylor(context) for context in contexts}
@@ -84,11 +81,11 @@ def weights_fisher(part: Any) -> Curves:
     if isinstance(part, ChannelPruning):
         repair = Repair({}, part.proxy, ())
         batches = part.data.labelled()
-        return channel_scores(part.decisions, part.traced, repair, part.select, batches)
+        return channel_scores(part.decisions, part.traced, repair, part.select, batches, part.task)
     if isinstance(part, WeightSparsification):
         batches = part.data.labelled()
         return density_scores(
-            part.decisions, part.original, {}, part.fitted, batches, lambda name: False
+            part.decisions, part.original, {}, part.fitted, batches, part.task, lambda name: False
         )
     return _of_rounded(part)
 

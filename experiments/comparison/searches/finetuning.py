@@ -192,7 +192,7 @@ class _Trainer:
         )
         return replace(
             final,
-            finetuned_validation=result.best_accuracy,
+            finetuned_validation=result.best_score,
             test=evaluate(network, self._splits.test, precision="fp32"),
             finetune_seconds=round(time.process_time() - started, 1),
             finetune_epochs=self._config.epochs,

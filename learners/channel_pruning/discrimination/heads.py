@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from amc_compress.learners.channel_pruning.discrimination.places import LossPlace
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Inputs, arguments, device_of
+from amc_compress.learners.tasks.task import Task
 
 
 class _Reached(Exception):  # noqa: N818 - ends a forward pass, nothing has gone wrong
@@ -27,7 +30,7 @@ class AuxiliaryHead(nn.Module):
 
     Args:
         channels: Width of the features.
-        n_outputs: Classes.
+        n_outputs: Of the network.
         axis: Channel axis of the features.
     """
 
@@ -53,33 +56,40 @@ class Discriminator(nn.Module):
     Args:
         network: A copy that may be trained.
         places: Where the heads sit, in the order of a forward pass.
-        n_outputs: Classes.
+        n_outputs: Of the network, one head has as many.
         dtype: Type to compute in; losses are float32.
+        task: Whose losses they are.
     """
 
     def __init__(
-        self, network: nn.Module, places: Sequence[LossPlace], n_outputs: int, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        places: Sequence[LossPlace],
+        n_outputs: int,
+        dtype: torch.dtype,
+        task: Task = CLASSIFICATION,
     ) -> None:
         super().__init__()
         self.network = network
         self.places = tuple(places)
         self.dtype = dtype
+        self.task = task
         self.heads = nn.ModuleList(AuxiliaryHead(p.channels, n_outputs, p.axis) for p in places)
 
     def losses(
         self,
-        images: Tensor,
-        labels: Tensor,
+        inputs: Inputs,
+        targets: Any,
         stages: Collection[int],
         *,
         detached: Collection[int] = (),
         weights: Mapping[str, Tensor] | None = None,
     ) -> dict[int, Tensor]:
-        """Returns the cross entropy of some stages; the network runs no further than these need.
+        """Returns the losses of some stages; the network runs no further than these need.
 
         Args:
-            images: Shape (N, ...).
-            labels: Shape (N,).
+            inputs: Of a batch.
+            targets: Theirs.
             stages: Heads by number, from 0; the number of heads means the network's own loss.
             detached: Those whose loss shall train the head alone.
             weights: Parameters of the network to use in place of its own, by name.
@@ -103,23 +113,23 @@ class Discriminator(nn.Module):
             for stage in sorted(set(stages) - {last})
         ]
         try:
-            with autocast(self.dtype, images.device):
-                logits = self._run(images, weights or {})
+            with autocast(self.dtype, device_of(inputs)):
+                outputs = self._run(inputs, weights or {})
         finally:
             for handle in handles:
                 handle.remove()
         found = {}
         for stage in stages:
-            answer = logits if stage == last else self.heads[stage](features[stage])
+            answer = outputs if stage == last else self.heads[stage](features[stage])
             assert answer is not None
-            found[stage] = F.cross_entropy(answer.float(), labels)
+            found[stage] = self.task.loss(answer, targets)
         return found
 
-    def _run(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns the logits, or ``None`` if the pass was ended before."""
+    def _run(self, inputs: Inputs, weights: Mapping[str, Tensor]) -> Any:
+        """Returns the outputs that count, or ``None`` if the pass was ended before."""
         try:
-            arguments: tuple[Any, ...] = (self.network, dict(weights), (images,))
-            logits: Tensor = torch.func.functional_call(*arguments)
+            given, named = arguments(inputs)
+            raw = torch.func.functional_call(self.network, dict(weights), given, named)
         except _Reached:
             return None
-        return logits
+        return self.task.outputs(raw)

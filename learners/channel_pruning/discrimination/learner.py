@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.candidates.options import CandidateOptions
-from amc_compress.learners.candidates.preparation import Images
+from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.channel_pruning.criteria import Criterion
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
 from amc_compress.learners.channel_pruning.discrimination.places import LossPlaces, find_places
@@ -25,6 +25,8 @@ from amc_compress.learners.channel_pruning.discrimination.training import (
 )
 from amc_compress.learners.channel_pruning.learner import ChannelOptions, ChannelPruning
 from amc_compress.learners.channel_pruning.ranking import read_or_made
+from amc_compress.learners.tasks.inputs import Split, moved
+from amc_env.errors import UntraceableModelError
 from amc_env.support.progress import Progress
 from amc_env.validation.checks import check_whole, checked
 
@@ -104,31 +106,27 @@ class DiscriminationAwarePruning(ChannelPruning):
     options: DiscriminationOptions
     places: LossPlaces
 
-    def _rank(self, images: Images) -> dict[str, Tensor]:
+    def _rank(self, samples: Samples) -> dict[str, Tensor]:
         """Trains stage by stage and orders the units of each stage's layers."""
         network = copy.deepcopy(self.original).requires_grad_(False)
-        probe = images.calibration[:2].to(self.device)
         layers = [layer.name for layer in self.graph.layers]
-        self.places = find_places(network, probe, layers, self.options.stages)
+        self.places = find_places(network, samples.few(), layers, self.options.stages)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)  # dropout, and loaders without a generator of their own
             discriminator = Discriminator(
-                network, self.places.places, images.n_outputs, self._training_dtype
+                network,
+                self.places.places,
+                _n_outputs(samples.probed),
+                self._training_dtype,
+                self.task,
             ).to(self.device)
-            return self._run_stages(discriminator, images)
+            return self._run_stages(discriminator, samples)
 
-    def _run_stages(self, discriminator: Discriminator, images: Images) -> dict[str, Tensor]:
-        data = [(x, y.to(self.device)) for x, y in images.batches(_BATCH)]
+    def _run_stages(self, discriminator: Discriminator, samples: Samples) -> dict[str, Tensor]:
+        data = [Split(x, moved(y, self.device)) for x, y in samples.batches(_BATCH)]
         assert self.options.train is not None
-        batches = endless_batches(
-            self.options.train,
-            images.example,
-            images.n_outputs,
-            self.device,
-            self.seed,
-            images.layout,
-        )
+        batches = endless_batches(self.options.train, samples, self.seed)
         slots = {g.name: read_or_made(self.traced, g.name) for g in self.graph.groups}
         n_stages = len(self.places.places) + 1
         greedy = {g.name: self._greedy(g.size) for g in self.graph.groups}
@@ -154,3 +152,18 @@ class DiscriminationAwarePruning(ChannelPruning):
     def _greedy(self, size: int) -> GreedyOptions:
         per_step = self.options.channels_per_step or -(-size // _ADDITIONS)
         return GreedyOptions(self.options.layer_steps, per_step)
+
+
+def _n_outputs(outputs: object) -> int:
+    """Returns the width of the auxiliary heads, from what the network answers.
+
+    Raises:
+        UntraceableModelError: If a head could not answer the same.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise UntraceableModelError(
+            "Expected a network whose output is one row of numbers per sample, which auxiliary "
+            "classifiers can answer too, for discrimination-aware pruning; got another: use "
+            "ChannelPruning with another criterion."
+        )
+    return int(outputs.shape[1])

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from amc_compress.learners.tasks.inputs import Inputs, ask, mapped
+from amc_compress.learners.tasks.inputs import count as count_samples
+from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import UntraceableModelError
 
 _Node = Any  # torch.autograd.graph.Node: what remembers how a tensor was computed
@@ -64,7 +67,9 @@ class LossPlaces:
         return sum(place.depth < depth for place in self.places)
 
 
-def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count: int) -> LossPlaces:
+def find_places(
+    network: nn.Module, inputs: Inputs, layers: Sequence[str], count: int
+) -> LossPlaces:
     """Spreads places for auxiliary losses evenly over the depth of a network.
 
     The ``p``-th of ``P`` is the one nearest to ``p L / (P + 1)`` of ``L`` layers; of several at one
@@ -72,14 +77,14 @@ def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count:
 
     Args:
         network: In ``eval`` mode.
-        image: A batch that it runs on.
+        inputs: A batch that it runs on, numbers.
         layers: Names of the layers, some of which may be no modules.
         count: How many are wanted; there are fewer where a network has fewer.
 
     Raises:
         UntraceableModelError: If there is none at all.
     """
-    candidates, depths, outcome = _watched_run(network, image, layers)
+    candidates, depths, outcome = _watched_run(network, inputs, layers)
     available: dict[int, LossPlace] = {}
     total = max(depths.values(), default=0)
     for place, node in candidates:
@@ -98,7 +103,7 @@ def find_places(network: nn.Module, image: Tensor, layers: Sequence[str], count:
 
 
 def _watched_run(
-    network: nn.Module, image: Tensor, layers: Sequence[str]
+    network: nn.Module, inputs: Inputs, layers: Sequence[str]
 ) -> tuple[list[tuple[LossPlace, _Node]], dict[str, int], _Node]:
     """Runs the network once, with a gradient to its input: what depends on what is in there."""
     known = set(layers)
@@ -106,6 +111,7 @@ def _watched_run(
     candidates: list[tuple[LossPlace, _Node]] = []
     axes: dict[_Node, int | None] = {}
     done = 0
+    size = count_samples(inputs)
 
     def leave(name: str, module: nn.Module, output: object) -> None:
         nonlocal done
@@ -116,7 +122,7 @@ def _watched_run(
             return
         node = output.grad_fn
         # A tensor counts where it was made: an identity hands on what earlier layers did.
-        if node is None or node in axes or output.shape[0] != image.shape[0]:
+        if node is None or node in axes or output.shape[0] != size:
             return
         axis = 1 if output.dim() == 2 else _own_axis(module) or _inherited_axis(node, axes)
         axes[node] = axis
@@ -129,13 +135,18 @@ def _watched_run(
     ]
     try:
         with torch.enable_grad():
-            outputs = network(image.detach().clone().requires_grad_())
+            outputs = ask(network, mapped(_leaf, inputs))
     finally:
         for handle in handles:
             handle.remove()
     calls = [place.module for place, _ in candidates]
     once = [pair for pair in candidates if calls.count(pair[0].module) == 1]
-    return once, depths, outputs.grad_fn
+    return once, depths, next((t.grad_fn for t in tensors_in(outputs) if t.grad_fn), None)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return copy.requires_grad_() if copy.is_floating_point() else copy
 
 
 def _own_axis(module: nn.Module) -> int | None:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from amc_compress.learners.channel_pruning.criteria import rank_units
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
 from amc_compress.learners.channel_pruning.ranking import per_unit
-from amc_compress.learners.networks.outputs import tensors_in
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.tasks.inputs import Inputs, Split, ask, device_of
+from amc_compress.learners.tasks.outputs import tensors_in
 from amc_compress.learners.tracing.slots import UnitSlot
 from amc_env.errors import TrainingDivergedError
 
@@ -32,8 +33,6 @@ RELATIVE_RATE = 0.02
 """Of Adam, in units of the root mean square of a layer's weights: layers differ in scale."""
 
 _TARGET_BYTES = 512 * 2**20
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,14 @@ class GroupLoss:
         original: nn.Module,
         slots: Sequence[UnitSlot],
         stages: Collection[int],
-        batches: Sequence[Batch],
+        batches: Sequence[Split],
         weight: float,
     ) -> None:
         self.discriminator = discriminator
         self.stages = tuple(sorted(set(stages)))
         self.weight = weight
         self.layers = list(dict.fromkeys(slot.module for slot in slots))
-        self.batches: list[Batch] = []
+        self.batches: list[Split] = []
         self.targets: list[dict[str, list[Tensor]]] = []
         used = 0
         for batch in batches:
@@ -159,7 +158,7 @@ class GroupLoss:
 
     def loss(self, weights: dict[str, Tensor], index: int) -> Tensor:
         """Returns ``L`` on one mini-batch, a scalar."""
-        images, labels = self.batches[index % len(self.batches)]
+        inputs, right = self.batches[index % len(self.batches)]
         targets = self.targets[index % len(self.batches)]
         terms: list[Tensor] = []
         seen = dict.fromkeys(targets, 0)
@@ -173,11 +172,11 @@ class GroupLoss:
 
         network = self.discriminator.network
         with _watched(network, self.layers, compare):
-            found = self.discriminator.losses(images, labels, self.stages, weights=weights)
+            found = self.discriminator.losses(inputs, right, self.stages, weights=weights)
         terms += [self.weight * value for value in found.values()]
         return torch.stack(terms).sum()
 
-    def _feature_maps(self, original: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
+    def _feature_maps(self, original: nn.Module, inputs: Inputs) -> dict[str, list[Tensor]]:
         maps: dict[str, list[Tensor]] = {}
 
         def keep(name: str, output: Tensor) -> None:
@@ -187,9 +186,9 @@ class GroupLoss:
         with (
             _watched(original, self.layers, keep),
             torch.no_grad(),
-            autocast(dtype, images.device),
+            autocast(dtype, device_of(inputs)),
         ):
-            original(images)
+            ask(original, inputs)
         return maps
 
 

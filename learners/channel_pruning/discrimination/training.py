@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count, islice
+from itertools import count as count_up
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc_compress.learners.base import Batches
+from amc_compress.learners.candidates.preparation import Samples, training_batch
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
-from amc_compress.learners.numerics.layout import laid_out
-from amc_compress.learners.training.data_checks import check_labels, collect, seed_loader
+from amc_compress.learners.tasks.inputs import Split, count
+from amc_compress.learners.training.data_checks import Batches, seed_loader
 from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.schedules import falling_linearly
 from amc_env.errors import InputDataError
@@ -23,37 +24,26 @@ HEAD_RATE = 0.1
 _WEIGHT_DECAY = 1e-4
 
 
-def endless_batches(
-    loader: Batches,
-    example: Tensor,
-    n_outputs: int,
-    device: torch.device,
-    seed: int,
-    layout: torch.memory_format = torch.channels_last,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def endless_batches(loader: Batches, samples: Samples, seed: int) -> Iterator[Split]:
     """Yields checked training batches for ever, epoch after epoch.
 
     Args:
         loader: Can be read more than once.
-        example: One batch as the network takes it.
-        n_outputs: Classes of the network.
-        device: Where to put the batches.
+        samples: What the learner is prepared with.
         seed: Decides the order, for loaders that can be told.
-        layout: Of images; see ``amc_compress.learners.numerics.layout``.
 
     Raises:
         InputDataError: If a pass yields nothing to train on, or a batch does not fit the network.
     """
-    for epoch in count():
+    for epoch in count_up():
         seed_loader(loader, seed, epoch)
         empty = True
         for batch in loader:
-            x, y = collect([batch], None, "training", example)
-            check_labels(y, n_outputs, "training")
-            if len(y) < 2:
-                continue  # batch norm cannot train on a single 1 x 1 feature map
-            empty = False
-            yield laid_out(x.to(device), layout), y.to(device)
+            for part in training_batch(batch, samples):
+                if count(part) < 2:
+                    continue  # batch norm cannot train on a single 1 x 1 feature map
+                empty = False
+                yield part
         if empty:
             raise InputDataError(
                 "Expected training batches of two images or more, as often as they are read, got "
@@ -64,7 +54,7 @@ def endless_batches(
 def train_stage(
     discriminator: Discriminator,
     stage: int,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Split],
     steps: int,
     report: Callable[[], object],
 ) -> None:
@@ -101,9 +91,9 @@ def train_stage(
             f"{value}; start from finite weights, or train the network first."
         ),
     )
-    for images, labels in islice(batches, steps):
+    for inputs, targets in islice(batches, steps):
         found = discriminator.losses(
-            images, labels, {*range(stage + 1), last}, detached=range(min(stage, last))
+            inputs, targets, {*range(stage + 1), last}, detached=range(min(stage, last))
         )
         descent.step(torch.stack(list(found.values())).sum())
         report()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.identity import digest_of
 from amc_env.errors import PlanMismatchError, RunFolderError
 from amc_env.files import save_bytes

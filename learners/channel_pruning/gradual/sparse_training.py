@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.base import Batches
 from amc_compress.learners.channel_pruning.gradual.regularisers import (
     DEFAULT_CEILING,
     DEFAULT_WEIGHT,
@@ -21,6 +20,7 @@ from amc_compress.learners.channel_pruning.gradual.regularisers import (
 )
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan

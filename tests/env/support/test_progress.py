@@ -70,7 +70,7 @@ def test_a_training_writes_a_line_per_epoch(capsys):
     result = train(nn.Linear(3, 2), batches, batches, TrainingConfig(epochs=3), progress=True)
     assert written(capsys) == [
         f"epoch {r.epoch + 1}/3, loss {r.train_loss:.4f}, "
-        f"validation accuracy {r.validation_accuracy:.4f}"
+        f"validation accuracy {r.validation_score:.4f}"
         for r in result.history
     ]
 

@@ -9,10 +9,12 @@ from torch import nn
 
 from amc_compress.learners.candidates.inference.fused_conv import FusedConv
 from amc_compress.learners.candidates.inference.fusion import fuse
-from amc_compress.learners.candidates.inference.held_images import HeldImages, fusion_works
+from amc_compress.learners.candidates.inference.held_samples import HeldSamples, fusion_works
 from amc_compress.learners.layers.finalise import without_identities
 from amc_compress.learners.layers.following_norms import following_norms
-from amc_compress.learners.training.data_checks import check_labels, collect
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.training.data_checks import collect
 from amc_env.errors import InputDataError, TrainingDivergedError
 from amc_env.support.threads import limited_threads
 
@@ -171,11 +173,17 @@ def test_bf16_agrees_on_the_class_of_nearly_all_images():
     model = randomised(Residual())
     x = images(400)
     labels = torch.zeros(400, dtype=torch.int64)
-    exact = HeldImages(x, labels, dtype=torch.float32, device=CPU).logits(model)
+    exact = HeldSamples([Split(x, labels)], dtype=torch.float32, device=CPU).logits(model)
     for fused in (True, False):
-        rounded = HeldImages(x, labels, dtype=torch.bfloat16, device=CPU, fused=fused)
+        rounded = HeldSamples([Split(x, labels)], dtype=torch.bfloat16, device=CPU, fused=fused)
         agreement = (rounded.logits(model).argmax(1) == exact.argmax(1)).float().mean()
         assert agreement >= 0.97
+
+
+def score_of(evaluator, model):
+    meter = evaluator.task.meter()
+    evaluator.measure(model, meter)
+    return evaluator.task.score(meter.compute())
 
 
 def test_accuracy_is_the_share_of_right_answers():
@@ -185,10 +193,10 @@ def test_accuracy_is_the_share_of_right_answers():
     labels = answers.clone()
     labels[:12] = (labels[:12] + 1) % 5
     for fused in (True, False):
-        evaluator = HeldImages(
-            x, labels, dtype=torch.float32, device=CPU, batch_size=7, fused=fused
+        evaluator = HeldSamples(
+            [Split(x, labels)], dtype=torch.float32, device=CPU, batch_size=7, fused=fused
         )
-        assert evaluator.accuracy(model) == 18 / 30
+        assert score_of(evaluator, model) == 18 / 30
 
 
 def test_only_a_norm_that_one_convolution_feeds_belongs_to_it():
@@ -270,11 +278,11 @@ def test_nan_outputs_are_an_error_not_an_accuracy():
     model = randomised(Residual())
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    evaluator = HeldImages(
-        images(), torch.zeros(20, dtype=torch.int64), dtype=torch.float32, device=CPU
+    evaluator = HeldSamples(
+        [Split(images(), torch.zeros(20, dtype=torch.int64))], dtype=torch.float32, device=CPU
     )
     with pytest.raises(TrainingDivergedError, match="finite network outputs"):
-        evaluator.accuracy(model)
+        score_of(evaluator, model)
 
 
 def test_threads_are_put_back_even_after_an_error():
@@ -299,7 +307,8 @@ def batches(n, size=4, **changes):
 
 
 def test_collect_stops_at_the_limit():
-    x, y = collect(batches(5), 10, "calibration", torch.zeros(1, 3, 8, 8))
+    example = torch.zeros(1, 3, 8, 8)
+    ((x, y),) = collect(batches(5), 10, "calibration", example, task=CLASSIFICATION)
     assert x.shape == (10, 3, 8, 8)
     assert y.shape == (10,)
 
@@ -312,15 +321,15 @@ def test_collect_stops_at_the_limit():
         (batches(1, x=torch.full((4, 3, 8, 8), float("nan"))), "NaN or infinite pixels"),
         (batches(1, y=torch.zeros(4)), "one integer label per validation image"),
         (batches(1, y=torch.zeros(3, dtype=torch.int64)), "one integer label"),
-        ([torch.zeros(4, 3, 8, 8)], r"Expected \(images, labels\) batches"),
+        ([torch.zeros(4, 3, 8, 8)], "got inputs alone"),
     ],
 )
 def test_data_the_network_does_not_expect_is_rejected(data, sentence):
     with pytest.raises(InputDataError, match=sentence):
-        collect(data, None, "validation", torch.zeros(1, 3, 8, 8))
+        collect(data, None, "validation", torch.zeros(1, 3, 8, 8), task=CLASSIFICATION)
 
 
 @pytest.mark.parametrize("label", [-1, 10])
 def test_labels_outside_the_classes_are_rejected(label):
     with pytest.raises(InputDataError, match="labels from 0 to 9"):
-        check_labels(torch.tensor([0, label]), 10, "validation")
+        CLASSIFICATION.check_range(torch.zeros(2, 10), torch.tensor([0, label]), "validation ")

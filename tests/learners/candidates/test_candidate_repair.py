@@ -10,9 +10,10 @@ from amc_compress.learners.candidates.proxy import (
     PROXIES,
     Proxy,
     finetune_briefly,
-    image_batches,
     recalibrate,
+    sample_batches,
 )
+from amc_compress.learners.tasks.inputs import Split
 from amc_env.errors import TrainingDivergedError
 
 
@@ -114,6 +115,8 @@ def test_proxies_are_chosen_by_name():
         Proxy.parse("none", -1)
 
 
-def test_image_batches_have_no_small_remainder():
-    sizes = [len(b) for b in image_batches(images(130), 64, torch.device("cpu"))]
+def test_sample_batches_have_no_small_remainder():
+    sizes = [
+        len(b.inputs) for b in sample_batches([Split(images(130), None)], 64, torch.device("cpu"))
+    ]
     assert sizes == [65, 65]

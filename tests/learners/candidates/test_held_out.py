@@ -130,19 +130,19 @@ def test_the_same_images_are_evaluated_whatever_yields_them(
     found = HeldOut(SOURCES[source](data), EXAMPLE, n_validation=60, seed=7)
     layout = torch.contiguous_format
     found.settle([torch.float32], device=torch.device("cpu"), fused=False, layout=layout)
-    assert (found.n_images, found.n_held) == (200, 60)
-    assert found.accuracy(model, torch.float32) == of_episode
+    assert (found.n_samples, found.n_held) == (200, 60)
+    assert found.score(model, torch.float32) == of_episode
     for _ in range(2):
-        assert found.accuracy(model, torch.float32, full=True) == of_all
+        assert found.score(model, torch.float32, full=True) == of_all
     # In a type that was not announced: read again.
-    assert found.accuracy(model, torch.bfloat16) > 0.5
+    assert found.score(model, torch.bfloat16) > 0.5
     assert accuracy_of(model, list(found.batches)) == of_all
 
 
 def test_a_loader_that_drops_the_last_batch_is_read_once(prepared: tuple[Any, ...]) -> None:
     pairs = [pair for x, y in prepared[1] for pair in zip(x, y, strict=True)]
     found = HeldOut(DataLoader(pairs, 32, drop_last=True), EXAMPLE, n_validation=None, seed=0)
-    assert (found.batches.expected(), found.n_images, found.n_held) == (192, 192, 192)
+    assert (found.batches.expected(), found.n_samples, found.n_held) == (192, 192, 192)
 
 
 def test_batches_in_an_order_that_no_seed_decides_are_kept(prepared: tuple[Any, ...]) -> None:
@@ -151,7 +151,7 @@ def test_batches_in_an_order_that_no_seed_decides_are_kept(prepared: tuple[Any, 
     found.settle(
         [torch.float32], device=torch.device("cpu"), fused=False, layout=torch.contiguous_format
     )
-    assert found.accuracy(model, torch.float32, full=True) == of_all
+    assert found.score(model, torch.float32, full=True) == of_all
 
 
 def test_a_loader_that_yields_other_images_later_is_noticed(prepared: tuple[Any, ...]) -> None:

@@ -80,7 +80,7 @@ def test_cutting_what_has_faded_changes_little(name: str) -> None:
     cut = cut_after(learner, network, plan)
     shapes = {key: value.shape for key, value in learner.compress(plan).state_dict().items()}
     assert {key: value.shape for key, value in cut.state_dict().items()} == shapes
-    assert learner.accuracy(cut) > 0.9
+    assert learner.score(cut) > 0.9
     assert not network.training
     assert not cut.training
 

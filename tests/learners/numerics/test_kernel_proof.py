@@ -14,6 +14,7 @@ from amc_compress.learners.candidates.inference.fused_conv import FusedConv
 from amc_compress.learners.numerics import kernel_proof, proved_operators
 from amc_compress.learners.numerics.kernel_proof import TOLERANCES, proofs
 from amc_compress.learners.numerics.precision import autocast
+from amc_compress.learners.tasks.inputs import Split
 
 NARROW = sorted(itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 5, 8), (8, 40), (3, 5), (3, 64)))
 
@@ -222,21 +223,25 @@ def test_results_are_of_the_type_that_the_fast_operator_would_give():
 
 
 def test_batches_of_an_evaluator_are_of_one_size_and_none_is_counted_twice():
-    from amc_compress.learners.candidates.inference.held_images import HeldImages
+    from amc_compress.learners.candidates.inference.held_samples import HeldSamples
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     for n, size in ((10, 4), (9, 3), (1, 5), (7, 6)):
         x, labels = torch.randn(n, 3, 2, 2), torch.randint(0, 3, (n,))
-        evaluator = HeldImages(
-            x, labels, dtype=torch.float32, device=torch.device("cpu"), batch_size=size, fused=False
+        evaluator = HeldSamples(
+            [Split(x, labels)],
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            batch_size=size,
+            fused=False,
         )
         with torch.no_grad():
             torch.testing.assert_close(evaluator.logits(net), net(x))
-        assert len({part.shape for part in evaluator._images}) == 1
+        assert len({part.inputs.shape for part in evaluator._batches}) == 1
 
 
 def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
-    from amc_compress.learners.candidates.inference.held_images import HeldImages
+    from amc_compress.learners.candidates.inference.held_samples import HeldSamples
     from amc_compress.learners.numerics.precision import hides_in_rounding
 
     torch.manual_seed(0)
@@ -244,7 +249,7 @@ def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
     net = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
     x, labels = torch.randn(40, 3, 6, 6) * 1e-3 + 1, torch.zeros(40, dtype=torch.int64)
     evaluators = [
-        HeldImages(x, labels, dtype=dtype, device=torch.device("cpu"), fused=True)
+        HeldSamples([Split(x, labels)], dtype=dtype, device=torch.device("cpu"), fused=True)
         for dtype in (torch.bfloat16, torch.float32)
     ]
     assert not hides_in_rounding(net)
@@ -256,13 +261,15 @@ def test_a_channel_that_only_rounding_would_move_is_evaluated_in_float32():
     assert hides_in_rounding(net)
     rounded = evaluators[1].logits(net)
     # Its images are rounded still: what is compared is what the network makes of them.
-    evaluators[1]._images = [part.bfloat16().float() for part in evaluators[1]._images]
+    evaluators[1]._batches = [
+        part._replace(inputs=part.inputs.bfloat16().float()) for part in evaluators[1]._batches
+    ]
     assert torch.equal(evaluators[0].logits(net), evaluators[1].logits(net))
     assert rounded.isfinite().all()
 
 
 def test_a_learner_whose_network_bf16_gets_wrong_is_prepared_in_float32():
-    from amc_compress.learners.candidates.inference.held_images import settled_dtype
+    from amc_compress.learners.candidates.inference.held_samples import settled_dtype
 
     class Unstable(nn.Module):
         def forward(self, x):

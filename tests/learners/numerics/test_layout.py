@@ -18,12 +18,14 @@ from amc_compress.learners import (
     UniformQuantization,
     WeightSparsification,
 )
-from amc_compress.learners.candidates.inference.held_images import HeldImages, settled_dtype
+from amc_compress.learners.candidates.inference.held_samples import HeldSamples, settled_dtype
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import training_batches
 from amc_compress.learners.joint.deep import deep_compression
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_compress.learners.numerics.layout import laid_out, set_layout, usable_layout
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Split
 from amc_compress.learners.testing.networks import make_data
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate, train
@@ -58,7 +60,7 @@ def test_a_network_that_views_its_maps_is_trained_and_evaluated_as_one_that_flat
     for flatten in (False, True):
         model, teacher = lenet(flatten), lenet(flatten)
         result = train(model, data, data, config, teacher=teacher)
-        assert evaluate(model, data, precision="fp32") == result.best_accuracy
+        assert evaluate(model, data, precision="fp32") == result.best_score
         trained.append(model.state_dict())
     for key, value in trained[0].items():  # the layout decides the order of sums
         torch.testing.assert_close(value, trained[1][key], rtol=1e-3, atol=1e-5)
@@ -84,7 +86,7 @@ def test_a_network_of_three_dimensions_is_pruned_trained_and_evaluated() -> None
     learner = ChannelPruning(model, data[0][0][:1], data, data, precision="fp32", round_to=4)
     cut = learner.compress(CompressionPlan({d.key: d.nearest(0.5) for d in learner.decisions}))
     result = learner.finetune(cut, data, config=TrainingConfig(epochs=1, precision="fp32"))
-    assert evaluate(cut, data, precision="fp32") == result.best_accuracy
+    assert evaluate(cut, data, precision="fp32") == result.best_score
 
 
 def test_trying_the_layout_leaves_modes_statistics_and_random_numbers_alone() -> None:
@@ -112,7 +114,7 @@ def test_a_network_that_views_its_maps_is_quantized_as_one_that_flattens_them(
         outputs = torch.cat([network(x) for x, _ in data]).detach()
         found.append((outputs, given.original_accuracy, given.evaluate(plan)))
         result = given.finetune(network, data, config=config)
-        assert evaluate(network, data, precision="fp32") == result.best_accuracy
+        assert evaluate(network, data, precision="fp32") == result.best_score
     # A number between two values may be rounded either way, which can turn an image or two.
     (outputs, *accuracies), (expected, *others) = found
     assert (outputs - expected).norm() < 0.02 * expected.norm()
@@ -137,7 +139,11 @@ def test_the_seed_decides_which_training_batches_a_quantizer_sees() -> None:
     loader = DataLoader(TensorDataset(images, labels), 32, shuffle=True)
     state = torch.get_rng_state()
     read: Any = SimpleNamespace(
-        example=images[:1], n_outputs=4, device=torch.device("cpu"), layout=torch.contiguous_format
+        task=CLASSIFICATION,
+        probed=torch.zeros(1, 4),
+        example=images[:1],
+        device=torch.device("cpu"),
+        layout=torch.contiguous_format,
     )
     first, again, other = (
         training_batches(read, CandidateOptions(finetune_steps=1, train=loader, seed=seed))[0][0]
@@ -201,8 +207,8 @@ def settled(network: nn.Module, layout: torch.memory_format) -> None:
 
 def evaluated(network: nn.Module, layout: torch.memory_format) -> None:
     labels = torch.zeros(4, dtype=torch.int64)
-    evaluator = HeldImages(
-        torch.rand(4, 3, 8, 8), labels, dtype=torch.float32, device=torch.device("cpu"),
+    evaluator = HeldSamples(
+        [Split(torch.rand(4, 3, 8, 8), labels)], dtype=torch.float32, device=torch.device("cpu"),
         fused=False, layout=layout,
     )  # fmt: skip
     evaluator.logits(network)

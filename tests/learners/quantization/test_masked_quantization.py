@@ -223,7 +223,7 @@ def test_the_evaluator_sees_the_sparse_quantized_network():
     images, labels = (torch.cat(t) for t in zip(*make_data(200, 3), strict=True))
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    assert learner.evaluator.accuracy(network) == pytest.approx(float(right), abs=0.006)
+    assert learner.evaluator.score(network) == pytest.approx(float(right), abs=0.006)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

@@ -48,7 +48,7 @@ def learner() -> WeightSparsification:
 def test_it_is_a_part_of_joint_plans_and_an_evaluator(learner):
     assert isinstance(learner, PlanPart)
     evaluator: NetworkEvaluator = learner
-    assert evaluator.accuracy(learner.original) == learner.original_accuracy
+    assert evaluator.score(learner.original) == learner.original_score
     assert learner.name == "density"
 
 
@@ -201,7 +201,7 @@ def test_gradual_training_starts_dense_and_ends_at_the_plan():
         assert int(layer.weight_mask.sum()) == int(mask.sum())
         moved += int((layer.weight_mask != mask).sum())
     assert moved > 0  # other weights than those that were largest before the training
-    assert accuracy_of(network, make_data(200, 3)) == pytest.approx(result.best_accuracy)
+    assert accuracy_of(network, make_data(200, 3)) == pytest.approx(result.best_score)
 
 
 def test_one_shot_training_keeps_its_masks():

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc_compress.learners.training.distillation import combined_loss, distillation_loss
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.schedules import learning_rate_factor
 from amc_env.errors import InputDataError
 
@@ -27,15 +28,17 @@ def slow_distillation(student: torch.Tensor, teacher: torch.Tensor, t: float) ->
 def test_distillation_equals_the_formula(temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64).unbind()
-    got = distillation_loss(student.float(), teacher.float(), temperature).item()
+    got = CLASSIFICATION.distillation(student.float(), teacher.float(), temperature).item()
     assert got == pytest.approx(slow_distillation(student, teacher, temperature), rel=1e-4)
 
 
 def test_distillation_is_zero_only_for_the_teachers_answers() -> None:
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     # Softmax ignores a shift of all logits.
-    assert distillation_loss(logits + 3.0, logits, 4.0).item() == pytest.approx(0.0, abs=1e-5)
-    assert distillation_loss(logits.roll(1, 1), logits, 4.0).item() > 0.01
+    assert CLASSIFICATION.distillation(logits + 3.0, logits, 4.0).item() == pytest.approx(
+        0.0, abs=1e-5
+    )
+    assert CLASSIFICATION.distillation(logits.roll(1, 1), logits, 4.0).item() > 0.01
 
 
 def test_gradient_of_the_soft_part_keeps_its_size_at_high_temperature() -> None:
@@ -43,7 +46,7 @@ def test_gradient_of_the_soft_part_keeps_its_size_at_high_temperature() -> None:
     generator = torch.Generator().manual_seed(1)
     student, teacher = torch.randn(2, 1, 8, generator=generator).unbind()
     student.requires_grad_(True)
-    distillation_loss(student, teacher, 1000.0).backward()
+    CLASSIFICATION.distillation(student, teacher, 1000.0).backward()
     centred = (student - student.mean()) - (teacher - teacher.mean())
     assert student.grad is not None
     assert torch.allclose(student.grad, centred.detach() / 8, rtol=0.02, atol=1e-3)
@@ -57,19 +60,16 @@ def test_combined_loss_weighs_labels_and_teacher() -> None:
     log_p = torch.log_softmax(student, 1)
     hard = -(0.8 * log_p[range(5), labels] + 0.2 * log_p.mean(1)).mean().item()
     soft = slow_distillation(student, teacher, 3.0)
-    got = combined_loss(
-        student, labels, teacher, temperature=3.0, weight=0.7, label_smoothing=smoothing
-    ).item()
+    task = CLASSIFICATION.smoothed(smoothing)
+    got = combined_loss(task, student, labels, teacher, temperature=3.0, weight=0.7).item()
     assert got == pytest.approx(0.3 * hard + 0.7 * soft, rel=1e-4)
-    alone = combined_loss(
-        student, labels, None, temperature=3.0, weight=0.7, label_smoothing=smoothing
-    )
+    alone = combined_loss(task, student, labels, None, temperature=3.0, weight=0.7)
     assert alone.item() == pytest.approx(hard, rel=1e-5)
 
 
 def test_other_classes_are_rejected() -> None:
     with pytest.raises(InputDataError, match=r"\[2, 5\], the student with \[2, 4\]"):
-        distillation_loss(torch.zeros(2, 4), torch.zeros(2, 5), 4.0)
+        CLASSIFICATION.distillation(torch.zeros(2, 4), torch.zeros(2, 5), 4.0)
 
 
 @pytest.mark.parametrize(

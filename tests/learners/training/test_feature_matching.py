@@ -254,7 +254,7 @@ class NotANumber(Stages):
     [
         (Stages(classes=6), r"teacher answers with shape \[32, 6\], the student with \[32, 4\]"),
         (Stages(classes=2), "the classes of the teacher"),
-        (Pair(), "Expected the teacher to answer 32 images with logits"),
+        (nn.Identity(), "Expected the teacher to answer 32 images with logits"),
         (nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), "The teacher cannot take images"),
         (NotANumber(), "teacher with finite answers"),
     ],

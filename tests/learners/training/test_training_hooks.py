@@ -229,10 +229,10 @@ def test_two_hooks_of_one_name_are_rejected() -> None:
 def test_an_epoch_that_is_not_ready_never_wins(ready: tuple[int, ...], among: list[int]) -> None:
     model = network()
     result = train(model, Data(), Data(), CONFIG, hooks=[ReadyIn(*ready)])
-    accuracies = [record.validation_accuracy for record in result.history]
+    accuracies = [record.validation_score for record in result.history]
     assert max(accuracies) > accuracies[0]  # else the first case would say nothing
     assert result.best_epoch == max(among, key=lambda epoch: (accuracies[epoch], epoch))
-    assert result.best_accuracy == accuracies[result.best_epoch]
+    assert result.best_score == accuracies[result.best_epoch]
     assert [record.is_ready for record in result.history] == [i in ready for i in range(4)]
 
 

@@ -57,10 +57,10 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_training_learns_and_ends_with_the_best_epochs_weights() -> None:
     model = network()
     result = train(model, batches(), batches(seed=1), FAST)
-    assert result.best_accuracy > 0.9
+    assert result.best_score > 0.9
     assert len(result.history) == 4
-    best = max(record.validation_accuracy for record in result.history)
-    assert result.best_accuracy == best
+    best = max(record.validation_score for record in result.history)
+    assert result.best_score == best
     assert evaluate(model, batches(seed=1), precision="fp32") == best
     assert not model.training
 
@@ -158,7 +158,7 @@ def test_the_average_is_what_is_validated_and_kept() -> None:
     train(plain, batches(), batches(seed=1), TrainingConfig(epochs=1, learning_rate=0.1))
     assert not equal(weights(model), weights(plain))
     got = evaluate(model, batches(seed=1), precision="fp32")
-    assert got == result.best_accuracy
+    assert got == result.best_score
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -168,7 +168,7 @@ def test_every_precision_and_optimizer_learns(precision: str, optimizer: str) ->
         epochs=10, optimizer=optimizer, learning_rate=0.03, precision=precision,
         schedule="one-cycle", label_smoothing=0.1, gradient_clip=1.0,
     )  # fmt: skip
-    assert train(network(), batches(), batches(seed=1), config).best_accuracy > 0.8
+    assert train(network(), batches(), batches(seed=1), config).best_score > 0.8
 
 
 def test_gradient_clipping_bounds_the_step() -> None:
@@ -284,7 +284,7 @@ def test_divergence_stops_at_once_and_keeps_the_best_weights(tmp_path: Path) -> 
     with pytest.raises(TrainingDivergedError, match=r"loss became nan in epoch 3, step 8: lower"):
         train(model, PoisonedFrom(2), batches(seed=1), FAST, checkpoint_dir=tmp_path)
     result = train(reference, Recorder(), batches(seed=1), FAST)
-    history = [record.validation_accuracy for record in result.history[:2]]
+    history = [record.validation_score for record in result.history[:2]]
     assert evaluate(model, batches(seed=1), precision="fp32") == max(history)
     assert (tmp_path / "best.safetensors").exists()
     assert all(p.is_contiguous() for p in model.parameters())
@@ -373,7 +373,7 @@ def test_the_teacher_is_not_changed_and_is_followed() -> None:
         epochs=10, learning_rate=0.05, precision="fp32", distillation_weight=1.0
     )
     result = train(student, noise, batches(seed=1), config, teacher=teacher)
-    assert result.best_accuracy > 0.85
+    assert result.best_score > 0.85
     assert equal(before, weights(teacher))
     assert teacher.training
     assert all(p.requires_grad for p in teacher.parameters())
