@@ -21,6 +21,12 @@ from .packing.packed_file import save_packed as save_packed
 from .quantization import UniformQuantization as UniformQuantization
 from .quantization.codebook.learner import CodebookQuantization as CodebookQuantization
 from .sparsification import WeightSparsification as WeightSparsification
+from .tasks.guess import guess_task as guess_task
+from .tasks.inputs import Call as Call
+from .tasks.registry import make_task as make_task
+from .tasks.task import Measure as Measure
+from .tasks.task import Meter as Meter
+from .tasks.task import Task as Task
 from .tracing.traced_model import TracedModel as TracedModel
 from .tracing.traced_model import trace as trace
 from .training.config import TrainingConfig as TrainingConfig

@@ -12,7 +12,7 @@ from amc_compress import agents, learners
 
 HEAVY = {
     "stable_baselines3", "sklearn", "scipy.stats", "pandas", "matplotlib", "onnx", "onnxruntime",
-    "onnxscript", "optuna", "tensorboard", "pyarrow", "PIL",
+    "onnxscript", "optuna", "tensorboard", "pyarrow", "PIL", "torchmetrics", "pycocotools",
 }  # fmt: skip
 STEPS = """
 import amc_compress, amc_compress.agents, amc_compress.learners, sys

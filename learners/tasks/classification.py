@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
 from amc_compress.learners.tasks.inputs import Inputs, count
-from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.tasks.task import Measure, Task
 from amc_env.errors import InputDataError
 
 _TOP = 5
@@ -55,6 +56,7 @@ class Classification(Task):
     name = "classification"
     metric = "accuracy"
     best_score = 1.0
+    offered: ClassVar[Mapping[str, Measure]] = {"top5": Measure(best=1.0)}
     smooths = True
     tolerates_rounding = True
 

@@ -7,6 +7,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -19,7 +21,22 @@ from amc_env.errors import InputDataError, TrainingDivergedError
 TARGETS = ("labels", "label", "targets", "target")
 """Keys of a batch's dictionary that hold its targets."""
 
+_ROUNDING = 1e-4  # metrics that divide in float32 may end a little above their best
+
 Self = TypeVar("Self", bound="Task")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a metric says.
+
+    Args:
+        higher_is_better: Whether a higher one is better.
+        best: The best there is; ``None`` if unknown.
+    """
+
+    higher_is_better: bool = True
+    best: float | None = None
 
 
 class Meter(Protocol):
@@ -43,6 +60,7 @@ class Task(ABC):
         metric: Name of the metric that the score is made from.
         higher_is_better: Whether a higher metric is better.
         best_score: The highest score there is; ``None`` if unknown.
+        offered: What is reported besides, and can be the metric instead, by name.
         metric_in_training: Whether outputs in training mode can be measured.
         distils: Whether there is a distillation loss.
         smooths: Whether the loss takes label smoothing.
@@ -56,11 +74,12 @@ class Task(ABC):
     metric: str
     higher_is_better: bool = True
     best_score: float | None = None
-    metric_in_training: ClassVar[bool] = True
-    distils: ClassVar[bool] = True
-    needs_original: ClassVar[bool] = False
-    smooths: ClassVar[bool] = False
-    tolerates_rounding: ClassVar[bool] = False
+    offered: ClassVar[Mapping[str, Measure]] = MappingProxyType({})
+    metric_in_training: bool = True
+    distils: bool = True
+    needs_original: bool = False
+    smooths: bool = False
+    tolerates_rounding: bool = False
     label_smoothing: float = 0.0
 
     def split(self, batch: Any) -> tuple[Inputs, Any]:
@@ -145,6 +164,7 @@ class Task(ABC):
 
         Raises:
             TrainingDivergedError: If it is not finite.
+            InputDataError: If it is better than the best there is.
         """
         value = float(values[self.metric])
         if not math.isfinite(value):
@@ -152,11 +172,18 @@ class Task(ABC):
                 f"Expected a finite {self.metric}, got {value}: check the metric, and the outputs "
                 f"and targets that it gets."
             )
-        return value if self.higher_is_better else -value
+        score = value if self.higher_is_better else 0.0 - value
+        if self.best_score is not None and score > self.best_score + _ROUNDING:
+            raise InputDataError(
+                f"Expected {self.metric} to be {self.value(self.best_score):g} at best, got "
+                f"{value:g}: give shares, not percent, and probabilities or logits as the metric "
+                f"takes them."
+            )
+        return score
 
     def value(self, score: float) -> float:
         """Returns the metric of a score."""
-        return score if self.higher_is_better else -score
+        return score if self.higher_is_better else 0.0 - score
 
     def check(self, outputs: Any, targets: Any, who: str = "network", mode: str = "") -> None:
         """Checks that outputs and targets go together.

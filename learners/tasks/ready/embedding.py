@@ -1,0 +1,94 @@
+"""Embedding: vectors that are compared by their direction; cosine to those of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc_compress.learners.tasks.inputs import Inputs, count
+from amc_compress.learners.tasks.ready.from_original import FromOriginal, mask_of
+from amc_compress.learners.tasks.ready.likeness import cosine
+from amc_compress.learners.tasks.ready.means import Means, Sums
+from amc_compress.learners.tasks.task import Meter
+from amc_env.errors import InputDataError
+
+KEYS = ("sentence_embedding", "image_embeds", "text_embeds", "embeddings", "last_hidden_state")
+"""Where networks keep their embeddings, if they return an object or a dictionary."""
+
+
+class Embedding(FromOriginal):
+    """One vector per sample; no labels: the original's vectors are the targets.
+
+    The score is the mean cosine of a network's vectors to those of the original. Vectors of tokens,
+    (N, tokens, width), are averaged over the tokens that the ``attention_mask`` names; without a
+    mask all numbers of a sample are one vector.
+    """
+
+    name = "embedding"
+    metric = "cosine"
+
+    def outputs(self, raw: Any) -> Any:
+        """Returns the embeddings of an object or dictionary, or the first of a tuple."""
+        for key in KEYS:
+            found = raw.get(key) if isinstance(raw, Mapping) else getattr(raw, key, None)
+            if isinstance(found, Tensor):
+                return found
+        return super().outputs(raw)
+
+    def targets_of(self, outputs: Any, inputs: Inputs) -> Any:
+        """Returns the original's embeddings, and with those of tokens the mask."""
+        mask = mask_of(inputs)
+        if isinstance(outputs, Tensor) and outputs.ndim == 3 and mask is not None:
+            return {"embeddings": outputs, "mask": mask}
+        return outputs
+
+    def check(self, outputs: Any, targets: Any, who: str = "network", mode: str = "") -> None:
+        """Checks that the embeddings have the shape of the original's."""
+        expected = targets["embeddings"] if isinstance(targets, Mapping) else targets
+        if not isinstance(expected, Tensor) or not expected.is_floating_point():
+            raise InputDataError(
+                f"Expected an original network that returns embeddings, one tensor, got "
+                f"{type(expected).__name__}: return it alone, first, or under one of "
+                f"{', '.join(KEYS)}."
+            )
+        if not isinstance(outputs, Tensor) or outputs.shape != expected.shape:
+            got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise InputDataError(
+                f"Expected the {who} to answer {count(targets)} samples with embeddings of shape "
+                f"{list(expected.shape)} like the original{mode}, got {got}: keep their width."
+            )
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """1 less the mean cosine."""
+        return 1.0 - cosine(*_pair(outputs, targets, torch.float32)).mean()
+
+    def distillation(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """1 less the mean cosine to the teacher's embeddings."""
+        return 1.0 - cosine(student.float(), teacher.float()).mean()
+
+    def meter(self, *, reported: bool = False) -> Meter:
+        """Returns a meter of ``cosine``."""
+        return Means(_cosines)
+
+    def agreement(self, outputs: Tensor, reference: Tensor) -> float:
+        """Mean cosine, each at least 0."""
+        with torch.no_grad():
+            return float(cosine(outputs.double(), reference.double()).clamp(0.0, 1.0).mean())
+
+
+def _cosines(outputs: Tensor, targets: Any) -> Sums:
+    found = cosine(*_pair(outputs, targets, torch.float64))
+    return {"cosine": (found.sum(), len(found))}
+
+
+def _pair(outputs: Tensor, targets: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns the vectors (N, width) of network and original."""
+    if not isinstance(targets, Mapping):
+        return outputs.to(dtype), targets.to(dtype)
+    mask = targets["mask"].to(dtype)[:, :, None]
+    tokens = mask.sum(1).clamp(min=1)
+    sums = [(x.to(dtype) * mask).sum(1) for x in (outputs, targets["embeddings"])]
+    return sums[0] / tokens, sums[1] / tokens
