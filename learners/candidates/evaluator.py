@@ -85,8 +85,7 @@ class CandidateEvaluator:
     ) -> None:
         self._held_out = held_out
         self.task = held_out.task
-        if precision == "auto" and not self.task.tolerates_rounding:
-            precision = "fp32"
+        precision = self.task.precision(precision)
         self.dtype = resolve_precision(precision, device)
         self._exact = torch.float32 if precision == "auto" else self.dtype
         probe = moved(held_out.first(8), device)

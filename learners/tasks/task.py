@@ -185,6 +185,10 @@ class Task(ABC):
         """Returns the metric of a score."""
         return score if self.higher_is_better else 0.0 - score
 
+    def precision(self, asked: str) -> str:
+        """Returns the precision to measure in: ``"auto"`` is float32 where rounding shows."""
+        return "fp32" if asked == "auto" and not self.tolerates_rounding else asked
+
     def check(self, outputs: Any, targets: Any, who: str = "network", mode: str = "") -> None:
         """Checks that outputs and targets go together.
 

@@ -131,9 +131,9 @@ def measure(
     Raises:
         InputDataError: As :func:`evaluate`.
     """
-    model = plain_float(model)
-    dtype = working_dtype(model, precision, device)
-    return _measured(model, loader, make_task(task), dtype, device, reported=True)
+    model, task = plain_float(model), make_task(task)
+    dtype = working_dtype(model, task.precision(precision), device)
+    return _measured(model, loader, task, dtype, device, reported=True)
 
 
 def _measured(
@@ -264,7 +264,10 @@ class _Run:
 
     def __post_init__(self) -> None:
         assert isinstance(self.train_loader, Sized)
-        self.dtype = working_dtype(self.model, self.config.precision, self.device)
+        precision = self.config.precision
+        self.dtype = working_dtype(self.model, precision, self.device)
+        # Mixed precision is for the gradients; what is reported is of the network itself.
+        self.measured_in = working_dtype(self.model, self.task.precision(precision), self.device)
         self.stepper = Stepper(
             self.model,
             len(self.train_loader),
@@ -352,7 +355,7 @@ class _Run:
                 f"(now {self.config.learning_rate:g}) or clip the gradient."
             )
         validation = self.task.score(
-            _measured(candidate, self.validation_loader, self.task, self.dtype, self.device)
+            _measured(candidate, self.validation_loader, self.task, self.measured_in, self.device)
         )
         record = EpochRecord(
             epoch=epoch,
