@@ -116,8 +116,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
     Args:
         learner: What compresses and evaluates, e.g. ``amc_compress.learners.ChannelPruning``.
         budget: The bounds in any form that ``Budget.of`` reads: ``Budget(macs=0.5)``,
-            ``"macs=0.5,bytes=0.2:0.3"``, ``{"macs": [0.45, 0.5]}``, or ``0.5``, which means
-            ``macs=0.5``.
+            ``"macs=0.5,bytes<=100kB"``, ``{"macs": [0.45, 0.5]}``, or ``0.5``, which means
+            ``macs=0.5``. Absolute limits become shares of the original's costs:
+            ``env.budget`` has shares alone.
         action: Name of the action mapping.
         reward: Name from ``amc_env.reward.REWARDS``, a function of a ``Result``, or where one is:
             ``"package.module:name"``.
@@ -186,9 +187,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
             InfeasibleBudgetError: If no plan meets it; the old budget stays.
             ValueError: If it has a form that ``Budget.of`` does not read.
         """
-        new = Budget.of(budget)
-        self._feasible = FeasibleSet(new, self.costs, self.decisions, self.graph.remarks())
-        self.budget = new
+        asked, remarks = Budget.of(budget), self.graph.remarks()
+        self._feasible = FeasibleSet(asked, self.costs, self.decisions, remarks)
+        self.budget = new = self._feasible.budget
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)
         self._values = None
 

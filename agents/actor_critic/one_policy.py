@@ -61,9 +61,9 @@ class BudgetLine:
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
         names = {tuple(sorted(b.bounds)) for b in budgets}
-        if len(set(budgets)) < 2 or len(names) != 1:
+        if len(set(budgets)) < 2 or len(names) != 1 or any(b.limits for b in budgets):
             raise ValueError(
-                f"Expected two or more different budgets that bound the same costs, got "
+                f"Expected two or more different budgets of shares of the same costs, got "
                 f"{[str(b) for b in budgets]}."
             )
         self._names = names.pop()

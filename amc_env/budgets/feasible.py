@@ -26,10 +26,13 @@ class FeasibleSet:
     """Computes the values of the current decision from which the budget can still be met.
 
     Args:
-        budget: The bounds.
+        budget: The bounds; limits become shares of the original's costs.
         costs: Cost name -> model; every bounded cost must be there.
         decisions: All decisions in the order they are made.
         remarks: What explains an unreachable budget of multiply-adds (``LayerGraph.remarks``).
+
+    Attributes:
+        budget: The bounds as shares alone.
 
     Raises:
         InfeasibleBudgetError: If no plan on the grid meets the budget; the message names the
@@ -44,14 +47,16 @@ class FeasibleSet:
         decisions: Sequence[Decision],
         remarks: Sequence[str] = (),
     ) -> None:
-        if missing := sorted(budget.bounds.keys() - costs.keys()):
+        if missing := sorted({*budget.names} - costs.keys()):
             raise ValueError(f"No cost model for {missing}; available: {sorted(costs)}.")
-        self.budget = budget
         self._decisions = tuple(decisions)
         self._lowest = np.array([d.choices[0] for d in decisions])
         self._highest = np.array([d.choices[-1] for d in decisions])
-        self._costs = entered({name: costs[name] for name in budget.bounds}, self._decisions)
+        self._costs = entered({name: costs[name] for name in budget.names}, self._decisions)
         self._original = original_costs(self._costs, self._decisions)
+        units = {name: cost.unit for name, cost in self._costs.items()}
+        self._asked = budget
+        self.budget = budget = budget.resolved(self._original, units)
         # Costs that fall somewhere; every other one is trusted to be monotone.
         self._falling = {
             n: c for n, c in self._costs.items() if isinstance(c, EnteredCost) and c.dip
@@ -88,11 +93,14 @@ class FeasibleSet:
         return remarks if self.budget.bounds.keys() & {"macs", "bops"} else ()
 
     def _explain(self) -> str:
+        asked = f"{self._asked!r}"
+        if self._asked.limits:
+            asked += f", which is {self.budget!r} as shares of the original,"
         if not self._decisions:
             found = ", ".join(
                 f"{name} {self.ratio(name, self._lowest):.4f}" for name in self._costs
             )
-            return f"Nothing is decided, so the costs are {found}, which breaks {self.budget!r}."
+            return f"Nothing is decided, so the costs are {found}, which breaks {asked}."
         ranges = ", ".join(
             f"{name} {self.ratio(name, self._lowest):.4f} to {self.ratio(name, self._highest):.4f}"
             for name in self._costs
@@ -102,10 +110,10 @@ class FeasibleSet:
             for name, (lower, _) in self.budget.bounds.items()
             if self.ratio(name, self._highest) < lower
         )
-        found = f"No plan meets {self.budget!r}"
+        found = f"No plan meets {asked}"
         if () in self._search.given_up:
             found = (
-                f"No plan that meets {self.budget!r} was found within the limit of the search, "
+                f"No plan that meets {asked} was found within the limit of the search, "
                 f"which does not prove that there is none"
             )
         dips = "".join(f" ({c.dip}.)" for c in self._falling.values())

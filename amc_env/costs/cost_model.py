@@ -17,9 +17,16 @@ Array = npt.NDArray[np.float64]
 
 
 class CostModel(ABC):
-    """A number that every plan has: MACs, parameters, bytes, milliseconds, ..."""
+    """A number that every plan has: MACs, parameters, bytes, milliseconds, ...
+
+    Attributes:
+        name: In budgets.
+        unit: Of the number: ``""`` for counts, ``"B"`` for bytes, ``"ms"``, ``"mJ"`` and so on;
+            absolute limits of a budget (``latency<=2ms``) are converted to it.
+    """
 
     name: str
+    unit: str = ""
 
     @abstractmethod
     def __call__(self, values: Sequence[float] | Array) -> float:

@@ -41,6 +41,7 @@ class EnteredCost(CostModel):
                 f"decisions, got {shown(model)}."
             )
         self.name = name
+        self.unit = str(getattr(model, "unit", ""))
         self.model = model
         self._decisions = tuple(decisions)
 

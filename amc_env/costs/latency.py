@@ -66,6 +66,7 @@ class TableCost(CostModel):
     ) -> None:
         table.check(graph)
         self.name = table.quantity
+        self.unit = table.unit
         self.table = table
         layers = measured_layers(graph)
         self._in_width = WidthMatrix([x.in_width for x in layers], graph, decisions)

@@ -76,6 +76,7 @@ class FloatBytesCost(CostModel):
     """
 
     name = "bytes"
+    unit = "B"
 
     def __init__(self, graph: LayerGraph, decisions: Sequence[Decision]) -> None:
         extras = graph.channel_parameters
@@ -113,6 +114,7 @@ class BytesCost(CostModel):
     """
 
     name = "bytes"
+    unit = "B"
 
     def __init__(
         self,

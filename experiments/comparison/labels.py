@@ -99,5 +99,8 @@ def env_options(label: str) -> EnvOptions:
             f"Expected env.action to be one of {', '.join(ACTION_MAPPINGS)}, got {action!r} in "
             f"{label!r}."
         )
-    budget = requests.get("budget")
-    return EnvOptions(action, {} if budget is None else Budget.parse(budget).bounds)
+    if (text := requests.get("budget")) is None:
+        return EnvOptions(action)
+    if (budget := Budget.parse(text)).limits:
+        raise ValueError(f"Expected env.budget in shares of the original, got {text!r}.")
+    return EnvOptions(action, budget.bounds)

@@ -116,7 +116,7 @@ class RunConfig(Options, _LearnerOption):
     def shown_costs(self) -> tuple[str, ...]:
         """The costs that say most about a plan: those of the budget, and those it can change."""
         own = self.spec.costs
-        return (*own, *(name for name in self.budget.bounds if name not in own))
+        return (*own, *(name for name in self.budget.names if name not in own))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as plain JSON values."""
@@ -160,7 +160,7 @@ class RunConfig(Options, _LearnerOption):
 
 def _in_order(budget: BudgetLike) -> Budget:
     """Reads a budget, with its costs in the order of its text, which is what files hold."""
-    return Budget(**dict(sorted(Budget.of(budget).bounds.items())))
+    return Budget.parse(str(Budget.of(budget)))
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,8 @@ def stage_budgets(budget: Budget, stages: int | Sequence[float]) -> list[Budget]
     Raises:
         ValueError: If the bounds do not fall from 1 to the budget.
     """
+    if budget.limits:
+        raise ValueError(f"Expected a budget of shares for stages, got {budget}.")
     name, (_, upper) = next(iter(budget.bounds.items()))
     if isinstance(stages, int):
         if not 1 <= stages <= MOST_STAGES:

@@ -136,7 +136,7 @@ def _check_teacher(options: Options) -> None:
 def _check_search(options: Options) -> None:
     """Rejects names that the search does not know, and budgets that cannot be reached in stages."""
     _check_costs(options)
-    if options.is_progressive:
+    if options.is_progressive and not options.budget.limits:  # those await the network
         stage_budgets(options.budget, options.stages or options.progressive)
     check_known("--action", options.action, ACTION_MAPPINGS)
     if not is_reference(options.reward):
@@ -156,7 +156,7 @@ def _check_costs(options: Options) -> None:
     """Rejects a budget of unknown costs."""
     known = [*COSTS, *own_cost_references(options.cost)]
     known += [CostTable.read(Path(path)).quantity for path in options.cost_table]
-    for cost in options.budget.bounds:
+    for cost in options.budget.names:
         if cost not in known:
             raise ValueError(
                 f"Unknown cost {cost!r} in --budget; expected one of {', '.join(known)}, one from "

@@ -68,7 +68,7 @@ def _page(folder: RunFolder) -> str:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    cost = next(iter(folder.config.budget.bounds))
+    cost = folder.config.budget.names[0]
     within = [trial for trial in trials if trial.within_budget]
     document = read_document(folder / "config.json")
     packages = document["packages"]
@@ -249,8 +249,8 @@ def _difference(best: float, uniform: float, percent: bool) -> str:
 
 
 def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Figure:
-    lower, upper = folder.config.budget.bounds[cost]
     search = folder.results("search")
+    lower, upper = search.get("bounds", folder.config.budget.bounds)[cost]  # older runs have none
     best, uniform = search["best"], search["uniform"]
     points = [(t.cost_ratio[cost], t.accuracy) for t in trials]
     ends = [

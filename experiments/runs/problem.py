@@ -143,7 +143,7 @@ def check_against(
         return ()
     example = example_input(facts)
     traced = trace(network, example, ignore=config.ignore)
-    counted = example if "bytes" in config.budget.bounds else None
+    counted = example if "bytes" in config.budget.names else None
     check_feasible(config, make_problem(config, traced, example=counted))
     cuts = config.spec.prunes or config.spec.sparsifies
     return (*traced.graph.remarks(), *(wide_layers_note(traced.graph) if cuts else ()))
@@ -219,7 +219,8 @@ def _known_bounds(budget: Budget, problem: Problem) -> Budget:
     """
     if not any(d.kind is DecisionKind.DENSITY for d in problem.decisions):
         return budget
-    bounds = dict(budget.bounds)
+    units = {name: cost.unit for name, cost in problem.costs.items()}
+    bounds = dict(budget.resolved(problem.original(), units).bounds)
     if "bytes" in bounds:
         lower, upper = bounds["bytes"]
         bounds["bytes"] = (lower / _ROOM, min(1.0, upper * _ROOM))

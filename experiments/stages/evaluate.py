@@ -141,7 +141,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     return {
         **networks,
         "cost_ratio": search["best"]["cost_ratio"],
-        "budget": {n: list(bounds) for n, bounds in config.budget.bounds.items()},
+        "budget": search.get("bounds") or {n: list(b) for n, b in config.budget.bounds.items()},
         "agent": config.agent,
         "episodes": search["n_trials"],
         "seed": config.seed,

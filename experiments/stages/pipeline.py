@@ -142,6 +142,8 @@ def describe(stage: str, task: Task) -> str:
 def _stages_text(config: RunConfig) -> str:
     if not config.is_progressive:
         return ""
+    if config.budget.limits:  # shares of costs that are not counted yet
+        return f"{len(config.stages) + 1 if config.stages else config.progressive} stages, each: "
     budgets = stage_budgets(config.budget, config.stages or config.progressive)
     return f"{len(budgets)} stages ({'; '.join(map(str, budgets))}), each: "
 

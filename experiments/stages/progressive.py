@@ -139,9 +139,10 @@ def progressive_compression(
         RunFolderError: If the folder holds stages of other arguments.
         ValueError: If an option has no such value.
     """
-    *on_the_way, last = stage_budgets(Budget.of(budget), stages)
+    original = make_learner(model)
+    *on_the_way, last = stage_budgets(CompressionEnv(original, budget).budget, stages)
     run = _Run(
-        make_learner, model, make_learner(model), agent, episodes, seed, action, reward,
+        make_learner, model, original, agent, episodes, seed, action, reward,
         train_loader, epochs_between, config, teacher, progress,
     )  # fmt: skip
     network, before, facts = model, Composition(run.original, {}), list[StageFacts]()

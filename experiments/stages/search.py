@@ -20,7 +20,7 @@ from amc_compress.runs.storage.trials import TrialRecorder
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.runs.warm_start import warm_start_of
 from amc_compress.user_code import place_of
-from amc_env import CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
+from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
 from amc_env.files import write_atomic
 
 
@@ -53,6 +53,7 @@ def run_search(task: Task) -> None:
         best=_facts(found.best),
         uniform=_facts(found.uniform),
         reward=found.reward,
+        bounds={name: list(ends) for name, ends in found.budget.bounds.items()},
         **found.more,
     )
 
@@ -61,14 +62,16 @@ def run_search(task: Task) -> None:
 class _Found:
     """What a search ends with; seconds are those of all processes that it took.
 
-    ``cut`` are the network of the plan and the units that stay, where the learner does not make it
-    from the original network; ``more`` are further results of the stage.
+    ``budget`` has the bounds as shares; ``cut`` are the network of the plan and the units that
+    stay, where the learner does not make it from the original network; ``more`` are further
+    results of the stage.
     """
 
     plan: CompressionPlan
     reward: float
     best: Outcome
     uniform: Outcome
+    budget: Budget
     n_trials: int
     prepare_seconds: float
     seconds: float
@@ -99,6 +102,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         reward=reward,
         best=env.evaluate(plan),
         uniform=env.evaluate(env.uniform_plan() if fixed is None else fixed),
+        budget=env.budget,
         n_trials=len(trials),
         prepare_seconds=prepare_wall,
         seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
@@ -203,6 +207,7 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         reward=result.best.reward,
         best=result.best,
         uniform=result.uniform,
+        budget=CompressionEnv(learner, config.budget).budget,
         n_trials=facts[-1].n_trials,
         prepare_seconds=prepare_wall,
         seconds=prepare_wall + sum(stage.seconds for stage in facts),

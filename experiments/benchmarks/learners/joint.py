@@ -215,9 +215,10 @@ def check_budget(text: str) -> Budget:
         budget = Budget.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if any(lower > 0.0 for lower, _ in budget.bounds.values()):
+    if budget.limits or any(lower > 0.0 for lower, _ in budget.bounds.values()):
         raise typer.BadParameter(
-            f"Expected upper bounds only, got {text!r}: deciding in stages cannot promise a lower."
+            f"Expected upper bounds only, as shares, got {text!r}: deciding in stages "
+            f"cannot promise a lower."
         )
     return budget
 

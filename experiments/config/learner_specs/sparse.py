@@ -44,7 +44,7 @@ class SparseSpec(LearnerSpec):
         """Checks that a rule has one density to distribute."""
         super().check()
         o = self.options
-        if not self.decides and list(o.budget.bounds) != ["density"]:
+        if not self.decides and (o.budget.names != ["density"] or o.budget.limits):
             raise ValueError(
                 f"--protocol {o.protocol} distributes one density over the layers; expected "
                 f"--budget density=0.25 or the like, got {o.budget}. An agent meets other "

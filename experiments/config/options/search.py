@@ -20,7 +20,9 @@ class SearchOptions:
     budget: Budget = _search(  # noqa: RUF009  # it declares a field
         None,
         "Hard limits as shares of the original: macs=0.5 (or 0.5 alone); several: "
-        "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Costs: "
+        "macs=0.5,bytes=0.3; lower and upper: macs=0.45:0.5; fractions: mean_bits=4/32. Absolute "
+        "ones with units: macs=20M, bytes=100kB (or KiB), latency=2ms, also with <= and >= (in "
+        "quotes, for the shell); mixed with shares as you like. Costs: "
         "macs, params, bytes (of the packed file), density (weights that are not zero), bops "
         "(MACs x weight bits x activation bits), mean_bits (per weight, of 32), and those of "
         "--cost-table (latency, say) and --cost. Not given: macs=0.5; density=0.25 (of a "

@@ -18,7 +18,7 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
     "train": {"seconds": float, "epochs": int, "taken": str, "validation_accuracy": float},
     "search": {
         "seconds": float, "cpu_seconds_per_episode": float, "n_trials": int, "reward": float,
-        "best": _OUTCOME, "uniform": _OUTCOME, "stages": list,
+        "best": _OUTCOME, "uniform": _OUTCOME, "bounds": dict[str, list[float]], "stages": list,
     },
     "finetune": {
         "seconds": float, "epochs": int, "validation_accuracy_before": float,
