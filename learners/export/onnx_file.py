@@ -1,36 +1,37 @@
-"""Networks as ONNX files: written, loaded again, and compared with torch on real images."""
+"""Networks as ONNX files: written, loaded again, and compared with torch on real inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amc_compress.learners.export.onnx_options import INPUT, OUTPUT, OnnxOptions
+from amc_compress.learners.export.interface import WRAPPED, Flat, Interface, on_cpu
+from amc_compress.learners.export.onnx_compare import Comparison
+from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
-from amc_compress.learners.export.runtime import open_session, quiet, run_session
+from amc_compress.learners.export.runtime import quiet
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.tasks.task import Task
 from amc_env.files import replace
 from amc_env.validation.sentences import first_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Largest allowed difference between the logits of ONNX Runtime and torch, relative to the largest
-# logit (or to 1, if that is larger). Both compute in fp32 and sum in different orders: a correct
-# export of a ResNet differs by about 2e-5; a wrong batch norm or padding by more than 1e-2.
+# Largest allowed difference between the outputs of ONNX Runtime and torch, relative to the largest
+# number of an output (or to 1, if that is larger). Both compute in fp32 and sum in different
+# orders: a correct export of a ResNet differs by about 2e-5; a wrong batch norm or padding by more
+# than 1e-2.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 2e-2
 """In float16, whose numbers have three digits, over some tens of layers."""
@@ -42,9 +43,11 @@ class ExportResult:
 
     Args:
         path: The file.
-        max_difference: Largest difference of a logit between ONNX Runtime and torch.
-        agreement: Share of the images for which both choose the same class.
-        n_images: How many images were compared.
+        max_difference: Largest difference of a number in the outputs between ONNX Runtime and
+            torch.
+        agreement: How alike both answer, in [0, 1], as the task measures it; for classification
+            the share of the images for which both choose the same class.
+        n_images: How many samples were compared.
     """
 
     path: Path
@@ -55,25 +58,33 @@ class ExportResult:
 
 def export_onnx(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: object,
     path: str | Path,
     *,
-    images: Tensor | None = None,
+    images: object = None,
     tolerance: float | None = None,
     options: OnnxOptions | None = None,
+    task: str | Task | None = None,
 ) -> ExportResult:
     """Writes a network as ONNX, by default with a free batch axis, and proves the file.
+
+    The file's inputs are named after the network's arguments and the keys in them, its outputs
+    after the keys of what it returns; one tensor of images is ``images``, and its logits are
+    ``logits``. Numbers, texts and everything else that is no tensor become part of the file.
 
     Args:
         model: The network in any form; not changed. A copy is exported, in eval mode, in fp32, from
             the CPU. Masked layers are written as plain ones with zeros in their weights.
-        example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
+        example_input: What the network is called with, samples first: images (N, C, H, W) or any
+            other tensor, a tuple of arguments, a dictionary of keyword arguments, or a ``Call``.
         path: The file to write, atomically.
-        images: Real inputs, shape (N, C, H, W), on which both must agree; ``example_input``
-            if not given.
-        tolerance: Largest allowed difference relative to the largest logit (or to 1);
-            :data:`TOLERANCE`, in float16 :data:`HALF_TOLERANCE`, if not given.
-        options: Batch, types, names and metadata of the file.
+        images: Real inputs of the same kind, on which both must agree; ``example_input`` if not
+            given.
+        tolerance: Largest allowed difference relative to the largest number of an output (or to
+            1); :data:`TOLERANCE`, in float16 :data:`HALF_TOLERANCE`, if not given.
+        options: Batch, further free axes, types, names and metadata of the file.
+        task: What the network is for, which says how alike two answers are; classification for
+            outputs of shape (N, classes) and closeness for all others, if not given.
 
     Raises:
         ExportError: If the network cannot be exported, or the file computes something else.
@@ -84,51 +95,39 @@ def export_onnx(
     if tolerance is None:
         tolerance = HALF_TOLERANCE if options.half else TOLERANCE
     plain = finalise(network, quantized=True) if masked_layers(network) else network
-    exported = float_model(plain, example_input, options)
-    seen = example_input if images is None else images
-    return write_compared(exported, network, seen, Path(path), options, tolerance)
+    example = on_cpu(plain, example_input)
+    interface = Interface(plain, example, options.batch)
+    exported = float_model(plain, interface, options)
+    seen = example if images is None else on_cpu(plain, images)
+    check = Comparison(network, interface, seen, options, tolerance, task)
+    return write_compared(exported, check, Path(path))
 
 
-class _Half(nn.Module):
-    """A network in float16 between float32 inputs and outputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).half()
-
-    def forward(self, images: Tensor) -> Tensor:
-        result: Tensor = self.network(images.half())
-        return result.float()
-
-
-def float_model(network: nn.Module, example_input: Tensor, options: OnnxOptions) -> ir.Model:
+def float_model(network: nn.Module, interface: Interface, options: OnnxOptions) -> ir.Model:
     """Returns the graph of a network, in ``eval`` mode, not yet compared with torch.
 
     Args:
         network: On the CPU.
-        example_input: Only its shape matters.
-        options: What has to be settled here: batch, operators, float16.
+        interface: Of the network.
+        options: What has to be settled here: batch, further free axes, operators, float16.
 
     Raises:
         ExportError: If the network cannot be exported.
     """
-    if options.half:
-        network = _Half(network).eval()
-    # Two images, because the exporter takes an axis of length 1 for a constant.
-    shape = example_input.shape[1:]
+    interface.check_options(options)
+    flat = not interface.is_plain or options.half
+    asked = network
+    if flat:
+        inner = copy.deepcopy(network).half() if options.half else network
+        asked = Flat(inner, interface.example, half=options.half).eval()
     with quiet():
-        try:
-            program = capture(network, torch.zeros(2, *shape), free=True)
-        except ExportError:
-            if options.batch is None:
-                raise
-            program = capture(network, torch.zeros(options.batch, *shape), free=False)
+        program = _captured(asked, interface, options)
         try:
             exported = torch.onnx.export(
                 program,
                 (),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                input_names=None if flat else list(interface.inputs),
+                output_names=None if flat else list(interface.outputs),
                 opset_version=options.opset,
                 dynamo=True,
                 verbose=False,
@@ -141,26 +140,49 @@ def float_model(network: nn.Module, example_input: Tensor, options: OnnxOptions)
             ) from error
     assert exported is not None
     model: ir.Model = exported.model
+    if flat:
+        _without_wrapper(model, interface)
     return model
 
 
-def write_compared(
-    model: ir.Model,
-    network: nn.Module,
-    images: Tensor,
-    path: Path,
-    options: OnnxOptions,
-    tolerance: float = math.inf,
-) -> ExportResult:
+def _captured(
+    network: nn.Module, interface: Interface, options: OnnxOptions
+) -> torch.export.ExportedProgram:
+    """Returns the graph with as many free axes as the network allows."""
+    if interface.is_free:
+        # Two samples, because the exporter takes an axis of length 1 for a constant.
+        tensors = interface.tensors(2)
+        axes = interface.free_axes(tensors, options)
+        try:
+            return capture(network, tensors, axes)
+        except ExportError:
+            only_batch = [{axis: name for axis, name in free.items() if axis == 0} for free in axes]
+            if only_batch != axes:
+                with contextlib.suppress(ExportError):
+                    return capture(network, tensors, only_batch)
+            if options.batch is None:
+                raise
+    return capture(network, interface.tensors(options.batch), None)
+
+
+def _without_wrapper(model: ir.Model, interface: Interface) -> None:
+    """Gives tensors the names that they have without :class:`Flat`."""
+    # Here, because importing ONNX takes a third of a second, and a run may end without a file.
+    from amc_compress.learners.export.onnx_finish import rename
+
+    graph = model.graph
+    constants = [v for v in graph.initializers.values() if (v.name or "").startswith(WRAPPED)]
+    rename(constants, [(value.name or "").removeprefix(WRAPPED) for value in constants], model)
+    rename([*graph.inputs, *graph.outputs], [*interface.inputs, *interface.outputs], model)
+
+
+def write_compared(model: ir.Model, comparison: Comparison, path: Path) -> ExportResult:
     """Writes a model, atomically, once ONNX Runtime has shown what it computes.
 
     Args:
         model: As exported; gets its outside here.
-        network: What it has to compute, on the CPU.
-        images: Where both are compared, shape (N, C, H, W).
+        comparison: With what it has to compute.
         path: The file.
-        options: Of the file.
-        tolerance: Largest allowed difference relative to the largest logit (or to 1).
 
     Raises:
         ExportError: If the file computes something else.
@@ -170,54 +192,10 @@ def write_compared(
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
     try:
-        write(model, temporary, options)
-        result = _compare(network, images, temporary, tolerance, options)
+        write(model, temporary, comparison.options)
+        result = comparison.run(temporary)
         replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return ExportResult(path, *result, len(images))
-
-
-def _compare(
-    network: nn.Module, images: Tensor, path: Path, tolerance: float, options: OnnxOptions
-) -> tuple[float, float]:
-    """Returns the largest difference of a logit, and the share of images on which both agree."""
-    session = open_session(path)
-    differences, agreements, largest = [], [], 1.0
-    for batch in _batches(images.float().cpu(), options.batch):
-        taken, fed = options.feed(batch)
-        with torch.no_grad():
-            expected = network(taken).float().numpy()
-        got = run_session(session, fed)
-        if got.shape != expected.shape:
-            raise ExportError(
-                f"The exported network gives outputs of shape {got.shape}, torch {expected.shape}."
-            )
-        differences.append(float(np.max(np.abs(got - expected))))
-        agreements.append(got.argmax(1) == expected.argmax(1))
-        largest = max(largest, float(np.max(np.abs(expected))))
-    difference = max(differences)
-    if not difference <= tolerance * largest:
-        raise ExportError(
-            f"The exported network differs from torch by {difference:.2g} (allowed "
-            f"{tolerance:g} of the largest logit, {largest:.3g}); the file was not kept."
-        )
-    return difference, float(np.mean(np.concatenate(agreements)))
-
-
-def _batches(images: Tensor, size: int | None) -> Iterator[Tensor]:
-    """Yields images in batches of several sizes, or of the only one that a file takes.
-
-    Args:
-        images: Shape (N, ...).
-        size: Images per call; ``None`` for any number.
-    """
-    if size is not None:
-        # The last images again, so that the last batch is as large as all others.
-        index = torch.arange(-(-len(images) // size) * size) % len(images)
-        yield from torch.split(images[index], size)
-        return
-    yield images[:1]  # several sizes, because the batch axis is promised to be free
-    if len(images) > 1:
-        yield from torch.split(images[1:], 64)
+    return ExportResult(path, *result)

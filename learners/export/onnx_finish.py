@@ -1,8 +1,9 @@
-"""Writes deployed ONNX files: their input, batch axis and metadata."""
+"""Writes deployed ONNX files: their inputs, free axes and metadata."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from amc_compress.learners.export.onnx_graph import add_constant, clean, values
-from amc_compress.learners.export.onnx_options import BATCH, OnnxOptions
+from amc_compress.learners.export.onnx_options import BATCH, INPUT, SEQUENCE, OnnxOptions
 from amc_compress.learners.networks.normalisation import Normalisation
 
 
@@ -18,51 +19,68 @@ def write(model: ir.Model, path: Path, options: OnnxOptions) -> None:
     """Writes a model with the outside that is wanted; no paths and source lines of its making.
 
     Args:
-        model: With one input of float32 images; changed in place.
+        model: With inputs in float32, or integers; changed in place.
         path: The file, written as it goes.
         options: What it is to look like.
     """
     clean(model)
-    _set_batch(model, options.batch)
-    _rename_input(model, options.input_name)
-    how = "float32 images: (pixel / scale - mean) / std"
+    _name_axes(model, options)
+    takes_images = [value.name for value in model.graph.inputs] == [INPUT]
+    if options.input_name is not None:
+        rename(model.graph.inputs, [options.input_name], model)
+    entries = dict(options.metadata)
     if options.preprocessing is not None:
         _prepend(model, options.preprocessing)
-        how = "uint8 pixels"
-    entries = {"input": how, **options.metadata}
+        entries = {"input": "uint8 pixels", **entries}
+    elif takes_images:
+        entries = {"input": "float32 images: (pixel / scale - mean) / std", **entries}
     model.metadata_props.update({key: entries[key] for key in sorted(entries)})
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
 
 
-def _set_batch(model: ir.Model, batch: int | None) -> None:
-    """Names the free axis of the input, or fixes it, everywhere it occurs."""
-    shape = model.graph.inputs[0].shape
-    symbol = None if shape is None else shape[0]
-    if not isinstance(symbol, ir.SymbolicDim) or symbol.value is None:
+def _wanted(model: ir.Model, options: OnnxOptions) -> dict[str, str | int]:
+    """Returns the exporter's symbol -> its name, or the number of samples that it is fixed to."""
+    wanted: dict[str, str | int] = {}
+    for value in model.graph.inputs:
+        names = (options.axes or {}).get(value.name or "", {})
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                name = BATCH if axis == 0 else names.get(axis, SEQUENCE)
+                wanted.setdefault(size.value, options.batch or name if axis == 0 else name)
+    return wanted
+
+
+def _name_axes(model: ir.Model, options: OnnxOptions) -> None:
+    """Names the free axes of the inputs, or fixes the batch, everywhere they occur."""
+    if not (wanted := _wanted(model, options)):
         return
-    word = re.compile(rf"\b{re.escape(symbol.value)}\b")
+    word = re.compile(rf"\b({'|'.join(map(re.escape, wanted))})\b")
 
     def settled(dim: int | ir.SymbolicDim) -> int | str | None:
-        text = "" if isinstance(dim, int) else dim.value or ""
-        if not word.search(text):
-            return dim if isinstance(dim, int) else dim.value
-        if batch is None:
-            return word.sub(BATCH, text)
-        return batch if text == symbol.value else None  # computed from it: the runtime infers it
+        if isinstance(dim, int) or dim.value is None:
+            return dim if isinstance(dim, int) else None
+        if dim.value in wanted:
+            return wanted[dim.value]
+        found = {symbol: wanted[symbol] for symbol in word.findall(dim.value)}
+        if any(isinstance(name, int) for name in found.values()):
+            return None  # computed from it: the runtime infers it
+        return word.sub(lambda symbol: str(found[symbol[0]]), dim.value)
 
     for value in values(model):
         if value.shape is not None:
             value.shape = ir.Shape([settled(dim) for dim in value.shape])
 
 
-def _rename_input(model: ir.Model, name: str) -> None:
-    """Renames the input; a tensor inside that has the name already makes way."""
+def rename(tensors: Sequence[ir.Value], names: Sequence[str], model: ir.Model) -> None:
+    """Renames inputs or outputs; a tensor inside that has the name already makes way."""
+    wanted = dict(zip(names, tensors, strict=True))
     for value in list(values(model)):
-        if value.name == name:
-            value.name = f"{name}_inside"
-    model.graph.inputs[0].name = name
+        if value.name in wanted and wanted[value.name] is not value:
+            value.name = f"{value.name}_inside"
+    for name, value in wanted.items():
+        value.name = name
 
 
 def _prepend(model: ir.Model, normalisation: Normalisation) -> None:

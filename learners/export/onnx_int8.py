@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -29,6 +30,9 @@ SHORTCUTS = ("shared", "own")
 # softmax are left in float: they are rare once norms are folded, and 8 bits harm them.
 _MATH_OPS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
 _MOVE_OPS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad")
+
+Samples: TypeAlias = Mapping[str, Tensor]
+"""Input -> tensor with the samples first, on the CPU, in the type that the input has."""
 
 _BATCH = 32
 # A bias is stored as a 32-bit integer of step (input scale x weight scale).
@@ -78,7 +82,7 @@ def _scales(quantizer: UniformQuantizer, count: int) -> np.ndarray:
     return np.broadcast_to(scale, (count,)).copy()
 
 
-def quantize_float(model: ir.Model, calibration: Tensor, method: str) -> ir.Model:
+def quantize_float(model: ir.Model, calibration: Samples, method: str) -> ir.Model:
     """Quantizes a float model to 8 bits: signed weights per channel, unsigned activations."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -92,7 +96,7 @@ def quantize_float(model: ir.Model, calibration: Tensor, method: str) -> ir.Mode
 
 def run_quantizer(
     model: ir.Model,
-    calibration: Tensor,
+    calibration: Samples,
     method: str,
     *,
     overrides: dict[str, list[dict[str, Any]]] | None = None,
@@ -102,7 +106,7 @@ def run_quantizer(
 
     Args:
         model: The float model.
-        calibration: Images for the ranges.
+        calibration: Samples for the ranges.
         method: How ranges are taken from them.
         overrides: Tensor -> what to take instead.
         exclude: Nodes to leave in float.
@@ -114,7 +118,7 @@ def run_quantizer(
         quantize_static(
             ir.to_proto(model),
             str(out),
-            _reader(_named(model.graph.inputs[0]), calibration),
+            _reader(model, calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*_MATH_OPS, *_MOVE_OPS],
             per_channel=True,
@@ -143,13 +147,26 @@ def run_quantizer(
     return model
 
 
-def _reader(name: str, calibration: Tensor) -> Any:
+def _reader(model: ir.Model, calibration: Samples) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
+
+    read = {_named(value) for value in model.graph.inputs}
+    batched = {
+        name: torch.split(tensor, _BATCH)
+        for name, tensor in calibration.items()
+        if name in read and tensor.ndim
+    }
+    whole = {n: t.numpy() for n, t in calibration.items() if n in read and not t.ndim}
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            batches = torch.split(calibration.float().cpu(), _BATCH)
-            self.batches = iter([{name: batch.contiguous().numpy()} for batch in batches])
+            batches = zip(*batched.values(), strict=True)
+            self.batches = iter(
+                [
+                    whole | {n: t.contiguous().numpy() for n, t in zip(batched, b, strict=True)}
+                    for b in batches
+                ]
+            )
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.batches, None)
@@ -185,7 +202,7 @@ class IntegerWriter:
         self,
         network: nn.Module,
         model: ir.Model,
-        calibration: Tensor,
+        calibration: Samples,
         *,
         method: str,
         weight_only: str,

@@ -1,4 +1,4 @@
-"""Input, batch axis and metadata of deployed ONNX files."""
+"""Inputs, free axes and metadata of deployed ONNX files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from amc_compress.learners.networks.normalisation import Normalisation
 BATCH = "batch"
 INPUT = "images"
 OUTPUT = "logits"
+SEQUENCE = "sequence"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _LARGEST_PIXEL = 255.0  # what 8 bits hold
 
@@ -25,11 +26,15 @@ class OnnxOptions:
 
     Args:
         opset: Version of the operator set; the exporter's choice if not given.
-        batch: Number of images per call; any number if not given.
+        batch: Number of samples per call; any number if not given.
         half: Whether to compute in float16. Inputs and outputs stay float32.
-        input_name: Name of the input tensor.
+        input_name: Name of the input tensor, of networks with one; ``images`` for images and the
+            name of the network's argument for all else, if not given.
         preprocessing: Put into the file: its input is then uint8 pixels, not normalised.
         metadata: Key -> text, stored in the file.
+        axes: Input -> axis -> name, for axes besides the batch that may have any length; axis 1 of
+            integers of shape (N, length), such as token ids, if not given. What the network needs
+            at one length keeps it.
 
     Raises:
         ValueError: If an option is out of range.
@@ -38,16 +43,17 @@ class OnnxOptions:
     opset: int | None = None
     batch: int | None = None
     half: bool = False
-    input_name: str = INPUT
+    input_name: str | None = None
     preprocessing: Normalisation | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, Mapping[int, str]] | None = None
 
     def __post_init__(self) -> None:
         if self.opset is not None and not 18 <= self.opset <= 23:
             raise ValueError(f"Expected an --opset from 18 to 23, got {self.opset}.")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"Expected --batch >= 1, got {self.batch}.")
-        if not _NAME.fullmatch(self.input_name):
+        if self.input_name is not None and not _NAME.fullmatch(self.input_name):
             raise ValueError(
                 f"Expected --input-name as a name of letters, digits and _, got "
                 f"{self.input_name!r}."

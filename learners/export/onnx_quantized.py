@@ -17,11 +17,14 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from amc_compress.learners.export.interface import Interface, on_cpu
+from amc_compress.learners.export.onnx_compare import Comparison
 from amc_compress.learners.export.onnx_file import ExportResult, float_model, write_compared
 from amc_compress.learners.export.onnx_int8 import (
     CALIBRATION_METHODS,
     SHORTCUTS,
     IntegerWriter,
+    Samples,
     count_layers,
     fits_int8,
     quantize_float,
@@ -34,6 +37,8 @@ from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.tasks.inputs import Inputs, count, structure, tensors_of, to_inputs
+from amc_compress.learners.tasks.task import Task
 from amc_env import CompressionError
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import check_known
@@ -63,13 +68,14 @@ class QuantizedExport(ExportResult):
 
 def post_training_int8(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: object,
     path: str | Path,
     *,
-    calibration: Tensor,
-    images: Tensor | None = None,
+    calibration: object,
+    images: object = None,
     method: str = "minmax",
     options: OnnxOptions | None = None,
+    task: str | Task | None = None,
 ) -> QuantizedExport:
     """Quantizes a float network to 8 bits by ONNX Runtime's quantizer, without training.
 
@@ -79,13 +85,14 @@ def post_training_int8(
     Args:
         model: Any float network, a pruned one as well, in any form; a copy is exported, in eval
             mode, in fp32, from the CPU.
-        example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
+        example_input: What the network is called with, see ``export_onnx``.
         path: The file to write, atomically.
-        calibration: Images to take the ranges from, shape (N, C, H, W).
-        images: Images on which to compare with torch; the calibration images if not given.
+        calibration: Inputs to take the ranges from, of the same kind.
+        images: Inputs on which to compare with torch; those of the calibration if not given.
         method: ``"minmax"``, ``"percentile"`` (99.999%) or ``"entropy"``; the last two take
             several times as long and much memory.
         options: Batch, names and metadata of the file.
+        task: Says how alike both answer, see ``export_onnx``.
 
     Raises:
         ExportError: If the network cannot be exported.
@@ -99,38 +106,40 @@ def post_training_int8(
         )
     check_known("method", method, CALIBRATION_METHODS)
 
-    def quantize(exported: ir.Model) -> ir.Model:
-        return quantize_float(exported, calibration, method)
+    def quantize(exported: ir.Model, samples: Samples) -> ir.Model:
+        return quantize_float(exported, samples, method)
 
-    return _export(model, example_input, path, calibration, images, quantize, options)
+    inputs = _Inputs(model, example_input, calibration, images)
+    return _export(model, inputs, path, quantize, options, task)
 
 
 def export_quantized(
     network: nn.Module,
-    example_input: Tensor,
+    example_input: object,
     path: str | Path,
     *,
-    calibration: Tensor,
-    images: Tensor | None = None,
+    calibration: object,
+    images: object = None,
     method: str = "minmax",
     weight_only: str = "integer",
     shortcuts: str = "shared",
     options: OnnxOptions | None = None,
+    task: str | Task | None = None,
 ) -> QuantizedExport:
     """Writes a quantized network as ONNX with exactly its integers, scales and zero points.
 
     Layers with 8-bit inputs and uniform weights of 2 to 8 bits per tensor or channel run in
     integers; weights of fewer than 8 bits are 8-bit numbers in their small range. Tensors
     between the layers that integer execution needs in 8 bits as well (sums, pooled maps) get
-    ranges from the calibration images. Codebook weights and weights in buckets have no integer
+    ranges from the calibration inputs. Codebook weights and weights in buckets have no integer
     arithmetic and are written as the float32 numbers that they stand for.
 
     Args:
         network: A network with quantized layers; exported in eval mode, from the CPU.
-        example_input: One batch of inputs, shape (N, C, H, W); only its shape matters.
+        example_input: What the network is called with, see ``export_onnx``.
         path: The file to write, atomically.
-        calibration: Images to take the missing ranges from, shape (N, C, H, W).
-        images: Images on which to compare with torch; the calibration images if not given.
+        calibration: Inputs to take the missing ranges from, of the same kind.
+        images: Inputs on which to compare with torch; those of the calibration if not given.
         method: How the missing ranges are found, as for :func:`post_training_int8`.
         weight_only: What becomes of the weights of layers whose inputs are float:
             ``"integer"`` stores them as 4-bit (up to 4 bits) or 8-bit integers, a small file
@@ -140,6 +149,7 @@ def export_quantized(
             own and the layer a second rounding, nearer to the network if ranges cut off much,
             and about a fifth slower.
         options: Batch, names and metadata of the file.
+        task: Says how alike both answer, see ``export_onnx``.
 
     Raises:
         UnsupportedPrecisionError: If nothing executes the network's precisions.
@@ -151,17 +161,18 @@ def export_quantized(
     check_known("weight_only", weight_only, WEIGHT_ONLY)
     check_known("shortcuts", shortcuts, SHORTCUTS)
 
-    def quantize(exported: ir.Model) -> ir.Model:
+    def quantize(exported: ir.Model, samples: Samples) -> ir.Model:
         return IntegerWriter(
             network,
             exported,
-            calibration,
+            samples,
             method=method,
             weight_only=weight_only,
             shortcuts=shortcuts,
         ).write()
 
-    return _export(network, example_input, path, calibration, images, quantize, options)
+    inputs = _Inputs(network, example_input, calibration, images)
+    return _export(network, inputs, path, quantize, options, task)
 
 
 def check_executable(network: nn.Module) -> None:
@@ -227,14 +238,32 @@ def _plain(network: nn.Module) -> nn.Module:
     return finalise(network, quantized=True)
 
 
+class _Inputs:
+    """The example, and the inputs for the ranges and for the comparison, checked against it.
+
+    Raises:
+        InputDataError: If they are of other kinds or shapes, or hold NaN.
+    """
+
+    def __init__(
+        self, network: nn.Module, example: object, calibration: object, compared: object
+    ) -> None:
+        self.example = on_cpu(network, example)
+        self.calibration = to_inputs(calibration)
+        _check_inputs("calibration", self.calibration, self.example)
+        self.compared = self.calibration if compared is None else to_inputs(compared)
+        _check_inputs("images", self.compared, self.example)
+        self.calibration = on_cpu(network, self.calibration)
+        self.compared = on_cpu(network, self.compared)
+
+
 def _export(
     network: nn.Module,
-    example_input: Tensor,
+    inputs: _Inputs,
     path: str | Path,
-    calibration: Tensor,
-    images: Tensor | None,
-    quantize: Callable[[ir.Model], ir.Model],
+    quantize: Callable[[ir.Model, Samples], ir.Model],
     options: OnnxOptions | None,
+    task: str | Task | None,
 ) -> QuantizedExport:
     """Exports in float, lets that be quantized, and compares the result with the network."""
     options = options or OnnxOptions()
@@ -243,25 +272,31 @@ def _export(
             "Expected a float network for float16, got one that is written in 8-bit integers; "
             "leave --half out."
         )
-    _check_images("calibration", calibration, example_input)
-    images = calibration if images is None else images
-    _check_images("images", images, example_input)
     # Calibration takes batches of its own sizes: the batch is fixed at the end.
     free = dataclasses.replace(options, batch=None)
-    exported = float_model(_plain(network), example_input, free)
+    plain = _plain(network)
+    interface = Interface(plain, inputs.example)
+    exported = float_model(plain, interface, free)
     with quiet():
-        model = quantize(exported)
-    result = write_compared(model, network, images, Path(path), options)
+        model = quantize(exported, interface.named(inputs.calibration))
+    comparison = Comparison(network, interface, inputs.compared, options, task=task)
+    result = write_compared(model, comparison, Path(path))
     n_int8, n_float = count_layers(result.path)
     size = result.path.stat().st_size
     return QuantizedExport(**vars(result), n_int8_layers=n_int8, n_float_layers=n_float, bytes=size)
 
 
-def _check_images(name: str, images: Tensor, example_input: Tensor) -> None:
-    if not len(images) or images.shape[1:] != example_input.shape[1:]:
-        raise InputDataError(
-            f"Expected {name} of shape (N, {', '.join(map(str, example_input.shape[1:]))}), got "
-            f"{tuple(images.shape)}."
+def _check_inputs(name: str, inputs: Inputs, example: Inputs) -> None:
+    if isinstance(example, Tensor) and isinstance(inputs, Tensor):
+        fits = bool(len(inputs)) and inputs.shape[1:] == example.shape[1:]
+    else:
+        fits = structure(inputs) == structure(example) and count(inputs) > 0
+    if not fits:
+        expected = ", ".join(
+            f"({', '.join(['N', *map(str, tensor.shape[1:])])})" for tensor in tensors_of(example)
         )
-    if not images.isfinite().all():
-        raise InputDataError(f"Expected finite {name}, got NaN or infinite pixels.")
+        got = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(inputs))
+        raise InputDataError(f"Expected {name} of shape {expected}, got {got or 'no tensors'}.")
+    floats = [t for t in tensors_of(inputs) if t.is_floating_point()]
+    if not all(bool(tensor.isfinite().all()) for tensor in floats):
+        raise InputDataError(f"Expected finite {name}, got NaN or infinite numbers.")

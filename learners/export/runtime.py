@@ -105,15 +105,27 @@ def optimised(model: Path | Any, level: str) -> Any:
 
 
 def run_session(session: Any, images: Tensor) -> np.ndarray:
-    """Returns the logits of ONNX Runtime, shape (N, n_classes)."""
+    """Returns the first output for a file with one input, for images the logits (N, n_classes)."""
     name = session.get_inputs()[0].name
     logits: np.ndarray = session.run(None, {name: images.contiguous().numpy()})[0]
     return logits
 
 
+def run_named(session: Any, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Returns the outputs of a file, in its order.
+
+    Args:
+        session: An opened file.
+        tensors: Input -> tensor on the CPU; those that the file does not read are left out.
+    """
+    read = {source.name for source in session.get_inputs()}
+    fed = {name: x.contiguous().numpy() for name, x in tensors.items() if name in read}
+    return [torch.from_numpy(np.asarray(output)) for output in session.run(None, fed)]
+
+
 def time_onnx(
     paths: Mapping[str, Path],
-    image_shape: Sequence[int],
+    inputs: Sequence[int] | Mapping[str, Tensor],
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = _SECONDS_PER_BATCH_SIZE,
@@ -122,8 +134,9 @@ def time_onnx(
 
     Args:
         paths: Name -> file.
-        image_shape: ``(C, H, W)``.
-        batch_sizes: Images per call.
+        inputs: ``(C, H, W)`` of random images, or input -> tensor with samples to repeat, as
+            ``Interface.named`` returns them.
+        batch_sizes: Samples per call.
         seconds: About how long to measure per batch size.
 
     Returns:
@@ -133,19 +146,32 @@ def time_onnx(
     results: dict[str, dict[str, float]] = {name: {} for name in paths}
     generator = torch.Generator().manual_seed(0)
     for size in batch_sizes:
-        images = torch.randn(size, *image_shape, generator=generator)
-        calls = [partial(session.run, None, _feed(session, images)) for session in sessions]
+        tensors: Mapping[str, Tensor]
+        if isinstance(inputs, Mapping):
+            tensors = {name: _repeated(tensor, size) for name, tensor in inputs.items()}
+        else:
+            tensors = {"": torch.randn(size, *inputs, generator=generator)}
+        calls = [partial(session.run, None, _feed(session, tensors)) for session in sessions]
         for name, times in zip(paths, time_in_turns(calls, seconds), strict=True):
             results[name][str(size)] = round(statistics.median(times), 4)
     return results
 
 
-def _feed(session: Any, images: Tensor) -> dict[str, np.ndarray]:
-    """Returns images in the type that a file takes."""
-    source = session.get_inputs()[0]
-    if source.type == "tensor(uint8)":
-        images = (64.0 * images + 128.0).clamp(0.0, 255.0).to(torch.uint8)
-    return {source.name: images.numpy()}
+def _repeated(tensor: Tensor, size: int) -> Tensor:
+    return tensor[torch.arange(size) % len(tensor)] if tensor.ndim else tensor
+
+
+def _feed(session: Any, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Returns inputs in the types that a file takes; one alone whatever its name."""
+    sources = session.get_inputs()
+    if len(tensors) == 1:
+        tensors = {sources[0].name: next(iter(tensors.values()))}
+    fed = {source.name: tensors[source.name] for source in sources}
+    for source in sources:
+        if source.type == "tensor(uint8)" and fed[source.name].is_floating_point():
+            pixels = 64.0 * fed[source.name] + 128.0
+            fed[source.name] = pixels.clamp(0.0, 255.0).to(torch.uint8)
+    return {name: tensor.contiguous().numpy() for name, tensor in fed.items()}
 
 
 def time_in_turns(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,16 +16,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.export.interface import Flat, Interface
 from amc_compress.learners.export.onnx_graph import (
     add_constant,
     constant,
     only_reader,
     replace_node,
 )
-from amc_compress.learners.export.onnx_int8 import quantize_float
+from amc_compress.learners.export.onnx_int8 import Samples, quantize_float
 from amc_compress.learners.export.runtime import optimised, quiet
 from amc_compress.learners.layers.structure import fold_norms, foldable_norms
 from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_compress.learners.tracing.slots import weight_name
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env import CompressionError, LayerGraph
@@ -44,18 +46,18 @@ class LatencyError(CompressionError):
     """A network cannot be measured."""
 
 
-def prepare(model: nn.Module, input_shape: Sequence[int], seed: int = 0) -> TracedModel:
+def prepare(model: nn.Module, example: Inputs, seed: int = 0) -> TracedModel:
     """Returns a traced copy of a network, without equal tensors, which exporters would merge.
 
     Networks that were just made have batch norms and biases that are all alike.
 
     Args:
         model: The network; not changed.
-        input_shape: Of one image, (C, H, W).
+        example: What it is called with.
         seed: Of the numbers put into the copy.
     """
     model = take_in(model, "cpu").network
-    traced = trace(model, torch.zeros(1, *input_shape))
+    traced = trace(model, cast(Any, example))
     # Only now, because random norms make activations too large for the proof of the tracing.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -80,24 +82,26 @@ def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
     return network.eval()
 
 
-def to_onnx(network: nn.Module, graph: LayerGraph, images: Tensor) -> onnx.ModelProto:
+def to_onnx(network: nn.Module, graph: LayerGraph, inputs: Inputs) -> onnx.ModelProto:
     """Returns a network as an ONNX model whose layers bear marks.
 
     Args:
         network: As :func:`cut` returns it.
         graph: Of the uncut network, for the layers' names.
-        images: What it is called with, shape (N, C, H, W); the model is for that shape only.
+        inputs: What it is called with; the model is for those shapes only.
 
     Raises:
         LatencyError: If it cannot be exported, or a layer is not found again in the export.
     """
     buffer: Any = io.BytesIO()  # which the exporter takes, but does not say so
+    interface = Interface(network, inputs, count(inputs))
+    asked = network if interface.is_plain else Flat(network, interface.example).eval()
     try:
         with quiet():
             # The older exporter: 0.2 s instead of 4 s, and it leaves the layers as they are.
             torch.onnx.export(
-                network, (images,), buffer, dynamo=False, opset_version=_OPSET,
-                input_names=["images"], output_names=["logits"],
+                asked, interface.tensors(None), buffer, dynamo=False, opset_version=_OPSET,
+                input_names=list(interface.inputs), output_names=list(interface.outputs),
             )  # fmt: skip
     except Exception as error:  # whatever the exporter meets in a user's forward
         raise LatencyError(
@@ -178,12 +182,12 @@ def marked_layer(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def to_int8(model: onnx.ModelProto, images: Tensor) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto, samples: Samples) -> onnx.ModelProto:
     """Returns the model as ``post_training_int8`` would write it.
 
     Args:
         model: As :func:`to_onnx` returns it.
-        images: For the ranges of the activations; which ones does not matter for time.
+        samples: For the ranges of the activations; which ones does not matter for time.
     """
     with quiet():
-        return ir.to_proto(quantize_float(ir.from_proto(model), images, "minmax"))
+        return ir.to_proto(quantize_float(ir.from_proto(model), samples, "minmax"))

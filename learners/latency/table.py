@@ -10,32 +10,26 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import nnls
 from torch import nn
 
+from amc_compress.learners.export.interface import Interface
 from amc_compress.learners.export.runtime import open_session
-from amc_compress.learners.latency.design import Kept, axis_points, check_points, levels_of, plans
-from amc_compress.learners.latency.networks import (
-    PRECISIONS,
-    LatencyError,
-    cut,
-    prepare,
-    to_int8,
-    to_onnx,
-)
+from amc_compress.learners.latency.design import Kept, axis_points, levels_of, plans
+from amc_compress.learners.latency.networks import LatencyError, cut, prepare, to_int8, to_onnx
+from amc_compress.learners.latency.options import TableOptions
 from amc_compress.learners.latency.timing import (
     QUANTILE,
     empty_model,
     layer_times,
     time_together,
 )
+from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env import LayerGraph, LayerSpec
 from amc_env.costs.cost_table import (
@@ -44,7 +38,6 @@ from amc_env.costs.cost_table import (
     LayerTable,
     layer_shape,
     measured_layers,
-    precision_bits,
 )
 from amc_env.costs.latency import interpolation_shares
 from amc_env.files import write_atomic
@@ -58,75 +51,27 @@ _PULL = 0.03
 _SECONDS = 0.25  # of timing, per network
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """Options of a table; a table is resumed only with the same ones.
-
-    Args:
-        model: Name of the network, for the reader.
-        input_shape: Of one image, (C, H, W).
-        batch: Images per call.
-        round_to: Kept channels come in multiples of this.
-        points: Widths per axis, at most: 3, 5 or 7.
-        precisions: ``"fp32"``, ``"int8"``.
-        measured: Whether this machine measures it, which takes those precisions only.
-    """
-
-    model: str
-    input_shape: tuple[int, ...]
-    batch: int = 1
-    round_to: int = 8
-    points: int = 7
-    precisions: tuple[str, ...] = PRECISIONS
-    measured: bool = True
-
-    def __post_init__(self) -> None:
-        for precision in self.precisions:
-            precision_bits(precision)
-        unknown = [p for p in self.precisions if p not in PRECISIONS and self.measured]
-        if unknown or not self.precisions:
-            raise ValueError(
-                f"ONNX Runtime is measured in {' and '.join(PRECISIONS)}, got "
-                f"{', '.join(unknown) or 'none'}; other precisions come from tables made elsewhere "
-                f"(docs/latency_tables.md)."
-            )
-        if self.batch < 1:
-            raise ValueError(f"Expected a batch of at least 1, got {self.batch}.")
-        if self.round_to < 1:
-            raise ValueError(f"Expected channels in multiples of at least 1, got {self.round_to}.")
-        check_points(self.points)
-
-    def document(self) -> dict[str, Any]:
-        """Returns the options as they stand in the file."""
-        return {
-            "model": self.model, "input_shape": list(self.input_shape),
-            "round_to": self.round_to, "points": self.points,
-            "precisions": list(self.precisions),
-        }  # fmt: skip
-
-
 class Bench:
     """Builds and times networks.
 
     Args:
         traced: The network, with random weights.
-        batch: Images per call.
-        input_shape: Of one image, (C, H, W).
+        inputs: What it is called with.
     """
 
-    def __init__(self, traced: TracedModel, batch: int, input_shape: Sequence[int]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._images = torch.rand(batch, *input_shape, generator=generator)
+    def __init__(self, traced: TracedModel, inputs: Inputs) -> None:
         self._traced = traced
-        self._feed = self._images.numpy()
+        self._inputs = inputs
+        self._samples = Interface(traced.model.eval(), inputs, count(inputs)).named(inputs)
+        self._feed = {name: tensor.numpy() for name, tensor in self._samples.items()}
         self._empty = open_session(empty_model(self._feed))
         self._references: dict[str, Any] = {}
         self.graph = traced.graph
 
     def build(self, kept: Kept, precision: str) -> Any:
         """Returns the ONNX model of a cut network."""
-        model = to_onnx(cut(self._traced, kept), self._traced.graph, self._images)
-        return to_int8(model, self._images) if precision == "int8" else model
+        model = to_onnx(cut(self._traced, kept), self._traced.graph, self._inputs)
+        return to_int8(model, self._samples) if precision == "int8" else model
 
     def total(self, model: Any, precision: str, seconds: float = _SECONDS) -> tuple[float, ...]:
         """Times a network, in turns with the uncut one and with an empty one.
@@ -175,7 +120,7 @@ def measure_table(
         CostTableError: If the file is damaged, or was made with other options or elsewhere.
         LatencyError: If the network cannot be measured.
     """
-    traced = prepare(model, options.input_shape)
+    traced = prepare(model, options.traced_with())
     graph = traced.graph
     levels = levels_of(graph, options.round_to, options.points)
     # Taking turns, so that a slow minute of the machine does not hit one precision only.
@@ -192,7 +137,7 @@ def measure_table(
     for kept, precision in todo:
         if (kept, precision) in known:
             continue
-        bench = bench or Bench(traced, options.batch, options.input_shape)
+        bench = bench or Bench(traced, options.inputs())
         samples.append(bench.sample(kept, precision))
         complete = len(samples) == len(todo)
         write_atomic(path, _compile(graph, options, samples, complete).to_json())
@@ -202,7 +147,7 @@ def measure_table(
 
 def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTable:
     """Returns a table whose values are all missing, to be filled in elsewhere."""
-    graph = trace(model.eval(), torch.zeros(1, *options.input_shape)).graph
+    graph = trace(model.eval(), cast(Any, options.traced_with())).graph
     return CostTable(
         quantity="latency",
         unit="ms",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,46 +19,52 @@ Array = npt.NDArray[np.float64]
 
 # Whatever else the machine does makes a call slower, never faster.
 QUANTILE = 0.2
+_NOTHING = "amc_nothing"
 _WARM_UP = 5
 _LEAST_ROUNDS = 20
 _PRODUCTS = ("Conv", "Gemm", "MatMul", *RECURRENT)
 _LEAST_SHARE = 0.05  # of a microsecond, for a node faster than the profiler can see
 
 
-def empty_model(images: npt.NDArray[np.float32]) -> Any:
+Feed: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""Input -> what a session is called with."""
+
+
+def empty_model(feed: Feed) -> Any:
     """Returns a model that hands back one number: what calling a session costs."""
     from onnx import TensorProto, helper
 
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+        for name, x in feed.items()
+    ]
+    name, first = next(iter(feed.items()))
     graph = helper.make_graph(
-        [helper.make_node("Shape", ["images"], ["logits"])],
+        [helper.make_node("Shape", [name], [_NOTHING])],
         "empty",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, images.shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.INT64, [images.ndim])],
+        inputs,
+        [helper.make_tensor_value_info(_NOTHING, TensorProto.INT64, [first.ndim])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def time_together(
-    sessions: Sequence[Any], images: npt.NDArray[np.float32], seconds: float
-) -> list[float]:
+def time_together(sessions: Sequence[Any], feed: Feed, seconds: float) -> list[float]:
     """Times sessions in turns.
 
     Args:
         sessions: Opened models.
-        images: What each is called with.
+        feed: What each is called with.
         seconds: About how many processor seconds to measure.
 
     Returns:
         Milliseconds per call of each: a low quantile of all rounds.
     """
-    calls = [partial(session.run, None, {"images": images}) for session in sessions]
+    calls = [partial(session.run, None, feed) for session in sessions]
     times = np.array(time_in_turns(calls, seconds, least=_LEAST_ROUNDS))
     return [float(quantile) for quantile in np.quantile(times, QUANTILE, axis=1)]
 
 
-def layer_times(
-    model: Any, images: npt.NDArray[np.float32], total: float, n_layers: int, runs: int
-) -> Array:
+def layer_times(model: Any, feed: Feed, total: float, n_layers: int, runs: int) -> Array:
     """Splits the time of a network among its layers.
 
     A layer has the time of its own node and of everything since the layer before it: activations,
@@ -68,7 +74,7 @@ def layer_times(
 
     Args:
         model: A model with marked layers.
-        images: What it is called with.
+        feed: What it is called with.
         total: Milliseconds that the layers add up to.
         n_layers: How many there are.
         runs: Calls under the profiler.
@@ -79,7 +85,7 @@ def layer_times(
     Raises:
         LatencyError: If a layer does not show up in the profile.
     """
-    nodes = _profile(model, images, runs)
+    nodes = _profile(model, feed, runs)
     durations = np.array([duration for _, _, duration in nodes])
     excess = (durations.sum() - 1000.0 * total) / len(nodes)
     shares = np.maximum(durations - max(excess, 0.0), _LEAST_SHARE)
@@ -103,16 +109,14 @@ def layer_times(
     return times
 
 
-def _profile(
-    model: Any, images: npt.NDArray[np.float32], runs: int
-) -> list[tuple[str, str, float]]:
+def _profile(model: Any, feed: Feed, runs: int) -> list[tuple[str, str, float]]:
     """Returns (name, operator, microseconds) of every node in the order they run."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             model, enable_profiling=True, profile_file_prefix=str(Path(folder) / "profile")
         )
         for _ in range(_WARM_UP + runs):
-            session.run(None, {"images": images})
+            session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
     order: dict[str, tuple[str, list[int]]] = {}
     for event in events:

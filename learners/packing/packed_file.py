@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from amc_compress.learners.layers.masked import MASK, mask_of, masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.layers.structure import describe, rebuild
 from amc_compress.learners.networks.intake import plain_float, take_in
+from amc_compress.learners.packing.example import described, example
 from amc_compress.learners.packing.format import (
     Entry,
     Stored,
@@ -27,6 +28,7 @@ from amc_compress.learners.packing.format import (
     unpack_bits,
 )
 from amc_compress.learners.packing.sharing import shared_names, with_shared
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env.errors import InputDataError
 from amc_env.files import save_bytes
@@ -43,7 +45,7 @@ def save_packed(
     *,
     kept: Mapping[str, Tensor] | None = None,
     plan: CompressionPlan | None = None,
-    example_input: Tensor | None = None,
+    example_input: Inputs | None = None,
 ) -> int:
     """Writes a quantized network to one file, atomically.
 
@@ -58,8 +60,8 @@ def save_packed(
         path: Where to write; conventionally ``*.packed``.
         kept: Channel group -> units that stay, if the network was sliced before.
         plan: The plan that made it, for the record.
-        example_input: Input of the network, of which the shape is stored. Needed to load sliced
-            networks, here or there.
+        example_input: What the network is called with, of which structure and shapes are stored.
+            Needed to load sliced networks, here or there.
 
     Returns:
         The size of the file in bytes.
@@ -78,7 +80,7 @@ def packed_bytes(
     *,
     kept: Mapping[str, Tensor] | None = None,
     plan: CompressionPlan | None = None,
-    example_input: Tensor | None = None,
+    example_input: Inputs | None = None,
 ) -> bytes:
     """Returns the content of a packed file; the arguments are those of :func:`save_packed`."""
     network = plain_float(network)
@@ -86,7 +88,7 @@ def packed_bytes(
     if kept:
         document["kept"] = {group: _mask(units) for group, units in kept.items()}
     if example_input is not None:
-        document["input"] = [1, *example_input.shape[1:]]
+        document["input"] = described(example_input)
     if plan is not None:
         document["plan"] = dict(plan)
     return build_file(document, _arrays(network))
@@ -155,7 +157,7 @@ def _key(name: str, tensor: str) -> str:
 
 
 def load_packed(
-    path: str | Path, original: nn.Module, *, example_input: Tensor | None = None
+    path: str | Path, original: nn.Module, *, example_input: Inputs | None = None
 ) -> nn.Module:
     """Loads a network that :func:`save_packed` wrote; needs no data and runs no stored code.
 
@@ -163,7 +165,8 @@ def load_packed(
         path: The file.
         original: The uncompressed network in any form; it is not changed, and its weights do not
             matter.
-        example_input: Input of the network, for a sliced one whose file does not hold the shape.
+        example_input: What the network is called with, for a sliced one whose file does not hold
+            the shapes.
 
     Returns:
         The network in ``eval`` mode and float32, on the device of ``original``, trainable like the
@@ -221,20 +224,25 @@ def _units(mask: str) -> Tensor:
 def _sliced(
     original: nn.Module,
     kept: Mapping[str, str],
-    shape: list[int] | None,
-    example: Tensor | None,
+    stored: Any,
+    given: Inputs | None,
     path: str | Path,
 ) -> nn.Module:
-    if example is None and shape is None:
+    if given is None and stored is None:
         raise InputDataError(
             f"{path} holds a network with channels cut, but not the shape of its input; pass "
             f"example_input."
         )
-    if example is None:
+    if given is None:
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
-        example = torch.zeros(shape or [], device=device)
+        try:
+            given = example(stored, device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _other_network(path, error) from error
     try:
-        return trace(original, example).slice({name: _units(mask) for name, mask in kept.items()})
+        return trace(original, cast(Any, given)).slice(
+            {name: _units(mask) for name, mask in kept.items()}
+        )
     except ValueError as error:
         raise _other_network(path, error) from error
 

@@ -11,6 +11,7 @@ from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import layer_weights
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.packing.sparse import encode
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_env.plan import CompressionPlan
 
 Fit = Callable[[str, Tensor, Tensor | None, int], Quantizer]
@@ -47,7 +48,7 @@ def header_bytes(
     tensors: float,
     *,
     kept: Mapping[str, Tensor] | None = None,
-    example_input: Tensor | None = None,
+    example_input: Inputs | None = None,
 ) -> float:
     """Returns the bytes of a packed file that are no tensor's: header and activation ranges.
 

@@ -105,7 +105,8 @@ def main(
             progress=lambda done, of: print(f"\r{done}/{of} networks", end="", flush=True),
         )
         print()
-        bench = Bench(prepare(network, SHAPE), batch, SHAPE)
+        called = TableOptions(name, SHAPE, batch)
+        bench = Bench(prepare(network, called.traced_with()), called.inputs())
         chosen = random_plans(bench.graph, round_to, plans, seed)
         options = Options(name, round_to, seconds)
         rows += [compare(bench, table, p, chosen, options) for p in table.precisions]

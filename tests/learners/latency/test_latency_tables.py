@@ -117,7 +117,7 @@ def test_random_plans_lie_on_the_grid():
 @pytest.mark.parametrize("name", ["small", "digitsnet"])
 def test_models_compute_what_the_cut_network_computes(name):
     model = small() if name == "small" else make_model(name, in_channels=3)
-    traced = prepare(model, SHAPE)
+    traced = prepare(model, torch.zeros(1, *SHAPE))
     kept = {g.name: max(1, g.size // 2) for g in traced.graph.groups}
     network = cut(traced, kept)
     images = torch.rand(2, *SHAPE)
@@ -132,9 +132,9 @@ def test_models_compute_what_the_cut_network_computes(name):
 
 
 def test_int8_models_run_all_layers_in_integers():
-    traced = prepare(small(), SHAPE)
+    traced = prepare(small(), torch.zeros(1, *SHAPE))
     images = torch.rand(1, *SHAPE)
-    model = to_int8(to_onnx(cut(traced, {}), traced.graph, images), images)
+    model = to_int8(to_onnx(cut(traced, {}), traced.graph, images), {"images": images})
     operators = [node.op_type for node in optimised(model, "ALL").graph.node]
     assert operators.count("QLinearConv") == 3
     assert operators.count("QGemm") == 1
@@ -144,7 +144,7 @@ def test_int8_models_run_all_layers_in_integers():
 def test_the_network_itself_stays_as_it_is():
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    prepare(model, SHAPE)
+    prepare(model, torch.zeros(1, *SHAPE))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -161,7 +161,7 @@ class Twice(nn.Module):
 
 
 def test_layers_that_the_export_does_not_show_are_named():
-    traced = prepare(Twice(), SHAPE)
+    traced = prepare(Twice(), torch.zeros(1, *SHAPE))
     names = {layer.name for layer in measured_layers(traced.graph)}
     graph = traced.graph
     if "b" not in names:  # whatever tracing makes of it, the table would be asked for it
@@ -172,22 +172,22 @@ def test_layers_that_the_export_does_not_show_are_named():
 
 
 def test_shares_of_the_layers_add_up_to_the_whole():
-    traced = prepare(small(), SHAPE)
+    traced = prepare(small(), torch.zeros(1, *SHAPE))
     images = torch.rand(1, *SHAPE)
     for precision in ("fp32", "int8"):
         model = to_onnx(cut(traced, {}), traced.graph, images)
-        model = to_int8(model, images) if precision == "int8" else model
-        times = layer_times(model, images.numpy(), 0.125, 4, runs=5)
+        model = to_int8(model, {"images": images}) if precision == "int8" else model
+        times = layer_times(model, {"images": images.numpy()}, 0.125, 4, runs=5)
         assert times.sum() == pytest.approx(0.125)
         assert (times > 0).all()
 
 
 def test_layers_that_the_profile_does_not_show_are_an_error():
-    traced = prepare(small(), SHAPE)
+    traced = prepare(small(), torch.zeros(1, *SHAPE))
     images = torch.zeros(1, *SHAPE)
     model = to_onnx(cut(traced, {}), traced.graph, images)
     with pytest.raises(LatencyError, match="merged or removed 1 of the 5 layers"):
-        layer_times(model, images.numpy(), 0.125, 5, runs=2)
+        layer_times(model, {"images": images.numpy()}, 0.125, 5, runs=2)
 
 
 # ---- tables
@@ -205,7 +205,7 @@ class Invented(Bench):
 
     measured: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, traced, batch, input_shape) -> None:
+    def __init__(self, traced, inputs) -> None:
         self.graph = traced.graph
 
     def sample(self, kept, precision):
