@@ -252,6 +252,11 @@ def _of_shape(traced: TracedModel, shape: Shape, path: Path) -> nn.Module:
         ) from error
 
 
+def _traced(folder: RunFolder, example: Tensor) -> TracedModel:
+    config = folder.config
+    return trace(load_original(folder), example, ignore=config.ignore, part=config.part)
+
+
 def trace_original(folder: RunFolder) -> TracedModel:
     """Returns a run's network, traced as its search did; every stage gets the same, to look at.
 
@@ -266,7 +271,7 @@ def trace_original(folder: RunFolder) -> TracedModel:
     found = _TRACED.get(folder)
     if found is None or found[0] != state:
         example = example_input(folder.facts)
-        found = state, trace(load_original(folder), example, ignore=folder.config.ignore)
+        found = state, _traced(folder, example)
         _TRACED[folder] = found
     return found[1]
 

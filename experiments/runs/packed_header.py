@@ -40,7 +40,7 @@ def header_bytes(spec: LearnerSpec, model: nn.Module, example: Tensor) -> float:
     for name in ("weight_bits", "activation_bits"):
         bits[name] = _most(bits[name])
     shared: dict[str, Any] = {"proxy": "none", "precision": "fp32", "n_validation": _IMAGES}
-    shared["ignore"] = spec.options.ignore
+    shared |= {"ignore": spec.options.ignore, "part": spec.options.part}
     with torch.random.fork_rng(devices=[]):
         if spec.prunes:
             learner: Any = joint_compression(

@@ -142,7 +142,7 @@ def check_against(
     if not search:
         return ()
     example = example_input(facts)
-    traced = trace(network, example, ignore=config.ignore)
+    traced = trace(network, example, ignore=config.ignore, part=config.part)
     counted = example if "bytes" in config.budget.names else None
     check_feasible(config, make_problem(config, traced, example=counted))
     cuts = config.spec.prunes or config.spec.sparsifies

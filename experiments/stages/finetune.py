@@ -62,7 +62,10 @@ def run_finetune(task: Task) -> None:
     save_network(done.network, folder / "model.safetensors", plan=plan, kept=done.kept)
     if config.spec.packs:
         example = example_input(folder.facts)
-        save_packed(done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example)
+        save_packed(
+            done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example,
+            part=config.part,
+        )  # fmt: skip
     folder.finish(
         "finetune",
         seconds=round(done.seconds, 3),

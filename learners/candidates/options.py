@@ -24,6 +24,8 @@ class CandidateOptions:
         proxy: Name in ``PROXIES``: the repairs a candidate gets before it is evaluated.
         finetune_steps: SGD steps on ``train`` before a candidate is evaluated.
         ignore: Layers (or modules that hold them) that stay as they are.
+        part: The submodule that is compressed, if not the whole network: what is inside of it. The
+            rest need not be traceable; it stays as it is, and its costs are fixed.
         train: Batches for ``finetune_steps``; the first ones are preloaded.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``, for evaluation; results are float32.
         device: Where to work.
@@ -42,6 +44,7 @@ class CandidateOptions:
     proxy: str = "reconstruction+recalibration"
     finetune_steps: int = 0
     ignore: Sequence[str] = ()
+    part: str | None = None
     train: Batches | None = None
     precision: str = "auto"
     device: str | torch.device = "cpu"

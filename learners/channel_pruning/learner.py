@@ -76,7 +76,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         return SearchSpace(keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio))
 
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
-        return trace(network, cast(Any, example), ignore=tuple(self.options.ignore))
+        given = self.options
+        return trace(network, cast(Any, example), ignore=tuple(given.ignore), part=given.part)
 
     def _prepare(self, samples: Samples) -> None:
         # Inference in bfloat16 is faster on every network tried, depthwise ones included (2.2

@@ -66,6 +66,7 @@ def joint_storage(parts: Sequence[PlanPart], example: Inputs) -> StorageFormat:
                 cost.predict(plan.values_for(decisions)),
                 kept=kept_units(parts, plan),
                 example_input=example if isinstance(example, Tensor) else None,
+                part=bits.options.part,
             )
         )
     return replace(form, fixed_bytes=sum(headers) / len(headers))

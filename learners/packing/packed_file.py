@@ -46,6 +46,7 @@ def save_packed(
     kept: Mapping[str, Tensor] | None = None,
     plan: CompressionPlan | None = None,
     example_input: Inputs | None = None,
+    part: str | None = None,
 ) -> int:
     """Writes a quantized network to one file, atomically.
 
@@ -62,6 +63,7 @@ def save_packed(
         plan: The plan that made it, for the record.
         example_input: What the network is called with, of which structure and shapes are stored.
             Needed to load sliced networks, here or there.
+        part: The submodule that was compressed, if not the whole network.
 
     Returns:
         The size of the file in bytes.
@@ -70,7 +72,7 @@ def save_packed(
         InputDataError: If weights are NaN or infinite.
         RunFolderError: If the file cannot be written.
     """
-    data = packed_bytes(network, kept=kept, plan=plan, example_input=example_input)
+    data = packed_bytes(network, kept=kept, plan=plan, example_input=example_input, part=part)
     save_bytes(Path(path), data)
     return len(data)
 
@@ -81,12 +83,14 @@ def packed_bytes(
     kept: Mapping[str, Tensor] | None = None,
     plan: CompressionPlan | None = None,
     example_input: Inputs | None = None,
+    part: str | None = None,
 ) -> bytes:
     """Returns the content of a packed file; the arguments are those of :func:`save_packed`."""
     network = plain_float(network)
     document: dict[str, Any] = {"structure": describe(network)}
     if kept:
         document["kept"] = {group: _mask(units) for group, units in kept.items()}
+        document |= {} if part is None else {"part": part}
     if example_input is not None:
         document["input"] = described(example_input)
     if plan is not None:
@@ -178,7 +182,8 @@ def load_packed(
     document, arrays = _read(path)
     float_network = original = take_in(original).network
     if kept := document.get("kept"):
-        float_network = _sliced(original, kept, document.get("input"), example_input, path)
+        known = document.get("input"), document.get("part")
+        float_network = _sliced(original, kept, known, example_input, path)
     try:
         network = rebuild(float_network, document["structure"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -224,10 +229,12 @@ def _units(mask: str) -> Tensor:
 def _sliced(
     original: nn.Module,
     kept: Mapping[str, str],
-    stored: Any,
+    known: tuple[Any, str | None],
     given: Inputs | None,
     path: str | Path,
 ) -> nn.Module:
+    """Cuts the original as a file says, which may know an example and the part that was cut."""
+    stored, part = known
     if given is None and stored is None:
         raise InputDataError(
             f"{path} holds a network with channels cut, but not the shape of its input; pass "
@@ -240,7 +247,7 @@ def _sliced(
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _other_network(path, error) from error
     try:
-        return trace(original, cast(Any, given)).slice(
+        return trace(original, cast(Any, given), part=part).slice(
             {name: _units(mask) for name, mask in kept.items()}
         )
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,6 +50,7 @@ def header_bytes(
     *,
     kept: Mapping[str, Tensor] | None = None,
     example_input: Inputs | None = None,
+    part: str | None = None,
 ) -> float:
     """Returns the bytes of a packed file that are no tensor's: header and activation ranges.
 
@@ -60,12 +62,14 @@ def header_bytes(
         tensors: Bytes that the cost counts for the tensors of that plan.
         kept: Channel group -> units that stay, if the network was sliced.
         example_input: Stored with a sliced network.
+        part: Likewise: the submodule that was compressed.
 
     Warns:
         UserWarning: If the file is smaller than its tensors were said to be; the header then
             counts nothing, and costs promise too much.
     """
-    size = len(packed_bytes(network, kept=kept, plan=plan, example_input=example_input))
+    more: dict[str, Any] = {"example_input": example_input, "part": part}
+    size = len(packed_bytes(network, kept=kept, plan=plan, **more))
     if size < tensors:
         warnings.warn(
             f"Expected a packed file of more than the {tensors:.0f} bytes counted for its tensors, "

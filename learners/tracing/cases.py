@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amc_compress.learners.tasks.inputs import Inputs, ask
+
 Answer = bool | int | float
 
 _DYNAMIC = frozenset(("nonzero", "masked_select", "unique_dim", "_unique2", "bincount"))
@@ -32,7 +34,7 @@ class Case:
     """How a network is run once.
 
     Args:
-        arguments: Its inputs.
+        inputs: What it is called with.
         what: The circumstances in words that follow a sentence, empty for the usual ones.
         training: In training mode.
         answers: Index of a number that is read from data -> what is answered in its place.
@@ -40,7 +42,7 @@ class Case:
         is_plain: Whether nothing is drawn or answered otherwise, so that it runs as it is.
     """
 
-    arguments: tuple[Tensor, ...]
+    inputs: Inputs
     what: str = ""
     training: bool = False
     answers: Mapping[int, Answer] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Case:
                 stack.enter_context(Conductor(self))
             for listener in listeners:
                 stack.enter_context(listener)
-            return model(*self.arguments)
+            return ask(model, self.inputs)
 
 
 class Conductor(TorchDispatchMode):  # type: ignore[no-untyped-call]

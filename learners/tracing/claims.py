@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.labels.counting import count_bytes, count_macs, count_parameters
 from amc_compress.learners.tracing.surgery import Surgeon
 from amc_env.graph import LayerGraph, LayerSpec, Width
@@ -20,7 +21,7 @@ Cut = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class _Counts:
-    """Multiply-adds for one image, learned numbers, and bytes of a network."""
+    """Multiply-adds for one sample, learned numbers, and bytes of a network."""
 
     macs: float
     parameters: float
@@ -32,14 +33,14 @@ class Claims:
 
     Args:
         surgeon: Cuts the network.
-        arguments: Inputs that it runs on.
-        batch: Images in them.
+        inputs: What it runs on.
+        batch: Samples in them.
     """
 
-    def __init__(self, surgeon: Surgeon, arguments: Sequence[Tensor], batch: int) -> None:
+    def __init__(self, surgeon: Surgeon, inputs: Inputs, batch: int) -> None:
         self.surgeon = surgeon
         self.graph: LayerGraph = surgeon.grouping.graph
-        self.arguments = arguments
+        self.inputs = inputs
         self.batch = batch
         claimed, counted = _claimed(self.graph, {}), self._counted({})
         self.surplus = counted.macs - claimed.macs
@@ -109,7 +110,7 @@ class Claims:
 
     def _counted(self, cut: Cut) -> _Counts:
         network = self.surgeon.slice(cut) if cut else self.surgeon.model
-        macs = count_macs(network, self.arguments) / self.batch
+        macs = count_macs(network, self.inputs) / self.batch
         return _Counts(macs, count_parameters(network), count_bytes(network))
 
 

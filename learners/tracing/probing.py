@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.cases import Case, Path, follow, parameter_storages
+from amc_compress.learners.tracing.examples.variations import floats, noise, resized, with_noise
 
 # Runs that look for further paths in each mode; the forwards of one proof are many more.
 _MAX_RUNS = 32
@@ -49,23 +51,19 @@ class Probes:
         return [self.example, *self.paths]
 
 
-def find_probes(
-    model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
-) -> Probes:
+def find_probes(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> Probes:
     """Explores the paths of a network.
 
     Args:
         model: A network in evaluation mode; it stays as it is.
-        arguments: Inputs on which it runs.
+        inputs: What it runs on.
         generator: Source of random inputs.
     """
-    return _Search(model, arguments, generator).probes()
+    return _Search(model, inputs, generator).probes()
 
 
 class _Search:
-    def __init__(
-        self, model: nn.Module, arguments: tuple[Tensor, ...], generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
         self.model = model
         self.generator = generator
         self.names = parameter_storages(model)
@@ -73,30 +71,29 @@ class _Search:
         self.touched: set[str] = set()
         self.modules: set[str] = set()
         self.has_decisions = False
-        self.found = Probes(Case(arguments))
+        self.found = Probes(Case(inputs))
 
     def probes(self) -> Probes:
         """Returns what was found."""
-        found, arguments = self.found, self.found.example.arguments
+        found, inputs = self.found, self.found.example.inputs
         first = self._follow(found.example)
-        pair = tuple(_joined(x, 1, self.generator) for x in arguments)
-        main = Case(pair)
+        main = Case(with_noise(inputs, 1, self.generator))
         path = self._follow(main)
         if path is None:  # a network for one sample at a time
             main, path = found.example, first
         else:
-            many = tuple(_joined(x, _MANY - 1, self.generator) for x in arguments)
-            found.wide.append(replace(main, arguments=many))
+            many = with_noise(inputs, _MANY - 1, self.generator)
+            found.wide.append(replace(main, inputs=many))
             if path.key != (first or path).key:
                 found.paths.append(main)
         found.alone.append(main)
-        triple = tuple(_joined(x, 2, self.generator) for x in arguments)
-        self._light(replace(main, arguments=triple, what=" on a batch of another size"))
-        self._sizes(arguments)
+        triple = with_noise(inputs, 2, self.generator)
+        self._light(replace(main, inputs=triple, what=" on a batch of another size"))
+        self._sizes(inputs)
         self._natural(main)
         if path is not None:
             self._answers(main, path)
-        self._training(replace(main, arguments=triple), arguments, path)
+        self._training(replace(main, inputs=triple), inputs, path)
         if self.modules:  # else nothing can be followed, and nothing said
             found.unseen = tuple(sorted(self._missing()))
         found.modules = frozenset(self.modules)
@@ -141,10 +138,10 @@ class _Search:
 
     # ------------------------------------------------------------------ further inputs
 
-    def _sizes(self, arguments: tuple[Tensor, ...]) -> None:
+    def _sizes(self, inputs: Inputs) -> None:
         for steps in (_LARGER, _SMALLER):
-            for resized in _resized(arguments, steps):
-                if self._light(Case(resized, " on inputs of another size")):
+            for other in resized(inputs, steps):
+                if self._light(Case(other, " on inputs of another size")):
                     break
 
     def _natural(self, main: Case) -> None:
@@ -154,19 +151,18 @@ class _Search:
         words = " on other data"
         for change in (torch.neg, torch.zeros_like, lambda x: x * 100, torch.abs, lambda x: x / 100,
                        lambda x: -100 * x.abs()):  # fmt: skip
-            arguments = tuple(change(x) if x.is_floating_point() else x for x in main.arguments)
-            self._other(Case(arguments, words))
+            self._other(Case(floats(change, main.inputs), words))
         for _ in range(2):
-            self._other(Case(tuple(_noise(x, self.generator) for x in main.arguments), words))
+            self._other(Case(noise(main.inputs, self.generator), words))
 
     def _is_incomplete(self) -> bool:
         return self.has_decisions or bool(self._missing())
 
-    def _training(self, case: Case, single: tuple[Tensor, ...], usual: Path | None) -> None:
+    def _training(self, case: Case, single: Inputs, usual: Path | None) -> None:
         """Adds training mode; random paths are looked for with several seeds."""
         first: Path | None = None
-        for arguments in (case.arguments, single):
-            case = Case(arguments, " in training mode", training=True)
+        for inputs in (case.inputs, single):
+            case = Case(inputs, " in training mode", training=True)
             first = self._follow(case)
             if first is not None:
                 break
@@ -213,52 +209,3 @@ class _Search:
 
     def _missing(self) -> set[str]:
         return {name for names in self.names.values() for name in names} - self.touched
-
-
-# ---------------------------------------------------------------------- inputs
-
-
-def _joined(tensor: Tensor, more: int, generator: torch.Generator) -> Tensor:
-    """Returns an input with ``more`` random ones behind it."""
-    if not tensor.dim():
-        return tensor
-    return torch.cat((tensor, *(_noise(tensor, generator) for _ in range(more))))
-
-
-def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point() or not tensor.dim():
-        return tensor
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-
-def _resized(
-    arguments: tuple[Tensor, ...], steps: Sequence[tuple[int, int]]
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the inputs in other sizes, all of them changed alike."""
-    for step in steps:
-        for from_behind in (True, False):
-            resized = tuple(_stretched(tensor, step, from_behind) for tensor in arguments)
-            if any(a.shape != b.shape for a, b in zip(arguments, resized, strict=True)):
-                yield resized
-
-
-def _stretched(tensor: Tensor, steps: tuple[int, int], from_behind: bool) -> Tensor:
-    """Repeats or crops an input along its space or its tokens by some quarters of a side.
-
-    Tokens may lie along axis 1 or, ``from_behind``, along the last axis.
-    """
-    dims = tensor.dim()
-    if dims > 3:
-        axes = range(2, dims) if from_behind else range(1, dims - 1)
-    elif dims == 3:
-        axes = range(2, 3) if from_behind else range(1, 2)
-    else:  # numbers of tokens, while floats are features
-        axes = range(1, dims) if not tensor.is_floating_point() else range(0)
-    for axis, step in zip(axes, (*steps, *steps), strict=False):
-        size = tensor.shape[axis]
-        part = 1 << max(0, (size // 4).bit_length() - 1)
-        wanted = size + step * part
-        if size > 1 and wanted > 0:
-            repeated = torch.cat([tensor] * -(-wanted // size), axis)
-            tensor = repeated.narrow(axis, 0, wanted)
-    return tensor

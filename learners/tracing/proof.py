@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc_compress.learners.networks.outputs import compare, difference, tensors_in
 from amc_compress.learners.tracing.cases import Case
 from amc_compress.learners.tracing.claims import Claims
+from amc_compress.learners.tracing.examples.variations import floats, n_samples
 from amc_compress.learners.tracing.grouping import Grouper, Grouping
 from amc_compress.learners.tracing.labelled_run import Watch
 from amc_compress.learners.tracing.probing import Probes
@@ -144,8 +145,7 @@ class Prover:
 
         Batch statistics of few numbers blow rounding up, which is not a wrong cut.
         """
-        arguments = tuple(x.double() if x.is_floating_point() else x for x in case.arguments)
-        double = replace(case, arguments=arguments)
+        double = replace(case, inputs=floats(Tensor.double, case.inputs))
         try:
             first, second = (copy.deepcopy(net).double() for net in (sliced, self.masked))
             return difference(double.run(first), double.run(second))
@@ -258,17 +258,20 @@ class _Trial:
         return names[high - 1]
 
 
-def prove(model: nn.Module, watch: Watch, probes: Probes) -> tuple[Grouping, list[Rewrite]]:
+def prove(
+    model: nn.Module, watch: Watch, probes: Probes, batch: int | None = None
+) -> tuple[Grouping, list[Rewrite]]:
     """Returns groups that are right alone and together, and the rewrites they need.
 
     Args:
         model: The network.
         watch: Runs it under labels.
         probes: The cases in which it must be right.
+        batch: Samples in the example, where its tensors do not tell: costs are those of one.
     """
     generator = torch.Generator().manual_seed(0)
-    arguments = probes.example.arguments
-    batch = arguments[0].shape[0] if arguments and arguments[0].dim() else 1
+    inputs = probes.example.inputs
+    batch = batch or n_samples(inputs)
     generic = copy.deepcopy(model)
     randomised(generic, generator)
     vivid = cache(lambda: lively(model, torch.Generator().manual_seed(2)))
@@ -282,7 +285,7 @@ def prove(model: nn.Module, watch: Watch, probes: Probes) -> tuple[Grouping, lis
         provers = _Provers(grouping, rewrites, (model, generic, vivid))
         faults = _Trial(grouping, provers, probes, proved, generator).faults()
         if not faults:
-            claims = Claims(provers.real.surgeon, arguments, batch)
+            claims = Claims(provers.real.surgeon, inputs, batch)
             faults = claims.faults(torch.Generator().manual_seed(0))
         if not faults:
             return replace(grouping, graph=claims.completed()), rewrites

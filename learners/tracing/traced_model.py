@@ -11,6 +11,8 @@ modules with channel numbers baked into their forward get a rewritten one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,14 @@ from torch import Tensor, nn
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.networks.outputs import tensors_in
 from amc_compress.learners.numerics.layout import laid_out, set_layout
+from amc_compress.learners.tasks.inputs import Inputs, ask, mapped, to_inputs
+from amc_compress.learners.tracing.examples.part import isolated
+from amc_compress.learners.tracing.examples.variations import (
+    described,
+    first_sample,
+    floats,
+    n_samples,
+)
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labelled_run import Watch
 from amc_compress.learners.tracing.probing import find_probes
@@ -127,24 +137,32 @@ class TracedModel:
 @checked
 def trace(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Inputs | Sequence[Any] | Mapping[str, Any],
     *,
     ignore: Sequence[str] = (),
+    part: str | None = None,
 ) -> TracedModel:
     """Finds and proves the channel groups of a network.
 
     Args:
         model: Any network, in any of the forms that ``intake`` takes in; it is
             not modified. It is run in float32; slices have the types of its own weights.
-        example_input: One input, or a tuple of them; axis 0 is the batch.
+        example_input: What it is called with: a tensor, a tuple of arguments, a dictionary of
+            arguments by name, or a ``Call``. Axis 0 of its tensors is the batch; a list inside of
+            it has an item per sample.
         ignore: Layers (or modules that hold them) whose output channels must stay.
+        part: The submodule that is cut, if not the whole network: its inside alone, so that its
+            inputs and outputs stay. The rest of the network is only run, and may be of any kind;
+            its multiply-adds on the example, parameters and buffers count as fixed.
 
     Returns:
         The traced network. Its graph has no groups if nothing can be cut safely.
 
     Raises:
-        InputDataError: If the network does not run on the input or holds NaN.
-        UntraceableModelError: If the network cannot be taken in, or returns no tensor.
+        InputDataError: If the network does not run on the input, does not run the part, or holds
+            NaN.
+        UntraceableModelError: If the network cannot be taken in, or returns no tensor, or uses what
+            is inside of the part.
         ValueError: If a name in ``ignore`` matches no module.
 
     Example:
@@ -155,18 +173,26 @@ def trace(
         >>> traced.slice({"0": torch.tensor([1, 5])})[0]
         Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1))
     """
-    given = example_input if isinstance(example_input, tuple) else (example_input,)
     # Kernels for channels last end in other operations, and some of those have no rule; which
     # channels are tied does not depend on the layout.
-    given = tuple(laid_out(x.detach().cpu(), torch.contiguous_format) for x in given)
+    given = mapped(
+        lambda x: laid_out(x.detach().cpu(), torch.contiguous_format), to_inputs(example_input)
+    )
     taken = take_in(model, "cpu", live=True)
     work = taken.network
     set_layout(work, torch.contiguous_format)
     _check(work, ignore)
     # What floats is in the type that the copy runs in.
-    arguments = _single(work, tuple(x.float() if x.is_floating_point() else x for x in given))
-    probes = find_probes(work, arguments, torch.Generator().manual_seed(1))
-    grouping, rewrites = prove(work, Watch(work, probes, ignore), probes)
+    inputs = _single(work, floats(Tensor.float, given))
+    subject, border = work, None
+    whole = inputs
+    if part is not None:
+        subject, inputs, border = isolated(work, whole, part)
+    probes = find_probes(subject, inputs, torch.Generator().manual_seed(1))
+    grouping, rewrites = prove(subject, Watch(subject, probes, ignore), probes, n_samples(whole))
+    if border is not None:
+        grouping = replace(grouping, graph=border.added(grouping.graph))
+        _check_rest(Surgeon(work, grouping, rewrites), whole, border.part)
     # The proof has cut a copy; from here on the user's own network is cut.
     return TracedModel(
         taken.live, grouping, Surgeon(taken.live, grouping, rewrites), taken.form.notes
@@ -185,14 +211,31 @@ def _check(model: nn.Module, ignore: Sequence[str]) -> None:
             )
 
 
-def _single(model: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _check_rest(surgeon: Surgeon, inputs: Inputs, part: str) -> None:
+    """Checks that the rest of a network runs around the smallest part.
+
+    Raises:
+        UntraceableModelError: If it does not.
+    """
+    smallest = {group.name: torch.tensor([0]) for group in surgeon.grouping.graph.groups}
+    try:
+        with torch.no_grad():
+            ask(surgeon.slice(smallest), inputs)
+    except Exception as error:
+        raise UntraceableModelError(
+            f"Expected the rest of the network to run whatever is cut inside of {part!r}, got"
+            f" {type(error).__name__}: {first_line(error)}; choose the part around the code that"
+            " reads widths of it."
+        ) from error
+
+
+def _single(model: nn.Module, inputs: Inputs) -> Inputs:
     """Returns the first sample of the inputs if the network runs on it, else all of them."""
-    single = tuple(x[:1] if x.dim() else x for x in arguments)
     failure: Exception | None = None
-    for chosen in (single, arguments):
+    for chosen in (first_sample(inputs), inputs):
         try:
             with torch.no_grad():
-                output = model(*chosen)
+                output = ask(model, chosen)
         except Exception as error:
             failure = error
             continue
@@ -201,10 +244,9 @@ def _single(model: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ..
                 f"Expected a network that returns tensors, got {type(output).__name__}."
             )
         return chosen
-    shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in arguments)
     assert failure is not None
     raise InputDataError(
-        f"Expected a network that runs on the example input ({shapes}), got"
+        f"Expected a network that runs on the example input ({described(inputs)}), got"
         f" {type(failure).__name__}: {first_line(failure)}; pass an input of the shape and type"
         " that it was made for."
     ) from failure

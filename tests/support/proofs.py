@@ -31,18 +31,18 @@ class _Proofs:
     def watch(self, _model: Any, _arguments: Any, ignore: Any) -> Any:
         return ignore
 
-    def prove(self, model: Any, ignore: Any, arguments: Any) -> Any:
-        key = key_of((model, arguments, tuple(ignore)))
+    def prove(self, model: Any, ignore: Any, arguments: Any, batch: int) -> Any:
+        key = key_of((model, arguments, tuple(ignore), batch))
         if key is None:
-            return self._proved(model, ignore, arguments)
+            return self._proved(model, ignore, arguments, batch)
         if key not in self._known:
-            self._known[key] = self._proved(model, ignore, arguments)
+            self._known[key] = self._proved(model, ignore, arguments, batch)
         return copy.deepcopy(self._known[key])
 
-    def _proved(self, model: Any, ignore: Any, arguments: Any) -> Any:
+    def _proved(self, model: Any, ignore: Any, arguments: Any, batch: int) -> Any:
         find, watch, prove = self._real
         probes = find(model, arguments, torch.Generator().manual_seed(1))
-        return prove(model, watch(model, probes, ignore), probes)
+        return prove(model, watch(model, probes, ignore), probes, batch)
 
 
 _PROOFS = _Proofs()

@@ -207,6 +207,7 @@ class LearnerSpec:
             "proxy": o.proxy,
             "finetune_steps": o.finetune_steps,
             "ignore": o.ignore,
+            "part": o.part,
             "n_validation": o.n_validation,
             "train": data.train,
             "precision": o.precision,

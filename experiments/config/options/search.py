@@ -69,6 +69,12 @@ class SearchOptions:
     ignore: tuple[str, ...] = _search(
         (), "Layer (or prefix of names) that must stay whole; may be repeated.", read=words
     )
+    part: str | None = _search(
+        None,
+        "Submodule that is compressed, e.g. backbone.body: its inside, while its inputs and "
+        "outputs and the rest of the network stay as they are. For networks with pre- or "
+        "post-processing by hand; the rest need not be traceable, and its costs are fixed.",
+    )
     action: str = _search(
         "centred",
         "What an action means: centred, interval or absolute.",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from amc_compress.learners.tasks.inputs import Inputs, ask, to_inputs
+
 _FLOPS_PER_MAC = 2
 _ATEN = torch.ops.aten
 
@@ -134,12 +136,12 @@ def operation_macs(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: 
     return int(rule(*args, **kwargs, out_val=out)) // _FLOPS_PER_MAC
 
 
-def count_macs(model: nn.Module, arguments: Sequence[Any]) -> int:
+def count_macs(model: nn.Module, inputs: Inputs | Sequence[Any]) -> int:
     """Returns the multiply-adds of one run of a network, over the whole batch.
 
     Args:
         model: In the mode that it is to run in.
-        arguments: Its inputs.
+        inputs: What it is called with; a sequence is its arguments.
     """
     # The counter follows the gradients of what modules get, and fails on views of parameters.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -151,7 +153,7 @@ def count_macs(model: nn.Module, arguments: Sequence[Any]) -> int:
             torch.no_grad(),
             visible_attention(),
         ):
-            model(*arguments)
+            ask(model, to_inputs(inputs))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -105,6 +105,9 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         self, first: Tensor, second: Tensor, *, out: Tensor, bias: Tensor | None = None
     ) -> None:
         weight = self._transposed.get(id(second))
+        upside_down = weight is None and self.is_parameter(second)
+        if upside_down:  # as the ``Conv1D`` of GPT-2 holds it
+            weight = second
         if weight is None:
             self._product(first, second, out)
             if bias is not None:
@@ -112,9 +115,12 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
             return
         self.calls.append(
             Call(weight, self.modules[-1], tuple(weight.shape), positions=first.shape[0],
-                 bias=bias if self.is_parameter(bias) else None)
+                 bias=bias if self.is_parameter(bias) else None, is_transposed=upside_down)
         )  # fmt: skip
+        self._orient(weight, upside_down)
         rows, columns = self._axes(weight)
+        if upside_down:
+            rows, columns = columns, rows
         labels = self.label(first)
         if labels is None:
             self.table.freeze(columns, "it reads data of fixed width")

@@ -94,7 +94,7 @@ class Planner:
         found: dict[fx.Node, None] = {}
         for edit in edits:
             if isinstance(edit, Sizes):
-                given = sizes_of(edit.node)
+                given = sizes_of(edit.node, edit.units.dim())
                 found |= dict.fromkeys(self._known(given[axis] for axis in edit.axes))
                 continue
             chain, done = [edit.node], set(edit.sources)
@@ -107,7 +107,8 @@ class Planner:
                 read: Iterable[Any] = node.all_input_nodes
                 if is_reshape(node):
                     axes = self._channel_axes(node)
-                    read = [size for axis, size in enumerate(sizes_of(node)) if axis in axes]
+                    sizes = sizes_of(node, self.record.labels[node].dim())
+                    read = [size for axis, size in enumerate(sizes) if axis in axes]
                 found |= dict.fromkeys(self._known(read))
         return list(found)
 
@@ -183,7 +184,7 @@ class Planner:
         source = node.args[0]
         if not is_reshape(node) or not isinstance(source, fx.Node) or self._is_lost(source):
             return None
-        given = sizes_of(node)
+        given = sizes_of(node, self.record.labels[node].dim())
         if len(given) != self.record.labels[node].dim():
             return None
         # Sizes that follow a cut, and others that were computed from such a size.

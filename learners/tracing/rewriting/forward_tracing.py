@@ -112,6 +112,7 @@ class TracedForward:
         self.has_executed = True
         recorder = _Recorder(variant, self.mode, variant.numbers(call.leaves))
         out = recorder.run(*(call.leaves[index] for index in variant.free))
+        recorder.finish()
         self.calls.append((variant, recorder.record))
         return out
 
@@ -123,6 +124,15 @@ class _Recorder(fx.Interpreter):
         super().__init__(variant.graph_module)
         self.mode = mode
         self.record = Record(numbers=numbers)
+        self._attributes: dict[fx.Node, Any] = {}
+
+    def finish(self) -> None:
+        """Notes the labels of parameters, which only have some if an operation has given them any.
+
+        The weight of a layer has none as a whole: its axes have.
+        """
+        for node, value in self._attributes.items():
+            self.record.labels[node] = tree_map(self._labels, value)
 
     def fetch_attr(self, target: str) -> Any:
         return self.module.training if target == "training" else super().fetch_attr(target)
@@ -138,7 +148,9 @@ class _Recorder(fx.Interpreter):
             value = super().run_node(n)
         finally:
             self.mode.observed.pop()
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        if n.op == "get_attr" and isinstance(value, Tensor):
+            self._attributes[n] = value
+        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             self.record.labels[n] = tree_map(self._labels, value)
             if _is_movement(n, seen):
                 self.record.movements.add(n)
@@ -149,7 +161,8 @@ class _Recorder(fx.Interpreter):
     def _labels(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        labels = self.mode.label(leaf)
+        is_bare = self.mode.is_parameter(leaf) and id(leaf) not in self.mode.parameter_labels
+        labels = None if is_bare else self.mode.label(leaf)
         return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if labels is None else labels
 
 

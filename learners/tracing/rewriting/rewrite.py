@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import getitem
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -192,6 +193,9 @@ class Sizes:
         """Puts the reads into a copy of the graph."""
         sizes = list(sizes_of(node))
         with graph.inserting_before(node):
+            if len(sizes) < self.units.dim():  # a computed torch.Size
+                sizes = [graph.call_function(getitem, (sizes[0], axis))
+                         for axis in range(self.units.dim())]  # fmt: skip
             for axis in self.axes:
                 sizes[axis] = graph.create_node("get_attr", self._name(axis))
         node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], sizes)
@@ -261,15 +265,20 @@ class Move:
         return moved
 
 
-def sizes_of(node: fx.Node) -> tuple[Any, ...]:
-    """Returns the sizes that a reshape is given: numbers, or nodes that compute them."""
+def sizes_of(node: fx.Node, dims: int = 1) -> tuple[Any, ...]:
+    """Returns the sizes that a reshape is given: numbers, or nodes that compute them.
+
+    Args:
+        node: The reshape.
+        dims: Of its result; a node that computes all sizes stands for each of them.
+    """
     rest = list(node.args[1:])
     for key in ("shape", "size"):
         if key in node.kwargs:
             rest.append(node.kwargs[key])
     if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
         return tuple(rest[0])
-    return tuple(rest)
+    return tuple(rest * dims if len(rest) == 1 and isinstance(rest[0], fx.Node) else rest)
 
 
 def is_reshape(node: fx.Node) -> bool:

@@ -226,3 +226,29 @@ def test_a_first_state_of_fixed_width_keeps_the_units() -> None:
     graph = trace(Net().eval(), torch.randn(1, 5, 3)).graph
     assert not graph.groups
     assert graph.frozen["cell.weight_ih"]
+
+
+# ---------------------------------------------------------------------- bare products
+
+
+class Upright(nn.Module):
+    """A linear layer whose weight is the matrix of the product itself, as in GPT-2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.width = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size()[:-1] + (self.width,)  # noqa: RUF005 (as GPT-2 writes it)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+
+
+def test_a_weight_that_is_multiplied_as_it_is_has_its_outputs_along_axis_1() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Upright(4, 9), nn.GELU(), Upright(9, 7), nn.ReLU(), nn.Linear(7, 2))
+    batch = torch.randn(SAMPLES, 5, 4)
+    traced = trace(net.eval(), batch[:1])
+    assert groups(traced) == {"0": 9, "2": 7}
+    assert_right(traced, batch)

@@ -52,7 +52,7 @@ def test_a_slice_is_right_in_both_modes_and_on_all_inputs(name: str) -> None:
         for images in INPUTS:
             for training in (False, True) if len(images) > 1 else (False,):
                 for seed in range(4):
-                    case = Case((images,), training=training, seed=seed)
+                    case = Case(images, training=training, seed=seed)
                     got, want = case.run(small), case.run(masked)
                     if isinstance(want, Tensor) and not want.numel():
                         assert got.shape == want.shape

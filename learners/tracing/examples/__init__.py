@@ -1,0 +1,1 @@
+"""Inputs that a network is traced and proved on."""
