@@ -93,7 +93,9 @@ def read_samples(
     total = max(options.n_calibration, options.n_recalibration)
     batches = collect(calibration, total, "calibration", like, options.seed, task=task)
     few = rows(batches[0], slice(0, 2))
-    probed = probe(network, moved(few.inputs, device), moved(few.targets, device), task)
+    probed = probe(
+        network, moved(few.inputs, device), moved(few.targets, device), task, "calibration"
+    )
     for _, targets in batches:
         task.check_range(probed, targets, "calibration ")
     held_out = HeldOut(

@@ -165,7 +165,7 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> Any:
+def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task, name: str) -> Any:
     """Returns what a network answers a few samples, checked.
 
     Args:
@@ -173,6 +173,7 @@ def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> Any:
         inputs: Of a few samples, on its device.
         targets: Theirs.
         task: What the network is for.
+        name: What errors call the data.
 
     Raises:
         InputDataError: If it cannot take them, or its outputs do not go with the targets.
@@ -182,7 +183,10 @@ def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> Any:
             outputs = task.outputs(task.ask(network, inputs))
     except Exception as error:
         raise InputDataError(_cannot_run(inputs, error)) from error
-    task.check(outputs, targets)
+    try:
+        task.check(outputs, targets)
+    except InputDataError as error:
+        raise InputDataError(f"In the {name} data: {error}") from error
     return outputs
 
 

@@ -46,7 +46,7 @@ def test_a_run_on_class_folders_keeps_how_its_images_were_taken(
         (["--std", "0"], "Expected --std as a positive std for each channel"),
         (["--std", "58.395"], "pixels are divided by their largest value"),
         (["--image-size", "0"], "Expected --image-size >= 1, got 0."),
-        (["--image-size", "32"], "The digits are 8 x 8 images"),
+        (["--image-size", "32"], "has images of one size"),
     ],
 )
 def test_pixels_that_cannot_be_are_one_sentence(

@@ -117,7 +117,7 @@ def test_the_seed_decides_what_shuffling_loaders_give():
         parts = (
             learner.data.recalibration,
             learner.data.training[1],
-            learner.evaluator._held_out._evaluators[torch.float32]._images,
+            [b.inputs for b in learner.evaluator._held_out._evaluators[torch.float32]._batches],
         )
         return [part[0] for part in parts]
 
@@ -324,7 +324,11 @@ def with_labels(label):
     ("changes", "error", "sentence"),
     [
         ({"validation": with_labels(4)}, InputDataError, "validation labels from 0 to 3"),
-        ({"calibration": with_labels(-1)}, InputDataError, "calibration labels from 0 to 3"),
+        (
+            {"calibration": with_labels(-1)},
+            InputDataError,
+            "calibration data: Labels must lie",
+        ),
         ({"calibration": []}, InputDataError, "at least one batch of calibration"),
         ({"example_input": torch.zeros(1, 3, 9, 9)}, InputDataError, "like the example input"),
         ({"criterion": "magnitude"}, ValueError, "Unknown criterion"),
@@ -369,7 +373,7 @@ def test_networks_without_anything_to_cut_say_why():
 
 def test_networks_without_logits_are_rejected():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
-    with pytest.raises(InputDataError, match="returns its logits"):
+    with pytest.raises(InputDataError, match="return the logits"):
         ChannelPruning(model, EXAMPLE, make_data(64, 2), make_data(64, 3))
 
 

@@ -106,7 +106,10 @@ def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.Monk
     removed, data = units_to_remove(learner, plan), make_data(256, 1)
     config = TrainingConfig(learning_rate=0.02, schedule="constant", precision="fp32")
     falling = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr("amc_compress.learners.training.loop._accuracy", lambda *_: next(falling))
+    monkeypatch.setattr(
+        "amc_compress.learners.training.loop._measured",
+        lambda *_, **__: {"accuracy": next(falling)},
+    )
     watch = Watch(learner, plan, len(data))
     with pytest.warns(UserWarning, match=r"one group have \d+% of their norm left"):
         network = sparse_training(
