@@ -160,7 +160,7 @@ def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """
     usable = []
     for trial in trials:
-        env.remember(trial.plan, trial.accuracy)
+        env.remember(trial.plan, trial.score)
         outcome = env.evaluate(trial.plan)
         if outcome.feasible:
             usable.append((trial, outcome))
@@ -187,6 +187,6 @@ def _final_evaluation(
     evaluated: list[Trial] = []
     for trial in finalists:
         outcome = env.outcome(trial.plan, float(evaluate(trial.plan)))
-        evaluated.append(replace(trial, accuracy=outcome.accuracy, reward=outcome.reward))
+        evaluated.append(replace(trial, score=outcome.score, reward=outcome.reward))
     best = max(evaluated, key=lambda trial: (trial.reward, -trial.episode))
     return {trial.episode: trial.reward for trial in evaluated}, best

@@ -1,7 +1,8 @@
 """TensorBoard logging for all agents, with the episode as the x axis.
 
 AMC's tags (``reward/last``, ``reward/best``, ``info/accuracy``, ``info/compress_ratio``,
-``info/best_policy``, ``preserve_rate/i``) are kept, so its users find what they know.
+``info/best_policy``, ``preserve_rate/i``) are kept, so its users find what they know. Another
+metric than accuracy has its own name there; ``info/score`` is what is searched for.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class EpisodeLogger:
         numbers = {
             "reward/last": trial.reward,
             **({} if best is None else {"reward/best": best.reward}),
-            "info/accuracy": trial.accuracy,
+            **{f"info/{name}": n for name, n in env.metric.named(trial.score).items()},
             "info/compress_ratio": trial.cost_ratio[_main_cost(env)],
             "time/seconds_per_episode": trial.seconds,
             **{f"cost_ratio/{name}": ratio for name, ratio in trial.cost_ratio.items()},
@@ -95,7 +96,7 @@ class EpisodeLogger:
         """Writes the best plan's picture, and the hyperparameters with the final metrics.
 
         Args:
-            best: The plan that the search returns, with its final reward and accuracy.
+            best: The plan that the search returns, with its final reward and score.
         """
         assert self._env is not None, "start() comes first"
         env = self._env
@@ -104,9 +105,8 @@ class EpisodeLogger:
             picture = plan_picture(env.graph, env.decisions, values)
             step = max(0, best.episode)  # what a warm start knew is older than episode 0
             self._writer.add_image("plan/best", picture, step, dataformats="HWC")
-        metrics = {"final/reward": best.reward, "final/accuracy": best.accuracy} | {
-            f"final/{name}": ratio for name, ratio in best.cost_ratio.items()
-        }
+        numbers = {"reward": best.reward, **env.metric.named(best.score), **best.cost_ratio}
+        metrics = {f"final/{name}": number for name, number in numbers.items()}
         self._write_hyperparameters(metrics)
         self._writer.flush()
 
@@ -129,7 +129,8 @@ class EpisodeLogger:
         assert self._env is not None
         values = trial.plan.values_for(self._env.decisions)
         table = plan_table(self._env.graph, self._env.decisions, values, self._env.costs)
-        text = f"reward {trial.reward:.4f}, {trial.source}\n\n```\n{table}\n```"
+        reward = f"{trial.reward:{self._env.metric.reward_form}}"
+        text = f"reward {reward}, {trial.source}\n\n```\n{table}\n```"
         self._writer.add_text("info/best_policy", text, trial.episode)
 
     def _write_hyperparameters(self, metrics: Mapping[str, float]) -> None:
@@ -157,7 +158,7 @@ def _layout(env: CompressionEnv) -> dict[str, dict[str, list[Any]]]:
     return {
         "search": {
             "reward": ["Multiline", ["reward/last", "reward/best"]],
-            "accuracy": ["Multiline", ["info/accuracy"]],
+            env.metric.name: ["Multiline", [f"info/{env.metric.name}"]],
             "cost ratio": ["Multiline", [f"cost_ratio/{name}" for name in env.costs]],
             "plan": ["Multiline", rates],
         },

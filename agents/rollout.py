@@ -166,9 +166,9 @@ class Search:
         """
         if self.remaining < 1:
             raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
-        if not (math.isfinite(outcome.accuracy) and math.isfinite(outcome.reward)):
+        if not (math.isfinite(outcome.score) and math.isfinite(outcome.reward)):
             raise AgentError(
-                f"Expected a finite accuracy and reward, got {outcome.accuracy} and "
+                f"Expected a finite score and reward, got {outcome.score} and "
                 f"{outcome.reward} in episode {len(self.trials)}; check the network's weights, "
                 f"the data and the reward function."
             )
@@ -176,7 +176,7 @@ class Search:
         trial = Trial(
             episode=len(self.trials),
             plan=outcome.plan,
-            accuracy=outcome.accuracy,
+            score=outcome.score,
             reward=outcome.reward,
             cost_ratio=dict(outcome.cost_ratio),
             seconds=now - self._clock,
@@ -195,8 +195,9 @@ class Search:
             self._on_trial(trial)
         if self._logger is not None:
             self._logger.log(trial, self.best, scalars)
-        best = "-" if self.best is None else f"{self.best.reward:.4f}"
-        self._progress.step(f"best {best}, last {trial.reward:.4f}")
+        form = self.env.metric.reward_form
+        best = "-" if self.best is None else f"{self.best.reward:{form}}"
+        self._progress.step(f"best {best}, last {trial.reward:{form}}")
 
 
 def _check_plan(plan: object) -> None:

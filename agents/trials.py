@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amc_env import CompressionPlan, EvaluationError
+from amc_env.support.deprecation import renamed_attribute
 
 if TYPE_CHECKING:
     pass
@@ -23,7 +24,7 @@ class Trial:
     Args:
         episode: Counted from 0.
         plan: The complete plan.
-        accuracy: Its proxy accuracy, in [0, 1].
+        score: Its score, higher is better: its proxy accuracy, for a classifier.
         reward: What the environment's reward function made of it.
         cost_ratio: Cost name -> cost / original cost.
         seconds: Wall time since the previous trial (the agent's own work included).
@@ -34,12 +35,14 @@ class Trial:
 
     episode: int
     plan: CompressionPlan
-    accuracy: float
+    score: float
     reward: float
     cost_ratio: dict[str, float]
     seconds: float
     source: str
     within_budget: bool = True
+
+    accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 
 
 @dataclass(frozen=True)

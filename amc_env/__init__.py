@@ -9,7 +9,7 @@ from importlib.metadata import version
 from amc_env.budgets.budget import Budget
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import StorageFormat
-from amc_env.env import Compressible, CompressionEnv, Outcome
+from amc_env.env import CompressionEnv, Outcome
 from amc_env.errors import (
     ArgumentError,
     CompressionError,
@@ -28,6 +28,8 @@ from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_dec
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
+from amc_env.scores.compressible import Compressible
+from amc_env.scores.metric import Metric
 
 __version__ = version("amc-compress")
 
@@ -46,6 +48,7 @@ __all__ = [
     "make_cost",
     "RecordedLearner",
     "StorageFormat",
+    "Metric",
     "REWARDS",
     "Result",
     "RewardFunction",

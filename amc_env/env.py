@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,43 +19,20 @@ from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.entered_cost import entered, original_costs
 from amc_env.costs.own_costs import own_costs
 from amc_env.errors import ArgumentError
-from amc_env.graph import LayerGraph
 from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
-from amc_env.plan import CompressionPlan, Decision
+from amc_env.plan import CompressionPlan
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
+from amc_env.scores.compressible import Compressible, OlderCompressible, original_score_of
+from amc_env.scores.metric import Metric
 from amc_env.support.copies import copied
-from amc_env.validation.answers import checked_accuracy, checked_reward, requests_of
+from amc_env.support.deprecation import renamed_arguments, renamed_attribute
+from amc_env.validation.answers import checked_reward, requests_of
 from amc_env.validation.checks import check_known, check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
 
 DEFAULT_ACTION_MAPPING = "centred"
-
-
-@runtime_checkable
-class Compressible(Protocol):
-    """Interface of learners for the environment: read-only facts, and one evaluation.
-
-    Attributes:
-        graph: Facts about the network.
-        decisions: What is to be decided, in network order.
-        original_accuracy: Validation accuracy of the uncompressed network, in [0, 1].
-        cost_models: Optional: cost name -> model that takes the place of the default one of that
-            name (say, bytes in the learner's file format), or joins them.
-    """
-
-    @property
-    def graph(self) -> LayerGraph: ...  # noqa: D102
-
-    @property
-    def decisions(self) -> tuple[Decision, ...]: ...  # noqa: D102
-
-    @property
-    def original_accuracy(self) -> float: ...  # noqa: D102
-
-    def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a complete plan, in [0, 1]; the same for equal plans."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,7 @@ class Outcome:
 
     Args:
         plan: The complete plan.
-        accuracy: Proxy accuracy, in [0, 1].
+        score: Its score, higher is better: its proxy accuracy, for a classifier.
         cost: Cost name -> absolute cost.
         cost_ratio: Cost name -> cost / original cost.
         reward: What the reward function makes of it.
@@ -72,11 +49,13 @@ class Outcome:
     """
 
     plan: CompressionPlan
-    accuracy: float
+    score: float
     cost: dict[str, float]
     cost_ratio: dict[str, float]
     reward: float
     feasible: bool
+
+    accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 
 
 @checked
@@ -101,7 +80,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
     of each. All zeros after the last decision.
 
     **Reward.** 0 until the last step, then the reward function of the evaluated plan (by default
-    its proxy accuracy).
+    its score: its proxy accuracy, for a classifier).
 
     **Start.** Nothing decided. Deterministic; ``reset(options={"budget": "macs=0.4"})`` changes
     the budget for this episode and the following ones.
@@ -111,7 +90,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
     outcome of its only plan, ``CompressionPlan({})``.
 
     **Info.** Every step: ``decision`` (key), ``value`` (executed), ``executed_action``,
-    ``interval``. Last step, in addition: ``accuracy``, ``cost_ratio``, ``cost`` and ``plan``.
+    ``interval``. Last step, in addition: ``score``, and the same by the name and in the sign of its
+    metric (``accuracy``, ``mean_iou``, ``perplexity``); ``cost_ratio``, ``cost`` and ``plan``.
 
     Args:
         learner: What compresses and evaluates, e.g. ``amc_compress.learners.ChannelPruning``.
@@ -127,7 +107,12 @@ class CompressionEnv(gym.Env[Observation, Action]):
             where their classes are, ``{"energy": "package.module:Energy"}``.
         render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
 
+    Attributes:
+        metric: What a score is made from.
+        original_score: That of the uncompressed network.
+
     Raises:
+        EvaluationError: If the original score is no finite number.
         InfeasibleBudgetError: If no plan meets the budget; the message names the reachable range.
         ValueError: If a name is unknown.
     """
@@ -136,7 +121,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     def __init__(
         self,
-        learner: Compressible,
+        learner: Compressible | OlderCompressible,
         budget: BudgetLike,
         *,
         action: str = DEFAULT_ACTION_MAPPING,
@@ -147,7 +132,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
         check_known("action mapping", action, ACTION_MAPPINGS)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"Unknown render mode {render_mode!r}; see env.metadata.")
-        self.learner = learner
+        self.learner = cast(Compressible, learner)
+        self.metric = Metric.of(learner)
+        self.original_score = original_score_of(learner)
         self.graph = learner.graph
         self.decisions = tuple(learner.decisions)
         self.n_decisions = len(self.decisions)
@@ -173,7 +160,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self._values: list[float] | None = None
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
-        self.outcome(CompressionPlan.full(self.decisions), learner.original_accuracy)
+        self.outcome(CompressionPlan.full(self.decisions), self.original_score)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns an environment with an episode of its own and the same learner."""
@@ -248,7 +235,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             return self._encode(), 0.0, False, False, info
 
         outcome = self.evaluate(CompressionPlan.from_values(self.decisions, self._values))
-        info["accuracy"] = outcome.accuracy
+        info |= self.metric.named(outcome.score)
         info["cost"] = dict(outcome.cost)
         info["cost_ratio"] = dict(outcome.cost_ratio)
         info["plan"] = dict(outcome.plan)
@@ -259,29 +246,31 @@ class CompressionEnv(gym.Env[Observation, Action]):
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
         if snapped not in self._evaluated:
             answer = self.learner.evaluate(snapped)
-            self._evaluated[snapped] = checked_accuracy(
-                answer, f"{type(self.learner).__name__}.evaluate"
-            )
+            source = f"{type(self.learner).__name__}.evaluate"
+            self._evaluated[snapped] = self.metric.checked(answer, source)
         return self.outcome(snapped, self._evaluated[snapped])
 
-    def outcome(self, plan: CompressionPlan, accuracy: float) -> Outcome:
-        """Returns costs and reward of a complete plan whose accuracy is known from elsewhere."""
-        accuracy, cost = checked_accuracy(accuracy, "the accuracy of a plan"), self.cost(plan)
+    @renamed_arguments(accuracy="score", removed_in="0.2")
+    def outcome(self, plan: CompressionPlan, score: float) -> Outcome:
+        """Returns costs and reward of a complete plan whose score is known from elsewhere."""
+        score, cost = self.metric.checked(score, "the evaluation of a plan"), self.cost(plan)
         ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
         targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
-        result = Result(accuracy, self.learner.original_accuracy, cost, ratio, targets)
+        best = self.metric.best_score
+        result = Result(score, self.original_score, cost, ratio, targets, best)
         reward = checked_reward(self._reward(result))
-        return Outcome(plan, accuracy, cost, ratio, reward, self.budget.is_met(ratio))
+        return Outcome(plan, score, cost, ratio, reward, self.budget.is_met(ratio))
 
     @property
     def n_evaluations(self) -> int:
         """How many different plans the learner has evaluated so far."""
         return len(self._evaluated)
 
-    def remember(self, plan: CompressionPlan, accuracy: float) -> None:
+    @renamed_arguments(accuracy="score", removed_in="0.2")
+    def remember(self, plan: CompressionPlan, score: float) -> None:
         """Caches an earlier evaluation, so that a resumed run does not repeat it."""
         snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
-        self._evaluated[snapped] = checked_accuracy(accuracy, "the accuracy of a remembered plan")
+        self._evaluated[snapped] = self.metric.checked(score, "the record of a plan")
 
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute cost of a complete plan, for every cost model."""

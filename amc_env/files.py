@@ -137,7 +137,12 @@ def read_content(path: Path, remedy: str = _START_AGAIN, missing: str | None = N
 
 
 def read_document(
-    path: Path, remedy: str = _START_AGAIN, *, missing: str | None = None, shape: Any = Any
+    path: Path,
+    remedy: str = _START_AGAIN,
+    *,
+    missing: str | None = None,
+    shape: Any = Any,
+    renewed: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Reads a JSON file of a run; every way in which it can be damaged is one sentence.
 
@@ -146,6 +151,8 @@ def read_document(
         remedy: What to do about a damaged file, as the end of a sentence.
         missing: The sentence to say if it is not there; ``remedy`` if not given.
         shape: What it must hold, as :mod:`amc_env.validation.shapes` says it.
+        renewed: Returns a document as it is written now, of one that an older release wrote; may
+            raise ValueError.
 
     Raises:
         RunFolderError: If it is missing, cannot be read, or holds something else.
@@ -153,6 +160,8 @@ def read_document(
     content = read_content(path, remedy, missing)
     try:
         document = parse_json(content)
+        if renewed is not None:
+            document = renewed(document)
         check_shape(document, shape)
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged or cut short ({error}); {remedy}.") from error

@@ -96,7 +96,7 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         outcome = self.problem.evaluate(plan)
         info: dict[str, Any] = {
             "executed_action": positions(self.problem, plan),
-            "accuracy": outcome.accuracy,
+            **self.problem.metric.named(outcome.score),
             "cost": dict(outcome.cost),
             "cost_ratio": dict(outcome.cost_ratio),
             "plan": dict(outcome.plan),

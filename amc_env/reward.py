@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Real
 
 from amc_env.errors import InputDataError
+from amc_env.scores.metric import finite, relative_loss
+from amc_env.support.deprecation import renamed_attribute
 from amc_env.validation.checks import checked
 from amc_env.validation.references import FORM, is_reference, resolve
 
@@ -17,43 +19,62 @@ class Result:
     """What a reward may depend on.
 
     Args:
-        accuracy: Proxy accuracy of the candidate, in [0, 1].
-        original_accuracy: Accuracy of the uncompressed network, in [0, 1].
+        score: Score of the candidate, higher is better: its proxy accuracy, for a classifier.
+        original_score: Score of the uncompressed network.
         cost: Cost name -> absolute cost of the candidate.
         cost_ratio: Cost name -> cost / original cost.
         target_ratio: Cost name -> upper bound of the budget, for the bounded costs.
+        best_score: The highest score there is; None if unknown.
     """
 
-    accuracy: float
-    original_accuracy: float
+    score: float
+    original_score: float
     cost: Mapping[str, float]
     cost_ratio: Mapping[str, float]
     target_ratio: Mapping[str, float]
+    best_score: float | None = None
+
+    accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
+    original_accuracy = renamed_attribute("original_accuracy", "original_score", removed_in="0.2")
+
+    @property
+    def relative_loss(self) -> float:
+        """What is lost of the original score, as a share of its size; below 0 for a gain."""
+        return relative_loss(self.original_score, self.score)
+
+    @property
+    def error(self) -> float:
+        """How far the best score is away; where none is known, 1 + the relative loss."""
+        if self.best_score is None:
+            return 1.0 + self.relative_loss
+        return finite(self.best_score - self.score)
 
 
 RewardFunction = Callable[[Result], float]
 
 
-def accuracy(result: Result) -> float:
-    """The proxy accuracy: AMC's ``R_err`` (He et al. 2018, section 3.3) shifted by one."""
-    return result.accuracy
+def score(result: Result) -> float:
+    """The score. Of accuracies it is AMC's ``R_err`` (He et al. 2018, 3.3) shifted by one."""
+    return result.score
 
 
 def error_log_macs(result: Result) -> float:
     """``-error * ln(MACs)``: AMC's ``R_FLOPs`` (He et al. 2018, Eq. 4), for soft budgets."""
-    return -(1.0 - result.accuracy) * math.log(result.cost["macs"])
+    return finite(-result.error * math.log(result.cost["macs"]))
 
 
 @checked
 def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
-    """Builds ``accuracy * (cost ratio / target ratio) ** exponent``.
+    """Builds ``|original score| * (1 - relative loss) * (cost ratio / target ratio) ** exponent``.
 
-    MnasNet's soft-constraint objective (Tan et al. 2019, Eq. 2-3). The target is the budget's
-    upper bound for that cost, or the original's cost where it is not bounded.
+    MnasNet's soft-constraint objective (Tan et al. 2019, Eq. 2-3): of accuracies, ``accuracy *
+    (cost ratio / target ratio) ** exponent``. The target is the budget's upper bound for that cost,
+    or the original's cost where it is not bounded. Where more is lost than there was, the sign of
+    the exponent changes: cheaper plans have the higher reward there too.
 
     Args:
         cost: Cost name, e.g. ``"bytes"`` or ``"latency"``.
-        exponent: Negative; -0.07 trades a doubling of the cost for about 5% of accuracy.
+        exponent: Negative; -0.07 trades a doubling of the cost for about 5% of the score.
     """
 
     def reward(result: Result) -> float:
@@ -63,24 +84,34 @@ def accuracy_with_cost(cost: str, exponent: float = -0.07) -> RewardFunction:
                 f"Give a cost model by that name to the environment."
             )
         target = result.target_ratio.get(cost, 1.0)
-        return result.accuracy * float((result.cost_ratio[cost] / target) ** exponent)
+        # Of an original score above 0 this adds 0: what is left is the score itself.
+        left = result.score + (abs(result.original_score) - result.original_score)
+        power = exponent if left >= 0.0 else -exponent
+        return finite(left * float((result.cost_ratio[cost] / target) ** power))
 
     return reward
 
 
 def haq(result: Result) -> float:
-    """``0.1 * (accuracy - original accuracy)`` in percentage points: HAQ (Wang et al. 2019)."""
-    return 0.1 * 100.0 * (result.accuracy - result.original_accuracy)
+    """``0.1 * (score - original score)`` in percentage points: HAQ (Wang et al. 2019).
+
+    Points of the score where the best one is 1, as of accuracies; else per cent of the original.
+    """
+    if result.best_score == 1.0:
+        return finite(0.1 * 100.0 * (result.score - result.original_score))
+    return finite(0.1 * 100.0 * -result.relative_loss)
 
 
 REWARDS: dict[str, RewardFunction] = {
-    "accuracy": accuracy,
+    "accuracy": score,
+    "score": score,
     "error_log_macs": error_log_macs,
     "accuracy_size": accuracy_with_cost("bytes"),
     "accuracy_latency": accuracy_with_cost("latency"),
     "accuracy_bops": accuracy_with_cost("bops"),
     "haq": haq,
 }
+"""Name -> reward; ``"accuracy"`` is the score, by the name that it has for classifiers."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Learner(ABC):
     """One compression algorithm, prepared for one network and its data.
 
-    A learner is all the environment needs (``amc_env.env.Compressible``), and what the user keeps
+    A learner is all the environment needs (``amc_env.Compressible``), and what the user keeps
     afterwards: :meth:`compress` builds the network of a plan, :meth:`finetune` trains it.
 
     Attributes:
@@ -69,6 +69,21 @@ class Learner(ABC):
         """Lets the constructor of every learner check its arguments by its annotations."""
         super().__init_subclass__(**options)
         check_constructor(cls)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that scores are made from."""
+        return self.task.metric
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a score is that metric; else it is its negative."""
+        return self.task.higher_is_better
+
+    @property
+    def best_score(self) -> float | None:
+        """The highest score there is; None if unknown."""
+        return self.task.best_score
 
     @property
     def original_accuracy(self) -> float:

@@ -29,9 +29,9 @@ FLOORS: dict[str, list[set[str]]] = {
     "amc_env": [
         {"errors"},
         {"validation"},
-        {"files", "graph", "plan", "reward", "support"},
-        {"costs"},
-        {"budgets", "render"},
+        {"files", "graph", "plan", "support"},
+        {"costs", "scores"},
+        {"budgets", "render", "reward"},
         {"actions", "observation"},
         {"env"},
         {"one_shot", "recorded_tasks"},

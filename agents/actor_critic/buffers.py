@@ -16,7 +16,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 _BASELINE_RATE = 0.5
-_MIN_SPREAD = 1e-6
+_MIN_SPREAD = 1e-6  # of the largest reward: less is rounding
+_LARGEST = 1e15
 
 
 def executed_actions(infos: list[dict[str, Any]], space: spaces.Box) -> npt.NDArray[np.float32]:
@@ -43,6 +44,8 @@ class ExecutedActionBuffer(ReplayBuffer):
         """Stores a transition with the action that ``infos`` says was executed."""
         assert isinstance(self.action_space, spaces.Box)
         executed = executed_actions(infos, self.action_space)
+        # Beyond this, squares would leave single precision; they say no more than "very bad".
+        reward = np.clip(reward, -_LARGEST, _LARGEST)
         super().add(obs, next_obs, executed, reward, done, infos)
 
     def fix_reward_scale(self) -> None:
@@ -50,7 +53,7 @@ class ExecutedActionBuffer(ReplayBuffer):
         filled = self.buffer_size if self.full else self.pos
         final = self.rewards[:filled][self.dones[:filled] > 0]
         spread = float(final.std()) if len(final) else 0.0
-        if spread > _MIN_SPREAD:
+        if spread > _MIN_SPREAD * float(np.abs(final).max(initial=0.0)):
             self.reward_scale = spread
 
     def _get_samples(

@@ -230,9 +230,14 @@ class _BudgetProposals(Proposals):
         close = [t for t in near if abs(t.cost_ratio[name] / upper - 1.0) <= _REACH]
         pool = close if len(close) >= _FEWEST else near[:_FEWEST]
         # More may be spent here, or less: what a plan reached says most where it cost as much.
-        pool.sort(key=lambda t: -t.reward * min(1.0, upper / t.cost_ratio[name]))
+        pool.sort(key=lambda t: -_discounted(t.reward, min(1.0, upper / t.cost_ratio[name])))
         plans = dict.fromkeys(_brought_to_budget(env, t.plan) for t in pool[: 2 * count])
         return [*plans][:count]
+
+
+def _discounted(reward: float, share: float) -> float:
+    """A reward made worse by a share of at most 1, whatever its sign."""
+    return reward * share if reward >= 0.0 else reward / share
 
 
 def _brought_to_budget(env: CompressionEnv, plan: CompressionPlan) -> CompressionPlan:

@@ -16,18 +16,22 @@ from amc_compress.agents.rollout import Search
 from amc_compress.agents.trials import AgentError
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.plan import CURVES
+from amc_env.scores.metric import relative_loss
 
 ALLOCATIONS = ("knapsack", "threshold")
-SENSITIVITIES = ("accuracy", *CURVES)
+SENSITIVITIES = ("score", *CURVES)
+_OLD_NAME = "accuracy"  # of "score"
 
-_WORST_ACCURACY = 0.01
+_WORST = 0.01
+"""Share of the best score (of the original one, where that is unknown) that counts as nothing."""
 
 
 class Sensitivity(Agent):
     """Curves of single decisions, once; then the exact plan of least damage.
 
-    With ``curves="accuracy"`` the damage of a choice is ``log(original accuracy / accuracy)`` of
-    the network in which nothing else is changed. These evaluations are counted like all others;
+    With ``curves="score"`` the damage of a choice is ``log(original score / score)`` of the network
+    in which nothing else is changed; the relative loss, where scores are negative. These
+    evaluations are counted like all others;
     where there are not enough of them for all choices, some are evaluated and the rest
     interpolated, monotonically. The other curves cost no evaluation: ``"layer_errors"`` are the
     errors of the layers' outputs, ``"gradient_scores"`` second-order estimates of the loss (both
@@ -50,12 +54,13 @@ class Sensitivity(Agent):
     def __init__(
         self,
         *,
-        curves: str = "accuracy",
+        curves: str = "score",
         allocation: str = "knapsack",
         points: int = 8,
         finalists: int = DEFAULT_FINALISTS,
     ) -> None:
         super().__init__(finalists=finalists)
+        curves = "score" if curves == _OLD_NAME else curves
         if curves not in SENSITIVITIES:
             raise ValueError(f"Expected curves to be one of {SENSITIVITIES}, got {curves!r}.")
         if allocation not in ALLOCATIONS:
@@ -68,7 +73,7 @@ class Sensitivity(Agent):
 
     def run(self, search: Search) -> None:  # noqa: D102
         uniform = search.uniform()
-        measured = self.curves == "accuracy"
+        measured = self.curves == "score"
         if measured and search.remaining < search.env.n_decisions + 1:
             return  # not one evaluation for every decision: the uniform plan is all there is
         curves = self._probe(search) if measured else _curves_of(search.env, self.curves)
@@ -90,14 +95,19 @@ class Sensitivity(Agent):
             for k in chosen:
                 values = [*whole[:i], decision.choices[k], *whole[i + 1 :]]
                 trial = search.probe(CompressionPlan.from_values(env.decisions, values))
-                damages.append(_damage(env, trial.accuracy))
+                damages.append(_damage(env, trial.score))
             curves.append(interpolated(chosen, damages, n))
         return curves
 
 
-def _damage(env: CompressionEnv, accuracy: float) -> float:
-    original = max(env.learner.original_accuracy, _WORST_ACCURACY)
-    return math.log(original / max(accuracy, _WORST_ACCURACY))
+def _damage(env: CompressionEnv, score: float) -> float:
+    """What a plan loses; sums of it over decisions predict the loss of all of them."""
+    original = env.original_score
+    whole = env.metric.best_score or original
+    if original >= 0.0 and whole > 0.0:
+        worst = _WORST * whole
+        return math.log(max(original, worst) / max(score, worst))
+    return relative_loss(original, score)
 
 
 def spread(n: int, count: int) -> list[int]:
@@ -134,7 +144,7 @@ def _curves_of(env: CompressionEnv, name: str) -> Curves:
     if curves is None:
         raise AgentError(
             f"Expected a learner with {name}(), which {type(env.learner).__name__} has not; take "
-            f'curves="accuracy", or another agent.'
+            f'curves="score", or another agent.'
         )
     return curves
 

@@ -12,6 +12,7 @@ from amc_compress.agents.rollout import Search
 from amc_compress.agents.trials import AgentError, Trial
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import MissingDependencyError
+from amc_env.validation.shapes import renamed_keys
 
 if TYPE_CHECKING:
     import optuna
@@ -20,6 +21,7 @@ PlanOf = Callable[[Mapping[str, float]], CompressionPlan]
 GoalsOf = Callable[[Trial], Sequence[float]]
 
 _TASK = "task"
+_OLD_NAMES = {"accuracy": "score", "original_accuracy": "original_score"}
 _JOURNAL = "journal:"
 _SQLITE = "sqlite:///"
 _LOST = {"gone": "is gone", "replaced": "does not hold the study any more"}
@@ -92,8 +94,9 @@ class SharedStudy:
         task = json.dumps(_fingerprint(env))
         known = self._study.user_attrs.get(_TASK)
         if known is None:
-            self._study.set_user_attr(_TASK, task)
-        if known not in (None, task) or len(self._study.directions) != n_objectives:
+            self._study.set_user_attr(_TASK, known := task)
+        same = renamed_keys(json.loads(known), _OLD_NAMES) == json.loads(task)
+        if not same or len(self._study.directions) != n_objectives:
             raise AgentError(
                 f"The study {name!r} in {self._storage} is one of another network, budget, reward, "
                 f"validation split, other costs or other objectives; choose another study name."
@@ -188,7 +191,7 @@ class SharedStudy:
         return {
             "worker": self._worker,
             "plan": dict(trial.plan),
-            "accuracy": trial.accuracy,
+            "score": trial.score,
             "source": trial.source,
         }
 
@@ -214,7 +217,7 @@ class SharedStudy:
                 continue
             if "plan" in trial.user_attrs:
                 plan = CompressionPlan(trial.user_attrs["plan"])
-                search.env.remember(plan, trial.user_attrs["accuracy"])
+                search.env.remember(plan, _score_of(trial))
             else:
                 plan = plan_of(trial.params)
             known = search.find(plan)
@@ -235,26 +238,34 @@ class SharedStudy:
         if best is None or (search.best is not None and best.values[0] <= search.best.reward):
             return None
         plan = CompressionPlan(best.user_attrs["plan"])
-        search.env.remember(plan, best.user_attrs["accuracy"])
+        search.env.remember(plan, _score_of(best))
         return plan
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
 
+def _score_of(trial: optuna.trial.FrozenTrial) -> float:
+    score: float = renamed_keys(trial.user_attrs, _OLD_NAMES)["score"]
+    return score
+
+
 def _fingerprint(env: CompressionEnv) -> dict[str, Any]:
     """What workers must have in common; not the action mapping, which samplers do not use.
 
     Rewards and costs are functions, so they are asked what two plans are worth: the original and
-    the uniform one, at two accuracies. Nine digits, as machines differ in the last ones. How the
+    the uniform one, at two scores. Nine digits, as machines differ in the last ones. How the
     learner compresses cannot be seen from here.
     """
     plans = (CompressionPlan.full(env.decisions), env.uniform_plan())
-    asked = [env.outcome(plan, accuracy) for plan in plans for accuracy in (0.25, 0.75)]
+    original = env.original_score
+    scores = (0.25, 0.75) if env.metric.is_accuracy else (original - abs(original), original)
+    asked = [env.outcome(plan, score) for plan in plans for score in scores]
     return {
+        **({} if env.metric.is_accuracy else {"metric": env.metric.name}),
         "decisions": {d.key: d.choices for d in env.decisions},
         "budget": str(env.budget),
-        "original_accuracy": env.learner.original_accuracy,
+        "original_score": original,
         "rewards": [f"{outcome.reward:.9g}" for outcome in asked],
         "costs": [{k: f"{v:.9g}" for k, v in sorted(o.cost.items())} for o in asked[::2]],
     }

@@ -58,7 +58,7 @@ def calls_of(env: CompressionEnv) -> int:
 
 def facts(trials: tuple[Trial, ...]) -> list[Any]:
     """Return everything of trials but the time they took."""
-    return [(t.episode, dict(t.plan), t.accuracy, t.reward, t.cost_ratio, t.source) for t in trials]
+    return [(t.episode, dict(t.plan), t.score, t.reward, t.cost_ratio, t.source) for t in trials]
 
 
 @functools.cache
@@ -133,7 +133,7 @@ class AgentContract:
         whole = self.searched(5)
         env = make_env()
         for trial in whole.trials[:4]:
-            env.remember(trial.plan, trial.accuracy)
+            env.remember(trial.plan, trial.score)
         resumed = self.make().search(env, EPISODES, seed=5)
         assert facts(resumed.trials) == facts(whole.trials)
         distinct = {trial.plan for trial in whole.trials}

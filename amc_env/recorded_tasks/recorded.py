@@ -44,7 +44,10 @@ class RecordedLearner:
         task: As given.
         graph: Facts about the network.
         decisions: What is to be decided.
-        original_accuracy: Proxy accuracy of the uncompressed network.
+        original_score: Score of the uncompressed network.
+        metric: Name of the metric behind the score.
+        higher_is_better: Whether the score is that metric, or its negative.
+        best_score: The highest score there is; None if unknown.
         storage: How its layers are stored; None where costs are the default ones.
         cost_models: Costs that know the storage; empty if there is none.
     """
@@ -53,7 +56,10 @@ class RecordedLearner:
         self.task = task
         self.graph = task.graph
         self.decisions = task.decisions
-        self.original_accuracy = task.original_accuracy
+        self.original_score = task.original_score
+        self.metric = task.metric.name
+        self.higher_is_better = task.metric.higher_is_better
+        self.best_score = task.metric.best_score
         self.storage = task.storage
         self.cost_models: dict[str, CostModel] = {}
         if task.storage is not None:
@@ -73,7 +79,7 @@ class RecordedLearner:
         return cls(read_recorded(path))
 
     def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the predicted proxy accuracy of a complete plan, in [0, 1].
+        """Returns the predicted score of a complete plan.
 
         Raises:
             PlanMismatchError: If the plan does not fit this network.

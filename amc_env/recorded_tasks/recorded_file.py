@@ -22,13 +22,15 @@ from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 from amc_env.recorded_tasks.facts_json import task_from_json, task_to_json
 from amc_env.recorded_tasks.surrogate import Surrogate, SurrogateSettings
-from amc_env.validation.answers import checked_accuracy
+from amc_env.scores.metric import ACCURACY, Metric
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.shapes import renamed_keys
 
 FORMAT = "amc-recorded-task"
 VERSION = 1
 
-_ARRAYS = ("plans", "accuracies", "sources", "weights")
+_ARRAYS = ("plans", "scores", "sources", "weights")
+_OLD_NAMES = {"original_accuracy": "original_score", "accuracies": "scores"}
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError)
 _EARLIEST_TIME = (1980, 1, 1, 0, 0, 0)  # of a zip entry: equal tasks make equal files
 
@@ -41,40 +43,43 @@ class RecordedTask:
         name: Of the task, e.g. ``"digits-channels"``.
         origin: Where the evaluations come from: model, data, options.
         budget: The budget under which they were recorded, in its text form.
-        original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
+        original_score: Score of the uncompressed network.
         graph: The network.
         decisions: All decisions in order.
         storage: How its layers are stored; None where costs are the default ones.
         surrogate: Answers for all plans; holds the recorded ones.
-        accuracies: Recorded proxy accuracies, float32, shape ``(n_plans,)``.
+        scores: Recorded scores, float32, shape ``(n_plans,)``.
         sources: Index into ``source_names`` for every recorded plan, uint8, same shape.
         source_names: Who proposed plans.
         cost_range: Cost name -> smallest and largest cost ratio among the recorded plans.
         curves: Name in ``amc_env.plan.CURVES`` -> decision key -> one number per choice.
         quality: How well the surrogate predicts, see ``docs/recorded_tasks.md``.
+        metric: What the scores are made from.
     """
 
     name: str
     origin: str
     budget: str
-    original_accuracy: float
+    original_score: float
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     storage: StorageFormat | None
     surrogate: Surrogate
-    accuracies: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
     sources: npt.NDArray[np.uint8]
     source_names: tuple[str, ...]
     cost_range: Mapping[str, tuple[float, float]]
     curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
+    metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
         n = len(self.surrogate.plans)
-        if self.accuracies.shape != (n,) or self.sources.shape != (n,):
-            raise ValueError(f"Expected an accuracy and a source for each of {n} plans.")
-        if not (np.isfinite(self.accuracies).all() and 0.0 <= self.original_accuracy <= 1.0):
-            raise ValueError("Expected finite accuracies, and an original one in [0, 1].")
+        if self.scores.shape != (n,) or self.sources.shape != (n,):
+            raise ValueError(f"Expected a score and a source for each of {n} plans.")
+        if not np.isfinite(self.scores).all():
+            raise ValueError("Expected finite scores.")
+        self.metric.checked(self.original_score, "the uncompressed network")
         if n == 0 or int(self.sources.max()) >= len(self.source_names):
             raise ValueError("Expected at least one plan, each of a source that has a name.")
         rows = self.surrogate.settings.coordinates
@@ -102,7 +107,8 @@ def write_recorded(task: RecordedTask) -> bytes:
         "name": task.name,
         "origin": task.origin,
         "budget": task.budget,
-        "original_accuracy": task.original_accuracy,
+        "original_score": task.original_score,
+        "metric": asdict(task.metric),
         "task": task_to_json(task.graph, task.decisions, task.storage),
         "plans": task.counts(),
         "cost_range": {name: list(ends) for name, ends in task.cost_range.items()},
@@ -118,7 +124,7 @@ def write_recorded(task: RecordedTask) -> bytes:
     arrays = {
         "facts": np.frombuffer(text, dtype=np.uint8),
         "plans": task.plans.astype(np.min_scalar_type(largest)),
-        "accuracies": task.accuracies.astype(np.float32),
+        "scores": task.scores.astype(np.float32),
         "sources": task.sources.astype(np.uint8),
         "weights": task.surrogate.weights.astype(np.float64),
     }
@@ -147,7 +153,8 @@ def read_recorded(path: Path | Traversable) -> RecordedTask:
             f"again."
         )
     try:
-        _check_numbers(facts, arrays)
+        metric = Metric.from_dict(facts.get("metric"))
+        _check_numbers(facts, arrays, metric)
         graph, decisions, storage = task_from_json(facts["task"])
         row = facts["surrogate"]
         coordinates = tuple(tuple(float(x) for x in c) for c in row["coordinates"])
@@ -156,17 +163,18 @@ def read_recorded(path: Path | Traversable) -> RecordedTask:
             name=facts["name"],
             origin=facts["origin"],
             budget=facts["budget"],
-            original_accuracy=float(facts["original_accuracy"]),
+            original_score=float(facts["original_score"]),
             graph=graph,
             decisions=decisions,
             storage=storage,
             surrogate=Surrogate(settings, arrays["plans"], arrays["weights"]),
-            accuracies=arrays["accuracies"],
+            scores=arrays["scores"],
             sources=arrays["sources"],
             source_names=tuple(facts["plans"]),
             cost_range={name: (low, high) for name, (low, high) in facts["cost_range"].items()},
             curves={name: _checked_curves(c, decisions) for name, c in facts["curves"].items()},
             quality=facts["quality"],
+            metric=metric,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CompressionError(
@@ -186,8 +194,9 @@ def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDAr
         ) from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            facts = parse_json(archive["facts"].tobytes())
-            arrays = {name: archive[name] for name in _ARRAYS}
+            facts = renamed_keys(parse_json(archive["facts"].tobytes()), _OLD_NAMES)
+            names = renamed_keys({name: name for name in archive.files}, _OLD_NAMES)
+            arrays = {name: archive[names[name]] for name in _ARRAYS}
         is_ours = facts["format"] == FORMAT
     except _UNREADABLE as error:
         raise CompressionError(
@@ -202,15 +211,17 @@ def _parts(path: Path | Traversable) -> tuple[dict[str, Any], dict[str, npt.NDAr
     return facts, arrays
 
 
-def _check_numbers(facts: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def _check_numbers(
+    facts: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], metric: Metric
+) -> None:
     """Checks what nothing else looks at before it is believed."""
-    checked_accuracy(facts["original_accuracy"], "the uncompressed network")
-    accuracies, sources = arrays["accuracies"], arrays["sources"]
-    if not bool(((accuracies >= 0.0) & (accuracies <= 1.0)).all()):
+    metric.checked(facts["original_score"], "the uncompressed network")
+    scores, sources = arrays["scores"], arrays["sources"]
+    if metric.is_accuracy and not bool(((scores >= 0.0) & (scores <= 1.0)).all()):
         raise ValueError("expected recorded accuracies in [0, 1]")
     n_plans = len(arrays["plans"])
-    if accuracies.shape != (n_plans,) or sources.shape != (n_plans,):
-        raise ValueError(f"expected one accuracy and one source for each of {n_plans} plans")
+    if scores.shape != (n_plans,) or sources.shape != (n_plans,):
+        raise ValueError(f"expected one score and one source for each of {n_plans} plans")
     if n_plans and not 0 <= int(sources.min()) <= int(sources.max()) < len(facts["plans"]):
         raise ValueError("expected sources that are named")
     for name, (low, high) in facts["cost_range"].items():

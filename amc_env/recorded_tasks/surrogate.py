@@ -11,12 +11,14 @@ kernel is what is not smooth in the values: plans have it in common as far as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.scores.metric import Metric
 from amc_env.validation.checks import check_known
 
 Array = npt.NDArray[np.float64]
@@ -25,15 +27,25 @@ MARGIN = 0.005
 """Keeps logarithms of accuracies 0 and 1 finite; half of a per cent."""
 
 DECIMALS = 6
-"""To which predictions are rounded, so that they are the same on every processor."""
+"""To which predictions are rounded, so that they are the same on every processor.
+
+Of accuracies; of other scores, as many digits of their standard deviation.
+"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The scale on which accuracies are fitted, and its inverse."""
+    """The scale on which scores are fitted, and its inverse.
+
+    Args:
+        forward: Scores -> targets.
+        backward: Targets -> scores.
+        bounds: What scores are clipped to.
+    """
 
     forward: Callable[[Array], Array]
     backward: Callable[[Array], Array]
+    bounds: tuple[float, float] = (0.0, 1.0)
 
 
 def _same(x: Array) -> Array:
@@ -60,8 +72,14 @@ TARGETS: dict[str, Target] = {
     "accuracy": Target(_same, _same),
     "log-error": Target(_minus_log_error, _from_minus_log_error),
     "log-odds": Target(_log_odds, _from_log_odds),
+    "score": Target(_same, _same, (-math.inf, math.inf)),
 }
-"""Name -> scale: the accuracy itself, ``-log(error)``, ``log(accuracy / error)``."""
+"""Name -> scale: the accuracy itself, ``-log(error)``, ``log(accuracy / error)``; any score."""
+
+
+def targets_for(metric: Metric) -> tuple[str, ...]:
+    """Returns the names of the scales on which scores of a metric can be fitted."""
+    return tuple(name for name in TARGETS if (name == "score") is not metric.is_accuracy)
 
 
 def matern(distance: Array) -> Array:
@@ -103,10 +121,12 @@ class SurrogateSettings:
             raise ValueError("Expected finite numbers in the settings of a surrogate.")
         if not self.rough_length > 0.0:
             raise ValueError(f"Expected a positive rough_length, got {self.rough_length}.")
+        if self.target == "score" and not self.scale > 0.0:
+            raise ValueError(f"Expected a positive scale, got {self.scale}.")
 
 
 class Surrogate:
-    """Predicts the accuracy of a plan; equal plans get equal numbers, in any order of calls.
+    """Predicts the score of a plan; equal plans get equal numbers, in any order of calls.
 
     Args:
         settings: The kernel and the scale of the targets.
@@ -144,9 +164,12 @@ class Surrogate:
         differing = np.arange(len(n_choices) + 1)
         self._rough: Array = np.exp(-differing / settings.rough_length)
         self._target = TARGETS[settings.target]
+        self._decimals = DECIMALS
+        if settings.target == "score":
+            self._decimals -= math.floor(math.log10(settings.scale))
 
     def predict(self, choices: Sequence[int]) -> float:
-        """Returns the accuracy of a plan, clipped to [0, 1] and rounded.
+        """Returns the score of a plan, rounded; an accuracy is clipped to [0, 1].
 
         Args:
             choices: Index of each decision's choice.
@@ -160,8 +183,8 @@ class Surrogate:
         sums = np.bincount(differing, weights=self._weights, minlength=len(self._rough))
         rough = float(sums @ self._rough)
         mean = np.array(s.offset + s.scale * (s.amplitude * smooth + s.rough_amplitude * rough))
-        accuracy = float(self._target.backward(mean))
-        return round(min(1.0, max(0.0, accuracy)), DECIMALS)
+        low, high = self._target.bounds
+        return round(min(high, max(low, float(self._target.backward(mean)))), self._decimals)
 
 
 def located(

@@ -22,11 +22,12 @@ from amc_env.costs.storage import OFF_BITS, StorageFormat
 from amc_env.env import CompressionEnv
 from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
 from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
+from amc_env.scores.metric import ACCURACY
 from amc_env.validation.checks import checked
 
 _IMAGE_SIDE = 32
 _KERNEL = 3
-_ORIGINAL_ACCURACY = 0.92
+_ORIGINAL_SCORE = 0.92
 
 
 @checked
@@ -56,12 +57,14 @@ class SyntheticLearner:
         self.decisions: tuple[Decision, ...] = tuple(
             keep_ratio_decision(group.name, group.size, round_to) for group in self.graph.groups
         )
-        self.original_accuracy = _ORIGINAL_ACCURACY
+        self.original_score = _ORIGINAL_SCORE
+        self.metric = ACCURACY.name
+        self.best_score = ACCURACY.best_score
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the accuracy of a complete plan by the class's formula."""
         damage = self._damage_of_cutting(np.array(plan.values_for(self.decisions)))
-        return _ORIGINAL_ACCURACY * float(np.exp(-damage))
+        return _ORIGINAL_SCORE * float(np.exp(-damage))
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns decision key -> what each choice adds to the exponent, couplings aside."""
@@ -142,7 +145,7 @@ class SyntheticBitsLearner(SyntheticLearner):
         damage = self._damage_of_cutting(np.array(ratio)) + sum(
             self.layer_noise(key, values[key]) for key in self._noise
         )
-        return _ORIGINAL_ACCURACY * float(np.exp(-damage))
+        return _ORIGINAL_SCORE * float(np.exp(-damage))
 
     def layer_noise(self, key: str, bits: float) -> float:
         """Returns what a decision about bits adds to the exponent."""
@@ -196,7 +199,7 @@ class SyntheticDensityLearner(SyntheticLearner):
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the accuracy of a complete plan by the class's formula."""
         zeros = 1.0 - np.array(plan.values_for(self.decisions))
-        return _ORIGINAL_ACCURACY * float(np.exp(-self._loss @ zeros**4))
+        return _ORIGINAL_SCORE * float(np.exp(-self._loss @ zeros**4))
 
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns decision key -> what each choice adds to the exponent."""

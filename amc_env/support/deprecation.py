@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import deprecated as _deprecated
 
@@ -57,3 +57,23 @@ def renamed_arguments(
         return wrapper
 
     return decorate
+
+
+def renamed_attribute(old: str, new: str, *, removed_in: str) -> Any:
+    """Returns a property that reads an attribute by its old name, with a warning.
+
+    Args:
+        old: The name that the property is given.
+        new: The attribute.
+        removed_in: The version without the old name.
+    """
+
+    def read(self: object) -> Any:
+        warnings.warn(
+            f"Use {new!r} instead of {old!r}; this goes in version {removed_in}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(self, new)
+
+    return property(read, doc=f"The old name of ``{new}``.")

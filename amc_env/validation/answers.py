@@ -1,4 +1,4 @@
-"""Validation of agents' actions and learners' accuracies at the environment's boundary."""
+"""Validation of agents' actions and of rewards at the environment's boundary."""
 
 from __future__ import annotations
 
@@ -27,28 +27,6 @@ def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
         pass
     number = "one number" if count == 1 else f"{count} numbers"
     raise InvalidAction(f"Expected {number} in [0, 1], shape ({count},), got {shown(action)}.")
-
-
-def checked_accuracy(answer: object, source: str) -> float:
-    """Returns an accuracy as a number.
-
-    Args:
-        answer: What a learner, or a file, says.
-        source: Where it comes from, for the message.
-
-    Raises:
-        EvaluationError: If it is no finite number in [0, 1].
-    """
-    try:
-        number = float(answer)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not 0.0 <= number <= 1.0:
-        raise EvaluationError(
-            f"Expected a finite accuracy in [0, 1] from {source}, got {shown(answer)}; check the "
-            f"network's weights, the data and the learner."
-        )
-    return number
 
 
 def checked_reward(answer: object) -> float:

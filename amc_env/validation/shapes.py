@@ -39,3 +39,18 @@ def check_shape(document: Any, shape: Any, where: str = "") -> None:
             check_shape(document[name], below, path)
         elif name == key:
             raise ValueError(f"expected the key {path}")
+
+
+def renamed_keys(document: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a document with the names that its keys have now.
+
+    Args:
+        document: As it was written, now or before keys were renamed.
+        names: Old key -> new key.
+
+    Raises:
+        ValueError: If a key is there by both names, of which one would be lost.
+    """
+    if twice := [old for old, new in names.items() if old in document and new in document]:
+        raise ValueError(f"it says {names[twice[0]]!r} twice, once by its old name {twice[0]!r}")
+    return {names.get(key, key): value for key, value in document.items()}

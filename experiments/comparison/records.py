@@ -1,7 +1,7 @@
 """The results file of a comparison: one JSON line per search, below a line that says what it is.
 
 The first line is ``{"format": "amc-comparison", "version": 1, "tasks": {...}}`` with the facts of
-each task (its decisions' keys and choices, the original accuracy, the budget); every further line
+each task (its decisions' keys and choices, the original score, the budget); every further line
 is one :class:`SearchRecord`. Lines are appended as searches end, so a comparison that was killed
 keeps what it has; a last line that was cut short is left out and its search is done again.
 """
@@ -16,14 +16,18 @@ from typing import Any
 
 from amc_env import RunFolderError
 from amc_env.files import JsonLines
-from amc_env.validation.answers import checked_accuracy
+from amc_env.scores.metric import ACCURACY, Metric, checked_score
 from amc_env.validation.checks import check_whole, checked
+from amc_env.validation.shapes import renamed_keys
 
 RESULTS = "results.jsonl"
 """Name of the file in the folder of a comparison."""
 
 SearchKey = tuple[str, str, int, int]
 """Task, agent, seed and number of evaluations: what makes it the same search."""
+
+_OLD_NAMES = {"accuracy": "score", "original_accuracy": "original_score"}
+_FINAL_SCORES = ("validation", "finetuned_validation", "test")
 
 FORMAT = "amc-comparison"
 VERSION = 1
@@ -39,18 +43,20 @@ class TaskFacts:
         decisions: Keys of the decisions, in order.
         choices: The legal values of each decision, ascending.
         budget: The budget in its text form.
-        original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
+        original_score: Score of the uncompressed network.
         uniform_reward: Reward of the uniform plan: score 0.
         recorded: Whether plans are evaluated by a fitted surrogate instead of a network.
+        metric: What scores are made from.
     """
 
     name: str
     decisions: tuple[str, ...]
     choices: tuple[tuple[float, ...], ...]
     budget: str
-    original_accuracy: float
+    original_score: float
     uniform_reward: float
     recorded: bool = False
+    metric: Metric = ACCURACY
 
 
 @checked
@@ -63,7 +69,7 @@ class EvaluatedPlan:
             counted from 1. Evaluations of plans outside the budget (the curves of ``sensitivity``)
             count and are no trials, so the first trial may have a large number.
         plan: Index of each decision's choice, in the order of ``TaskFacts.decisions``.
-        accuracy: Proxy accuracy, in [0, 1].
+        score: What is searched for, higher is better: the proxy accuracy, for a classifier.
         reward: What the task's reward made of it.
         cost_ratio: Cost name -> cost / original cost, of the bounded costs.
         agent_seconds: Processor seconds of the agent since the trial before, evaluation left out.
@@ -74,7 +80,7 @@ class EvaluatedPlan:
 
     evaluation: int
     plan: tuple[int, ...]
-    accuracy: float
+    score: float
     reward: float
     cost_ratio: Mapping[str, float]
     agent_seconds: float
@@ -82,7 +88,7 @@ class EvaluatedPlan:
     source: str
 
     def __post_init__(self) -> None:
-        checked_accuracy(self.accuracy, "a recorded trial")
+        checked_score(self.score, "a recorded trial")
         check_whole("evaluation", self.evaluation, 1)
         if any(ratio < 0.0 for ratio in self.cost_ratio.values()):
             raise ValueError("Expected every cost_ratio to be at least 0.")
@@ -95,10 +101,10 @@ class FinalEvaluation:
 
     Args:
         plan: Its choices, as in :class:`EvaluatedPlan`.
-        validation: Its proxy accuracy on the whole validation split, in [0, 1]; None for a
-            recorded task, which has no network to evaluate.
+        validation: Its score on the whole validation split; None for a recorded task, which has no
+            network to evaluate.
         finetuned_validation: The same after fine-tuning; None if it was not fine-tuned.
-        test: Accuracy on the test set after fine-tuning, touched once; None if not.
+        test: Score on the test set after fine-tuning, touched once; None if not.
         finetune_seconds: Processor seconds of the fine-tuning.
         finetune_epochs: How long it took, in epochs; None if it was not fine-tuned, or before
             this was noted.
@@ -112,9 +118,9 @@ class FinalEvaluation:
     finetune_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validation", "finetuned_validation", "test"):
-            if (accuracy := getattr(self, name)) is not None:
-                checked_accuracy(accuracy, name)
+        for name in _FINAL_SCORES:
+            if (score := getattr(self, name)) is not None:
+                checked_score(score, name)
 
 
 @checked
@@ -213,6 +219,7 @@ def read_results(path: Path) -> Results:
         record = _search_from(row)
         facts = tasks.get(record.task)
         _check_plans(record, facts)
+        _check_scores(record, ACCURACY if facts is None else facts.metric)
         return _without_validation(record) if facts is not None and facts.recorded else record
 
     # A later line about the same search takes its place.
@@ -290,12 +297,21 @@ class ResultsFile:
 
 
 def _facts_from(row: Mapping[str, Any]) -> TaskFacts:
-    choices = tuple(tuple(values) for values in row["choices"])
-    return TaskFacts(**{**row, "decisions": tuple(row["decisions"]), "choices": choices})
+    known = {
+        "decisions": tuple(row["decisions"]),
+        "choices": tuple(tuple(values) for values in row["choices"]),
+        "metric": Metric.from_dict(row.get("metric")),
+    }
+    facts = TaskFacts(**{**renamed_keys(row, _OLD_NAMES), **known})
+    facts.metric.checked(facts.original_score, "the uncompressed network")
+    return facts
 
 
 def _search_from(row: Mapping[str, Any]) -> SearchRecord:
-    trials = tuple(EvaluatedPlan(**{**t, "plan": tuple(t["plan"])}) for t in row["trials"])
+    trials = tuple(
+        EvaluatedPlan(**{**renamed_keys(t, _OLD_NAMES), "plan": tuple(t["plan"])})
+        for t in row["trials"]
+    )
     final = row["final"]
     if final is not None:
         final = FinalEvaluation(**{**final, "plan": tuple(final["plan"])})
@@ -324,5 +340,13 @@ def _check_plans(record: SearchRecord, facts: TaskFacts | None) -> None:
             )
     known: dict[tuple[int, ...], float] = {}
     for trial in record.trials:
-        if not math.isclose(known.setdefault(trial.plan, trial.accuracy), trial.accuracy):
-            raise ValueError(f"Two accuracies of the plan {list(trial.plan)}")
+        if not math.isclose(known.setdefault(trial.plan, trial.score), trial.score):
+            raise ValueError(f"Two scores of the plan {list(trial.plan)}")
+
+
+def _check_scores(record: SearchRecord, metric: Metric) -> None:
+    for trial in record.trials:
+        metric.checked(trial.score, "a recorded trial")
+    for name in _FINAL_SCORES if record.final is not None else ():
+        if (score := getattr(record.final, name)) is not None:
+            metric.checked(score, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import RecordedTrial, read_trials
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import read_document, write_atomic
+from amc_env.reward import REWARDS
+from amc_env.scores.metric import Metric
 from amc_env.validation.sentences import joined
 
 _STAGE_COLOURS = {
@@ -61,7 +64,7 @@ def run_report(folder: RunFolder) -> None:
 def _page(folder: RunFolder) -> str:
     """Reads the files, and returns the page."""
     summary = read_summary(folder.path)
-    trials = read_trials(folder / "trials.jsonl")
+    trials = read_trials(folder / "trials.jsonl", metric=folder.metric)
     expected = folder.results("search")["n_trials"]
     if len(trials) != expected:
         raise RunFolderError(
@@ -113,11 +116,7 @@ def _kicker(folder: RunFolder, summary: dict[str, Any]) -> str:
 
 def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
     before, after = summary["original"], summary["compressed"]
-    points = 100 * (after["accuracy"] - before["accuracy"])
-    if abs(points) < 0.005:
-        loss = "at the same accuracy"
-    else:
-        loss = f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
+    loss = _change(Metric.from_dict(summary.get("metric")), before["score"], after["score"])
     with_what = []
     if config.spec.prunes:
         with_what.append(f"{after['macs'] / before['macs']:.0%} of the multiply-adds")
@@ -129,10 +128,22 @@ def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
     return f"{config.model} with {joined(with_what)}, {loss}"
 
 
+def _change(metric: Metric, before: float, after: float) -> str:
+    """What became of the score, in a few words."""
+    if not metric.is_accuracy:
+        return f"for a {metric.name} of {metric.text(after)} (was {metric.text(before)})"
+    points = 100 * (after - before)
+    if abs(points) < 0.005:
+        return "at the same accuracy"
+    return f"for {abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
+
+
 def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Number and explanation of what was kept; the first that is decided says the budget."""
     before, after = summary["original"], summary["compressed"]
-    tiles = [(f"{after['accuracy']:.2%}", f"test accuracy (was {before['accuracy']:.2%})")]
+    metric = Metric.from_dict(summary.get("metric"))
+    was = metric.text(before["score"])
+    tiles = [(metric.text(after["score"]), f"test {metric.name} (was {was})")]
     budget = f" (budget {config.budget})"
     if config.spec.prunes:
         tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
@@ -154,9 +165,11 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
+    metric = Metric.from_dict(summary.get("metric"))
+    seen, one = ("images", "image") if metric.is_accuracy else ("samples", "sample")
     note = (
-        "Accuracy on test images that nothing before this line has seen. MACs are multiply-adds "
-        "for one image. "
+        f"{metric.name[0].upper()}{metric.name[1:]} on test {seen} that nothing before this line "
+        f"has seen. MACs are multiply-adds for one {one}. "
     )
     if config.spec.quantizes:
         note += (
@@ -198,13 +211,15 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
     low = min(ordered[len(ordered) // 20], uniform)
     visible = [max(low, r) for r in rewards]
     axis = Axis.around([*visible, *best, uniform], "reward")
-    percent = folder.config.reward == "accuracy"
+    is_score = REWARDS.get(folder.config.reward) is REWARDS["score"]
+    percent = is_score and folder.metric.is_accuracy
     chart = Chart(
         Axis(-0.5, max(trials[-1].episode + 0.5, 1), "episode"),
         Axis(axis.low, axis.high, "reward", percent),
         f"reward of each of {len(trials)} episodes, and the best so far",
     )
-    hints = [f"episode {t.episode} ({t.source}): {t.reward:.4f}" for t in trials]
+    form = folder.metric.reward_form
+    hints = [f"episode {t.episode} ({t.source}): {t.reward:{form}}" for t in trials]
     policy = [t.source not in ("warm-up", "uniform", "random") for t in trials]
     for css, wanted in (("dot first", False), ("dot", True)):
         chosen = [i for i in range(len(trials)) if policy[i] is wanted]
@@ -215,7 +230,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
     chart.steps([*steps, (trials[-1].episode + 0.5, best[-1])], "best")
     more = " Plans far below are drawn at the lower edge." if min(rewards) < low else ""
     more += _if_known_before(folder, trials, uniform, percent)
-    what = "proxy accuracy" if percent else f"reward ({folder.config.reward})"
+    what = f"proxy {_searched(folder.metric)}" if is_score else f"reward ({folder.config.reward})"
     legend = [
         ("#1668b8", "best so far", ""),
         ("#d9662b", "uniform plan", "dashed"),
@@ -229,6 +244,11 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
         chart,
         legend,
     )
+
+
+def _searched(metric: Metric) -> str:
+    """Name of the score, of which more is better."""
+    return metric.name if metric.higher_is_better else f"score (-{metric.name})"
 
 
 def _if_known_before(
@@ -252,29 +272,36 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Fig
     search = folder.results("search")
     lower, upper = search.get("bounds", folder.config.budget.bounds)[cost]  # older runs have none
     best, uniform = search["best"], search["uniform"]
-    points = [(t.cost_ratio[cost], t.accuracy) for t in trials]
+    metric = folder.metric
+    name = f"proxy {metric.name}"
+    # Accuracies end at 0; other scores may lie so far below that all others were one line.
+    ordered = sorted(t.score for t in trials)
+    low = ordered[len(ordered) // 20] if trials and not metric.is_accuracy else -math.inf
+    low = min(low, best["score"], uniform["score"])
+    points = [(t.cost_ratio[cost], metric.value(max(low, t.score))) for t in trials]
     ends = [
-        (best["cost_ratio"][cost], best["accuracy"]),
-        (uniform["cost_ratio"][cost], uniform["accuracy"]),
+        (best["cost_ratio"][cost], metric.value(best["score"])),
+        (uniform["cost_ratio"][cost], metric.value(uniform["score"])),
     ]
     xs = [x for x, _ in points + ends] + [upper, *([lower] if lower else [])]
     chart = Chart(
         Axis.around(xs, f"{cost}, share of the original", percent=True),
-        Axis.around([y for _, y in points + ends], "proxy accuracy", percent=True),
-        f"proxy accuracy against {cost} of every evaluated plan",
+        Axis.around([y for _, y in points + ends], name, percent=metric.is_accuracy),
+        f"{name} against {cost} of every evaluated plan",
     )
     chart.band(upper, chart.x.high, "outside")
     if lower:
         chart.band(chart.x.low, lower, "outside")
     hints = [
-        f"episode {t.episode}: {t.cost_ratio[cost]:.1%}, accuracy {t.accuracy:.2%}" for t in trials
+        f"episode {t.episode}: {t.cost_ratio[cost]:.1%}, {metric.said(t.score)}" for t in trials
     ]
     chart.dots(points, "dot", hints)
     chart.dots(ends[1:], "uniform", ["uniform plan"], r=5)
     chart.dots(ends[:1], "chosen", ["the chosen plan"], r=5.5)
     note = (
-        f"Cost against proxy accuracy of every evaluated plan. The budget "
+        f"Cost against {name} of every evaluated plan. The budget "
         f"({folder.config.budget}) is hard: no plan may lie in the red."
+        f"{' Plans far worse are drawn at the edge.' if trials and ordered[0] < low else ''}"
     )
     legend = [
         ("#1668b8", "chosen plan", "round"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from amc_compress.runs.storage.stored_state import SUMMARY
+from amc_compress.runs.storage.stored_state import SUMMARY, with_scores
 from amc_env.costs.storage import FLOAT_BITS
 from amc_env.files import read_document
+from amc_env.scores.metric import Metric
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
         missing=f"{path} is missing: the run is not finished. Continue it with `amc compress ... "
         f"--resume`, or run `amc finetune` and `amc export` first.",
         shape=SUMMARY,
+        renewed=with_scores,
     )
     return summary
 
@@ -30,13 +32,10 @@ def read_summary(directory: Path) -> dict[str, Any]:
 def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns the before/after table: name, original, compressed, change."""
     before, after = summary["original"], summary["compressed"]
+    metric = Metric.from_dict(summary.get("metric"))
+    old, new = before["score"], after["score"]
     table = [
-        (
-            "test accuracy",
-            f"{before['accuracy']:.2%}",
-            f"{after['accuracy']:.2%}",
-            f"{100 * (after['accuracy'] - before['accuracy']):+.2f} points",
-        ),
+        (f"test {metric.name}", metric.text(old), metric.text(new), metric.change(old, new)),
         ("MACs", *_counts(before["macs"], after["macs"])),
         ("parameters", *_counts(before["params"], after["params"])),
     ]

@@ -33,11 +33,12 @@ from amc_compress.config.config_file import CONFIG_FORMAT
 from amc_compress.config.run_config import STAGES, RunConfig, package_versions
 from amc_compress.runs.storage.leftovers import is_filled, remove_leftovers, remove_run
 from amc_compress.runs.storage.occupied import is_used
-from amc_compress.runs.storage.stored_state import check_state
+from amc_compress.runs.storage.stored_state import checked_state
 from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
 from amc_env import CompressionError, CompressionPlan, PlanMismatchError, RunFolderError
 from amc_env.files import only_one, read_content, read_json, write_atomic, write_json
+from amc_env.scores.metric import Metric
 from amc_env.validation.checks import checked
 
 RUN_VERSION = 1
@@ -177,7 +178,7 @@ class RunFolder:
         state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
         if (path / "state.json").exists():
             state = read_json(path / "state.json", _STATE, RUN_VERSION)
-            check_state(state, path / "state.json")
+            state = checked_state(state, path / "state.json")
         trust.check(config, path, uses)
         folder = cls(path, config, facts, state)
         folder.allow_pickle = trust.allows_pickle(config)
@@ -370,6 +371,19 @@ class RunFolder:
 
     def _write_state(self) -> None:
         write_json(self.path / "state.json", self._state)
+
+    # ---- the scores
+
+    @property
+    def metric(self) -> Metric:
+        """What the scores of the run are made from."""
+        return Metric.from_dict(self._state.get("metric"))
+
+    def measure_by(self, metric: Metric) -> None:
+        """Notes what scores are made from, for what reads the folder without a learner."""
+        if metric != self.metric:
+            self._state["metric"] = asdict(metric)
+            self._write_state()
 
     # ---- the plan
 

@@ -30,9 +30,9 @@ from amc_env.costs.entered_cost import entered
 from amc_env.costs.latency import load_cost_models
 from amc_env.costs.own_costs import own_costs
 from amc_env.costs.storage import StorageFormat
-from amc_env.env import Compressible
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
+from amc_env.scores.compressible import Compressible
 from amc_env.validation.sentences import first_line
 
 _ROOM = 1.25
@@ -55,7 +55,7 @@ class Problem:
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     costs: Mapping[str, CostModel]
-    original_accuracy: ClassVar[float] = 0.5
+    original_score: ClassVar[float] = 0.5
 
     @property
     def cost_models(self) -> Mapping[str, CostModel]:

@@ -78,7 +78,7 @@ def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Tria
         Trial(
             episode=t.episode,
             plan=CompressionPlan(t.plan),
-            accuracy=t.accuracy,
+            score=t.score,
             reward=t.reward,
             cost_ratio=t.cost_ratio,
             seconds=t.seconds,

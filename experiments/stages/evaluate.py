@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from amc_env import CompressionPlan
 from amc_env.costs.costs import COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
+from amc_env.scores.metric import ACCURACY, Metric
 
 
 def run_evaluate(task: Task) -> None:
@@ -33,7 +35,7 @@ def run_evaluate(task: Task) -> None:
         use_threads(config, folder.facts, training=True)
         started = time.perf_counter()
         small = load_smaller(folder, "model.safetensors")
-        accuracy = {
+        score = {
             name: evaluate(model, task.data.test, precision="fp32", device=config.device)
             for name, model in (("original", task.original), ("compressed", small))
         }
@@ -41,7 +43,7 @@ def run_evaluate(task: Task) -> None:
         folder.finish(
             "evaluate",
             seconds=round(time.perf_counter() - started, 3),
-            accuracy=accuracy,
+            score=score,
             costs={
                 "original": problem.original(),
                 "compressed": predicted_costs(problem, folder.read_plan()),
@@ -102,7 +104,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     zeros in its weights ``density``; a run with cost tables has what they predict: the sum of the
     measured values, which a budget may count higher.
     """
-    config = folder.config
+    config, metric = folder.config, folder.metric
     search, finetune = folder.results("search"), folder.results("finetune")
     measured = folder.results("evaluate")
     export = folder.results("export") if folder.is_done("export") else None
@@ -113,7 +115,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
     networks = {
         name: {
-            "accuracy": measured["accuracy"][name],
+            **metric.named(measured["score"][name]),
             **shown_costs(
                 measured["costs"][name],
                 quantized=config.spec.quantizes,
@@ -129,13 +131,15 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     more: dict[str, Any] = (
         {} if config.learner == RunConfig.learner else {"learner": config.learner}
     )
+    if not metric.is_accuracy:
+        more["metric"] = asdict(metric)
     if config.spec.quantizes:
         more["bits"] = measured["bits"]
         more["export_refused"] = export.get("refused") if export else None
     if "steps" in finetune:
-        more["steps"] = finetune["steps"]
+        more["steps"] = [_named(metric, step) for step in finetune["steps"]]
     if "stages" in search:
-        more["stages"] = search["stages"]
+        more["stages"] = [_named(metric, stage) for stage in search["stages"]]
     if config.spec.sparsifies:
         more["densities"] = measured["densities"]
     return {
@@ -155,6 +159,16 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _named(metric: Metric, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A step or a stage, with its scores by the name and in the sign of their metric as well."""
+    scores = {key: value for key, value in row.items() if key in ("score", "finetuned_score")}
+    named = {
+        key.replace("score", metric.name): None if value is None else metric.value(value)
+        for key, value in scores.items()
+    }
+    return {**row, **named, **scores}
+
+
 def shown_costs(
     costs: Mapping[str, float], *, quantized: bool, sparse: bool = False
 ) -> dict[str, Any]:
@@ -170,20 +184,25 @@ def shown_costs(
 
 
 def measure(
-    model: nn.Module, costs: Mapping[str, float], loader: Any, n_bytes: int | None
+    model: nn.Module,
+    costs: Mapping[str, float],
+    loader: Any,
+    n_bytes: int | None,
+    metric: Metric = ACCURACY,
 ) -> dict[str, Any]:
-    """Returns accuracy and costs of one network, for ``amc evaluate``.
+    """Returns score and costs of one network, for ``amc evaluate``.
 
     Args:
         model: The network.
         costs: Its costs by name.
         loader: Images and labels.
         n_bytes: Size of its file; the predicted one if there is no file.
+        metric: What the score is made from.
     """
     with torch.no_grad():
-        accuracy = evaluate(model, loader, precision="fp32")
+        score = evaluate(model, loader, precision="fp32")
     return {
-        "accuracy": accuracy,
+        **metric.named(score),
         "n_images": loader.n_images,
         **shown_costs(
             costs, quantized=bool(quantized_layers(model)), sparse=bool(masked_layers(model))

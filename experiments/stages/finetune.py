@@ -1,4 +1,4 @@
-"""Stage ``finetune``: recovers the accuracy of the smaller network by distillation."""
+"""Stage ``finetune``: recovers the score of the smaller network by distillation."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def run_finetune(task: Task) -> None:
         "finetune",
         seconds=round(done.seconds, 3),
         epochs=config.epochs,
-        validation_accuracy_before=done.before,
-        validation_accuracy=done.after,
+        validation_score_before=done.before,
+        validation_score=done.after,
         **more,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -79,7 +79,7 @@ def run_finetune(task: Task) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """A fine-tuned network, the units that stay, and validation accuracies."""
+    """A fine-tuned network, the units that stay, and validation scores."""
 
     network: nn.Module
     kept: Mapping[str, Tensor]
@@ -122,7 +122,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
 def _no_worse_than(
     start: Mapping[str, Tensor], before: float, model: nn.Module, task: Task
 ) -> float:
-    """Restores the starting weights if no epoch was better; returns the validation accuracy.
+    """Restores the starting weights if no epoch was better; returns the validation score.
 
     A quantized or sparse network is good from the start, and a few epochs may do no more than
     shake it.

@@ -24,9 +24,9 @@ class DeeplyTrained:
     Args:
         network: Sparse and quantized.
         seconds: Of the process that finished it.
-        before: Validation accuracy of the sparse network before any training.
-        after: Validation accuracy at the end.
-        stages: Name, validation accuracy and bytes of the packed file after every step.
+        before: Validation score of the sparse network before any training.
+        after: Validation score at the end.
+        stages: Name, validation score and bytes of the packed file after every step.
     """
 
     network: nn.Module
@@ -73,11 +73,11 @@ def finetune_deeply(task: Task, settings: TrainingConfig, checkpoints: Path) -> 
     return DeeplyTrained(
         network=result.network,
         seconds=time.perf_counter() - started,
-        before=_accuracy_of("pruned", result.stages),
-        after=result.stages[-1].accuracy,
+        before=_score_of("pruned", result.stages),
+        after=result.stages[-1].score,
         stages=[vars(stage) for stage in result.stages],
     )
 
 
-def _accuracy_of(name: str, stages: Sequence[DeepStage]) -> float:
-    return next(stage.accuracy for stage in stages if stage.name == name)
+def _score_of(name: str, stages: Sequence[DeepStage]) -> float:
+    return next(stage.score for stage in stages if stage.name == name)

@@ -1,4 +1,4 @@
-"""Accuracy and costs of one network, for ``amc evaluate``."""
+"""Score and costs of one network, for ``amc evaluate``."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
     loader = stored_splits(folder).test
     if original:
         size = (folder / "original.safetensors").stat().st_size
-        return measure(network, problem.original(), loader, size)
+        return measure(network, problem.original(), loader, size, folder.metric)
     name = compressed_name(folder)
     small = load_smaller(folder, name)
     costs = predicted_costs(problem, folder.read_plan())
-    return measure(small, costs, loader, _file_size(folder, name))
+    return measure(small, costs, loader, _file_size(folder, name), folder.metric)
 
 
 def _file_size(folder: RunFolder, name: str) -> int | None:

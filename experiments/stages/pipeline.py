@@ -24,6 +24,7 @@ from amc_compress.stages.export import run_export
 from amc_compress.stages.finetune import run_finetune
 from amc_compress.stages.search import run_search
 from amc_compress.stages.train import run_train
+from amc_env.scores.metric import Metric
 from amc_env.validation.sentences import counted
 
 Say = Callable[[str], None]
@@ -161,33 +162,33 @@ def _before_finetuning(config: RunConfig) -> str:
 
 def outcome(stage: str, task: Task) -> str:
     """Returns the result of a stage in one line."""
-    folder = task.folder
+    folder, metric = task.folder, task.folder.metric
     if stage == "report":
         return f"open {folder / 'report.html'}"
     result = folder.results(stage)
     if stage == "train" and not result["epochs"]:
         return result.get("taken") or "weights taken"
     if stage == "train":
-        return f"validation accuracy {result['validation_accuracy']:.2%}"
+        return f"validation {metric.said(result['validation_score'])}"
     if stage == "search":
-        return _search_outcome(task.config, result)
+        return _search_outcome(task.config, metric, result)
     if stage == "finetune":
-        before, after = result["validation_accuracy_before"], result["validation_accuracy"]
+        before, after = result["validation_score_before"], result["validation_score"]
         if not task.config.epochs:
-            return f"skipped, 0 epochs: validation accuracy {after:.2%}, as after the search"
-        return f"validation accuracy {before:.2%} -> {after:.2%}"
+            return f"skipped, 0 epochs: validation {metric.said(after)}, as after the search"
+        return f"validation {metric.said(before)} -> {metric.text(after)}"
     if stage == "export":
         return _export_outcome(task.config, result)
-    accuracy = result["accuracy"]
-    return f"test accuracy {accuracy['original']:.2%} -> {accuracy['compressed']:.2%}"
+    score = result["score"]
+    return f"test {metric.said(score['original'])} -> {metric.text(score['compressed'])}"
 
 
-def _search_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
+def _search_outcome(config: RunConfig, metric: Metric, result: Mapping[str, Any]) -> str:
     best, uniform = result["best"], result["uniform"]
     costs = ", ".join(cost_text(name, best["cost_ratio"][name]) for name in config.shown_costs)
     head = f"best plan: {costs}" if config.spec.decides else costs
-    tail = f" (uniform plan {uniform['accuracy']:.2%})" if config.spec.decides else ""
-    return f"{head}; proxy accuracy {best['accuracy']:.2%}{tail}"
+    tail = f" (uniform plan {metric.text(uniform['score'])})" if config.spec.decides else ""
+    return f"{head}; proxy {metric.said(best['score'])}{tail}"
 
 
 def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:

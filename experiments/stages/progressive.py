@@ -33,11 +33,13 @@ from amc_env.env import DEFAULT_ACTION_MAPPING
 from amc_env.errors import RunFolderError
 from amc_env.files import read_document, write_json
 from amc_env.validation.checks import checked
+from amc_env.validation.shapes import renamed_keys
 
 TRIALS = "trials.jsonl"
 _NETWORK = "network.safetensors"
 _FACTS = "stage.json"
 _ASKED = "asked.json"
+_OLD_NAMES = {"accuracy": "score", "finetuned_accuracy": "finetuned_score"}
 
 MakeLearner = Callable[[nn.Module], ChannelPruning]
 
@@ -53,9 +55,9 @@ class StageFacts:
     Args:
         budget: The bounds it had.
         n_trials: Plans evaluated.
-        accuracy: Proxy accuracy of the best one, in [0, 1].
+        score: Of the best one, before any training.
         cost_ratio: Its costs.
-        finetuned_accuracy: Validation accuracy after the fine-tuning; None for the last stage,
+        finetuned_score: Validation score after the fine-tuning; None for the last stage,
             and without epochs.
         seconds: Search and fine-tuning.
         cpu_seconds: Of the search.
@@ -63,9 +65,9 @@ class StageFacts:
 
     budget: str
     n_trials: int
-    accuracy: float
+    score: float
     cost_ratio: dict[str, float]
-    finetuned_accuracy: float | None
+    finetuned_score: float | None
     seconds: float
     cpu_seconds: float
 
@@ -223,7 +225,7 @@ class _Run:
         load_weights(network, place / _NETWORK)
         facts_row = read_document(place / _FACTS, shape=dict[str, Any])
         with blamed_on(place / _FACTS):
-            return network, kept, StageFacts(**facts_row)
+            return network, kept, StageFacts(**renamed_keys(facts_row, _OLD_NAMES))
 
     def note(self, budget: Budget, place: Path) -> None:
         """Writes what a stage was asked for, or compares with what the first run wrote.
@@ -279,9 +281,9 @@ class _Run:
         facts = StageFacts(
             budget=str(budget),
             n_trials=len(result.trials),
-            accuracy=best.accuracy,
+            score=best.score,
             cost_ratio=best.cost_ratio,
-            finetuned_accuracy=None,
+            finetuned_score=None,
             seconds=round(wall, 3),
             cpu_seconds=round(cpu, 3),
         )
@@ -306,7 +308,7 @@ class _Run:
         )
         facts = replace(
             found.facts,
-            finetuned_accuracy=result.best_score,
+            finetuned_score=result.best_score,
             seconds=round(found.facts.seconds + result.seconds, 3),
         )
         return network.cpu(), facts
@@ -318,10 +320,10 @@ class _Recorder:
     def __init__(self, env: CompressionEnv, before: Composition, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         self._env, self._before = env, before
-        self.trials = TrialRecorder(place / TRIALS, before.cost)
+        self.trials = TrialRecorder(place / TRIALS, before.cost, env.metric)
         for trial in self.trials.known:
             plan = before.in_smaller(CompressionPlan(trial.plan), env.decisions)
-            env.remember(plan, trial.accuracy)
+            env.remember(plan, trial.score)
 
     def __call__(self, trial: Trial) -> None:
         """Notes a trial in terms of the original network."""

@@ -49,7 +49,7 @@ def run_search(task: Task) -> None:
         prepare_seconds=round(found.prepare_seconds, 3),
         cpu_seconds_per_episode=round(found.cpu_seconds / max(1, found.n_trials), 5),
         n_trials=found.n_trials,
-        original_accuracy=learner.original_accuracy,
+        original_score=learner.original_score,
         best=_facts(found.best),
         uniform=_facts(found.uniform),
         reward=found.reward,
@@ -84,11 +84,12 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     folder, config = task.folder, task.config
     further = task.problem.further if config.cost_table or config.cost else None
     env = make_env(config, learner, costs=further)
+    folder.measure_by(env.metric)
     searched = config.spec.decides and env.decisions
     fixed = None if searched else _only_plan(config, learner, env)
-    recorder = TrialRecorder(folder / "trials.jsonl", env.cost)
+    recorder = TrialRecorder(folder / "trials.jsonl", env.cost, env.metric)
     for trial in recorder.known:
-        env.remember(CompressionPlan(trial.plan), trial.accuracy)
+        env.remember(CompressionPlan(trial.plan), trial.score)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     if fixed is None:
         plan, reward = _plan_of_agent(task, env, recorder)
@@ -158,7 +159,7 @@ def _record(plan: CompressionPlan, env: CompressionEnv, recorder: TrialRecorder)
     recorder.restart_clock()
     done = env.evaluate(plan)
     seconds, _ = recorder.since_last()
-    recorder(Trial(0, plan, done.accuracy, done.reward, done.cost_ratio, seconds, "fixed"))
+    recorder(Trial(0, plan, done.score, done.reward, done.cost_ratio, seconds, "fixed"))
     return done.reward
 
 
@@ -221,7 +222,7 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
     return {
-        "accuracy": outcome.accuracy,
+        "score": outcome.score,
         "reward": outcome.reward,
         "cost_ratio": outcome.cost_ratio,
     }

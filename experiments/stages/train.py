@@ -77,7 +77,7 @@ def run_train(task: Task) -> None:
         seconds=round(result.seconds, 3),
         epochs=len(result.history),
         best_epoch=result.best_epoch,
-        validation_accuracy=result.best_score,
+        validation_score=result.best_score,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
 
@@ -89,13 +89,15 @@ def write_training_results(task: Task) -> Path:
     write_atomic(path, (folder / "original.safetensors").read_bytes())
     graph = trace_original(folder).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
-    measured = measure(task.original, costs, task.data.test, path.stat().st_size)
+    metric, size = folder.metric, path.stat().st_size
+    measured = measure(task.original, costs, task.data.test, size, metric)
     stage = folder.results("train")
+    validation = stage.get("validation_score")
     write_json(
         folder / "summary.json",
         {
             **measured,
-            "validation_accuracy": stage.get("validation_accuracy"),
+            f"validation_{metric.name}": None if validation is None else metric.value(validation),
             "model": config.model,
             "data": config.data,
             "epochs": stage["epochs"],

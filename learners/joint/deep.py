@@ -114,12 +114,12 @@ class DeepStage:
 
     Attributes:
         name: ``"original"``, ``"pruned"``, ``"retrained"``, ``"quantized"`` or ``"finetuned"``.
-        accuracy: On all validation images, in [0, 1].
+        score: On all validation samples, higher is better.
         bytes: Of the packed file; of the original the bytes of its tensors in float32.
     """
 
     name: str
-    accuracy: float
+    score: float
     bytes: int
 
 
@@ -225,9 +225,9 @@ class _Stages:
         self.packed = b""
         original = learner.parts[0].original
         size = learner.cost_models["bytes"].original(learner.decisions)
-        self.done = [DeepStage("original", self._accuracy(original), round(size))]
+        self.done = [DeepStage("original", self._score(original), round(size))]
 
-    def _accuracy(self, network: nn.Module) -> float:
+    def _score(self, network: nn.Module) -> float:
         return self._learner.score(network, full=True)
 
     def add(self, name: str, network: nn.Module) -> None:
@@ -235,7 +235,7 @@ class _Stages:
         self.packed = packed_bytes(
             network, kept=self._kept, plan=self._plan, example_input=self._example
         )
-        self.done.append(DeepStage(name, self._accuracy(network), len(self.packed)))
+        self.done.append(DeepStage(name, self._score(network), len(self.packed)))
 
     def warn_if_large(self) -> None:
         """Says so where the file is larger than what budgets have counted, and the tolerance."""

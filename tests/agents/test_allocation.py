@@ -210,7 +210,7 @@ class TestSensitivity:
         class Bare:
             def __init__(self, learner):
                 self.graph, self.decisions = learner.graph, learner.decisions
-                self.original_accuracy, self.evaluate = learner.original_accuracy, learner.evaluate
+                self.original_score, self.evaluate = learner.original_score, learner.evaluate
 
         env = CompressionEnv(Bare(SyntheticLearner(3)), "macs=0.5")
         with pytest.raises(AgentError, match=r"gradient_scores\(\).*Bare"):

@@ -92,7 +92,7 @@ def test_the_last_info_holds_accuracy_cost_ratio_and_plan():
     env = make_env()
     _, reward, info = rollout(env, 0)[-1]
     outcome = env.evaluate(CompressionPlan(info["plan"]))
-    assert info["accuracy"] == reward == outcome.accuracy
+    assert info["accuracy"] == reward == outcome.score
     assert info["cost_ratio"] == outcome.cost_ratio
     assert outcome.feasible
 
@@ -115,7 +115,7 @@ def test_equal_plans_are_evaluated_once():
 def test_a_remembered_evaluation_is_not_made_again():
     env = make_env()
     env.remember(env.uniform_plan(), 0.123)
-    assert env.evaluate(env.uniform_plan()).accuracy == 0.123
+    assert env.evaluate(env.uniform_plan()).score == 0.123
 
 
 def test_the_environment_survives_pickling_in_mid_episode():
@@ -248,7 +248,7 @@ def test_an_outcome_can_be_made_of_an_accuracy_measured_elsewhere():
     env = make_env()
     plan = env.uniform_plan()
     outcome = env.outcome(plan, 0.5)
-    assert outcome.reward == outcome.accuracy == 0.5
+    assert outcome.reward == outcome.score == 0.5
     assert outcome.cost_ratio == env.cost_ratio(plan)
     assert env.n_evaluations == 0
 

@@ -56,7 +56,7 @@ def test_an_episode_ends_by_termination_within_the_budget(task):
     for cost, bound in bounds.items():
         assert info["cost_ratio"][cost] <= bound
     plan = CompressionPlan(info["plan"])
-    assert reward == info["accuracy"] == task.unwrapped.evaluate(plan).accuracy
+    assert reward == info["accuracy"] == task.unwrapped.evaluate(plan).score
     assert reward > 0.5
 
 
@@ -129,14 +129,14 @@ def test_the_resnet_tasks_keep_most_of_the_accuracy(shared_data, kind, budget, l
     ).unwrapped
     outcome = env.evaluate(env.uniform_plan())
     assert outcome.feasible
-    assert outcome.accuracy > env.learner.original_accuracy - loss
+    assert outcome.score > env.learner.original_score - loss
 
 
 def test_the_uniform_plan_beats_what_cutting_at_random_gives(env):
     bare = env.unwrapped
-    uniform = bare.evaluate(bare.uniform_plan()).accuracy
+    uniform = bare.evaluate(bare.uniform_plan()).score
     rng = np.random.default_rng(0)
-    random = [bare.evaluate(bare.decode(rng.random(bare.n_decisions))).accuracy for _ in range(5)]
+    random = [bare.evaluate(bare.decode(rng.random(bare.n_decisions))).score for _ in range(5)]
     assert uniform > np.mean(random) + 0.1
 
 

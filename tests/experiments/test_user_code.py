@@ -55,7 +55,7 @@ class Mine(RandomSearch):
 
 def reward(result):
     trouble("reward")
-    return result.accuracy
+    return result.score
 
 class Cost(CostModel):
     def __init__(self, graph, decisions):

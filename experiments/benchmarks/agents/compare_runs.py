@@ -36,7 +36,7 @@ def read_run(path: Path) -> tuple[str, dict[str, float]]:
     trials = read_trials(path / "trials.jsonl")
     bounded = next(iter(result["best"]["cost_ratio"]))
     row = {
-        "search": max(trial.accuracy for trial in trials),
+        "search": max(trial.score for trial in trials),
         "validation": result["reward"],
         "cost ratio": result["best"]["cost_ratio"][bounded],
         "episodes": float(len(trials)),
@@ -44,7 +44,7 @@ def read_run(path: Path) -> tuple[str, dict[str, float]]:
         "seconds": result["seconds"],
     }
     if (path / "summary.json").exists():
-        row["test"] = read_summary(path)["compressed"]["accuracy"]
+        row["test"] = read_summary(path)["compressed"]["score"]
     return folder.config.agent, row
 
 

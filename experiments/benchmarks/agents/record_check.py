@@ -45,7 +45,7 @@ def differences(
     for index in chosen:
         values = [d.choices[int(c)] for d, c in zip(task.decisions, task.plans[index], strict=True)]
         plan = CompressionPlan.from_values(env.decisions, values)
-        found.append(env.evaluate(plan).accuracy - float(task.accuracies[index]))
+        found.append(env.evaluate(plan).score - float(task.scores[index]))
     return np.array(found)
 
 

@@ -59,6 +59,7 @@ class FixedDecisions(Learner):
         if not self.decisions:
             raise ValueError("Expected at least one decision that is not fixed, got none.")
         self.original_score = learner.original_score
+        self.task = learner.task
         self.validation = learner.validation
         self.device = learner.device
         self.form = learner.form

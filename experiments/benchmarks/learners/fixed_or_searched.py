@@ -134,7 +134,7 @@ def measure(
         **asdict(row),
         **result,
         "test": evaluate(network, splits.test, precision="fp32"),
-        "original": learner.original_accuracy,
+        "original": learner.original_score,
         "mean_bits": learner.cost_models["mean_bits"](plan.values_for(learner.decisions)),
         "bytes": size,
         "search_cpu_seconds": round(search_seconds, 1),

@@ -210,7 +210,7 @@ def trained(
     done = compress_deeply(
         learner, plan, splits.train, retraining=config, finetuning=own, teacher=teacher
     )
-    return done.network, done.stages[-1].accuracy
+    return done.network, done.stages[-1].score
 
 
 def check(

@@ -99,7 +99,7 @@ def record(
         env: The task; its budget is the recorded one.
         store: Where evaluations are kept; its origin is that of the record.
         name: Of the recorded task.
-        trials: Agent -> plan -> accuracy, as :func:`trials_of` returns them. The surrogate is
+        trials: Agent -> plan -> score, as :func:`trials_of` returns them. The surrogate is
             first measured on them, then fitted to them as well.
         options: How many plans, and how they are chosen.
         progress: Whether to show progress bars.
@@ -132,16 +132,16 @@ class _Pool:
         self.source: dict[Choices, str] = {}
 
     def add(self, evaluated: Mapping[Choices, float], source: str) -> None:
-        for plan, accuracy in evaluated.items():
+        for plan, score in evaluated.items():
             if plan not in self.evaluated:
-                self.evaluated[plan], self.source[plan] = accuracy, source
+                self.evaluated[plan], self.source[plan] = score, source
 
     @property
     def plans(self) -> Plans:
         return np.array(list(self.evaluated))
 
     @property
-    def accuracies(self) -> Array:
+    def scores(self) -> Array:
         return np.array(list(self.evaluated.values()))
 
 
@@ -168,7 +168,10 @@ class _Recorder:
         plans = latin_hypercube(self.env, self.options.n_plans, seed)
         self.pool.add(self._evaluated([p.choices_for(decisions) for p in plans]), HYPERCUBE)
         n_fit = min(self.options.n_fit, _N_FIT_TRIED)
-        tried = choose(decisions, self.pool.plans, self.pool.accuracies, n_fit=n_fit, seed=seed)
+        tried = choose(
+            decisions, self.pool.plans, self.pool.scores, n_fit=n_fit, seed=seed,
+            metric=self.env.metric,
+        )  # fmt: skip
         self.warp, self.target = tried[0].warp, tried[0].target
         self.quality["tried"] = [asdict(choice) for choice in tried]
 
@@ -194,7 +197,7 @@ class _Recorder:
 
     def measure_on(self, trials: Mapping[str, Mapping[Choices, float]]) -> None:
         """Measures how well each agent's trials are predicted by a surrogate not fitted to them."""
-        surrogate = self._model().fit(self.pool.plans, self.pool.accuracies)
+        surrogate = self._model().fit(self.pool.plans, self.pool.scores)
         for agent, evaluated in trials.items():
             new = [plan for plan in evaluated if plan not in self.pool.evaluated]
             if len(new) > 1:
@@ -205,15 +208,15 @@ class _Recorder:
     def finish(self) -> RecordedTask:
         """Fits to everything, cross-validates, and checks the winners of fresh searches.
 
-        Single decisions are outside the budget and have the highest accuracies of all: they join
+        Single decisions are outside the budget and have the highest scores of all: they join
         when hyperparameters and figures are those of the plans that searches meet.
         """
-        o, plans, accuracies = self.options, self.pool.plans, self.pool.accuracies
+        o, plans, scores = self.options, self.pool.plans, self.pool.scores
         model = self._model()
         predictors = {"surrogate": of_model(model)}
         predictors |= {name: of_yardstick(name, o.seed) for name in YARDSTICKS}
         self.quality["cross_validation"] = {
-            name: asdict(cross_validated(predict, plans, accuracies, o.seed))
+            name: asdict(cross_validated(predict, plans, scores, o.seed))
             for name, predict in predictors.items()
         }
         self.quality["cross_validation"]["folds"] = FOLDS
@@ -247,7 +250,7 @@ class _Recorder:
         return fit_model(
             self.env.decisions,
             self.pool.plans,
-            self.pool.accuracies,
+            self.pool.scores,
             warp=self.warp,
             target=self.target,
             n_fit=self.options.n_fit,
@@ -262,12 +265,12 @@ class _Recorder:
             name=self.name,
             origin=self.store.task.origin,
             budget=str(self.env.budget),
-            original_accuracy=float(self.env.learner.original_accuracy),
+            original_score=self.env.original_score,
             graph=self.env.graph,
             decisions=self.env.decisions,
             storage=getattr(self.env.learner, "storage", None),
-            surrogate=model.fit(plans, self.pool.accuracies),
-            accuracies=self.pool.accuracies.astype(np.float32),
+            surrogate=model.fit(plans, self.pool.scores),
+            scores=self.pool.scores.astype(np.float32),
             sources=np.array([index[s] for s in self.pool.source.values()], dtype=np.uint8),
             source_names=tuple(sources),
             cost_range=_cost_range(
@@ -275,11 +278,12 @@ class _Recorder:
             ),
             curves=_curves(self.env),
             quality=self.quality,
+            metric=self.env.metric,
         )
 
 
 def _of_winners(winners: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Predicted and evaluated accuracies of the searches' best plans."""
+    """Predicted and evaluated scores of the searches' best plans."""
     predicted, evaluated = np.array(winners).T
     return {
         "searches": len(winners),

@@ -55,7 +55,7 @@ class SurrogateSearch:
 
     Args:
         plans: Distinct plans, the one with the highest prediction first; choices' indices.
-        predicted: Their predicted accuracies.
+        predicted: Their predicted scores.
     """
 
     plans: Sequence[Choices]
@@ -76,7 +76,7 @@ def search_surrogate(
     """
     env = CompressionEnv(RecordedLearner(task), budget)
     trials = make_agent(agent, finalists=0).search(env, episodes, seed).trials
-    found: dict[CompressionPlan, float] = {t.plan: t.accuracy for t in trials}
+    found: dict[CompressionPlan, float] = {t.plan: t.score for t in trials}
     ranked = sorted(found, key=lambda plan: -found[plan])
     return SurrogateSearch(
         [plan.choices_for(env.decisions) for plan in ranked], [found[plan] for plan in ranked]

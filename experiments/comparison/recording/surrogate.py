@@ -89,17 +89,17 @@ class SurrogateModel:
     warp: str
     noise: float
 
-    def fit(self, plans: Plans, accuracies: Array) -> Surrogate:
+    def fit(self, plans: Plans, scores: Array) -> Surrogate:
         """Returns the surrogate of these plans: the exact weights for the settings.
 
         Args:
             plans: Distinct plans, index of each decision's choice, ``(n_plans, n_decisions)``.
-            accuracies: Their proxy accuracies.
+            scores: Their scores.
         """
         matrix = self._covariance(plans)
         matrix[np.diag_indices_from(matrix)] += self.noise
         factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-        weights = cho_solve(factor, _targets(self.settings, accuracies), check_finite=False)
+        weights = cho_solve(factor, _targets(self.settings, scores), check_finite=False)
         return Surrogate(self.settings, plans, weights)
 
     def _covariance(self, plans: Plans) -> Array:
@@ -112,16 +112,16 @@ class SurrogateModel:
         return matrix
 
 
-def _targets(settings: SurrogateSettings, accuracies: Array) -> Array:
-    """Accuracies on the standardised scale of the target."""
-    raw = TARGETS[settings.target].forward(np.asarray(accuracies, dtype=np.float64))
+def _targets(settings: SurrogateSettings, scores: Array) -> Array:
+    """Scores on the standardised scale of the target."""
+    raw = TARGETS[settings.target].forward(np.asarray(scores, dtype=np.float64))
     return (raw - settings.offset) / settings.scale
 
 
 def fit_model(
     decisions: Sequence[Decision],
     plans: Plans,
-    accuracies: Array,
+    scores: Array,
     *,
     warp: str,
     target: str,
@@ -136,25 +136,25 @@ def fit_model(
     Args:
         decisions: All decisions in order.
         plans: Distinct plans, index of each decision's choice, ``(n_plans, n_decisions)``.
-        accuracies: Their proxy accuracies.
+        scores: Their scores.
         warp: Name in :data:`WARPS`.
         target: Name in ``amc_env.recorded_tasks.surrogate.TARGETS``.
         n_fit: How many plans, drawn at random, are looked at; time grows with the cube.
         seed: Draws them.
 
     Raises:
-        ValueError: If a name is unknown, or there are fewer than two different accuracies.
+        ValueError: If a name is unknown, or there are fewer than two different scores.
     """
     if warp not in WARPS or target not in TARGETS:
         raise ValueError(
             f"Expected a warp of {[*WARPS]} and a target of {[*TARGETS]}, got {warp!r} and "
             f"{target!r}."
         )
-    accuracies = np.asarray(accuracies, dtype=np.float64)
-    raw = TARGETS[target].forward(accuracies)
+    scores = np.asarray(scores, dtype=np.float64)
+    raw = TARGETS[target].forward(scores)
     offset, scale = float(raw.mean()), float(raw.std())
     if not scale > 0.0:
-        raise ValueError("Expected plans of different accuracies to fit a surrogate to.")
+        raise ValueError("Expected plans of different scores to fit a surrogate to.")
     warped = [WARPS[warp](np.array(d.choices)) for d in decisions]
     spreads = [float(row[column].std()) or 1.0 for row, column in zip(warped, plans.T, strict=True)]
     unit = [row / spread for row, spread in zip(warped, spreads, strict=True)]

@@ -18,13 +18,14 @@ from amc_compress.comparison.recording.surrogate import (
     SurrogateModel,
     fit_model,
 )
-from amc_env import Decision
-from amc_env.recorded_tasks.surrogate import TARGETS, Surrogate
+from amc_env import Decision, Metric
+from amc_env.recorded_tasks.surrogate import Surrogate, targets_for
+from amc_env.scores.metric import ACCURACY
 
 FOLDS = 5
 
 Predictor = Callable[[Plans, Array, Plans], Array]
-"""Training plans, their accuracies, further plans -> predicted accuracies of these."""
+"""Training plans, their scores, further plans -> predicted scores of these."""
 
 YARDSTICKS: dict[str, Callable[[int], Any]] = {
     "ExtraTrees": lambda seed: ExtraTreesRegressor(400, random_state=seed),
@@ -39,8 +40,8 @@ class Agreement:
 
     Args:
         n: Number of plans.
-        spearman: Rank correlation; None if all accuracies are equal.
-        rmse: Root mean squared error, in accuracy.
+        spearman: Rank correlation; None if all scores are equal.
+        rmse: Root mean squared error, in units of the score.
         bias: Mean of prediction - evaluation.
     """
 
@@ -64,7 +65,7 @@ class Quality:
 
     Args:
         all: Of all of them.
-        top: Of the quarter with the highest evaluated accuracy: agents end there.
+        top: Of the quarter with the highest evaluated score: agents end there.
     """
 
     all: Agreement
@@ -80,23 +81,23 @@ class Quality:
 
 
 def predictions(surrogate: Surrogate, plans: Plans) -> Array:
-    """Returns the predicted accuracies of plans, shape ``(n_plans,)``."""
+    """Returns the predicted scores of plans, shape ``(n_plans,)``."""
     return np.array([surrogate.predict(plan) for plan in plans])
 
 
-def cross_validated(predict: Predictor, plans: Plans, accuracies: Array, seed: int) -> Quality:
+def cross_validated(predict: Predictor, plans: Plans, scores: Array, seed: int) -> Quality:
     """Five-fold cross-validated predictions of all plans.
 
     Args:
         predict: Fits and predicts.
         plans: Distinct plans, so that none is in two folds.
-        accuracies: Their proxy accuracies.
+        scores: Their scores.
         seed: Shuffles the plans before they are dealt to the folds.
     """
     predicted = np.empty(len(plans))
     for seen, held_out in KFold(FOLDS, shuffle=True, random_state=seed).split(plans):
-        predicted[held_out] = predict(plans[seen], accuracies[seen], plans[held_out])
-    return Quality.of(accuracies, predicted)
+        predicted[held_out] = predict(plans[seen], scores[seen], plans[held_out])
+    return Quality.of(scores, predicted)
 
 
 def of_model(model: SurrogateModel) -> Predictor:
@@ -125,11 +126,12 @@ class Choice:
 def choose(
     decisions: Sequence[Decision],
     plans: Plans,
-    accuracies: Array,
+    scores: Array,
     *,
     n: int = 1500,
     n_fit: int = 500,
     seed: int = 0,
+    metric: Metric = ACCURACY,
 ) -> list[Choice]:
     """Tries every warp with every target, the best one first.
 
@@ -138,20 +140,21 @@ def choose(
     Args:
         decisions: All decisions in order.
         plans: Distinct plans.
-        accuracies: Their proxy accuracies.
+        scores: Their scores.
         n: How many plans, drawn at random, are cross-validated.
         n_fit: How many of them the hyperparameters are fitted to.
         seed: Draws everything.
+        metric: What the scores are made from.
     """
     part = np.random.default_rng(seed).permutation(len(plans))[:n]
-    plans, accuracies = plans[part], accuracies[part]
+    plans, scores = plans[part], scores[part]
     found = []
     for warp in WARPS:
-        for target in TARGETS:
+        for target in targets_for(metric):
             model = fit_model(
-                decisions, plans, accuracies, warp=warp, target=target, n_fit=n_fit, seed=seed
+                decisions, plans, scores, warp=warp, target=target, n_fit=n_fit, seed=seed
             )
             found.append(
-                Choice(warp, target, cross_validated(of_model(model), plans, accuracies, seed))
+                Choice(warp, target, cross_validated(of_model(model), plans, scores, seed))
             )
     return sorted(found, key=lambda choice: choice.quality.top.rmse)

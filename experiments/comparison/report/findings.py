@@ -40,14 +40,14 @@ def task_findings(name: str, task: TaskAnalysis, reference: str | None = None) -
     """
     best = _best(task)
     mean = task.final[best[0]].mean
-    gain = mean - task.facts.uniform_reward
+    gain, metric = mean - task.facts.uniform_reward, task.facts.metric
     verb = "is" if len(best) == 1 else "are"
-    sentence = f"On {name} {joined(best)} {verb} best: mean reward {reward(mean)}"
-    if abs(gain) < _SAME:
+    sentence = f"On {name} {joined(best)} {verb} best: mean reward {reward(mean, metric)}"
+    if abs(gain) <= _SAME * (1.0 if metric.is_accuracy else abs(task.facts.uniform_reward)):
         sentences = [f"{sentence}, that of the uniform plan."]
     else:
         where = "above" if gain > 0 else "below"
-        sentences = [f"{sentence}, {reward(abs(gain))} {where} the uniform plan."]
+        sentences = [f"{sentence}, {reward(abs(gain), metric)} {where} the uniform plan."]
     if reference is not None:
         return [*sentences, *_against(task, reference, f"comparisons with {reference}")]
     return [*sentences, *_against(task, best[0], "pairs"), *_pairs(task)]

@@ -14,6 +14,7 @@ from amc_compress.comparison.statistics.analysis import Analysis, Overall, TaskA
 from amc_compress.comparison.statistics.differences import Difference
 from amc_compress.comparison.statistics.scores import Sample
 from amc_compress.comparison.statistics.statistics import Interval
+from amc_env.scores.metric import Metric
 from amc_env.validation.sentences import counted
 
 NOTHING = "–"
@@ -21,8 +22,8 @@ NOTHING = "–"
 TASK_COLUMNS = (
     "Best reward after so many evaluations: mean ± standard deviation over seeds. [k]: k searches "
     "count as the uniform plan, because they failed or had evaluated no plan within the budget by "
-    "then. Own s / evaluation: processor seconds of the agent, without the evaluation. Accuracies "
-    "are those of the winners, mean ± standard deviation over seeds: on the whole validation "
+    "then. Own s / evaluation: processor seconds of the agent, without the evaluation. The last "
+    "columns are of the winners, mean ± standard deviation over seeds: on the whole validation "
     "split, there after fine-tuning, and on the test set."
 )
 DIFFERENCE_COLUMNS = (
@@ -82,11 +83,16 @@ def task_table(analysis: Analysis, name: str) -> Table:
             (
                 agent,
                 str(len(searches[agent])),
-                *(_sample(samples[agent]) for samples in task.samples.values()),
+                *(_sample(samples[agent], task) for samples in task.samples.values()),
                 seconds_per_evaluation(searches[agent]),
-                *(_accuracies([value(final) for final in evaluated]) for value in known.values()),
+                *(
+                    _scores(task.facts.metric, [value(final) for final in evaluated])
+                    for value in known.values()
+                ),
             )
         )
+    if not task.facts.metric.is_accuracy:
+        known = {f"{title} {task.facts.metric.name}": value for title, value in known.items()}
     marks = [str(mark) for mark in task.samples]
     header = ("agent", "seeds", *marks, "own s / evaluation", *known)
     return Table(name, _task_note(task), header, tuple(rows))
@@ -197,12 +203,13 @@ def opponents_table(analysis: Analysis, overall: Overall) -> Table:
 
 def differences_table(task: TaskAnalysis, pairs: Sequence[Difference], title: str) -> Table:
     """Returns differences of mean rewards on a task, and which of them are real."""
+    form = f"+{task.facts.metric.reward_form}"
     rows = tuple(
         (
             d.better,
             d.worse,
-            reward(d.estimate),
-            f"[{_number(d.low, '+.4f')}, {_number(d.high, '+.4f')}]",
+            reward(d.estimate, task.facts.metric),
+            f"[{_number(d.low, form)}, {_number(d.high, form)}]",
             "yes" if d.is_real else "no",
             _p_value(d.p_value),
             _p_value(d.adjusted_p_value),
@@ -218,9 +225,9 @@ def differences_table(task: TaskAnalysis, pairs: Sequence[Difference], title: st
     )
 
 
-def reward(value: float) -> str:
-    """Returns a reward as text."""
-    return _number(value, ".4f")
+def reward(value: float, metric: Metric) -> str:
+    """Returns a reward that is made from scores of a metric as text."""
+    return _number(value, metric.reward_form)
 
 
 def interval(value: Interval) -> str:
@@ -250,25 +257,29 @@ def _task_note(task: TaskAnalysis) -> str:
     evaluator = "a fitted surrogate" if task.facts.recorded else "the compressed network"
     return (
         f"Evaluated by {evaluator}; budget {task.facts.budget}; uniform plan "
-        f"{reward(task.facts.uniform_reward)}; "
+        f"{reward(task.facts.uniform_reward, task.facts.metric)}; "
         f"{counted(task.evaluations, 'evaluation')} per search."
     )
 
 
-def _sample(sample: Sample) -> str:
-    text = reward(sample.mean)
+def _sample(sample: Sample, task: TaskAnalysis) -> str:
+    metric = task.facts.metric
+    text = reward(sample.mean, metric)
     if not math.isnan(sample.deviation):
-        text += f" ± {sample.deviation:.4f}"
+        text += f" ± {reward(sample.deviation, metric)}"
     return text + (f" [{sample.imputed}]" if sample.imputed else "")
 
 
-def _accuracies(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
+def _scores(metric: Metric, values: Sequence[float | None]) -> str:
+    known = [metric.value(value) for value in values if value is not None]
     if not known:
         return NOTHING
+    form, unit = (".4g", "")
+    if metric.is_accuracy:
+        known, form, unit = [100 * value for value in known], ".2f", "%"
     if len(known) == 1:
-        return f"{known[0]:.2f}%"
-    return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f}%"
+        return f"{known[0]:{form}}{unit}"
+    return f"{np.mean(known):{form}} ± {np.std(known, ddof=1):{form}}{unit}"
 
 
 def _p_value(value: float) -> str:

@@ -15,6 +15,7 @@ from amc_compress.comparison.records import SearchRecord
 from amc_compress.comparison.statistics.curves import elapsed
 from amc_compress.comparison.statistics.scores import Comparison
 from amc_compress.runs.events import open_writer
+from amc_env.scores.metric import Metric
 
 _SUFFIX = ".comparison"
 
@@ -40,14 +41,14 @@ def write_tensorboard(folder: Path, comparison: Comparison, figures: Mapping[str
         for search in searches:
             run = folder / tasks[task] / agents[agent] / f"seed-{search.seed}"
             if search.trials:
-                _write_search(run, search)
+                _write_search(run, search, comparison.tasks[task].metric)
     with open_writer(folder / "report", suffix=_SUFFIX) as writer:
         for name, content in figures.items():
             pixels = np.round(255 * imread(io.BytesIO(content))[..., :3]).astype(np.uint8)
             writer.add_image(f"figures/{name}", pixels, 0, dataformats="HWC")
 
 
-def _write_search(run: Path, search: SearchRecord) -> None:
+def _write_search(run: Path, search: SearchRecord, metric: Metric) -> None:
     from tensorboard.compat.proto.summary_pb2 import (  # type: ignore[import-untyped]
         Summary,
     )
@@ -60,7 +61,7 @@ def _write_search(run: Path, search: SearchRecord) -> None:
             numbers = {
                 "reward/last": trial.reward,
                 "reward/best": best,
-                "info/accuracy": trial.accuracy,
+                **{f"info/{name}": n for name, n in metric.named(trial.score).items()},
             }
             # One event for all of them: a comparison has many searches.
             event = Summary(

@@ -1,7 +1,7 @@
 """Evaluated plans of one task in a file that several processes append to at the same time.
 
 The first line is ``{"format": "amc-judgements", "version": 1, "task": {...}}`` with a fingerprint
-of the task; every further line is ``{"plan": [indices], "accuracy": a, "seconds": s}``. A line is
+of the task; every further line is ``{"plan": [indices], "score": a, "seconds": s}``. A line is
 written by one ``write`` to a locked file, so lines of different processes do not mix.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 from amc_env import CompressionEnv, RunFolderError
 from amc_env.files import JsonLines
+from amc_env.scores.metric import ACCURACY
 from amc_env.validation.checks import check_whole
 from amc_env.validation.json_text import parse_json
+from amc_env.validation.shapes import renamed_keys
 
 FORMAT = "amc-judgements"
 VERSION = 1
+_OLD_NAMES = {"accuracy": "score", "original_accuracy": "original_score"}
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,16 @@ class TaskFingerprint:
     Args:
         decisions: Keys of the decisions, in order.
         choices: The legal values of each, ascending.
-        original_accuracy: Proxy accuracy of the uncompressed network, in [0, 1].
+        original_score: Score of the uncompressed network.
         origin: Model, data, checksum of the weights and options of the learner, as a text.
+        metric: Name of the metric that scores are made from.
     """
 
     decisions: tuple[str, ...]
     choices: tuple[tuple[float, ...], ...]
-    original_accuracy: float
+    original_score: float
     origin: str = ""
+    metric: str = ACCURACY.name
 
     @classmethod
     def of(cls, env: CompressionEnv, origin: str = "") -> TaskFingerprint:
@@ -45,21 +51,22 @@ class TaskFingerprint:
         return cls(
             tuple(d.key for d in env.decisions),
             tuple(d.choices for d in env.decisions),
-            float(env.learner.original_accuracy),
+            env.original_score,
             origin,
+            env.metric.name,
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Stored accuracy of a plan.
+    """Stored score of a plan.
 
     Args:
-        accuracy: Proxy accuracy, in [0, 1].
+        score: What is searched for, higher is better: the proxy accuracy, for a classifier.
         seconds: Processor seconds that evaluating it took.
     """
 
-    accuracy: float
+    score: float
     seconds: float
 
 
@@ -104,12 +111,12 @@ class EvaluationStore:
         """Returns what is known of a plan (the index of each decision's choice), or None."""
         return self._evaluated.get(tuple(plan))
 
-    def add(self, plan: Sequence[int], accuracy: float, seconds: float) -> Evaluation:
+    def add(self, plan: Sequence[int], score: float, seconds: float) -> Evaluation:
         """Appends an evaluation and reads what others have appended meanwhile.
 
         Args:
             plan: Index of each decision's choice.
-            accuracy: Proxy accuracy, in [0, 1].
+            score: Its score.
             seconds: Processor seconds that evaluating it took.
 
         Returns:
@@ -121,7 +128,7 @@ class EvaluationStore:
         """
         row = {
             "plan": [int(i) for i in plan],
-            "accuracy": float(accuracy),
+            "score": float(score),
             "seconds": float(seconds),
         }
         known = self._checked(row)
@@ -174,16 +181,19 @@ class EvaluationStore:
                 f"Expected the index of a choice for each of {len(self.task.choices)} decisions, "
                 f"got {list(plan)}."
             )
-        accuracy, seconds = float(row["accuracy"]), float(row["seconds"])
-        if not (0.0 <= accuracy <= 1.0 and math.isfinite(seconds) and seconds >= 0.0):
+        row = renamed_keys(row, _OLD_NAMES)
+        score, seconds = float(row["score"]), float(row["seconds"])
+        is_accuracy = self.task.metric == ACCURACY.name
+        low, high = (0.0, 1.0) if is_accuracy else (-sys.float_info.max, sys.float_info.max)
+        if not (low <= score <= high and math.isfinite(seconds) and seconds >= 0.0):
+            what = "an accuracy in [0, 1]" if is_accuracy else "a finite score"
             raise ValueError(
-                f"Expected an accuracy in [0, 1] and seconds of at least 0, got {accuracy} and "
-                f"{seconds}."
+                f"Expected {what} and seconds of at least 0, got {score} and {seconds}."
             )
-        return plan, Evaluation(accuracy, seconds)
+        return plan, Evaluation(score, seconds)
 
     def _check_task(self, head: dict[str, Any]) -> None:
-        task = head["task"]
+        task = {"metric": ACCURACY.name, **renamed_keys(head["task"], _OLD_NAMES)}
         ours = json.loads(json.dumps(asdict(self.task)))
         if changed := [key for key, value in ours.items() if task.get(key) != value]:
             raise RunFolderError(

@@ -88,7 +88,7 @@ def evaluate_plans(
         progress: Whether to show a progress bar.
 
     Returns:
-        The accuracy of every one of the plans.
+        The score of every one of the plans.
     """
     evaluated: dict[Choices, float] = {}
     todo = list(plans)
@@ -98,15 +98,15 @@ def evaluate_plans(
             if evaluation is None:
                 start = time.process_time()
                 plan = CompressionPlan.from_choices(env.decisions, choices)
-                accuracy = float(env.learner.evaluate(plan))
-                evaluation = store.add(choices, accuracy, time.process_time() - start)
-            evaluated[choices] = evaluation.accuracy
+                score = float(env.learner.evaluate(plan))
+                evaluation = store.add(choices, score, time.process_time() - start)
+            evaluated[choices] = evaluation.score
             bar.step()
     return evaluated
 
 
 def trials_of(results: Results, task: str, env: CompressionEnv) -> dict[str, dict[Choices, float]]:
-    """Returns the trials of a comparison: agent -> plan -> accuracy.
+    """Returns the trials of a comparison: agent -> plan -> score.
 
     Args:
         results: Of the comparison.
@@ -124,15 +124,15 @@ def trials_of(results: Results, task: str, env: CompressionEnv) -> dict[str, dic
     ours = (
         tuple(d.key for d in env.decisions),
         tuple(d.choices for d in env.decisions),
-        env.learner.original_accuracy,
+        env.original_score,
     )
-    if ours != (facts.decisions, facts.choices, facts.original_accuracy):
+    if ours != (facts.decisions, facts.choices, facts.original_score):
         raise CompressionError(
             f"The task {task!r} of the comparison has other decisions or another original "
-            f"accuracy; record it with the data, weights and options of the comparison."
+            f"score; record it with the data, weights and options of the comparison."
         )
     trials: dict[str, dict[Choices, float]] = {}
     for search in results.searches:
         if search.task == task:
-            trials.setdefault(search.agent, {}).update({t.plan: t.accuracy for t in search.trials})
+            trials.setdefault(search.agent, {}).update({t.plan: t.score for t in search.trials})
     return trials

@@ -14,7 +14,8 @@ from amc_compress.comparison.searches.stored_learner import StoredEvaluations
 from amc_compress.comparison.tasks import ComparisonTask, Places, build_env, origin_of
 from amc_compress.user_code import exit_call, explanation
 from amc_env import CompressionEnv, CompressionPlan
-from amc_env.env import DEFAULT_ACTION_MAPPING, Compressible
+from amc_env.env import DEFAULT_ACTION_MAPPING
+from amc_env.scores.compressible import Compressible
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def prepare_task(task: ComparisonTask, places: Places, folder: Path) -> OpenTask
         decisions=tuple(d.key for d in env.decisions),
         choices=tuple(d.choices for d in env.decisions),
         budget=str(env.budget),
-        original_accuracy=env.learner.original_accuracy,
+        original_score=env.original_score,
         uniform_reward=env.evaluate(env.uniform_plan()).reward,
         recorded=task.is_recorded,
+        metric=env.metric,
     )
     return OpenTask(task, learner, env, facts, time.process_time() - started)
 
@@ -142,7 +144,7 @@ class TrialClock:
         row = EvaluatedPlan(
             evaluation=trial.episode + 1,
             plan=tuple(trial.plan.choices_for(self._env.decisions)),
-            accuracy=trial.accuracy,
+            score=trial.score,
             reward=trial.reward,
             cost_ratio=ratio,
             agent_seconds=round(max(0.0, agent), 5),

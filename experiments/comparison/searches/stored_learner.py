@@ -7,7 +7,7 @@ from typing import Any
 
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionPlan
-from amc_env.env import Compressible
+from amc_env.scores.compressible import Compressible
 
 
 class StoredEvaluations:
@@ -17,8 +17,8 @@ class StoredEvaluations:
 
     Args:
         learner: Evaluates what is not stored.
-        store: Proxy accuracies.
-        full: Accuracies on the whole validation split, where the learner has them.
+        store: Scores.
+        full: Scores on the whole validation split, where the learner has them.
 
     Attributes:
         spent: Processor seconds that evaluating took in this process.
@@ -40,7 +40,7 @@ class StoredEvaluations:
         return getattr(self._learner, name)
 
     def evaluate(self, plan: CompressionPlan) -> float:
-        """Returns the proxy accuracy of a complete plan."""
+        """Returns the score of a complete plan."""
         return self._evaluated(plan, self._store, self._learner.evaluate)
 
     def _evaluate_full(self, plan: CompressionPlan) -> float:
@@ -55,9 +55,9 @@ class StoredEvaluations:
             known = store.get(choices)
         if known is None:
             started = time.process_time()
-            accuracy = float(evaluate(plan))
+            score = float(evaluate(plan))
             seconds = time.process_time() - started
             self.spent += seconds
-            known = store.add(choices, accuracy, seconds)
+            known = store.add(choices, score, seconds)
         self.counted += known.seconds
-        return known.accuracy
+        return known.score

@@ -82,9 +82,9 @@ class SearchOptions:
     )
     reward: str = _search(
         "accuracy",
-        "accuracy, error_log_macs (AMC's for soft budgets), accuracy_size, accuracy_bops, "
-        "accuracy_latency (with --cost-table) or haq. Your own: package.module:function of an "
-        "amc_env.Result.",
+        "accuracy (or score: what is searched for, whatever the metric), error_log_macs (AMC's "
+        "for soft budgets), accuracy_size, accuracy_bops, accuracy_latency (with --cost-table) or "
+        "haq. Your own: package.module:function of an amc_env.Result.",
     )
     cost_table: tuple[str, ...] = _search(
         (),

@@ -1,7 +1,7 @@
 """``trials.jsonl``: one line per episode, appended as it happens, verified when replayed.
 
 Searches are deterministic, so a search is resumed by running it again from episode 0 with the
-recorded accuracies given to the environment beforehand: what was already evaluated costs nothing
+recorded scores given to the environment beforehand: what was already evaluated costs nothing
 but the agent's own updates. The recorder checks that the replay says what the record says.
 """
 
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import JsonLines
-from amc_env.validation.answers import checked_accuracy
+from amc_env.scores.metric import ACCURACY, Metric, checked_score
 from amc_env.validation.checks import checked
+from amc_env.validation.shapes import renamed_keys
 
 if TYPE_CHECKING:
     from amc_compress.agents.trials import Trial
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 EVALUATED_BEFORE = "judged_before.jsonl"
 """The trials of a search whose agent failed, next to the record."""
 
-_TOLERANCE = 1e-6  # costs and accuracies of equal plans, on any processor
+_TOLERANCE = 1e-6  # costs and scores of equal plans, on any processor
+_OLD_NAMES = {"accuracy": "score"}
 
 CostOf = Callable[[CompressionPlan], Mapping[str, float]]
 
@@ -40,7 +42,7 @@ class RecordedTrial:
         plan: Decision key -> value.
         cost: Cost name -> absolute cost.
         cost_ratio: Cost name -> cost / original cost.
-        accuracy: Proxy accuracy, in [0, 1].
+        score: What is searched for, higher is better: the proxy accuracy, for a classifier.
         reward: What the agent was given.
         seconds: Wall time since the previous trial, the agent's updates included.
         cpu_seconds: The same in processor time.
@@ -56,7 +58,7 @@ class RecordedTrial:
     plan: dict[str, float]
     cost: dict[str, float]
     cost_ratio: dict[str, float]
-    accuracy: float
+    score: float
     reward: float
     seconds: float
     cpu_seconds: float
@@ -64,7 +66,7 @@ class RecordedTrial:
     within_budget: bool = True
 
     def __post_init__(self) -> None:
-        checked_accuracy(self.accuracy, "a recorded trial")
+        checked_score(self.score, "a recorded trial")
         for what in ("cost", "cost_ratio"):
             if any(number < 0.0 for number in getattr(self, what).values()):
                 raise ValueError(f"Expected every {what} to be at least 0.")
@@ -72,21 +74,27 @@ class RecordedTrial:
             raise ValueError("Expected seconds of at least 0.")
 
 
-def read_trials(path: Path, cost_of: CostOf | None = None) -> list[RecordedTrial]:
+def read_trials(
+    path: Path, cost_of: CostOf | None = None, metric: Metric | None = None
+) -> list[RecordedTrial]:
     """Reads the trials; a half-written last line (a crash while writing it) is left out.
 
     Args:
         path: The file; a missing one has no trials.
         cost_of: Plan -> absolute costs of the network at hand, which the record must agree with.
+        metric: What the scores are made from; None where it is not known.
 
     Raises:
         RunFolderError: If any other line is damaged, or says what cannot be: an accuracy outside
-            [0, 1], a plan off the grid, other costs than the plan has, or two accuracies of a plan.
+            [0, 1], a plan off the grid, other costs than the plan has, or two scores of a plan.
     """
     known: dict[CompressionPlan, float] = {}
 
     def trial_from(row: dict[str, Any]) -> RecordedTrial:
-        trial = RecordedTrial(**row)
+        trial = RecordedTrial(**renamed_keys(row, _OLD_NAMES))
+        measure = metric or (ACCURACY if "accuracy" in row else None)
+        if measure is not None:
+            measure.checked(trial.score, "a recorded trial")
         _check_against(trial, known, cost_of)
         return trial
 
@@ -107,10 +115,10 @@ def _check_against(
 ) -> None:
     """Compares a trial with those before it and with the network."""
     plan = CompressionPlan(trial.plan)
-    if not _is_close(known.setdefault(plan, trial.accuracy), trial.accuracy):
+    if not _is_close(known.setdefault(plan, trial.score), trial.score):
         raise ValueError(
-            f"Expected the accuracy {known[plan]} that an earlier line has for the same plan, got "
-            f"{trial.accuracy}"
+            f"Expected the score {known[plan]} that an earlier line has for the same plan, got "
+            f"{trial.score}"
         )
     if cost_of is None:
         return
@@ -131,23 +139,25 @@ class TrialRecorder:
     Args:
         path: The file; what it holds already is expected again in the same order.
         cost_of: Plan -> absolute costs, for the record.
+        metric: What the scores are made from; None where it is not known.
 
     Raises:
         RunFolderError: If the file is damaged, or of another search.
     """
 
-    def __init__(self, path: Path, cost_of: CostOf) -> None:
+    def __init__(self, path: Path, cost_of: CostOf, metric: Metric | None = None) -> None:
         self.path = path
-        self.recorded = read_trials(path, cost_of)
+        self.recorded = read_trials(path, cost_of, metric)
         _lines(path).mend()
         self._cost_of = cost_of
+        self._metric = metric
         self._seen = 0
         self.restart_clock()
 
     @property
     def known(self) -> list[RecordedTrial]:
         """All evaluated plans: those on record, and those of an agent that failed."""
-        before = read_trials(self.path.with_name(EVALUATED_BEFORE), self._cost_of)
+        before = read_trials(self.path.with_name(EVALUATED_BEFORE), self._cost_of, self._metric)
         return [*before, *self.recorded]
 
     def set_aside(self) -> None:
@@ -202,7 +212,7 @@ class TrialRecorder:
             plan=dict(trial.plan),
             cost=dict(self._cost_of(trial.plan)),
             cost_ratio=dict(trial.cost_ratio),
-            accuracy=trial.accuracy,
+            score=trial.score,
             reward=trial.reward,
             seconds=round(seconds, 4),
             cpu_seconds=round(cpu_seconds, 4),

@@ -311,7 +311,7 @@ def test_densities_beside_other_kinds_are_observed_as_such():
 
 class _Decider:
     graph = GRAPH
-    original_accuracy = 0.9
+    original_score = 0.9
 
     def __init__(self, decisions):
         self.decisions = decisions

@@ -185,7 +185,7 @@ def test_bad_fractions_show_the_form(bad):
 
 
 def test_haqs_reward_is_a_tenth_of_the_points_lost():
-    result = Result(0.85, 0.90, {"bops": 1.0}, {"bops": 0.05}, {"bops": 0.1})
+    result = Result(0.85, 0.90, {"bops": 1.0}, {"bops": 0.05}, {"bops": 0.1}, best_score=1.0)
     assert REWARDS["haq"](result) == pytest.approx(-0.5)
     assert REWARDS["accuracy_bops"](result) == pytest.approx(0.85 * 0.5**-0.07)
 
@@ -193,14 +193,14 @@ def test_haqs_reward_is_a_tenth_of_the_points_lost():
 def test_synthetic_accuracy_grows_with_every_decision():
     learner = SyntheticBitsLearner(4, seed=3, channels=True, bits=(2, 4, 8, 16), coupling=0.0)
     full = CompressionPlan.full(learner.decisions)
-    assert learner.evaluate(full) == learner.original_accuracy
+    assert learner.evaluate(full) == learner.original_score
     for decision in learner.decisions:
         curve = [
             learner.evaluate(CompressionPlan({**full, decision.key: choice}))
             for choice in decision.choices
         ]
         assert curve == sorted(curve)
-        lost = -np.log(np.array(curve) / learner.original_accuracy)
+        lost = -np.log(np.array(curve) / learner.original_score)
         assert lost == pytest.approx(learner.layer_errors()[decision.key])
 
 

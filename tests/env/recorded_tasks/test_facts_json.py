@@ -53,7 +53,7 @@ def test_every_kind_of_task_comes_back_as_it_was(task):
         evaluate=env.learner.evaluate,
         graph=graph,
         decisions=decisions,
-        original_accuracy=env.learner.original_accuracy,
+        original_score=env.learner.original_score,
         cost_models={name: make_cost(name, graph, decisions, storage) for name in COSTS},
     )
     observation, _ = CompressionEnv(again, env.budget).reset()

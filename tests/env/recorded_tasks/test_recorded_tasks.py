@@ -38,12 +38,12 @@ def small_task(n_plans=50, n_layers=4, round_to=4, **changes):
         "name": "chain",
         "origin": "random numbers",
         "budget": "macs=0.5",
-        "original_accuracy": 0.92,
+        "original_score": 0.92,
         "graph": learner.graph,
         "decisions": learner.decisions,
         "storage": None,
         "surrogate": Surrogate(settings, plans, rng.standard_normal(n_plans)),
-        "accuracies": (rng.integers(3000, size=n_plans) / 3000).astype(np.float32),
+        "scores": (rng.integers(3000, size=n_plans) / 3000).astype(np.float32),
         "sources": (np.arange(n_plans) % 2).astype(np.uint8),
         "source_names": ("even", "odd"),
         "cost_range": {"macs": (0.1, 0.48), "params": (0.1, 0.6)},
@@ -116,7 +116,7 @@ def test_a_recorded_task_has_the_facts_and_costs_of_the_task_it_was_recorded_fro
     real = gym.make("amc_env:amc/digits-channels-v0").unwrapped
     assert env.decisions == real.decisions
     assert env.graph == real.graph
-    assert env.learner.original_accuracy == real.learner.original_accuracy
+    assert env.learner.original_score == real.learner.original_score
     assert env.uniform_plan() == real.uniform_plan()
     assert env.cost_ratio(env.uniform_plan()) == real.cost_ratio(real.uniform_plan())
     np.testing.assert_array_equal(env.reset()[0], real.reset()[0])
@@ -134,7 +134,7 @@ def test_recorded_accuracies_of_the_digits_are_what_the_network_is_found_to_have
         evaluated = real.evaluate(plan)
         assert evaluated.feasible
         # One image of 359: other processors round differently.
-        assert evaluated.accuracy == pytest.approx(task.accuracies[i], abs=1.01 / 359)
+        assert evaluated.score == pytest.approx(task.scores[i], abs=1.01 / 359)
 
 
 @pytest.mark.parametrize(("agent", "source"), [("local", "local"), ("random", "random")])
@@ -175,7 +175,7 @@ def test_every_record_in_the_package_is_large_and_plays(name):
     # The surrogate is no more than a few points off where it was fitted.
     rows = rng.choice(len(task.plans), 200, replace=False)
     predicted = [task.surrogate.predict(task.plans[row].tolist()) for row in rows]
-    assert np.sqrt(np.mean((predicted - task.accuracies[rows]) ** 2)) < 0.03
+    assert np.sqrt(np.mean((predicted - task.scores[rows]) ** 2)) < 0.03
 
 
 def test_neither_torch_nor_scikit_learn_is_needed():
@@ -330,8 +330,8 @@ def test_pickled_arrays_are_not_run(path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda f: f.pop("original_accuracy"),
-        lambda f: f.update(original_accuracy=7.0),
+        lambda f: f.pop("original_score"),
+        lambda f: f.update(original_score=7.0),
         lambda f: f["surrogate"].update(target="cube"),
         lambda f: f["surrogate"].update(amplitude=float("nan")),
         lambda f: f["surrogate"].update(rough_length=0.0),
@@ -357,7 +357,7 @@ def test_damaged_facts_are_rejected(path, change):
         {"plans": np.zeros((49, 4), np.uint8)},
         {"weights": np.full(50, np.nan)},
         {"weights": np.zeros(49)},
-        {"accuracies": np.zeros(49, np.float32)},
+        {"scores": np.zeros(49, np.float32)},
         {"sources": np.full(50, 2, np.uint8)},
     ],
 )

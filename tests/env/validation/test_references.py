@@ -30,10 +30,10 @@ class Nothing(Energy):
 
 class Outer:
     def reward(result):
-        return 2.0 * result.accuracy
+        return 2.0 * result.score
 
 def half(result):
-    return 0.5 * result.accuracy
+    return 0.5 * result.score
 
 def text(result):
     return "good"
@@ -152,7 +152,7 @@ def test_a_task_takes_rewards_and_costs_of_the_users_own(module):
     again = gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()).make()
     for bare in (env.unwrapped, again.unwrapped):
         outcome = bare.evaluate(bare.uniform_plan())
-        assert outcome.reward == pytest.approx(0.5 * outcome.accuracy)
+        assert outcome.reward == pytest.approx(0.5 * outcome.score)
         assert outcome.cost_ratio["energy"] <= 0.6
         assert bare.costs["energy"].given == (bare.graph, bare.learner.storage)
 

@@ -16,7 +16,7 @@ def test_a_task_becomes_a_file_that_plays(tmp_path, capsys):
     assert run(arguments) == 0
     assert "rank correlation, held out: 0." in capsys.readouterr().out
     env = gymnasium.make("amc_env:amc/digits-channels-recorded-v0", task=str(out)).unwrapped
-    assert 0.5 < env.evaluate(env.uniform_plan()).accuracy <= 1.0
+    assert 0.5 < env.evaluate(env.uniform_plan()).score <= 1.0
     before = out.read_bytes()
     assert run(arguments) == 0  # nothing is evaluated again
     assert out.read_bytes() == before

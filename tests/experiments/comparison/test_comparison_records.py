@@ -136,8 +136,8 @@ def test_a_task_that_has_changed_is_rejected_by_what_changed(tmp_path):
     path = written(tmp_path / "r.jsonl", record())
     file = ResultsFile(path)
     file.add_task(TASK)  # the same again: nothing to say
-    with pytest.raises(RunFolderError, match="other original_accuracy"):
-        file.add_task(replace(TASK, original_accuracy=0.8))
+    with pytest.raises(RunFolderError, match="other original_score"):
+        file.add_task(replace(TASK, original_score=0.8))
 
 
 def test_results_of_before_have_no_epochs_and_no_validation_of_recorded_tasks(tmp_path):

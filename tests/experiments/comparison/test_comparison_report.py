@@ -329,7 +329,9 @@ def test_events_hold_every_trial_with_the_tags_of_a_search(folder, compared):
 
     run = folder / "tensorboard" / TASKS[0] / "one-shot_agent=td3,entropy=0.01" / "seed-1"
     events = EventAccumulator(str(run)).Reload()
-    assert set(events.Tags()["scalars"]) == {"reward/last", "reward/best", "info/accuracy"}
+    assert set(events.Tags()["scalars"]) == {
+        "reward/last", "reward/best", "info/accuracy", "info/score",
+    }  # fmt: skip
     record = next(s for s in compared.searches if s.key[:3] == (TASKS[0], AGENTS[-1], 1))
     last = events.Scalars("reward/last")
     assert [e.step for e in last] == [t.evaluation - 1 for t in record.trials]

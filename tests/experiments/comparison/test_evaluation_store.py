@@ -89,7 +89,7 @@ def test_processes_append_at_the_same_time_and_every_line_is_there(path):
     lines = path.read_text().splitlines()
     rows = [json.loads(line) for line in lines[1:]]
     assert sorted(row["plan"][0] for row in rows) == list(range(600))
-    assert all(row["accuracy"] == row["plan"][0] / 1000 for row in rows)
+    assert all(row["score"] == row["plan"][0] / 1000 for row in rows)
     assert not [p for p in path.parent.iterdir() if p != path]
 
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_an_error_and_loses_no_other_line(path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"original_accuracy": 0.91}, "original_accuracy"),
+        ({"original_score": 0.91}, "original_score"),
         ({"decisions": ("a:keep_ratio", "c:keep_ratio")}, "decisions"),
         ({"choices": ((0.25, 0.5, 1.0), (0.25, 1.0))}, "choices"),
         ({"origin": "another net"}, "origin"),
@@ -214,4 +214,27 @@ def test_the_fingerprint_of_an_environment_holds_its_grid():
     task = TaskFingerprint.of(env, "synthetic")
     assert task.choices == tuple(d.choices for d in env.decisions)
     assert task.decisions == tuple(d.key for d in env.decisions)
-    assert (task.original_accuracy, task.origin) == (0.92, "synthetic")
+    assert (task.original_score, task.origin) == (0.92, "synthetic")
+
+
+def test_evaluations_of_before_there_were_scores_are_read_and_added_to(path):
+    path.parent.mkdir(exist_ok=True)
+    task = dataclasses.asdict(TASK)
+    task["original_accuracy"] = task.pop("original_score")
+    del task["metric"]
+    head = {"format": "amc-judgements", "version": 1, "task": task}
+    row = {"plan": [0, 0], "accuracy": 0.25, "seconds": 1.0}
+    path.write_text(json.dumps(head) + "\n" + json.dumps(row) + "\n")
+    EvaluationStore(path, TASK).add((1, 1), 0.5, 1.0)
+    expected = {(0, 0): Evaluation(0.25, 1.0), (1, 1): Evaluation(0.5, 1.0)}
+    assert dict(EvaluationStore(path, TASK)) == expected
+
+
+def test_evaluations_of_another_metric_are_any_finite_number(path):
+    task = dataclasses.replace(TASK, metric="perplexity", original_score=-20.0)
+    EvaluationStore(path, task).add((0, 0), -1234.5, 1.0)
+    assert dict(EvaluationStore(path, task)) == {(0, 0): Evaluation(-1234.5, 1.0)}
+    with pytest.raises(RunFolderError, match="of another task: other original_score, metric"):
+        EvaluationStore(path, TASK)
+    with pytest.raises(ValueError, match="Expected a finite score"):
+        EvaluationStore(path, task).add((1, 1), float("nan"), 1.0)

@@ -67,7 +67,7 @@ def make_store(env, path):
 
 def local_trials(env):
     trials = make_agent("local", finalists=0).search(env, 60, seed=0).trials
-    return {t.plan.choices_for(env.decisions): t.accuracy for t in trials}
+    return {t.plan.choices_for(env.decisions): t.score for t in trials}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def recorded(tmp_path_factory):
 def evaluated_hypercube(n, n_layers=4):
     env = make_env(n_layers=n_layers)
     plans = latin_hypercube(env, n, seed=1)
-    accuracies = np.array([env.evaluate(plan).accuracy for plan in plans])
+    accuracies = np.array([env.evaluate(plan).score for plan in plans])
     return env, np.array([plan.choices_for(env.decisions) for plan in plans]), accuracies
 
 
@@ -217,7 +217,7 @@ def test_unknown_names_are_rejected(names):
 
 def test_equal_accuracies_are_nothing_to_fit_to():
     env, plans, accuracies = evaluated_hypercube(10)
-    with pytest.raises(ValueError, match="different accuracies"):
+    with pytest.raises(ValueError, match="different scores"):
         fit_model(env.decisions, plans, 0 * accuracies, warp="log", target="accuracy")
 
 
@@ -269,7 +269,7 @@ def test_curves_are_read_from_the_choices_that_sensitivity_evaluates(monkeypatch
 
 def test_recorded_accuracies_are_those_of_the_learner(recorded):
     env = make_env()
-    for plan, accuracy in zip(recorded.plans[::9], recorded.accuracies[::9], strict=True):
+    for plan, accuracy in zip(recorded.plans[::9], recorded.scores[::9], strict=True):
         evaluated = env.learner.evaluate(CompressionPlan.from_choices(env.decisions, plan))
         assert accuracy == np.float32(evaluated)
 
@@ -296,8 +296,8 @@ def test_a_file_comes_back_as_it_was(recorded, tmp_path):
     path.write_bytes(write_recorded(recorded))
     again = read_recorded(path)
     np.testing.assert_array_equal(again.plans, recorded.plans)
-    np.testing.assert_array_equal(again.accuracies, recorded.accuracies)
-    for name in ("graph", "decisions", "storage", "budget", "original_accuracy", "name", "origin"):
+    np.testing.assert_array_equal(again.scores, recorded.scores)
+    for name in ("graph", "decisions", "storage", "budget", "original_score", "name", "origin"):
         assert getattr(again, name) == getattr(recorded, name)
     assert again.counts() == recorded.counts()
     assert again.quality == json.loads(json.dumps(recorded.quality))
@@ -340,7 +340,7 @@ def results_of(env, **changes):
         tuple(d.key for d in env.decisions),
         tuple(d.choices for d in env.decisions),
         "macs=0.5",
-        env.learner.original_accuracy,
+        env.learner.original_score,
         0.5,
     )
     trials = [
@@ -365,8 +365,8 @@ def test_trials_of_another_task_are_rejected():
     env = make_env()
     with pytest.raises(CompressionError, match=r"no task 'nothing', only \['chain'\]"):
         trials_of(results_of(env), "nothing", env)
-    with pytest.raises(CompressionError, match="other decisions or another original accuracy"):
-        trials_of(results_of(env, original_accuracy=0.5), "chain", env)
+    with pytest.raises(CompressionError, match="other decisions or another original score"):
+        trials_of(results_of(env, original_score=0.5), "chain", env)
 
 
 def test_the_origin_names_options_and_the_checksum_of_the_weights(tmp_path):

@@ -12,7 +12,7 @@ from amc_compress.agents import RandomSearch
 from amc_compress.comparison.records import read_results
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
-from amc_env import CompressionEnv, CompressionError, RunFolderError
+from amc_env import CompressionEnv, CompressionError, CompressionPlan, Metric, RunFolderError
 from amc_env.recorded_tasks.recorded_file import read_recorded
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
@@ -59,12 +59,12 @@ def put(*way_and_value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("accuracy", 9), r"accuracy in \[0, 1\]"),
-        (put("accuracy", -0.1), r"accuracy in \[0, 1\]"),
-        (put("accuracy", float("nan")), "accuracy"),
-        (put("accuracy", "good"), "accuracy to be a number"),
-        (put("accuracy", None), "accuracy to be a number"),
-        (put("accuracy", True), "accuracy to be a number"),
+        (put("score", 9), r"accuracy in \[0, 1\]"),
+        (put("score", -0.1), r"accuracy in \[0, 1\]"),
+        (put("score", float("nan")), "score"),
+        (put("score", "good"), "score to be a number"),
+        (put("score", None), "score to be a number"),
+        (put("score", True), "score to be a number"),
         (put("reward", float("inf")), "reward"),
         (put("episode", "one"), "episode"),
         (put("seconds", -1.0), "seconds"),
@@ -83,15 +83,54 @@ def put(*way_and_value):
 def test_a_bad_line_of_a_search_is_named(env, trials, change, message):
     edited(trials, 2, change)
     with pytest.raises(RunFolderError, match=rf"Line 3 of .*{message}") as caught:
-        TrialRecorder(trials, cost_of(env))
+        TrialRecorder(trials, cost_of(env), env.metric)
     assert "\n" not in str(caught.value)
 
 
-def test_two_accuracies_of_a_plan_do_not_agree(env, trials):
+def renamed(row):
+    row["accuracy"] = row.pop("score")
+
+
+def test_trials_of_before_there_were_scores_are_read_and_added_to(env, trials):
+    expected = read_trials(trials)
+    for number in range(3):
+        edited(trials, number, renamed)
+    assert read_trials(trials, cost_of(env), env.metric) == expected
+    recorder = TrialRecorder(trials, cost_of(env), env.metric)
+    for trial in recorder.known:
+        env.remember(CompressionPlan(trial.plan), trial.score)
+    RandomSearch().search(env, 5, 0, on_trial=recorder)
+    assert read_trials(trials)[:4] == expected
+    assert '"score"' in trials.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("accuracy", 9), r"accuracy in \[0, 1\] from a recorded trial, got 9"),
+        (put("score", 0.5), "'score' twice, once by its old name 'accuracy'"),
+    ],
+)
+def test_a_bad_accuracy_of_an_old_line_is_named(env, trials, change, message):
+    edited(trials, 2, renamed)
+    edited(trials, 2, change)
+    with pytest.raises(RunFolderError, match=rf"Line 3 of .*{message}"):
+        read_trials(trials)
+
+
+def test_other_scores_are_any_finite_number(env, trials):
+    edited(trials, 2, put("score", -1234.5))
+    metric = Metric("perplexity", higher_is_better=False)
+    assert read_trials(trials, metric=metric)[2].score == -1234.5
+    with pytest.raises(RunFolderError, match=r"Line 3 of .*accuracy in"):
+        read_trials(trials, metric=env.metric)
+
+
+def test_two_scores_of_a_plan_do_not_agree(env, trials):
     lines = trials.read_text().splitlines(keepends=True)
     trials.write_text("".join([*lines, lines[0]]))
     assert len(read_trials(trials, cost_of(env))) == 5
-    edited(trials, 4, put("accuracy", 0.123))
+    edited(trials, 4, put("score", 0.123))
     with pytest.raises(RunFolderError, match=r"Line 5 .* earlier line has for the same plan"):
         read_trials(trials, cost_of(env))
 

@@ -355,6 +355,6 @@ def test_copies_in_lock_step_find_a_plan_within_the_budget(mode: str) -> None:
     accuracy, plan = vector_same_step.search(TASK, num_envs=3, episodes=4, mode=mode)
     env = gym.make(TASK).unwrapped
     outcome = env.evaluate(CompressionPlan(plan))
-    assert outcome.accuracy == pytest.approx(accuracy)
+    assert outcome.score == pytest.approx(accuracy)
     assert outcome.cost_ratio["macs"] <= 0.5
     assert (accuracy, plan) == vector_same_step.search(TASK, num_envs=3, episodes=4)

@@ -155,8 +155,8 @@ def test_every_stage_meets_its_budget_from_python(
         sum(p.numel() for p in sliced.parameters()) / sum(p.numel() for p in model.parameters())
     )
     assert isinstance(result.stages[0], StageFacts)
-    assert result.stages[0].finetuned_accuracy is not None
-    assert result.stages[1].finetuned_accuracy is None
+    assert result.stages[0].finetuned_score is not None
+    assert result.stages[1].finetuned_score is None
 
 
 @pytest.mark.slow

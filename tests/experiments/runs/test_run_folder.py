@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 
 from amc_compress.cli import BAD_INPUT, explain
 from amc_compress.config.run_config import RunConfig
+from amc_compress.report.summary import read_summary, rows
 from amc_compress.runs.folder import DataFacts, RunFolder, is_used
 from amc_compress.runs.networks import read_shape, save_network
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import is_disk_full, read_json, write_atomic
+from amc_env.scores.metric import ACCURACY, Metric
 
 FACTS = DataFacts("digits", 10, (1, 8, 8), tuple("0123456789"))
 PLAN = CompressionPlan({"a:keep_ratio": 0.5, "b:keep_ratio": 0.25})
@@ -27,7 +29,7 @@ PLAN = CompressionPlan({"a:keep_ratio": 0.5, "b:keep_ratio": 0.25})
 
 def trial(episode: int, reward: float = 0.5, source: str = "policy") -> Any:
     return SimpleNamespace(
-        episode=episode, plan=PLAN, accuracy=0.5, reward=reward, cost_ratio={"macs": 0.5},
+        episode=episode, plan=PLAN, score=0.5, reward=reward, cost_ratio={"macs": 0.5},
         seconds=0.1, source=source, within_budget=True,
     )  # fmt: skip
 
@@ -293,3 +295,68 @@ def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
     found = read_shape(files[0])
     assert found.kept["a"].tolist() == [0, 2]
     assert found.structure is None
+
+
+# ---- scores
+
+
+def test_state_of_before_there_were_scores_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder.create(path, RunConfig(), FACTS) as folder:
+        folder.finish("train", seconds=1.0, epochs=2, validation_score=0.9)
+        best = {"score": 0.8, "reward": 0.8, "cost_ratio": {"macs": 0.5}}
+        stages = [{"score": 0.8, "finetuned_score": None}]
+        folder.finish("search", best=best, uniform=best, original_score=0.9, stages=stages)
+        folder.finish("finetune", validation_score_before=0.8, validation_score=0.85)
+        folder.finish("evaluate", score={"original": 0.9, "compressed": 0.85})
+        expected = {stage: folder.results(stage) for stage in ("train", "search", "finetune")}
+    state = path / "state.json"
+    old = state.read_text().replace("finetuned_score", "finetuned_accuracy")
+    state.write_text(old.replace("score", "accuracy"))
+    with RunFolder.open(path) as folder:
+        assert {stage: folder.results(stage) for stage in expected} == expected
+        assert folder.results("evaluate")["score"] == {"original": 0.9, "compressed": 0.85}
+        assert folder.metric == ACCURACY
+
+
+def test_folder_knows_what_its_scores_are_made_from(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    metric = Metric("perplexity", higher_is_better=False)
+    with RunFolder.create(path, RunConfig(), FACTS) as folder:
+        before = (path / "config.json").read_text()
+        folder.measure_by(ACCURACY)
+        assert not (path / "state.json").exists()
+        folder.measure_by(metric)
+    assert (path / "config.json").read_text() == before
+    with RunFolder.open(path) as folder:
+        assert folder.metric == metric
+    state = json.loads((path / "state.json").read_text())
+    state["metric"]["best_score"] = "high"
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(RunFolderError, match=r"state.json is damaged \(expected metric.best_score"):
+        RunFolder.open(path)
+
+
+def summary_of(score: float, **more: Any) -> dict[str, Any]:
+    network = {"macs": 10, "params": 10, "bytes": 10, "latency_ms": None, **more}
+    return {
+        "original": {**network, "accuracy": score, "perplexity": -score},
+        "compressed": {**network, "accuracy": score - 0.01, "perplexity": -score + 0.01},
+        "cpu_seconds_per_episode": 0.1,
+    }
+
+
+def test_summary_is_shown_in_the_form_of_its_metric(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary_of(0.98)))
+    row = rows(read_summary(tmp_path))[0]
+    assert row == ("test accuracy", "98.00%", "97.00%", "-1.00 points")
+    summary = summary_of(-20.0) | {"metric": asdict(Metric("perplexity", higher_is_better=False))}
+    for name, score in (("original", -20.0), ("compressed", -25.0)):
+        del summary[name]["accuracy"]
+        summary[name]["score"] = score
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert rows(read_summary(tmp_path))[0] == ("test perplexity", "20", "25", "+5 worse")
+    del summary["original"]["score"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunFolderError, match=r"expected the key original\.score"):
+        read_summary(tmp_path)

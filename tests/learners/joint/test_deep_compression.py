@@ -285,7 +285,7 @@ def test_the_papers_order_and_what_every_stage_is_worth(tmp_path):
     floats = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     assert by_name["original"].bytes == floats
     assert by_name["pruned"].bytes > by_name["finetuned"].bytes
-    assert by_name["retrained"].accuracy > by_name["pruned"].accuracy + 0.05
+    assert by_name["retrained"].score > by_name["pruned"].score + 0.05
     path = tmp_path / PACKED
     assert path.stat().st_size == by_name["finetuned"].bytes
     assert result.factor == pytest.approx(floats / path.stat().st_size)
@@ -295,7 +295,7 @@ def test_the_papers_order_and_what_every_stage_is_worth(tmp_path):
         outputs = loaded(images)
         assert torch.equal(outputs, result.network(images))
     right = float((outputs.argmax(1) == labels).float().mean())
-    assert right == pytest.approx(by_name["finetuned"].accuracy, abs=0.006)
+    assert right == pytest.approx(by_name["finetuned"].score, abs=0.006)
     for name, layer in quantized_layers(result.network).items():
         assert int(mask_of(layer).sum()) == round(plan[f"{name}:density"] * layer.weight.numel())
 

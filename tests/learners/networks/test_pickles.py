@@ -47,7 +47,7 @@ SCRIPT = """
 import pickle, sys
 with open(sys.argv[1], "rb") as file:
     for name, env, plan in pickle.load(file):
-        print(name, env.evaluate(plan).accuracy)
+        print(name, env.evaluate(plan).score)
 """
 
 
@@ -83,7 +83,7 @@ def test_every_environment_says_the_same_in_a_new_process(
         [sys.executable, "-c", SCRIPT, str(file)], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    expected = [f"{n} {env.evaluate(plans[n]).accuracy}" for n, env in environments.items()]
+    expected = [f"{n} {env.evaluate(plans[n]).score}" for n, env in environments.items()]
     assert run.stdout.splitlines() == expected
 
 

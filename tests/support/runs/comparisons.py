@@ -25,7 +25,7 @@ def facts(name: str, uniform_reward: float = UNIFORM_REWARD, recorded: bool = Fa
         decisions=("keep/a", "keep/b"),
         choices=(CHOICES, CHOICES),
         budget="macs=0.5",
-        original_accuracy=0.9,
+        original_score=0.9,
         uniform_reward=uniform_reward,
         recorded=recorded,
     )
@@ -37,7 +37,7 @@ def trial(
     return EvaluatedPlan(
         evaluation=evaluation,
         plan=(evaluation % 4, evaluation // 4 % 4),
-        accuracy=min(1.0, max(0.0, reward)),
+        score=min(1.0, max(0.0, reward)),
         reward=reward,
         cost_ratio={"macs": 0.5},
         agent_seconds=agent_seconds,

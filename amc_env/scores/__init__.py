@@ -1,0 +1,1 @@
+"""What learners answer: scores, and the metrics behind them."""
