@@ -41,7 +41,7 @@ def test_summary_has_exactly_the_promised_form(finished: Path) -> None:
     for name in ("original", "compressed"):
         network = summary[name]
         assert set(network) == {
-            "accuracy", "macs", "params", "bytes", "latency_ms", "onnx_bytes",
+            "accuracy", "score", "macs", "params", "bytes", "latency_ms", "onnx_bytes",
         }  # fmt: skip
         assert set(network["latency_ms"]) == {"1", "64"}
         assert 0.5 < network["accuracy"] <= 1.0
@@ -91,7 +91,7 @@ def test_trials_hold_one_line_per_episode(finished: Path) -> None:
     assert any(CompressionPlan(row["plan"]) == plan for row in rows)
     for row in rows:
         assert row["cost_ratio"]["macs"] <= 0.5
-        assert {"cost", "accuracy", "reward", "seconds", "cpu_seconds", "source"} <= set(row)
+        assert {"cost", "score", "reward", "seconds", "cpu_seconds", "source"} <= set(row)
 
 
 def test_report_is_one_file_that_names_its_command(finished: Path) -> None:

@@ -15,7 +15,13 @@ from matplotlib.image import imread
 from support.runs.comparisons import TASKS, facts, realistic, results, search
 
 from amc_compress.comparison.naming import file_names
-from amc_compress.comparison.records import FinalEvaluation, Results, SearchRecord
+from amc_compress.comparison.records import (
+    FinalEvaluation,
+    Results,
+    ResultsFile,
+    SearchRecord,
+    read_results,
+)
 from amc_compress.comparison.report.drawing import spread
 from amc_compress.comparison.report.findings import failures, overall_findings, task_findings
 from amc_compress.comparison.report.report import write_report
@@ -30,7 +36,7 @@ from amc_compress.comparison.statistics.curves import (
     seconds_curves,
 )
 from amc_compress.comparison.statistics.scores import ComparisonError, score_matrices, select
-from amc_env import MissingDependencyError
+from amc_env import Metric, MissingDependencyError
 
 AGENTS = ("uniform", "random", "local", "ddpg", "sensitivity", "one-shot:agent=td3,entropy=0.01")
 QUICK = 30
@@ -393,3 +399,29 @@ def test_labels_are_apart_in_order_and_near_their_lines():
 def test_file_names_are_plain_and_all_different():
     names = file_names(["a/b", "a:b", "A_b", "../x", "ok-1.0,k=2"])
     assert list(names.values()) == ["a_b", "a_b_2", "A_b_3", "_x", "ok-1.0,k=2"]
+
+
+def test_scores_of_another_metric_are_shown_in_its_form(tmp_path):
+    task = replace(
+        facts("t", uniform_reward=-3e-7), original_score=-2e-7,
+        metric=Metric("mse", higher_is_better=False),
+    )  # fmt: skip
+    searches = [
+        search("t", "mine", seed, [reward], final=FinalEvaluation((0, 0), reward, test=reward))
+        for seed, reward in enumerate((-2.5e-7, -2.25e-7))
+    ]
+    found = Results({"t": task}, searches)
+    analysis = analyse(found, resamples=QUICK)
+    table = task_table(analysis, "t")
+    assert table.header[-2:] == ("validation mse", "test mse")
+    (row,) = table.rows
+    assert row[2] == "-2.375e-07 ± 1.768e-08"
+    assert row[-1] == "2.375e-07 ± 1.768e-08"
+    assert "uniform plan -3e-07" in table.note
+    (sentence, *_) = task_findings("t", analysis.tasks["t"])
+    assert "mean reward -2.375e-07, 6.25e-08 above the uniform plan" in sentence
+    file = ResultsFile(tmp_path / "results.jsonl")
+    file.add_task(task)
+    for record in searches:
+        file.add(record)
+    assert read_results(file.path).tasks == {"t": task}

@@ -34,11 +34,12 @@ from amc_compress.comparison.recording.surrogate_quality import (
 from amc_compress.comparison.records import EvaluatedPlan, Results, SearchRecord, TaskFacts
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.comparison.searches.plan_evaluation import single_decisions
-from amc_env import CompressionEnv, CompressionError, CompressionPlan
+from amc_env import CompressionEnv, CompressionError, CompressionPlan, Metric
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.recorded_file import read_recorded, write_recorded
-from amc_env.recorded_tasks.surrogate import TARGETS, located
+from amc_env.recorded_tasks.surrogate import TARGETS, located, targets_for
 from amc_env.recorded_tasks.synthetic import SyntheticBitsLearner, SyntheticLearner
+from amc_env.scores.metric import ACCURACY
 
 SMALL = RecordingOptions(
     n_plans=120,
@@ -373,3 +374,34 @@ def test_the_origin_names_options_and_the_checksum_of_the_weights(tmp_path):
     (tmp_path / "weights").write_bytes(b"abc")
     text = origin_of(tmp_path / "weights", model="resnet20", data="cifar10")
     assert text == "data=cifar10, model=resnet20, weights=sha256:ba7816bf8f01cfea"
+
+
+def test_scores_of_another_metric_are_recorded_in_their_own_unit(recorded, tmp_path):
+    metric = Metric("mse", higher_is_better=False)
+    assert targets_for(metric) == ("score",)
+    assert set(targets_for(ACCURACY)) == TARGETS.keys() - {"score"}
+    env, plans, accuracies = evaluated_hypercube(60)
+    scores = -2e-7 / accuracies
+    model = fit_model(env.decisions, plans, scores, warp="value", target="score", n_fit=60)
+    surrogate = model.fit(plans, scores)
+    task = dataclasses.replace(
+        recorded, surrogate=surrogate, scores=scores.astype(np.float32), metric=metric,
+        sources=np.zeros(60, np.uint8), original_score=-2e-7 / 0.92,
+    )  # fmt: skip
+    path = tmp_path / "mse.npz"
+    path.write_bytes(write_recorded(task))
+    found = CompressionEnv(RecordedLearner.load(path), "macs=0.5")
+    assert (found.metric, found.original_score) == (metric, -2e-7 / 0.92)
+    predicted = [
+        found.learner.evaluate(CompressionPlan.from_choices(env.decisions, p)) for p in plans
+    ]
+    np.testing.assert_allclose(predicted, scores, atol=0.1 * scores.std())
+    assert len(set(predicted)) > 50  # six digits of their spread
+
+
+def test_another_metric_outside_its_record_is_not_clipped():
+    env, plans, accuracies = evaluated_hypercube(30)
+    model = fit_model(
+        env.decisions, plans, 50.0 * accuracies, warp="value", target="score", n_fit=30
+    )
+    assert model.fit(plans, 50.0 * accuracies).predict(plans[0]) > 2.0
