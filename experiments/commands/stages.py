@@ -39,14 +39,14 @@ def finetune(
       Without the original as a teacher:
         amc finetune runs/resnet20 --teacher none
     """
-    from amc_compress.runs.storage.trust import Trust
+    from amc_compress.runs.storage.trust import PURPOSE, Trust
     from amc_compress.runs.teachers import load_teacher
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = given(ctx)
     options.pop("allow_pickle", None)  # it holds for this command, not for the run
     # Another teacher takes the place of the folder's.
-    uses = ("model",) if "teacher" in options else ("model", "teacher")
+    uses = ("model", *PURPOSE) if "teacher" in options else ("model", "teacher", *PURPOSE)
     allowed = Trust(trust, pickle=allow_pickle)
     task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet)
     with task.folder as folder:
@@ -119,11 +119,11 @@ def export(
     """
     from amc_compress.commands.runs import print_summary
     from amc_compress.learners.export.onnx_options import OnnxOptions
-    from amc_compress.runs.storage.trust import Trust
+    from amc_compress.runs.storage.trust import PURPOSE, Trust
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
-    task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost"), quiet=quiet)
+    task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost", *PURPOSE), quiet=quiet)
     task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")

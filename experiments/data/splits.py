@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,17 @@ class DataSplits:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     task: str = "classification"
+    has_test: ClassVar[bool] = True
+
+    @property
+    def example(self) -> Tensor:
+        """One image as networks take it, shape (1, C, H, W)."""
+        return self.calibration.images[:1]
+
+    @property
+    def content(self) -> Mapping[str, str]:
+        """Empty: data with a name are known by it."""
+        return {}
 
 
 def load_data(

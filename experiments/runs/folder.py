@@ -25,21 +25,23 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from amc_compress.config.config_file import CONFIG_FORMAT
 from amc_compress.config.run_config import STAGES, RunConfig, package_versions
+from amc_compress.runs.data_facts import DataFacts
+from amc_compress.runs.given import Given
 from amc_compress.runs.storage.leftovers import is_filled, remove_leftovers, remove_run
 from amc_compress.runs.storage.occupied import is_used
-from amc_compress.runs.storage.stored_state import checked_state
+from amc_compress.runs.storage.stored_state import read_state
 from amc_compress.runs.storage.trials import EVALUATED_BEFORE
 from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
 from amc_env import CompressionError, CompressionPlan, PlanMismatchError, RunFolderError
 from amc_env.files import only_one, read_content, read_json, write_atomic, write_json
 from amc_env.scores.metric import Metric
-from amc_env.validation.checks import checked
+from amc_env.validation.sentences import joined
 
 RUN_VERSION = 1
 PACKED = "model.packed"
@@ -47,55 +49,6 @@ PACKED = "model.packed"
 
 _FREE_AFTER_FAILURE = ("agent", "evaluations", "budget", "reward", "cost", "action")
 """Options of a search on which no evaluation depends."""
-_STATE = "amc-run-state"
-_LONGEST_SIDE = 2**16  # of images; longer ones are no images
-_MOST_CLASSES = 2**24  # a layer for more of them could not be made
-
-
-@checked
-@dataclass(frozen=True)
-class DataFacts:
-    """Facts about the data that are needed to rebuild the network without them.
-
-    Args:
-        data_name: Name of the data set.
-        n_classes: Outputs of the network.
-        image_shape: ``(channels, height, width)``.
-        class_names: One per class, possibly empty.
-        notes: What was mapped or left out when the data were read; says nothing about whether
-            they are the same.
-    """
-
-    data_name: str
-    n_classes: int
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=(), compare=False)
-
-    def __post_init__(self) -> None:
-        n, names = self.n_classes, len(self.class_names)
-        fits = 1 <= n <= _MOST_CLASSES and names in (0, n)
-        if not fits or not all(1 <= side <= _LONGEST_SIDE for side in self.image_shape):
-            raise ValueError(
-                f"expected classes and images, got {n} classes with {names} names and images of "
-                f"shape {self.image_shape}"
-            )
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> DataFacts:
-        """Reads what ``dataclasses.asdict`` made, as it comes from a file.
-
-        Raises:
-            LookupError: If something is missing.
-            TypeError, ValueError: If something is of another type, or out of its range.
-        """
-        return cls(
-            row["data_name"],
-            row["n_classes"],
-            tuple(row["image_shape"]),
-            class_names=tuple(row.get("class_names", ())),
-            notes=tuple(row.get("notes", ())),
-        )
 
 
 class RunFolder:
@@ -113,12 +66,21 @@ class RunFolder:
         self._is_new = False
         self.allow_pickle = config.allow_pickle
         self.command = ""
+        self.given: Given | None = None
 
     # ---- opening
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, facts: DataFacts) -> RunFolder:
+    def create(
+        cls, path: Path, config: RunConfig, facts: DataFacts, given: Given | None = None
+    ) -> RunFolder:
         """Makes a new run folder.
+
+        Args:
+            path: The folder.
+            config: The options.
+            facts: About the data.
+            given: The objects that the run works on, if it does not by names.
 
         Raises:
             RunFolderError: If something lies there already.
@@ -131,12 +93,12 @@ class RunFolder:
             )
         missing = tuple(p for p in (path, *path.parents) if not p.exists())
         path.mkdir(parents=True, exist_ok=True)
-        state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
-        folder = cls(path, config, facts, state)
+        folder = cls(path, config, facts, read_state(path / "state.json", RUN_VERSION))
         folder._take_lock()
         folder._made = missing
         folder._is_new = True
-        folder.command = shlex.join(["amc", *sys.argv[1:]])
+        folder.given = given
+        folder.command = shlex.join(["amc", *sys.argv[1:]]) if given is None else given.call
         with folder.closed_on_error():
             folder._write_config()
         return folder
@@ -149,6 +111,7 @@ class RunFolder:
         lock: bool = False,
         trust: Trust = NOTHING,
         uses: Collection[str] = CODE,
+        given: Given | None = None,
     ) -> RunFolder:
         """Opens an existing run folder.
 
@@ -157,9 +120,11 @@ class RunFolder:
             lock: Whether to keep other processes from writing into it.
             trust: Which code that the folder names may be run.
             uses: The options of the folder whose code will be run; ``()`` where it is only read.
+            given: The objects that the run works on, if it does not by names.
 
         Raises:
-            RunFolderError: If it is no run folder, damaged, of another version, or in use.
+            RunFolderError: If it is no run folder, damaged, of another version, or in use; or if
+                its network is needed, and was given as an object.
             UntrustedFolderError: If it names code that may not be run.
         """
         path = path.expanduser()
@@ -175,21 +140,31 @@ class RunFolder:
                 f"{path / 'config.json'} is damaged ({type(error).__name__}: {error}); start the "
                 f"run again in a new folder."
             ) from error
-        state = {"format": _STATE, "version": RUN_VERSION, "stages": {}}
-        if (path / "state.json").exists():
-            state = read_json(path / "state.json", _STATE, RUN_VERSION)
-            state = checked_state(state, path / "state.json")
+        state = read_state(path / "state.json", RUN_VERSION)
         trust.check(config, path, uses)
+        if "network" in facts.content and given is None and "model" in uses:
+            raise RunFolderError(
+                f"The run in {path} is one of Python objects, which a folder does not hold; "
+                f"continue it there, with compress(model, train, validation, out={str(path)!r}, "
+                f"resume=True) and the options that it was started with."
+            )
         folder = cls(path, config, facts, state)
         folder.allow_pickle = trust.allows_pickle(config)
         folder.command = command
+        folder.given = given
         if lock:
             folder._take_lock()
         return folder
 
     @classmethod
     def create_or_resume(
-        cls, path: Path, config: RunConfig, facts: DataFacts, *, resume: bool
+        cls,
+        path: Path,
+        config: RunConfig,
+        facts: DataFacts,
+        *,
+        resume: bool,
+        given: Given | None = None,
     ) -> RunFolder:
         """Makes a run folder, or continues the one there.
 
@@ -201,9 +176,10 @@ class RunFolder:
                 already taken effect differs.
         """
         if not resume or not is_used(path.expanduser()):
-            return cls.create(path, config, facts)
-        folder = cls.open(path, lock=True, uses=())
+            return cls.create(path, config, facts, given)
+        folder = cls.open(path, lock=True, uses=(), given=given)
         with folder.closed_on_error():
+            folder.check_content(facts)
             folder.reconfigure(config)  # from now on its options are those of the command
             folder.allow_pickle = config.allow_pickle
             folder.check_facts(facts)
@@ -227,6 +203,18 @@ class RunFolder:
             raise
         except (CompressionError, ValueError, OSError) as error:
             raise RunFolderError(f"{self.path / 'config.json'}: {error}") from error
+
+    def check_content(self, facts: DataFacts) -> None:
+        """Checks that given objects are those that the run began with.
+
+        Raises:
+            RunFolderError: If one of them is another.
+        """
+        if others := self.facts.differences(facts):
+            raise RunFolderError(
+                f"The run in {self.path} began with another {joined(others)}: expected the same "
+                f"content as then; give the same again, or choose another --out."
+            )
 
     def check_facts(self, facts: DataFacts) -> None:
         """Checks that the data are those that the run began with.
@@ -270,6 +258,11 @@ class RunFolder:
     def _take_lock(self) -> None:
         self._lock.enter_context(only_one(self.path, self.path / ".lock"))
         remove_leftovers(self.path)  # of writes that were killed: no other process writes here now
+
+    def reopen(self) -> None:
+        """Locks a folder that was closed again, for further work of this process."""
+        self._take_lock()
+        self._state = read_state(self.path / "state.json", RUN_VERSION)
 
     def close(self) -> None:
         """Unlocks the folder for other processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.layers.structure import describe, rebuild
 from amc_compress.learners.networks.intake import take_in
+from amc_compress.learners.packing.example import example
 from amc_compress.learners.packing.sharing import shared_names
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.models import load_weights, make_model
 from amc_compress.models.arguments import parse_arguments
-from amc_compress.runs.folder import DataFacts, RunFolder
+from amc_compress.runs.data_facts import DataFacts
+from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.trust import EVERYTHING, NOTHING
 from amc_env import CompressionError, CompressionPlan, InputDataError, RunFolderError
 from amc_env.files import write_atomic
@@ -41,9 +45,16 @@ _TRACED: WeakKeyDictionary[RunFolder, tuple[tuple[int, int] | None, TracedModel]
 )
 
 
-def example_input(facts: DataFacts) -> Tensor:
-    """Returns an image of the right size, shape (1, C, H, W), for tracing."""
-    return torch.zeros(1, *facts.image_shape)
+def example_input(facts: DataFacts) -> Inputs:
+    """Returns a sample as the network takes it, for tracing: an image is black, (1, C, H, W)."""
+    if facts.image_shape is not None:
+        return torch.zeros(1, *facts.image_shape)
+    return example(facts.inputs, torch.device("cpu"))
+
+
+def example_of(folder: RunFolder) -> Inputs:
+    """Returns a sample as the network of a run takes it; the first one where there are objects."""
+    return example_input(folder.facts) if folder.given is None else folder.given.example
 
 
 def build_original(model: str, facts: DataFacts, arguments: Sequence[str] = ()) -> nn.Module:
@@ -106,14 +117,13 @@ def build_with_weights(
 
 
 def _built(model: str, facts: DataFacts, arguments: Sequence[str]) -> nn.Module:
+    sizes: dict[str, int] = {}
+    if facts.n_classes is not None:
+        sizes["n_classes"] = facts.n_classes
+    if facts.image_shape is not None:
+        sizes |= {"in_channels": facts.image_shape[0], "image_size": facts.image_shape[1]}
     with torch.random.fork_rng(devices=[]):  # its weights are replaced; the global RNG state stays
-        return make_model(
-            model,
-            n_classes=facts.n_classes,
-            in_channels=facts.image_shape[0],
-            image_size=facts.image_shape[1],
-            arguments=parse_arguments(arguments),
-        )
+        return make_model(model, **sizes, arguments=parse_arguments(arguments))
 
 
 def save_network(
@@ -221,7 +231,10 @@ def load_original(folder: RunFolder) -> nn.Module:
         raise RunFolderError(
             f"{path} is missing; continue the run with `amc compress ... --resume`."
         )
-    model = build_original(folder.config.model, folder.facts, folder.config.model_args)
+    if folder.given is not None:
+        model = copy.deepcopy(folder.given.network)
+    else:
+        model = build_original(folder.config.model, folder.facts, folder.config.model_args)
     load_weights(model, path)
     return model.eval()
 
@@ -252,9 +265,9 @@ def _of_shape(traced: TracedModel, shape: Shape, path: Path) -> nn.Module:
         ) from error
 
 
-def _traced(folder: RunFolder, example: Tensor) -> TracedModel:
+def _traced(folder: RunFolder) -> TracedModel:
     config = folder.config
-    return trace(load_original(folder), example, ignore=config.ignore, part=config.part)
+    return trace(load_original(folder), example_of(folder), ignore=config.ignore, part=config.part)
 
 
 def trace_original(folder: RunFolder) -> TracedModel:
@@ -270,8 +283,7 @@ def trace_original(folder: RunFolder) -> TracedModel:
     state = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
     found = _TRACED.get(folder)
     if found is None or found[0] != state:
-        example = example_input(folder.facts)
-        found = state, _traced(folder, example)
+        found = state, _traced(folder)
         _TRACED[folder] = found
     return found[1]
 

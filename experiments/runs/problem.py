@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import own_cost_references
 from amc_compress.learners.layers.wide_layers import wide_layers_note
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
-from amc_compress.runs.folder import DataFacts
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import example_input
 from amc_compress.runs.packed_header import header_bytes
 from amc_env import (
@@ -119,7 +122,13 @@ def make_problem(
 
 
 def check_against(
-    config: RunConfig, network: nn.Module, facts: DataFacts, *, search: bool
+    config: RunConfig,
+    network: nn.Module,
+    facts: DataFacts,
+    *,
+    search: bool,
+    task: Task,
+    example: Inputs | None = None,
 ) -> tuple[str, ...]:
     """Checks the options of a run against its network, before any work is done.
 
@@ -128,6 +137,8 @@ def check_against(
         network: The original one, trained or not.
         facts: About the data.
         search: Whether a search follows, so that there must be a plan within the budget.
+        task: What the network is for.
+        example: One sample of the data; None for an image of their size.
 
     Returns:
         What the user should know of the costs of plans, if a search follows.
@@ -138,32 +149,52 @@ def check_against(
         UntraceableModelError: If nothing of the network can be compressed.
         ValueError: If the reward asks for a cost that is not there.
     """
-    _check_forward(config, network, facts)
+    seen: Inputs = example_input(facts) if example is None else example
+    _check_forward(config, network, facts, task, seen)
     if not search:
         return ()
-    example = example_input(facts)
-    traced = trace(network, example, ignore=config.ignore, part=config.part)
-    counted = example if "bytes" in config.budget.names else None
+    traced = trace(network, seen, ignore=config.ignore, part=config.part)
+    # A header that is not counted here, the prepared learner counts.
+    is_counted = "bytes" in config.budget.names and _has_classes(task)
+    counted = seen if is_counted and example is None and isinstance(seen, Tensor) else None
     check_feasible(config, make_problem(config, traced, example=counted))
     cuts = config.spec.prunes or config.spec.sparsifies
     return (*traced.graph.remarks(), *(wide_layers_note(traced.graph) if cuts else ()))
 
 
-def _check_forward(config: RunConfig, network: nn.Module, facts: DataFacts) -> None:
+def _has_classes(task: Task) -> bool:
+    return task.name == CLASSIFICATION.name
+
+
+def _check_forward(
+    config: RunConfig, network: nn.Module, facts: DataFacts, task: Task, example: Inputs
+) -> None:
     try:
         with torch.no_grad():
-            outputs = network(example_input(facts))
+            outputs = task.outputs(task.ask(network, example))
     except Exception as error:  # a network of the user's may raise anything
         raise InputDataError(
-            f"The model {config.model!r} cannot read images of shape {facts.image_shape} "
-            f"({first_line(error)}); choose a model made for images of that size."
+            f"The model {config.model!r} cannot read {_samples(facts)} "
+            f"({first_line(error)}); choose a model made for {_made_for(facts)}."
         ) from error
+    if facts.n_classes is None or not _has_classes(task):
+        return  # learners check what comes out against the targets
     if not isinstance(outputs, Tensor) or outputs.shape != (1, facts.n_classes):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputDataError(
             f"Expected {facts.n_classes} outputs per image from {config.model!r}, got {got}; the "
             f"data have {facts.n_classes} classes."
         )
+
+
+def _samples(facts: DataFacts) -> str:
+    if facts.image_shape is None:
+        return f"the samples of {facts.data_name}"
+    return f"images of shape {facts.image_shape}"
+
+
+def _made_for(facts: DataFacts) -> str:
+    return "such samples" if facts.image_shape is None else "images of that size"
 
 
 def check_feasible(config: RunConfig, problem: Problem) -> None:

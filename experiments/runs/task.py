@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -14,14 +15,20 @@ from torch import nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.data import DataSplits, load_data
+from amc_compress.data.given import GivenData
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.export.onnx_options import OnnxOptions
-from amc_compress.runs.folder import DataFacts, RunFolder
+from amc_compress.learners.packing.example import described
+from amc_compress.learners.tasks.task import Task as Purpose
+from amc_compress.runs.data_facts import DataFacts
+from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.given import made_agent
 from amc_compress.runs.networks import load_original, trace_original
 from amc_compress.runs.problem import Problem, make_problem
 from amc_compress.runs.teachers import load_teacher
 
 if TYPE_CHECKING:
+    from amc_compress.agents.base import Agent
     from amc_compress.learners.base import Learner
 
 # Images with fewer numbers than this (28 x 28 ones, say) are trained on one thread.
@@ -60,9 +67,18 @@ def stored_splits(folder: RunFolder, talk: Callable[[str], None] | None = None) 
     return data
 
 
-def facts_of(data: DataSplits) -> DataFacts:
+def facts_of(data: DataSplits | GivenData) -> DataFacts:
     """Returns what a run folder notes about its data."""
-    return DataFacts(data.name, data.n_classes, data.image_shape, data.class_names, data.notes)
+    return DataFacts(
+        data.name,
+        data.n_classes,
+        data.image_shape,
+        data.class_names,
+        data.notes,
+        dict(data.content),
+        data.has_test,
+        described(data.example) if data.image_shape is None else None,
+    )
 
 
 @dataclass
@@ -70,7 +86,7 @@ class Task:
     """A run folder with its data; networks are loaded when a stage asks for them."""
 
     folder: RunFolder
-    data: DataSplits
+    data: DataSplits | GivenData
     progress: bool = True
     onnx: OnnxOptions = field(default_factory=OnnxOptions)
     onnx_preprocessing: bool = False
@@ -88,18 +104,40 @@ class Task:
     @cached_property
     def learner(self) -> Learner:
         """The prepared learner of the search."""
-        return self.config.spec.prepare(self.data, self.original, progress=self.progress)
+        given = self.folder.given
+        if given is not None and given.learner is not None:
+            return given.learner
+        return self._prepared(self.original)
+
+    def _prepared(self, network: nn.Module) -> Learner:
+        return self.config.spec.prepare(
+            self.data, network, task=self.purpose, progress=self.progress
+        )
+
+    @cached_property
+    def purpose(self) -> Purpose:
+        """What the network is for: batches, loss, metric and score."""
+        given = self.folder.given
+        return self.config.spec.task(self.data.task) if given is None else given.task
+
+    @cached_property
+    def bound(self) -> Purpose:
+        """The same, with the original network, whose answers some tasks compare with."""
+        device = self.config.device
+        return self.purpose.bind(copy.deepcopy(self.original).to(device), device)
+
+    @cached_property
+    def agent(self) -> Agent:
+        """What searches."""
+        given = self.folder.given
+        return made_agent(given.agent if given and given.agent else self.config.agent)
 
     def channel_learner(self, network: nn.Module) -> ChannelPruning:
         """Prepares the run's learner on a network; the one of the search where it is the original.
 
         Only for learners that do nothing but cut channels.
         """
-        learner = (
-            self.learner
-            if network is self.original
-            else self.config.spec.prepare(self.data, network, progress=self.progress)
-        )
+        learner = self.learner if network is self.original else self._prepared(network)
         if not isinstance(learner, ChannelPruning):
             raise TypeError(f"Expected a learner that cuts channels, got {type(learner).__name__}.")
         return learner
@@ -107,6 +145,9 @@ class Task:
     @cached_property
     def teacher(self) -> nn.Module | None:
         """The network that teaches the smaller one, in eval mode; None without a teacher."""
+        given = self.folder.given
+        if given is not None and given.teacher is not None:
+            return given.teacher
         if self.config.teacher == "original":
             return self.original
         return load_teacher(self.config, self.folder.facts, allow_pickle=self.folder.allow_pickle)
@@ -128,5 +169,6 @@ def use_threads(config: RunConfig, facts: DataFacts, *, training: bool) -> None:
             the search takes one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    many = training and math.prod(facts.image_shape) >= _MANY_PIXELS
+    shape = facts.image_shape
+    many = training and (shape is None or math.prod(shape) >= _MANY_PIXELS)
     torch.set_num_threads(config.threads or (cores if many else 1) or 1)

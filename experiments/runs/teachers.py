@@ -8,7 +8,7 @@ from torch import nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import OWN_TEACHERS
-from amc_compress.runs.folder import DataFacts
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import build_with_weights
 
 

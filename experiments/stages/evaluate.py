@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.data.given import CountedBatches
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.task import Task as Purpose
 from amc_compress.learners.training.loop import evaluate
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.networks import load_smaller
@@ -23,7 +26,7 @@ from amc_env import CompressionPlan
 from amc_env.costs.costs import COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
-from amc_env.scores.metric import ACCURACY, Metric
+from amc_env.scores.metric import Metric
 
 
 def run_evaluate(task: Task) -> None:
@@ -35,8 +38,9 @@ def run_evaluate(task: Task) -> None:
         use_threads(config, folder.facts, training=True)
         started = time.perf_counter()
         small = load_smaller(folder, "model.safetensors")
+        test = CountedBatches(task.data.test, task.purpose)
         score = {
-            name: evaluate(model, task.data.test, precision="fp32", device=config.device)
+            name: evaluate(model, test, task=task.bound, precision="fp32", device=config.device)
             for name, model in (("original", task.original), ("compressed", small))
         }
         problem = task.problem
@@ -51,7 +55,7 @@ def run_evaluate(task: Task) -> None:
             group_sizes={group.name: group.size for group in problem.graph.groups},
             bits=layer_bits(small),
             densities=layer_densities(small),
-            n_images=task.data.test.n_images,
+            n_images=test.n_samples,
         )
     with blamed_on(folder / "state.json"):
         summary = summarise(folder)
@@ -188,7 +192,8 @@ def measure(
     costs: Mapping[str, float],
     loader: Any,
     n_bytes: int | None,
-    metric: Metric = ACCURACY,
+    *,
+    task: Purpose = CLASSIFICATION,
 ) -> dict[str, Any]:
     """Returns score and costs of one network, for ``amc evaluate``.
 
@@ -197,13 +202,14 @@ def measure(
         costs: Its costs by name.
         loader: Images and labels.
         n_bytes: Size of its file; the predicted one if there is no file.
-        metric: What the score is made from.
+        task: What the network is for, bound to the original one.
     """
+    seen = CountedBatches(loader, task)
     with torch.no_grad():
-        score = evaluate(model, loader, precision="fp32")
+        score = evaluate(model, seen, task=task, precision="fp32")
     return {
-        **metric.named(score),
-        "n_images": loader.n_images,
+        **Metric.of(task).named(score),
+        "n_images": seen.n_samples,
         **shown_costs(
             costs, quantized=bool(quantized_layers(model)), sparse=bool(masked_layers(model))
         ),

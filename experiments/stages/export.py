@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from amc_compress.data.given import first_inputs
+from amc_compress.learners.export.interface import Interface
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
 from amc_compress.learners.export.runtime import BATCH_SIZES, time_onnx
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
-from amc_compress.runs.networks import example_input, load_smaller
+from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.runs.networks import example_of, load_smaller
 from amc_compress.runs.task import Task, use_threads
 
 # Images of the validation split on which ONNX Runtime must agree with torch.
@@ -38,7 +42,7 @@ def run_export(task: Task) -> None:
     use_threads(task.config, folder.facts, training=False)
     started = time.perf_counter()
     small = load_smaller(folder, "model.safetensors")
-    images = task.data.validation.images[:_N_COMPARED].float().cpu()
+    images = first_inputs(task.data.validation, task.purpose, _N_COMPARED)
     results: dict[str, Any]
     if quantized_layers(small):
         results = _export_quantized(task, small, images)
@@ -46,10 +50,11 @@ def run_export(task: Task) -> None:
         # Runtimes know no masks: the zeros are written into the weights.
         checked = export_onnx(
             finalise(small),
-            example_input(folder.facts),
+            example_of(folder),
             folder / "model.onnx",
             images=images,
             options=_with_metadata(task),
+            task=task.purpose,
         )
         results = {
             "max_difference": checked.max_difference,
@@ -61,7 +66,7 @@ def run_export(task: Task) -> None:
     folder.finish("export", seconds=round(time.perf_counter() - started, 3), **results)
 
 
-def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str, Any]:
+def _export_quantized(task: Task, small: nn.Module, images: Inputs) -> dict[str, Any]:
     from amc_compress.learners.export.onnx_quantized import (
         UnsupportedPrecisionError,
         check_executable,
@@ -73,11 +78,12 @@ def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str,
         check_executable(small)
         checked = export_quantized(
             small,
-            example_input(folder.facts),
+            example_of(folder),
             folder / "model.onnx",
-            calibration=task.data.calibration.images[:_N_CALIBRATION].float().cpu(),
+            calibration=first_inputs(task.data.calibration, task.purpose, _N_CALIBRATION),
             images=images,
             options=_with_metadata(task),
+            task=task.purpose,
         )
     except UnsupportedPrecisionError as error:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier fine-tuning
@@ -92,7 +98,9 @@ def _export_quantized(task: Task, small: nn.Module, images: Tensor) -> dict[str,
 def _with_metadata(task: Task) -> OnnxOptions:
     """Returns the options of the export, with what the file says of classes and images."""
     data, options = task.data, task.onnx
-    normalisation = data.test.normalisation
+    normalisation = getattr(data.test, "normalisation", None)
+    if normalisation is None or data.image_shape is None:  # what a file could say is unknown
+        return options
     metadata = file_metadata(data.class_names, normalisation, data.image_shape)
     return replace(
         options,
@@ -101,19 +109,23 @@ def _with_metadata(task: Task) -> OnnxOptions:
     )
 
 
-def _time_against_original(task: Task, images: Tensor) -> dict[str, Any]:
+def _time_against_original(task: Task, images: Inputs) -> dict[str, Any]:
     folder = task.folder
     files = {"original": folder / "original.onnx", "compressed": folder / "model.onnx"}
     options = _with_metadata(task)
     export_onnx(
         task.original,
-        example_input(folder.facts),
+        example_of(folder),
         files["original"],
         images=images,
         options=options,
+        task=task.purpose,
     )
     sizes = BATCH_SIZES if options.batch is None else (options.batch,)
+    inputs: Sequence[int] | Mapping[str, Tensor] | None = folder.facts.image_shape
+    if inputs is None:
+        inputs = Interface(task.original, example_of(folder)).named(images)
     return {
-        "latency_ms": time_onnx(files, folder.facts.image_shape, batch_sizes=sizes),
+        "latency_ms": time_onnx(files, inputs, batch_sizes=sizes),
         "onnx_bytes": {name: file.stat().st_size for name, file in files.items()},
     }

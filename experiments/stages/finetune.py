@@ -18,7 +18,7 @@ from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import evaluate, train
 from amc_compress.runs.events import open_writer
 from amc_compress.runs.folder import PACKED
-from amc_compress.runs.networks import example_input, save_network
+from amc_compress.runs.networks import example_of, save_network
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.stages.finetune_deep import finetune_deeply
 from amc_compress.stages.finetune_start import starting_network
@@ -52,6 +52,7 @@ def run_finetune(task: Task) -> None:
     folder.start("finetune")
     use_threads(config, folder.facts, training=True)
     more: dict[str, Any] = {}
+    trained_on = task.data.content.get("train data")
     if config.spec.in_steps:
         deep = finetune_deeply(task, settings, checkpoints)
         done = _Done(deep.network, {}, deep.seconds, deep.before, deep.after)
@@ -61,7 +62,7 @@ def run_finetune(task: Task) -> None:
     done.network.cpu()
     save_network(done.network, folder / "model.safetensors", plan=plan, kept=done.kept)
     if config.spec.packs:
-        example = example_input(folder.facts)
+        example = example_of(folder)
         save_packed(
             done.network, folder / PACKED, kept=done.kept, plan=plan, example_input=example,
             part=config.part,
@@ -73,6 +74,7 @@ def run_finetune(task: Task) -> None:
         validation_score_before=done.before,
         validation_score=done.after,
         **more,
+        **({"trained_on": trained_on} if trained_on else {}),
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
 
@@ -95,7 +97,9 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
     model, seconds = start.network, start.seconds
     if config.spec.quantization == "codebook":
         set_mode(model, config.codebook_mode)
-    before = evaluate(model, task.data.validation, precision="fp32", device=config.device)
+    before = evaluate(
+        model, task.data.validation, task=task.bound, precision="fp32", device=config.device
+    )
     after = before
     state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     if config.epochs:
@@ -111,6 +115,7 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
                 resume=True,
                 writer=writer,
                 progress=task.progress,
+                task=task.bound,
                 device=config.device,
             )
         seconds, after = seconds + result.seconds, result.best_score
@@ -128,7 +133,7 @@ def _no_worse_than(
     shake it.
     """
     validation, device = task.data.validation, task.config.device
-    after = evaluate(model, validation, precision="fp32", device=device)
+    after = evaluate(model, validation, task=task.bound, precision="fp32", device=device)
     if after >= before:
         return after
     model.load_state_dict(start)

@@ -19,7 +19,7 @@ from amc_compress.runs.networks import (
     trace_original,
 )
 from amc_compress.runs.problem import make_problem
-from amc_compress.runs.storage.trust import NOTHING, Trust
+from amc_compress.runs.storage.trust import NOTHING, PURPOSE, Trust
 from amc_compress.runs.task import facts_of, load_splits, stored_splits, use_threads
 from amc_compress.stages.evaluate import measure, predicted_costs
 from amc_compress.stages.pipeline import say
@@ -33,18 +33,19 @@ def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> d
     Raises:
         RunFolderError: If the folder is no run, or names a model that may not be run.
     """
-    folder = RunFolder.open(directory, trust=trust, uses=("model",))
+    folder = RunFolder.open(directory, trust=trust, uses=("model", *PURPOSE))
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     problem = make_problem(folder.config, trace_original(folder), tables=False)
-    loader = stored_splits(folder).test
+    data = stored_splits(folder)
+    loader, task = data.test, folder.config.spec.task(data.task).bind(network, "cpu")
     if original:
         size = (folder / "original.safetensors").stat().st_size
-        return measure(network, problem.original(), loader, size, folder.metric)
+        return measure(network, problem.original(), loader, size, task=task)
     name = compressed_name(folder)
     small = load_smaller(folder, name)
     costs = predicted_costs(problem, folder.read_plan())
-    return measure(small, costs, loader, _file_size(folder, name), folder.metric)
+    return measure(small, costs, loader, _file_size(folder, name), task=task)
 
 
 def _file_size(folder: RunFolder, name: str) -> int | None:
@@ -65,6 +66,8 @@ def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     network = built.network
     for note in filter(None, (built.taken, *built.notes)):
         print(note, file=sys.stderr)  # not among the results, which are one line of JSON
-    graph = trace(network, example_input(facts)).graph
+    example = data.example if facts.image_shape is None else example_input(facts)
+    graph = trace(network, example).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
-    return measure(network, costs, data.test, split_key(path)[0].stat().st_size)
+    task, size = config.spec.task(data.task).bind(network, "cpu"), split_key(path)[0].stat().st_size
+    return measure(network, costs, data.test, size, task=task)

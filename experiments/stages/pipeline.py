@@ -10,8 +10,10 @@ from typing import Any
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.data.given import GivenData
 from amc_compress.report.summary import cost_text
 from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.given import Given
 from amc_compress.runs.networks import build_with_weights
 from amc_compress.runs.problem import check_against
 from amc_compress.runs.storage.occupied import check_place
@@ -61,16 +63,65 @@ def open_task(
     built = build_with_weights(
         config.model, facts, config.weights, config.model_args, allow_pickle=config.allow_pickle
     )
-    remarks = check_against(config, built.network, facts, search="search" in stages)
-    if not quiet:
-        for note in built.notes:
-            say(f"{config.model}: {note}; the files of the run hold plain float32 networks")
-        for remark in remarks:
-            say(f"note: {remark}")
+    remarks = check_against(
+        config,
+        built.network,
+        facts,
+        search="search" in stages,
+        task=config.spec.task(data.task),
+        example=data.example if facts.image_shape is None else None,
+    )
+    _tell(config, built.notes, remarks, silent if quiet else say)
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
-    return Task(folder, data, progress=not quiet)
+    return _begun(Task(folder, data, progress=not quiet))
+
+
+def open_given_task(
+    out: Path,
+    config: RunConfig,
+    data: GivenData,
+    given: Given,
+    *,
+    resume: bool,
+    talk: Say = say,
+    progress: bool = True,
+) -> Task:
+    """As :func:`open_task`, for a run on objects instead of names.
+
+    Args:
+        out: The run folder.
+        config: The options, validated.
+        data: The loaders.
+        given: The network, and whatever else options could only name.
+        resume: Whether a used folder is continued.
+        talk: Is told what the user should know.
+        progress: Whether to show progress bars.
+    """
+    check_place(out, "--out")
+    check_warm_start(config, out)
+    facts = facts_of(data)
+    remarks = check_against(
+        config, given.network, facts, search=True, task=given.task, example=given.example
+    )
+    _tell(config, given.notes, remarks, talk)
+    folder = RunFolder.create_or_resume(out, config, facts, resume=resume, given=given)
+    return _begun(Task(folder, data, progress=progress))
+
+
+def _begun(task: Task) -> Task:
+    """Notes what scores of the run are made from; returns the task."""
+    with task.folder.closed_on_error():
+        task.folder.measure_by(Metric.of(task.purpose))
+    return task
+
+
+def _tell(config: RunConfig, notes: Sequence[str], remarks: Sequence[str], talk: Say) -> None:
+    for note in notes:
+        talk(f"{config.model}: {note}; the files of the run hold plain float32 networks")
+    for remark in remarks:
+        talk(f"note: {remark}")
 
 
 def reopen_task(
@@ -121,7 +172,9 @@ def describe(stage: str, task: Task) -> str:
     """Returns what a stage is about to do, in one line."""
     config, folder = task.config, task.folder
     texts = {
-        "train": f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
+        "train": f"taking {config.model} as it was given"
+        if folder.given is not None
+        else f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
         "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, budget "
@@ -134,10 +187,17 @@ def describe(stage: str, task: Task) -> str:
         else f"{_before_finetuning(config)}no training (0 epochs)",
         "export": f"ONNX{' with integers' if config.spec.quantizes else ''}, compared with torch, "
         f"timed on one thread",
-        "evaluate": f"both networks on {task.data.test.n_images} test images",
+        "evaluate": f"both networks on {_test_text(task)}",
         "report": str(folder / "report.html"),
     }
     return texts[stage]
+
+
+def _test_text(task: Task) -> str:
+    count = getattr(task.data.test, "n_images", None)
+    if count is not None:
+        return f"{count} test images"
+    return f"the {'test' if task.data.has_test else 'validation'} data"
 
 
 def _stages_text(config: RunConfig) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from amc_compress.agents import agent_from_label
+from amc_compress.agents.base import Agent
 from amc_compress.agents.trials import Trial
 from amc_compress.config.stage_budgets import stage_budgets
 from amc_compress.learners.channel_pruning import ChannelPruning
@@ -23,6 +23,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.identity import digest_of
 from amc_compress.models import load_weights
+from amc_compress.runs.given import agent_text, made_agent
 from amc_compress.runs.networks import read_shape, save_network
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
@@ -103,7 +104,7 @@ def progressive_compression(
     budget: Budget | str,
     *,
     stages: int | Sequence[float] = 3,
-    agent: str = "ddpg-one-shot",
+    agent: str | Agent = "ddpg-one-shot",
     episodes: int = 100,
     seed: int = 0,
     action: str = DEFAULT_ACTION_MAPPING,
@@ -122,7 +123,7 @@ def progressive_compression(
         train_loader: Training batches.
         budget: Bounds as shares of the original's costs, of the finished network.
         stages: See :func:`stage_budgets`.
-        agent: Name of the agent that searches every stage.
+        agent: What searches every stage, or its name.
         episodes: Plans it evaluates in every stage.
         seed: Of the searches.
         action: Action mapping, see ``CompressionEnv``.
@@ -184,7 +185,7 @@ class _Run:
     make_learner: MakeLearner
     model: nn.Module
     original: ChannelPruning
-    agent: str
+    agent: str | Agent
     episodes: int
     seed: int
     action: str
@@ -234,7 +235,7 @@ class _Run:
             RunFolderError: If that was something else.
         """
         asked = {
-            "budget": str(budget), "agent": self.agent, "episodes": self.episodes,
+            "budget": str(budget), "agent": agent_text(self.agent), "episodes": self.episodes,
             "seed": self.seed, "action": self.action, "reward": self.reward,
             "epochs_between": self.epochs, "network": digest_of(self.model),
         }  # fmt: skip
@@ -261,7 +262,7 @@ class _Run:
         env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
         recorder = None if place is None else _Recorder(env, before, place)
         try:
-            result = agent_from_label(self.agent)[0].search(
+            result = made_agent(self.agent).search(
                 env,
                 self.episodes,
                 self.seed,

@@ -115,7 +115,6 @@ def _plan_of_agent(
     task: Task, env: CompressionEnv, recorder: TrialRecorder
 ) -> tuple[CompressionPlan, float]:
     """Returns what the agent found, and its reward."""
-    from amc_compress.agents import agent_from_label
     from amc_compress.agents.logging import EpisodeLogger
 
     folder, config = task.folder, task.config
@@ -123,7 +122,7 @@ def _plan_of_agent(
     shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
     recorder.restart_clock()
     with EpisodeLogger(events) as logger, _begun_anew_if_it_fails(recorder, folder):
-        result = agent_from_label(config.agent)[0].search(
+        result = task.agent.search(
             env,
             config.evaluations,
             config.seed,
@@ -187,7 +186,7 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         task.data.train,
         config.budget,
         stages=config.stages or config.progressive,
-        agent=config.agent,
+        agent=task.agent,
         episodes=config.evaluations,
         seed=config.seed,
         action=config.action,

@@ -12,8 +12,8 @@ from torch import nn
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import train
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.events import open_writer
-from amc_compress.runs.folder import DataFacts
 from amc_compress.runs.networks import (
     build_original,
     build_with_weights,
@@ -42,6 +42,11 @@ def run_train(task: Task) -> None:
     folder.start("train")
     use_threads(config, folder.facts, training=True)
     started = time.perf_counter()
+    if folder.given is not None:
+        save_network(folder.given.network, folder / "original.safetensors")
+        seconds = round(time.perf_counter() - started, 3)
+        folder.finish("train", seconds=seconds, epochs=0, taken="weights taken as they were given")
+        return
     if config.weights is not None:
         built = build_with_weights(
             config.model, folder.facts, config.weights, config.model_args,
@@ -69,6 +74,7 @@ def run_train(task: Task) -> None:
             resume=True,
             writer=writer,
             progress=task.progress,
+            task=task.purpose,
             device=config.device,
         )
     save_network(model, folder / "original.safetensors")
@@ -90,7 +96,7 @@ def write_training_results(task: Task) -> Path:
     graph = trace_original(folder).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
     metric, size = folder.metric, path.stat().st_size
-    measured = measure(task.original, costs, task.data.test, size, metric)
+    measured = measure(task.original, costs, task.data.test, size, task=task.bound)
     stage = folder.results("train")
     validation = stage.get("validation_score")
     write_json(

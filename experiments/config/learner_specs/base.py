@@ -10,11 +10,13 @@ from amc_env.costs.storage import OFF_BITS
 from amc_env.plan import CompressionPlan
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from amc_compress.config.options import Options
     from amc_compress.learners.base import Learner
     from amc_compress.learners.candidates.learner import SearchSpace
+    from amc_compress.learners.tasks.inputs import Inputs
+    from amc_compress.learners.tasks.task import Task
     from amc_compress.learners.tracing.traced_model import TracedModel
     from amc_compress.learners.training.config import TrainingConfig
     from amc_compress.learners.training.hooks import TrainingHook
@@ -25,7 +27,7 @@ FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
 
 
 class Images(Protocol):
-    """The images that a learner is prepared with, see ``amc_compress.data.DataSplits``."""
+    """The samples that a learner is prepared with, see ``amc_compress.data.DataSplits``."""
 
     @property
     def calibration(self) -> Any: ...  # noqa: D102
@@ -35,6 +37,12 @@ class Images(Protocol):
 
     @property
     def train(self) -> Any: ...  # noqa: D102
+
+    @property
+    def example(self) -> Inputs: ...  # noqa: D102
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
 
 
 class LearnerSpec:
@@ -183,22 +191,42 @@ class LearnerSpec:
             ) from error
         return space
 
-    def prepare(self, data: Images, model: nn.Module, *, progress: bool = False) -> Learner:
+    def task(self, usual: str) -> Task:
+        """Returns what the network is for.
+
+        Args:
+            usual: The task of the data, where the options name none.
+
+        Raises:
+            InputDataError: If there is no such task, metric or loss.
+        """
+        from amc_compress.learners.tasks.registry import make_task
+
+        o = self.options
+        higher = False if o.lower_is_better else None
+        return make_task(o.task or usual, metric=o.metric, loss=o.loss, higher_is_better=higher)
+
+    def prepare(
+        self, data: Images, model: nn.Module, *, task: Task | None = None, progress: bool = False
+    ) -> Learner:
         """Prepares the learner.
 
         Args:
-            data: Calibration, validation and training images.
+            data: Calibration, validation and training samples.
             model: The trained network; it is not changed.
+            task: What the network is for; as options and data say if None.
             progress: Whether to show progress bars.
         """
         prepared: Learner = self.learner()(
-            *self._positional(data, model), **self._keywords(data, progress)
+            *self._positional(data, model),
+            task=task or self.task(data.task),
+            **self._keywords(data, progress),
         )
         return prepared
 
-    def _positional(self, data: Images, model: nn.Module) -> tuple[nn.Module, Tensor, Any, Any]:
-        """The network, an example, and the images that every learner is prepared with."""
-        return model, data.calibration.images[:1], data.calibration, data.validation
+    def _positional(self, data: Images, model: nn.Module) -> tuple[nn.Module, Inputs, Any, Any]:
+        """The network, an example, and the samples that every learner is prepared with."""
+        return model, data.example, data.calibration, data.validation
 
     def _keywords(self, data: Images, progress: bool) -> dict[str, Any]:
         """All options of the learner."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from amc_compress.learners.base import Learner
+    from amc_compress.learners.tasks.task import Task
 
 
 class JointSpec(LearnerSpec):
@@ -76,12 +77,14 @@ class JointSpec(LearnerSpec):
             "quantization": self.bits.own_options(),
         }
 
-    def prepare(self, data: Images, model: nn.Module, *, progress: bool = False) -> Learner:
+    def prepare(
+        self, data: Images, model: nn.Module, *, task: Task | None = None, progress: bool = False
+    ) -> Learner:
         """Prepares the learners of all parts as one."""
         from amc_compress.learners.joint.options import JointOptions
         from amc_compress.learners.joint.prepare import prepare_joint
 
-        options = JointOptions(**self._keywords(data, progress))
+        options = JointOptions(task=task or self.task(data.task), **self._keywords(data, progress))
         return prepare_joint(*self._positional(data, model), options=options)
 
 

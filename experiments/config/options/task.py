@@ -45,6 +45,27 @@ class TaskOptions:
         read=place,
         everyday=True,
     )
+    task: str | None = _task(
+        None,
+        "What the network is for: classification, multilabel, regression, segmentation, "
+        "detection, language-modelling, token-classification, embedding, or agreement (with the "
+        "original network, without labels). It has the loss, the metric, and the score that is "
+        "searched for. Your own: package.module:Class.",
+        default_text="that of the data",
+        everyday=True,
+    )
+    metric: str | None = _task(
+        None,
+        "What the score is made from instead: a metric that the task offers, or yours, "
+        "package.module:name, a torchmetrics.Metric or a function of outputs and targets.",
+    )
+    lower_is_better: bool = _task(
+        False, "Less of --metric is better; for functions that do not say so themselves."
+    )
+    loss: str | None = _task(
+        None,
+        "What is trained with instead: package.module:name, a function of outputs and targets.",
+    )
     weights: str | None = _task(
         None,
         "Trained weights: safetensors, or anything saved by torch.save that holds the "

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from amc_env import CompressionError, RunFolderError
+from amc_env.files import read_json
 from amc_env.validation.checks import shown
 from amc_env.validation.shapes import check_shape, renamed_keys
 
+_FORMAT = "amc-run-state"
 _START_AGAIN = "restore it, or start the run again in a new folder"
 _OLD_NAMES = {
     "accuracy": "score", "original_accuracy": "original_score",
@@ -31,7 +33,7 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "finetune": {
         "seconds": float, "epochs": int, "validation_score_before": float,
-        "validation_score": float,
+        "validation_score": float, "trained_on": str,
     },
     "export": {
         "seconds": float, **_TIMED, "refused": str, "max_difference": float,
@@ -71,6 +73,21 @@ def with_scores(summary: Any) -> Any:
         if isinstance(network, dict) and "accuracy" in network:
             network.setdefault("score", network["accuracy"])
     return summary
+
+
+def read_state(path: Path, version: int) -> dict[str, Any]:
+    """Reads ``state.json``, which a run that has begun nothing may not have.
+
+    Args:
+        path: The file.
+        version: Of run folders.
+
+    Raises:
+        RunFolderError: If it is damaged, or of another version.
+    """
+    if not path.exists():
+        return {"format": _FORMAT, "version": version, "stages": {}}
+    return checked_state(read_json(path, _FORMAT, version), path)
 
 
 def checked_state(state: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import own_cost_references
 from amc_env import RunFolderError
 
-CODE = ("model", "teacher", "reward", "cost")
+CODE = ("model", "teacher", "reward", "cost", "task", "metric", "loss")
 """Options of a folder that may name code. Agents are built from the command's own options only."""
+
+PURPOSE = ("task", "metric", "loss")
+"""Those of a folder whose network is trained or evaluated."""
 
 _PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=.*)?")
 
@@ -88,6 +91,9 @@ def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
         "model": (call_text(config.model, config.model_args),),
         "teacher": (config.teacher,),
         "reward": (config.reward,),
+        "task": (config.task or "",),
+        "metric": (config.metric or "",),
+        "loss": (config.loss or "",),
         "cost": tuple(own_cost_references(config.cost).values()),
     }
     found = {

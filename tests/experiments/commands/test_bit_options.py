@@ -14,7 +14,7 @@ from amc_compress.commands.values import config_from
 from amc_compress.config.bit_widths import as_choice, bits_text, parse_bits
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
-from amc_compress.runs.folder import DataFacts
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import build_original, example_input
 from amc_compress.runs.problem import check_feasible, make_problem
 from amc_compress.runs.task import facts_of, load_splits

@@ -15,7 +15,7 @@ from torch import nn
 from amc_compress.cli import run
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.onnx_quantized import post_training_int8
-from amc_compress.runs.folder import DataFacts
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import build_with_weights, load_compressed
 
 FACTS = DataFacts("digits", 10, (1, 8, 8), tuple("0123456789"))

@@ -16,7 +16,8 @@ import torch
 from amc_compress.cli import BAD_INPUT, explain
 from amc_compress.config.run_config import RunConfig
 from amc_compress.report.summary import read_summary, rows
-from amc_compress.runs.folder import DataFacts, RunFolder, is_used
+from amc_compress.runs.data_facts import DataFacts
+from amc_compress.runs.folder import RunFolder, is_used
 from amc_compress.runs.networks import read_shape, save_network
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_env import CompressionPlan, RunFolderError
