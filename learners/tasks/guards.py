@@ -38,10 +38,15 @@ def check_order(
         return
     back = torch.arange(samples - 1, -1, -1)
     with torch.no_grad():
-        straight = outputs_of(inputs)
-        turned = rows(outputs_of(rows(inputs, back)), back)
-    if _alike(straight, turned) or task.agreement(straight, turned) > 1.0 - _ALIKE:
+        straight, reverse = outputs_of(inputs), outputs_of(rows(inputs, back))
+    turned = rows(reverse, back)
+    if _alike(straight, turned):
         return
+    if isinstance(straight, list):
+        # Boxes near a threshold may come and go with the rounding of another batch.
+        agreement = task.agreement(straight, turned)
+        if agreement > 1.0 - _ALIKE and agreement >= task.agreement(straight, reverse):
+            return
     raise InputDataError(
         f"Expected the {who} to answer the samples of a batch in their order, each for itself, got "
         f"other outputs for the same samples in reverse order: undo what sorts them, or what mixes "

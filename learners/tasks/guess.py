@@ -116,9 +116,11 @@ def _by_shapes(inputs: Inputs, outputs: Any, targets: Any) -> tuple[str, str] | 
         return None
     if targets.is_floating_point() or targets.dtype == torch.bool or outputs.ndim <= targets.ndim:
         return _like_outputs(outputs, targets)
-    if targets.ndim == 1 and outputs.ndim == 2 and outputs.shape[1] > 1:
+    if targets.ndim > 1:
+        return _per_place(inputs, outputs, targets)
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
         return "classification", "one integer label per sample"
-    return _per_place(inputs, outputs, targets)
+    return _like_outputs(outputs, targets)
 
 
 def _like_outputs(outputs: Tensor, targets: Tensor) -> tuple[str, str] | None:
