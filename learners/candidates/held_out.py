@@ -20,6 +20,7 @@ from amc_compress.learners.candidates.inference.held_samples import EVALUATION_B
 from amc_compress.learners.networks.portable import is_portable
 from amc_compress.learners.numerics.layout import layout_name, layout_named, owned
 from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.guards import Probed
 from amc_compress.learners.tasks.inputs import (
     Call,
     Inputs,
@@ -186,7 +187,7 @@ class HeldOut:
         seed: int,
         loader_seed: int = 0,
         task: Task = CLASSIFICATION,
-        probed: Any = None,
+        probed: Probed | None = None,
     ) -> None:
         self.task = task
         self.batches = LoaderBatches(batches, example, loader_seed, task)
@@ -335,7 +336,7 @@ class HeldOut:
         for batch in self.batches.read():
             first = first or digest(batch)
             if self._probed is not None:
-                self.task.check_range(self._probed, batch[1], f"{_NAME} ")
+                self._probed.check(batch, f"{_NAME} ")
             digests.append(digest(_told(batch)))
             if subset is not None:
                 subset.add(batch)

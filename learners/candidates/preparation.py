@@ -15,6 +15,7 @@ from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, sample_batches
 from amc_compress.learners.numerics.layout import layout_of
 from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.guards import Probed
 from amc_compress.learners.tasks.inputs import (
     Inputs,
     Split,
@@ -60,7 +61,7 @@ class Samples:
     calibration: list[Split]
     recalibration: list[Split]
     held_out: HeldOut
-    probed: Any
+    probed: Probed
     device: torch.device
     layout: torch.memory_format
 
@@ -92,12 +93,12 @@ def read_samples(
     task = make_task(options.task).bind(network, device)
     total = max(options.n_calibration, options.n_recalibration)
     batches = collect(calibration, total, "calibration", like, options.seed, task=task)
-    few = rows(batches[0], slice(0, 2))
+    few = rows(batches[0], slice(0, 4))
     probed = probe(
         network, moved(few.inputs, device), moved(few.targets, device), task, "calibration"
     )
-    for _, targets in batches:
-        task.check_range(probed, targets, "calibration ")
+    for batch in batches:
+        probed.check(batch, "calibration ")
     held_out = HeldOut(
         validation,
         like,
@@ -200,7 +201,7 @@ def training_batch(batch: Any, samples: Samples) -> list[Split]:
     task = samples.task
     found = []
     for inputs, targets in collect([batch], None, "training", samples.example, task=task):
-        task.check_range(samples.probed, targets, "training ")
+        samples.probed.check(Split(inputs, targets), "training ")
         on_device = moved(inputs, samples.device), moved(targets, samples.device)
         found.append(Split(in_layout(on_device[0], samples.layout), on_device[1]))
     return found

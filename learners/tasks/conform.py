@@ -12,6 +12,7 @@ from amc_compress.learners.tasks.inputs import (
     Call,
     Inputs,
     ask,
+    evaluating,
     mapped,
     moved,
     rows,
@@ -61,18 +62,12 @@ def settled(network: nn.Module, inputs: Inputs, device: str | torch.device) -> I
 
 
 def _runs(network: nn.Module, inputs: Inputs, device: str | torch.device) -> bool:
-    modes = [(module, module.training) for module in network.modules()]
     few = moved(rows(inputs, slice(0, 2)), device)
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    network.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with evaluating(network):
             ask(network, few)
     except Exception:  # as many ways as there are networks
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     return True
 
 

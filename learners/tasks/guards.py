@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.tasks.inputs import Inputs, count, device_of, rows, tensors_of
+from amc_compress.learners.tasks.inputs import (
+    Inputs,
+    Split,
+    ask,
+    count,
+    device_of,
+    evaluating,
+    rows,
+    tensors_of,
+)
 from amc_compress.learners.tasks.task import Task
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
@@ -39,9 +49,10 @@ def check_order(
     back = torch.arange(samples - 1, -1, -1)
     with torch.no_grad():
         straight, reverse = outputs_of(inputs), outputs_of(rows(inputs, back))
+        again = outputs_of(inputs)
     turned = rows(reverse, back)
-    if _alike(straight, turned):
-        return
+    if _alike(straight, turned) or not _alike(straight, again):
+        return  # or it draws random numbers, and no order can be seen
     if isinstance(straight, list):
         # Boxes near a threshold may come and go with the rounding of another batch.
         agreement = task.agreement(straight, turned)
@@ -140,17 +151,14 @@ class TokenIds:
     process. So a network is watched once, for which of its inputs goes into which embedding.
 
     Args:
-        network: In ``eval`` mode.
-        inputs: Of one batch.
-        ask: Calls the network with them.
+        network: Asked in ``eval`` mode, if it has embeddings and the inputs have ids.
+        inputs: Of one batch, where the network is.
 
     Raises:
         InputDataError: If an id is beyond an embedding in this batch already.
     """
 
-    def __init__(
-        self, network: nn.Module, inputs: Inputs, ask: Callable[[nn.Module, Inputs], Any]
-    ) -> None:
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         self._limits: dict[int, tuple[int, str]] = {}
         leaves = list(tensors_of(inputs))
         tables: dict[nn.Module, str] = {
@@ -173,7 +181,7 @@ class TokenIds:
 
         hooks = [module.register_forward_pre_hook(watch) for module in tables]
         try:
-            with torch.no_grad():
+            with evaluating(network):
                 ask(network, inputs)
         finally:
             for hook in hooks:
@@ -210,3 +218,31 @@ def _check_ids(ids: Tensor, size: int, table: str, name: str) -> None:
             f"Expected {name}token ids from 0 to {size - 1}, the rows of the embedding {table!r}, "
             f"got {low if low < 0 else high}: use the tokenizer that the network was trained with."
         )
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a network answers a few samples, and which it can take.
+
+    Args:
+        task: What the network is for.
+        outputs: Those that count.
+        ids: The token ids that it knows.
+    """
+
+    task: Task
+    outputs: Any
+    ids: TokenIds
+
+    def check(self, batch: Split, name: str) -> None:
+        """Checks other samples: their ids, and that the network can be right about their targets.
+
+        Args:
+            batch: Inputs and targets.
+            name: What errors call the data; it ends in a space.
+
+        Raises:
+            InputDataError: If an id or a target is out of its range.
+        """
+        self.ids.check(batch.inputs, name)
+        self.task.check_range(self.outputs, batch.targets, name)

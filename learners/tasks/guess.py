@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.tasks.inputs import Call, Inputs, ask, count, moved, tensors_of
+from amc_compress.learners.tasks.inputs import (
+    Call,
+    Inputs,
+    ask,
+    count,
+    evaluating,
+    moved,
+    tensors_of,
+)
 from amc_compress.learners.tasks.outputs import main_output
 from amc_compress.learners.tasks.ready.agreement import Agreement
 from amc_compress.learners.tasks.registry import TASKS, make_task
@@ -93,19 +101,14 @@ def _all_are_inputs(network: nn.Module, batch: Any) -> bool:
 def _answer(network: nn.Module, inputs: Inputs) -> Any:
     """Returns what a network says in ``eval`` mode."""
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluating(network):
             return ask(network, moved(inputs, home))
     except Exception as error:
         raise InputDataError(
             f"Expected a network that runs on the inputs of the first batch, got "
             f"{type(error).__name__}: {first_line(error, 150)}; {_NOT_GUESSED}."
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _by_shapes(inputs: Inputs, outputs: Any, targets: Any) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ tensors have the batch first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,6 +82,20 @@ def ask(network: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Call):
         return network(*inputs.args, **inputs.kwargs)
     return network(inputs)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Asks a network in the block: in ``eval`` mode, without gradients; random numbers stay."""
+    modes = [(module, module.training) for module in network.modules()]
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from amc_compress.learners.networks.training_outputs import runs_in_evaluation
 from amc_compress.learners.numerics.layout import laid_out
-from amc_compress.learners.tasks.conform import conform, described, plain_targets
-from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, merged, rows
+from amc_compress.learners.tasks.conform import conform, described, plain_targets, settled
+from amc_compress.learners.tasks.guards import Probed, TokenIds, check_order
+from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, merged, moved, rows
 from amc_compress.learners.tasks.task import Task
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
@@ -116,6 +117,7 @@ def read_batch(
     task: Task,
     strict: bool = True,
     device: str | torch.device = "cpu",
+    ids: TokenIds | None = None,
 ) -> Split:
     """Returns inputs like the example and their targets.
 
@@ -126,12 +128,15 @@ def read_batch(
         task: What a batch is.
         strict: See :func:`amc_compress.learners.tasks.conform.conform`.
         device: Where to put them.
+        ids: The token ids that the network knows.
 
     Raises:
         InputDataError: If it is not what the network expects.
     """
     given, targets = split_batch(batch, name, task=task)
     inputs = conform(given, example, name, strict=strict, device=device)
+    if ids is not None:
+        ids.check(given, name)
     if not isinstance(batch, Split):
         targets = task.complete(inputs, targets)
     return Split(inputs, plain_targets(targets, device))
@@ -165,7 +170,7 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task, name: str) -> Any:
+def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task, name: str) -> Probed:
     """Returns what a network answers a few samples, checked.
 
     Args:
@@ -178,16 +183,37 @@ def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task, name: st
     Raises:
         InputDataError: If it cannot take them, or its outputs do not go with the targets.
     """
+
+    def outputs_of(some: Inputs) -> Any:
+        return task.outputs(task.ask(network, some))
+
     try:
+        ids = TokenIds(network, inputs)
         with torch.no_grad():
-            outputs = task.outputs(task.ask(network, inputs))
+            outputs = outputs_of(inputs)
+    except InputDataError:
+        raise
     except Exception as error:
         raise InputDataError(_cannot_run(inputs, error)) from error
     try:
         task.check(outputs, targets)
     except InputDataError as error:
         raise InputDataError(f"In the {name} data: {error}") from error
-    return outputs
+    check_order(outputs_of, task, inputs)
+    return Probed(task, outputs, ids)
+
+
+def first_like(
+    network: nn.Module, batch: Any, device: str | torch.device, *, task: Task
+) -> tuple[Inputs, TokenIds]:
+    """Returns a sample of a first batch as the network takes it, and the ids that it knows.
+
+    Raises:
+        InputDataError: If the batch is no inputs and targets, or its ids are unknown.
+    """
+    inputs, _ = split_batch(batch, "", task=task)
+    example = rows(settled(network, inputs, device), slice(0, 1))
+    return example, TokenIds(network, moved(example, device))
 
 
 def _cannot_run(inputs: Inputs, error: Exception) -> str:

@@ -19,7 +19,7 @@ from amc_compress.learners.numerics.precision import (
     resolve_precision,
     working_dtype,
 )
-from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.guards import TokenIds
 from amc_compress.learners.tasks.inputs import Inputs, count, rows
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
@@ -35,10 +35,10 @@ from amc_compress.learners.training.checkpoints import (
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import (
     Batches,
+    first_like,
     forward,
     in_layout,
     read_batch,
-    split_batch,
 )
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
@@ -133,12 +133,13 @@ def measure(
     """
     model, task = plain_float(model), make_task(task)
     dtype = working_dtype(model, task.precision(precision), device)
-    return _measured(model, loader, task, dtype, device, reported=True)
+    return _measured(model, loader, "", task, dtype, device, reported=True)
 
 
 def _measured(
     model: nn.Module,
     loader: Batches,
+    name: str,
     task: Task,
     dtype: torch.dtype,
     device: str | torch.device,
@@ -151,6 +152,7 @@ def _measured(
     meter = task.meter(reported=reported)
     total = 0
     example: Inputs | None = None
+    ids: TokenIds | None = None
     layout: torch.memory_format | None = None
     try:
         # Loaders draw random numbers even where they shuffle nothing; the caller's stay.
@@ -158,10 +160,9 @@ def _measured(
             torch.manual_seed(0)
             for batch in loader:
                 if example is None:
-                    first, _ = split_batch(batch, "", task=task)
-                    example = rows(settled(model, first, device), slice(0, 1))
+                    example, ids = first_like(model, batch, device, task=task)
                 inputs, targets = read_batch(
-                    batch, "", example, task=task, strict=False, device=device
+                    batch, name, example, task=task, strict=False, device=device, ids=ids
                 )
                 layout = layout or usable_layout(model, rows(inputs, slice(0, 1)))
                 inputs = in_layout(inputs, layout)
@@ -355,7 +356,14 @@ class _Run:
                 f"(now {self.config.learning_rate:g}) or clip the gradient."
             )
         validation = self.task.score(
-            _measured(candidate, self.validation_loader, self.task, self.measured_in, self.device)
+            _measured(
+                candidate,
+                self.validation_loader,
+                "validation ",
+                self.task,
+                self.measured_in,
+                self.device,
+            )
         )
         record = EpochRecord(
             epoch=epoch,

@@ -14,17 +14,17 @@ from tqdm import tqdm
 from amc_compress.learners.networks.intake import private_copy, take_in
 from amc_compress.learners.numerics.layout import set_layout, usable_layout
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.conform import settled
+from amc_compress.learners.tasks.guards import TokenIds, check_gradient
 from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, rows, tensors_of
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import (
     Batches,
+    first_like,
     forward,
     in_layout,
     read_batch,
     seed_loader,
-    split_batch,
 )
 from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.distillation import combined_loss
@@ -80,6 +80,8 @@ class Stepper:
             set_layout(self.teacher, torch.channels_last)
         self.layout: torch.memory_format | None = None  # settled by the first batch
         self._example: Inputs | None = None  # likewise
+        self._ids: TokenIds | None = None  # likewise
+        self._loss_depends = False  # on the outputs; checked with the first batch
         self.hooks = tuple(hooks)
         try:
             for hook in self.hooks:
@@ -138,10 +140,15 @@ class Stepper:
     def _read(self, batch: Any) -> Split:
         """Returns inputs and targets on the device, in the layout that all networks can take."""
         if self._example is None:
-            first, _ = split_batch(batch, "", task=self.task)
-            self._example = rows(settled(self.model, first, self.device), slice(0, 1))
+            self._example, self._ids = first_like(self.model, batch, self.device, task=self.task)
         inputs, targets = read_batch(
-            batch, "", self._example, task=self.task, strict=False, device=self.device
+            batch,
+            "training ",
+            self._example,
+            task=self.task,
+            strict=False,
+            device=self.device,
+            ids=self._ids,
         )
         if self.layout is None:
             self._settle_layout(inputs)
@@ -177,6 +184,7 @@ class Stepper:
             if self.teacher is not None:
                 answers = forward(self.teacher, inputs, targets, "teacher", task=self.task)
             outputs = forward(self.model, inputs, targets, task=self.task)
+        self._check_loss(outputs, targets)
         loss = combined_loss(
             self.task,
             outputs,
@@ -194,6 +202,13 @@ class Stepper:
                 "another teacher."
             )
         return loss, outputs
+
+    def _check_loss(self, outputs: Any, targets: Any) -> None:
+        """Checks with the first batch that there is something to descend."""
+        if not self._loss_depends:
+            loss, who = self.task.loss(outputs, targets), f"the loss of task {self.task.name!r}"
+            check_gradient(loss, outputs, who)
+            self._loss_depends = True
 
     def _diverged(self, what: str, value: float) -> str:
         return (

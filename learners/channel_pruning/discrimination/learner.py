@@ -117,7 +117,7 @@ class DiscriminationAwarePruning(ChannelPruning):
             discriminator = Discriminator(
                 network,
                 self.places.places,
-                _n_outputs(samples.probed),
+                _n_outputs(samples.probed.outputs),
                 self._training_dtype,
                 self.task,
             ).to(self.device)

@@ -11,7 +11,6 @@ from torch import nn
 
 from amc_compress.learners import make_task
 from amc_compress.learners.tasks.guards import TokenIds, check_gradient, check_order
-from amc_compress.learners.tasks.inputs import ask
 from amc_env.errors import InputDataError
 
 IDS = small.whole(small.VOCABULARY, 4, 6, seed=1)
@@ -60,7 +59,7 @@ def test_boxes_may_have_any_order_but_images_may_not():
 
 def test_token_ids_beyond_the_vocabulary_are_said():
     network = small.seeded(partial(small.Tokens, 5), 0).eval()
-    ids = TokenIds(network, make_task("token-classification").split((IDS, IDS))[0], ask)
+    ids = TokenIds(network, IDS)
     ids.check(IDS)
     beyond = IDS.clone()
     beyond[2, 3] = 11
@@ -70,7 +69,7 @@ def test_token_ids_beyond_the_vocabulary_are_said():
     with pytest.raises(InputDataError, match="got -1"):
         ids.check(beyond - 12, "validation ")
     with pytest.raises(InputDataError, match="from 0 to 10"):
-        TokenIds(network, beyond, ask)
+        TokenIds(network, beyond)
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
@@ -78,10 +77,10 @@ def test_only_what_is_looked_up_has_a_vocabulary():
     network = small.seeded(partial(small.Tokens, 5), 0).eval()
     task = make_task("token-classification")
     inputs, _ = task.split({"input_ids": IDS, "attention_mask": torch.ones_like(IDS)})
-    ids = TokenIds(network, inputs, ask)
+    ids = TokenIds(network, inputs)
     other, _ = task.split({"input_ids": IDS, "attention_mask": torch.full_like(IDS, 99)})
     ids.check(other)
-    TokenIds(small.seeded(partial(small.vectors, 5), 0).eval(), small.images(2, 0), ask).check(IDS)
+    TokenIds(small.seeded(partial(small.vectors, 5), 0).eval(), small.images(2, 0)).check(IDS)
 
 
 def test_a_gradient_is_checked_without_using_up_the_graph():
