@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.tasks.inputs import (
+    Call,
     Inputs,
     Split,
     ask,
     count,
     device_of,
     evaluating,
-    rows,
     tensors_of,
 )
 from amc_compress.learners.tasks.task import Task
@@ -46,11 +46,10 @@ def check_order(
     samples = count(inputs)
     if samples < 2:
         return
-    back = torch.arange(samples - 1, -1, -1)
     with torch.no_grad():
-        straight, reverse = outputs_of(inputs), outputs_of(rows(inputs, back))
+        straight, reverse = outputs_of(inputs), outputs_of(_reversed(inputs, samples))
         again = outputs_of(inputs)
-    turned = rows(reverse, back)
+    turned = _reversed(reverse, samples)
     if _alike(straight, turned) or not _alike(straight, again):
         return  # or it draws random numbers, and no order can be seen
     if isinstance(straight, list):
@@ -63,6 +62,19 @@ def check_order(
         f"other outputs for the same samples in reverse order: undo what sorts them, or what mixes "
         f"samples of a batch, before the outputs are returned."
     )
+
+
+def _reversed(value: Any, samples: int) -> Any:
+    """Returns a structure with the samples in reverse; what has another length is for all."""
+    if isinstance(value, Tensor):
+        return value.flip(0) if value.ndim and len(value) == samples else value
+    if isinstance(value, list):
+        return value[::-1] if len(value) == samples else value
+    if isinstance(value, Call):
+        return Call(_reversed(value.args, samples), _reversed(value.kwargs, samples))
+    if isinstance(value, Mapping):
+        return {key: _reversed(item, samples) for key, item in value.items()}
+    return tuple(_reversed(item, samples) for item in value) if isinstance(value, tuple) else value
 
 
 def _alike(first: Any, second: Any) -> bool:

@@ -204,14 +204,21 @@ def probe(network: nn.Module, inputs: Inputs, targets: Any, task: Task, name: st
 
 
 def first_like(
-    network: nn.Module, batch: Any, device: str | torch.device, *, task: Task
+    network: nn.Module, batch: Any, name: str, device: str | torch.device, *, task: Task
 ) -> tuple[Inputs, TokenIds]:
     """Returns a sample of a first batch as the network takes it, and the ids that it knows.
+
+    Args:
+        network: Asked for a sample of integers, if at all, to find out what it takes.
+        batch: As the loader yields it.
+        name: What errors call the data; it ends in a space.
+        device: Of the network.
+        task: What a batch is.
 
     Raises:
         InputDataError: If the batch is no inputs and targets, or its ids are unknown.
     """
-    inputs, _ = split_batch(batch, "", task=task)
+    inputs, _ = split_batch(batch, name, task=task)
     example = rows(settled(network, inputs, device), slice(0, 1))
     return example, TokenIds(network, moved(example, device))
 

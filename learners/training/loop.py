@@ -160,7 +160,7 @@ def _measured(
             torch.manual_seed(0)
             for batch in loader:
                 if example is None:
-                    example, ids = first_like(model, batch, device, task=task)
+                    example, ids = first_like(model, batch, name, device, task=task)
                 inputs, targets = read_batch(
                     batch, name, example, task=task, strict=False, device=device, ids=ids
                 )

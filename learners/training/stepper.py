@@ -33,6 +33,8 @@ from amc_compress.learners.training.schedules import learning_rate_factor
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
 
+_NAME = "training "  # what errors call the data
+
 
 class Stepper:
     """Model, optimiser, moving average and step counter of a run.
@@ -140,10 +142,12 @@ class Stepper:
     def _read(self, batch: Any) -> Split:
         """Returns inputs and targets on the device, in the layout that all networks can take."""
         if self._example is None:
-            self._example, self._ids = first_like(self.model, batch, self.device, task=self.task)
+            self._example, self._ids = first_like(
+                self.model, batch, _NAME, self.device, task=self.task
+            )
         inputs, targets = read_batch(
             batch,
-            "training ",
+            _NAME,
             self._example,
             task=self.task,
             strict=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from support import tasks as small
 from torch import nn
@@ -34,6 +35,7 @@ class TestMultilabel(TestClassification):
         return small.images(samples, seed), labels.float()
 
 
+@pytest.mark.slow
 class TestBinary(TestMultilabel):
     def network(self, seed=0):
         return small.seeded(partial(small.vectors, 1), seed)
@@ -65,6 +67,7 @@ class TestSegmentation(TestClassification):
         return small.images(samples, seed), masks.to(torch.uint8)
 
 
+@pytest.mark.slow
 class TestSegmentationOfOneClass(TestSegmentation):
     def network(self, seed=0):
         return small.seeded(partial(small.pixels, 1), seed)
@@ -84,6 +87,7 @@ class TestDetection(TaskContract):
         return small.images(samples, seed), small.boxes_of(samples, seed)
 
 
+@pytest.mark.slow
 class TestDetectionInLists(TestDetection):
     def batch(self, samples, seed):
         return tuple(small.images(samples, seed)), tuple(small.boxes_of(samples, seed))
@@ -137,11 +141,13 @@ class TestAgreementOfLogits(TaskContract):
         return small.images(samples, seed)
 
 
+@pytest.mark.slow
 class TestAgreementOfTokens(TestLanguageModelling):
     def make(self):
         return make_task("agreement")
 
 
+@pytest.mark.slow
 class TestAgreementOfNumbers(TestAgreementOfLogits):
     def network(self, seed=0):
         return small.seeded(partial(small.vectors, 1), seed)
@@ -163,6 +169,7 @@ class TestOwn(TestRegression):
         return make_task("regression", metric=_worst, loss=_huber)
 
 
+@pytest.mark.slow
 class TestOffered(TestRegression):
     def make(self):
         return make_task("regression", metric="mae", loss=nn.L1Loss)
