@@ -268,7 +268,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         return TrainingConfig(seed=self.seed)
 
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
-        return trace(network, cast(Any, example), part=self.options.part)
+        return trace(network, example, part=self.options.part)
 
     def _prepare_evaluator(self, samples: Samples, candidates: Sequence[nn.Module] = ()) -> None:
         """Settles how candidates are evaluated, and measures the original network."""

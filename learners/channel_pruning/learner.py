@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
 
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
         given = self.options
-        return trace(network, cast(Any, example), ignore=tuple(given.ignore), part=given.part)
+        return trace(network, example, ignore=tuple(given.ignore), part=given.part)
 
     def _prepare(self, samples: Samples) -> None:
         # Inference in bfloat16 is faster on every network tried, depthwise ones included (2.2

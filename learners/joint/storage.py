@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from amc_compress.learners.joint.learner import apply_parts, kept_units
 from amc_compress.learners.joint.parts import PlanPart, in_network_order
 from amc_compress.learners.packing.sizes import header_bytes
@@ -65,7 +63,7 @@ def joint_storage(parts: Sequence[PlanPart], example: Inputs) -> StorageFormat:
                 plan,
                 cost.predict(plan.values_for(decisions)),
                 kept=kept_units(parts, plan),
-                example_input=example if isinstance(example, Tensor) else None,
+                example_input=example,
                 part=bits.options.part,
             )
         )

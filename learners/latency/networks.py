@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,7 +57,7 @@ def prepare(model: nn.Module, example: Inputs, seed: int = 0) -> TracedModel:
         seed: Of the numbers put into the copy.
     """
     model = take_in(model, "cpu").network
-    traced = trace(model, cast(Any, example))
+    traced = trace(model, example)
     # Only now, because random norms make activations too large for the proof of the tracing.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

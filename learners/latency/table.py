@@ -11,7 +11,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +147,7 @@ def measure_table(
 
 def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTable:
     """Returns a table whose values are all missing, to be filled in elsewhere."""
-    graph = trace(model.eval(), cast(Any, options.traced_with())).graph
+    graph = trace(model.eval(), options.traced_with()).graph
     return CostTable(
         quantity="latency",
         unit="ms",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -247,7 +247,7 @@ def _sliced(
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _other_network(path, error) from error
     try:
-        return trace(original, cast(Any, given), part=part).slice(
+        return trace(original, given, part=part).slice(
             {name: _units(mask) for name, mask in kept.items()}
         )
     except ValueError as error:
