@@ -136,6 +136,22 @@ class Grouper:
                 roles = ("consumer", "producer")
             slots.append(Slot(name, 0, roles[0], rows))
             slots.append(Slot(name, 1, roles[1], columns))
+        return [*slots, *self._table_slots(), *self._other_slots()]
+
+    def _table_slots(self) -> list[Slot]:
+        """Returns the columns of tables that no layer uses as well."""
+        slots = []
+        for name, tensor in self.tensors.items():
+            if id(tensor) in self.mode.tables and name not in self.order:
+                columns = self.mode.axis_labels[id(tensor)][1]
+                if id(tensor) in self.mode.parameter_labels:
+                    self.table.freeze(columns, "its table is used outside of look-ups")
+                slots.append(Slot(name, 1, "per_channel", columns))
+        return slots
+
+    def _other_slots(self) -> list[Slot]:
+        """Returns the channels of biases, norms and other parameters."""
+        slots: list[Slot] = []
         biases = {id(call.bias) for call in self.mode.calls if call.bias is not None}
         for name, tensor in self.tensors.items():
             known = self.mode.parameter_labels.get(id(tensor))
@@ -186,7 +202,8 @@ class Grouper:
             if len(classes) == 1:
                 self.table.freeze(torch.tensor(classes), _TIED_TOGETHER)
                 continue
-            base = layer_name(slots[signature[0][0]].name)
+            first = next(index for index, _ in signature if slots[index].role == "producer")
+            base = layer_name(slots[first].name)
             name, copy = base, 1
             while name in names:
                 copy += 1
@@ -212,8 +229,8 @@ class Grouper:
         for name in self.order:
             layer = layer_name(name)
             outputs = self.mode.output_labels(self.tensors[name])
-            reason = None if outputs is None else self.table.first_reason(outputs.tolist())
-            if outputs is None:
+            reason = self.table.first_reason(outputs[0].tolist()) if outputs else None
+            if not outputs:
                 reason = "its weight is not understood"
             if reason is not None:
                 frozen.setdefault(layer, reason)

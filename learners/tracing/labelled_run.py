@@ -30,7 +30,7 @@ _KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn
           nn.LayerNorm, nn.PReLU, nn.MultiheadAttention, nn.TransformerEncoderLayer,
           nn.TransformerDecoderLayer, *RECURRENT)  # fmt: skip
 # Widths that their classes keep in attributes of their own.
-_WHOLE = (nn.MultiheadAttention, nn.Embedding)
+_WHOLE = (nn.MultiheadAttention,)
 
 
 @dataclass
@@ -129,7 +129,8 @@ class Watch:
             tensors = [*module.parameters(False), *module.buffers(False)]
             if _is_inside(name, self.ignore):
                 for tensor in tensors:
-                    mode.table.freeze(mode.output_labels(tensor), "it is ignored on request")
+                    for labels in mode.output_labels(tensor):
+                        mode.table.freeze(labels, "it is ignored on request")
             if _is_inside(name, whole):
                 outer = next(key for key in whole if _is_inside(name, (key,)))
                 reason = f"{type(whole[outer]).__name__} keeps its width"

@@ -166,6 +166,8 @@ def _patch(old: nn.Module, new: nn.Module) -> None:
         _patch_conv(old, new, weight)
     elif isinstance(new, nn.Linear):
         new.out_features, new.in_features = weight.shape
+    elif isinstance(new, nn.Embedding):
+        new.embedding_dim = weight.shape[1]
     elif isinstance(new, nn.PReLU):
         new.num_parameters = len(weight)
 

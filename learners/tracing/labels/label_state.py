@@ -72,6 +72,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.parameters = parameters
         self.axis_labels: dict[int, tuple[Tensor, Tensor]] = {}  # weights: ids of axis 0, axis 1
         self.transposed: set[int] = set()  # weights whose outputs lie along axis 1
+        self.tables: set[int] = set()  # weights that are looked up in, their outputs along axis 1
         self.parameter_labels: dict[int, Tensor] = {}  # other parameters: an id per coordinate
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels
         self.calls: list[Call] = []
@@ -137,10 +138,16 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.axis_labels[key] = (self.table.fresh(rows), self.table.fresh(columns))
         return self.axis_labels[key]
 
-    def output_labels(self, weight: Tensor) -> Tensor | None:
-        """Returns the ids of a weight's outputs, None if it is no layer's weight."""
+    def output_labels(self, weight: Tensor) -> list[Tensor]:
+        """Returns the ids of a weight's outputs, of both axes if it is a table that a layer uses.
+
+        Nothing if it is no layer's weight.
+        """
         axes = self.axis_labels.get(id(weight))
-        return None if axes is None else axes[id(weight) in self.transposed]
+        if axes is None:
+            return []
+        is_upside_down = id(weight) in self.transposed
+        return [axes[is_upside_down], *(axes[1:] if id(weight) in self.tables else ())]
 
     def is_parameter(self, tensor: Tensor | None) -> bool:
         """Whether a tensor is a parameter of the network itself, not computed from one."""

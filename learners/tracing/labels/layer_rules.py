@@ -138,6 +138,15 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         self._product(first, second, out)
         self._pointwise((bias, out), {}, out)
 
+    def _op_embedding(self, weight: Tensor, indices: Tensor, *_: Any, out: Tensor) -> None:
+        """Rows of a table are looked up; its columns are the channels."""
+        if not self.is_parameter(weight):
+            self._freeze_all([weight], "it is looked up in")
+            return
+        self.tables.add(id(weight))
+        _, columns = self._axes(weight)
+        self.set_label(out, columns.expand(out.shape))
+
     # ------------------------------------------------------------------ products of activations
 
     def _activation_label(self, tensor: Tensor) -> Tensor | None:

@@ -252,3 +252,41 @@ def test_a_weight_that_is_multiplied_as_it_is_has_its_outputs_along_axis_1() -> 
     traced = trace(net.eval(), batch[:1])
     assert groups(traced) == {"0": 9, "2": 7}
     assert_right(traced, batch)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+class Words(nn.Module):
+    """Tokens and places are looked up and added to what layers make of them."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 12), nn.Embedding(9, 12)
+        self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 12)
+        self.leave = nn.Linear(12, 20, bias=False)
+        if tied:
+            self.leave.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        t = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.leave(t + self.down(self.up(t).relu()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_are_cut_with_the_layers_that_write_beside_them(tied: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (SAMPLES, 7))
+    net = Words(tied).eval()
+    traced = trace(net, ids[:1])
+    assert groups(traced) == {"down": 12, "up": 16}
+    assert_right(traced, ids)
+    small = traced.slice({"down": torch.tensor([1, 5, 6])})
+    assert (small.words.embedding_dim, small.places.weight.shape) == (3, (9, 3))
+    assert (small.leave.weight is small.words.weight) == tied
+    assert groups(trace(net, ids[:1], ignore=["words"])) == {"up": 16}
+
+
+def test_a_table_that_nothing_writes_beside_stays_whole() -> None:
+    net = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert groups(trace(net.eval(), torch.randint(0, 20, (1, 5)))) == {"1": 6}

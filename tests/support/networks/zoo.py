@@ -1,0 +1,252 @@
+"""Architectures of torchvision, timm and transformers, with what must be reachable of each.
+
+The shares are the multiply-adds of the smallest network, with channels in multiples of eight, of
+those of the original.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+SEED = 0
+
+
+def library(name: str) -> Any:
+    """Returns a library, or skips the test that wants it.
+
+    ``torchvision`` registers operators at import that its C++ library defines; where that library
+    does not load beside this build of PyTorch, the two that are missing are defined here, so that
+    its networks, which are Python, can be had.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} is not installed ({error})")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for operator in ("nms", "qnms"):
+        torch.library.define(
+            f"torchvision::{operator}",
+            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        )
+    torch.library.impl("torchvision::nms", "CPU", _nms)
+    return importlib.import_module(name)
+
+
+def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Returns the boxes that overlap with no better one, the best first."""
+    order, kept = scores.argsort(descending=True, stable=True), []
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    while len(order):
+        best = order[0]
+        kept.append(best)
+        low = torch.maximum(boxes[best, :2], boxes[order, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[order, 2:])
+        shared = (high - low).clamp(min=0).prod(1)
+        order = order[shared / (areas[best] + areas[order] - shared) <= threshold]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network of a library.
+
+    Args:
+        reachable: Share of its multiply-adds.
+        make: Returns the network.
+        example: What it is called with, one sample.
+        part: What is cut, if not the whole.
+    """
+
+    reachable: float
+    make: Callable[[], nn.Module]
+    example: Callable[[], Any]
+    part: str | None = None
+
+
+def _vision(
+    reachable: float, name: str, side: int = 64, *, part: str | None = None, **more: Any
+) -> Architecture:
+    def make() -> nn.Module:
+        library("torchvision")
+        package, _, factory = f"torchvision.models.{name}".rpartition(".")
+        given = {"weights": None, **more}
+        if package.endswith(("segmentation", "detection")):
+            given["weights_backbone"] = None
+        net: nn.Module = getattr(importlib.import_module(package), factory)(**given)
+        return net
+
+    listed = ".detection" in f".{name}"
+    example = (lambda: ([torch.rand(3, side, side)],)) if listed else partial(_image, side)
+    return Architecture(reachable, make, example, part)
+
+
+def _timm(reachable: float, name: str, side: int = 64, **more: Any) -> Architecture:
+    return Architecture(
+        reachable, lambda: library("timm").create_model(name, **more), partial(_image, side)
+    )
+
+
+def _hugging(
+    reachable: float, name: str, example: Callable[[], Any], config: str, **settings: Any
+) -> Architecture:
+    def make() -> nn.Module:
+        if importlib.util.find_spec("torchvision"):
+            library("torchvision")  # which transformers imports where it is installed
+        transformers = library("transformers")
+        net: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**settings))
+        return net
+
+    return Architecture(reachable, make, example)
+
+
+def _image(side: int) -> Tensor:
+    return torch.randn(1, 3, side, side)
+
+
+def _pixels(side: int) -> dict[str, Tensor]:
+    return {"pixel_values": _image(side)}
+
+
+def _tokens(*names: str, length: int = 20) -> dict[str, Tensor]:
+    found = {name: torch.randint(5, 90, (1, length)) for name in names if name.endswith("ids")}
+    masks = {n: torch.ones(1, length, dtype=torch.int64) for n in names if n.endswith("mask")}
+    return found | masks
+
+
+_SMALL = {
+    "vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 128,
+}  # fmt: skip
+_TEXT = partial(_tokens, "input_ids", "attention_mask")
+_BOTH = partial(_tokens, "input_ids", "decoder_input_ids")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "tv.resnet18": _vision(0.014, "resnet18"),
+    "tv.resnet50": _vision(0.014, "resnet50"),
+    "tv.wide_resnet50_2": _vision(0.014, "wide_resnet50_2"),
+    "tv.resnext50_32x4d": _vision(0.044, "resnext50_32x4d"),
+    "tv.vgg16_bn": _vision(0.004, "vgg16_bn"),
+    "tv.alexnet": _vision(0.008, "alexnet", 96),
+    "tv.densenet121": _vision(0.017, "densenet121"),
+    "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
+    "tv.inception_v3": _vision(0.03, "inception_v3", 128, init_weights=False),
+    "tv.squeezenet1_1": _vision(0.038, "squeezenet1_1"),
+    "tv.shufflenet_v2_x1_0": _vision(0.042, "shufflenet_v2_x1_0"),
+    "tv.mobilenet_v3_small": _vision(0.060, "mobilenet_v3_small"),
+    "tv.mnasnet0_5": _vision(0.080, "mnasnet0_5"),
+    "tv.efficientnet_b0": _vision(0.019, "efficientnet_b0"),
+    "tv.efficientnet_v2_s": _vision(0.02, "efficientnet_v2_s"),
+    "tv.regnet_y_400mf": _vision(0.192, "regnet_y_400mf"),
+    "tv.convnext_tiny": _vision(0.074, "convnext_tiny"),
+    "tv.swin_t": _vision(0.709, "swin_t"),
+    "tv.maxvit_t": _vision(0.7, "maxvit_t", 224),
+    "tv.vit": _vision(
+        0.397, "vision_transformer.VisionTransformer", image_size=64, patch_size=16, num_layers=4,
+        num_heads=3, hidden_dim=192, mlp_dim=768,
+    ),
+    "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),
+    "tv.deeplabv3_resnet50": _vision(0.02, "segmentation.deeplabv3_resnet50"),
+    "tv.ssdlite320": _vision(
+        0.414, "detection.ssdlite320_mobilenet_v3_large", 320, part="backbone", num_classes=5
+    ),
+    "tv.fcos_resnet50_fpn": _vision(
+        0.25, "detection.fcos_resnet50_fpn", 128, part="backbone", num_classes=5, min_size=128
+    ),
+    "timm.ghostnet_100": _timm(0.114, "ghostnet_100"),
+    "timm.mobilenetv4_conv_small": _timm(0.029, "mobilenetv4_conv_small"),
+    "timm.repvgg_a0": _timm(0.007, "repvgg_a0"),
+    "timm.ese_vovnet19b_dw": _timm(0.006, "ese_vovnet19b_dw"),
+    "timm.dla34": _timm(0.035, "dla34"),
+    "timm.resnet26d": _timm(0.009, "resnet26d"),
+    "timm.xception41": _timm(0.003, "xception41"),
+    "timm.fastvit_t8": _timm(0.025, "fastvit_t8"),
+    "timm.levit_128s": _timm(0.108, "levit_128s", 224),
+    "timm.efficientvit_b0": _timm(0.140, "efficientvit_b0"),
+    "timm.edgenext_xx_small": _timm(0.254, "edgenext_xx_small"),
+    "timm.poolformer_s12": _timm(0.137, "poolformer_s12"),
+    "timm.resnest14d": _timm(0.055, "resnest14d"),
+    "timm.mixer_s32_224": _timm(0.083, "mixer_s32_224", 224),
+    "timm.convnextv2_atto": _timm(0.255, "convnextv2_atto"),
+    "timm.nf_resnet26": _timm(1.0, "nf_resnet26"),
+    "timm.eca_nfnet_l0": _timm(1.0, "eca_nfnet_l0"),
+    "timm.deit_tiny_patch16_224": _timm(0.231, "deit_tiny_patch16_224", 224),
+    "timm.mobilevit_xxs": _timm(0.260, "mobilevit_xxs"),
+    "timm.hrnet_w18_small": _timm(0.03, "hrnet_w18_small"),
+    "hf.ResNet": _hugging(
+        0.104, "ResNetForImageClassification", partial(_pixels, 64), "ResNetConfig",
+        embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2],
+    ),
+    "hf.ConvNeXt": _hugging(
+        0.140, "ConvNextForImageClassification", partial(_pixels, 64), "ConvNextConfig",
+        hidden_sizes=[32, 64], depths=[2, 2], num_stages=2,
+    ),
+    "hf.RegNet": _hugging(
+        0.192, "RegNetForImageClassification", partial(_pixels, 64), "RegNetConfig",
+        embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2], groups_width=16,
+    ),
+    "hf.MobileNetV2": _hugging(
+        0.03, "MobileNetV2ForImageClassification", partial(_pixels, 64), "MobileNetV2Config",
+    ),
+    "hf.ViT": _hugging(
+        0.397, "ViTForImageClassification", partial(_pixels, 64), "ViTConfig", image_size=64,
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
+    ),
+    "hf.Swin": _hugging(
+        0.410, "SwinForImageClassification", partial(_pixels, 64), "SwinConfig", image_size=64,
+        embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4,
+    ),
+    "hf.SegFormer": _hugging(
+        0.421, "SegformerForSemanticSegmentation", partial(_pixels, 64), "SegformerConfig",
+        depths=[1, 1, 1, 1],
+    ),
+    "hf.BERT": _hugging(
+        0.557, "BertForSequenceClassification", _TEXT, "BertConfig", **_SMALL,
+    ),
+    "hf.DistilBERT": _hugging(
+        0.557, "DistilBertForTokenClassification", _TEXT, "DistilBertConfig",
+        vocab_size=99, dim=64, n_layers=2, n_heads=4, hidden_dim=128,
+    ),
+    "hf.GPT-2": _hugging(
+        1.0, "GPT2LMHeadModel", _TEXT, "GPT2Config", vocab_size=99, n_embd=64, n_layer=2, n_head=4,
+        use_cache=False, bos_token_id=1, eos_token_id=2,
+    ),
+    "hf.Llama": _hugging(
+        0.48, "LlamaForCausalLM", _TEXT, "LlamaConfig", **_SMALL, num_key_value_heads=2,
+        use_cache=False,
+    ),
+    "hf.T5": _hugging(
+        0.8, "T5ForConditionalGeneration", _BOTH, "T5Config", vocab_size=99, d_model=64, d_kv=16,
+        d_ff=128, num_layers=2, num_heads=4, use_cache=False,
+    ),
+    "hf.BART": _hugging(
+        0.5, "BartForConditionalGeneration", _BOTH, "BartConfig", vocab_size=99, d_model=64,
+        encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
+        encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64,
+        use_cache=False,
+    ),
+    "torch.Transformer": Architecture(
+        0.7, lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True),
+        lambda: (torch.randn(1, 9, 64), torch.randn(1, 5, 64)),
+    ),
+}  # fmt: skip
+"""Name -> architecture."""
+
+
+def build(name: str) -> tuple[nn.Module, Any, Architecture]:
+    """Returns a network in evaluation mode with random weights, and its inputs."""
+    entry = ARCHITECTURES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        net = entry.make().eval()
+        return net, entry.example(), entry
