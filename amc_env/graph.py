@@ -52,12 +52,14 @@ class ChannelGroup:
         size: Number of units that can be cut one by one.
         producers: Layers whose output axis carries the units.
         consumers: Layers whose input axis carries the units.
+        least: Number of units that must stay: a variance of one number is none.
     """
 
     name: str
     size: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    least: int = 1
 
 
 @checked
@@ -151,6 +153,8 @@ class LayerGraph:
         other_buffer_bytes: Bytes of buffers that no group controls (counters, masks, ...).
         frozen: Channels that stay whole: layer name -> the reason.
         notes: Sentences on what the facts above do not cover.
+        computed: Layers that multiply with something computed from their weight, as weight
+            standardisation does: what is written there is not what they use.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -160,6 +164,7 @@ class LayerGraph:
     other_buffer_bytes: int = 0
     frozen: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
     def full(self) -> dict[str, float]:
         """Returns ``group name -> size``: the uncompressed network."""

@@ -79,6 +79,7 @@ def keep_ratio_decision(
     round_to: int = 8,
     min_ratio: float = 0.0,
     channels_per_unit: int = 1,
+    least: int = 1,
 ) -> Decision:
     """Builds the keep-ratio decision of a channel group.
 
@@ -90,6 +91,7 @@ def keep_ratio_decision(
         min_ratio: Smallest keep ratio on offer.
         channels_per_unit: Channels that are cut with one unit, see
             :meth:`amc_env.graph.LayerGraph.channels_per_unit`.
+        least: Number of units that must stay.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -102,7 +104,7 @@ def keep_ratio_decision(
     if not 0.0 <= min_ratio <= 1.0:
         raise ValueError(f"Expected 0 <= min_ratio <= 1, got {min_ratio}.")
     step = min(round_to // math.gcd(round_to, channels_per_unit), size)
-    kept = [k for k in range(step, size + 1, step) if k >= min_ratio * size]
+    kept = [k for k in range(step, size + 1, step) if k >= max(min_ratio * size, least)]
     if not kept or kept[-1] != size:
         kept.append(size)
     return Decision(group, DecisionKind.KEEP_RATIO, tuple(k / size for k in kept), size)

@@ -102,8 +102,12 @@ def _decision(row: Mapping[str, Any]) -> Decision:
 
 def _graph_row(graph: LayerGraph) -> dict[str, Any]:
     row = asdict(graph)
-    if not row["notes"]:  # files of networks without any are as they were before there were notes
-        del row["notes"]
+    for name in ("notes", "computed"):  # without any, files are as they were before there were some
+        if not row[name]:
+            del row[name]
+    for group in row["groups"]:  # likewise where one unit is enough
+        if group["least"] == 1:
+            del group["least"]
     return row
 
 
@@ -114,7 +118,8 @@ def _graph(row: Mapping[str, Any]) -> LayerGraph:
         "channel_parameters": lambda x: ChannelParameters(**{**x, "width": _width(x["width"])}),
     }
     lists = {name: tuple(read(x) for x in row[name]) for name, read in readers.items()}
-    return LayerGraph(**{**row, **lists, "notes": tuple(row.get("notes", ()))})
+    texts = {name: tuple(row.get(name, ())) for name in ("notes", "computed")}
+    return LayerGraph(**{**row, **lists, **texts})
 
 
 def _layer(row: Mapping[str, Any]) -> LayerSpec:

@@ -16,7 +16,9 @@ def keep_ratio_decisions(
         UntraceableModelError: If the network has no group that can be cut.
     """
     decisions = tuple(
-        keep_ratio_decision(g.name, g.size, round_to, min_ratio, graph.channels_per_unit(g))
+        keep_ratio_decision(
+            g.name, g.size, round_to, min_ratio, graph.channels_per_unit(g), g.least
+        )
         for g in graph.groups
     )
     if not decisions:

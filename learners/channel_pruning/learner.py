@@ -87,7 +87,12 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         self._layers = fit_layers(
             self.original,
             [x for x, _ in samples.batches()],
-            [layer.name for layer in self.graph.layers if layer.in_width.terms],
+            # What least squares would write into a computed weight is not what the layer uses.
+            [
+                x.name
+                for x in self.graph.layers
+                if x.in_width.terms and x.name not in self.graph.computed
+            ],
             self._norms,
             seed=self.seed,
             progress=self.options.progress,

@@ -49,7 +49,7 @@ def levels_of(graph: LayerGraph, round_to: int, points: int) -> dict[str, tuple[
 
 def _decision(graph: LayerGraph, group: ChannelGroup, round_to: int) -> Decision:
     per_unit = graph.channels_per_unit(group)
-    return keep_ratio_decision(group.name, group.size, round_to, channels_per_unit=per_unit)
+    return keep_ratio_decision(group.name, group.size, round_to, 0.0, per_unit, group.least)
 
 
 def plans(

@@ -128,7 +128,11 @@ def quantizable_layers(
     """
     modules = dict(network.named_modules())
     # What the example does not run has no inputs to measure ranges on.
-    layers = [x.name for x in graph.layers if x.kind in ("conv", "linear") and x.positions]
+    layers = [
+        x.name
+        for x in graph.layers
+        if x.kind in ("conv", "linear") and x.positions and x.name not in graph.computed
+    ]
 
     def within(layer: str, name: str) -> bool:
         return layer == name or layer.startswith(f"{name}.")

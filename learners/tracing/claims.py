@@ -69,14 +69,15 @@ class Claims:
         Args:
             generator: Draws the cut that is tried besides the smallest network.
         """
-        sizes = {group.name: group.size for group in self.graph.groups}
-        if not sizes:
+        groups = self.graph.groups
+        if not groups:
             return {}
-        smallest = {name: torch.tensor([size - 1]) for name, size in sizes.items()}
+        smallest = {g.name: torch.arange(g.size - g.least, g.size) for g in groups}
         drawn = {}
-        for name, size in sizes.items():
-            count = int(torch.randint(1, size + 1, (), generator=generator))
-            drawn[name] = torch.randperm(size, generator=generator)[:count].sort().values
+        for group in groups:
+            count = int(torch.randint(group.least, group.size + 1, (), generator=generator))
+            order = torch.randperm(group.size, generator=generator)
+            drawn[group.name] = order[:count].sort().values
         for cut in (smallest, drawn):
             if self._fault(cut) is not None:
                 return self._culprits(cut)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Grouping:
         unit_of_label: Unit of every label, 0 for none, shape ``(n_labels,)``.
         n_units: Length of the table of units.
         norms: Modules that normalise -> the unit of each of their channels.
+        norm_shapes: Modules with a statistic -> the units that it runs over, in their shape.
+        averaged: Which units a statistic is taken over, of those that stay, shape ``(n_units,)``.
         transposed: Weights whose outputs lie along axis 1.
     """
 
@@ -38,6 +40,8 @@ class Grouping:
     unit_of_label: Tensor
     n_units: int
     norms: dict[str, Tensor]
+    norm_shapes: dict[str, Tensor]
+    averaged: Tensor
     transposed: frozenset[str] = frozenset()
 
     def output_axis(self, weight: str) -> int:
@@ -100,6 +104,7 @@ class Grouper:
             n_units += len(classes)
             groups.append(self._group(name, len(classes), signature, slots))
         unit_of_label = units[roots]
+        groups = self._with_least(groups, first_unit, unit_of_label)
         for slot in slots:
             slot.units = unit_of_label[slot.units]
         facts = LayerFacts(
@@ -110,12 +115,19 @@ class Grouper:
             return self.build(dict.fromkeys(inseparable, "it shapes a matrix product in two ways"))
         graph = facts.graph(slots, self._frozen())
         kept = [slot for slot in slots if bool(slot.units.any())]
-        norms = {name: unit_of_label[ids] for name, ids in self.mode.norm_channels.items()}
-        norms = {name: channels for name, channels in norms.items() if bool(channels.any())}
-        upside_down = frozenset(
-            name for name, tensor in self.tensors.items() if id(tensor) in self.mode.transposed
-        )
-        return Grouping(graph, kept, first_unit, unit_of_label, n_units, norms, upside_down)
+        averaged = torch.zeros(n_units, dtype=torch.bool)
+        for ids in self.mode.averaged:
+            averaged[unit_of_label[ids]] = True
+        averaged[0] = False
+        return Grouping(
+            graph, kept, first_unit, unit_of_label, n_units,
+            norms=_units(self.mode.norm_channels, unit_of_label),
+            norm_shapes=_units(self.mode.norm_shapes, unit_of_label),
+            averaged=averaged,
+            transposed=frozenset(
+                name for name, tensor in self.tensors.items() if id(tensor) in self.mode.transposed
+            ),
+        )  # fmt: skip
 
     def _slots(self) -> list[Slot]:
         slots: list[Slot] = []
@@ -224,6 +236,16 @@ class Grouper:
 
         return ChannelGroup(name, size, layers("producer"), layers("consumer"))
 
+    def _with_least(
+        self, groups: Sequence[ChannelGroup], first_unit: Mapping[str, int], unit_of_label: Tensor
+    ) -> list[ChannelGroup]:
+        """Returns the groups with how many units each must keep."""
+        units = {unit for ids in self.mode.many for unit in unit_of_label[ids].tolist()}
+        return [
+            replace(group, least=2) if first_unit[group.name] in units else group
+            for group in groups
+        ]
+
     def _frozen(self) -> dict[str, str]:
         frozen: dict[str, str] = {}
         for name in self.order:
@@ -240,3 +262,9 @@ class Grouper:
             elif call.weight is None and not call.factors:
                 frozen.setdefault(call.module, "its weight is computed")
         return {**self.unseen, **frozen}
+
+
+def _units(labels: Mapping[str, Tensor], unit_of_label: Tensor) -> dict[str, Tensor]:
+    """Returns the units of some labels, of those modules of which some are cut."""
+    units = {name: unit_of_label[ids] for name, ids in labels.items()}
+    return {name: found for name, found in units.items() if bool(found.any())}

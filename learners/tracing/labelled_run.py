@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from amc_compress.learners.networks.outputs import tensors_in
@@ -65,7 +66,15 @@ class Watch:
         self.names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
         self.movers: frozenset[str] = frozenset()
         self.memories: dict[str, TraceMemory] = {}
+        # What first runs find out about the rest of the network: weights that are computed with
+        # before a layer uses them, and which ids are tied in the end.
+        self.computed: frozenset[str] = frozenset()
+        self.classes = torch.zeros(0, dtype=torch.int64)
         first = self.run(everything=False)
+        if first.mode.computed_found:
+            self.computed = frozenset(first.mode.computed_found)
+            first = self.run(everything=False)
+        self.classes = first.mode.table.classes()
         self.movers = frozenset(
             name
             for name in first.mode.movers
@@ -93,7 +102,7 @@ class Watch:
 
     def _run(self, cases: Sequence[Case]) -> LabelledRun:
         mode = LabelMode(LabelTable(), self.names)
-        mode.blind = self.blind
+        mode.blind, mode.computed, mode.classes = self.blind, self.computed, self.classes
         traced: dict[str, TracedForward] = {}
         for index, case in enumerate(cases):
             start = len(mode.calls)

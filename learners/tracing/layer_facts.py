@@ -64,6 +64,7 @@ class LayerFacts:
         return LayerGraph(
             tuple(layers), tuple(self.groups), tuple(parameters), round(total - counted),
             round(buffer_bytes - 4 * buffers), dict(frozen), self._notes(total),
+            tuple(layer_name(name) for name in self.mode.computed_layers),
         )  # fmt: skip
 
     def _notes(self, total: int) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -47,7 +47,10 @@ def randomised(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def random_cut(
-    sizes: Mapping[str, int], generator: torch.Generator, fraction: float | None = 0.5
+    sizes: Mapping[str, int],
+    generator: torch.Generator,
+    fraction: float | None = 0.5,
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Returns a random set of kept units per group.
 
@@ -56,7 +59,9 @@ def random_cut(
         generator: The source of randomness.
         fraction: Share that stays. None draws one per group, of any size, with much weight on a
             single unit and on all of them: equal shares everywhere would hide mistakes.
+        least: Units that must stay, of groups that need more than one.
     """
+    least = least or {}
     kept = {}
     for name, size in sizes.items():
         share = fraction
@@ -64,8 +69,17 @@ def random_cut(
             share = 1.5 * float(torch.rand((), generator=generator)) - 0.25
         most = size if fraction is None else max(1, size - 1)
         count = min(most, max(1, round(share * size)))
+        count = max(count, min(size, least.get(name, 1)))
         kept[name] = torch.randperm(size, generator=generator)[:count].sort().values
     return kept
+
+
+def _cut_of(
+    groups: Iterable[ChannelGroup], generator: torch.Generator, fraction: float | None = 0.5
+) -> dict[str, Tensor]:
+    groups = list(groups)
+    sizes = {group.name: group.size for group in groups}
+    return random_cut(sizes, generator, fraction, {group.name: group.least for group in groups})
 
 
 def lively(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -199,7 +213,7 @@ class _Trial:
         groups = [group for group in self.grouping.graph.groups if group not in self.proved]
         faults: dict[str, str] = {}
         for group in groups:
-            fault = self._alone(random_cut({group.name: group.size}, self.generator))
+            fault = self._alone(_cut_of([group], self.generator))
             if fault is None:
                 self.proved.add(group)
             else:
@@ -208,27 +222,27 @@ class _Trial:
 
     def _alone(self, kept: Mapping[str, Tensor]) -> str | None:
         finding = self.provers.generic.examine(kept, self.probes.alone)
-        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        groups = [group for group in self.grouping.graph.groups if group.name in kept]
         # Other weights, more inputs, other cuts: what was cut may have been behind dead rectifiers.
         for fraction in (0.5, 0.5, 0.0):
             if finding.fault is not None or finding.is_shown:
                 return finding.fault
-            kept = random_cut({name: sizes[name] for name in kept}, self.generator, fraction)
+            kept = _cut_of(groups, self.generator, fraction)
             finding = self.provers.lively.examine(kept, [*self.probes.alone, *self.probes.wide])
         if finding.fault is not None or finding.is_shown:
             return finding.fault
         return "no output that was seen depends on it, so a comparison proves nothing"
 
     def _joint_faults(self) -> dict[str, str]:
-        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        groups = self.grouping.graph.groups
         alone, everywhere = self.probes.alone, [*self.probes.alone, *self.probes.together]
         trials = (
             (self.provers.generic, None, everywhere), (self.provers.generic, None, alone),
             (self.provers.generic, 0.0, alone), (self.provers.real, 0.5, alone),
         )  # fmt: skip
         for prover, fraction, cases in trials:
-            kept = random_cut(sizes, self.generator, fraction)
-            finding = prover.examine(kept, cases) if sizes else None
+            kept = _cut_of(groups, self.generator, fraction)
+            finding = prover.examine(kept, cases) if groups else None
             if finding is not None and finding.fault is not None and finding.case is not None:
                 return self._blamed(prover, kept, finding.fault, finding.case)
         return {}
@@ -306,7 +320,8 @@ def _rewrites(
     model: nn.Module,
     probes: Probes,
 ) -> Rewrites:
-    sizes = {group.name: group.size for group in grouping.graph.groups}
+    groups = grouping.graph.groups
+    sizes = {group.name: group.size for group in groups}
     if not sizes or not traced:
         return Rewrites()
 
@@ -318,7 +333,7 @@ def _rewrites(
             mask[start + units] = True
         return mask
 
-    joint = [alive(random_cut(sizes, generator, share)) for share in (0.5, 0.0, *[None] * 4)]
+    joint = [alive(_cut_of(groups, generator, share)) for share in (0.5, 0.0, *[None] * 4)]
     alone = [alive({name: torch.tensor([sizes[name] - 1])}) for name in sizes]
     usual = probes.alone[0]
     return make_rewrites(model, traced, grouping.unit_of_label, (joint, alone), usual.run)

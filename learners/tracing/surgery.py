@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labels.recurrent import RECURRENT
+from amc_compress.learners.tracing.masking.masked import mask_slots
+from amc_compress.learners.tracing.rewriting.rewrite import box
 from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
 from amc_compress.learners.tracing.slots import Slot
 
@@ -41,18 +43,20 @@ class Surgeon:
             ValueError: If a group is unknown or its units are not sorted, distinct and in range.
         """
         alive = torch.ones(self.grouping.n_units, dtype=torch.bool)
-        sizes = {group.name: group.size for group in self.grouping.graph.groups}
+        groups = {group.name: group for group in self.grouping.graph.groups}
         for name, units in kept.items():
-            if name not in sizes:
-                raise ValueError(f"No channel group named {name!r}; groups: {sorted(sizes)}.")
+            if name not in groups:
+                raise ValueError(f"No channel group named {name!r}; groups: {sorted(groups)}.")
             units = torch.as_tensor(units, dtype=torch.int64, device="cpu")
-            size = sizes[name]
+            size, least = groups[name].size, groups[name].least
             if (
-                units.dim() != 1 or not len(units) or int(units[0]) < 0 or int(units[-1]) >= size
+                units.dim() != 1 or len(units) < least
+                or int(units[0]) < 0 or int(units[-1]) >= size
                 or bool((units[1:] <= units[:-1]).any())
             ):  # fmt: skip
+                count = "one" if least == 1 else str(least)
                 raise ValueError(
-                    f"Expected at least one, sorted, distinct units below {size} for group"
+                    f"Expected at least {count}, sorted, distinct units below {size} for group"
                     f" {name!r}, got {units.tolist()}."
                 )
             start = self.grouping.first_unit[name]
@@ -81,6 +85,8 @@ class Surgeon:
             _patch(source.get_submodule(name), model.get_submodule(name))
         for name, units in self.grouping.norms.items():
             _patch_norm(model.get_submodule(name), alive[units])
+        for name, units in self.grouping.norm_shapes.items():
+            _patch_shape(model.get_submodule(name), box(units, alive))
         device = next((p.device for p in source.parameters()), alive.device)
         for rewrite in self.rewrites:
             if rewrite.is_needed(alive):
@@ -111,8 +117,8 @@ class Surgeon:
     def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """Returns a copy of the original's shapes that ignores the cut channels.
 
-        Whatever reads a cut channel has zero weights for it, so that not even the shift of its
-        batch norm leaks; this is the reference that a slice must equal.
+        This is the reference that a slice must equal. Whatever reads a cut channel has zero weights
+        for it; norms and means over channels are taken over those that stay.
         """
         model = copy.deepcopy(self.model, detached(self.model))
         self.mask_copy(model, kept)
@@ -120,14 +126,8 @@ class Surgeon:
 
     def mask_copy(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
         """Masks a copy of the network in place, whatever it was masked by before."""
-        alive = self.alive(kept)
-        originals, tensors = dict(_tensors(self.model)), dict(_tensors(model))
-        with torch.no_grad():
-            for slot in self.grouping.slots:
-                if slot.role == "consumer":
-                    tensor = tensors[slot.name]
-                    cut = (~alive[slot.units]).nonzero()[:, 0].to(tensor.device)
-                    tensor.copy_(originals[slot.name]).index_fill_(slot.axis, cut, 0.0)
+        slots, averaged = self.grouping.slots, self.grouping.averaged
+        mask_slots(model, dict(_tensors(self.model)), slots, self.alive(kept), averaged)
 
     def kept_coordinates(self, tensor: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted coordinates of one axis that stay."""
@@ -198,5 +198,12 @@ def _patch_norm(new: nn.Module, stays: Tensor) -> None:
         return
     kept = int(stays[:width].sum())  # instance norms get the channels of all images in a row
     if isinstance(new, nn.GroupNorm):
-        new.num_groups = new.num_groups * kept // width
+        new.num_groups = max(1, new.num_groups * kept // width)
     setattr(new, name, kept)
+
+
+def _patch_shape(new: nn.Module, kept: Sequence[Tensor] | None) -> None:
+    """Brings the shape that a layer norm runs over in line with its kept channels."""
+    shape = getattr(new, "normalized_shape", None)
+    if kept is not None and isinstance(shape, Sequence) and len(shape) == len(kept):
+        vars(new)["normalized_shape"] = tuple(len(coordinates) for coordinates in kept)

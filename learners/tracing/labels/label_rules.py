@@ -7,7 +7,7 @@ their own. An operation without a rule freezes what enters it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,41 +24,10 @@ from amc_compress.learners.tracing.labels.movement_rules import (
     RESHAPES,
     STRUCTURAL,
 )
+from amc_compress.learners.tracing.labels.norm_rules import BATCH_NORMS, REDUCTIONS
 
 _POINTWISE = frozenset(
     ["hardswish", "_prelu_kernel", "rrelu", "rrelu_with_noise", "native_dropout"]
-)
-_NORMS = frozenset(
-    [
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "cudnn_batch_norm",
-        "miopen_batch_norm",
-        "_batch_norm_no_update",
-    ]
-)
-_REDUCTIONS = frozenset(
-    [
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "linalg_vector_norm",
-        "norm",
-        "prod",
-        "logsumexp",
-        "argmax",
-        "argmin",
-        "any",
-        "all",
-    ]
 )
 _ALONG = frozenset(
     ["_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk"]
@@ -99,8 +68,12 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         for seen in self.observed:
             seen.add(kind)
         known = len(self.calls)
+        self._note_origin(plain, pointwise, tensors, out)
         try:
-            self._apply(plain, pointwise, args, kwargs, out)
+            if self._is_inside_weight(plain, tensors):
+                self._apply_inside(plain, pointwise, args, kwargs, out)
+            else:
+                self._apply(plain, pointwise, args, kwargs, out)
         except Exception as error:  # a rule that fails must never lose the network
             self._freeze_all(tensors, f"{name} could not be followed ({error})")
         missing = operation_macs(func, args, kwargs, out)
@@ -128,9 +101,9 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
             self._apply_family(name, args, kwargs, out)
 
     def _apply_family(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        if name in _NORMS:
+        if name in BATCH_NORMS:
             self._batch_norm(args, out)
-        elif name in _REDUCTIONS:
+        elif name in REDUCTIONS:
             self._reduction(name, args, kwargs, out)
         elif name in _ALONG:
             self._along(name, args, out)
@@ -159,69 +132,7 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         shape = compact(known).shape
         self.set_label(out, self.table.fresh(shape.numel()).view(shape).expand(out.shape))
 
-    # ------------------------------------------------------------------ norms, pools, reductions
-
-    def _batch_norm(self, args: Any, out: Any) -> None:
-        labels = self.label(args[0])
-        if labels is None:
-            return
-        channels = self.table.tie_axis(labels, 1)
-        self.norm_channels[self.modules[-1]] = channels
-        for vector in args[1:5]:
-            known = self.label(vector) if isinstance(vector, Tensor) else None
-            if known is not None:
-                self.table.tie(known, channels)
-            elif isinstance(vector, Tensor):
-                self.table.freeze(channels, "its normalisation has computed parameters")
-        self.set_label(tree_leaves(out)[0], labels)
-
-    def _op_native_layer_norm(
-        self, source: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float, *, out: Any
-    ) -> None:
-        labels = self.label(source)
-        if labels is None:
-            return
-        if any(varies(labels, source.dim() - 1 - index) for index in range(len(shape))):
-            self.table.freeze(labels, "a layer norm runs over it")
-        for vector in (weight, bias):
-            if isinstance(vector, Tensor):
-                self.table.freeze(self.label(vector), "a layer norm runs over it")
-        self.set_label(out[0], labels)
-
-    def _op_native_group_norm(
-        self, source: Tensor, weight: Any, bias: Any, batch: int, width: int, pixels: int,
-        groups: int, eps: float, *, out: Any,
-    ) -> None:  # fmt: skip
-        labels = self.label(source)
-        if labels is None:
-            return
-        channels = self.table.tie_axis(labels, 1)
-        self.norm_channels[self.modules[-1]] = channels
-        by_group = channels.view(groups, -1)
-        self.table.tie(by_group[:, :1], by_group)
-        for vector in (weight, bias):
-            if isinstance(vector, Tensor):
-                known = self.label(vector)
-                if known is not None:
-                    self.table.tie(known, channels)
-        self.set_label(out[0], labels)
-
-    def _reduction(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        source = args[0]
-        labels = self.label(source)
-        if labels is None:
-            return
-        position = 2 if name in ("linalg_vector_norm", "norm") else 1
-        chosen = args[position] if len(args) > position else kwargs.get("dim")
-        listed = [chosen] if isinstance(chosen, int) else list(chosen or range(source.dim()))
-        axes = sorted({int(axis) % source.dim() for axis in listed})
-        if any(varies(labels, axis) for axis in axes):
-            self.table.freeze(labels, f"{name} runs over it")
-        for axis in axes:
-            labels = labels.narrow(axis, 0, 1)
-        for result in tree_leaves(out):
-            if isinstance(result, Tensor) and result.dim() and result.numel() == labels.numel():
-                self.set_label(result, labels.reshape(result.shape))
+    # ------------------------------------------------------------------ pools, orders
 
     def _along(self, name: str, args: Any, out: Any) -> None:
         labels = self.label(args[0])

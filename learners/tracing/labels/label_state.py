@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amc_compress.learners.tracing.labels.labels import LabelTable
+from amc_compress.learners.tracing.labels.labels import LabelTable, compact
 
 # Parameters with more numbers than this are never labelled one by one (embedding tables).
 _MAX_LABELLED = 1 << 20
@@ -73,8 +74,16 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.axis_labels: dict[int, tuple[Tensor, Tensor]] = {}  # weights: ids of axis 0, axis 1
         self.transposed: set[int] = set()  # weights whose outputs lie along axis 1
         self.tables: set[int] = set()  # weights that are looked up in, their outputs along axis 1
+        self.upright: set[int] = set()  # weights of other convolutions
         self.parameter_labels: dict[int, Tensor] = {}  # other parameters: an id per coordinate
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels
+        self.norm_shapes: dict[str, Tensor] = {}  # module with a statistic -> ids that it runs over
+        self.averaged: list[Tensor] = []  # ids over which statistics are taken, those that stay
+        self.many: list[Tensor] = []  # ids of which more than one must stay
+        self.classes = torch.zeros(0, dtype=torch.int64)  # of ids, as an earlier run ended
+        self.computed: frozenset[str] = frozenset()  # weights that enter layers computed from
+        self.computed_found: set[str] = set()  # those that this run has met
+        self.computed_layers: dict[str, None] = {}  # those that a layer has used, in order
         self.calls: list[Call] = []
         self.touched: set[int] = set()  # parameters and buffers that entered any operation
         self.touched_by_example: set[int] = set()  # those of the first run
@@ -83,12 +92,23 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observed: list[set[str]] = []  # kinds of operations, for the caller that pushed a set
         self.blind: dict[str, str] = {}  # modules with code that never ran -> the reason to freeze
         self._labels: dict[int, Tensor | None] = {}
+        # What is computed from parameters alone -> the weight among them, if there is one.
+        self._origins: dict[int, Tensor | None] = {}
+        # Computed weights have two ids per number, one of its row and one of its column.
+        self._sides: tuple[dict[int, Tensor | None], dict[int, Tensor | None]] = ({}, {})
+        self._side: int | None = None  # which of them the rules see
+        self._hidden: frozenset[int] = frozenset()  # what has no ids on that side
         self._transposed: dict[int, Tensor] = {}
         self._alive: list[object] = []  # ids of Python objects are only unique while they live
 
     def label(self, tensor: Tensor) -> Tensor | None:
         """Returns the ids of a tensor's coordinates, None where all are fixed."""
         key = id(tensor)
+        if self._side is not None:
+            if key in self._hidden:
+                return None
+            if key in self._sides[self._side]:
+                return self._sides[self._side][key]
         if key in self._labels:
             return self._labels[key]
         if key in self.parameters and tensor.dim() and tensor.numel() <= _MAX_LABELLED:
@@ -104,11 +124,23 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive.append(tensor)
             if labels is not None and labels.shape != tensor.shape:
                 raise ValueError(f"labels {tuple(labels.shape)} for {tuple(tensor.shape)}")
-            self._labels[id(tensor)] = labels
+            store = self._labels if self._side is None else self._sides[self._side]
+            store[id(tensor)] = labels
+
+    def _settled(self, labels: Tensor) -> Tensor:
+        """Returns ids that differ only where an earlier run has not tied them in the end.
+
+        Heads are tied by the product that follows their norm, tokens by the layer that reads them.
+        """
+        ids = compact(labels)
+        if not len(self.classes):
+            return ids
+        known = ids.clamp(max=len(self.classes) - 1)
+        return torch.where(ids < len(self.classes), self.classes[known], ids)
 
     def forget(self) -> None:
         """Forgets the tensors of a run; ids that are tied or frozen stay so."""
-        for store in (self._labels, self._transposed, self._alive):
+        for store in (self._labels, self._transposed, self._origins, *self._sides, self._alive):
             store.clear()
 
     def freeze_if_blind(self, tensors: Iterable[Tensor], *modules: str) -> None:

@@ -115,14 +115,18 @@ class LabelTable:
         """Returns why an id is frozen, None if it is free."""
         return self._reasons.get(self.find(label))
 
-    def roots(self) -> Tensor:
-        """Returns the representative of every id, FIXED for frozen ones; shape ``(len(self),)``."""
+    def classes(self) -> Tensor:
+        """Returns the representative of every id, shape ``(len(self),)``."""
         parent = torch.tensor(self._parent)
         while True:
             above = parent[parent]
             if torch.equal(above, parent):
-                break
+                return parent
             parent = above
+
+    def roots(self) -> Tensor:
+        """Returns the representative of every id, FIXED for frozen ones; shape ``(len(self),)``."""
+        parent = self.classes()
         frozen = torch.zeros(len(self._parent), dtype=torch.bool)
         frozen[[self.find(label) for label in self._reasons]] = True
         return torch.where(frozen[parent], FIXED, parent)

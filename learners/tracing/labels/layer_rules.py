@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from amc_compress.learners.tracing.labels.computed_weights import ComputedWeights
 from amc_compress.learners.tracing.labels.label_state import Call
 from amc_compress.learners.tracing.labels.labels import varies
-from amc_compress.learners.tracing.labels.movement_rules import MovementRules
 
 
-class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
+class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
     """Rules for convolutions, linear layers, matrix products and attention."""
 
     def _op_convolution(
@@ -20,7 +21,7 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         dilation: Any, transposed: bool, output_padding: Any, groups: int, *, out: Tensor,
     ) -> None:  # fmt: skip
         pixels = (source if transposed else out)[0, 0].numel()
-        own = self.is_parameter(weight)
+        used = self._used_weight(weight, (0, 1))
         # The weight of a transposed convolution stands upside down, but not that of a depthwise
         # one: its outputs are its inputs.
         depthwise = groups > 1 and groups == (
@@ -29,24 +30,24 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         upside_down = transposed and not depthwise
         self.calls.append(
             Call(
-                weight if own else None, self.modules[-1],
-                tuple(weight.shape),
+                None if used is None else used[0], self.modules[-1], tuple(weight.shape),
                 tuple(weight.shape[2:]), tuple(stride), groups, pixels * source.shape[0],
                 bias if self.is_parameter(bias) else None,
                 tuple(source.shape[2:]), is_transposed=upside_down,
             )
         )  # fmt: skip
-        if not own:
+        if used is None:
             tensors = [x for x in (source, weight, bias) if x is not None]
             self._freeze_all(tensors, "it meets a computed weight")
             return
-        self._orient(weight, upside_down)
+        owner, *axes = used
+        self._orient(owner, upside_down)
         labels = self.label(source)
         inputs = None if labels is None else self.table.tie_axis(labels, 1)
         if upside_down:
-            outputs = self._tie_transposed(weight, inputs, groups)
+            outputs = self._tie_transposed(axes, inputs, groups)
         else:
-            outputs = self._tie_convolution(weight, inputs, groups, depthwise)
+            outputs = self._tie_convolution(axes, inputs, groups, depthwise)
             # Of a depthwise one that is transposed, every row makes several outputs.
             outputs = outputs.repeat_interleave(out.shape[1] // len(outputs))
         self._tie_bias(bias, outputs)
@@ -54,14 +55,17 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
 
     def _orient(self, weight: Tensor, upside_down: bool) -> None:
         """Notes which axis of a weight holds its outputs."""
-        if id(weight) in self.axis_labels and upside_down != (id(weight) in self.transposed):
+        ours, others = self.transposed, self.upright
+        if not upside_down:
+            ours, others = others, ours
+        if id(weight) in others:
             self._freeze_weight(weight, "its weight is used both ways round")
-        elif upside_down:
-            self.transposed.add(id(weight))
+        else:
+            ours.add(id(weight))
 
-    def _tie_transposed(self, weight: Tensor, inputs: Tensor | None, groups: int) -> Tensor:
+    def _tie_transposed(self, axes: Sequence[Tensor], inputs: Tensor | None, groups: int) -> Tensor:
         """Ties the inputs to axis 0; returns the labels of the outputs, which are on axis 1."""
-        rows, columns = self._axes(weight)
+        rows, columns = axes
         if inputs is None:
             self.table.freeze(rows, "it reads data of fixed width")
         else:
@@ -71,11 +75,20 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
         self.table.tie(by_group[:1], by_group)
         return columns.repeat(groups)
 
+    def _used_weight(
+        self, weight: Tensor, axes: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Returns the parameter that a layer uses, itself or computed on, with its two axes."""
+        if self.is_parameter(weight):
+            return weight, *self._axes(weight)
+        self._note_computed(weight)
+        return self._computed_axes(weight, axes)
+
     def _tie_convolution(
-        self, weight: Tensor, inputs: Tensor | None, groups: int, depthwise: bool
+        self, axes: Sequence[Tensor], inputs: Tensor | None, groups: int, depthwise: bool
     ) -> Tensor:
         """Ties the inputs to axis 1; returns the labels of the outputs, which are on axis 0."""
-        rows, columns = self._axes(weight)
+        rows, columns = axes
         if inputs is None:
             reason = "it reads data of fixed width"
             self.table.freeze(rows if depthwise else columns, reason)
@@ -104,21 +117,21 @@ class LayerRules(MovementRules):  # type: ignore[no-untyped-call]
     def _op_mm(
         self, first: Tensor, second: Tensor, *, out: Tensor, bias: Tensor | None = None
     ) -> None:
-        weight = self._transposed.get(id(second))
-        upside_down = weight is None and self.is_parameter(second)
-        if upside_down:  # as the ``Conv1D`` of GPT-2 holds it
-            weight = second
-        if weight is None:
+        plain = self._transposed.get(id(second), second)
+        # As the ``Conv1D`` of GPT-2 holds it.
+        upside_down = plain is second and self.is_parameter(second)
+        used = self._used_weight(plain, (1, 0))
+        if used is None:
             self._product(first, second, out)
             if bias is not None:
                 self._pointwise((bias, out), {}, out)
             return
+        weight, rows, columns = used
         self.calls.append(
             Call(weight, self.modules[-1], tuple(weight.shape), positions=first.shape[0],
                  bias=bias if self.is_parameter(bias) else None, is_transposed=upside_down)
         )  # fmt: skip
         self._orient(weight, upside_down)
-        rows, columns = self._axes(weight)
         if upside_down:
             rows, columns = columns, rows
         labels = self.label(first)

@@ -130,6 +130,18 @@ class MovementRules(LabelState):  # type: ignore[no-untyped-call]
                 parts.insert(len(parts) if position else 0, ids)
         return torch.cat(parts, axis)
 
+    def _op_as_strided(
+        self, source: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any, out: Tensor
+    ) -> None:
+        """Follows a new layout in memory, which pools write down for images of one pixel."""
+        places = [(a, b) for a, b, n in zip(stride, source.stride(), size, strict=False) if n > 1]
+        if tuple(size) == tuple(source.shape) and all(a == b for a, b in places):
+            self._same(source, out)
+        else:
+            self._freeze_all(
+                [source], "it enters the operation as_strided, which is not understood"
+            )
+
     # ------------------------------------------------------------------ pointwise
 
     def _op_copy(self, target: Tensor, source: Tensor, *_: Any, out: Any) -> None:
@@ -143,9 +155,9 @@ class MovementRules(LabelState):  # type: ignore[no-untyped-call]
         labelled = [(x, ids.expand(shape)) for x, ids in known if ids is not None]
         if not labelled:
             return
-        moving = [
-            [varies(ids, axis) for axis in range(len(shape))] for _, ids in labelled
-        ]  # which axes carry different channels, per operand
+        # Which axes carry different channels, per operand.
+        settled = [self._settled(ids) for _, ids in labelled]
+        moving = [[varies(ids, axis) for axis in range(len(shape))] for ids in settled]
         kept: list[Tensor] = []
         for index, (tensor, ids) in enumerate(labelled):
             others = [flags for other, flags in enumerate(moving) if other != index]

@@ -236,12 +236,12 @@ def test_a_proof_is_not_blind_where_all_channels_are_equal() -> None:
 
 
 def test_computed_weights_stay_whole() -> None:
-    class Centred(nn.Conv2d):
+    class Ordered(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
-            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+            return self._conv_forward(x, self.weight.sort(0).values, self.bias)
 
     net = nn.Sequential(
-        Centred(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 7, 3), nn.Conv2d(7, 2, 1),
+        Ordered(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 7, 3), nn.Conv2d(7, 2, 1),
     )  # fmt: skip
     traced = trace(net, EXAMPLE)
     assert groups(traced) == {"1": 6, "2": 7}

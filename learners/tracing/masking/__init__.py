@@ -1,0 +1,1 @@
+"""Masked copies: what a cut network must compute, at the original's size."""
