@@ -128,6 +128,8 @@ class Watch:
             output = case.run(self.model, mode)
         for tensor in tensors_in(output):
             mode.table.freeze(mode.label(tensor), "it is an output of the network")
+            for ids in mode.statistics.get(id(tensor), ()):
+                mode.table.freeze(ids, "an output of the network is a statistic of it")
 
     def _freeze_modules(self, mode: LabelMode) -> None:
         modules = dict(self.model.named_modules())

@@ -76,6 +76,7 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
                 self._apply(plain, pointwise, args, kwargs, out)
         except Exception as error:  # a rule that fails must never lose the network
             self._freeze_all(tensors, f"{name} could not be followed ({error})")
+        self._pass_statistics(plain, pointwise, tensors, out)
         missing = operation_macs(func, args, kwargs, out)
         missing -= sum(call.macs for call in self.calls[known:])
         if missing > 0:

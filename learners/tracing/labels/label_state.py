@@ -91,6 +91,7 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.movers: set[str] = set()  # modules whose own code moves labelled data
         self.observed: list[set[str]] = []  # kinds of operations, for the caller that pushed a set
         self.blind: dict[str, str] = {}  # modules with code that never ran -> the reason to freeze
+        self.statistics: dict[int, list[Tensor]] = {}  # what is made of some -> ids of their source
         self._labels: dict[int, Tensor | None] = {}
         # What is computed from parameters alone -> the weight among them, if there is one.
         self._origins: dict[int, Tensor | None] = {}
@@ -140,7 +141,8 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Forgets the tensors of a run; ids that are tied or frozen stay so."""
-        for store in (self._labels, self._transposed, self._origins, *self._sides, self._alive):
+        stores = (self._labels, self._transposed, self._origins, *self._sides, self.statistics)
+        for store in (*stores, self._alive):
             store.clear()
 
     def freeze_if_blind(self, tensors: Iterable[Tensor], *modules: str) -> None:

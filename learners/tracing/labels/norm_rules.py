@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc_compress.learners.tracing.labels.labels import compact, varies
-from amc_compress.learners.tracing.labels.movement_rules import MovementRules
+from amc_compress.learners.tracing.labels.movement_rules import STRUCTURAL, MovementRules
 
 BATCH_NORMS = frozenset(
     [
@@ -85,6 +85,17 @@ class NormRules(MovementRules):  # type: ignore[no-untyped-call]
         if least > 1 and labels.numel() == len(ids):  # a single number of every channel
             self.many.append(ids)
         return True
+
+    def _pass_statistics(
+        self, name: str, pointwise: bool, tensors: Sequence[Tensor], out: Any
+    ) -> None:
+        """Remembers what is made of statistics over channels alone: as an output it is of all."""
+        if not self.statistics or not (pointwise or name in STRUCTURAL or name in REDUCTIONS):
+            return
+        found = [ids for x in tensors for ids in self.statistics.get(id(x), ())]
+        for result in tree_leaves(out) if found else ():
+            if isinstance(result, Tensor) and self.label(result) is None:
+                self.statistics[id(result)] = found
 
     # ------------------------------------------------------------------ norms
 
@@ -161,8 +172,9 @@ class NormRules(MovementRules):  # type: ignore[no-untyped-call]
             least = 1 if name == "mean" or kwargs.get("correction") == 0 else 2
             if name not in AVERAGES:
                 self.table.freeze(labels, f"{name} runs over it")
-            else:
-                self._averages(labels, axes, name, least)
+            elif self._averages(labels, axes, name, least):
+                for result in tree_leaves(out):
+                    self.statistics[id(result)] = [labels]
             return  # what is made of several channels belongs to none
         for axis in axes:
             labels = labels.narrow(axis, 0, 1)

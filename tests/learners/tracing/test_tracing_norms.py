@@ -284,6 +284,17 @@ def test_statistics_without_parameters_are_of_what_stays(
         assert difference(traced.slice({"a": kept})(BATCH), wanted) <= 1e-5
 
 
+def test_an_output_that_is_a_mean_over_channels_is_of_all() -> None:
+    class Saliency(Between):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.a(x)
+            return self.b(x), x.mean(1).sigmoid() * 2
+
+    traced = trace(Saliency(lambda x: x), EXAMPLE)
+    assert not traced.graph.groups
+    assert traced.graph.frozen["a"] == "an output of the network is a statistic of it"
+
+
 # ------------------------------------------------------------------ how few may stay
 
 
