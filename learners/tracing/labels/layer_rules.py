@@ -157,7 +157,7 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
             self._freeze_all([weight], "it is looked up in")
             return
         self.tables.add(id(weight))
-        _, columns = self._axes(weight)
+        columns = self._axes(weight)[1]
         self.set_label(out, columns.expand(out.shape))
 
     # ------------------------------------------------------------------ products of activations
