@@ -2,6 +2,8 @@
 from . import agents as agents
 from . import learners as learners
 from .data.splits import load_data as load_data
+from .front.compress import compress as compress
+from .front.result import Result as Result
 from .learners.export.onnx_file import export_onnx as export_onnx
 from .learners.export.onnx_quantized import export_quantized as export_quantized
 from .learners.export.onnx_quantized import post_training_int8 as post_training_int8

@@ -64,7 +64,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"runs", "tasks"},
         {"report"},
         {"comparison", "stages"},
-        {"commands"},
+        {"commands", "front"},
         {"benchmarks", "cli"},
         {"__main__"},
     ],

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Self
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def no_bar(shown: bool) -> bool | None:

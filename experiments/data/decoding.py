@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from amc_compress.data.cache import Decoded, cache_file, read_cache, write_cache
 from amc_compress.data.copies import digests_of

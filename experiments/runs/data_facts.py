@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from amc_env.errors import RunFolderError
 from amc_env.validation.checks import checked
+from amc_env.validation.sentences import joined
 
 _LONGEST_SIDE = 2**16  # of images; longer ones are no images
 _MOST_CLASSES = 2**24  # a layer for more of them could not be made
@@ -67,7 +70,19 @@ class DataFacts:
             inputs=row.get("inputs"),
         )
 
-    def differences(self, other: DataFacts) -> list[str]:
-        """Returns the names of the objects that are others now, or missing on one side."""
-        names = self.content.keys() | other.content.keys()
-        return sorted(n for n in names if self.content.get(n) != other.content.get(n))
+    def check_content(self, now: DataFacts, path: Path) -> None:
+        """Checks that given objects are those that a run began with.
+
+        Args:
+            now: Facts about the objects that are given now.
+            path: The folder of the run.
+
+        Raises:
+            RunFolderError: If one of them is another, or missing on one side.
+        """
+        names = self.content.keys() | now.content.keys()
+        if others := sorted(n for n in names if self.content.get(n) != now.content.get(n)):
+            raise RunFolderError(
+                f"The run in {path} began with another {joined(others)}: expected the same "
+                f"content as then; give the same again, or choose another --out."
+            )

@@ -41,7 +41,6 @@ from amc_compress.runs.storage.trust import CODE, NOTHING, Trust
 from amc_env import CompressionError, CompressionPlan, PlanMismatchError, RunFolderError
 from amc_env.files import only_one, read_content, read_json, write_atomic, write_json
 from amc_env.scores.metric import Metric
-from amc_env.validation.sentences import joined
 
 RUN_VERSION = 1
 PACKED = "model.packed"
@@ -179,7 +178,7 @@ class RunFolder:
             return cls.create(path, config, facts, given)
         folder = cls.open(path, lock=True, uses=(), given=given)
         with folder.closed_on_error():
-            folder.check_content(facts)
+            folder.facts.check_content(facts, path)
             folder.reconfigure(config)  # from now on its options are those of the command
             folder.allow_pickle = config.allow_pickle
             folder.check_facts(facts)
@@ -203,18 +202,6 @@ class RunFolder:
             raise
         except (CompressionError, ValueError, OSError) as error:
             raise RunFolderError(f"{self.path / 'config.json'}: {error}") from error
-
-    def check_content(self, facts: DataFacts) -> None:
-        """Checks that given objects are those that the run began with.
-
-        Raises:
-            RunFolderError: If one of them is another.
-        """
-        if others := self.facts.differences(facts):
-            raise RunFolderError(
-                f"The run in {self.path} began with another {joined(others)}: expected the same "
-                f"content as then; give the same again, or choose another --out."
-            )
 
     def check_facts(self, facts: DataFacts) -> None:
         """Checks that the data are those that the run began with.

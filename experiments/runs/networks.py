@@ -21,12 +21,14 @@ from amc_compress.learners.layers.structure import describe, rebuild
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.packing.example import example
 from amc_compress.learners.packing.sharing import shared_names
+from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.models import load_weights, make_model
 from amc_compress.models.arguments import parse_arguments
 from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.folder import RunFolder
+from amc_compress.runs.given import Given
 from amc_compress.runs.storage.trust import EVERYTHING, NOTHING
 from amc_env import CompressionError, CompressionPlan, InputDataError, RunFolderError
 from amc_env.files import write_atomic
@@ -302,11 +304,15 @@ def compressed_name(folder: RunFolder) -> str:
     )
 
 
-def load_compressed(directory: str | Path, *, trust: bool = False) -> nn.Module:
+def load_compressed(
+    directory: str | Path, *, trust: bool = False, model: nn.Module | None = None
+) -> nn.Module:
     """Returns the compressed network of a run folder, ready to use; needs no data.
 
     Args:
         directory: The folder.
+        model: The original network, trained or not, of a run of ``compress``: such a folder holds
+            no code that makes it.
         trust: Whether to run the code that the folder names as its model, if it names any. Without
             it a folder may come from anywhere.
 
@@ -317,6 +323,11 @@ def load_compressed(directory: str | Path, *, trust: bool = False) -> nn.Module:
     Raises:
         RunFolderError: If the folder is no run, damaged, not that far yet, or names code.
     """
+    if model is not None:
+        folder = RunFolder.open(Path(directory), uses=())
+        network = take_in(model, "cpu").network
+        folder.given = Given(network, example_input(folder.facts), CLASSIFICATION)
+        return load_smaller(folder, compressed_name(folder))
     allowed = EVERYTHING if trust else NOTHING
     folder = RunFolder.open(Path(directory), trust=allowed, uses=("model",))
     return load_smaller(folder, compressed_name(folder))

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
 from amc_compress.learners.tasks.inputs import Inputs, count

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers

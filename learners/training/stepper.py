@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from amc_compress.learners.networks.intake import private_copy, take_in
 from amc_compress.learners.numerics.layout import set_layout, usable_layout

@@ -1,0 +1,84 @@
+"""The options of a run from Python: the command line's, with values as Python has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any, get_args, get_origin
+
+from amc_compress.config.option import Option, flag
+from amc_compress.config.run_config import OPTIONS, SPELLINGS, RunConfig, types_of_options
+from amc_env.errors import ArgumentError
+
+BY_OBJECT = {
+    "model": "model",
+    "model_args": "model",
+    "weights": "model",
+    "allow_pickle": "model",
+    "teacher_weights": "teacher",
+    "train_epochs": "model",
+    "train_learning_rate": "model",
+    **dict.fromkeys(
+        (
+            "data", "validation_size", "validation_split", "image_size", "image_column",
+            "label_column", "mean", "std",
+        ),
+        "train",
+    ),
+}  # fmt: skip
+"""Options of the command line that say by name what is given as an object -> the parameter."""
+
+
+def options_from(values: Mapping[str, Any], stages: Collection[str] = ()) -> dict[str, Any]:
+    """Returns options by their names.
+
+    Args:
+        values: Name (or an older one) -> value; a text is read as the command line reads it.
+        stages: Those whose options may be given; all if empty.
+
+    Raises:
+        ArgumentError: If one is unknown, or is said by an object here.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = SPELLINGS.get(key)
+        if name is None:
+            raise ArgumentError(_unknown(key, stages))
+        if name in BY_OBJECT:
+            raise ArgumentError(
+                f"The option {key!r} is the command line's: here {BY_OBJECT[name]} is an object, "
+                f"prepared as you want it; leave {key} out."
+            )
+        if stages and OPTIONS[name].stage not in stages:
+            raise ArgumentError(
+                f"The option {key!r} is settled when {OPTIONS[name].stage} begins; give it to "
+                f"compress()."
+            )
+        found[name] = _read(name, OPTIONS[name], value)
+    return found
+
+
+def _unknown(key: str, stages: Collection[str]) -> str:
+    known = [n for n in OPTIONS if n not in BY_OBJECT]
+    known = [n for n in known if not stages or OPTIONS[n].stage in stages]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"Unknown option {key!r}; {hint}docs/options.md describes all of them."
+
+
+def _read(name: str, option: Option, value: Any) -> Any:
+    """Returns the value that a text means; any other value as it is."""
+    if isinstance(value, list):
+        return tuple(value)
+    if option.read is None or not isinstance(value, str):
+        return value
+    hint = types_of_options()[name]
+    rows = [part for part in (hint, *get_args(hint)) if get_origin(part) is tuple]
+    several = bool(rows) and get_args(rows[0])[0] is str
+    return option.read(flag(name), [value] if several else value)
+
+
+def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Returns options with others in their place."""
+    return dataclasses.replace(config, **values)
