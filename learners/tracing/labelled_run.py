@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc_compress.learners.layers.attention import can_be_cut
 from amc_compress.learners.networks.outputs import tensors_in
 from amc_compress.learners.tracing.cases import Case
 from amc_compress.learners.tracing.dead_layers import Mentions
@@ -30,8 +31,6 @@ from amc_compress.learners.tracing.slots import layer_name
 _KNOWN = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm,
           nn.LayerNorm, nn.PReLU, nn.MultiheadAttention, nn.TransformerEncoderLayer,
           nn.TransformerDecoderLayer, *RECURRENT)  # fmt: skip
-# Widths that their classes keep in attributes of their own.
-_WHOLE = (nn.MultiheadAttention,)
 
 
 @dataclass
@@ -133,7 +132,11 @@ class Watch:
 
     def _freeze_modules(self, mode: LabelMode) -> None:
         modules = dict(self.model.named_modules())
-        whole = {name: module for name, module in modules.items() if isinstance(module, _WHOLE)}
+        whole = {
+            name: module
+            for name, module in modules.items()
+            if isinstance(module, nn.MultiheadAttention) and not can_be_cut(module)
+        }
         for name, module in modules.items():
             if isinstance(module, RECURRENT):
                 tie_layers(mode, module)

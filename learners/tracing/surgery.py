@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.attention import CutMultiheadAttention, can_be_cut
 from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labels.recurrent import RECURRENT
@@ -155,6 +156,8 @@ def _patch(old: nn.Module, new: nn.Module) -> None:
     """Brings the width attributes of a layer in line with its sliced tensors."""
     if isinstance(new, RECURRENT):
         _patch_recurrent(new)
+    elif isinstance(new, nn.MultiheadAttention):
+        _patch_attention(old, new)
     weight = getattr(new, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -188,6 +191,12 @@ def _patch_recurrent(new: nn.RNNBase | nn.RNNCellBase) -> None:
     new.hidden_size = states.shape[1] if projection is None else projection.shape[1]
     if projection is not None:
         new.proj_size = projection.shape[0]
+
+
+def _patch_attention(old: nn.Module, new: nn.MultiheadAttention) -> None:
+    assert isinstance(old, nn.MultiheadAttention)
+    if can_be_cut(new) and new.in_proj_weight.shape != old.in_proj_weight.shape:
+        CutMultiheadAttention.adopt(new)
 
 
 def _patch_norm(new: nn.Module, stays: Tensor) -> None:

@@ -217,7 +217,8 @@ def _check_rest(surgeon: Surgeon, inputs: Inputs, part: str) -> None:
     Raises:
         UntraceableModelError: If it does not.
     """
-    smallest = {group.name: torch.tensor([0]) for group in surgeon.grouping.graph.groups}
+    groups = surgeon.grouping.graph.groups
+    smallest = {group.name: torch.arange(group.least) for group in groups}
     try:
         with torch.no_grad():
             ask(surgeon.slice(smallest), inputs)
