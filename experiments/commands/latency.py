@@ -9,6 +9,7 @@ import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
+from amc_compress.config.data_defaults import USUAL_MODEL
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Template = Annotated[
 
 @takes("model", "model_args", *o.OUTPUT)
 def latency_table(
-    model: str,
+    model: str | None,
     model_args: list[str] | None,
     out: Out,
     quiet: bool,
@@ -81,6 +82,7 @@ def latency_table(
 
     image = _image_shape(shape)
     precisions = tuple(dict.fromkeys(precision or PRECISIONS))
+    model = model or USUAL_MODEL
     options = TableOptions(model, image, batch, round_to, points, precisions, measured=not template)
     if classes < 1:
         raise ValueError(f"Expected --classes of at least 1, got {classes}.")

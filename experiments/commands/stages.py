@@ -12,6 +12,7 @@ import typer
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
 from amc_compress.commands.values import config_from, given
+from amc_compress.config.data_defaults import USUAL_MODEL
 
 
 @takes(*o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
@@ -166,7 +167,7 @@ Original = Annotated[
 @takes("model", "model_args", "data", "weights", "allow_pickle", "trust", *o.PIXELS, "debug")
 def evaluate(
     ctx: typer.Context,
-    model: str,
+    model: str | None,
     model_args: list[str] | None,
     weights: Path | None,
     trust: bool,
@@ -190,7 +191,7 @@ def evaluate(
     from amc_compress.stages.measure import measure_file, measure_run
 
     if directory is not None:
-        allowed = Trust(trust, named=frozenset({call_text(model, model_args or ())}))
+        allowed = Trust(trust, named=frozenset({call_text(model or USUAL_MODEL, model_args or ())}))
         print(json.dumps(measure_run(directory, original=original, trust=allowed)))
     elif weights is not None:
         print(json.dumps(measure_file(config_from(given(ctx)), weights)))

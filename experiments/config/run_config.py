@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from amc_compress.config.bit_widths import bits_text, parse_bits
+from amc_compress.config.data_defaults import data_defaults
 from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import declared, flag, option
 from amc_compress.config.options import Options
@@ -74,6 +75,7 @@ class RunConfig(Options, _LearnerOption):
                 check_size(f.name, value)
                 self._set(f.name, check_argument(f.name, value, hints[f.name]))
         OPTIONS["learner"].check("learner", self.learner)
+        self._fill(data_defaults(self.data, self.task, self.model), where=(None,))
         self._fill(self.spec.defaults(), where=("", NOT_GIVEN))
         for name, declaration in OPTIONS.items():
             declaration.check(name, getattr(self, name))

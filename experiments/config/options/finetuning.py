@@ -29,7 +29,12 @@ _sparse = functools.partial(
 class FinetuneOptions:
     """How the smaller network is trained."""
 
-    epochs: int = _finetune(30, "Epochs of the fine-tuning; 0 for none.", least=0, everyday=True)
+    epochs: int = _finetune(
+        None,
+        "Epochs of the fine-tuning; 0 for none. Not given: 30; for digit-scenes 10.",
+        least=0,
+        everyday=True,
+    )
     learning_rate: float = _finetune(
         None,
         "Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "

@@ -73,7 +73,8 @@ class SearchOptions:
         None,
         "Submodule that is compressed, e.g. backbone.body: its inside, while its inputs and "
         "outputs and the rest of the network stay as they are. For networks with pre- or "
-        "post-processing by hand; the rest need not be traceable, and its costs are fixed.",
+        "post-processing by hand; the rest need not be traceable, and its costs are fixed. "
+        "Not given: the whole network, of fcos_small its body.",
     )
     action: str = _search(
         "centred",

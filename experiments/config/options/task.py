@@ -22,12 +22,13 @@ class TaskOptions:
     """What is compressed, on which data, with which part of the machine."""
 
     model: str = _task(
-        "digitsnet",
+        None,
         "lenet, plain20, resnet20, resnet32, resnet56, mobilenet_v1, mobilenet_v2, "
         "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; unet_small "
         "(masks), fcos_small (boxes); or your own: "
         "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
-        "the number of classes, the channels and the size of the images if it takes them.",
+        "the number of classes, the channels and the size of the images if it takes them. Not "
+        "given: digitsnet; for digit-scenes fcos_small or unet_small.",
         everyday=True,
     )
     model_args: tuple[str, ...] = _task(
@@ -40,8 +41,9 @@ class TaskOptions:
         "digits",
         "digits (embedded), digit-scenes (embedded: several digits with boxes and masks); a "
         "folder of parquet or Arrow files with the Hugging Face schema, of save_to_disk, or with "
-        "a folder of images per class; or a name on the Hugging Face hub (needs the hub extra). "
-        "DATA:NAME takes one of several configurations. docs/data.md says more.",
+        "a folder of images per class; a name on the Hugging Face hub (needs the hub extra); or "
+        "your own: package.module:factory, which returns loaders (train, validation) or (train, "
+        "validation, test). DATA:NAME takes one of several configurations. docs/data.md says more.",
         read=place,
         everyday=True,
     )
@@ -104,9 +106,19 @@ class TaskOptions:
         read=numbers,
     )
     std: tuple[float, ...] | None = _task(None, "As --mean, e.g. 0.229,0.224,0.225.", read=numbers)
-    batch_size: int = _task(128, "Images per batch.", least=1)
-    train_epochs: int = _train(30, "Epochs of the first training, without --weights.", least=1)
-    train_learning_rate: float = _train(0.05, "Its peak learning rate.", above=0)
+    batch_size: int = _task(
+        None, "Images per batch; 128 if not given, 16 for digit-scenes.", least=1
+    )
+    train_epochs: int = _train(
+        None,
+        "Epochs of the first training, without --weights; 30 if not given, 20 for digit-scenes.",
+        least=1,
+    )
+    train_learning_rate: float = _train(
+        None,
+        "Its peak learning rate; 0.05 if not given, 0.1 for the masks of digit-scenes.",
+        above=0,
+    )
 
     seed: int = _run(
         0,
