@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amc_compress.config.bit_widths import parse_bits
+from amc_env.validation.references import is_reference
 
 NOT_GIVEN = 0
 """Bits that nothing can have, where None has a meaning of its own."""
@@ -36,6 +37,11 @@ def place(flag: str, path: str | Path | None) -> str | None:
     if folder and Path(folder).is_dir():  # data
         return f"{os.path.realpath(folder)}{colon}{configuration}"
     return text
+
+
+def is_factory(data: str) -> bool:
+    """Returns whether the name of data names code; ``FOLDER:CONFIGURATION`` does not."""
+    return is_reference(data) and not Path(data.rpartition(":")[0]).is_dir()
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:

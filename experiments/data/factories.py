@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from amc_compress.data.batches import Batches, has_samples, to_batches
 from amc_compress.data.sources.stored import split_of_name
 from amc_env.errors import InputDataError
-from amc_env.validation.references import is_reference, resolve
+from amc_env.validation.references import resolve
 from amc_env.validation.sentences import some
 
 _FORM = "(train, validation), (train, validation, test), or a dictionary with these keys"
@@ -41,12 +39,6 @@ class OwnLoaders:
     test: Batches | None = None
     calibration: Batches | None = None
     notes: tuple[str, ...] = ()
-
-
-def is_factory(name: str) -> bool:
-    """Returns whether the name of data names code; a folder with a configuration does not."""
-    folder = name.rpartition(":")[0]
-    return is_reference(name) and not os.path.isdir(Path(folder).expanduser())
 
 
 def own_loaders(reference: str, *, batch_size: int, seed: int) -> OwnLoaders:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.texts import is_factory
 from amc_compress.data import DataSplits, load_data
 from amc_compress.data.given import GivenData
 from amc_compress.learners.channel_pruning import ChannelPruning
@@ -24,6 +25,7 @@ from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.given import made_agent
 from amc_compress.runs.networks import load_original, trace_original
+from amc_compress.runs.own_data import own_data
 from amc_compress.runs.problem import Problem, make_problem
 from amc_compress.runs.teachers import load_teacher
 
@@ -35,9 +37,19 @@ if TYPE_CHECKING:
 _MANY_PIXELS = 1000
 
 
-def load_splits(config: RunConfig, talk: Callable[[str], None] | None = None) -> DataSplits:
+def load_splits(
+    config: RunConfig, talk: Callable[[str], None] | None = None
+) -> DataSplits | GivenData:
     """Loads the data of a run; ``talk`` is told what was mapped or left out."""
-    data = load_data(
+    data = own_data(config, talk) if is_factory(config.data) else _named_data(config)
+    if talk is not None:
+        for note in data.notes:
+            talk(f"data: {note}")
+    return data
+
+
+def _named_data(config: RunConfig) -> DataSplits:
+    return load_data(
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -48,14 +60,13 @@ def load_splits(config: RunConfig, talk: Callable[[str], None] | None = None) ->
         image_size=config.image_size,
         image_column=config.image_column,
         label_column=config.label_column,
+        task=config.task,
     )
-    if talk is not None:
-        for note in data.notes:
-            talk(f"data: {note}")
-    return data
 
 
-def stored_splits(folder: RunFolder, talk: Callable[[str], None] | None = None) -> DataSplits:
+def stored_splits(
+    folder: RunFolder, talk: Callable[[str], None] | None = None
+) -> DataSplits | GivenData:
     """Loads the data that a run began with.
 
     Raises:
@@ -144,12 +155,15 @@ class Task:
 
     @cached_property
     def teacher(self) -> nn.Module | None:
-        """The network that teaches the smaller one, in eval mode; None without a teacher."""
+        """The network that teaches the smaller one, in eval mode; None without a teacher.
+
+        The original, which is the default, teaches where the task has a loss for that.
+        """
         given = self.folder.given
         if given is not None and given.teacher is not None:
             return given.teacher
         if self.config.teacher == "original":
-            return self.original
+            return self.original if self.purpose.distils else None
         return load_teacher(self.config, self.folder.facts, allow_pickle=self.folder.allow_pickle)
 
     @cached_property

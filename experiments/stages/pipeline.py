@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.config.texts import is_factory
 from amc_compress.data.given import GivenData
 from amc_compress.report.summary import cost_text
 from amc_compress.runs.folder import RunFolder
@@ -59,6 +61,8 @@ def open_task(
     if "search" in stages:
         check_warm_start(config, out)
     data = load_splits(config, silent if quiet else say)
+    if is_factory(config.data):  # a task that was guessed is the run's from now on
+        config = replace(config, task=data.task)
     facts = facts_of(data)
     built = build_with_weights(
         config.model, facts, config.weights, config.model_args, allow_pickle=config.allow_pickle
@@ -182,7 +186,7 @@ def describe(stage: str, task: Task) -> str:
         if config.spec.decides
         else f"nothing to choose: {config.spec.fixed_choice()}",
         "finetune": f"{_before_finetuning(config)}{counted(config.epochs, 'epoch')}, "
-        f"teacher: {config.teacher}"
+        f"teacher: {_teacher_text(task)}"
         if config.epochs
         else f"{_before_finetuning(config)}no training (0 epochs)",
         "export": f"ONNX{' with integers' if config.spec.quantizes else ''}, compared with torch, "
@@ -198,6 +202,12 @@ def _test_text(task: Task) -> str:
     if count is not None:
         return f"{count} test images"
     return f"the {'test' if task.data.has_test else 'validation'} data"
+
+
+def _teacher_text(task: Task) -> str:
+    if task.config.teacher == "original" and not task.purpose.distils:
+        return f"none, as {task.purpose.name} has no distillation loss"
+    return task.config.teacher
 
 
 def _stages_text(config: RunConfig) -> str:

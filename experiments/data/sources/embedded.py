@@ -65,13 +65,9 @@ def _labelled_scenes(name: str, task: str | None) -> Whole:
         raise InputDataError(
             f"The task {task!r} needs the {wanted} of {SCENES}, got {name}: leave out :{asked}."
         )
-    notes = []
-    if not (asked or wanted):
-        notes.append(
-            f"{SCENES} has boxes and masks: the boxes are taken, for detection; --task "
-            f"segmentation takes the masks"
-        )
     kind = asked or wanted or "boxes"
+    note = f"the boxes of {SCENES}, for detection; --task segmentation takes the masks"
+    notes = [] if asked or wanted else [note]
     splits = {key: _labelled(scenes, kind) for key, scenes in _scenes().items()}
     return Whole(splits, CLASS_NAMES, notes, task=_TASKS[kind], moves=False)
 

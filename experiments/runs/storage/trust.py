@@ -1,6 +1,6 @@
 """Trust: which code a run folder, or the file of ``--config``, may load.
 
-A folder may come from anywhere, and its ``config.json`` may name code: a model, a teacher, a
+A folder may come from anywhere, and its ``config.json`` may name code: a model, data, a teacher, a
 reward, a cost. Code is run, and pickles are opened, because the command says so, never because a
 folder does.
 """
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.texts import is_factory
 from amc_compress.config.values import own_cost_references
 from amc_env import RunFolderError
 
-CODE = ("model", "teacher", "reward", "cost", "task", "metric", "loss")
+CODE = ("model", "teacher", "reward", "cost", "data", "task", "metric", "loss")
 """Options of a folder that may name code. Agents are built from the command's own options only."""
 
-PURPOSE = ("task", "metric", "loss")
+PURPOSE = ("data", "task", "metric", "loss")
 """Those of a folder whose network is trained or evaluated."""
 
 _PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=.*)?")
@@ -89,6 +90,7 @@ def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
     """Returns option -> the code that it names, for the options that name any."""
     values = {
         "model": (call_text(config.model, config.model_args),),
+        "data": (config.data,) if is_factory(config.data) else (),
         "teacher": (config.teacher,),
         "reward": (config.reward,),
         "task": (config.task or "",),

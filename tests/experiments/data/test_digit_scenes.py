@@ -93,7 +93,6 @@ def test_boxes_come_as_torchvision_takes_them(splits: DataSplits) -> None:
     assert splits.task == "detection"
     assert splits.class_names == CLASS_NAMES
     assert splits.n_classes == 11
-    assert splits.notes == ()
 
 
 def test_shuffled_boxes_and_masks_stay_with_their_images(splits: DataSplits) -> None:
@@ -119,13 +118,15 @@ def test_splits_are_what_they_are_whatever_the_seed(splits: DataSplits) -> None:
     assert all(pixels.numpy().tobytes() in known for pixels in other.validation.pixels)
 
 
-def test_without_a_task_it_is_said_what_the_labels_are() -> None:
+def test_it_is_said_which_labels_are_taken() -> None:
     data = load_data("digit-scenes")
     assert data.task == "detection"
     assert data.notes == (
-        "digit-scenes has boxes and masks: the boxes are taken, for detection; --task segmentation "
-        "takes the masks",
+        "the boxes of digit-scenes, for detection; --task segmentation takes the masks",
     )
+    assert load_data("digit-scenes", task="detection").notes == ()
+    assert load_data("digit-scenes:masks").notes == ()
+    assert load_data("digit-scenes:masks").task == "segmentation"
 
 
 @pytest.mark.parametrize(

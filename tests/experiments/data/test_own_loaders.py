@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from amc_compress.config.texts import is_factory
 from amc_compress.data.batches import collate_samples, to_batches
-from amc_compress.data.factories import is_factory, own_loaders
+from amc_compress.data.factories import own_loaders
 from amc_env import InputDataError
 
 IMAGES, LABELS = torch.arange(12.0).view(6, 1, 1, 2), torch.arange(6)

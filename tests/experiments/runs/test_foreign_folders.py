@@ -46,6 +46,7 @@ def change(folder: Path, **options: Any) -> None:
     ("option", "verbs"),
     [
         ({"model": "evil_net:make"}, ("evaluate", "finetune", "export")),
+        ({"data": "evil_net:make"}, ("evaluate", "finetune", "export")),
         ({"teacher": "evil_net:make"}, ("finetune",)),
         ({"cost": ["own=evil_net:make"]}, ("export",)),
     ],

@@ -1,0 +1,68 @@
+"""Data of a user's own factory, as a run uses them: ``--data package.module:factory``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from amc_compress.config.run_config import RunConfig
+from amc_compress.data.factories import OwnLoaders, own_loaders
+from amc_compress.data.given import GivenData, first_batch, given_data
+from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.guess import guess_task
+from amc_compress.learners.tasks.registry import make_task
+from amc_compress.runs.data_facts import DataFacts
+from amc_compress.runs.networks import build_original
+from amc_env.errors import InputDataError
+
+_IMAGE_DIMENSIONS = 4
+
+
+def own_data(config: RunConfig, talk: Callable[[str], None] | None = None) -> GivenData:
+    """Calls the factory that the options name, and looks at its loaders.
+
+    Args:
+        config: The options; where they name no task, the network and a batch tell it.
+        talk: Is told which task, and what was left out.
+
+    Raises:
+        InputDataError: If it makes no loaders, or no task fits.
+    """
+    own = own_loaders(config.data, batch_size=config.batch_size, seed=config.seed)
+    task = config.task or _guessed(config, own, talk)
+    data = given_data(
+        own.train,
+        own.validation,
+        config.spec.task(task),
+        test=own.test,
+        calibration=own.calibration,
+        notes=own.notes,
+    )
+    content = {f"{name} data": text for name, text in data.content.items()}
+    return replace(data, name=config.data, task=task, content=content)
+
+
+def _guessed(config: RunConfig, own: OwnLoaders, talk: Callable[[str], None] | None) -> str:
+    """The name of the task that the network and the first training batch look like."""
+    batch = first_batch(own.train, "train")
+    example, _ = CLASSIFICATION.split(batch)
+    facts = DataFacts(config.data, None, _image_shape(example))
+    network = build_original(config.model, facts, config.model_args)
+    task, reason = guess_task(network, batch)
+    if task.identity() != make_task(task.name).identity():
+        raise InputDataError(
+            f"Expected batches of {config.data} that tell the task without a doubt: give --task."
+        )
+    if talk is not None:
+        talk(reason.replace("task=.", "--task."))
+    return task.name
+
+
+def _image_shape(example: Any) -> tuple[int, int, int] | None:
+    if not isinstance(example, Tensor) or example.ndim != _IMAGE_DIMENSIONS:
+        return None
+    _, channels, height, width = example.shape
+    return channels, height, width
