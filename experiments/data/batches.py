@@ -55,10 +55,13 @@ def to_batches(
             f"({first_line(error, 120)}): give the data set a transform, or pass a DataLoader with "
             f"a collate_fn."
         ) from error
+    # Batch norm cannot train on a single sample, so a lone last one is left out.
+    lone = shuffle and len(data) > batch_size and len(data) % batch_size == 1
     loader: DataLoader[Any] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_size,
         shuffle=shuffle,
+        drop_last=lone,
         collate_fn=collate_samples,
         generator=torch.Generator().manual_seed(seed),
     )

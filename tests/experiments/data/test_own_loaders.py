@@ -67,6 +67,12 @@ def test_data_sets_are_batched_and_only_training_shuffles(factory: Callable[[Any
     assert trained == [labels.tolist() for _, labels in again.train]
 
 
+def test_a_lone_last_sample_is_not_trained_on(factory: Callable[[Any], str]) -> None:
+    own = own_loaders(factory((SAMPLES, SAMPLES)), batch_size=5, seed=0)
+    assert [len(labels) for _, labels in own.train] == [5]
+    assert [len(labels) for _, labels in own.validation] == [5, 1]
+
+
 def test_factories_get_the_keywords_they_name(factory: Callable[[Any], str]) -> None:
     def make(batch_size: int, other: int = 1) -> Any:
         return DataLoader(SAMPLES, batch_size), LIST
