@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
+from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
 
@@ -52,12 +53,16 @@ class LayerReconstruction:
         self.ridge = ridge
         self.kernel_size = weight[0, 0].numel()
         self.rows = statistics.rows
+        self.norm: NormBefore | None = None
+        """The norm over channels that it reads, which a cut takes over those that stay."""
+
         self.mean: Tensor | None = None
         if bias is None:
             self.gram = statistics.uncentred()
         else:
             self.gram = statistics.centred()
             self.mean = statistics.mean()
+        self.input_mean = statistics.mean().flatten()
         dtype = self.gram.dtype
         self.bias = None if bias is None else bias.detach().to(dtype)
         # (conv groups, outputs per group, n)
@@ -101,12 +106,14 @@ class LayerReconstruction:
         for group, rows in enumerate(self._rows_per_group(outputs)):
             if rows.numel() == 0:
                 continue
-            solved = self._solve_group(group, columns, rows)  # (n kept, outputs kept)
+            sub, cross, mean = self._moments(group, inputs, columns)
+            # (n kept, outputs kept)
+            solved = self._solve_group(group, columns, rows, sub, cross)
             weights.append(solved.T)
             if self.bias is not None and self.mean is not None:
                 per_group = self.shape[0] // self.conv_groups
                 original = self.mean[group] @ self.weight[group].index_select(0, rows).T
-                now = self.mean[group].index_select(0, columns) @ solved
+                now = mean @ solved
                 biases.append(self.bias[group * per_group + rows] + original - now)
         weight = torch.cat(weights).reshape(-1, inputs.numel(), *self.shape[2:])
         return weight.float(), torch.cat(biases).float() if biases else None
@@ -123,16 +130,61 @@ class LayerReconstruction:
         columns = self._columns(inputs)
         total = 0.0
         for group, rows in enumerate(self._rows_per_group(None)):
-            solved = self._solve_group(group, columns, rows)
-            sub = self.gram[group].index_select(0, columns).index_select(1, columns)
-            cross = self.target[group].index_select(0, columns)
+            sub, cross, _ = self._moments(group, inputs, columns)
+            solved = self._solve_group(group, columns, rows, sub, cross)
             total += ((sub @ solved - 2.0 * cross) * solved).sum().item()
         return max(0.0, self.energy + total)
 
-    def _solve_group(self, group: int, columns: Tensor, rows: Tensor) -> Tensor:
-        """Solves the normal equations of one convolution group."""
+    def on_original(self, weight: Tensor, inputs: Tensor) -> Tensor:
+        """Returns weights that compute on the original's inputs what a layer does after the cut.
+
+        Up to a constant, shape as ``weight``, which is that of :meth:`solve` with all outputs.
+        """
+        if self.norm is None:
+            return weight
+        flat = weight.reshape(len(weight), -1).T.to(self.gram)
+        return self._change(inputs).transposed(flat).T.reshape(weight.shape).to(weight)
+
+    def _change(self, inputs: Tensor) -> Renormalised:
+        """What a cut of the norm that the layer reads does to the inputs that stay."""
+        assert self.norm is not None, "no norm before the layer"
+        columns = self._columns(inputs)
+        mean = self.input_mean.index_select(0, columns)
+        gram = self.gram[0].index_select(0, columns).index_select(1, columns)
+        covariance = gram / self.rows
+        if self.mean is None:
+            covariance = covariance - mean.outer(mean)
+        return self.norm.of(inputs, self.kernel_size, (mean, covariance))
+
+    def _moments(
+        self, group: int, inputs: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ``X_m^T X_m``, ``X_m^T Y`` and the mean of ``X_m``, as the cut layer reads it."""
         sub = self.gram[group].index_select(0, columns).index_select(1, columns)
-        right = self.target[group].index_select(0, columns).index_select(1, rows)
+        cross = self.target[group].index_select(0, columns)
+        mean = self.input_mean.view(self.conv_groups, -1)[group].index_select(0, columns)
+        if self.norm is None:
+            return sub, cross, mean
+        change = self._change(inputs)
+        outputs = self.input_mean @ self.weight[group].T  # their mean, without the bias
+        if self.mean is None:
+            sub = sub - self.rows * mean.outer(mean)
+            cross = cross - self.rows * mean.outer(outputs)
+        sub, cross, mean = (
+            change.linear(change.linear(sub).T),
+            change.linear(cross),
+            change.mean(mean),
+        )
+        if self.mean is None:
+            sub = sub + self.rows * mean.outer(mean)
+            cross = cross + self.rows * mean.outer(outputs)
+        return sub, cross, mean
+
+    def _solve_group(
+        self, group: int, columns: Tensor, rows: Tensor, sub: Tensor, cross: Tensor
+    ) -> Tensor:
+        """Solves the normal equations of one convolution group."""
+        right = cross.index_select(1, rows)
         before = self.weight[group].index_select(0, rows).index_select(1, columns).T
         damping = max(self.ridge * sub.diagonal().mean().item(), 1e-12)
         for _ in range(4):

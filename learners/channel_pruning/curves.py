@@ -50,6 +50,8 @@ class Repair:
         kept = original.index_select(1, inputs.to(original.device))
         if self.proxy.reconstruct:
             kept = layer.solve(inputs)[0].to(original)
+        if inputs.numel() < layer.shape[1]:
+            kept = layer.on_original(kept, inputs)
         return torch.zeros_like(original).index_copy(1, inputs.to(original.device), kept)
 
 

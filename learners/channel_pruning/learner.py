@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
@@ -97,6 +98,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             seed=self.seed,
             progress=self.options.progress,
         )
+        for name, norm in norms_before(self.original, samples.example, self._layers).items():
+            self._layers[name].norm = norm
         self.ranking = self._rank(samples)
 
     def _rank(self, samples: Samples) -> dict[str, Tensor]:
