@@ -14,7 +14,7 @@ from torch import nn
 
 from amc_compress.agents.base import Agent
 from amc_compress.config.learner_specs import LEARNERS
-from amc_compress.config.run_config import RunConfig
+from amc_compress.config.run_config import OPTIONS, RunConfig
 from amc_compress.data.batches import to_batches
 from amc_compress.data.given import GivenData, Loader, first_batch, given_data
 from amc_compress.front.columns import for_network
@@ -26,7 +26,9 @@ from amc_compress.learners.tasks.guess import guess_task
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.identity import digest_of, fingerprint
+from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.given import Given, agent_text
+from amc_compress.runs.storage.occupied import is_used
 from amc_compress.stages.pipeline import Say, open_given_task, run_stages, say, silent
 from amc_env.errors import ArgumentError
 from amc_env.validation.checks import checked, unknown
@@ -95,7 +97,8 @@ def compress(
     talk: Say = silent if quiet else say
     taken = take_in(model, "cpu")
     chosen = _Chosen.of(task, metric, loss, learner, agent, teacher)
-    config = _config(chosen, type(model).__name__, {"budget": budget, **options})
+    before = _later_options(Path(out)) if out is not None and resume else {}
+    config = _config(chosen, type(model).__name__, {"budget": budget, **options}, before)
     given_batches = {
         "train": train, "validation": validation, "test": test, "calibration": calibration
     }  # fmt: skip
@@ -187,9 +190,19 @@ def _name_of(learner: type[Learner] | Learner) -> str:
     raise ArgumentError(unknown("learner", kind.__name__, sorted(LEARNERS)))
 
 
-def _config(chosen: _Chosen, model: str, values: Mapping[str, Any]) -> RunConfig:
+def _later_options(out: Path) -> dict[str, Any]:
+    """Options of stages after the search that a run was given by its result, not by this call."""
+    if not is_used(out.expanduser()):
+        return {}
+    stored = RunFolder.open(out, uses=()).config
+    return {n: getattr(stored, n) for n, o in OPTIONS.items() if o.stage == "finetune"}
+
+
+def _config(
+    chosen: _Chosen, model: str, values: Mapping[str, Any], before: Mapping[str, Any]
+) -> RunConfig:
     given = {key: value for key, value in values.items() if key != "budget" or value is not None}
-    own = options_from(given) | dict(chosen.options)
+    own = {**before, **options_from(given), **chosen.options}
     own |= {"model": model, "data": "loaders"}
     if chosen.learner is not None:
         told = getattr(chosen.learner, "options", None)

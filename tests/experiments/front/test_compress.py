@@ -153,6 +153,7 @@ def test_folder_is_fine_tuned_exported_evaluated_and_reported(tmp_path: Path) ->
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_other_training_batches_fine_tune_anew() -> None:
     result = compressed().finetune(epochs=1)
     first = result.network.state_dict()["head.weight"]
@@ -179,6 +180,7 @@ def test_export_writes_what_the_suffix_says(tmp_path: Path, learner: str) -> Non
         result.export("small.pt")
 
 
+@pytest.mark.slow
 def test_loaders_and_data_sets_are_batched_alike() -> None:
     loader = DataLoader(TensorDataset(*samples()), batch_size=20)
     validation = TensorDataset(*samples(seed=1))
@@ -210,6 +212,7 @@ def test_rows_with_named_columns_feed_the_network() -> None:
     assert result.network(pixels.flatten(1)).shape == (60, 4)
 
 
+@pytest.mark.slow
 def test_agent_and_learner_are_given_as_objects(tmp_path: Path) -> None:
     agent = LocalSearch(finalists=2)
     result = compressed(agent=agent, learner=ChannelPruning, out=tmp_path / "run")
@@ -223,6 +226,7 @@ def test_agent_and_learner_are_given_as_objects(tmp_path: Path) -> None:
         compressed(agent=LocalSearch(finalists=1), out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_another_network_teaches() -> None:
     result = compressed(teacher=network(7)).finetune(epochs=1)
     alone = compressed(teacher="none").finetune(epochs=1)
