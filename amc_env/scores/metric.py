@@ -49,8 +49,10 @@ class Metric:
         if name is None and not hasattr(source, "original_score"):
             return ACCURACY
         best = getattr(source, "best_score", None)
+        if name is not None and not isinstance(name, str):  # the metric itself
+            name = getattr(name, "__name__", type(name).__name__)
         return cls(
-            _NAME if name is None else str(name),
+            name or _NAME,
             bool(getattr(source, "higher_is_better", True)),
             None if best is None else float(best),
         )

@@ -32,7 +32,7 @@ class Axis:
     def around(cls, values: Sequence[float], label: str, *, percent: bool = False) -> Axis:
         """Builds a scale that holds all values with a little room at both ends."""
         low, high = min(values), max(values)
-        room = 0.06 * (high - low) or max(0.01, 0.05 * abs(high))
+        room = 0.06 * (high - low) or 0.05 * abs(high) or 0.01
         return cls(low - room, high + room, label, percent)
 
     def place(self, value: float) -> float:

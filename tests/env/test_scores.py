@@ -69,6 +69,8 @@ def test_a_learner_says_what_its_score_is_made_from():
             return 2.0
 
     assert CompressionEnv(Silent(), "macs=0.5").metric == Metric("score")
+    Silent.metric = staticmethod(relative_loss)
+    assert CompressionEnv(Silent(), "macs=0.5").metric == Metric("relative_loss")
 
 
 @pytest.mark.parametrize("reward", ["score", "error_log_macs", "accuracy_size", "haq"])
