@@ -78,7 +78,9 @@ def examine(name: str) -> Outcome:
     for decision in keep_ratio_decisions(traced.graph, ROUND_TO, 0.0) if sizes else ():
         least[decision.target] = torch.arange(decision.units(decision.choices[0]))
     gap = deviation = 0.0
-    cuts = [random_cut(sizes, torch.Generator().manual_seed(s), None) for s in range(2)]
+    fewest = {group.name: group.least for group in traced.graph.groups}
+    generator = torch.Generator().manual_seed(0)
+    cuts = [random_cut(sizes, generator, fraction, fewest) for fraction in (0.5, None)]
     for kept in (*cuts, least) if sizes else ():
         small = traced.slice(kept)
         share = counted(small, inputs) / whole

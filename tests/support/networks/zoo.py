@@ -110,6 +110,13 @@ def _hugging(
     return Architecture(reachable, make, example)
 
 
+def _vit() -> nn.Module:
+    library("torchvision")
+    module = importlib.import_module("torchvision.models.vision_transformer")
+    net: nn.Module = module.VisionTransformer(64, 16, 4, 3, 192, 768)
+    return net
+
+
 def _image(side: int) -> Tensor:
     return torch.randn(1, 3, side, side)
 
@@ -137,7 +144,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.wide_resnet50_2": _vision(0.014, "wide_resnet50_2"),
     "tv.resnext50_32x4d": _vision(0.044, "resnext50_32x4d"),
     "tv.vgg16_bn": _vision(0.004, "vgg16_bn"),
-    "tv.alexnet": _vision(0.008, "alexnet", 96),
+    "tv.alexnet": _vision(0.008, "alexnet", 224),
     "tv.densenet121": _vision(0.017, "densenet121"),
     "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
     "tv.inception_v3": _vision(0.03, "inception_v3", 128, init_weights=False),
@@ -151,10 +158,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.convnext_tiny": _vision(0.074, "convnext_tiny"),
     "tv.swin_t": _vision(0.709, "swin_t"),
     "tv.maxvit_t": _vision(0.7, "maxvit_t", 224),
-    "tv.vit": _vision(
-        0.397, "vision_transformer.VisionTransformer", image_size=64, patch_size=16, num_layers=4,
-        num_heads=3, hidden_dim=192, mlp_dim=768,
-    ),
+    "tv.vit": Architecture(0.397, _vit, partial(_image, 64)),
     "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),
     "tv.deeplabv3_resnet50": _vision(0.02, "segmentation.deeplabv3_resnet50"),
     "tv.ssdlite320": _vision(
@@ -185,7 +189,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm.hrnet_w18_small": _timm(0.03, "hrnet_w18_small"),
     "hf.ResNet": _hugging(
         0.104, "ResNetForImageClassification", partial(_pixels, 64), "ResNetConfig",
-        embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2],
+        embedding_size=64, hidden_sizes=[128, 256], depths=[2, 2],
     ),
     "hf.ConvNeXt": _hugging(
         0.140, "ConvNextForImageClassification", partial(_pixels, 64), "ConvNextConfig",
