@@ -82,7 +82,7 @@ class NormRules(MovementRules):  # type: ignore[no-untyped-call]
             self.norm_shapes[self.modules[-1]] = labels[(0,) * min(axes)]
         ids = compact(labels).reshape(-1)
         self.averaged.append(ids)
-        if least > 1 and labels.numel() == len(ids):  # a single number of every channel
+        if least > 1 and labels.numel() == len(ids.unique()):  # one number of every channel
             self.many.append(ids)
         return True
 
