@@ -18,7 +18,7 @@ from amc_compress.config.run_config import OPTIONS, RunConfig
 from amc_compress.data.batches import to_batches
 from amc_compress.data.given import GivenData, Loader, first_batch, given_data
 from amc_compress.front.columns import for_network
-from amc_compress.front.options import options_from
+from amc_compress.front.options import options_from, words_of_python
 from amc_compress.front.result import Result
 from amc_compress.learners.base import Learner
 from amc_compress.learners.networks.intake import TakenIn, take_in
@@ -35,6 +35,7 @@ from amc_env.validation.checks import checked, unknown
 
 
 @checked
+@words_of_python()
 def compress(
     model: nn.Module,
     train: Any,

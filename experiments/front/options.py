@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike, fspath
 from typing import Any, get_args, get_origin
 
 from amc_compress.config.option import Option, flag
 from amc_compress.config.run_config import OPTIONS, SPELLINGS, RunConfig, types_of_options
-from amc_env.errors import ArgumentError
+from amc_env.errors import ArgumentError, CompressionError
 
 BY_OBJECT = {
     "model": "model",
@@ -28,6 +31,30 @@ BY_OBJECT = {
     ),
 }  # fmt: skip
 """Options of the command line that say by name what is given as an object -> the parameter."""
+
+
+_FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+_OF_CALL = ("out", "quiet")
+
+
+@contextmanager
+def words_of_python() -> Iterator[None]:
+    """Names options in errors of the block as Python does; commands are left as they are."""
+    try:
+        yield
+    except (CompressionError, ValueError) as error:
+        if error.args and isinstance(error.args[0], str):
+            parts = error.args[0].split("`")  # commands stand between them
+            parts[::2] = [_FLAG.sub(_in_python, part) for part in parts[::2]]
+            error.args = ("`".join(parts), *error.args[1:])
+        raise
+
+
+def _in_python(match: re.Match[str]) -> str:
+    name = match[1].replace("-", "_")
+    if name == "resume":
+        return "resume=True"
+    return name if name in OPTIONS or name in _OF_CALL else match[0]
 
 
 def options_from(values: Mapping[str, Any], stages: Collection[str] = ()) -> dict[str, Any]:
@@ -71,6 +98,8 @@ def _read(name: str, option: Option, value: Any) -> Any:
     """Returns the value that a text means; any other value as it is."""
     if isinstance(value, list):
         return tuple(value)
+    if isinstance(value, PathLike):
+        value = fspath(value)
     if option.read is None or not isinstance(value, str):
         return value
     hint = types_of_options()[name]

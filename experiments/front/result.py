@@ -16,7 +16,7 @@ from torch import nn
 from amc_compress.data.batches import to_batches
 from amc_compress.data.given import given_data
 from amc_compress.front.columns import for_network
-from amc_compress.front.options import changed, options_from
+from amc_compress.front.options import changed, options_from, words_of_python
 from amc_compress.front.trials import Trials
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.report.summary import cost_text, read_summary
@@ -118,6 +118,7 @@ class Result:
 
     # ---- what is done with it
 
+    @words_of_python()
     def finetune(self, train: Any = None, **options: Any) -> Result:
         """Trains the smaller network; an interrupted training goes on from its last epoch.
 
@@ -162,6 +163,7 @@ class Result:
         before = folder.results("finetune").get("trained_on")
         return bool(before != task.data.content.get("train data"))
 
+    @words_of_python()
     def export(self, path: str | Path | None = None, **options: Any) -> Path:
         """Writes the file for deployment, compared with torch: float, or of 8-bit integers.
 

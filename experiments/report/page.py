@@ -12,7 +12,7 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.report.charts import Axis, Chart
 from amc_compress.report.plan_pictures import plan_pictures
 from amc_compress.report.rendering import render
-from amc_compress.report.summary import read_summary, rows
+from amc_compress.report.summary import read_summary, rows, tested_on
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import RecordedTrial, read_trials
@@ -143,7 +143,7 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     before, after = summary["original"], summary["compressed"]
     metric = Metric.from_dict(summary.get("metric"))
     was = metric.text(before["score"])
-    tiles = [(metric.text(after["score"]), f"test {metric.name} (was {was})")]
+    tiles = [(metric.text(after["score"]), f"{tested_on(summary)} {metric.name} (was {was})")]
     budget = f" (budget {config.budget})"
     if config.spec.prunes:
         tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
@@ -167,10 +167,15 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     metric = Metric.from_dict(summary.get("metric"))
     seen, one = ("images", "image") if metric.is_accuracy else ("samples", "sample")
-    note = (
-        f"{metric.name[0].upper()}{metric.name[1:]} on test {seen} that nothing before this line "
-        f"has seen. MACs are multiply-adds for one {one}. "
-    )
+    note = f"{metric.name[0].upper()}{metric.name[1:]} on "
+    if tested_on(summary) == "test":
+        note += f"test {seen} that nothing before this line has seen. "
+    else:
+        note += (
+            f"the {seen} that plans and epochs were chosen by, as there are no test data: it is "
+            f"likely worse on others. "
+        )
+    note += f"MACs are multiply-adds for one {one}. "
     if config.spec.quantizes:
         note += (
             "Bit operations are MACs times bits per weight times bits per activation. The size is "

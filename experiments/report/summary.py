@@ -29,13 +29,23 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return summary
 
 
+def tested_on(summary: dict[str, Any]) -> str:
+    """Returns ``"test"``, or ``"validation"`` of a run that had no test data."""
+    return str(summary.get("tested_on", "test"))
+
+
 def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns the before/after table: name, original, compressed, change."""
     before, after = summary["original"], summary["compressed"]
     metric = Metric.from_dict(summary.get("metric"))
     old, new = before["score"], after["score"]
     table = [
-        (f"test {metric.name}", metric.text(old), metric.text(new), metric.change(old, new)),
+        (
+            f"{tested_on(summary)} {metric.name}",
+            metric.text(old),
+            metric.text(new),
+            metric.change(old, new),
+        ),
         ("MACs", *_counts(before["macs"], after["macs"])),
         ("parameters", *_counts(before["params"], after["params"])),
     ]

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from amc_compress.agents.trials import Trial
 from amc_compress.config.run_config import RunConfig
+from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.storage.trials import CostOf, RecordedTrial, read_trials, write_trials
 from amc_env import CompressionPlan, RunFolderError
+from amc_env.validation.sentences import joined
 
 FILE = "warm_start.jsonl"
 """The trials of the other run, in the folder of this one."""
+
+_NOT_EVALUATED_BY = {"network", "teacher", "test data"}
+"""Objects that say nothing of how plans are evaluated; the network is compared by its tensors."""
 
 _FREE = (
     "warm_start", "agent", "evaluations", "budget", "reward", "action", "threads",
@@ -73,6 +78,7 @@ def warm_start_of(folder: RunFolder, cost_of: CostOf | None = None) -> list[Tria
     if not copy.exists():
         place = Path(folder.config.warm_start)
         _check_network(folder.path, place)
+        _check_content(folder.facts, place)
         write_trials(copy, _known_to(place))
     return [
         Trial(
@@ -101,6 +107,17 @@ def _check_network(here: Path, there: Path) -> None:
         raise RunFolderError(
             f"The run in {there} compressed a network with other weights; give the same --weights "
             f"to both."
+        )
+
+
+def _check_content(mine: DataFacts, there: Path) -> None:
+    """Plans must have been evaluated by the same data and task; those of named data are options."""
+    other = RunFolder.open(there, uses=()).facts
+    names = (mine.content.keys() | other.content.keys()) - _NOT_EVALUATED_BY
+    if differ := sorted(n for n in names if mine.content.get(n) != other.content.get(n)):
+        raise RunFolderError(
+            f"The run in {there} evaluated its plans with another {joined(differ)}; begin with one "
+            f"of the same content."
         )
 
 

@@ -137,6 +137,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     )
     if not metric.is_accuracy:
         more["metric"] = asdict(metric)
+    if not folder.facts.has_test:
+        more["tested_on"] = "validation"
     if config.spec.quantizes:
         more["bits"] = measured["bits"]
         more["export_refused"] = export.get("refused") if export else None

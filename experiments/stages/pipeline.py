@@ -250,7 +250,8 @@ def outcome(stage: str, task: Task) -> str:
     if stage == "export":
         return _export_outcome(task.config, result)
     score = result["score"]
-    return f"test {metric.said(score['original'])} -> {metric.text(score['compressed'])}"
+    seen = "test" if folder.facts.has_test else "validation"
+    return f"{seen} {metric.said(score['original'])} -> {metric.text(score['compressed'])}"
 
 
 def _search_outcome(config: RunConfig, metric: Metric, result: Mapping[str, Any]) -> str:

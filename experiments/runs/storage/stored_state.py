@@ -58,7 +58,7 @@ _NETWORK = {
 }  # fmt: skip
 SUMMARY = {
     "original": _NETWORK, "compressed": _NETWORK, "cpu_seconds_per_episode": float,
-    "metric?": _METRIC,
+    "metric?": _METRIC, "tested_on?": str,
 }  # fmt: skip
 
 

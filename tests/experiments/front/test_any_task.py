@@ -176,7 +176,9 @@ def test_metric_and_loss_of_ones_own(tmp_path: Any) -> None:
     assert result.metric == "largest_error"
     worst = max(largest_error(result.network(x), y) for x, y in numbers(1))
     assert result.score == pytest.approx(-worst, rel=1e-4)
-    assert "largest_error" in result.finetune(epochs=1).report().read_text()
+    page = result.finetune(epochs=1).report().read_text()
+    assert "validation largest_error (was " in page
+    assert "as there are no test data" in page
     with pytest.raises(RunFolderError, match="began with another task"):
         compressed(
             network, numbers, **{**own, "metric": None, "lower_is_better": False}, resume=True

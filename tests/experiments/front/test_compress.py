@@ -109,7 +109,10 @@ def test_the_same_call_resumes_to_the_same_result(tmp_path: Path) -> None:
     again = compressed(out=tmp_path / "run", resume=True)
     assert again.plan == first.plan
     assert (tmp_path / "run" / "trials.jsonl").read_bytes() == trials
-    with pytest.raises(RunFolderError, match="not empty"):
+    with pytest.raises(
+        RunFolderError,
+        match="not empty; add resume=True to continue the run in it, or choose another out",
+    ):
         compressed(out=tmp_path / "run")
 
 
@@ -127,8 +130,17 @@ def test_other_content_is_not_resumed(finished: Result, others: dict[str, Any], 
         compress(**given, **FEW, out=finished.out, resume=True)
 
 
+def test_another_search_knows_what_this_one_has_evaluated(finished: Result) -> None:
+    other = compressed(warm_start=finished.out, agent="local", evaluations=1)
+    assert max(trial.reward for trial in finished.trials) <= max(
+        other.score, *(trial.reward for trial in other.trials)
+    )
+    with pytest.raises(RunFolderError, match="plans with another validation data; begin with"):
+        compress(network(), batches(), batches(seed=4), **FEW, warm_start=finished.out)
+
+
 def test_other_options_are_not_resumed(finished: Result) -> None:
-    with pytest.raises(RunFolderError, match="--seed is 0 there and 1 now"):
+    with pytest.raises(RunFolderError, match="options: seed is 0 there and 1 now"):
         compressed(out=finished.out, resume=True, seed=1)
 
 
@@ -222,7 +234,7 @@ def test_agent_and_learner_are_given_as_objects(tmp_path: Path) -> None:
     )
     other = compressed(agent=LocalSearch(finalists=2), learner=prepared)
     assert other.plan == result.plan
-    with pytest.raises(RunFolderError, match="--agent is"):
+    with pytest.raises(RunFolderError, match="agent is local"):
         compressed(agent=LocalSearch(finalists=1), out=tmp_path / "run", resume=True)
 
 
@@ -234,6 +246,10 @@ def test_another_network_teaches() -> None:
 
 
 def test_mistakes_are_named_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="Expected round_to >= 1, got 0"):
+        compressed(round_to=0)
+    with pytest.raises(ArgumentError, match="'round_to' is settled when search begins"):
+        Result.finetune(None, round_to=4)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="Unknown option 'evaluation'; did you mean 'evaluat"):
         compressed(evaluation=5)
     with pytest.raises(ArgumentError, match="'weights' is the command line's: here model is an o"):
