@@ -47,6 +47,9 @@ def change(folder: Path, **options: Any) -> None:
     [
         ({"model": "evil_net:make"}, ("evaluate", "finetune", "export")),
         ({"data": "evil_net:make"}, ("evaluate", "finetune", "export")),
+        ({"task": "evil_net:make"}, ("evaluate", "finetune", "export")),
+        ({"metric": "evil_net:make"}, ("evaluate", "finetune", "export")),
+        ({"loss": "evil_net:make"}, ("evaluate", "finetune", "export")),
         ({"teacher": "evil_net:make"}, ("finetune",)),
         ({"cost": ["own=evil_net:make"]}, ("export",)),
     ],
