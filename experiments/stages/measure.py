@@ -67,7 +67,7 @@ def measure_file(config: RunConfig, path: Path) -> dict[str, Any]:
     for note in filter(None, (built.taken, *built.notes)):
         print(note, file=sys.stderr)  # not among the results, which are one line of JSON
     example = data.example if facts.image_shape is None else example_input(facts)
-    graph = trace(network, example).graph
+    graph = trace(network, example, part=config.part).graph
     costs = {name: make_cost(name, graph, ()).original(()) for name in COSTS}
     task, size = config.spec.task(data.task).bind(network, "cpu"), split_key(path)[0].stat().st_size
     return measure(network, costs, data.test, size, task=task)

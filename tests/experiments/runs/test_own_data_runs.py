@@ -126,3 +126,6 @@ def test_scenes_are_compressed_without_further_options(here: Path, task: str) ->
     summary = json.loads((here / "out/summary.json").read_text())
     assert summary["cost_ratio"]["macs"] <= 0.5
     assert (here / "out/report.html").exists()
+    model, labels = {"detection": ("fcos_small", "boxes")}.get(task, ("unet_small", "masks"))
+    own = ["--model", model, "--data", f"digit-scenes:{labels}"]
+    assert run(["evaluate", *own, "--weights", "out/original.safetensors"]) == 0
