@@ -163,8 +163,9 @@ def _measure(metric: Any, higher: bool | None) -> Measure:
     if not isinstance(known, bool):
         name = getattr(metric, "__name__", type(metric).__name__)
         raise InputDataError(
-            f"Expected to know whether a higher {name} is better, got neither: pass "
-            f"higher_is_better=True or False, or give the metric an attribute of that name."
+            f"Expected to know whether a higher {name} is better, got neither: give it an "
+            f"attribute higher_is_better = True or False, or say --lower-is-better (make_task "
+            f"takes higher_is_better=)."
         )
     best = getattr(metric, "plot_upper_bound" if known else "plot_lower_bound", None)
     return Measure(known, float(best) if isinstance(best, int | float) else None)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support import tasks as small
+from support.selection import quick
 
 from amc_compress.learners import ChannelPruning, TrainingConfig, evaluate, make_task, train
 from amc_env.errors import InputDataError
@@ -62,7 +63,7 @@ def learner_of(name, *, calibration=None, validation=None, **options):
     )
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", quick(TASKS, "detection", "language-modelling"))
 def test_a_learner_is_prepared_evaluates_and_finetunes(name):
     learner = learner_of(name)
     whole = CompressionPlan.full(learner.decisions)
