@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -82,7 +83,7 @@ class NormRules(MovementRules):  # type: ignore[no-untyped-call]
             self.norm_shapes[self.modules[-1]] = labels[(0,) * min(axes)]
         ids = compact(labels).reshape(-1)
         self.averaged.append(ids)
-        if least > 1 and labels.numel() == len(ids.unique()):  # one number of every channel
+        if least > 1 and labels.numel() == len(torch.unique(ids)):  # one number of every channel
             self.many.append(ids)
         return True
 
