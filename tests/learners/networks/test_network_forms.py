@@ -352,7 +352,14 @@ def test_what_is_no_network_is_rejected_by_type(learner):
         take_in(network().state_dict())
 
 
-@pytest.mark.parametrize("example", [[EXAMPLE], (EXAMPLE, None)])
-def test_an_example_that_is_no_tensor_is_rejected(example):
-    with pytest.raises(ArgumentError, match="example_input to be a Tensor or a sequence"):
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        ((EXAMPLE, None), "a network that runs on the example input"),
+        ([1, 2], "a tensor, a tuple of arguments or a dictionary"),
+        ({}, "a tensor, a tuple of arguments or a dictionary"),
+    ],
+)
+def test_an_example_that_is_no_input_is_rejected(example, sentence):
+    with pytest.raises(InputDataError, match=sentence):
         trace(network(), example)
