@@ -28,7 +28,6 @@ from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 
 _BATCH = 64
-_LOGITS = 2  # axes
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Comparison:
     inputs: Inputs
     options: OnnxOptions
     tolerance: float = math.inf
-    task: str | Task | None = None
+    task: str | Task = "agreement"
 
     def run(self, path: Path) -> tuple[float, float, int]:
         """Compares a file with the network.
@@ -99,12 +98,7 @@ class Comparison:
         return expected, got
 
     def _agreement(self, got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-        task = self.task
-        if task is None and len(got) == 1 and got[0].ndim == _LOGITS:
-            task = "classification"
-        if task is None:
-            return closeness(got, expected)
-        made = make_task(task)
+        made = make_task(self.task)
         answers = [made.outputs(self.interface.answer(tensors)) for tensors in (got, expected)]
         return made.agreement(*answers)
 
@@ -196,12 +190,3 @@ class _Difference:
 def _whole(samples: float) -> float:
     """Returns a number of samples without the rounding of the share that it was made from."""
     return float(round(samples)) if abs(samples - round(samples)) < 1e-9 else samples
-
-
-def closeness(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Returns 1 less the relative difference of two answers, at least 0."""
-    apart = size = 0.0
-    for here, right in zip(got, expected, strict=True):
-        apart += float((here.double() - right.double()).square().nansum())
-        size += float(right.double().square().nansum())
-    return max(0.0, 1.0 - math.sqrt(apart / size)) if size else float(apart == 0.0)

@@ -17,6 +17,7 @@ from amc_compress.learners.export.onnx_compare import Comparison
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
+from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import quiet
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import masked_layers
@@ -64,7 +65,8 @@ def export_onnx(
     images: object = None,
     tolerance: float | None = None,
     options: OnnxOptions | None = None,
-    task: str | Task | None = None,
+    task: str | Task = "agreement",
+    part: str | None = None,
 ) -> ExportResult:
     """Writes a network as ONNX, by default with a free batch axis, and proves the file.
 
@@ -83,8 +85,11 @@ def export_onnx(
         tolerance: Largest allowed difference relative to the largest number of an output (or to
             1); :data:`TOLERANCE`, in float16 :data:`HALF_TOLERANCE`, if not given.
         options: Batch, further free axes, types, names and metadata of the file.
-        task: What the network is for, which says how alike two answers are; classification for
-            outputs of shape (N, classes) and closeness for all others, if not given.
+        task: What the network is for, which says how alike two answers are. ``agreement`` knows
+            all kinds: logits agree by their highest, other numbers by their likeness.
+        part: The submodule to write, where code of the whole network that is more than tensors
+            stays outside of the file, as what a detector does with its boxes; ``task`` is then the
+            part's.
 
     Raises:
         ExportError: If the network cannot be exported, or the file computes something else.
@@ -94,11 +99,14 @@ def export_onnx(
     options = options or OnnxOptions()
     if tolerance is None:
         tolerance = HALF_TOLERANCE if options.half else TOLERANCE
+    example = on_cpu(network, example_input)
+    seen = example if images is None else on_cpu(network, images)
+    if part is not None:
+        _, example = part_of(network, part, example)
+        network, seen = part_of(network, part, seen)
     plain = finalise(network, quantized=True) if masked_layers(network) else network
-    example = on_cpu(plain, example_input)
     interface = Interface(plain, example, options.batch)
     exported = float_model(plain, interface, options)
-    seen = example if images is None else on_cpu(plain, images)
     check = Comparison(network, interface, seen, options, tolerance, task)
     return write_compared(exported, check, Path(path))
 

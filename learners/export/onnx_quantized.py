@@ -32,6 +32,7 @@ from amc_compress.learners.export.onnx_int8 import (
     weight_integers,
 )
 from amc_compress.learners.export.onnx_options import OnnxOptions
+from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -75,7 +76,8 @@ def post_training_int8(
     images: object = None,
     method: str = "minmax",
     options: OnnxOptions | None = None,
-    task: str | Task | None = None,
+    task: str | Task = "agreement",
+    part: str | None = None,
 ) -> QuantizedExport:
     """Quantizes a float network to 8 bits by ONNX Runtime's quantizer, without training.
 
@@ -93,6 +95,7 @@ def post_training_int8(
             several times as long and much memory.
         options: Batch, names and metadata of the file.
         task: Says how alike both answer, see ``export_onnx``.
+        part: The submodule to write, see ``export_onnx``.
 
     Raises:
         ExportError: If the network cannot be exported.
@@ -110,6 +113,7 @@ def post_training_int8(
         return quantize_float(exported, samples, method)
 
     inputs = _Inputs(model, example_input, calibration, images)
+    model = inputs.inside(model, part)
     return _export(model, inputs, path, quantize, options, task)
 
 
@@ -124,7 +128,8 @@ def export_quantized(
     weight_only: str = "integer",
     shortcuts: str = "shared",
     options: OnnxOptions | None = None,
-    task: str | Task | None = None,
+    task: str | Task = "agreement",
+    part: str | None = None,
 ) -> QuantizedExport:
     """Writes a quantized network as ONNX with exactly its integers, scales and zero points.
 
@@ -150,12 +155,15 @@ def export_quantized(
             and about a fifth slower.
         options: Batch, names and metadata of the file.
         task: Says how alike both answer, see ``export_onnx``.
+        part: The submodule to write, see ``export_onnx``.
 
     Raises:
         UnsupportedPrecisionError: If nothing executes the network's precisions.
         ExportError: If the network cannot be exported.
     """
     network = take_in(network, "cpu").network
+    inputs = _Inputs(network, example_input, calibration, images)
+    network = inputs.inside(network, part)
     check_executable(network)
     check_known("method", method, CALIBRATION_METHODS)
     check_known("weight_only", weight_only, WEIGHT_ONLY)
@@ -171,7 +179,6 @@ def export_quantized(
             shortcuts=shortcuts,
         ).write()
 
-    inputs = _Inputs(network, example_input, calibration, images)
     return _export(network, inputs, path, quantize, options, task)
 
 
@@ -256,6 +263,15 @@ class _Inputs:
         self.calibration = on_cpu(network, self.calibration)
         self.compared = on_cpu(network, self.compared)
 
+    def inside(self, network: nn.Module, part: str | None) -> nn.Module:
+        """Returns the part of a network, and makes these the inputs of the part."""
+        if part is None:
+            return network
+        found, self.example = part_of(network, part, self.example)
+        self.calibration = part_of(network, part, self.calibration)[1]
+        self.compared = part_of(network, part, self.compared)[1]
+        return found
+
 
 def _export(
     network: nn.Module,
@@ -263,7 +279,7 @@ def _export(
     path: str | Path,
     quantize: Callable[[ir.Model, Samples], ir.Model],
     options: OnnxOptions | None,
-    task: str | Task | None,
+    task: str | Task,
 ) -> QuantizedExport:
     """Exports in float, lets that be quantized, and compares the result with the network."""
     options = options or OnnxOptions()

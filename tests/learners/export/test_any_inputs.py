@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def exported(words: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("onnx") / "words.onnx"
     result = export_onnx(words, sentences(2), path, images=sentences(70))
     assert result.max_difference < 1e-5
-    assert result.agreement > 0.9999
+    assert result.agreement == 1.0
     assert result.n_images == 70
     return path
 
@@ -116,7 +117,8 @@ def test_8_bits_take_their_ranges_from_dictionaries(words: nn.Module, tmp_path: 
         words, sentences(2), tmp_path / "x.onnx", calibration=sentences(40), images=sentences(7)
     )
     assert result.n_int8_layers >= 1
-    assert 0.9 < result.agreement < 1.0
+    assert 0.0 < result.max_difference < 0.5
+    assert result.agreement > 0.8
     other = Call(kwargs={"input_ids": sentences(40).kwargs["input_ids"]})
     with pytest.raises(InputDataError, match=r"\(N, 9\), \(N, 9\), got \(40, 9\)"):
         post_training_int8(words, sentences(2), tmp_path / "y.onnx", calibration=other)
@@ -129,6 +131,13 @@ def test_files_of_any_inputs_are_timed(words: nn.Module, exported: Path) -> None
     assert times["a"].keys() == {"1", "8"}
     with pytest.raises(InputDataError, match="input_ids, attention_mask, got input_ids"):
         interface.named(Call(kwargs={"input_ids": tensors["input_ids"]}))
+
+
+def test_the_task_says_how_alike_answers_are(words: nn.Module, tmp_path: Path) -> None:
+    result = post_training_int8(
+        words, sentences(2), tmp_path / "x.onnx", calibration=sentences(40), task="regression"
+    )
+    assert 0.9 < result.agreement < 1.0
 
 
 class Nested(nn.Module):
@@ -170,6 +179,17 @@ def test_lists_of_samples_have_a_sentence_and_two_ways_out(tmp_path: Path) -> No
     session = open_session(tmp_path / "x.onnx")
     assert [s.name for s in session.get_inputs()] == ["images_0", "images_1"]
     assert [s.name for s in session.get_outputs()] == ["output_0_scores", "output_1_scores"]
+
+
+def test_the_part_that_computes_with_tensors_is_exported(tmp_path: Path) -> None:
+    images = Call(([torch.randn(3, 8, 8) for _ in range(5)],))
+    for export in (export_onnx, partial(post_training_int8, calibration=images)):
+        result = export(Detector().eval(), images, tmp_path / "x.onnx", part="body")
+        assert result.n_images == 5
+        session = open_session(tmp_path / "x.onnx")
+        assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
+    with pytest.raises(InputDataError, match="part to export, got 'head'; there are body"):
+        export_onnx(Detector(), images, tmp_path / "x.onnx", part="head")
 
 
 class Waves(nn.Module):
