@@ -72,12 +72,18 @@ Opset = Annotated[
 ]
 Batch = Annotated[
     int | None,
-    typer.Option(help="Images per call; any number if not given.", show_default=False),
+    typer.Option(help="Samples per call; any number if not given.", show_default=False),
 ]
 Half = Annotated[
     bool, typer.Option("--half", help="Compute in float16; inputs and outputs stay float32.")
 ]
-InputName = Annotated[str, typer.Option(help="Name of the input.")]
+InputName = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the input; images, or that of the network's argument, if not given.",
+        show_default=False,
+    ),
+]
 Preprocessing = Annotated[
     bool,
     typer.Option(
@@ -95,14 +101,14 @@ def export(
     opset: Opset = None,
     batch: Batch = None,
     half: Half = False,
-    input_name: InputName = "images",
+    input_name: InputName = None,
     include_preprocessing: Preprocessing = False,
 ) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
-    The ONNX file takes any number of images at once, and names the classes,
-    mean and std in its metadata. It is kept only if ONNX
-    Runtime and torch agree on real images. Original and compressed network
+    The ONNX file takes any number of samples at once, and of images names
+    the classes, mean and std in its metadata. It is kept only if ONNX
+    Runtime and torch agree on real samples. Original and compressed network
     are timed in turns, on one thread. A quantized network is written for
     8-bit integers, if a runtime executes its bits; DIR/model.packed holds it
     in any case.

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from amc_compress.data.given import first_inputs
 from amc_compress.learners.export.interface import Interface
-from amc_compress.learners.export.onnx_file import export_onnx
+from amc_compress.learners.export.onnx_file import ExportError, ExportResult, export_onnx
 from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
+from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import BATCH_SIZES, time_onnx
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tasks.task import Task as Purpose
 from amc_compress.runs.networks import example_of, load_smaller
 from amc_compress.runs.task import Task, use_threads
+from amc_env.validation.sentences import first_line
 
 # Images of the validation split on which ONNX Runtime must agree with torch.
 _N_COMPARED = 256
@@ -43,30 +46,53 @@ def run_export(task: Task) -> None:
     started = time.perf_counter()
     small = load_smaller(folder, "model.safetensors")
     images = first_inputs(task.data.validation, task.purpose, _N_COMPARED)
-    results: dict[str, Any]
-    if quantized_layers(small):
-        results = _export_quantized(task, small, images)
-    else:
-        # Runtimes know no masks: the zeros are written into the weights.
-        checked = export_onnx(
-            finalise(small),
-            example_of(folder),
-            folder / "model.onnx",
-            images=images,
-            options=_with_metadata(task),
-            task=task.purpose,
-        )
-        results = {
-            "max_difference": checked.max_difference,
-            "agreement": checked.agreement,
-            "n_images": checked.n_images,
+    write = _export_quantized if quantized_layers(small) else _export_float
+    try:
+        results = write(task, small, images, None)
+    except ExportError as error:
+        part = task.config.part
+        if part is None:
+            raise
+        results = write(task, small, images, part) | {
+            "part": part,
+            "note": f"The files hold {part!r} alone: {first_line(error)}",
         }
     if "refused" not in results:
-        results |= _time_against_original(task, images)
+        results |= _time_against_original(task, images, results.get("part"))
     folder.finish("export", seconds=round(time.perf_counter() - started, 3), **results)
 
 
-def _export_quantized(task: Task, small: nn.Module, images: Inputs) -> dict[str, Any]:
+def _export_float(task: Task, small: nn.Module, images: Inputs, part: str | None) -> dict[str, Any]:
+    # Runtimes know no masks: the zeros are written into the weights.
+    return _facts(
+        export_onnx(
+            finalise(small),
+            example_of(task.folder),
+            task.folder / "model.onnx",
+            images=images,
+            options=_with_metadata(task),
+            task=_answers(task, part),
+            part=part,
+        )
+    )
+
+
+def _answers(task: Task, part: str | None) -> str | Purpose:
+    """Returns the task that tells how alike two answers are; a part has none of its own."""
+    return task.purpose if part is None else "agreement"
+
+
+def _facts(checked: ExportResult) -> dict[str, Any]:
+    return {
+        "max_difference": checked.max_difference,
+        "agreement": checked.agreement,
+        "n_images": checked.n_images,
+    }
+
+
+def _export_quantized(
+    task: Task, small: nn.Module, images: Inputs, part: str | None
+) -> dict[str, Any]:
     from amc_compress.learners.export.onnx_quantized import (
         UnsupportedPrecisionError,
         check_executable,
@@ -83,16 +109,13 @@ def _export_quantized(task: Task, small: nn.Module, images: Inputs) -> dict[str,
             calibration=first_inputs(task.data.calibration, task.purpose, _N_CALIBRATION),
             images=images,
             options=_with_metadata(task),
-            task=task.purpose,
+            task=_answers(task, part),
+            part=part,
         )
     except UnsupportedPrecisionError as error:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier fine-tuning
         return {"refused": str(error), "latency_ms": None}
-    return {
-        "max_difference": checked.max_difference,
-        "agreement": checked.agreement,
-        "n_images": checked.n_images,
-    }
+    return _facts(checked)
 
 
 def _with_metadata(task: Task) -> OnnxOptions:
@@ -109,7 +132,7 @@ def _with_metadata(task: Task) -> OnnxOptions:
     )
 
 
-def _time_against_original(task: Task, images: Inputs) -> dict[str, Any]:
+def _time_against_original(task: Task, images: Inputs, part: str | None) -> dict[str, Any]:
     folder = task.folder
     files = {"original": folder / "original.onnx", "compressed": folder / "model.onnx"}
     options = _with_metadata(task)
@@ -119,12 +142,16 @@ def _time_against_original(task: Task, images: Inputs) -> dict[str, Any]:
         files["original"],
         images=images,
         options=options,
-        task=task.purpose,
+        task=_answers(task, part),
+        part=part,
     )
     sizes = BATCH_SIZES if options.batch is None else (options.batch,)
     inputs: Sequence[int] | Mapping[str, Tensor] | None = folder.facts.image_shape
-    if inputs is None:
-        inputs = Interface(task.original, example_of(folder)).named(images)
+    if inputs is None or part is not None:
+        network: nn.Module = task.original
+        if part is not None:
+            network, images = part_of(network, part, images)
+        inputs = Interface(network, images, options.batch).named(images)
     return {
         "latency_ms": time_onnx(files, inputs, batch_sizes=sizes),
         "onnx_bytes": {name: file.stat().st_size for name, file in files.items()},

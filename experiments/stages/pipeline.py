@@ -248,7 +248,7 @@ def outcome(stage: str, task: Task) -> str:
             return f"skipped, 0 epochs: validation {metric.said(after)}, as after the search"
         return f"validation {metric.said(before)} -> {metric.text(after)}"
     if stage == "export":
-        return _export_outcome(task.config, result)
+        return _export_outcome(task, result)
     score = result["score"]
     seen = "test" if folder.facts.has_test else "validation"
     return f"{seen} {metric.said(score['original'])} -> {metric.text(score['compressed'])}"
@@ -262,17 +262,18 @@ def _search_outcome(config: RunConfig, metric: Metric, result: Mapping[str, Any]
     return f"{head}; proxy {metric.said(best['score'])}{tail}"
 
 
-def _export_outcome(config: RunConfig, result: Mapping[str, Any]) -> str:
+def _export_outcome(task: Task, result: Mapping[str, Any]) -> str:
     if "refused" in result:
         return f"no ONNX file: {result['refused']}"
     latency = result["latency_ms"]
-    agreement = (
-        f"same class as torch for {result['agreement']:.1%} of {result['n_images']} images"
-        if config.spec.quantizes
-        else f"largest difference to torch {result['max_difference']:.1g}"
-    )
+    agreement = f"largest difference to torch {result['max_difference']:.1g}"
+    if task.config.spec.quantizes:
+        same, count = f"{result['agreement']:.1%}", result["n_images"]
+        agreement = f"agrees with torch by {same} on {count} samples"
+        if task.purpose.name == "classification":
+            agreement = f"same class as torch for {same} of {count} images"
     times = [
         f"batch {size}: {before:.3g} -> {latency['compressed'][size]:.3g} ms"
         for size, before in latency["original"].items()
     ]
-    return ", ".join([*times, agreement])
+    return ", ".join([*([result["note"]] if "note" in result else []), *times, agreement])

@@ -37,7 +37,7 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "export": {
         "seconds": float, **_TIMED, "refused": str, "max_difference": float,
-        "agreement": float, "n_images": int,
+        "agreement": float, "n_images": int, "part": str, "note": str,
     },
     "evaluate": {
         "seconds": float,
