@@ -60,7 +60,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "amc_compress": [
         {FACE, "automl", "config", "user_code"},
         {"data"},
-        {"examples", "models"},
+        {"examples", "models", "recipes"},
         {"runs", "tasks"},
         {"report"},
         {"comparison", "stages"},
