@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 
-from amc_compress.agents.trials import AgentError, OnTrial, SearchResult, Trial, best_distinct
+from amc_compress.agents.trials import (
+    AgentError,
+    OnTrial,
+    SearchResult,
+    SearchStopped,
+    Trial,
+    best_distinct,
+)
 from amc_env import ArgumentError, CompressionEnv
 from amc_env.validation.checks import check_constructor, checked
 
@@ -88,7 +96,8 @@ class Agent(ABC):
                 seen them, a climb begins at the best one) and cost no evaluation; the best of them
                 is the result if nothing better is found. A plan that the budget of this environment
                 forbids is passed over.
-            on_trial: Called with every trial as soon as it is evaluated.
+            on_trial: Called with every trial as soon as it is evaluated; ends the search by
+                raising ``SearchStopped``.
             logger: Writes every trial to TensorBoard.
             progress: Whether to show a progress bar on stderr.
 
@@ -111,7 +120,10 @@ class Agent(ABC):
         if logger is not None:
             logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})
         prior = _usable(bare, warm_start)
-        with Search(bare, episodes, seed, on_trial, logger, progress, prior) as search:
+        with (
+            Search(bare, episodes, seed, on_trial, logger, progress, prior) as search,
+            contextlib.suppress(SearchStopped),
+        ):
             self.run(search)
         if search.best is None:
             raise AgentError(f"The agent {self.name!r} proposed no plan within the budget.")

@@ -17,6 +17,10 @@ class AgentError(EvaluationError):
     """An agent or a learner returned something unusable."""
 
 
+class SearchStopped(Exception):  # noqa: N818  # it is no error
+    """Raised by ``on_trial`` to end a search after that trial; the search returns what it has."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One evaluated plan.
@@ -80,6 +84,7 @@ class SearchResult:
 
 
 OnTrial = Callable[[Trial], None]
+"""Called with every trial; may raise :class:`SearchStopped`."""
 
 
 def best_distinct(trials: Sequence[Trial], count: int) -> list[Trial]:

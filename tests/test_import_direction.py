@@ -43,7 +43,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"rollout"},
         {"base"},
         {"curves", "heuristics", "own", "seeded"},
-        {"actor_critic", "samplers"},
+        {"actor_critic", "floors", "samplers"},
         {"registry"},
     ],
     LEARNERS: [

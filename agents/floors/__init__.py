@@ -1,0 +1,1 @@
+"""Searches for the cheapest plan whose score keeps a floor."""

@@ -1,0 +1,349 @@
+"""The cheapest plan whose score is no lower than a floor.
+
+The best score of the plans up to a cost never falls as the cost grows, so the cheapest plan is
+found by bisection over budgets: an agent searches at one budget after the other, each time with all
+trials so far as its warm start, and stops at the first plan that keeps the floor. What evaluations
+are left go to a descent from the plan found: neighbours that are cheaper by a step, which grows
+where the floor is kept and shrinks where it is not. ``docs/goals.md`` has the measurement by which
+the two share the evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from amc_compress.agents.base import Agent
+from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.trials import AgentError, OnTrial, SearchStopped, Trial
+from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
+from amc_env.budgets.budget import Bounds
+from amc_env.validation.checks import checked
+
+_LEAST = 4
+"""Evaluations of a level: fewer are no search."""
+
+DESCENT = 0.7
+"""Share of the evaluations that the bisection leaves to the descent."""
+
+_STEPS = 0.01, 0.2, 0.5  # least, first and largest share of the cost that a descent takes off
+_GROWN, _SHRUNK = 1.5, 0.85  # as in a (1+1) search: three successes of ten keep the step
+_REACH = 0.35
+_MAX_TRIES = 200
+
+_MARGIN = 0.25
+"""Of the interval, that no step leaves less of at either end."""
+
+AfterLevel = Callable[[CompressionPlan], float]
+"""A plan -> its score after what follows the search, a fine-tuning say."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One budget on the way.
+
+    Args:
+        budget: The bounds it had.
+        plan: The best plan found.
+        score: Its score, before whatever follows the search.
+        final_score: Its score afterwards; that of the search if nothing follows.
+        cost_ratio: Its costs as shares of the original's.
+        n_trials: Plans evaluated at this level.
+        kept: Whether the floor was kept.
+    """
+
+    budget: str
+    plan: CompressionPlan
+    score: float
+    final_score: float
+    cost_ratio: Mapping[str, float]
+    n_trials: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class FloorResult:
+    """Result of :func:`cheapest_plan`.
+
+    Args:
+        plan: The cheapest plan found that keeps the floor.
+        levels: The budgets that were tried, in order; the last one that was kept has the plan.
+        trials: Every evaluated plan, in order.
+    """
+
+    plan: CompressionPlan
+    levels: tuple[Level, ...]
+    trials: tuple[Trial, ...]
+
+
+@checked
+def cheapest_plan(
+    env: CompressionEnv,
+    make_agent: Callable[[], Agent],
+    evaluations: int,
+    seed: int,
+    *,
+    floor: float,
+    cost: str,
+    tolerance: float = 0.02,
+    levels: int = 12,
+    descent: float = DESCENT,
+    after: AfterLevel | None = None,
+    on_trial: OnTrial | None = None,
+    progress: bool = False,
+) -> FloorResult:
+    """Searches for the cheapest plan whose score is at least ``floor``.
+
+    Args:
+        env: The decision problem; its budget holds throughout. The environment ends with it.
+        make_agent: Builds the agent that searches at every level.
+        evaluations: Plans that are evaluated, at most, in all levels together.
+        seed: Of the searches; equal seeds give equal trials.
+        floor: The least score.
+        cost: Name of the cost to be made small.
+        tolerance: The search ends when budgets that can and cannot be kept are this near, as a
+            share of the cost.
+        levels: Most budgets that are tried.
+        descent: Share of the evaluations for the descent; none where something follows a level.
+        after: What follows a level; its score decides instead, and every level is searched to its
+            end, because the best plan of a level is what has to keep the floor.
+        on_trial: As of :meth:`Agent.search`; the episodes count through all levels.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InfeasibleBudgetError: If no plan within the environment's own budget keeps the floor, as
+            far as found with a share of the evaluations.
+    """
+    search = _Search(env, make_agent, evaluations, seed, floor, cost, after, on_trial, progress)
+    caps = env.budget
+    left = 0 if after is not None else int(descent * evaluations)
+    try:
+        search.first_level(levels)
+        while search.remaining - left >= _LEAST and len(search.levels) < levels:
+            if search.high <= search.low * (1.0 + tolerance):
+                break
+            search.level(search.next_bound(), levels, left)
+        if left:
+            search.descend()
+    except SearchStopped:
+        if search.best is None:
+            raise AgentError("The search was stopped before any plan kept the floor.") from None
+    finally:
+        env.set_budget(caps)
+    return FloorResult(search.cheapest(), tuple(search.levels), tuple(search.trials))
+
+
+class _Search:
+    """The state of :func:`cheapest_plan`: ``high`` is the cost of the best plan that is known."""
+
+    def __init__(
+        self,
+        env: CompressionEnv,
+        make_agent: Callable[[], Agent],
+        evaluations: int,
+        seed: int,
+        floor: float,
+        cost: str,
+        after: AfterLevel | None,
+        on_trial: OnTrial | None,
+        progress: bool,
+    ) -> None:
+        if cost not in env.costs:
+            raise ValueError(f"No cost named {cost!r}; available: {sorted(env.costs)}.")
+        self.env, self.make_agent, self.seed = env, make_agent, seed
+        self.evaluations, self.floor, self.cost = evaluations, floor, cost
+        self.after, self.on_trial, self.progress = after, on_trial, progress
+        self.caps: Mapping[str, Bounds] = env.budget.bounds
+        self.trials: list[Trial] = []
+        self.levels: list[Level] = []
+        self.best: Level | None = None
+        self.failed: Level | None = None  # the dearest that did not keep the floor
+        self.stopped = False
+        self._clock = time.perf_counter()
+        self.original = env.learner.original_score
+        lowest = CompressionPlan.from_values(env.decisions, [d.choices[0] for d in env.decisions])
+        self.low = self.lowest = max(
+            env.cost_ratio(lowest)[cost], self.caps.get(cost, (0.0, 1.0))[0]
+        )
+        self.high = self.caps.get(cost, (0.0, 1.0))[1]
+
+    @property
+    def remaining(self) -> int:
+        """Evaluations that are left."""
+        return self.evaluations - len(self.trials)
+
+    def first_level(self, levels: int) -> None:
+        """Finds any plan that keeps the floor: the largest one, if the budget has room for it."""
+        whole = CompressionPlan.full(self.env.decisions)
+        outcome = self.env.evaluate(whole)
+        if outcome.feasible:
+            self.record(self._trial(outcome, "whole"))
+            if outcome.score >= self.floor:
+                self.finish(whole, outcome.score, 1, self.env.budget)
+        if self.best is None and self.remaining:
+            self.level(self.high, levels, 0)
+        if self.best is None:
+            most = max(level.final_score for level in self.levels) if self.levels else outcome.score
+            raise InfeasibleBudgetError(
+                f"No plan within {Budget(**self.caps)} was found whose score is at least "
+                f"{self.floor:.4f}; the best has {most:.4f}. Allow a larger drop, give the budget "
+                f"more room, or search longer."
+            )
+
+    def _trial(self, outcome: Outcome, source: str) -> Trial:
+        """A trial of a plan that no agent proposed; :meth:`record` numbers it."""
+        seconds = time.perf_counter() - self._clock
+        return Trial(
+            0,
+            outcome.plan,
+            outcome.score,
+            outcome.reward,
+            dict(outcome.cost_ratio),
+            seconds,
+            source,
+        )
+
+    def next_bound(self) -> float:
+        """Returns the next budget, between what can be kept and what cannot, on a log scale.
+
+        Where both ends are known, damage is taken to be a power of the cost between them, and the
+        next budget is where it would reach what is allowed; else the middle.
+        """
+        low, high = math.log(self.low), math.log(self.high)
+        allowed = self.original - self.floor
+        ends = (self.failed, self.best)
+        damages = [0.0 if end is None else self.original - end.final_score for end in ends]
+        place = 0.5
+        if min(*damages, allowed) > 0.0 and damages[1] < damages[0]:
+            below, above = (math.log(damage) for damage in damages)
+            place = (below - math.log(allowed)) / (below - above)
+        return math.exp(low + min(1.0 - _MARGIN, max(_MARGIN, place)) * (high - low))
+
+    def level(self, upper: float, levels: int, left: int) -> None:
+        """Searches at one budget and narrows the bisection.
+
+        Args:
+            upper: Of the cost.
+            levels: Most budgets that are tried.
+            left: Evaluations that stay for the descent.
+        """
+        if not self._set_upper(upper):
+            self.low = upper
+            return
+        before, budget = len(self.trials), self.env.budget
+        spend = self.remaining - left
+        share = max(_LEAST, spend // max(1, min(3, levels - len(self.levels))))
+        result = self.make_agent().search(
+            self.env,
+            min(share, spend),
+            self.seed,
+            warm_start=self.trials,
+            on_trial=self._on_trial,
+            progress=self.progress,
+        )
+        if not self.finish(
+            result.plan, self._score(result.plan), len(self.trials) - before, budget
+        ):
+            self.low = upper
+        if self.stopped:
+            raise SearchStopped
+
+    def descend(self) -> None:
+        """Takes steps from the cheapest plan known, until the evaluations are used up."""
+        rng = np.random.default_rng(self.seed)
+        least, step, most = _STEPS
+        kept = [trial for trial in self.trials if self._keeps(trial)]
+        best = min(kept, key=lambda trial: trial.cost_ratio[self.cost])
+        seen = {trial.plan for trial in self.trials}
+        vain = 0
+        while self.remaining:
+            cost = best.cost_ratio[self.cost]
+            while not self._set_upper(max(cost * (1.0 - step), self.lowest)) and step > least:
+                step = max(least, step * _SHRUNK)
+            start = self.env.project(best.plan.values_for(self.env.decisions))
+            plan = neighbour(self.env, start, rng, _REACH)
+            if plan in seen or self.env.cost_ratio(plan)[self.cost] >= cost:
+                vain += 1
+                if vain > _MAX_TRIES:
+                    return  # nothing is left below
+                step = float(rng.uniform(least, _STEPS[1]))
+                continue
+            vain = 0
+            seen.add(plan)
+            outcome = self.env.evaluate(plan)
+            trial = self._trial(outcome, "descent")
+            self.record(trial)
+            if self._keeps(trial):
+                best, step = trial, min(most, step * _GROWN)
+            else:
+                step = max(least, step * _SHRUNK)
+
+    def cheapest(self) -> CompressionPlan:
+        """Returns the cheapest plan that keeps the floor, on the whole validation split too."""
+        assert self.best is not None
+        if self.after is not None:
+            return self.best.plan
+        cheaper = [
+            trial
+            for trial in self.trials
+            if self._keeps(trial) and trial.cost_ratio[self.cost] < self.high
+        ]
+        for trial in sorted(cheaper, key=lambda trial: trial.cost_ratio[self.cost]):
+            if self._score(trial.plan) >= self.floor:
+                return trial.plan
+        return self.best.plan
+
+    def _keeps(self, trial: Trial) -> bool:
+        return trial.score >= self.floor and self._is_within(trial.cost_ratio)
+
+    def _is_within(self, ratio: Mapping[str, float]) -> bool:
+        return all(low <= ratio[name] <= high for name, (low, high) in self.caps.items())
+
+    def _set_upper(self, upper: float) -> bool:
+        """Bounds the cost in addition; returns whether any plan is left."""
+        lower = self.caps.get(self.cost, (0.0, 1.0))[0]
+        try:
+            self.env.set_budget(Budget(**{**self.caps, self.cost: (min(lower, upper), upper)}))
+        except InfeasibleBudgetError:  # between two plans of the grid
+            return False
+        return True
+
+    def finish(self, plan: CompressionPlan, score: float, n_trials: int, budget: Budget) -> bool:
+        """Notes the end of a level; returns whether the floor was kept."""
+        final = score if self.after is None else self.after(plan)
+        ratio = self.env.cost_ratio(plan)
+        kept = final >= self.floor
+        level = Level(str(budget), plan, score, final, ratio, n_trials, kept)
+        self.levels.append(level)
+        if kept:
+            self.best, self.high = level, ratio[self.cost]
+        else:
+            self.failed = level
+        return kept
+
+    def record(self, trial: Trial) -> None:
+        """Notes a trial under its number in the whole search."""
+        within = self._is_within(trial.cost_ratio)
+        numbered = replace(trial, episode=len(self.trials), within_budget=within)
+        self._clock = time.perf_counter()
+        self.trials.append(numbered)
+        if self.on_trial is not None:
+            try:
+                self.on_trial(numbered)
+            except SearchStopped:  # the agent of a level ends with it, and so do all levels
+                self.stopped = True
+                raise
+
+    def _on_trial(self, trial: Trial) -> None:
+        self.record(trial)
+        is_enough = self.after is None and trial.score >= self.floor
+        if is_enough and trial.within_budget:
+            raise SearchStopped
+
+    def _score(self, plan: CompressionPlan) -> float:
+        full = getattr(self.env.learner, "evaluate_full", None)
+        return self.env.evaluate(plan).score if full is None else float(full(plan))
