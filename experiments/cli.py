@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from amc_compress.commands import automl, compare, latency, record, runs, stages
+from amc_compress.commands import automl, compare, latency, record, runs, sensitivity, stages
 from amc_compress.commands.options import VerbCommand
 from amc_compress.config.values import check_size
 from amc_compress.user_code import (
@@ -29,7 +29,7 @@ from amc_env.files import is_disk_full, is_memory_full
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
-_RESUMING = ("compress", "search", "train", "finetune")
+_RESUMING = ("compress", "search", "train", "finetune", "sensitivity")
 _CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
 
 
@@ -93,6 +93,7 @@ for command in (
     stages.evaluate,
     stages.export,
     stages.report,
+    sensitivity.sensitivity,
     latency.latency_table,
     compare.compare,
     record.record,

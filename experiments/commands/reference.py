@@ -69,7 +69,7 @@ def _default(option: Option) -> str:
     if isinstance(option.default, bool):
         return "off"
     depends = option.default in (None, "", ()) or option.kind is str
-    return option.default_text if depends else f"`{option.default}`"
+    return option.default_text if depends or option.default_text else f"`{option.default}`"
 
 
 if __name__ == "__main__":

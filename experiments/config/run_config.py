@@ -12,13 +12,15 @@ from typing import Any, get_type_hints
 
 from amc_compress.config.bit_widths import bits_text, parse_bits
 from amc_compress.config.data_defaults import data_defaults
+from amc_compress.config.goals import drop
 from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import declared, flag, option
 from amc_compress.config.options import Options
 from amc_compress.config.options.task import TaskOptions
+from amc_compress.config.presets import PRESETS
 from amc_compress.config.texts import NOT_GIVEN
 from amc_compress.config.validation import check_values, validate
-from amc_compress.config.values import check_size
+from amc_compress.config.values import ONNX_BYTES, check_size
 from amc_env import Budget, RunFolderError
 from amc_env.budgets.budget import BudgetLike
 from amc_env.validation.checks import check_argument
@@ -69,12 +71,16 @@ class RunConfig(Options, _LearnerOption):
     def __post_init__(self) -> None:
         if (budget := self.budget) not in _NO_BUDGET:
             self._set("budget", _in_order(budget))
+        if self.max_drop is not None:  # a number, from Python
+            self._set("max_drop", drop("--max-drop", str(self.max_drop)))
         hints = types_of_options()
         for f in dataclasses.fields(self):  # None stands for what depends on other options
             if (value := getattr(self, f.name)) is not None or f.default is not None:
                 check_size(f.name, value)
                 self._set(f.name, check_argument(f.name, value, hints[f.name]))
         OPTIONS["learner"].check("learner", self.learner)
+        OPTIONS["preset"].check("preset", self.preset)
+        self._fill(PRESETS[self.preset], where=(None,))
         self._fill(data_defaults(self.data, self.task, self.model), where=(None,))
         self._fill(self.spec.defaults(), where=("", NOT_GIVEN))
         for name, declaration in OPTIONS.items():
@@ -85,6 +91,10 @@ class RunConfig(Options, _LearnerOption):
             self._set(name, bits_text(parse_bits(flag(name), getattr(self, name))))
         if self.first_last_bits is not None:
             parse_bits("--first-last-bits", str(self.first_last_bits))
+        self._fill({"agent": "local" if self.max_drop else "ddpg-one-shot"}, where=("",))
+        if self.max_drop is not None:
+            self._fill({"minimize": self.spec.costs[0]}, where=("",))
+            self._fill({"budget": Budget(**{self.minimize: 1.0})}, where=_NO_BUDGET)
         self._fill({"budget": _in_order(self.spec.default_budget())}, where=_NO_BUDGET)
         self._fill(self.spec.training_defaults(), where=(None,))
 
@@ -113,6 +123,16 @@ class RunConfig(Options, _LearnerOption):
                 name is unknown.
         """
         validate(self.spec, stages)
+
+    @property
+    def named_costs(self) -> tuple[str, ...]:
+        """The costs that budget and goal are about."""
+        return (*self.budget.names, *filter(None, [self.minimize]))
+
+    @property
+    def has_further_costs(self) -> bool:
+        """Whether costs come from tables, code of a user's, or the network's own ONNX file."""
+        return bool(self.cost_table or self.cost or ONNX_BYTES in self.named_costs)
 
     @property
     def shown_costs(self) -> tuple[str, ...]:

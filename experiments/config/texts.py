@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ NOT_GIVEN = 0
 
 _EMBEDDED = ("digits", "digit-scenes", "digit-scenes:boxes", "digit-scenes:masks")
 """Names of data, whatever folders of that name there are."""
+_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?:in)?)?(?:{_NUMBER}s?)?")
 
 
 def place(flag: str, path: str | Path | None) -> str | None:
@@ -85,6 +88,26 @@ def files(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
 def folder(flag: str, path: str | Path) -> str:
     """Returns the path of a folder, independent of the current directory."""
     return os.path.realpath(Path(path).expanduser())
+
+
+def duration(flag: str, text: str | float) -> float:
+    """Reads ``"90s"``, ``"10m"``, ``"1.5h"``, ``"1h30m"`` or a number of seconds.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: If it is something else, or not positive.
+    """
+    words = "".join(str(text).split()).lower()
+    match = _DURATION.fullmatch(words)
+    seconds = 0.0
+    if match is not None:
+        parts = zip(match.groups(), (3600.0, 60.0, 1.0), strict=True)
+        seconds = sum(float(number) * unit for number, unit in parts if number)
+    if not 0.0 < seconds < float("inf"):
+        raise ValueError(f"Expected {flag} as a time, e.g. 90s, 10m or 1h30m, got {str(text)!r}.")
+    return seconds
 
 
 def bits_or_none(flag: str, text: str) -> int | None:

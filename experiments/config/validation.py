@@ -11,6 +11,7 @@ from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.options import Options
 from amc_compress.config.stage_budgets import stage_budgets
 from amc_compress.config.values import (
+    ONNX_BYTES,
     OWN_TEACHERS,
     check_normalisation,
     of_how_many,
@@ -49,7 +50,7 @@ def validate(spec: LearnerSpec, stages: Collection[str]) -> None:
     _check_ways_to_cut(spec)
     _check_teacher(spec.options)
     if "search" in stages:
-        _check_search(spec.options)
+        _check_search(spec)
     if "finetune" in stages:
         spec.training_config()
     from amc_compress.learners.numerics.precision import check_device
@@ -133,9 +134,18 @@ def _check_teacher(options: Options) -> None:
         )
 
 
-def _check_search(options: Options) -> None:
+def _check_search(spec: LearnerSpec) -> None:
     """Rejects names that the search does not know, and budgets that cannot be reached in stages."""
+    options = spec.options
     _check_costs(options)
+    _check_goal(spec)
+    named = (*options.budget.names, options.minimize)
+    if ONNX_BYTES in named and (spec.quantizes or options.is_progressive):
+        raise ValueError(
+            f"{ONNX_BYTES} is counted for float32 networks that are cut once, and --learner "
+            f"{spec.name} {'quantizes' if spec.quantizes else 'cuts in stages'}; bound bytes, "
+            f"those of the {'packed' if spec.packs else 'safetensors'} file."
+        )
     if options.is_progressive and not options.budget.limits:  # those await the network
         stage_budgets(options.budget, options.stages or options.progressive)
     check_known("--action", options.action, ACTION_MAPPINGS)
@@ -152,14 +162,54 @@ def _check_search(options: Options) -> None:
     Proxy.parse(options.proxy, options.finetune_steps)
 
 
+def _check_goal(spec: LearnerSpec) -> None:
+    """Rejects goals and limits that nothing reads."""
+    options = spec.options
+    goals = ("max_drop_after", "minimize") if options.max_drop is None else ()
+    for name in goals:
+        if spec.is_given(name):
+            raise ValueError(f"{flag(name)} has no effect without --max-drop.")
+    asked = {"--max-drop": options.max_drop is not None, "--time-limit": bool(options.time_limit)}
+    for name in (name for name, is_asked in asked.items() if is_asked):
+        if options.is_progressive or not spec.decides:
+            why = "--progressive" if options.is_progressive else "a plan that nothing searches for"
+            raise ValueError(f"{name} is of one search by an agent and has no effect on {why}.")
+    if options.max_drop is None:
+        return
+    if options.reward not in ("accuracy", "score"):
+        raise ValueError(
+            f"--max-drop is about the score; leave --reward {options.reward} out, or the drop."
+        )
+    if options.max_drop_after == "finetune":
+        _check_ways_of_levels(spec)
+
+
+def _check_ways_of_levels(spec: LearnerSpec) -> None:
+    """Rejects fine-tunings that are more than a training of one cut network."""
+    options = spec.options
+    if not options.epochs:
+        raise ValueError("--max-drop-after finetune needs a fine-tuning; give --epochs.")
+    more = {
+        "--learner deep": spec.in_steps,
+        "--sparse-training": options.sparse_training != "none",
+        "--finetune-groups": options.finetune_groups > 1,
+    }
+    if used := [name for name, is_used in more.items() if is_used]:
+        raise ValueError(
+            f"--max-drop-after finetune fine-tunes every candidate in one go, which {used[0]} does "
+            f"not; choose --max-drop-after search."
+        )
+
+
 def _check_costs(options: Options) -> None:
     """Rejects a budget of unknown costs."""
-    known = [*COSTS, *own_cost_references(options.cost)]
+    known = [*COSTS, ONNX_BYTES, *own_cost_references(options.cost)]
     known += [CostTable.read(Path(path)).quantity for path in options.cost_table]
-    for cost in options.budget.names:
+    for cost in (*options.budget.names, *filter(None, [options.minimize])):
         if cost not in known:
+            where = "--minimize" if cost == options.minimize else "--budget"
             raise ValueError(
-                f"Unknown cost {cost!r} in --budget; expected one of {', '.join(known)}, one from "
+                f"Unknown cost {cost!r} in {where}; expected one of {', '.join(known)}, one from "
                 f"a table given by --cost-table (`amc latency-table` measures latency), or one of "
                 f"your own, --cost {cost}=module:Class."
             )

@@ -15,6 +15,9 @@ from amc_env.validation.references import is_reference
 CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 """Learners that cut channels, each with a way of its own to select them."""
 
+ONNX_BYTES = "onnx_bytes"
+"""The cost that the network is exported for: the size of its ONNX file."""
+
 QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """What distributes the density of a sparse network over its layers: an agent, or a rule."""
@@ -41,7 +44,7 @@ def own_cost_references(texts: Sequence[str]) -> dict[str, str]:
                 f"Expected --cost as NAME=package.module:Class, e.g. energy=costs:Energy, got "
                 f"{text!r}."
             )
-        if name in COSTS or name in found:
+        if name in (*COSTS, ONNX_BYTES) or name in found:
             raise ValueError(
                 f"Expected --cost with a name that is free, got {name!r} "
                 f"{'twice' if name in found else ', which is counted already'}; choose another."

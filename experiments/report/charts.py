@@ -139,3 +139,18 @@ class LayerRows:
         largest: int = max(size for _, _, size in self.rows)
         count_width = max(106.0, 24.0 + 28.0 * len(str(largest)))
         return (self.width - self.name_width - count_width) / largest
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart of the search.
+
+    Args:
+        note: What it shows.
+        chart: The picture; None where there is nothing to draw.
+        legend: Colour, text and CSS class of every entry.
+    """
+
+    note: str
+    chart: Chart | None = None
+    legend: Sequence[tuple[str, str, str]] = ()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amc_compress.config.goals import drop_text
 from amc_compress.config.run_config import RunConfig
-from amc_compress.report.charts import Axis, Chart
+from amc_compress.report.cautions import cautions
+from amc_compress.report.charts import Axis, Chart, Figure
+from amc_compress.report.leaderboard import floor_curve, front, leaderboard
 from amc_compress.report.plan_pictures import plan_pictures
 from amc_compress.report.rendering import render
 from amc_compress.report.summary import read_summary, rows, tested_on
@@ -29,21 +31,6 @@ _STAGE_COLOURS = {
     "export": "#1b7f4d",
     "evaluate": "#8459a8",
 }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart of the search.
-
-    Args:
-        note: What it shows.
-        chart: The picture; None where there is nothing to draw.
-        legend: Colour, text and CSS class of every entry.
-    """
-
-    note: str
-    chart: Chart | None = None
-    legend: Sequence[tuple[str, str, str]] = ()
 
 
 def run_report(folder: RunFolder) -> None:
@@ -71,7 +58,9 @@ def _page(folder: RunFolder) -> str:
             f"{folder / 'trials.jsonl'} is cut short: expected {expected} trials, got "
             f"{len(trials)}; restore the file, or start the run again in a new folder."
         )
-    cost = folder.config.budget.names[0]
+    config = folder.config
+    cost = config.minimize or config.budget.names[0]
+    curve = _curve if config.max_drop is None else floor_curve
     within = [trial for trial in trials if trial.within_budget]
     document = read_document(folder / "config.json")
     packages = document["packages"]
@@ -85,8 +74,10 @@ def _page(folder: RunFolder) -> str:
         tiles=_tiles(folder.config, summary),
         rows=rows(summary),
         table_note=_table_note(folder.config, summary),
-        curve=_curve(folder, within),
+        cautions=cautions(folder, summary),
+        curve=curve(folder, within),
         cloud=_cloud(folder, within, cost),
+        leaderboard=leaderboard(folder, within),
         plan=plan_pictures(folder),
         **_time(folder),
         cpu_seconds_per_episode=summary["cpu_seconds_per_episode"],
@@ -144,7 +135,7 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     metric = Metric.from_dict(summary.get("metric"))
     was = metric.text(before["score"])
     tiles = [(metric.text(after["score"]), f"{tested_on(summary)} {metric.name} (was {was})")]
-    budget = f" (budget {config.budget})"
+    budget = f" ({_asked(config)})"
     if config.spec.prunes:
         tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
         budget = ""
@@ -162,6 +153,15 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"the speed at batch {batch}, model.onnx in ONNX Runtime, one thread"
         tiles.append((f"{speedup:.2f} ×", text))
     return tiles
+
+
+def _asked(config: RunConfig) -> str:
+    """The budget of a run, or how far the score may drop."""
+    if config.max_drop is None:
+        return f"budget {config.budget}"
+    capped = any(upper < 1.0 for _, upper in config.budget.bounds.values()) or config.budget.limits
+    more = f", budget {config.budget}" if capped else ""
+    return f"a drop of at most {drop_text(config.max_drop)}{more}"
 
 
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
@@ -275,7 +275,8 @@ def _difference(best: float, uniform: float, percent: bool) -> str:
 
 def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Figure:
     search = folder.results("search")
-    lower, upper = search.get("bounds", folder.config.budget.bounds)[cost]  # older runs have none
+    bounds = search.get("bounds", folder.config.budget.bounds)  # older runs have none
+    lower, upper = bounds.get(cost, (0.0, 1.0))
     best, uniform = search["best"], search["uniform"]
     metric = folder.metric
     name = f"proxy {metric.name}"
@@ -301,6 +302,8 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Fig
         f"episode {t.episode}: {t.cost_ratio[cost]:.1%}, {metric.said(t.score)}" for t in trials
     ]
     chart.dots(points, "dot", hints)
+    ahead = front([(t.cost_ratio[cost], max(low, t.score)) for t in trials])
+    chart.steps([(x, metric.value(score)) for x, score in ahead], "best")
     chart.dots(ends[1:], "uniform", ["uniform plan"], r=5)
     chart.dots(ends[:1], "chosen", ["the chosen plan"], r=5.5)
     note = (
@@ -312,6 +315,7 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Fig
         ("#1668b8", "chosen plan", "round"),
         ("#d9662b", "uniform plan", "round"),
         ("#9cc4ea", "other plans", "round"),
+        ("#1668b8", "front: none cheaper is better", ""),
         ("#f5dcda", "outside the budget", "round"),
     ]
     return Figure(note, chart, legend)

@@ -48,6 +48,8 @@ PACKED = "model.packed"
 
 _FREE_AFTER_FAILURE = ("agent", "evaluations", "budget", "reward", "cost", "action")
 """Options of a search on which no evaluation depends."""
+_FREE = ("time_limit", "preset")
+"""Options that change no evaluation: a run may continue with others, until it has used them."""
 
 
 class RunFolder:
@@ -231,7 +233,9 @@ class RunFolder:
                 f"which its bytes are counted, got {config.schedule}. Repeat it, or choose "
                 f"another --out."
             )
-        free = _FREE_AFTER_FAILURE if self._stages.get("search", {}).get("failed") else ()
+        free = () if self.is_done("search") else _FREE
+        if self._stages.get("search", {}).get("failed"):
+            free = (*free, *_FREE_AFTER_FAILURE)
         if differences := self.config.differences(config, begun, but=free):
             raise RunFolderError(
                 f"The run in {self.path} was started with other options: "

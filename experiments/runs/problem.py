@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.config.values import own_cost_references
+from amc_compress.config.values import ONNX_BYTES, own_cost_references
+from amc_compress.learners.export.onnx_options import OnnxOptions
+from amc_compress.learners.export.onnx_size import onnx_bytes_cost
 from amc_compress.learners.layers.wide_layers import wide_layers_note
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import Inputs
@@ -94,6 +96,8 @@ def make_problem(
     *,
     tables: bool = True,
     example: Tensor | None = None,
+    exported: Inputs | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> Problem:
     """Returns what the learner of these options will decide about a network.
 
@@ -103,8 +107,11 @@ def make_problem(
         tables: Whether to read the cost tables, and to build the costs of ``--cost``.
         example: A batch as the network takes it, to count the packed file's header in the bytes;
             without it they are a few hundred too few.
+        exported: What the network is called with, to export it where its ONNX file is a cost.
+        onnx: Options of that file.
 
     Raises:
+        ExportError: If its ONNX file is a cost, and it cannot be exported.
         UntraceableModelError: If nothing of the network can be cut, and cutting is asked for.
     """
     space = config.spec.decide(traced)
@@ -115,6 +122,8 @@ def make_problem(
     costs: dict[str, CostModel] = {
         name: make_cost(name, graph, decisions, storage) for name in COSTS
     }
+    if exported is not None and ONNX_BYTES in config.named_costs:
+        costs[ONNX_BYTES] = onnx_bytes_cost(traced.model, graph, decisions, exported, onnx)
     if tables:
         costs |= read_tables(config, graph, decisions, storage)
         costs |= _own_costs(config, costs, graph, decisions, storage)
@@ -157,7 +166,7 @@ def check_against(
     # A header that is not counted here, the prepared learner counts.
     is_counted = "bytes" in config.budget.names and _has_classes(task)
     counted = seen if is_counted and example is None and isinstance(seen, Tensor) else None
-    check_feasible(config, make_problem(config, traced, example=counted))
+    check_feasible(config, make_problem(config, traced, example=counted, exported=seen))
     cuts = config.spec.prunes or config.spec.sparsifies
     return (*traced.graph.remarks(), *(wide_layers_note(traced.graph) if cuts else ()))
 

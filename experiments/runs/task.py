@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -18,13 +19,13 @@ from amc_compress.config.texts import is_factory
 from amc_compress.data import DataSplits, load_data
 from amc_compress.data.given import GivenData
 from amc_compress.learners.channel_pruning import ChannelPruning
-from amc_compress.learners.export.onnx_options import OnnxOptions
+from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
 from amc_compress.learners.packing.example import described
 from amc_compress.learners.tasks.task import Task as Purpose
 from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.given import made_agent
-from amc_compress.runs.networks import load_original, trace_original
+from amc_compress.runs.networks import example_of, load_original, trace_original
 from amc_compress.runs.own_data import own_data
 from amc_compress.runs.problem import Problem, make_problem
 from amc_compress.runs.teachers import load_teacher
@@ -169,7 +170,22 @@ class Task:
     @cached_property
     def problem(self) -> Problem:
         """What the search decides, and what its plans cost."""
-        return make_problem(self.config, trace_original(self.folder))
+        sample, options = example_of(self.folder), self.onnx_options
+        return make_problem(self.config, trace_original(self.folder), exported=sample, onnx=options)
+
+    @property
+    def onnx_options(self) -> OnnxOptions:
+        """The options of the export, with what the file says of classes and images."""
+        data = self.data
+        normalisation = getattr(data.test, "normalisation", None)
+        if normalisation is None or data.image_shape is None:  # what a file could say is unknown
+            return self.onnx
+        metadata = file_metadata(data.class_names, normalisation, data.image_shape)
+        return dataclasses.replace(
+            self.onnx,
+            metadata={**metadata, **self.onnx.metadata},
+            preprocessing=normalisation if self.onnx_preprocessing else None,
+        )
 
 
 def use_threads(config: RunConfig, facts: DataFacts, *, training: bool) -> None:

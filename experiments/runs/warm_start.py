@@ -26,10 +26,11 @@ FILE = "warm_start.jsonl"
 _NOT_EVALUATED_BY = {"network", "teacher", "test data"}
 """Objects that say nothing of how plans are evaluated; the network is compared by its tensors."""
 
-_FREE = (
+FREE = (
     "warm_start", "agent", "evaluations", "budget", "reward", "action", "threads",
-    "allow_pickle",
+    "allow_pickle", "preset", "time_limit", "max_drop", "max_drop_after", "minimize",
 )  # fmt: skip
+"""Options on which no evaluation of a plan depends."""
 
 
 def check_warm_start(config: RunConfig, out: Path) -> None:
@@ -45,15 +46,15 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
     """
     if config.warm_start is None or (out.expanduser() / FILE).exists():
         return
-    if not config.spec.decides or config.is_progressive:
+    if not config.spec.decides or config.is_progressive or config.max_drop is not None:
         raise ValueError(
-            "--warm-start is for one search by an agent; leave it out where the plan is fixed, or "
-            "reached in stages."
+            "--warm-start is for one search by an agent; leave it out where the plan is fixed, "
+            "reached in stages, or searched for by --max-drop."
         )
     place = Path(config.warm_start)
     other = RunFolder.open(place, uses=()).config
     stages = {"task", "search"} | ({"train"} if config.weights is None else set())
-    if differences := other.differences(config, stages, but=_FREE):
+    if differences := other.differences(config, stages, but=FREE):
         raise RunFolderError(
             f"The run in {place} evaluated its plans by other rules: {'; '.join(differences)}. "
             f"Begin with one that differs in agent, evaluations, budget, reward or action only."

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.values import ONNX_BYTES
 from amc_compress.data.given import CountedBatches
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.task import Task as Purpose
 from amc_compress.learners.training.loop import evaluate
+from amc_compress.report.cautions import cautions
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.networks import load_smaller
 from amc_compress.runs.problem import Problem
@@ -150,6 +152,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         more["densities"] = measured["densities"]
     return {
         **networks,
+        "cautions": cautions(folder, networks),
         "cost_ratio": search["best"]["cost_ratio"],
         "budget": search.get("bounds") or {n: list(b) for n, b in config.budget.bounds.items()},
         "agent": config.agent,
@@ -184,7 +187,8 @@ def shown_costs(
         shown |= {"bops": round(costs["bops"]), "mean_bits": round(costs["mean_bits"], 4)}
     if sparse:
         shown["density"] = round(costs["density"], 4)
-    if predicted := {name: value for name, value in costs.items() if name not in COSTS}:
+    measured = (*COSTS, ONNX_BYTES)
+    if predicted := {name: value for name, value in costs.items() if name not in measured}:
         shown["predicted"] = predicted
     return shown
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from amc_compress.config.values import ONNX_BYTES
 from amc_compress.data.given import first_inputs
 from amc_compress.learners.export.interface import Interface
 from amc_compress.learners.export.onnx_file import ExportError, ExportResult, export_onnx
-from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
 from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import BATCH_SIZES, time_onnx
 from amc_compress.learners.layers.finalise import finalise
@@ -58,6 +57,7 @@ def run_export(task: Task) -> None:
             "note": f"The files hold {part!r} alone: {first_line(error)}",
         }
     if "refused" not in results:
+        _check_size(task)
         results |= _time_against_original(task, images, results.get("part"))
     folder.finish("export", seconds=round(time.perf_counter() - started, 3), **results)
 
@@ -70,7 +70,7 @@ def _export_float(task: Task, small: nn.Module, images: Inputs, part: str | None
             example_of(task.folder),
             task.folder / "model.onnx",
             images=images,
-            options=_with_metadata(task),
+            options=task.onnx_options,
             task=_answers(task, part),
             part=part,
         )
@@ -108,7 +108,7 @@ def _export_quantized(
             folder / "model.onnx",
             calibration=first_inputs(task.data.calibration, task.purpose, _N_CALIBRATION),
             images=images,
-            options=_with_metadata(task),
+            options=task.onnx_options,
             task=_answers(task, part),
             part=part,
         )
@@ -118,24 +118,30 @@ def _export_quantized(
     return _facts(checked)
 
 
-def _with_metadata(task: Task) -> OnnxOptions:
-    """Returns the options of the export, with what the file says of classes and images."""
-    data, options = task.data, task.onnx
-    normalisation = getattr(data.test, "normalisation", None)
-    if normalisation is None or data.image_shape is None:  # what a file could say is unknown
-        return options
-    metadata = file_metadata(data.class_names, normalisation, data.image_shape)
-    return replace(
-        options,
-        metadata={**metadata, **options.metadata},
-        preprocessing=normalisation if task.onnx_preprocessing else None,
-    )
+def _check_size(task: Task) -> None:
+    """Compares the file with what its plan was counted as, where a budget counts it.
+
+    Raises:
+        ExportError: If the file is larger: a budget may be broken.
+    """
+    cost = task.problem.costs.get(ONNX_BYTES)
+    if cost is None:
+        return
+    plan = task.folder.read_plan()
+    counted = cost(plan.values_for(task.problem.decisions))
+    size = (task.folder / "model.onnx").stat().st_size
+    if size > counted:
+        raise ExportError(
+            f"The ONNX file has {size} bytes, more than the {counted:.0f} that its plan was "
+            f"counted as: this network changes its graph when it is cut; bound bytes or params in "
+            f"place of {ONNX_BYTES}."
+        )
 
 
 def _time_against_original(task: Task, images: Inputs, part: str | None) -> dict[str, Any]:
     folder = task.folder
     files = {"original": folder / "original.onnx", "compressed": folder / "model.onnx"}
-    options = _with_metadata(task)
+    options = task.onnx_options
     export_onnx(
         task.original,
         example_of(folder),

@@ -92,18 +92,38 @@ class _Done:
 
 def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
     """Trains the network that the search has made, or one that was cut with more care."""
-    folder, config = task.folder, task.config
+    config = task.config
     start = starting_network(task, settings, checkpoints)
     model, seconds = start.network, start.seconds
     if config.spec.quantization == "codebook":
         set_mode(model, config.codebook_mode)
+    before, after, more = train_smaller(task, model, settings, checkpoints, "finetune")
+    return _Done(model, start.kept, seconds + more, before, after)
+
+
+def train_smaller(
+    task: Task, model: nn.Module, settings: TrainingConfig, checkpoints: Path, events: str
+) -> tuple[float, float, float]:
+    """Fine-tunes a network, in place.
+
+    Args:
+        task: The run.
+        model: The smaller network.
+        settings: Of the training.
+        checkpoints: Where they are kept; a training that was interrupted is resumed.
+        events: Folder of its TensorBoard events.
+
+    Returns:
+        Validation score before and afterwards, and seconds.
+    """
+    folder, config = task.folder, task.config
     before = evaluate(
         model, task.data.validation, task=task.bound, precision="fp32", device=config.device
     )
-    after = before
+    after, seconds = before, 0.0
     state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     if config.epochs:
-        with open_writer(folder / "tensorboard" / "finetune") as writer:
+        with open_writer(folder / "tensorboard" / events) as writer:
             result = train(
                 model,
                 task.data.train,
@@ -118,10 +138,10 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
                 task=task.bound,
                 device=config.device,
             )
-        seconds, after = seconds + result.seconds, result.best_score
+        seconds, after = result.seconds, result.best_score
         if config.spec.packs:
             after = _no_worse_than(state, before, model, task)
-    return _Done(model, start.kept, seconds, before, after)
+    return before, after, seconds
 
 
 def _no_worse_than(

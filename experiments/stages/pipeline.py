@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amc_compress.config.goals import drop_text
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.stage_budgets import stage_budgets
 from amc_compress.config.texts import is_factory
 from amc_compress.data.given import GivenData
-from amc_compress.report.summary import cost_text
+from amc_compress.report.summary import cost_text, read_summary
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.given import Given
 from amc_compress.runs.networks import build_with_weights
@@ -170,6 +171,9 @@ def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
         started = time.perf_counter()
         runners[stage](task)
         talk(f"    {outcome(stage, task)} ({time.perf_counter() - started:.1f} s)")
+        if stage == "evaluate":
+            for caution in read_summary(task.folder.path).get("cautions", ()):
+                talk(f"    note: {caution}")
 
 
 def describe(stage: str, task: Task) -> str:
@@ -181,8 +185,8 @@ def describe(stage: str, task: Task) -> str:
         else f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
         if config.weights is None
         else f"taking the weights of {config.model} from {config.weights}",
-        "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, budget "
-        f"{config.budget}"
+        "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, "
+        f"{_goal_text(config)}{_limit_text(config)}"
         if config.spec.decides
         else f"nothing to choose: {config.spec.fixed_choice()}",
         "finetune": f"{_before_finetuning(config)}{counted(config.epochs, 'epoch')}, "
@@ -217,6 +221,20 @@ def _stages_text(config: RunConfig) -> str:
         return f"{len(config.stages) + 1 if config.stages else config.progressive} stages, each: "
     budgets = stage_budgets(config.budget, config.stages or config.progressive)
     return f"{len(budgets)} stages ({'; '.join(map(str, budgets))}), each: "
+
+
+def _goal_text(config: RunConfig) -> str:
+    if config.max_drop is None:
+        return f"budget {config.budget}"
+    return (
+        f"least {config.minimize} within a drop of {drop_text(config.max_drop)} after "
+        f"{'fine-tuning' if config.max_drop_after == 'finetune' else 'the search'}, budget "
+        f"{config.budget}"
+    )
+
+
+def _limit_text(config: RunConfig) -> str:
+    return f", at most {config.time_limit:g} s" if config.time_limit else ""
 
 
 def _before_finetuning(config: RunConfig) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc_compress.agents.trials import OnTrial, SearchStopped, Trial
 from amc_compress.config.run_config import RunConfig
 from amc_compress.learners.base import Learner
 from amc_compress.runs.folder import RunFolder
@@ -53,9 +54,16 @@ def run_search(task: Task) -> None:
         best=_facts(found.best),
         uniform=_facts(found.uniform),
         reward=found.reward,
+        n_images=_images_per_trial(task),
         bounds={name: list(ends) for name, ends in found.budget.bounds.items()},
         **found.more,
     )
+
+
+def _images_per_trial(task: Task) -> int | None:
+    """Validation images that a candidate is evaluated on, None where they are not counted."""
+    count = getattr(task.data.validation, "n_images", None)
+    return None if count is None else min(int(count), task.config.n_validation)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class _Found:
 
 def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     folder, config = task.folder, task.config
-    further = task.problem.further if config.cost_table or config.cost else None
+    further = task.problem.further if config.has_further_costs else None
     env = make_env(config, learner, costs=further)
     folder.measure_by(env.metric)
     searched = config.spec.decides and env.decisions
@@ -91,7 +99,10 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     for trial in recorder.known:
         env.remember(CompressionPlan(trial.plan), trial.score)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
-    if fixed is None:
+    more: dict[str, Any] = {}
+    if config.max_drop is not None:
+        plan, reward, more = _plan_within_drop(task, learner, env, recorder)
+    elif fixed is None:
         plan, reward = _plan_of_agent(task, env, recorder)
     else:
         plan, reward = fixed, _record(fixed, env, recorder)
@@ -102,12 +113,13 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
         plan=plan,
         reward=reward,
         best=env.evaluate(plan),
-        uniform=env.evaluate(env.uniform_plan() if fixed is None else fixed),
+        uniform=_uniform(env, plan) if fixed is None else env.evaluate(fixed),
         budget=env.budget,
         n_trials=len(trials),
         prepare_seconds=prepare_wall,
         seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
         cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
+        more=more,
     )
 
 
@@ -127,11 +139,55 @@ def _plan_of_agent(
             config.evaluations,
             config.seed,
             warm_start=warm_start_of(folder, env.cost),
-            on_trial=recorder,
+            on_trial=until(recorder, config.time_limit),
             logger=logger,
             progress=task.progress,
         )
     return result.plan, result.reward
+
+
+def _plan_within_drop(
+    task: Task, learner: Learner, env: CompressionEnv, recorder: TrialRecorder
+) -> tuple[CompressionPlan, float, dict[str, Any]]:
+    """Returns the cheapest plan within ``--max-drop``, its reward, and facts on the search."""
+    from amc_compress.stages.floor import search_for_floor
+
+    recorder.restart_clock()
+    with _begun_anew_if_it_fails(recorder, task.folder):
+        found = search_for_floor(task, learner, env, until(recorder, task.config.time_limit))
+    return found.plan, env.evaluate(found.plan).reward, {"goal": found.facts}
+
+
+def _uniform(env: CompressionEnv, plan: CompressionPlan) -> Outcome:
+    """Evaluates the uniform plan; where costs are free, one that costs as much as the plan."""
+    bounds = env.budget.bounds
+    if any(upper < 1.0 for _, upper in bounds.values()):
+        return env.evaluate(env.uniform_plan())
+    ratio = env.cost_ratio(plan)
+    env.set_budget(Budget(**{name: (0.0, min(1.0, ratio[name])) for name in bounds}))
+    uniform = env.evaluate(env.uniform_plan())
+    env.set_budget(Budget(**bounds))
+    return uniform
+
+
+def until(recorder: TrialRecorder, limit: float | None) -> OnTrial:
+    """Returns what records trials, and ends the search once they have taken too long.
+
+    What counts are the seconds on record, so that a search that was interrupted ends where it would
+    have ended. One that has no plan within the budget yet goes on until it has.
+
+    Args:
+        recorder: Of the trials.
+        limit: Seconds; None for none.
+    """
+
+    def on_trial(trial: Trial) -> None:
+        recorder(trial)
+        is_late = limit is not None and recorder.seconds >= limit
+        if is_late and any(known.within_budget for known in recorder.recorded):
+            raise SearchStopped
+
+    return on_trial
 
 
 def _only_plan(config: RunConfig, learner: Learner, env: CompressionEnv) -> CompressionPlan:
@@ -153,8 +209,6 @@ def _only_plan(config: RunConfig, learner: Learner, env: CompressionEnv) -> Comp
 
 def _record(plan: CompressionPlan, env: CompressionEnv, recorder: TrialRecorder) -> float:
     """Evaluates a plan that no agent chose; returns its reward."""
-    from amc_compress.agents.trials import Trial
-
     recorder.restart_clock()
     done = env.evaluate(plan)
     seconds, _ = recorder.since_last()

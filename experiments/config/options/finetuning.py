@@ -31,7 +31,7 @@ class FinetuneOptions:
 
     epochs: int = _finetune(
         None,
-        "Epochs of the fine-tuning; 0 for none. Not given: 30; for digit-scenes 10.",
+        "Epochs of the fine-tuning; 0 for none. Not given: 30; for digit-scenes 10; see --preset.",
         least=0,
         everyday=True,
     )

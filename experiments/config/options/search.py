@@ -6,8 +6,10 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from amc_compress.config.goals import AFTER, drop
 from amc_compress.config.option import option
-from amc_compress.config.texts import files, folder, listed, words
+from amc_compress.config.presets import PRESETS, presets_text, standard_text
+from amc_compress.config.texts import duration, files, folder, listed, words
 from amc_env import Budget
 
 _search = functools.partial(option, stage="search", panel="Search")
@@ -32,8 +34,29 @@ class SearchOptions:
         everyday=True,
         kind=str,
     )
+    max_drop: str | None = _search(
+        None,
+        "How far the score may drop below the original's, in points (0.5: from 91.5% to 91.0%) or "
+        "as a share of it (1%): the cheapest plan within that is searched for, by --minimize, "
+        "within the --budget if one is given.",
+        read=drop,
+        kind=str,
+        everyday=True,
+    )
+    max_drop_after: str = _search(
+        "search",
+        "With --max-drop, where the score is measured: search (on the candidates as they are, the "
+        "fine-tuning will add to it) or finetune (candidates are fine-tuned, --epochs each, at one "
+        "budget after the other; takes up to 6 fine-tunings).",
+        choices=AFTER,
+    )
+    minimize: str = _search(
+        "",
+        "With --max-drop: the cost to make small, any that a budget may name.",
+        default_text="what the learner is about: macs, density or bytes",
+    )
     agent: str = _search(
-        "ddpg-one-shot",
+        "",
         "What chooses: ddpg, td3, sac, tqc, crossq (learn decision by decision); "
         "ddpg-one-shot, td3-one-shot (learn whole plans); tpe, gp, cmaes, nsga2 (Optuna); "
         "evolution, local (change what is good); sensitivity, sensitivity-threshold (measure "
@@ -41,13 +64,31 @@ class SearchOptions:
         "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
         "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
         "package.module:Class.",
+        default_text="ddpg-one-shot; local with --max-drop",
         everyday=True,
     )
     evaluations: int = _search(
-        100,
+        None,
         "Search budget: how many plans are evaluated.",
+        default_text=standard_text("evaluations"),
         aliases=("episodes",),
         least=1,
+        everyday=True,
+    )
+    preset: str = _search(
+        "standard",
+        f"What is spent where other options do not say: {presets_text()}.",
+        choices=PRESETS.keys(),
+        everyday=True,
+    )
+    time_limit: float | None = _search(
+        None,
+        "End the search after the trial in which its evaluations have taken this long, e.g. 90s, "
+        "10m or 1h30m; the run goes on with the best plan so far.",
+        read=duration,
+        kind=str,
+        above=0,
+        metavar="TIME",
         everyday=True,
     )
     proxy: str = _search(
@@ -61,9 +102,10 @@ class SearchOptions:
         least=0,
     )
     n_validation: int = _search(
-        3000,
+        None,
         "Validation images per evaluation (at most); the best plans are evaluated again on all "
         "of them.",
+        default_text=standard_text("n_validation"),
         least=1,
     )
     ignore: tuple[str, ...] = _search(

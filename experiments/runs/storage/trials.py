@@ -174,6 +174,11 @@ class TrialRecorder:
         """Everything on record."""
         return self.recorded
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the trials that this process has seen, evaluated by it or before."""
+        return sum(trial.seconds for trial in self.recorded[: self._seen])
+
     def restart_clock(self) -> None:
         """Starts the time of the next trial now."""
         self._wall, self._cpu = time.perf_counter(), time.process_time()

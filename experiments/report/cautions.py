@@ -1,0 +1,102 @@
+"""What would mislead in the figures of a run: chance, few images, differences below the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from amc_compress.runs.folder import RunFolder
+from amc_env.validation.sentences import counted
+
+_ERRORS = 2.0
+"""Standard errors below which a difference says nothing."""
+
+_COARSE = 0.5
+"""Points that one image may be worth before it is said."""
+
+
+def cautions(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader of the report should know, one sentence each.
+
+    Args:
+        folder: With a finished ``evaluate``.
+        summary: Content of ``summary.json``.
+    """
+    original, compressed = (summary[name]["score"] for name in ("original", "compressed"))
+    if not folder.metric.is_accuracy:
+        return []  # no share of samples: these formulas are not about it
+    n_test = folder.results("evaluate").get("n_images")
+    found: list[str] = []
+    if n_test:
+        if folder.facts.n_classes:
+            found += at_chance(original, compressed, 1.0 / folder.facts.n_classes, n_test)
+        found += few_images(n_test, "test" if folder.facts.has_test else "validation")
+        found += below_noise(
+            "the compressed network and the original", compressed, original, n_test
+        )
+    search = folder.results("search")
+    if n_validation := search.get("n_images"):
+        best, uniform = (search[name]["score"] for name in ("best", "uniform"))
+        found += few_images(n_validation, "validation")
+        if folder.config.spec.decides and folder.config.max_drop is None:
+            found += below_noise("the chosen plan and the uniform one", best, uniform, n_validation)
+    return found
+
+
+def standard_error(one: float, other: float, n: int) -> float:
+    """Returns the standard error of the difference of two shares of ``n`` images each.
+
+    That of independent samples: of the same images it is smaller, the more the two networks agree,
+    so that what it calls noise may be a little less.
+    """
+    return math.sqrt((one * (1.0 - one) + other * (1.0 - other)) / n)
+
+
+def at_chance(original: float, compressed: float, chance: float, n: int) -> list[str]:
+    """Returns a sentence on networks that guess.
+
+    Args:
+        original: Accuracy of the original.
+        compressed: Accuracy of the compressed network.
+        chance: Of a guess.
+        n: Images.
+    """
+    limit = chance + _ERRORS * math.sqrt(chance * (1.0 - chance) / n)
+    if chance >= 1.0 or min(original, compressed) > limit:
+        return []
+    if original <= limit:
+        return [
+            f"The original network is at chance level ({original:.1%} of the images, a guess has "
+            f"{chance:.1%}): nothing can be lost by compressing it, so that no figure here says "
+            f"how well it was compressed; give trained weights, or check the labels and --mean "
+            f"and --std."
+        ]
+    return [
+        f"The compressed network is at chance level ({compressed:.1%} of the images, a guess has "
+        f"{chance:.1%}): the budget leaves too little, or the fine-tuning was too short."
+    ]
+
+
+def few_images(n: int, which: str) -> list[str]:
+    """Returns a sentence on images too few for the digits that are shown."""
+    points = 100.0 / n
+    if points < _COARSE:
+        return []
+    return [
+        f"There {'is' if n == 1 else 'are'} {counted(n, f'{which} image')}: one of them is worth "
+        f"{points:.2g} points, so that smaller differences do not exist."
+    ]
+
+
+def below_noise(what: str, one: float, other: float, n: int) -> list[str]:
+    """Returns a sentence on a difference that is smaller than what other images would change."""
+    noise = _ERRORS * standard_error(one, other, n)
+    difference = abs(one - other)
+    if difference == 0.0 or difference >= noise:
+        return []
+    return [
+        f"The difference of {100 * difference:.2g} points between {what} is below the noise of "
+        f"{counted(n, 'image')} (two standard errors: {100 * noise:.2g} points): it does not say "
+        f"which is better."
+    ]
