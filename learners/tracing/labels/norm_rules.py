@@ -105,8 +105,9 @@ class NormRules(MovementRules):  # type: ignore[no-untyped-call]
         if labels is None:
             return
         others = [axis for axis in range(labels.dim()) if axis != 1]
-        if self._side is not None and self._averages(labels, others, "a batch norm", 2):
-            self.set_label(tree_leaves(out)[0], labels)  # of a weight, row by row
+        if self._side is not None and not varies(labels, 1):  # the columns of a weight's rows
+            self._averages(labels, others, "a batch norm", 2)
+            self.set_label(tree_leaves(out)[0], labels)
             return
         channels = self.table.tie_axis(labels, 1)
         self.norm_channels[self.modules[-1]] = channels
