@@ -47,6 +47,10 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
         amc compress --learner deep --budget bytes=0.1 --out runs/deep
         amc compress --budget macs=0.2 --progressive 3 --out runs/fifth
     \b
+      Detection and segmentation, on scenes of digits that come along:
+        amc compress --data digit-scenes --task detection --out runs/boxes
+        amc compress --data digit-scenes --task segmentation --out runs/masks
+    \b
       Resume an interrupted run:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
