@@ -232,11 +232,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         use_cache=False,
     ),
     "hf.T5": _hugging(
-        0.8, "T5ForConditionalGeneration", _BOTH, "T5Config", vocab_size=99, d_model=64, d_kv=16,
+        0.363, "T5ForConditionalGeneration", _BOTH, "T5Config", vocab_size=99, d_model=64, d_kv=16,
         d_ff=128, num_layers=2, num_heads=4, use_cache=False,
     ),
     "hf.BART": _hugging(
-        0.5, "BartForConditionalGeneration", _BOTH, "BartConfig", vocab_size=99, d_model=64,
+        0.209, "BartForConditionalGeneration", _BOTH, "BartConfig", vocab_size=99, d_model=64,
         encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
         encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64,
         use_cache=False,
