@@ -234,7 +234,7 @@ def test_agent_and_learner_are_given_as_objects(tmp_path: Path) -> None:
     )
     other = compressed(agent=LocalSearch(finalists=2), learner=prepared)
     assert other.plan == result.plan
-    with pytest.raises(RunFolderError, match="agent is local"):
+    with pytest.raises(RunFolderError, match="agent is 'local"):
         compressed(agent=LocalSearch(finalists=1), out=tmp_path / "run", resume=True)
 
 
