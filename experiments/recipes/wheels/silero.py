@@ -4,8 +4,16 @@ The network for 16 kHz: a Fourier transform as a convolution, four convolutions 
 over frames of 32 ms::
 
     pip install --no-deps silero-vad
-    amc compress --model amc_compress.recipes.wheels.silero:network \
-        --data amc_compress.recipes.wheels.silero:sounds --task multilabel --budget macs=0.5
+
+In Python::
+
+    from amc_compress import compress
+    from amc_compress.recipes.wheels import silero
+
+    train, validation, test = silero.sounds()
+    result = compress(
+        silero.network(), train, validation, test=test, task="multilabel", budget="macs=0.5"
+    )
 """
 
 from __future__ import annotations
