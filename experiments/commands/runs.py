@@ -127,6 +127,11 @@ def train(
     """
     stages = ("train",)
     config = config_of(ctx, train_epochs="epochs", train_learning_rate="learning_rate")
+    if not config.train_epochs:
+        raise ValueError(
+            "Expected --epochs >= 1, got 0; to compress a network with the weights that its "
+            "factory gave it, run `amc compress --train-epochs 0`."
+        )
     config.validate(stages)
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
     from amc_compress.stages.train import write_training_results

@@ -180,11 +180,7 @@ def describe(stage: str, task: Task) -> str:
     """Returns what a stage is about to do, in one line."""
     config, folder = task.config, task.folder
     texts = {
-        "train": f"taking {config.model} as it was given"
-        if folder.given is not None
-        else f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
-        if config.weights is None
-        else f"taking the weights of {config.model} from {config.weights}",
+        "train": _train_text(config, given=folder.given is not None),
         "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, "
         f"{_goal_text(config)}{_limit_text(config)}"
         if config.spec.decides
@@ -199,6 +195,16 @@ def describe(stage: str, task: Task) -> str:
         "report": str(folder / "report.html"),
     }
     return texts[stage]
+
+
+def _train_text(config: RunConfig, *, given: bool) -> str:
+    if given:
+        return f"taking {config.model} as it was given"
+    if config.weights is not None:
+        return f"taking the weights of {config.model} from {config.weights}"
+    if not config.train_epochs:
+        return f"no training (0 epochs) of {config.model}"
+    return f"{config.model} on {config.data}, {counted(config.train_epochs, 'epoch')}"
 
 
 def _test_text(task: Task) -> str:

@@ -57,6 +57,12 @@ def run_train(task: Task) -> None:
         folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=built.taken)
         return
     model = initial_network(config, folder.facts)
+    if not config.train_epochs:
+        save_network(model, folder / "original.safetensors")
+        seconds = round(time.perf_counter() - started, 3)
+        taken = "skipped, 0 epochs: weights taken as the factory gave them"
+        folder.finish("train", seconds=seconds, epochs=0, taken=taken)
+        return
     settings = TrainingConfig(
         epochs=config.train_epochs,
         learning_rate=config.train_learning_rate,

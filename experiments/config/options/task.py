@@ -111,8 +111,9 @@ class TaskOptions:
     )
     train_epochs: int = _train(
         None,
-        "Epochs of the first training, without --weights; 30 if not given, 20 for digit-scenes.",
-        least=1,
+        "Epochs of the first training, without --weights; 30 if not given, 20 for digit-scenes; "
+        "with 0 the network is taken with the weights that its factory gave it.",
+        least=0,
     )
     train_learning_rate: float = _train(
         None,

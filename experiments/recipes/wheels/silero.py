@@ -12,7 +12,8 @@ In Python::
 
     train, validation, test = silero.sounds()
     result = compress(
-        silero.network(), train, validation, test=test, task="multilabel", budget="macs=0.5"
+        silero.network(), train, validation, test=test, task="multilabel",
+        metric=silero.frame_accuracy, budget="macs=0.5",
     )
 """
 
@@ -141,3 +142,17 @@ def _voice(
         rise = torch.linspace(0.0, math.pi, part.stop - part.start).sin().clamp(min=0.0).sqrt()
         found[part] = sung[part] * rise
     return found / found.square().mean().sqrt().clamp(min=1e-6)
+
+
+def frame_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of the frames of which the network says rightly whether there is speech.
+
+    Args:
+        outputs: Logits (N, frames).
+        targets: 1 for speech (N, frames).
+    """
+    return ((outputs > 0.0) == (targets > 0.5)).double().mean()
+
+
+frame_accuracy.higher_is_better = True  # type: ignore[attr-defined]
+frame_accuracy.plot_upper_bound = 1.0  # type: ignore[attr-defined]

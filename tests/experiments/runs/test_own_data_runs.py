@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from support.runs.command_line import WEIGHTS
 
 from amc_compress.cli import run
@@ -40,6 +42,11 @@ def net():
     return nn.Sequential(
         nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)
     )
+
+def trained():
+    made = net()
+    made.load_state_dict({k: torch.full_like(v, 0.25) for k, v in made.state_dict().items()})
+    return made
 
 def rows(count, seed):
     x = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
@@ -129,3 +136,21 @@ def test_scenes_are_compressed_without_further_options(here: Path, task: str) ->
     model, labels = {"detection": ("fcos_small", "boxes")}.get(task, ("unet_small", "masks"))
     own = ["--model", model, "--data", f"digit-scenes:{labels}"]
     assert run(["evaluate", *own, "--weights", "out/original.safetensors"]) == 0
+
+
+def test_a_network_that_its_factory_trained_is_not_trained_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compress", "--model", "own_numbers:trained", "--data", "own_numbers:data",
+               "--round-to", "2", "--train-epochs", "0", "--out", "out", *QUICK]  # fmt: skip
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    assert "train: no training (0 epochs) of own_numbers:trained" in said
+    assert "skipped, 0 epochs: weights taken as the factory gave them" in said
+    kept = safetensors.torch.load_file(here / "out/original.safetensors")
+    made = sys.modules["own_numbers"].trained().state_dict()
+    assert kept.keys() == made.keys()
+    assert all(torch.equal(kept[key], made[key]) for key in made)
+    assert (here / "out/report.html").is_file()
+    assert run([*command, "--resume"]) == 0
+    assert "train: done before" in capsys.readouterr().err
