@@ -38,10 +38,10 @@ runpy.run_module("amc_compress", run_name="__main__", alter_sys=True)  # as pyth
 
 
 def readmes_script() -> str:
-    """The Python example of the README, with fewer epochs and episodes."""
+    """The Python example of the README, with fewer epochs and evaluations."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(from amc_compress.agents.*?)```", text, re.DOTALL)
-    return re.sub(r"(epochs|episodes)=\d+", r"\1=1", block)
+    (block,) = re.findall(r"```python\n(from amc_compress import compress.*?)```", text, re.DOTALL)
+    return re.sub(r"(epochs|evaluations)=\d+", r"\1=1", block)
 
 
 @pytest.mark.parametrize(

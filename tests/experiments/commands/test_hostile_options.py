@@ -29,6 +29,7 @@ import amc_compress.comparison.tasks
 import amc_compress.learners.latency.table
 import amc_compress.stages.measure
 import amc_compress.stages.pipeline
+import amc_compress.stages.sensitivity
 import amc_compress.stages.train
 from amc_compress.cli import run
 
@@ -36,6 +37,7 @@ LONGEST = 2000  # letters of a sentence
 BASE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("compress",): ("--weights", WEIGHTS, "--out", "out", "-q"),
     ("search",): ("--weights", WEIGHTS, "--out", "out", "-q"),
+    ("sensitivity",): ("--weights", WEIGHTS, "--out", "out", "-q"),
     ("train",): ("--out", "out", "-q"),
     ("finetune",): ("run", "-q"),
     ("evaluate",): ("--weights", WEIGHTS),
@@ -81,6 +83,7 @@ def ending(
     monkeypatch.setattr(amc_compress.learners.latency.table, "measure_table", _stop)
     monkeypatch.setattr(amc_compress.automl.environments, "setup", _stop)
     monkeypatch.setattr(amc_compress.stages.measure, "measure", lambda *_: {})
+    monkeypatch.setattr(amc_compress.stages.sensitivity, "run_sensitivity", _stop)
     before = {path.name for path in things()}
 
     def call(case: Case) -> str | None:

@@ -93,7 +93,7 @@ def test_weights_saved_under_any_of_the_names_are_taken(tmp_path):
 @pytest.mark.parametrize("name", ["lstm", "gru", "lstm_both_ways"])
 def test_a_recurrent_kernel_is_measured_as_the_matrix_of_its_inputs(name):
     net, example = build(name)
-    traced = prepare(net, example.shape[1:])
+    traced = prepare(net, example)
     measured = [layer.name for layer in measured_layers(traced.graph)]
     layers = 1 if name == "lstm" else 2
     assert [x for x in measured if x.startswith("recurrent")] == [
