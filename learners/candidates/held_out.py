@@ -8,7 +8,7 @@ best epoch of a fine-tuning; both read it from the user's loader again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from amc_compress.learners.candidates.inference.held_samples import EVALUATION_BATCH, HeldSamples
+from amc_compress.learners.candidates.inference.subset import Subset
 from amc_compress.learners.networks.portable import is_portable
 from amc_compress.learners.numerics.layout import layout_name, layout_named, owned
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.guards import Probed
 from amc_compress.learners.tasks.inputs import (
-    Call,
     Inputs,
     Split,
     count,
-    form,
     mapped,
     merged,
     rows,
@@ -297,9 +296,9 @@ class HeldOut:
         places[order] = torch.arange(n_samples)
         return places
 
-    def _subset(self, n_samples: int) -> _Subset:
+    def _subset(self, n_samples: int) -> Subset:
         wanted = n_samples if self._n_validation is None else min(self._n_validation, n_samples)
-        return _Subset(self._places(n_samples), wanted)
+        return Subset(self._places(n_samples), wanted)
 
     def _read(self) -> list[Split]:
         """Reads and checks all samples, and returns those of an episode.
@@ -320,7 +319,7 @@ class HeldOut:
         assert subset is not None
         return subset.parts()
 
-    def _pass(self, n_samples: int | None) -> tuple[_Subset | None, str]:
+    def _pass(self, n_samples: int | None) -> tuple[Subset | None, str]:
         """Reads all batches.
 
         Args:
@@ -345,77 +344,3 @@ class HeldOut:
             raise no_batch(_NAME)
         self.batches.digests, self.batches.n_samples = digests, total
         return subset, first
-
-
-class _Subset:
-    """Gathers a random subset of samples, in its order if they have one size.
-
-    Args:
-        places: Place of every sample in the order, shape (samples,).
-        wanted: How many of the first ones to keep.
-    """
-
-    def __init__(self, places: Tensor, wanted: int) -> None:
-        self._places = places
-        self._wanted = wanted
-        self._start = 0
-        self._form: Any = None
-        self._buffer: Any = None  # all samples in one batch, while their sizes are the same
-        self._kept: list[Split] = []  # otherwise
-
-    def add(self, batch: Split) -> None:
-        """Takes in the next batch."""
-        size = count(batch)
-        places = self._places[self._start : self._start + size]
-        self._start += size
-        if len(places) < size:
-            return  # more than there should be: what was gathered is not used
-        chosen = places < self._wanted
-        if self._form is None:
-            self._form = form(batch)
-            self._buffer = _buffer(batch, self._wanted)
-        if self._buffer is not None and form(batch) != self._form:
-            self._spill(self._start - size)
-        if not bool(chosen.any()):
-            return
-        if self._buffer is None:
-            self._kept.append(rows(batch, chosen))
-        else:
-            for into, tensor in zip(tensors_of(self._buffer), tensors_of(batch), strict=True):
-                if tensor.ndim:
-                    into[places[chosen]] = tensor[chosen]
-
-    def _spill(self, come: int) -> None:
-        """Goes on by batch: the samples that have come so far are one of them."""
-        seen = self._places[:come]
-        chosen = seen[seen < self._wanted]
-        if len(chosen):
-            self._kept.append(rows(self._buffer, chosen))
-        self._buffer = None
-
-    def parts(self) -> list[Split]:
-        """Returns the samples, in one batch if their sizes are the same."""
-        if self._buffer is not None:
-            return [self._buffer]
-        return merged(self._kept)
-
-
-def _buffer(batch: Split, size: int) -> Any:
-    """Returns an empty batch of some size like another; ``None`` where samples are in lists."""
-    if _has_list(batch):
-        return None
-
-    def empty(tensor: Tensor) -> Tensor:
-        return tensor.new_empty(size, *tensor.shape[1:]) if tensor.ndim else tensor.clone()
-
-    return mapped(empty, batch)
-
-
-def _has_list(value: Any) -> bool:
-    if isinstance(value, Call):
-        return _has_list((value.args, value.kwargs))
-    if isinstance(value, Mapping):
-        return any(_has_list(item) for item in value.values())
-    if isinstance(value, tuple):
-        return any(_has_list(item) for item in value)
-    return isinstance(value, list)

@@ -131,7 +131,7 @@ class CandidateLearner(Learner, Generic[Choice]):
         with limited_threads(self.threads):
             return self.evaluator.score(plain_float(network), full=full)
 
-    @deprecated("score", removed_in="0.4")
+    @deprecated("score", removed_in="0.2")
     def accuracy(self, network: nn.Module, *, full: bool = False) -> float:
         """Returns the score of a network."""
         return self.score(network, full=full)

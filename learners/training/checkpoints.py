@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,52 @@ from torch import Tensor
 
 from amc_env.errors import InputDataError, RunFolderError
 from amc_env.files import save_bytes
+from amc_env.support.deprecation import deprecated
 from amc_env.validation.sentences import first_line
 
 CHECKPOINT_VERSION = 2  # 1 had neither hooks nor extra state
 LAST = "last.pt"
 BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Results of one epoch; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
+
+    Scores are accuracies for classification; that of training is ``None`` where it cannot be
+    measured.
+    ``is_ready`` tells whether the network was what was asked for, not only on the way there.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_score: float | None
+    validation_score: float
+    seconds: float
+    is_ready: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Validation score and number (from 0) of the best epoch, all epochs, and their seconds."""
+
+    best_score: float
+    best_epoch: int
+    history: list[EpochRecord]
+    seconds: float
+
+    @property
+    @deprecated("best_score", removed_in="0.2")
+    def best_accuracy(self) -> float:
+        """The validation score of the best epoch."""
+        return self.best_score
+
+
+def epoch_record(stored: dict[str, Any]) -> EpochRecord:
+    """Returns an epoch of a checkpoint, also of one from before scores had their name."""
+    names = {"train_accuracy": "train_score", "validation_accuracy": "validation_score"}
+    return EpochRecord(**{names.get(key, key): value for key, value in stored.items()})
 
 
 def check_folder(folder: Path | None, resume: bool) -> None:

@@ -24,8 +24,11 @@ from amc_compress.learners.tasks.inputs import Inputs, count, rows
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.checkpoints import (
+    EpochRecord,
+    TrainingResult,
     check_extra_state,
     check_folder,
+    epoch_record,
     extra_state,
     load_best,
     load_last,
@@ -44,7 +47,6 @@ from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
-from amc_env.support.deprecation import deprecated
 from amc_env.support.progress import Progress
 from amc_env.validation.checks import checked
 
@@ -60,40 +62,6 @@ __all__ = [
     "measure",
     "resolve_precision",
 ]
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """Results of one epoch; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
-
-    Scores are accuracies for classification; that of training is ``None`` where it cannot be
-    measured.
-    ``is_ready`` tells whether the network was what was asked for, not only on the way there.
-    """
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_score: float | None
-    validation_score: float
-    seconds: float
-    is_ready: bool = True
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Validation score and number (from 0) of the best epoch, all epochs, and their seconds."""
-
-    best_score: float
-    best_epoch: int
-    history: list[EpochRecord]
-    seconds: float
-
-    @property
-    @deprecated("best_score", removed_in="0.4")
-    def best_accuracy(self) -> float:
-        """The validation score of the best epoch."""
-        return self.best_score
 
 
 @checked
@@ -318,7 +286,7 @@ class _Run:
         except BaseException:
             self.stepper.release()
             raise
-        self.history = [_record(record) for record in state["history"]]
+        self.history = [epoch_record(record) for record in state["history"]]
         self.best_epoch = state["best_epoch"]
         self.best_state = best_state
 
@@ -395,12 +363,6 @@ class _Run:
             "best extra state": extra_state(self.best_state),
             "stepper": self.stepper.state_dict(),
         }
-
-
-def _record(stored: dict[str, Any]) -> EpochRecord:
-    """Returns an epoch of a checkpoint, also of one from before scores had their name."""
-    names = {"train_accuracy": "train_score", "validation_accuracy": "validation_score"}
-    return EpochRecord(**{names.get(key, key): value for key, value in stored.items()})
 
 
 def _log(writer: SummaryWriter, record: EpochRecord, task: Task) -> None:
