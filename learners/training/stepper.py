@@ -118,14 +118,14 @@ class Stepper:
         # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(seed_loader(loader, self.config.seed, epoch))
+            # Not around the loader: the bar for notebooks would begin to read it once more.
             bar = tqdm(
-                loader,
-                f"epoch {epoch + 1}",
+                desc=f"epoch {epoch + 1}",
                 total=self.batches,
                 leave=False,
                 disable=no_bar(progress),
             )
-            for batch in bar:
+            for batch in loader:
                 inputs, targets = self._read(batch)
                 loss, outputs = self.step(inputs, targets)
                 if meter is not None:
@@ -133,8 +133,10 @@ class Stepper:
                 size = count(inputs)
                 loss_sum += loss * size
                 seen += size
+                bar.update()
                 if progress:
                     bar.set_postfix(loss=f"{loss_sum / seen:.3f}")
+            bar.close()
         if seen == 0:
             raise InputDataError("Expected at least one training image, got none.")
         return loss_sum / seen, None if meter is None else self.task.score(meter.compute())

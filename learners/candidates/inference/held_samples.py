@@ -32,6 +32,7 @@ from amc_compress.learners.tasks.inputs import (
     device_of,
     joined,
     mapped,
+    merged,
     rows,
     tensors_of,
 )
@@ -41,6 +42,8 @@ from amc_env.errors import TrainingDivergedError
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
 
+
+_NUMBERS_HELD = 2**20  # of outputs, before a metric sees them
 
 LARGEST_ROUNDING = 0.1
 """How far outputs in bfloat16 may be from float32, relative to their norm, to be used."""
@@ -105,13 +108,16 @@ class HeldSamples:
 
         Args:
             network: In ``eval`` mode; it may be laid out anew.
-            take: Called with the outputs that count, in float32, and the targets of every batch.
+            take: Called with the outputs that count, in float32, and their targets: of all
+                samples at once, or of some batches at a time where outputs are large.
 
         Raises:
             TrainingDivergedError: If an output is not finite.
         """
         exact = self.dtype == torch.bfloat16 and hides_in_rounding(network)
         dtype = torch.float32 if exact else self.dtype
+        waiting: list[Split] = []
+        numbers = 0
         with torch.inference_mode():
             function = (
                 compiled(network, dtype, self.layout) if self.fused else eager(network, self.layout)
@@ -121,9 +127,13 @@ class HeldSamples:
                 for inputs, targets in self._batches:
                     outputs = self.task.outputs(function(cast(inputs, dtype)))
                     outputs = rows(mapped(in_float32, outputs), slice(0, count(targets)))
-                    _check_finite(outputs)
-                    with torch.autocast(self.device.type, enabled=False):
-                        take(outputs, targets)
+                    waiting.append(Split(outputs, targets))
+                    numbers += sum(tensor.numel() for tensor in tensors_of(outputs))
+                    if numbers > _NUMBERS_HELD:
+                        with torch.autocast(self.device.type, enabled=False):
+                            _give(waiting, take)
+                        waiting, numbers = [], 0
+            _give(waiting, take)
 
     def logits(self, network: nn.Module) -> Any:
         """Returns the outputs for all samples as float32, for images of shape (n, classes)."""
@@ -138,6 +148,13 @@ class HeldSamples:
             TrainingDivergedError: If an output is not finite.
         """
         self.answer(network, meter.update)
+
+
+def _give(batches: Sequence[Split], take: Callable[[Any, Any], object]) -> None:
+    """Checks and hands on the outputs and targets of batches, together where they fit."""
+    for outputs, targets in merged(batches):
+        _check_finite(outputs)
+        take(outputs, targets)
 
 
 def _check_finite(outputs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,24 @@ def test_resuming_needs_a_folder_and_a_used_folder_needs_resuming(tmp_path: Path
     train(network(), batches(), batches(), FAST, checkpoint_dir=tmp_path)
     with pytest.raises(RunFolderError, match="already holds a checkpoint"):
         train(network(), batches(), batches(), FAST, checkpoint_dir=tmp_path)
+
+
+class CountedStarts:
+    """A loader that counts how often somebody begins to read it."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.starts += 1
+        return iter([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))] * 2)
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_a_loader_is_begun_once_in_an_epoch() -> None:
+    """Beginning draws a random number, and starts the workers of a loader."""
+    loader = CountedStarts()
+    train(torch.nn.Linear(3, 2), loader, list(loader), TrainingConfig(epochs=3), progress=True)
+    assert loader.starts == 1 + 3
