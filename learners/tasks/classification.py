@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from amc_compress.learners.tasks.inputs import Inputs, count
+from amc_compress.learners.tasks.inputs import Inputs, count, outside
 from amc_compress.learners.tasks.task import Measure, Task
 from amc_env.errors import InputDataError
 
@@ -116,11 +116,10 @@ class Classification(Task):
                 f"Expected the {who} to answer {len(targets)} images with logits of shape "
                 f"[{len(targets)}, classes]{mode}, got {got}: return the logits, alone or first."
             )
-        low, high = (int(value) for value in targets.aminmax())
-        if low < 0 or high >= outputs.shape[1]:
+        if (wrong := outside(targets, outputs.shape[1])) is not None:
             raise InputDataError(
                 f"Labels must lie in 0..{outputs.shape[1] - 1}, the classes of the {who}, got "
-                f"{low if low < 0 else high}: correct the labels or the number of classes."
+                f"{wrong}: correct the labels or the number of classes."
             )
 
     def check_range(self, outputs: Tensor, targets: Tensor, name: str) -> None:

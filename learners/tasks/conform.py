@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from amc_compress.learners.tasks.inputs import (
     Call,
     Inputs,
-    ask,
-    evaluating,
     mapped,
     moved,
     rows,
+    runs,
     structure,
     tensors_of,
 )
@@ -56,19 +55,10 @@ def settled(network: nn.Module, inputs: Inputs, device: str | torch.device) -> I
     if not any(t.dtype == torch.int64 for t in tensors_of(found)):
         return found
     floats: Inputs = mapped(lambda t: t.float() if t.dtype == torch.int64 else t, found)
-    if not _runs(network, found, device) and _runs(network, floats, device):
+    first, other = (moved(rows(some, slice(0, 2)), device) for some in (found, floats))
+    if not runs(network, first) and runs(network, other):
         return floats
     return found
-
-
-def _runs(network: nn.Module, inputs: Inputs, device: str | torch.device) -> bool:
-    few = moved(rows(inputs, slice(0, 2)), device)
-    try:
-        with evaluating(network):
-            ask(network, few)
-    except Exception:  # as many ways as there are networks
-        return False
-    return True
 
 
 def conform(

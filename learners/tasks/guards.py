@@ -17,6 +17,7 @@ from amc_compress.learners.tasks.inputs import (
     count,
     device_of,
     evaluating,
+    outside,
     tensors_of,
 )
 from amc_compress.learners.tasks.task import Task
@@ -224,11 +225,10 @@ def _is_ids(value: Tensor) -> bool:
 def _check_ids(ids: Tensor, size: int, table: str, name: str) -> None:
     if not ids.numel():
         return
-    low, high = (int(value) for value in ids.aminmax())
-    if low < 0 or high >= size:
+    if (wrong := outside(ids, size)) is not None:
         raise InputDataError(
             f"Expected {name}token ids from 0 to {size - 1}, the rows of the embedding {table!r}, "
-            f"got {low if low < 0 else high}: use the tokenizer that the network was trained with."
+            f"got {wrong}: use the tokenizer that the network was trained with."
         )
 
 

@@ -98,6 +98,24 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def runs(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network takes inputs in ``eval`` mode."""
+    try:
+        with evaluating(network):
+            ask(network, inputs)
+    except Exception:  # as many ways as there are networks
+        return False
+    return True
+
+
+def outside(values: Tensor, size: int) -> int | None:
+    """Returns an integer beyond 0 to ``size - 1``, the lowest or highest; ``None`` without any."""
+    low, high = (int(value) for value in values.aminmax())
+    if low < 0:
+        return low
+    return high if high >= size else None
+
+
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns positional and keyword arguments of a call with these inputs."""
     return (inputs.args, dict(inputs.kwargs)) if isinstance(inputs, Call) else ((inputs,), {})

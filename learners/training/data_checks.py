@@ -10,11 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.networks.training_outputs import runs_in_evaluation
 from amc_compress.learners.numerics.layout import laid_out
 from amc_compress.learners.tasks.conform import conform, described, plain_targets, settled
 from amc_compress.learners.tasks.guards import Probed, TokenIds, check_order
-from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, merged, moved, rows
+from amc_compress.learners.tasks.inputs import (
+    Inputs,
+    Split,
+    count,
+    mapped,
+    merged,
+    moved,
+    rows,
+    runs,
+)
 from amc_compress.learners.tasks.task import Task
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
@@ -256,7 +264,7 @@ def forward(
     except (RuntimeError, ValueError) as error:
         if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
             raise
-        if model.training and runs_in_evaluation(model, inputs):
+        if model.training and runs(model, inputs):
             raise InputDataError(
                 f"The {who} runs in evaluation mode, but not in training mode "
                 f"({first_line(error, 150)}): correct what its forward does in training."

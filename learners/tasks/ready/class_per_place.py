@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from amc_compress.learners.tasks.classification import divergence
-from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tasks.inputs import Inputs, outside
 from amc_compress.learners.tasks.task import Task
 from amc_env.errors import InputDataError
 
@@ -68,11 +68,10 @@ class ClassPerPlace(Task):
         counted = targets[targets != self.ignored]
         if not counted.numel():
             return
-        low, high = (int(value) for value in counted.aminmax())
-        if low < 0 or high >= classes:
+        if (wrong := outside(counted, classes)) is not None:
             raise InputDataError(
                 f"Expected {name}targets from 0 to {classes - 1}, the classes of the network, or "
-                f"{self.ignored}, which is ignored, got {low if low < 0 else high}: correct the "
+                f"{self.ignored}, which is ignored, got {wrong}: correct the "
                 f"targets or the number of classes."
             )
 
