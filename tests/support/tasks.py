@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 VOCABULARY = 11
+UNEVEN = (1, 4, 2, 6, 1)
 SIDE = 8
 
 
@@ -110,4 +112,38 @@ def boxes_of(samples: int, seed: int) -> list[dict[str, Tensor]]:
         sizes = 1 + torch.rand(n, 2, generator=generator) * SIDE / 2
         labels = torch.randint(1, 3, (n,), generator=generator)
         found.append({"boxes": torch.cat([corners, corners + sizes], 1), "labels": labels})
+    return found
+
+
+def measured(task: Any, outputs: Any, targets: Any, sizes: tuple[int, ...] = UNEVEN) -> Any:
+    """All metrics, over uneven batches."""
+    meter = task.meter(reported=True)
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        meter.update(outputs[part], targets[part])
+        start += size
+    assert start == len(outputs)
+    return meter.compute()
+
+
+def detections_of(targets: list[dict[str, Tensor]], seed: int) -> list[dict[str, Tensor]]:
+    """Boxes near those of the targets, some more, some of another class, some missing."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for target in targets:
+        boxes, labels = [], []
+        for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+            for _ in range(rng.integers(0, 3)):
+                boxes.append(np.array(box) + rng.normal(0, 0.25, 4))
+                labels.append(label if rng.random() < 0.8 else 3 - label)
+        boxes += [np.array([1.0, 1.0, 3.0, 4.0])] * int(rng.integers(0, 2))
+        labels += [1] * (len(boxes) - len(labels))
+        found.append(
+            {
+                "boxes": torch.tensor(np.array(boxes)).reshape(-1, 4).float(),
+                "labels": torch.tensor(labels, dtype=torch.int64),
+                "scores": torch.tensor(rng.random(len(boxes))).float(),
+            }
+        )
     return found

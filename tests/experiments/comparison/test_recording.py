@@ -7,8 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from support.runs.recordings import CountingLearner, evaluated_hypercube, make_env
 
 from amc_compress.agents import make_agent
 from amc_compress.comparison.recording.recording import (
@@ -23,21 +22,14 @@ from amc_compress.comparison.recording.recording import (
     trials_of,
 )
 from amc_compress.comparison.recording.refinement import Refinement
-from amc_compress.comparison.recording.surrogate import HammingKernel, fit_model
-from amc_compress.comparison.recording.surrogate_quality import (
-    Agreement,
-    Quality,
-    cross_validated,
-    of_model,
-    predictions,
-)
+from amc_compress.comparison.recording.surrogate import fit_model
 from amc_compress.comparison.records import EvaluatedPlan, Results, SearchRecord, TaskFacts
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.comparison.searches.plan_evaluation import single_decisions
 from amc_env import CompressionEnv, CompressionError, CompressionPlan, Metric
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.recorded_file import read_recorded, write_recorded
-from amc_env.recorded_tasks.surrogate import TARGETS, located, targets_for
+from amc_env.recorded_tasks.surrogate import TARGETS, targets_for
 from amc_env.recorded_tasks.synthetic import SyntheticBitsLearner, SyntheticLearner
 from amc_env.scores.metric import ACCURACY
 
@@ -48,18 +40,6 @@ SMALL = RecordingOptions(
     check_seeds=2,
     check_episodes=20,
 )
-
-
-class CountingLearner(SyntheticLearner):
-    calls = 0
-
-    def evaluate(self, plan):
-        self.calls += 1
-        return super().evaluate(plan)
-
-
-def make_env(budget="macs=0.5", n_layers=4):
-    return CompressionEnv(CountingLearner(n_layers, seed=3), budget)
 
 
 def make_store(env, path):
@@ -77,13 +57,6 @@ def recorded(tmp_path_factory):
     store = make_store(env, tmp_path_factory.mktemp("store") / "evaluated.jsonl")
     trials = {"local": local_trials(env)}
     return record(env, store, name="chain", trials=trials, options=SMALL)
-
-
-def evaluated_hypercube(n, n_layers=4):
-    env = make_env(n_layers=n_layers)
-    plans = latin_hypercube(env, n, seed=1)
-    accuracies = np.array([env.evaluate(plan).score for plan in plans])
-    return env, np.array([plan.choices_for(env.decisions) for plan in plans]), accuracies
 
 
 # -- the Latin hypercube -------------------------------------------------------------------------
@@ -131,95 +104,6 @@ def test_plans_are_evaluated_once_and_a_killed_recording_goes_on(tmp_path):
     assert env.learner.calls == 30
     expected = [CompressionPlan.from_choices(env.decisions, plan) for plan in plans]
     assert evaluated == {p: env.learner.evaluate(e) for p, e in zip(plans, expected, strict=True)}
-
-
-# -- the surrogate -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_predictions_equal_those_of_scikit_learn(target):
-    env, plans, accuracies = evaluated_hypercube(160)
-    model = fit_model(
-        env.decisions, plans[:120], accuracies[:120], warp="log", target=target, n_fit=90
-    )
-    surrogate = model.fit(plans[:120], accuracies[:120])
-    s = model.settings
-    process = GaussianProcessRegressor(
-        ConstantKernel(s.amplitude) * Matern(1.0, nu=2.5)
-        + ConstantKernel(s.rough_amplitude) * HammingKernel(s.rough_length)
-        + WhiteKernel(model.noise),
-        optimizer=None,
-    )
-    scale = TARGETS[target]
-    standard = (scale.forward(accuracies[:120]) - s.offset) / s.scale
-    process.fit(located(s.coordinates, plans[:120]), standard)
-    expected = scale.backward(
-        s.offset + s.scale * process.predict(located(s.coordinates, plans))
-    ).clip(0.0, 1.0)
-    np.testing.assert_allclose(predictions(surrogate, plans), expected, atol=1e-4)
-    assert np.ptp(expected) > 0.05
-
-
-def test_the_rough_kernel_falls_with_the_decisions_that_differ():
-    x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
-    two, four = np.exp(-2 / 1.5), np.exp(-4 / 1.5)
-    kernel = HammingKernel(1.5)
-    np.testing.assert_allclose(kernel(x), [[1, two, four], [two, 1, four], [four, four, 1]])
-    np.testing.assert_allclose(kernel(x[:1], x[1:]), [[two, four]])
-    gradient = kernel(x, eval_gradient=True)[1][:, :, 0]
-    step = 1e-6
-    higher, lower = (kernel.clone_with_theta(kernel.theta + s)(x) for s in (step, -step))
-    np.testing.assert_allclose(gradient, (higher - lower) / (2 * step), atol=1e-6)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_targets_and_their_inverses_cancel_and_increase(target):
-    accuracy = np.linspace(0.0, 1.0, 101)
-    scaled = TARGETS[target].forward(accuracy)
-    assert np.isfinite(scaled).all()
-    assert (np.diff(scaled) > 0.0).all()
-    np.testing.assert_allclose(TARGETS[target].backward(scaled), accuracy, atol=1e-12)
-
-
-def test_a_formula_is_predicted_well_where_it_was_not_seen():
-    env, plans, accuracies = evaluated_hypercube(250)
-    model = fit_model(env.decisions, plans, accuracies, warp="value", target="log-error", n_fit=150)
-    quality = cross_validated(of_model(model), plans, accuracies, seed=0)
-    assert quality.all.n == 250
-    assert quality.all.spearman > 0.99
-    assert quality.top.spearman > 0.9
-    assert quality.top.rmse < 0.01
-
-
-def test_held_out_plans_are_not_looked_at():
-    env, plans, _ = evaluated_hypercube(200)
-    noise = np.random.default_rng(0).uniform(0.2, 0.8, len(plans))
-    model = fit_model(env.decisions, plans, noise, warp="value", target="accuracy", n_fit=100)
-    eager = dataclasses.replace(model, noise=1e-6)  # reproduces what it has seen
-    seen = Agreement.of(noise, predictions(eager.fit(plans, noise), plans))
-    assert seen.spearman > 0.95
-    assert abs(cross_validated(of_model(eager), plans, noise, seed=0).all.spearman) < 0.2
-
-
-def test_agreement_by_hand():
-    found = Quality.of(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.1, 0.3, 0.8]))
-    assert found.all.rmse == pytest.approx(np.sqrt((0.01 + 0.01 + 0 + 0.16) / 4))
-    assert found.all.bias == pytest.approx(0.1)
-    assert found.all.spearman == pytest.approx(0.8)
-    assert found.top == Agreement(1, None, pytest.approx(0.4), pytest.approx(0.4))
-
-
-@pytest.mark.parametrize("names", [("cube", "accuracy"), ("log", "cube")])
-def test_unknown_names_are_rejected(names):
-    env, plans, accuracies = evaluated_hypercube(10)
-    with pytest.raises(ValueError, match="Expected a warp of"):
-        fit_model(env.decisions, plans, accuracies, warp=names[0], target=names[1])
-
-
-def test_equal_accuracies_are_nothing_to_fit_to():
-    env, plans, accuracies = evaluated_hypercube(10)
-    with pytest.raises(ValueError, match="different scores"):
-        fit_model(env.decisions, plans, 0 * accuracies, warp="log", target="accuracy")
 
 
 # -- the record ----------------------------------------------------------------------------------
@@ -397,11 +281,3 @@ def test_scores_of_another_metric_are_recorded_in_their_own_unit(recorded, tmp_p
     ]
     np.testing.assert_allclose(predicted, scores, atol=0.1 * scores.std())
     assert len(set(predicted)) > 50  # six digits of their spread
-
-
-def test_another_metric_outside_its_record_is_not_clipped():
-    env, plans, accuracies = evaluated_hypercube(30)
-    model = fit_model(
-        env.decisions, plans, 50.0 * accuracies, warp="value", target="score", n_fit=30
-    )
-    assert model.fit(plans, 50.0 * accuracies).predict(plans[0]) > 2.0

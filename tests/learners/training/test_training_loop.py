@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.small_training import FAST, Batches, batches, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
@@ -18,33 +19,7 @@ from amc_compress.learners.numerics.precision import working_dtype
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate, resolve_precision, train
 from amc_compress.learners.training.stepper import MovingAverage, make_optimizer
-from amc_env.errors import InputDataError, RunFolderError, TrainingDivergedError
-
-Batches = list[tuple[Tensor, Tensor]]
-FAST = TrainingConfig(epochs=4, learning_rate=0.1, precision="fp32")
-
-
-def network(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(32, 3),
-        )
-
-
-def batches(n: int = 96, seed: int = 0) -> Batches:
-    """Images whose brightest third is the class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (n,), generator=generator)
-    images = 0.5 * torch.randn(n, 1, 6, 6, generator=generator)
-    for i, label in enumerate(labels.tolist()):
-        images[i, :, 2 * label : 2 * label + 2] += 1.0
-    return list(zip(images.split(32), labels.split(32), strict=True))
+from amc_env.errors import InputDataError, TrainingDivergedError
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -299,59 +274,6 @@ def test_divergence_in_the_first_epoch_leaves_the_weights_as_they_were() -> None
     assert equal(before, weights(model))
 
 
-def test_a_learning_rate_far_too_high_is_named() -> None:
-    config = TrainingConfig(epochs=30, learning_rate=1e30, precision="fp32", schedule="constant")
-    with pytest.raises(TrainingDivergedError, match="lower the learning rate"):
-        train(network(), batches(), batches(seed=1), config)
-
-
-@pytest.mark.parametrize(("label", "got"), [(3, 3), (-1, -1), (255, 255)])
-def test_labels_outside_the_classes_are_rejected(label: int, got: int) -> None:
-    data = batches()
-    data[1][1][4] = label
-    with pytest.raises(InputDataError, match=rf"must lie in 0\.\.2, .*got {got}:"):
-        evaluate(network(), data)
-    with pytest.raises(InputDataError, match=rf"must lie in 0\.\.2, .*got {got}:"):
-        train(network(), data, batches(), FAST)
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 6, 6), (4, 1, 6), (4, 0, 6, 6)])
-def test_images_that_do_not_fit_are_rejected(shape: tuple[int, ...]) -> None:
-    data = [(torch.zeros(shape), torch.zeros(4, dtype=torch.int64))]
-    with pytest.raises(InputDataError, match="cannot take images of shape"):
-        evaluate(network(), data)
-
-
-def test_batches_of_another_kind_are_rejected() -> None:
-    images, labels = batches()[0]
-    for bad in (labels[:5], labels.float(), labels[:, None]):
-        with pytest.raises(InputDataError, match="one integer label per image"):
-            evaluate(network(), [(images, bad)])
-    with pytest.raises(InputDataError, match="tensors, got Tensor and list"):
-        evaluate(network(), [(images, labels.tolist())])  # type: ignore[list-item]
-    with pytest.raises(InputDataError, match="logits of shape"):
-        evaluate(nn.Identity(), [(images, labels)])
-    with pytest.raises(InputDataError, match="at least one image"):
-        evaluate(network(), [])
-    with pytest.raises(InputDataError, match="a length"):
-        train(network(), iter(batches()), batches(), FAST)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", 0), ("optimizer", "adam"), ("learning_rate", 0.0), ("learning_rate", math.nan),
-        ("momentum", 1.0), ("weight_decay", -1e-4), ("schedule", "linear"), ("warmup_epochs", 30),
-        ("label_smoothing", 1.0), ("ema_decay", 1.0), ("precision", "fp16"),
-        ("gradient_clip", 0.0), ("distillation_temperature", 0.0), ("distillation_weight", 1.5),
-        ("learning_rate", math.inf),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_rejected_by_name(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{field} (must|to) be"):
-        TrainingConfig(**{field: value})
-
-
 def test_precision_rule() -> None:
     assert resolve_precision("fp32", "cpu") == torch.float32
     assert resolve_precision("bf16", "cpu") == torch.bfloat16
@@ -378,20 +300,6 @@ def test_the_teacher_is_not_changed_and_is_followed() -> None:
     assert equal(before, weights(teacher))
     assert teacher.training
     assert all(p.requires_grad for p in teacher.parameters())
-
-
-def test_a_teacher_of_other_classes_is_rejected() -> None:
-    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
-    with pytest.raises(InputDataError, match="same classes in both"):
-        train(network(), batches(), batches(), FAST, teacher=other)
-
-
-def test_resuming_needs_a_folder_and_a_used_folder_needs_resuming(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="needs the checkpoint_dir"):
-        train(network(), batches(), batches(), FAST, resume=True)
-    train(network(), batches(), batches(), FAST, checkpoint_dir=tmp_path)
-    with pytest.raises(RunFolderError, match="already holds a checkpoint"):
-        train(network(), batches(), batches(), FAST, checkpoint_dir=tmp_path)
 
 
 class CountedStarts:
