@@ -16,7 +16,7 @@ from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.training.loop import evaluate
 from amc_compress.runs.given import made_agent
 from amc_compress.runs.task import Task
-from amc_compress.stages.finetune import train_smaller
+from amc_compress.stages.finetuning.stage import train_smaller
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.files import JsonLines
 from amc_env.validation.shapes import check_shape

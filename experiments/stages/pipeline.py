@@ -26,7 +26,7 @@ from amc_compress.runs.teachers import load_teacher
 from amc_compress.runs.warm_start import check_warm_start
 from amc_compress.stages.evaluate import run_evaluate
 from amc_compress.stages.export import run_export
-from amc_compress.stages.finetune import run_finetune
+from amc_compress.stages.finetuning.stage import run_finetune
 from amc_compress.stages.search import run_search
 from amc_compress.stages.train import run_train
 from amc_env.scores.metric import Metric

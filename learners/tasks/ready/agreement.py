@@ -11,9 +11,9 @@ from torch import Tensor
 from amc_compress.learners.tasks.classification import divergence
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tasks.ready.boxes import likeness_of_boxes
-from amc_compress.learners.tasks.ready.from_original import FromOriginal
-from amc_compress.learners.tasks.ready.likeness import cosine, distance, likeness
-from amc_compress.learners.tasks.ready.means import Means, Sums
+from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal
+from amc_compress.learners.tasks.ready.shared.likeness import cosine, distance, likeness
+from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.task import Measure, Meter
 from amc_env.errors import InputDataError
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.tasks.inputs import Inputs, count
-from amc_compress.learners.tasks.ready.from_original import FromOriginal, mask_of
-from amc_compress.learners.tasks.ready.likeness import cosine
-from amc_compress.learners.tasks.ready.means import Means, Sums
+from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal, mask_of
+from amc_compress.learners.tasks.ready.shared.likeness import cosine
+from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.task import Meter
 from amc_env.errors import InputDataError
 

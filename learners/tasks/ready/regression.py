@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from amc_compress.learners.tasks.inputs import Inputs
-from amc_compress.learners.tasks.ready.likeness import likeness
-from amc_compress.learners.tasks.ready.means import Means, Sums
+from amc_compress.learners.tasks.ready.shared.likeness import likeness
+from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.task import Measure, Meter, Task
 from amc_env.errors import InputDataError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.tasks.inputs import Inputs, tensors_of
-from amc_compress.learners.tasks.ready.class_per_place import ClassPerPlace
+from amc_compress.learners.tasks.ready.shared.class_per_place import ClassPerPlace
 from amc_compress.learners.tasks.task import Measure, Meter
 from amc_env.errors import InputDataError
 

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.tasks.inputs import Call, Inputs
-from amc_compress.learners.tasks.ready.class_per_place import ClassPerPlace, entropy_of, right_of
-from amc_compress.learners.tasks.ready.means import Means, Sums, exponential
+from amc_compress.learners.tasks.ready.shared.class_per_place import (
+    ClassPerPlace,
+    entropy_of,
+    right_of,
+)
+from amc_compress.learners.tasks.ready.shared.means import Means, Sums, exponential
 from amc_compress.learners.tasks.task import Measure, Meter
 
 IGNORED = -100

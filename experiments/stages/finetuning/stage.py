@@ -20,8 +20,8 @@ from amc_compress.runs.events import open_writer
 from amc_compress.runs.folder import PACKED
 from amc_compress.runs.networks import example_of, save_network
 from amc_compress.runs.task import Task, use_threads
-from amc_compress.stages.finetune_deep import finetune_deeply
-from amc_compress.stages.finetune_start import starting_network
+from amc_compress.stages.finetuning.deep import finetune_deeply
+from amc_compress.stages.finetuning.start import starting_network
 from amc_env import CompressionPlan
 
 

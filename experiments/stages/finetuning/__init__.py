@@ -1,0 +1,1 @@
+"""Stage ``finetune``: the smaller network is trained, in one go or in stages."""

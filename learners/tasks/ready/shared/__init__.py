@@ -1,0 +1,1 @@
+"""What several tasks share: means, answers of the original network, one class per place."""
