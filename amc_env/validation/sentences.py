@@ -6,9 +6,14 @@ from collections.abc import Iterable, Sequence
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """Returns the first line of what an error says, else its class, without a full stop."""
+    """Returns the first line of what an error says, else its class, without a full stop.
+
+    A longer one ends at a word, with an ellipsis.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:most].rstrip(".")
+    if len(lines[0]) <= most:
+        return lines[0].rstrip(".")
+    return lines[0][: most - 3].rsplit(" ", 1)[0] + "..."
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -38,13 +38,32 @@ class _Tracer(ImageTracer):
 def following_norms(network: nn.Module) -> dict[str, str]:
     """Returns convolution -> batch norm for all that read nothing but each other.
 
-    Networks that cannot be traced have none.
+    Of networks that cannot be traced as a whole, such as detectors with hand-written arithmetic
+    around their bodies, the largest parts that can be are looked through.
     """
-    try:
-        graph = _Tracer().trace(network)
-    except Exception:
-        # As in ``fusion_works``: whatever a forward does that tracing does not take.
-        return {}
+    found: dict[str, str] = {}
+    seen: set[nn.Module] = set()
+
+    def search(part: nn.Module, prefix: str) -> None:
+        if part in seen:  # known by another name
+            return
+        seen.add(part)
+        try:
+            graph = _Tracer().trace(part)
+        except Exception:
+            # As in ``fusion_works``: whatever a forward does that tracing does not take.
+            for name, child in part.named_children():
+                search(child, f"{prefix}{name}.")
+            return
+        seen.update(part.modules())
+        found.update({prefix + x: prefix + y for x, y in _pairs(graph, part).items()})
+
+    search(network, "")
+    return found
+
+
+def _pairs(graph: fx.Graph, network: nn.Module) -> dict[str, str]:
+    """Returns the pairs in the graph of a network."""
     modules = dict(network.named_modules())
     targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     found = {}

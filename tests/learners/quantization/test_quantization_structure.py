@@ -76,6 +76,50 @@ def test_a_linear_layer_takes_its_norm_and_one_along_another_axis_does_not():
             torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-4)
 
 
+class Finding(nn.Module):
+    """A body that can be traced, in arithmetic that cannot, with detections as answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU())
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))])
+        self.again = self.stem  # one module by two names
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.normal_(generator=generator)
+                elif isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.normal_(generator=generator)
+                    module.running_var.uniform_(0.5, 2.0, generator=generator)
+
+    def maps(self, images):
+        maps = self.stem(images)
+        for block in self.blocks:
+            maps = maps + block(maps)
+        return maps
+
+    def forward(self, images):
+        return [{"scores": x.flatten().sort(descending=True).values[:9]} for x in self.maps(images)]
+
+
+def test_norms_fold_in_the_parts_of_a_network_that_is_not_traced_whole():
+    model = Finding().eval()
+    folded, norms = folded_copy(model, IMAGES)
+    assert norms == {"stem.1": "stem.0.0", "blocks.0.1": "blocks.0.0"}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded.maps(IMAGES), model.maps(IMAGES), atol=1e-5, rtol=1e-4)
+
+
+def test_a_norm_whose_layer_is_also_called_from_outside_is_not_folded():
+    class Twice(Finding):
+        def maps(self, images):
+            return super().maps(images) + self.stem[0](images)
+
+    assert folded_copy(Twice().eval(), IMAGES)[1] == {}
+
+
 def test_folding_one_of_two_tied_layers_leaves_the_other():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1))
     model[3].weight = model[0].weight
