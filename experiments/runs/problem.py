@@ -14,7 +14,7 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import ONNX_BYTES, own_cost_references
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.onnx_size import onnx_bytes_cost
-from amc_compress.learners.layers.wide_layers import wide_layers_note
+from amc_compress.learners.layers.wide_layers import unrepaired_note, wide_layers_note
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tasks.task import Task
@@ -168,7 +168,9 @@ def check_against(
     counted = seen if is_counted and example is None and isinstance(seen, Tensor) else None
     check_feasible(config, make_problem(config, traced, example=counted, exported=seen))
     cuts = config.spec.prunes or config.spec.sparsifies
-    return (*traced.graph.remarks(), *(wide_layers_note(traced.graph) if cuts else ()))
+    wide = wide_layers_note(traced.graph) if cuts else ()
+    whole = unrepaired_note(traced.graph, traced.model) if config.spec.prunes else ()
+    return (*traced.graph.remarks(), *wide, *whole)
 
 
 def _has_classes(task: Task) -> bool:

@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.stateless import _reparametrize_module
 
 from amc_compress.learners.tasks.classification import CLASSIFICATION
@@ -165,9 +166,9 @@ def _shifts(
 
 def output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
     """Returns the outputs of a layer, or a gradient by them, as (samples, positions, outputs)."""
-    if isinstance(layer, nn.Linear):
-        return outputs.reshape(len(outputs), -1, outputs.shape[-1])
-    return outputs.flatten(2).transpose(1, 2)
+    if isinstance(layer, _ConvNd):
+        return outputs.flatten(2).transpose(1, 2)
+    return outputs.reshape(len(outputs), -1, outputs.shape[-1])
 
 
 def _shift_gradients(layer: nn.Module, gradient: Tensor, n_images: int) -> Tensor:
@@ -199,10 +200,10 @@ def rise_from_weights(
     Args:
         root: See :func:`curvature_root`.
         layer: Original weights, and moments of the inputs.
-        weight: New weights in the original shape, zeros where there are none.
+        weight: New weights in the shape of the layer's own, zeros where there are none.
         mean_restored: Whether the repair restores the mean of every output, where it can.
     """
-    lost = weight.to(layer.weight).reshape(layer.weight.shape) - layer.weight
+    lost = layer.matrix(weight) - layer.weight
     total = 0.0
     for group, part in enumerate(root.to(lost).chunk(layer.conv_groups, 1)):
         along = part @ lost[group]  # (images, columns): the gradient by a change of the inputs

@@ -14,16 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.products import Product, Use, watching
+from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS
-from amc_compress.learners.tasks.inputs import Inputs, ask, count
+from amc_compress.learners.tasks.inputs import Inputs, ask, count, mask_of
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _DOUBLE_UP_TO = 1024
 """Wider Gram matrices are kept in float32: half the memory, and twice the speed of a solve."""
 
@@ -43,12 +42,18 @@ class InputStatistics:
         sums: Column sums of ``X - shift`` per convolution group, shape (conv groups, n).
         rows: Number of sampled positions.
         shift: What was taken from the columns, shape (conv groups, n); ``None`` for nothing.
+        form: How the layer stores its weight.
+        adds_bias: Whether the layer's bias is added to the product at once.
+        is_output: Whether the product is all that the layer returns.
     """
 
     gram: Tensor
     sums: Tensor
     rows: int
     shift: Tensor | None = None
+    form: WeightForm = OUTPUTS_FIRST
+    adds_bias: bool = True
+    is_output: bool = True
 
     def centred(self) -> Tensor:
         """Returns the Gram matrices of ``X`` minus its column means."""
@@ -68,43 +73,41 @@ class InputStatistics:
         return mean if self.shift is None else mean + self.shift
 
 
-def is_convolution(module: nn.Module) -> bool:
-    """Whether the module is a 1-, 2- or 3-d convolution, not a transposed one."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-
-def patch_columns(module: nn.Module) -> int:
-    """Returns the number of columns ``n`` of the unfolded input, per convolution group."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight[0].numel()
-
-
-def sample_patches(
-    module: Convolution, images: Tensor, positions: int, generator: torch.Generator
+def sample_rows(
+    product: Product, positions: int, generator: torch.Generator, mask: Tensor | None = None
 ) -> Tensor:
-    """Unfolds the input of a convolution at random output positions, drawn per image.
+    """Returns the columns of a layer's inputs at random outputs, drawn per sample.
 
     Args:
-        module: The convolution.
-        images: Its input, shape (images, channels, *size).
-        positions: Positions per image; all of them if there are fewer.
+        product: What the layer computes.
+        positions: Outputs per sample; all of them if there are fewer.
         generator: Source of the positions.
+        mask: Tokens that count, shape (samples, tokens): what a network makes of padding is not
+            read. All of them if the inputs are no such tokens.
 
     Returns:
-        Shape (conv groups, images * positions, n), columns ordered like ``weight.flatten(1)``.
+        Shape (conv groups, samples * positions, n), columns ordered like the weight with outputs
+        first, ``flatten(1)``.
     """
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
+    if product.kernel:
+        return _sample_patches(product, positions, generator)
+    inputs = product.inputs.detach().float()
+    if mask is not None and inputs.numel() == mask.numel() * inputs.shape[-1]:
+        return _sample_masked(inputs.reshape(*mask.shape, -1), positions, generator, mask)
+    return _sample_tokens(inputs, positions, generator)
+
+
+def _sample_patches(product: Product, positions: int, generator: torch.Generator) -> Tensor:
+    padded = product.inputs.detach().float()
     size = padded.shape[2:]
     outputs = [
         (length - dilation * (kernel - 1) - 1) // stride + 1
         for length, dilation, kernel, stride in zip(
-            size, module.dilation, module.kernel_size, module.stride, strict=True
+            size, product.dilation, product.kernel, product.stride, strict=True
         )
     ]
     total = math.prod(outputs)
-    n_images = images.shape[0]
+    n_images = padded.shape[0]
     if total <= positions:
         chosen = torch.arange(total).expand(n_images, total)
     else:
@@ -113,32 +116,35 @@ def sample_patches(
     rest = chosen
     weight = 1  # flat index of one pixel step along the current axis
     for axis in reversed(range(len(size))):
-        offset = torch.arange(module.kernel_size[axis]) * module.dilation[axis]
-        start = (rest % outputs[axis]) * module.stride[axis]
+        offset = torch.arange(product.kernel[axis]) * product.dilation[axis]
+        start = (rest % outputs[axis]) * product.stride[axis]
         rest = rest // outputs[axis]
         index = (start.unsqueeze(-1) + offset) * weight  # (images, positions, kernel of axis)
         flat = (index.unsqueeze(-1) + flat.unsqueeze(-2)).flatten(2)
         weight *= size[axis]
+    if product.is_flipped:
+        flat = flat.flip(2)
     columns = padded.flatten(2)
     gathered = columns.gather(
-        2, flat.flatten(1).unsqueeze(1).expand(-1, columns.shape[1], -1).to(images.device)
+        2, flat.flatten(1).unsqueeze(1).expand(-1, columns.shape[1], -1).to(padded.device)
     )
     n_positions = chosen.shape[1]
-    split = gathered.reshape(n_images, module.groups, -1, n_positions, flat.shape[2])
-    return split.permute(1, 0, 3, 2, 4).reshape(module.groups, n_images * n_positions, -1)
+    split = gathered.reshape(n_images, product.groups, -1, n_positions, flat.shape[2])
+    return split.permute(1, 0, 3, 2, 4).reshape(product.groups, n_images * n_positions, -1)
 
 
-def sample_rows(inputs: Tensor, positions: int, generator: torch.Generator) -> Tensor:
-    """Samples tokens of a linear layer's input.
+def _sample_masked(
+    tokens: Tensor, positions: int, generator: torch.Generator, mask: Tensor
+) -> Tensor:
+    counts = mask.bool().cpu()
+    order = torch.rand(mask.shape, generator=generator).masked_fill(~counts, -1.0)
+    chosen = order.topk(min(positions, mask.shape[1]), 1).indices
+    stays = counts.gather(1, chosen).to(tokens.device)
+    index = chosen.to(tokens.device).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, index)[stays].unsqueeze(0)
 
-    Args:
-        inputs: Shape (images, *tokens, features).
-        positions: Tokens per image; all of them if there are fewer.
-        generator: Source of the positions.
 
-    Returns:
-        Shape (1, images * positions, features).
-    """
+def _sample_tokens(inputs: Tensor, positions: int, generator: torch.Generator) -> Tensor:
     tokens = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
     n_images, n_tokens, width = tokens.shape
     if n_tokens > positions:
@@ -149,26 +155,42 @@ def sample_rows(inputs: Tensor, positions: int, generator: torch.Generator) -> T
 
 
 class _Accumulator:
-    """Adds up the statistics of one layer, batch by batch."""
+    """Adds up the statistics of one layer, call by call.
 
-    def __init__(self, module: nn.Module, positions: int, generator: torch.Generator) -> None:
-        self.module = module
+    Args:
+        weight: Of the layer.
+        positions: Columns of the layer -> positions per sample; 0 for a layer that is too wide.
+        generator: Source of the positions.
+    """
+
+    def __init__(
+        self, weight: Tensor, positions: Callable[[int], int], generator: torch.Generator
+    ) -> None:
+        self.weight = weight
+        self.mask: Tensor | None = None
+        """Of the tokens of the batch that is run."""
+
         self.positions = positions
         self.generator = generator
         self.rows = 0
         self.gram: Tensor | None = None
         self.sums: Tensor | None = None
         self.shift: Tensor | None = None
+        self.form: WeightForm | None = None
+        self.adds_bias = self.is_output = self.is_one_layer = True
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = (args[0] if args else kwargs["input"]).detach().float()
-        module = self.module
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            if inputs.dim() == len(module.kernel_size) + 1:
-                inputs = inputs.unsqueeze(0)
-            rows = sample_patches(module, inputs, self.positions, self.generator)
-        else:
-            rows = sample_rows(inputs, self.positions, self.generator)
+    def __call__(self, use: Use) -> None:
+        """Adds the inputs of one product."""
+        form = use.product.form
+        self.is_one_layer &= self.form in (None, form)
+        self.form = form
+        self.adds_bias &= use.adds_bias
+        self.is_output &= use.is_output
+        positions = self.positions(form.outputs_first(self.weight)[0].numel())
+        if positions and self.is_one_layer:
+            self._add(sample_rows(use.product, positions, self.generator, self.mask))
+
+    def _add(self, rows: Tensor) -> None:
         dtype = torch.float64 if rows.shape[2] <= _DOUBLE_UP_TO else torch.float32
         if self.rows == 0:
             self.shift = _shift(rows)
@@ -183,11 +205,13 @@ class _Accumulator:
         self.rows += rows.shape[1]
 
     def result(self) -> InputStatistics | None:
-        """Returns what was added up; ``None`` if the layer was never called."""
-        if self.gram is None or self.sums is None:
+        """Returns what was added up; ``None`` if nothing was."""
+        if self.gram is None or self.sums is None or self.form is None or not self.is_one_layer:
             return None
         shift = None if self.shift is None else self.shift.to(self.sums.dtype)
-        return InputStatistics(self.gram, self.sums, self.rows, shift)
+        return InputStatistics(
+            self.gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
+        )
 
 
 def _shift(rows: Tensor) -> Tensor | None:
@@ -216,8 +240,8 @@ def collect_statistics(
 ) -> dict[str, InputStatistics]:
     """Runs the original network once and returns the input statistics of its layers.
 
-    Layers that are no convolution or linear module, are wider than ``max_columns``, or are never
-    called as a module have none.
+    Layers that are no module with a ``weight``, are wider than ``max_columns``, or never multiply
+    with it (but with something computed from it) have none.
 
     Args:
         model: The original network, in ``eval`` mode; nothing of it changes.
@@ -231,30 +255,28 @@ def collect_statistics(
     """
     n_images = sum(map(count, batches))
     modules = dict(model.named_modules())
+
+    def wanted(columns: int) -> int:
+        if columns > max_columns:
+            return 0
+        return max(positions, math.ceil(_ROWS_PER_COLUMN * columns / max(n_images, 1)))
+
     accumulators: dict[str, _Accumulator] = {}
     for index, name in enumerate(layers):
-        module = modules.get(name)
-        if module is None or not (is_convolution(module) or isinstance(module, nn.Linear)):
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
-        columns = patch_columns(module)
-        if columns > max_columns:
-            continue
-        wanted = max(positions, math.ceil(_ROWS_PER_COLUMN * columns / max(n_images, 1)))
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        accumulators[name] = _Accumulator(module, wanted, generator)
-    hooks = [
-        modules[name].register_forward_pre_hook(accumulator, with_kwargs=True)
-        for name, accumulator in accumulators.items()
-    ]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                ask(model, batch)
-                if report is not None:
-                    report(count(batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
+        accumulators[name] = _Accumulator(weight, wanted, generator)
+    watched = {modules[name]: accumulator for name, accumulator in accumulators.items()}
+    with watching(watched), torch.no_grad():
+        for batch in batches:
+            mask = mask_of(batch)
+            for accumulator in accumulators.values():
+                accumulator.mask = mask
+            ask(model, batch)
+            if report is not None:
+                report(count(batch))
     results = {name: accumulator.result() for name, accumulator in accumulators.items()}
     return {name: result for name, result in results.items() if result is not None}

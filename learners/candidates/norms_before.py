@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from amc_compress.learners.tasks.inputs import Inputs, ask, rows
 
@@ -164,9 +165,9 @@ def _storage(tensor: Tensor) -> int:
 
 def _has_channels(layer: nn.Module, source: Tensor, width: int) -> bool:
     """Whether the channels of a layer's input are those that a norm ran over, all of them."""
-    is_linear = isinstance(layer, nn.Linear)
-    axis = -1 if is_linear else 1
-    groups = 1 if is_linear else int(layer.groups)  # type: ignore[arg-type]
+    is_convolution = isinstance(layer, _ConvNd)
+    axis = 1 if is_convolution else -1
+    groups = int(layer.groups) if is_convolution else 1  # type: ignore[arg-type]
     return groups == 1 and source.shape[axis] == width and source.stride(axis) == 1
 
 

@@ -35,7 +35,7 @@ class LayerReconstruction:
     """All of one layer's repair that does not depend on the plan.
 
     Args:
-        weight: Original weight, shape (outputs, inputs per conv group, *kernel).
+        weight: Original weight, as the layer stores it.
         bias: Original bias, shape (outputs,), or ``None``.
         statistics: Second moments of the original inputs.
         ridge: Regularisation relative to the mean diagonal of ``G``.
@@ -48,6 +48,8 @@ class LayerReconstruction:
         statistics: InputStatistics,
         ridge: float = RIDGE,
     ) -> None:
+        self.form = statistics.form
+        weight = self.form.outputs_first(weight.detach())
         self.shape = weight.shape
         self.conv_groups = statistics.gram.shape[0]
         self.ridge = ridge
@@ -66,7 +68,7 @@ class LayerReconstruction:
         dtype = self.gram.dtype
         self.bias = None if bias is None else bias.detach().to(dtype)
         # (conv groups, outputs per group, n)
-        self.weight = weight.detach().to(dtype).reshape(self.conv_groups, -1, self.gram.shape[1])
+        self.weight = weight.to(dtype).reshape(self.conv_groups, -1, self.gram.shape[1])
         self.target = self.gram @ self.weight.transpose(1, 2)  # X^T Y, (groups, n, outputs)
         self.energy = (self.target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
 
@@ -97,8 +99,11 @@ class LayerReconstruction:
         """Returns the repaired ``(weight, bias)`` of the sliced layer.
 
         Args:
-            inputs: Kept coordinates of weight axis 1, sorted.
-            outputs: Kept coordinates of weight axis 0, sorted; all if not given.
+            inputs: Kept coordinates of the weight's inputs, sorted.
+            outputs: Kept coordinates of its outputs, sorted; all if not given.
+
+        Returns:
+            As the layer stores them.
         """
         columns = self._columns(inputs)
         weights: list[Tensor] = []
@@ -116,7 +121,11 @@ class LayerReconstruction:
                 now = mean @ solved
                 biases.append(self.bias[group * per_group + rows] + original - now)
         weight = torch.cat(weights).reshape(-1, inputs.numel(), *self.shape[2:])
-        return weight.float(), torch.cat(biases).float() if biases else None
+        return self.form.stored(weight).float(), torch.cat(biases).float() if biases else None
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Returns a weight as the layer stores it in the type and shape of :attr:`weight`."""
+        return self.form.outputs_first(weight).to(self.weight).reshape(self.weight.shape)
 
     def relative_error(self, inputs: Tensor) -> float:
         """Returns ``||Y - Y'||^2 / ||Y||^2`` on the sampled rows, in [0, 1] up to rounding.
@@ -138,7 +147,11 @@ class LayerReconstruction:
     def on_original(self, weight: Tensor, inputs: Tensor) -> Tensor:
         """Returns weights that compute on the original's inputs what a layer does after the cut.
 
-        Up to a constant, shape as ``weight``, which is that of :meth:`solve` with all outputs.
+        Up to a constant.
+
+        Args:
+            weight: Of all outputs, those first: shape (outputs, inputs that stay, *kernel).
+            inputs: Those that stay, sorted.
         """
         if self.norm is None:
             return weight
@@ -235,10 +248,14 @@ def prepare_reconstruction(
     modules = dict(model.named_modules())
     prepared = {}
     for name, moments in statistics.items():
-        weight, bias = modules[name].weight, modules[name].bias
+        weight, bias = modules[name].weight, getattr(modules[name], "bias", None)
         assert isinstance(weight, Tensor)
         if not isinstance(bias, Tensor):
-            bias = weight.new_zeros(weight.shape[0]) if name in with_norm else None
+            outputs = moments.form.outputs_first(weight).shape[0]
+            goes_to_norm = name in with_norm and moments.is_output
+            bias = weight.new_zeros(outputs) if goes_to_norm else None
+        elif not moments.adds_bias:
+            bias = None  # what becomes of it in the layer is not known
         prepared[name] = LayerReconstruction(weight, bias, moments, ridge)
     return prepared
 
@@ -250,7 +267,7 @@ def write_layer(
 
     Args:
         module: The sliced layer.
-        weight: Its new weight.
+        weight: Its new weight, as it stores it.
         bias: Its new bias, or the intercept that ``norm`` takes.
         norm: The batch norm behind a layer without a bias.
     """
@@ -259,8 +276,9 @@ def write_layer(
         module.weight.copy_(weight)
         if bias is None:
             return
-        if isinstance(module.bias, Tensor):
-            module.bias.copy_(bias)
+        own = getattr(module, "bias", None)
+        if isinstance(own, Tensor):
+            own.copy_(bias)
         elif norm is not None and isinstance(norm.running_mean, Tensor):
             norm.running_mean.sub_(bias.to(norm.running_mean.device))
 

@@ -49,10 +49,11 @@ class Repair:
         original = layer.weight.reshape(layer.shape)
         kept = original.index_select(1, inputs.to(original.device))
         if self.proxy.reconstruct:
-            kept = layer.solve(inputs)[0].to(original)
+            kept = layer.form.outputs_first(layer.solve(inputs)[0]).to(original)
         if inputs.numel() < layer.shape[1]:
             kept = layer.on_original(kept, inputs)
-        return torch.zeros_like(original).index_copy(1, inputs.to(original.device), kept)
+        padded = torch.zeros_like(original).index_copy(1, inputs.to(original.device), kept)
+        return layer.form.stored(padded)
 
 
 def gradient_scores(

@@ -25,6 +25,7 @@ from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.channel_pruning.sensitivity import error_curve
 from amc_compress.learners.layers.following_norms import following_norms
+from amc_compress.learners.layers.wide_layers import is_repairable, unrepaired_note
 from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
@@ -76,6 +77,11 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         """Returns one keep ratio per channel group that can be cut."""
         return SearchSpace(keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the network, with the layers that no cut repairs."""
+        return (*super().notes, *unrepaired_note(self.graph, self.original))
+
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
         given = self.options
         return trace(network, example, ignore=tuple(given.ignore), part=given.part)
@@ -85,6 +91,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         # times on MobileNet V1); training is not, so that follows its own rule.
         self._prepare_evaluator(samples, narrow_candidates(self.traced, self.decisions))
         self._norms = following_norms(self.original)
+        modules = dict(self.original.named_modules())
         self._layers = fit_layers(
             self.original,
             [x for x, _ in samples.batches()],
@@ -92,7 +99,9 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             [
                 x.name
                 for x in self.graph.layers
-                if x.in_width.terms and x.name not in self.graph.computed
+                if x.in_width.terms
+                and x.name not in self.graph.computed
+                and is_repairable(modules.get(x.name))
             ],
             self._norms,
             seed=self.seed,

@@ -94,7 +94,7 @@ def consumers(
     found = []
     for slot in traced.unit_slots(group):
         layer = layers.get(slot.module)
-        if slot.role != "consumer" or slot.axis != 1 or layer is None:
+        if slot.role != "consumer" or layer is None or slot.axis == layer.form.inputs_first:
             continue
         if not 0.0 < layer.energy < math.inf:
             continue

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
-from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.sparsification.patterns import Pattern, mask_for
 from amc_compress.learners.sparsification.refit import refit
 
 _REMEMBERED_BYTES = 256 * 2**20
@@ -44,9 +44,7 @@ class FittedWeights:
 
     def mask(self, name: str, keep: int) -> Tensor:
         """Returns the mask of a layer with ``keep`` weights."""
-        weight = self._network.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        return self._pattern.mask(weight, keep)
+        return mask_for(self._network.get_submodule(name), self._pattern, keep)
 
     def solve(self, name: str, keep: int) -> tuple[Tensor, Tensor | None]:
         """Returns weight (zeros behind the mask) and bias, see ``refit``; not to be changed."""

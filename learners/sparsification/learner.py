@@ -19,6 +19,7 @@ from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.masked import masked_layers
+from amc_compress.learners.layers.weight_forms import form_of
 from amc_compress.learners.sparsification.building import counts_in, masked, weight_of, with_zeros
 from amc_compress.learners.sparsification.curves import gradient_scores, layer_errors
 from amc_compress.learners.sparsification.fitted import FittedWeights
@@ -168,7 +169,12 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
             InfeasibleBudgetError: If the density cannot be reached.
             ValueError: If there is no such protocol.
         """
-        weights = [weight_of(self.original, d.target) for d in self.decisions]
+        weights = [
+            form_of(self.original.get_submodule(d.target)).outputs_first(
+                weight_of(self.original, d.target)
+            )
+            for d in self.decisions
+        ]
         full = self.graph.full()
         every = sum(layer.weights(full) for layer in self.graph.layers)
         dense = every - sum(d.size for d in self.decisions)
@@ -268,4 +274,5 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
 
     def training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         """What every training of a network of this learner needs besides the loss."""
-        return self.options.training_hooks(model, self.original.state_dict())
+        own = self.options.training_hooks(model, self.original.state_dict())
+        return (*super().training_hooks(model), *own)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
+
+from amc_compress.learners.layers.weight_forms import form_of
 
 GRID_STEP = 0.005
 """Distance of the densities on offer; a step of half a percent is far below what accuracy shows."""
@@ -155,6 +157,13 @@ class Pattern:
             limit[-1] = max(n * rest // self.m, int(inputs < self.m))
         stays: Tensor = (ranks < limit).flatten(-2)[..., :inputs]
         return stays.movedim(-1, 1).reshape(weight.shape)
+
+
+def mask_for(layer: nn.Module, pattern: Pattern, keep: int) -> Tensor:
+    """Returns which weights of a layer stay, in the shape of its weight; see ``Pattern.mask``."""
+    form = form_of(layer)
+    assert isinstance(layer.weight, Tensor)
+    return form.stored(pattern.mask(form.outputs_first(layer.weight), keep))
 
 
 def _spread(blocks: Tensor, weight: Tensor, side: int) -> Tensor:

@@ -37,7 +37,7 @@ def refit(
 
     Args:
         layer: The original weights and the moments of the layer's inputs.
-        mask: Which weights stay, bool, shape (outputs, inputs per conv group, *kernel).
+        mask: Which weights stay, bool, the shape of the layer's weight.
         iterations: Of conjugate gradients, at most; ``None`` for 50, fewer in very wide layers.
         tolerance: See :data:`TOLERANCE`.
 
@@ -46,7 +46,7 @@ def refit(
         without one what the following batch norm takes, see ``write_layer``; else ``None``).
     """
     original = layer.weight
-    stays = mask.to(original.device).reshape(original.shape).to(original.dtype)
+    stays = layer.matrix(mask)
     damping = (layer.ridge * layer.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)
     damping = damping.view(-1, 1, 1)
     weight = original * stays
@@ -76,7 +76,7 @@ def refit(
     if layer.bias is not None and layer.mean is not None:
         shift = ((original - weight) * layer.mean.unsqueeze(1)).sum(2)  # (groups, outputs)
         bias = (layer.bias + shift.flatten()).float()
-    return weight.reshape(layer.shape).float(), bias
+    return layer.form.stored(weight.reshape(layer.shape)).float(), bias
 
 
 def _affordable(layer: LayerReconstruction) -> int:
@@ -92,9 +92,9 @@ def relative_error(layer: LayerReconstruction, weight: Tensor) -> float:
 
     Args:
         layer: The original weights and moments.
-        weight: The new weight, shape (outputs, inputs per conv group, *kernel).
+        weight: The new weight, as the layer stores it.
     """
     if layer.energy <= 0.0:
         return 0.0
-    lost = layer.weight - weight.to(layer.weight).reshape(layer.weight.shape)
+    lost = layer.weight - layer.matrix(weight)
     return max(0.0, ((lost @ layer.gram) * lost).sum().item() / layer.energy)

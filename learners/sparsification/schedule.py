@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.layers.masked import MASK, Masked, masked_layers
-from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.sparsification.patterns import Pattern, mask_for
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.validation.checks import check_whole
 
@@ -179,7 +179,7 @@ class GradualSparsity(TrainingHook):
         for name, layer in self._layers.items():
             size, target = layer.weight.numel(), self._targets[name]
             keep = size - round(progress * (size - target))
-            _mask(layer).copy_(self.pattern.mask(layer.weight, keep))
+            _mask(layer).copy_(mask_for(layer, self.pattern, keep))
         self._behind = {}
 
 

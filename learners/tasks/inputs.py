@@ -162,6 +162,13 @@ def device_of(value: Any) -> torch.device:
     return next((tensor.device for tensor in tensors_of(value)), torch.device("cpu"))
 
 
+def mask_of(inputs: Inputs) -> Tensor | None:
+    """Returns the attention mask (N, tokens) among the inputs: 0 is padding."""
+    found = inputs.kwargs.get("attention_mask") if isinstance(inputs, Call) else None
+    is_mask = isinstance(found, Tensor) and found.ndim == 2 and len(found) == count(inputs)
+    return found if is_mask else None
+
+
 def count(value: Any) -> int:
     """Returns the number of samples: the length of the first list or tensor that has one.
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amc_compress.learners.tasks.inputs import Inputs, count
-from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal, mask_of
+from amc_compress.learners.tasks.inputs import Inputs, count, mask_of
+from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal
 from amc_compress.learners.tasks.ready.shared.likeness import cosine
 from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.task import Meter

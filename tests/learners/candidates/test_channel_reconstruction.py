@@ -11,9 +11,10 @@ from torch import nn
 from amc_compress.learners.candidates.input_moments import (
     InputStatistics,
     collect_statistics,
-    sample_patches,
+    sample_rows,
 )
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.layers.products import Use, watching
 
 torch.manual_seed(0)  # the layers below
 
@@ -37,6 +38,14 @@ def images_for(conv: nn.Module, n: int = 40) -> torch.Tensor:
     size = {nn.Conv1d: (9,), nn.Conv2d: (7, 8), nn.Conv3d: (4, 5, 3)}[type(conv)]
     generator = torch.Generator().manual_seed(3)
     return torch.randn(n, conv.in_channels, *size, generator=generator) + 0.3
+
+
+def sampled(layer: nn.Module, inputs: torch.Tensor, positions: int) -> torch.Tensor:
+    uses: list[Use] = []
+    with watching({layer: uses.append}), torch.no_grad():
+        layer(inputs)
+    (use,) = uses
+    return sample_rows(use.product, positions, torch.Generator().manual_seed(0))
 
 
 def all_patches(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -64,15 +73,13 @@ def all_patches(conv: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def test_patches_at_all_positions_are_the_unfolded_input(name):
     conv = CONVOLUTIONS[name]
     images = images_for(conv, 5)
-    generator = torch.Generator().manual_seed(0)
-    found = sample_patches(conv, images, 10**6, generator)
-    assert torch.equal(found, all_patches(conv, images))
+    assert torch.equal(sampled(conv, images, 10**6), all_patches(conv, images))
 
 
 def test_sampled_patches_times_the_weight_are_outputs_of_the_convolution():
     conv = CONVOLUTIONS["strided"]
     images = images_for(conv, 4)
-    rows = sample_patches(conv, images, 3, torch.Generator().manual_seed(0))[0]
+    rows = sampled(conv, images, 3)[0]
     assert rows.shape == (12, 54)
     outputs = conv(images).detach().flatten(2).transpose(1, 2)
     for index, row in enumerate(rows @ conv.weight.detach().flatten(1).T):

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from amc_compress.learners.tasks.inputs import (
-    Call,
     Inputs,
     ask,
-    count,
     moved,
     tensors_of,
     to_inputs,
@@ -82,10 +80,3 @@ class FromOriginal(Task):
     def identity(self) -> dict[str, Any]:
         """Returns the name, and which items of a tuple are inputs where that was said."""
         return super().identity() | ({"inputs_only": True} if self.inputs_only else {})
-
-
-def mask_of(inputs: Inputs) -> torch.Tensor | None:
-    """Returns the attention mask (N, tokens) among the inputs."""
-    found = inputs.kwargs.get("attention_mask") if isinstance(inputs, Call) else None
-    is_mask = isinstance(found, torch.Tensor) and found.ndim == 2 and len(found) == count(inputs)
-    return found if is_mask else None

@@ -1,0 +1,48 @@
+"""Where the inputs and the outputs of a layer's weight are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How a weight is stored, and the matrix that it is.
+
+    The usual form has outputs first: shape (outputs, inputs per group, *kernel). A transposed
+    convolution keeps (inputs, outputs per group, *kernel), and ``x @ weight`` (inputs, outputs).
+
+    Args:
+        inputs_first: Whether the weight is of the second kind.
+        groups: Of such a convolution; those that have outputs first need none to be read.
+    """
+
+    inputs_first: bool = False
+    groups: int = 1
+
+    def outputs_first(self, weight: Tensor) -> Tensor:
+        """Returns a stored weight, or a mask of one, with outputs first."""
+        return _swapped(weight, self.groups) if self.inputs_first else weight
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """Returns what has outputs first as the layer stores it."""
+        return _swapped(weight, self.groups) if self.inputs_first else weight
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Swaps ``(groups * a, b, ...)`` to ``(groups * b, a, ...)``; its own inverse."""
+    split = weight.reshape(groups, -1, *weight.shape[1:])
+    return split.transpose(1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
+
+
+OUTPUTS_FIRST = WeightForm()
+
+
+def form_of(layer: nn.Module) -> WeightForm:
+    """Returns the form of a convolution's or linear layer's weight."""
+    if isinstance(layer, _ConvTransposeNd):
+        return WeightForm(True, int(layer.groups))
+    return OUTPUTS_FIRST
