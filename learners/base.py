@@ -18,7 +18,7 @@ from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches, check_weights
-from amc_compress.learners.training.hooks import TrainingHook
+from amc_compress.learners.training.hooks import KeptStatistics, TrainingHook
 from amc_compress.learners.training.loop import TrainingResult, train
 from amc_env.costs.cost_model import CostModel
 from amc_env.costs.storage import StorageFormat
@@ -56,6 +56,13 @@ class Learner(ABC):
 
     storage: StorageFormat | None = None
     """How networks of its plans are stored, as costs count them; ``None`` for float tensors."""
+
+    keeps_statistics: bool = False
+    """Whether batch norms keep the statistics of the original, in repairs and in training: those of
+    the data at hand would spoil it."""
+
+    cautions: tuple[str, ...] = ()
+    """What was found out about the data while the learner was prepared, in sentences."""
 
     form: Form = Form()
     graph: LayerGraph
@@ -98,7 +105,7 @@ class Learner(ABC):
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the network: form, fixed costs, layers not repaired."""
         wide = wide_layers_note(self.graph) if self.repairs_layers else ()
-        return (*self.form.notes, *self.graph.remarks(), *wide)
+        return (*self.form.notes, *self.graph.remarks(), *wide, *self.cautions)
 
     @abstractmethod
     def evaluate(self, plan: CompressionPlan) -> float:
@@ -202,7 +209,7 @@ class Learner(ABC):
 
     def training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:
         """What every training of a network of this learner needs besides the loss."""
-        return ()
+        return (KeptStatistics(),) if self.keeps_statistics else ()
 
     def training_defaults(self) -> TrainingConfig:
         """The settings of :meth:`finetune` where none are given."""

@@ -24,10 +24,10 @@ def cautions(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
         summary: Content of ``summary.json``.
     """
     original, compressed = (summary[name]["score"] for name in ("original", "compressed"))
+    found: list[str] = list(folder.results("search").get("cautions", ()))
     if not folder.metric.is_accuracy:
-        return []  # no share of samples: these formulas are not about it
+        return found  # no share of samples: these formulas are not about it
     n_test = folder.results("evaluate").get("n_images")
-    found: list[str] = []
     if n_test:
         if folder.facts.n_classes:
             found += at_chance(original, compressed, 1.0 / folder.facts.n_classes, n_test)

@@ -126,6 +126,13 @@ class Task:
             self.data, network, task=self.purpose, progress=self.progress
         )
 
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether batch norms keep their statistics in training, as the search has found out."""
+        if self.folder.is_done("search"):
+            return bool(self.folder.results("search").get("keeps_statistics"))
+        return self.learner.keeps_statistics
+
     @cached_property
     def purpose(self) -> Purpose:
         """What the network is for: batches, loss, metric and score."""

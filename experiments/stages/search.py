@@ -56,8 +56,16 @@ def run_search(task: Task) -> None:
         reward=found.reward,
         n_images=_images_per_trial(task),
         bounds={name: list(ends) for name, ends in found.budget.bounds.items()},
+        **_found_out(learner),
         **found.more,
     )
+
+
+def _found_out(learner: Learner) -> dict[str, Any]:
+    """Returns what the preparation has found out about the data, for later stages."""
+    if not learner.cautions:
+        return {}
+    return {"keeps_statistics": learner.keeps_statistics, "cautions": list(learner.cautions)}
 
 
 def _images_per_trial(task: Task) -> int | None:

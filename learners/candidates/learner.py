@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,14 @@ from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, preload, read_samples
-from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, Proxy, finetune_briefly
+from amc_compress.learners.candidates.proxy import (
+    RECALIBRATION_BATCH,
+    Proxy,
+    batch_norms,
+    finetune_briefly,
+    keeps_score,
+    recalibrate,
+)
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.precision import working_dtype
@@ -207,6 +215,8 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         self._training_dtype = working_dtype(network, told.precision, self.device)
         with limited_threads(self.threads):
             self._prepare(samples)
+            if self.repairs_layers:
+                self._check_recalibration(samples.held_out.n_held)
         self.validation = samples.held_out.batches
         self.original_score = self.evaluator.original_score
         # Prepared: loaders do not always pickle.
@@ -279,6 +289,24 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             precision=self.options.precision,
             device=self.device,
             layout=samples.layout,
+        )
+
+    def _check_recalibration(self, n_samples: int) -> None:
+        """Leaves batch norms alone where the data are unlike those of their training."""
+        if not self.proxy.recalibrate or not batch_norms(self.original):
+            return
+        again = copy.deepcopy(self.original)
+        recalibrate(again, self.data.recalibration, self.evaluator.dtype)
+        before, after = self.evaluator.original_score, self.evaluator.score(again)
+        if keeps_score(before, after, n_samples):
+            return
+        self.proxy = replace(self.proxy, recalibrate=False)
+        self.keeps_statistics = True
+        self.cautions = (
+            f"Batch norms keep the statistics of their training: with those of the calibration "
+            f"data the original itself falls from {self.task.value(before):.4f} to "
+            f"{self.task.value(after):.4f} ({self.metric}), so these data are unlike those it was "
+            f"trained on; pass such data to repair more.",
         )
 
     def _train_briefly(self, network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 ``none``            the original weights as they are
 ``reconstruction``  least-squares repair of every layer that lost inputs
 ``recalibration``   batch-norm statistics measured again, on the candidate itself
+                    (not where that spoils the original, see ``keeps_score``)
 each with ``finetune_steps`` SGD steps on fixed batches if wanted.
 
 Reconstruction uses moments that were collected once; what is left per candidate is small.
@@ -10,6 +11,7 @@ Reconstruction uses moments that were collected once; what is left per candidate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -29,6 +31,9 @@ from amc_env.validation.checks import check_known
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
+
+_LOST = 0.1
+"""Share of its score that the original may lose by a repair of what is not broken."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,20 @@ def recalibrate(network: nn.Module, batches: Sequence[Inputs], dtype: torch.dtyp
             if tracked is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(tracked)
             norm.eval()
+
+
+def keeps_score(original: float, measured_again: float, n: int) -> bool:
+    """Whether a network is as good with batch-norm statistics of the calibration data.
+
+    On data like those of its training it is: what it loses is noise. On others, such as pictures of
+    two scenes for a network that has seen a million, every layer shifts, and the next ones with it.
+
+    Args:
+        original: Score of the original network.
+        measured_again: Score of the same with its statistics measured again.
+        n: Samples of these scores.
+    """
+    return original - measured_again <= _LOST * abs(original) + 1.0 / math.sqrt(max(n, 1))
 
 
 def _measure(

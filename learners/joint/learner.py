@@ -114,6 +114,9 @@ class JointCompression(CandidateLearner[CompressionPlan]):
             self.graph, [part.decisions for part in self.parts]
         )
         self.form = getattr(parts[0], "form", Form())
+        found = (text for part in self.parts for text in getattr(part, "cautions", ()))
+        self.keeps_statistics = any(getattr(x, "keeps_statistics", False) for x in self.parts)
+        self.cautions = tuple(dict.fromkeys(found))
         self.evaluator = evaluator
         self.original_score = evaluator.original_score
         self.task = evaluator.task

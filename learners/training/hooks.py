@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc_env.errors import InputDataError
 
@@ -62,6 +63,32 @@ class TrainingHook:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` returned."""
+
+
+class KeptStatistics(TrainingHook):
+    """Leaves the running statistics of batch norms alone, which normalise as in ``eval`` mode.
+
+    For training data that are unlike those that the statistics are of: batches of few classes have
+    a mean that is what the classes have in common, and taking it away takes them away.
+    """
+
+    name = "kept statistics"
+
+    def __init__(self) -> None:
+        self._norms: list[nn.Module] = []
+
+    def start(self, model: nn.Module, teacher: nn.Module | None, total_steps: int) -> None:
+        """Finds the batch norms."""
+        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+    def before_step(self, step: int) -> None:
+        """Puts them into ``eval`` mode, after whatever has put the network into its own."""
+        for norm in self._norms:
+            norm.eval()
+
+    def finish(self) -> None:
+        """Releases references to the network."""
+        self._norms = []
 
 
 def check_hooks(hooks: Sequence[TrainingHook]) -> None:

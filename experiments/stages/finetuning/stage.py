@@ -14,7 +14,7 @@ from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.feature_matching import FeatureMatching
-from amc_compress.learners.training.hooks import TrainingHook
+from amc_compress.learners.training.hooks import KeptStatistics, TrainingHook
 from amc_compress.learners.training.loop import evaluate, train
 from amc_compress.runs.events import open_writer
 from amc_compress.runs.folder import PACKED
@@ -29,6 +29,8 @@ def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
     """Returns what the fine-tuning needs and teaches besides answers."""
     config, steps = task.config, task.config.epochs * len(task.data.train)
     hooks = config.spec.hooks(task.original, model, steps)
+    if task.keeps_statistics:
+        hooks = (KeptStatistics(), *hooks)
     if config.feature_matching:
         hooks += (FeatureMatching(weight=config.feature_matching),)
     return hooks
