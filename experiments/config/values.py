@@ -22,6 +22,9 @@ QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """What distributes the density of a sparse network over its layers: an agent, or a rule."""
 
+OPTIMIZERS = ("sgd", "adamw")
+"""What trains a network."""
+
 OWN_TEACHERS = ("original", "none")
 """What ``--teacher`` may be besides the name of a network."""
 

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from amc_compress.learners.training.hooks import TrainingHook
     from amc_env import Budget
 
-FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY = 0.02, 5e-4
-"""Of the fine-tuning of float networks; that of quantized ones is the learners' own."""
+FLOAT_TRAINING: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.02, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
+}
+"""Optimizer -> rate and decay of the fine-tuning of float networks; that of quantized ones is the
+learners' own."""
 
 
 class Images(Protocol):
@@ -138,7 +142,12 @@ class LearnerSpec:
 
     def training_defaults(self) -> dict[str, float]:
         """Returns rate and decay of the fine-tuning where none are given."""
-        return {"learning_rate": FLOAT_LEARNING_RATE, "weight_decay": FLOAT_WEIGHT_DECAY}
+        return FLOAT_TRAINING[self.options.optimizer]
+
+    def rate(self, usual: float) -> float:
+        """Returns the rate of the chosen optimizer where SGD takes ``usual``."""
+        chosen, sgd = (FLOAT_TRAINING[x]["learning_rate"] for x in (self.options.optimizer, "sgd"))
+        return usual * float(chosen / sgd)
 
     def check(self) -> None:
         """Checks what the learner asks of its options together.
@@ -272,6 +281,7 @@ class LearnerSpec:
         o = self.options
         return TrainingConfig(
             epochs=max(o.epochs, 1),
+            optimizer=o.optimizer,
             learning_rate=o.learning_rate,
             weight_decay=o.weight_decay,
             gradient_clip=QUANTIZED_GRADIENT_CLIP if self.quantizes else None,

@@ -72,7 +72,10 @@ class UniformSpec(LearnerSpec):
         from amc_compress.learners.quantization.preparation import quantized_training
 
         usual = quantized_training()
-        return {"learning_rate": usual.learning_rate, "weight_decay": usual.weight_decay}
+        return {
+            "learning_rate": self.rate(usual.learning_rate),
+            "weight_decay": usual.weight_decay,
+        }
 
     def own_options(self) -> dict[str, Any]:
         """Returns how many bits, and how values are rounded to them."""
@@ -109,7 +112,7 @@ class CodebookSpec(UniformSpec):
         from amc_compress.learners.quantization.codebook.learner import LEARNING_RATES
 
         rate = LEARNING_RATES[self.options.codebook_mode]
-        return super().training_defaults() | {"learning_rate": rate}
+        return super().training_defaults() | {"learning_rate": self.rate(rate)}
 
     def _rounding(self) -> dict[str, Any]:
         return {"mode": self.options.codebook_mode, "init": self.options.codebook_init}

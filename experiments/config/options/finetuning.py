@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amc_compress.config.option import option
 from amc_compress.config.texts import place
-from amc_compress.config.values import CHANNEL_LEARNERS
+from amc_compress.config.values import CHANNEL_LEARNERS, OPTIMIZERS
 
 _finetune = functools.partial(option, stage="finetune", panel="Fine-tuning")
 _cut = functools.partial(
@@ -35,16 +35,25 @@ class FinetuneOptions:
         least=0,
         everyday=True,
     )
+    optimizer: str = _finetune(
+        "sgd",
+        "What trains it: sgd, with momentum, or adamw, which suits transformers.",
+        choices=OPTIMIZERS,
+    )
     learning_rate: float = _finetune(
         None,
         "Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
         "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
-        "--codebook-mode weights). With --learner deep it is that of the codebooks.",
+        "--codebook-mode weights); a twentieth of these with --optimizer adamw. With --learner "
+        "deep it is that of the codebooks.",
         above=0,
         everyday=True,
     )
     weight_decay: float = _finetune(
-        None, "Its weight decay; 5e-4 if not given, 0 for quantized networks.", least=0
+        None,
+        "Its weight decay; 5e-4 if not given, 0.01 with --optimizer adamw; 0 for quantized "
+        "networks.",
+        least=0,
     )
     teacher: str = _finetune(
         "original",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from amc_compress.config.learner_specs.base import FLOAT_LEARNING_RATE, FLOAT_WEIGHT_DECAY
+from amc_compress.config.learner_specs.base import FLOAT_TRAINING
 from amc_compress.learners.joint.deep import DeepStage, compress_deeply
 from amc_compress.learners.joint.learner import JointCompression
 from amc_compress.learners.training.config import TrainingConfig
@@ -59,9 +59,8 @@ def finetune_deeply(task: Task, settings: TrainingConfig, checkpoints: Path) -> 
         retraining=replace(
             settings,
             epochs=task.config.retraining_epochs,
-            learning_rate=FLOAT_LEARNING_RATE,
-            weight_decay=FLOAT_WEIGHT_DECAY,
             gradient_clip=None,
+            **FLOAT_TRAINING[settings.optimizer],
         ),
         finetuning=settings,
         mode=task.config.codebook_mode,
