@@ -9,21 +9,28 @@ import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
-from amc_compress.config.data_defaults import USUAL_MODEL
+from amc_compress.commands.values import config_from, given
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from amc_compress.config.run_config import RunConfig
     from amc_compress.learners.latency.table import TableOptions
+    from amc_compress.learners.tasks.inputs import Inputs
+    from amc_compress.runs.data_facts import DataFacts
 
 _RUNTIMES = ("onnxruntime",)
+_OF_DATA = ("data", "task", "image_size", "image_column", "label_column")
+_OF_RUN = ("model", "model_args", *_OF_DATA, "part")
 
 Out = Annotated[Path, typer.Option(help="The table, a JSON file; continued if it exists.")]
 Runtime = Annotated[str, typer.Option(help="Runtime: onnxruntime (one thread).")]
-Batch = Annotated[int, typer.Option(help="Images per call.")]
-Shape = Annotated[str, typer.Option("--input", help="One image: channels x height x width.")]
-Classes = Annotated[int, typer.Option(help="Outputs of the network.")]
+Batch = Annotated[int, typer.Option(help="Samples per call.")]
+Shape = Annotated[
+    str, typer.Option("--input", help="One image: channels x height x width; without --data.")
+]
+Classes = Annotated[int, typer.Option(help="Outputs of the network; without --data.")]
 RoundTo = Annotated[int, typer.Option(help="Channels come in multiples of this, as in the search.")]
 Points = Annotated[int, typer.Option(help="Widths per axis, at most: 3, 5 or 7.")]
 Precision = Annotated[
@@ -39,10 +46,9 @@ Template = Annotated[
 ]
 
 
-@takes("model", "model_args", *o.OUTPUT)
+@takes(*_OF_RUN, *o.OUTPUT)
 def latency_table(
-    model: str | None,
-    model_args: list[str] | None,
+    ctx: typer.Context,
     out: Out,
     quiet: bool,
     runtime: Runtime = "onnxruntime",
@@ -71,21 +77,27 @@ def latency_table(
         amc search --model resnet20 --cost-table tables/resnet20.json \\
             --budget latency=0.5 ...
     \b
+      A network of anything else, on samples of its data; a part is measured
+      alone:
+        amc latency-table --data digit-scenes --out tables/scenes.json
+        amc latency-table --model mine:tagger --data mine:loaders \\
+            --part encoder --out tables/tagger.json
+    \b
       A form to fill in for a phone, a board or an accelerator:
         amc latency-table --model resnet20 --template --precision w4a4 \\
             --precision w8a8 --out tables/board.json
     """
     from amc_compress.learners.latency.networks import PRECISIONS
     from amc_compress.learners.latency.table import TableOptions
-    from amc_compress.models import make_model
-    from amc_compress.models.arguments import parse_arguments
+    from amc_compress.runs.networks import build_original
 
-    image = _image_shape(shape)
+    config = config_from({name: value for name, value in given(ctx).items() if name in _OF_RUN})
     precisions = tuple(dict.fromkeys(precision or PRECISIONS))
-    model = model or USUAL_MODEL
-    options = TableOptions(model, image, batch, round_to, points, precisions, measured=not template)
-    if classes < 1:
-        raise ValueError(f"Expected --classes of at least 1, got {classes}.")
+    facts, example = _of_data(ctx, config) or (_of_images(_image_shape(shape), classes), None)
+    options = TableOptions(
+        config.model, facts.image_shape or (), batch, round_to, points, precisions,
+        measured=not template, example=example, part=config.part,
+    )  # fmt: skip
     if runtime not in _RUNTIMES and not template:
         raise ValueError(
             f"Expected the runtime {' or '.join(_RUNTIMES)}, got {runtime!r}; for another one "
@@ -93,18 +105,33 @@ def latency_table(
         )
     if out.is_dir():
         raise ValueError(f"{out} is a folder; --out is the table's file, e.g. {out}/table.json.")
-    network = make_model(
-        model,
-        n_classes=classes,
-        in_channels=image[0],
-        image_size=image[1],
-        arguments=parse_arguments(model_args or ()),
-    )
+    network = build_original(config.model, facts, config.model_args)
     if template:
         _write_form(network, options, runtime, out)
     else:
         _measure(network, options, out, quiet=quiet)
     print(out)
+
+
+def _of_data(ctx: typer.Context, config: RunConfig) -> tuple[DataFacts, Inputs | None] | None:
+    """Returns facts about the data that the command line names, and a sample if no image."""
+    from amc_compress.runs.task import facts_of, load_splits
+
+    named = given(ctx)
+    if not any(name in named for name in _OF_DATA):
+        return None
+    if twice := [f"--{'input' if n == 'shape' else n}" for n in ("shape", "classes") if n in named]:
+        raise ValueError(f"Expected images by {twice[0]} or samples of --data, got both.")
+    data = load_splits(config)
+    return facts_of(data), data.example if data.image_shape is None else None
+
+
+def _of_images(shape: tuple[int, int, int], classes: int) -> DataFacts:
+    from amc_compress.runs.data_facts import DataFacts
+
+    if classes < 1:
+        raise ValueError(f"Expected --classes of at least 1, got {classes}.")
+    return DataFacts("--input", classes, shape)
 
 
 def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Path) -> None:
@@ -140,11 +167,11 @@ def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: boo
         print(f"The whole network, {table.unit} per call of {table.batch}: {milliseconds}")
 
 
-def _image_shape(text: str) -> tuple[int, ...]:
+def _image_shape(text: str) -> tuple[int, int, int]:
     try:
-        shape = tuple(int(part) for part in text.lower().split("x"))
+        channels, height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:
-        shape = ()
-    if len(shape) != 3 or min(shape) < 1:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
         raise ValueError(f"Expected --input like 3x32x32, got {text!r}.")
-    return shape
+    return channels, height, width

@@ -46,7 +46,9 @@ class LatencyError(CompressionError):
     """A network cannot be measured."""
 
 
-def prepare(model: nn.Module, example: Inputs, seed: int = 0) -> TracedModel:
+def prepare(
+    model: nn.Module, example: Inputs, seed: int = 0, *, part: str | None = None
+) -> TracedModel:
     """Returns a traced copy of a network, without equal tensors, which exporters would merge.
 
     Networks that were just made have batch norms and biases that are all alike.
@@ -55,9 +57,10 @@ def prepare(model: nn.Module, example: Inputs, seed: int = 0) -> TracedModel:
         model: The network; not changed.
         example: What it is called with.
         seed: Of the numbers put into the copy.
+        part: The submodule that is cut, if not the whole network.
     """
     model = take_in(model, "cpu").network
-    traced = trace(model, example)
+    traced = trace(model, example, part=part)
     # Only now, because random norms make activations too large for the proof of the tracing.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,9 +74,16 @@ def prepare(model: nn.Module, example: Inputs, seed: int = 0) -> TracedModel:
     return traced
 
 
-def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
-    """Returns the network with the first ``kept[group]`` units of each group, norms folded."""
+def cut(traced: TracedModel, kept: Mapping[str, int], part: str | None = None) -> nn.Module:
+    """Returns the network with the first ``kept[group]`` units of each group, norms folded.
+
+    Args:
+        traced: The network.
+        kept: Units of each group; groups that are missing stay whole.
+        part: The submodule to return alone.
+    """
     network = traced.slice({name: torch.arange(count) for name, count in kept.items()})
+    network = network.get_submodule(part or "")
     norms = foldable_norms(network)
     # A norm behind a linear layer may run over another axis than the layer's outputs.
     fold_norms(
@@ -82,13 +92,16 @@ def cut(traced: TracedModel, kept: Mapping[str, int]) -> nn.Module:
     return network.eval()
 
 
-def to_onnx(network: nn.Module, graph: LayerGraph, inputs: Inputs) -> onnx.ModelProto:
+def to_onnx(
+    network: nn.Module, graph: LayerGraph, inputs: Inputs, part: str | None = None
+) -> onnx.ModelProto:
     """Returns a network as an ONNX model whose layers bear marks.
 
     Args:
         network: As :func:`cut` returns it.
         graph: Of the uncut network, for the layers' names.
         inputs: What it is called with; the model is for those shapes only.
+        part: Which submodule of the uncut network it is, if not the whole.
 
     Raises:
         LatencyError: If it cannot be exported, or a layer is not found again in the export.
@@ -110,7 +123,8 @@ def to_onnx(network: nn.Module, graph: LayerGraph, inputs: Inputs) -> onnx.Model
         ) from error
     model = _simplified(onnx.load_from_string(buffer.getvalue()))
     _reshape(model)
-    _mark(model, network, [layer.name for layer in measured_layers(graph)])
+    prefix = "" if part is None else f"{part}."
+    _mark(model, network, [x.name.removeprefix(prefix) for x in measured_layers(graph)])
     return ir.to_proto(model)
 
 

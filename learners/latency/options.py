@@ -27,6 +27,7 @@ class TableOptions:
         precisions: ``"fp32"``, ``"int8"``.
         measured: Whether this machine measures it, which takes those precisions only.
         example: What networks of anything else are called with.
+        part: The submodule that is compressed, and measured alone, if not the whole network.
     """
 
     model: str
@@ -37,6 +38,7 @@ class TableOptions:
     precisions: tuple[str, ...] = PRECISIONS
     measured: bool = True
     example: Inputs | None = field(default=None, compare=False)
+    part: str | None = None
 
     def __post_init__(self) -> None:
         for precision in self.precisions:
@@ -78,5 +80,5 @@ class TableOptions:
         return {
             "model": self.model, "input_shape": shape,
             "round_to": self.round_to, "points": self.points,
-            "precisions": list(self.precisions),
+            "precisions": list(self.precisions), "part": self.part,
         }  # fmt: skip

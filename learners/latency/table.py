@@ -19,6 +19,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from amc_compress.learners.export.interface import Interface
+from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import open_session
 from amc_compress.learners.latency.design import Kept, axis_points, levels_of, plans
 from amc_compress.learners.latency.networks import LatencyError, cut, prepare, to_int8, to_onnx
@@ -57,12 +58,18 @@ class Bench:
     Args:
         traced: The network, with random weights.
         inputs: What it is called with.
+        part: The submodule that is built and timed, as a file of a run holds it where code around
+            it is more than tensors; None for the whole.
     """
 
-    def __init__(self, traced: TracedModel, inputs: Inputs) -> None:
+    def __init__(self, traced: TracedModel, inputs: Inputs, part: str | None = None) -> None:
+        network = traced.model.eval()
+        if part is not None:
+            network, inputs = part_of(network, part, inputs)
         self._traced = traced
         self._inputs = inputs
-        self._samples = Interface(traced.model.eval(), inputs, count(inputs)).named(inputs)
+        self._part = part
+        self._samples = Interface(network, inputs, count(inputs)).named(inputs)
         self._feed = {name: tensor.numpy() for name, tensor in self._samples.items()}
         self._empty = open_session(empty_model(self._feed))
         self._references: dict[str, Any] = {}
@@ -70,7 +77,8 @@ class Bench:
 
     def build(self, kept: Kept, precision: str) -> Any:
         """Returns the ONNX model of a cut network."""
-        model = to_onnx(cut(self._traced, kept), self._traced.graph, self._inputs)
+        network = cut(self._traced, kept, self._part)
+        model = to_onnx(network, self._traced.graph, self._inputs, self._part)
         return to_int8(model, self._samples) if precision == "int8" else model
 
     def total(self, model: Any, precision: str, seconds: float = _SECONDS) -> tuple[float, ...]:
@@ -120,7 +128,7 @@ def measure_table(
         CostTableError: If the file is damaged, or was made with other options or elsewhere.
         LatencyError: If the network cannot be measured.
     """
-    traced = prepare(model, options.traced_with())
+    traced = prepare(model, options.traced_with(), part=options.part)
     graph = traced.graph
     levels = levels_of(graph, options.round_to, options.points)
     # Taking turns, so that a slow minute of the machine does not hit one precision only.
@@ -137,7 +145,7 @@ def measure_table(
     for kept, precision in todo:
         if (kept, precision) in known:
             continue
-        bench = bench or Bench(traced, options.inputs())
+        bench = bench or Bench(traced, options.inputs(), options.part)
         samples.append(bench.sample(kept, precision))
         complete = len(samples) == len(todo)
         write_atomic(path, _compile(graph, options, samples, complete).to_json())
@@ -147,7 +155,7 @@ def measure_table(
 
 def empty_table(model: nn.Module, options: TableOptions, runtime: str) -> CostTable:
     """Returns a table whose values are all missing, to be filled in elsewhere."""
-    graph = trace(model.eval(), options.traced_with()).graph
+    graph = trace(model.eval(), options.traced_with(), part=options.part).graph
     return CostTable(
         quantity="latency",
         unit="ms",

@@ -118,3 +118,45 @@ def test_runs_show_what_was_measured_not_what_budgets_count(tmp_path):
     n_layers = len(document["layers"])
     assert problem.cost(full)["latency"] == pytest.approx(n_layers + 3)
     assert predicted_costs(problem, full) == {"latency": pytest.approx(n_layers), "macs": 7.0}
+
+
+def loaders():
+    """Sentences as token ids, for a network of a user's own."""
+    import torch
+
+    batch = ({"ids": torch.randint(0, 9, (4, 6))}, torch.randint(0, 3, (4,)))
+    return [batch], [batch]
+
+
+def tagger(n_classes=3):
+    """Returns a network of token ids."""
+    from torch import nn
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.last = nn.Embedding(9, 8), nn.Linear(8, n_classes)
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+        def forward(self, ids):
+            return self.last(self.body(self.words(ids)).mean(1))
+
+    return Tagger()
+
+
+def test_a_table_of_a_part_is_measured_on_samples_of_data(tmp_path, fails, monkeypatch):
+    monkeypatch.setattr(latency_table, "_SECONDS", 0.001)
+    monkeypatch.setattr(latency_table, "_PROFILED_RUNS", 3)
+    here = "tests.experiments.commands.test_latency_command"
+    arguments = ["latency-table", "--model", f"{here}:tagger", "--data", f"{here}:loaders",
+                 "--task", "classification", "--part", "body", "--points", "3",
+                 "--precision", "fp32", "--quiet", "--out", str(tmp_path / "t.json")]  # fmt: skip
+    assert "by --input or samples of --data, got both" in fails(*arguments, "--input", "1x8x8")
+    assert run(arguments) == 0
+    table = CostTable.read(tmp_path / "t.json")
+    assert list(table.layers) == ["body.0", "body.2"]
+    assert (table.layers["body.0"].out_widths, table.details["part"]) == ((8, 16), "body")
+    assert table.total("fp32") > 0
+    ((inputs, _),) = loaders()[0]
+    table.check(trace(tagger(), inputs, part="body").graph)
+    assert "part 'body' (now None)" in fails(*[x for x in arguments if x not in ("--part", "body")])
