@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from amc_env.validation.checks import checked
 from amc_env.validation.sentences import some
 
-_WORTH_A_REMARK = 0.05  # share of the multiply-adds
+# Shares of the multiply-adds: of what no cut changes, and of operations without a rule among it.
+_WORTH_A_REMARK, _UNKNOWN_WORTH_A_REMARK = 0.05, 0.01
+_WORTH_A_NAME = 0.001
 
 
 @checked
@@ -197,11 +199,12 @@ class LayerGraph:
         """Returns what to know before a budget is set, in sentences: fixed costs, notes."""
         shares = self.fixed_shares()
         share = sum(shares.values())
-        kinds = {layer.kind for layer in self.layers}
-        if not self.groups or (share < _WORTH_A_REMARK and "fixed" not in kinds):
+        unknown = sum(shares.get(layer.name, 0.0) for layer in self.layers if layer.kind == "fixed")
+        informs = share >= _WORTH_A_REMARK or unknown >= _UNKNOWN_WORTH_A_REMARK
+        if not self.groups or not informs:
             return self.notes
         ordered = sorted(shares, key=lambda name: -shares[name])
-        named = [f"{name} ({shares[name]:.1%})" for name in ordered]
+        named = [f"{n} ({shares[n]:.1%})" for n in ordered if shares[n] >= _WORTH_A_NAME]
         return (
             f"{share:.1%} of the multiply-adds are in operations that no cut of channels changes: "
             f"{some(named)}.",

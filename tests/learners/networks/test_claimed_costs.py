@@ -260,6 +260,25 @@ def test_remarks_are_few_where_everything_can_be_cut():
     assert "f4 (9.3%) and 2 more" in remark
 
 
+@pytest.mark.parametrize(("kind", "macs", "informs"), [
+    ("fixed", 9, False), ("fixed", 11, True), ("linear", 49, False), ("linear", 53, True),
+])  # fmt: skip
+def test_a_share_is_named_only_where_it_informs(kind, macs, informs):
+    cut = LayerSpec("a", "linear", Width(999), Width(0, (("a", 1),)))
+    graph = LayerGraph(
+        (
+            cut,
+            LayerSpec("outside", kind, Width(macs), Width(1)),
+            LayerSpec("f", kind, Width(1), Width(1)),
+        ),
+        (ChannelGroup("a", 1, ("a",), ()),),
+    )
+    remarks = graph.remarks()
+    assert bool(remarks) == informs
+    # What is less than a thousandth of all has no share worth a name.
+    assert all(x.endswith(f"outside ({macs / (1000 + macs):.1%}).") for x in remarks)
+
+
 class Reader(nn.Module):
     """Reads a memory; what asks is learned, and handed on for every sample."""
 
