@@ -1,6 +1,7 @@
 """Architectures of well-known libraries: what can be cut, proved and counted of each.
 
-``python tests/learners/tracing/test_sweep.py [NAME ...]`` prints the table of docs/networks.md.
+``PYTHONPATH=.names:tests python tests/learners/tracing/architectures/test_sweep.py [NAME ...]``
+prints the table of docs/networks.md.
 """
 
 from __future__ import annotations
