@@ -40,9 +40,8 @@ def library(name: str) -> Any:
             "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         )
     torch.library.impl("torchvision::nms", "CPU", _nms)
-    found = importlib.import_module(name)
-    found.extension._has_ops = lambda: True
-    return found
+    importlib.import_module("torchvision").extension._has_ops = lambda: True
+    return importlib.import_module(name)
 
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
@@ -147,9 +146,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.resnext50_32x4d": _vision(0.006, "resnext50_32x4d"),
     "tv.vgg16_bn": _vision(0.004, "vgg16_bn"),
     "tv.alexnet": _vision(0.008, "alexnet"),
-    "tv.densenet121": _vision(0.017, "densenet121"),
+    "tv.densenet121": _vision(0.017, "densenet121", num_classes=10),
     "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
-    "tv.inception_v3": _vision(0.03, "inception_v3", 128, init_weights=False),
+    "tv.inception_v3": _vision(0.03, "inception_v3", 299, init_weights=False),
     "tv.squeezenet1_1": _vision(0.036, "squeezenet1_1"),
     "tv.shufflenet_v2_x1_0": _vision(0.039, "shufflenet_v2_x1_0"),
     "tv.mobilenet_v3_small": _vision(0.052, "mobilenet_v3_small"),
@@ -182,7 +181,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm.edgenext_xx_small": _timm(0.065, "edgenext_xx_small"),
     "timm.poolformer_s12": _timm(0.003, "poolformer_s12"),
     "timm.resnest14d": _timm(0.031, "resnest14d"),
-    "timm.mixer_s32_224": _timm(0.084, "mixer_s32_224", 224),
+    "timm.mixer_s32_224": _timm(0.083, "mixer_s32_224", 224, num_classes=10),
     "timm.convnextv2_atto": _timm(0.011, "convnextv2_atto"),
     "timm.nf_resnet26": _timm(0.009, "nf_resnet26"),
     "timm.eca_nfnet_l0": _timm(1.0, "eca_nfnet_l0"),
