@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FLOAT_TRAINING: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.02, "weight_decay": 5e-4},
-    "adamw": {"learning_rate": 0.001, "weight_decay": 0.01},
+    "adamw": {"learning_rate": 5e-4, "weight_decay": 0.01},
 }
 """Optimizer -> rate and decay of the fine-tuning of float networks; that of quantized ones is the
 learners' own."""

@@ -44,7 +44,7 @@ class FinetuneOptions:
         None,
         "Its peak learning rate; a fine-tuning takes 0.02 if not given; 0.01 for "
         "quantized networks, whose gradients are limited too; 0.001 for codebooks (0.003 with "
-        "--codebook-mode weights); a twentieth of these with --optimizer adamw. With --learner "
+        "--codebook-mode weights); a fortieth of these with --optimizer adamw. With --learner "
         "deep it is that of the codebooks.",
         above=0,
         everyday=True,

@@ -57,9 +57,9 @@ def test_budget_and_learning_rate_are_the_learners_own_if_not_given() -> None:
     assert str(RunConfig(learner="joint").budget) == "bytes=0.15,macs=0.5"
     assert RunConfig(learner="joint", quantizer="codebook").learning_rate == 0.001
     adamw = RunConfig(optimizer="adamw")
-    assert (adamw.learning_rate, adamw.weight_decay) == (0.001, 0.01)
+    assert (adamw.learning_rate, adamw.weight_decay) == (5e-4, 0.01)
     assert adamw.spec.training_config().optimizer == "adamw"
-    assert RunConfig(learner="uniform", optimizer="adamw").learning_rate == pytest.approx(0.0005)
+    assert RunConfig(learner="uniform", optimizer="adamw").learning_rate == pytest.approx(2.5e-4)
     assert not RunConfig(learner="uniform", weight_bits="4").spec.decides
     assert RunConfig(learner="uniform", weight_bits="4", activation_bits="4,8").spec.decides
     assert RunConfig(learner="joint", weight_bits="4").spec.decides
