@@ -124,6 +124,10 @@ class Learner(ABC):
         """Returns the proxy score on all validation samples; see :meth:`evaluate`."""
         return self.evaluate(plan)
 
+    def original_full_score(self) -> float:
+        """Returns the score of the uncompressed network on all validation samples."""
+        return self.original_score
+
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every channel group that loses some."""
         return {}
@@ -159,6 +163,8 @@ class Learner(ABC):
         progress: bool = False,
     ) -> TrainingResult:
         """Trains a compressed network in place; it ends with the weights of its best epoch.
+
+        With those of its start if all epochs are worse; see ``learners.training.loop.train``.
 
         Float16, bfloat16 and float64 networks are trained in float32 and have their own types
         again afterwards; scores are those of the float32 weights.

@@ -91,29 +91,41 @@ class CandidateLearner(Learner, Generic[Choice]):
         """
 
     @abstractmethod
-    def _candidate(self, choice: Choice, seconds: CandidateSeconds) -> nn.Module:
-        """Builds and repairs the network of a choice; adds what it took to ``seconds``."""
+    def _candidate(
+        self, choice: Choice, seconds: CandidateSeconds, *, trained: bool = True
+    ) -> nn.Module:
+        """Builds and repairs the network of a choice.
+
+        Args:
+            choice: What the plan means.
+            seconds: What it takes is added to.
+            trained: Whether to train it briefly, if the options say so.
+        """
+
+    @property
+    def _brief_steps(self) -> int:
+        """SGD steps that a candidate takes before it is evaluated."""
+        return self.proxy.finetune_steps
 
     def _is_untouched(self, choice: Choice) -> bool:
         """Whether nothing of the network changes: then nothing needs repair either."""
         return not choice
 
     def _is_original(self, choice: Choice) -> bool:
-        return self._is_untouched(choice) and not self.proxy.finetune_steps
+        return self._is_untouched(choice) and not self._brief_steps
 
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the proxy score of a plan on the ``n_validation`` samples, higher is better.
 
         For classification it is the accuracy, in [0, 1]. A plan that changes nothing has the
-        original score.
+        original score. Steps of a brief training that make a candidate worse are not taken, as
+        :meth:`finetune` does not end below its start.
         """
         choice = self._read(plan)
         if self._is_original(choice):
             return self.original_score
         with limited_threads(self.threads):
-            network = self._candidate(choice, self.seconds)
-            with self.seconds.measure("evaluation"):
-                score = self.evaluator.score(network)
+            score = self._score_of(choice, self.seconds)
         self.seconds.episodes += 1
         return score
 
@@ -121,10 +133,23 @@ class CandidateLearner(Learner, Generic[Choice]):
         """Returns the proxy score on all validation samples."""
         choice = self._read(plan)
         with limited_threads(self.threads):
-            network = self.original
-            if not self._is_original(choice):
-                network = self._candidate(choice, CandidateSeconds())
-            return self.evaluator.score(network, full=True)
+            if self._is_original(choice):
+                return self.evaluator.score(self.original, full=True)
+            return self._score_of(choice, CandidateSeconds(), full=True)
+
+    def original_full_score(self) -> float:
+        """Returns the score of the uncompressed network on all validation samples."""
+        with limited_threads(self.threads):
+            return self.evaluator.score(self.original, full=True)
+
+    def _score_of(self, choice: Choice, seconds: CandidateSeconds, *, full: bool = False) -> float:
+        """Returns the score of a candidate, trained briefly if that helps."""
+        scores = []
+        for trained in (True, False) if self._brief_steps else (False,):
+            network = self._candidate(choice, seconds, trained=trained)
+            with seconds.measure("evaluation"):
+                scores.append(self.evaluator.score(network, full=full))
+        return max(scores)
 
     def score(self, network: nn.Module, *, full: bool = False) -> float:
         """Returns the score of any network of this task, higher is better.

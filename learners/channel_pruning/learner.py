@@ -177,8 +177,11 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             proxy = replace(self.proxy, finetune_steps=0)
             return self._build(kept, torch.float32, proxy, CandidateSeconds())
 
-    def _candidate(self, choice: Mapping[str, Tensor], seconds: CandidateSeconds) -> nn.Module:
-        return self._build(choice, self.evaluator.dtype, self.proxy, seconds)
+    def _candidate(
+        self, choice: Mapping[str, Tensor], seconds: CandidateSeconds, *, trained: bool = True
+    ) -> nn.Module:
+        proxy = self.proxy if trained else replace(self.proxy, finetune_steps=0)
+        return self._build(choice, self.evaluator.dtype, proxy, seconds)
 
     def _build(
         self,

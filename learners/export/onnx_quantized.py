@@ -170,14 +170,8 @@ def export_quantized(
     check_known("shortcuts", shortcuts, SHORTCUTS)
 
     def quantize(exported: ir.Model, samples: Samples) -> ir.Model:
-        return IntegerWriter(
-            network,
-            exported,
-            samples,
-            method=method,
-            weight_only=weight_only,
-            shortcuts=shortcuts,
-        ).write()
+        ways = {"method": method, "weight_only": weight_only, "shortcuts": shortcuts}
+        return IntegerWriter(network, exported, samples, **ways).write()
 
     return _export(network, inputs, path, quantize, options, task)
 

@@ -153,9 +153,15 @@ class JointCompression(CandidateLearner[CompressionPlan]):
     def _is_untouched(self, choice: CompressionPlan) -> bool:
         return False
 
-    def _candidate(self, choice: CompressionPlan, seconds: CandidateSeconds) -> nn.Module:
+    @property
+    def _brief_steps(self) -> int:
+        return self.training.steps
+
+    def _candidate(
+        self, choice: CompressionPlan, seconds: CandidateSeconds, *, trained: bool = True
+    ) -> nn.Module:
         network = apply_parts(self.parts, choice, exact=False, seconds=seconds)
-        if self.training.steps:
+        if trained and self.training.steps:
             with seconds.measure("finetuning"):
                 self.training.run(network)
         return network

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.tasks.inputs import Inputs, ask, mapped, tensors_of
+from amc_compress.learners.tasks.inputs import Inputs, mapped, runs
 
 
 def layout_name(layout: torch.memory_format) -> str:
@@ -72,18 +72,9 @@ def usable_layout(network: nn.Module, inputs: Inputs) -> torch.memory_format:
         network: On the device of the inputs.
         inputs: Those of one sample are enough.
     """
-    training = network.training
-    devices = [t.device for t in tensors_of(inputs) if t.is_cuda][:1]
-    network.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            ask(network, mapped(laid_out, inputs))
-    except Exception:
-        # A network that cannot take these images in any layout says so better where it is used.
-        return torch.contiguous_format
-    finally:
-        network.train(training)
-    return torch.channels_last
+    # A network that cannot take these images in any layout says so better where it is used.
+    takes = runs(network, mapped(laid_out, inputs))
+    return torch.channels_last if takes else torch.contiguous_format
 
 
 def layout_of(network: nn.Module, inputs: Inputs) -> torch.memory_format:

@@ -216,14 +216,16 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
     def _is_untouched(self, choice: Mapping[str, BitPair]) -> bool:
         return is_float(choice)
 
-    def _candidate(self, choice: Mapping[str, BitPair], seconds: CandidateSeconds) -> nn.Module:
+    def _candidate(
+        self, choice: Mapping[str, BitPair], seconds: CandidateSeconds, *, trained: bool = True
+    ) -> nn.Module:
         with seconds.measure("slicing"):
             network = self._build(self.float_network, choice, self._observation)
         with seconds.measure("recalibration"):
             if self.proxy.recalibrate:
                 self._match(network, self._observation)
         with seconds.measure("finetuning"):
-            if self.proxy.finetune_steps:
+            if trained and self.proxy.finetune_steps:
                 self._train_briefly(network)
         return network
 

@@ -228,20 +228,23 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
             layers = fit_layers(network.eval(), batches, list(kept), self._norms, seed=self.seed)
         return kept, FittedWeights(network, layers, self.pattern, self.proxy.reconstruct)
 
-    def _candidate(self, choice: Mapping[str, int], seconds: CandidateSeconds) -> nn.Module:
+    def _candidate(
+        self, choice: Mapping[str, int], seconds: CandidateSeconds, *, trained: bool = True
+    ) -> nn.Module:
         """Returns a plain network with zeros."""
+        proxy = self.proxy if trained else replace(self.proxy, finetune_steps=0)
         dtype = self.evaluator.dtype
         with seconds.measure("reconstruction"):
             for name, count in choice.items():
                 self.fitted.solve(name, count)
-        if self.proxy.finetune_steps:
+        if proxy.finetune_steps:
             with seconds.measure("finetuning"):
                 network = self._masked(self.original, choice, self.fitted)
-                return finalise(self._finish(network, choice, dtype, self.proxy))
+                return finalise(self._finish(network, choice, dtype, proxy))
         with seconds.measure("slicing"):
             network = with_zeros(self.original, choice, self.fitted, self._norms)
         with seconds.measure("recalibration"):
-            return self._finish(network, choice, dtype, self.proxy)
+            return self._finish(network, choice, dtype, proxy)
 
     def _finish(
         self, network: nn.Module, kept: Mapping[str, int], dtype: torch.dtype, proxy: Proxy

@@ -154,6 +154,11 @@ class GradualSparsity(TrainingHook):
         for name, layer in self._layers.items():
             layer.weight.copy_(torch.where(_mask(layer), layer.weight, self._behind[name]))
 
+    @property
+    def may_start_be_kept(self) -> bool:
+        """Whether the network before any step may be kept: it has the masks to be reached."""
+        return True
+
     def is_ready(self, step: int) -> bool:
         """Whether a step has been taken with the final masks."""
         return step > self.schedule.span(self._total)[1]

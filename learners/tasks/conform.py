@@ -21,23 +21,23 @@ from amc_compress.learners.tasks.inputs import (
 from amc_env.errors import InputDataError
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Returns pixels and numbers in float32; integers (ids, not pixels) and masks as they are."""
-    if tensor.dtype == torch.uint8 or tensor.is_floating_point():
+def plain(tensor: Tensor, *, pixels: bool = True) -> Tensor:
+    """Returns numbers in float32, integers in int64, masks as they are.
+
+    Args:
+        tensor: An input or a target.
+        pixels: Whether bytes are pixels, which are numbers; else they are integers.
+    """
+    if tensor.is_floating_point() or (pixels and tensor.dtype == torch.uint8):
         return tensor.float()
     return tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.long()
 
 
 def plain_targets(targets: Any, device: str | torch.device = "cpu") -> Any:
     """Returns targets on a device: integers in int64, numbers in float32."""
-
-    def converted(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().to(device, non_blocking=True)
-        if tensor.is_floating_point():
-            return tensor.float()
-        return tensor if tensor.dtype == torch.bool or tensor.is_complex() else tensor.long()
-
-    return mapped(converted, targets)
+    return mapped(
+        lambda tensor: plain(tensor.detach().to(device, non_blocking=True), pixels=False), targets
+    )
 
 
 def settled(network: nn.Module, inputs: Inputs, device: str | torch.device) -> Inputs:

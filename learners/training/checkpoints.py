@@ -22,6 +22,9 @@ from amc_env.validation.sentences import first_line
 CHECKPOINT_VERSION = 2  # 1 had neither hooks nor extra state
 LAST = "last.pt"
 BEST = "best.safetensors"
+START = "start.safetensors"
+NO_EPOCH = -1
+"""In the place of the best epoch: all were worse than the start, or none is over."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,34 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A network before any step: its score, if it is one to go back to, and its state."""
+
+    score: float | None
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class TrainingResult:
-    """Validation score and number (from 0) of the best epoch, all epochs, and their seconds."""
+    """What a training has come to; scores are those of the validation data.
+
+    Attributes:
+        best_score: Of the best epoch, in the type that was trained in; of the start if all epochs
+            were worse.
+        best_epoch: Number of the best epoch, from 0; -1 if all were worse than the start.
+        history: All epochs.
+        seconds: Theirs.
+        start_score: Of the network before any step, in float32; ``None`` if it had none, or was
+            not what a hook had asked for.
+        final_score: Of the network that is handed back, in float32, never below ``start_score``.
+    """
 
     best_score: float
     best_epoch: int
     history: list[EpochRecord]
     seconds: float
+    start_score: float | None
+    final_score: float
 
     @property
     @deprecated("best_score", removed_in="0.2")
@@ -105,12 +129,21 @@ def check_extra_state(state: Mapping[str, Any]) -> None:
 
 def save_best(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the best weights so far; extra state that is no tensor belongs in the other file."""
+    _save_tensors(folder / BEST, state)
+
+
+def save_start(folder: Path, start: Start) -> None:
+    """Write the weights before any step; the rest belongs in the other file, as of the best."""
+    _save_tensors(folder / START, start.state)
+
+
+def _save_tensors(path: Path, state: Mapping[str, Any]) -> None:
     tensors = {
         key: value.detach().cpu().contiguous()
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-    save_bytes(folder / BEST, safetensors.torch.save(_untied(tensors)))
+    save_bytes(path, safetensors.torch.save(_untied(tensors)))
 
 
 def load_best(folder: Path) -> dict[str, Tensor]:
@@ -119,7 +152,26 @@ def load_best(folder: Path) -> dict[str, Tensor]:
     Raises:
         RunFolderError: The file is missing or damaged.
     """
-    path = folder / BEST
+    return _load_tensors(folder / BEST)
+
+
+def load_start(folder: Path, last: Mapping[str, Any]) -> Start | None:
+    """Read the start of a training, or None where an earlier release began it.
+
+    Args:
+        folder: Where it was saved.
+        last: The last checkpoint.
+
+    Raises:
+        RunFolderError: The file is missing or damaged.
+    """
+    if "start score" not in last:
+        return None
+    state = {**_load_tensors(folder / START), **last["start extra state"]}
+    return Start(last["start score"], state)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -229,6 +229,54 @@ def first_like(
     inputs, _ = split_batch(batch, name, task=task)
     example = rows(settled(network, inputs, device), slice(0, 1))
     return example, TokenIds(network, moved(example, device))
+
+
+class BatchReader:
+    """Reads batches as networks take them; what the first one settles holds for all.
+
+    Args:
+        network: Asked what it takes.
+        name: What errors call the data; it ends in a space.
+        device: Of the network.
+        settle: One sample -> the memory layout of all.
+        task: What a batch is.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        device: str | torch.device,
+        settle: Callable[[Inputs], torch.memory_format],
+        *,
+        task: Task,
+    ) -> None:
+        self._network = network
+        self._name = name
+        self._device = device
+        self._settle = settle
+        self._task = task
+        self._example: Inputs | None = None
+        self._ids: TokenIds | None = None
+        self._layout: torch.memory_format | None = None
+
+    def read(self, batch: Any) -> Split:
+        """Returns inputs and targets on the device, the inputs in the layout.
+
+        Raises:
+            InputDataError: If the batch is not what the network expects.
+        """
+        task, device = self._task, self._device
+        if self._example is None:
+            self._example, self._ids = first_like(
+                self._network, batch, self._name, device, task=task
+            )
+        inputs, targets = read_batch(
+            batch, self._name, self._example, task=task, strict=False, device=device, ids=self._ids
+        )
+        if self._layout is None:
+            self._layout = self._settle(rows(inputs, slice(0, 1)))
+        return Split(in_layout(inputs, self._layout), targets)
 
 
 def _cannot_run(inputs: Inputs, error: Exception) -> str:

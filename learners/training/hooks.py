@@ -24,6 +24,14 @@ class TrainingHook:
 
     name = "hook"
 
+    @property
+    def may_start_be_kept(self) -> bool:
+        """Whether the network before any step may be handed back if all epochs are worse.
+
+        By default not if :meth:`is_ready` is overridden: the steps make something else of it.
+        """
+        return type(self).is_ready is TrainingHook.is_ready
+
     def identity(self) -> Mapping[str, Any]:
         """Returns the settings that must be equal for a run to be the same run; JSON values."""
         return {}

@@ -1,9 +1,10 @@
-"""The training loop of all learners, and the metrics of networks."""
+"""The training loop of all learners."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +13,15 @@ import torch
 from torch import nn
 
 from amc_compress.learners.networks.forms import unwrapped
-from amc_compress.learners.networks.intake import as_float, plain_float
-from amc_compress.learners.numerics.layout import usable_layout
-from amc_compress.learners.numerics.precision import (
-    autocast,
-    resolve_precision,
-    working_dtype,
-)
-from amc_compress.learners.tasks.guards import TokenIds
-from amc_compress.learners.tasks.inputs import Inputs, count, rows
+from amc_compress.learners.networks.intake import as_float
+from amc_compress.learners.numerics.layout import set_layout
+from amc_compress.learners.numerics.precision import resolve_precision, working_dtype
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.checkpoints import (
+    NO_EPOCH,
     EpochRecord,
+    Start,
     TrainingResult,
     check_extra_state,
     check_folder,
@@ -32,17 +29,14 @@ from amc_compress.learners.training.checkpoints import (
     extra_state,
     load_best,
     load_last,
+    load_start,
     save_best,
     save_last,
+    save_start,
 )
 from amc_compress.learners.training.config import TrainingConfig
-from amc_compress.learners.training.data_checks import (
-    Batches,
-    first_like,
-    forward,
-    in_layout,
-    read_batch,
-)
+from amc_compress.learners.training.data_checks import Batches
+from amc_compress.learners.training.evaluation import evaluate, measure, measured
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
@@ -65,87 +59,6 @@ __all__ = [
 
 
 @checked
-def evaluate(
-    model: nn.Module,
-    loader: Batches,
-    *,
-    task: str | Task = "classification",
-    precision: str = "auto",
-    device: str | torch.device = "cpu",
-) -> float:
-    """The score of a network, higher is better; the model moves to ``device``, keeps its mode.
-
-    For classification top-1 accuracy in [0, 1], in float32. See :func:`measure` for all metrics.
-
-    Raises:
-        InputDataError: No images, images that the network cannot take, or labels outside its
-            classes.
-    """
-    task = make_task(task)
-    return task.score(measure(model, loader, task=task, precision=precision, device=device))
-
-
-@checked
-def measure(
-    model: nn.Module,
-    loader: Batches,
-    *,
-    task: str | Task = "classification",
-    precision: str = "auto",
-    device: str | torch.device = "cpu",
-) -> dict[str, float]:
-    """Metric name -> value over all batches of a loader; the metric of the score first.
-
-    Raises:
-        InputDataError: As :func:`evaluate`.
-    """
-    model, task = plain_float(model), make_task(task)
-    dtype = working_dtype(model, task.precision(precision), device)
-    return _measured(model, loader, "", task, dtype, device, reported=True)
-
-
-def _measured(
-    model: nn.Module,
-    loader: Batches,
-    name: str,
-    task: Task,
-    dtype: torch.dtype,
-    device: str | torch.device,
-    *,
-    reported: bool = False,
-) -> dict[str, float]:
-    model.to(device)
-    training = model.training
-    model.eval()
-    meter = task.meter(reported=reported)
-    total = 0
-    example: Inputs | None = None
-    ids: TokenIds | None = None
-    layout: torch.memory_format | None = None
-    try:
-        # Loaders draw random numbers even where they shuffle nothing; the caller's stay.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for batch in loader:
-                if example is None:
-                    example, ids = first_like(model, batch, name, device, task=task)
-                inputs, targets = read_batch(
-                    batch, name, example, task=task, strict=False, device=device, ids=ids
-                )
-                layout = layout or usable_layout(model, rows(inputs, slice(0, 1)))
-                inputs = in_layout(inputs, layout)
-                with autocast(dtype, device):
-                    outputs = forward(model, inputs, targets, task=task)
-                meter.update(outputs, targets)
-                total += count(inputs)
-    finally:
-        model.train(training)
-    if total == 0:
-        raise InputDataError("Expected at least one image to evaluate on, got none.")
-    return meter.compute()
-
-
-@checked
 def train(
     model: nn.Module,
     train_loader: Batches,
@@ -163,8 +76,9 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place; it ends in eval mode, with the weights of its best epoch.
 
-    Of equally good epochs the latest is the best: its learning rate was the lowest. In float32,
-    whatever the type of the model.
+    Of equally good epochs the latest is the best: its learning rate was the lowest. If it is worse
+    than the network was at the start, measured in float32, the weights of the start come back. The
+    weights are trained in float32, whatever the type of the model.
 
     Args:
         model: The network.
@@ -175,7 +89,8 @@ def train(
         task: What the network is for, a task or its name.
         teacher: A network to distil from; not changed.
         hooks: What happens besides the loss, see ``amc_compress.learners.training.hooks``.
-        checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and ``best.safetensors``.
+        checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch, ``best.safetensors``, and
+            at first ``start.safetensors``.
         resume: Continue from there, to the same weights as without the interruption; starts at
             the beginning where there is no checkpoint.
         writer: Gets the loss, the accuracy and the learning rate of each epoch.
@@ -184,35 +99,31 @@ def train(
 
     Raises:
         TrainingDivergedError: The loss or a weight became NaN or infinite; the model holds the
-            best weights so far.
+            best weights so far, be they those of the start.
         RunFolderError: The folder belongs to another run, is damaged, or cannot be written.
         InputDataError: Images or labels do not fit the network.
     """
+    _check_given(train_loader, teacher)
+    check_folder(checkpoint_dir, resume)
+    check_hooks(hooks)
+    # It is read more than once.
+    held = list(validation_loader) if isinstance(validation_loader, Iterator) else validation_loader
+    loaders, purpose = (train_loader, held), make_task(task)
+    with as_float(model) as network:
+        run = _Run(network, *loaders, config, teacher, checkpoint_dir, device, purpose, hooks)
+        run.begin(resume)
+        result = run.to_the_end(writer, progress)
+    model.eval()  # a wrapper has a mode of its own
+    return result
+
+
+def _check_given(train_loader: object, teacher: object) -> None:
     if not isinstance(train_loader, Sized) or len(train_loader) == 0:
         raise InputDataError("The training loader must have a length of at least one batch.")
-    check_folder(checkpoint_dir, resume)
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputDataError(
             f"Expected a teacher network or None, got {type(teacher).__name__}: load it first."
         )
-    check_hooks(hooks)
-    with as_float(model) as network:
-        run = _Run(
-            network,
-            train_loader,
-            validation_loader,
-            config,
-            teacher,
-            checkpoint_dir,
-            device,
-            make_task(task),
-            hooks,
-        )
-        if resume:
-            run.restore()
-        result = run.to_the_end(writer, progress)
-    model.eval()  # a wrapper has a mode of its own
-    return result
 
 
 @dataclass
@@ -229,7 +140,8 @@ class _Run:
     task: Task
     hooks: Sequence[TrainingHook] = ()
     history: list[EpochRecord] = field(default_factory=list)
-    best_epoch: int = -1
+    best_epoch: int = NO_EPOCH
+    start: Start = field(init=False)
 
     def __post_init__(self) -> None:
         assert isinstance(self.train_loader, Sized)
@@ -249,7 +161,7 @@ class _Run:
         )
         try:
             # Until an epoch has been evaluated, the weights it started from are the best there are.
-            self.best_state = copy_of(self.model)
+            self.best_state: dict[str, Any] = copy_of(self.model)
             if self.folder is not None:
                 check_extra_state(self.best_state)
             self.identity = self._identity(len(self.train_loader))
@@ -274,21 +186,49 @@ class _Run:
             },
         }
 
-    def restore(self) -> None:
-        """Continue from the checkpoint in the folder, if there is one."""
-        assert self.folder is not None
+    def begin(self, resume: bool) -> None:
+        """Continue from the checkpoint in the folder, if there is one; else note the start."""
         try:
-            state = load_last(self.folder, self.identity)
-            if state is None:
-                return
-            best_state = {**load_best(self.folder), **state["best extra state"]}
-            self.stepper.load_state_dict(state["stepper"])
+            if not (resume and self._restore()):
+                self.start = self._start_here()
         except BaseException:
             self.stepper.release()
             raise
+
+    def _restore(self) -> bool:
+        """Returns whether there was a checkpoint to continue from."""
+        assert self.folder is not None
+        state = load_last(self.folder, self.identity)
+        if state is None:
+            return False
+        best_state = {**load_best(self.folder), **state["best extra state"]}
+        # A training that an earlier release began kept no start; its caller has it again.
+        start = load_start(self.folder, state) or self._start_here()
+        self.stepper.load_state_dict(state["stepper"])
         self.history = [epoch_record(record) for record in state["history"]]
-        self.best_epoch = state["best_epoch"]
-        self.best_state = best_state
+        self.best_epoch, self.best_state, self.start = state["best_epoch"], best_state, start
+        return True
+
+    def _start_here(self) -> Start:
+        """Returns the network as it was given, evaluated if it is one to go back to."""
+        state = copy_of(self.model)
+        score = None
+        if all(hook.may_start_be_kept for hook in self.hooks):
+            set_layout(self.model, torch.contiguous_format)  # as it is handed back
+            with suppress(TrainingDivergedError):  # a metric without a value: any epoch is better
+                score = self._exact_score()
+            set_layout(self.model, torch.channels_last)
+        start = Start(score, state)
+        if self.folder is not None:
+            save_start(self.folder, start)
+        return start
+
+    def _exact_score(self) -> float:
+        """The validation score of the model as it is, in float32."""
+        loader, name = self.validation_loader, "validation "
+        return self.task.score(
+            measured(self.model, loader, name, self.task, torch.float32, self.device)
+        )
 
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
         """Run the epochs that are left."""
@@ -305,14 +245,41 @@ class _Run:
                     )
                     if writer is not None:
                         _log(writer, record, self.task)
-        finally:
+        except BaseException as error:
             # Whatever stopped the loop, the caller gets the best weights there are.
-            self.stepper.release()
-            self.model.load_state_dict(self.best_state)
-            self.model.eval()
-        best = self.history[self.best_epoch]
+            self._hand_back()
+            if isinstance(error, TrainingDivergedError) and self.history:
+                with suppress(TrainingDivergedError):  # that one is known
+                    self._choose_end()
+            raise
+        self._hand_back()
+        final = self._choose_end()
+        best = final if self.best_epoch == NO_EPOCH else self._best().validation_score
         seconds = sum(record.seconds for record in self.history)
-        return TrainingResult(best.validation_score, self.best_epoch, self.history, seconds)
+        return TrainingResult(best, self.best_epoch, self.history, seconds, self.start.score, final)
+
+    def _hand_back(self) -> None:
+        self.stepper.release()
+        self.model.load_state_dict(self.best_state)
+        self.model.eval()
+
+    def _best(self) -> EpochRecord:
+        return self.history[self.best_epoch]
+
+    def _choose_end(self) -> float:
+        """Goes back to the start if the best epoch is worse; returns the score of the model."""
+        start = self.start.score
+        if self.best_epoch == NO_EPOCH and start is not None:
+            return start  # a training that had been finished
+        score = self._exact_score()
+        if start is None or (self._best().is_ready, score) >= (True, start):
+            return score
+        self.best_epoch, self.best_state = NO_EPOCH, dict(self.start.state)
+        self.model.load_state_dict(self.best_state)
+        if self.folder is not None:
+            save_best(self.folder, self.best_state)
+            save_last(self.folder, self._state())
+        return start
 
     def _epoch(self, epoch: int, progress: bool) -> EpochRecord:
         started = time.perf_counter()
@@ -324,7 +291,7 @@ class _Run:
                 f"(now {self.config.learning_rate:g}) or clip the gradient."
             )
         validation = self.task.score(
-            _measured(
+            measured(
                 candidate,
                 self.validation_loader,
                 "validation ",
@@ -342,7 +309,7 @@ class _Run:
             seconds=time.perf_counter() - started,
             is_ready=self.stepper.is_ready,
         )
-        best = self.history[self.best_epoch] if self.best_epoch >= 0 else record
+        best = record if self.best_epoch == NO_EPOCH else self._best()
         self.history.append(record)
         if (record.is_ready, validation) >= (best.is_ready, best.validation_score):
             self.best_epoch = epoch
@@ -361,6 +328,8 @@ class _Run:
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
             "best extra state": extra_state(self.best_state),
+            "start score": self.start.score,
+            "start extra state": extra_state(self.start.state),
             "stepper": self.stepper.state_dict(),
         }
 

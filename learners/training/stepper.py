@@ -14,16 +14,14 @@ from tqdm.auto import tqdm
 from amc_compress.learners.networks.intake import private_copy, take_in
 from amc_compress.learners.numerics.layout import set_layout, usable_layout
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.guards import TokenIds, check_gradient
-from amc_compress.learners.tasks.inputs import Inputs, Split, count, mapped, rows, tensors_of
+from amc_compress.learners.tasks.guards import check_gradient
+from amc_compress.learners.tasks.inputs import Inputs, count, mapped, tensors_of
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import (
     Batches,
-    first_like,
+    BatchReader,
     forward,
-    in_layout,
-    read_batch,
     seed_loader,
 )
 from amc_compress.learners.training.descent import Descent
@@ -32,8 +30,6 @@ from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.schedules import learning_rate_factor
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
-
-_NAME = "training "  # what errors call the data
 
 
 class Stepper:
@@ -80,9 +76,9 @@ class Stepper:
         if teacher is not None:
             self.teacher = take_in(teacher, device).network.requires_grad_(False)
             set_layout(self.teacher, torch.channels_last)
-        self.layout: torch.memory_format | None = None  # settled by the first batch
-        self._example: Inputs | None = None  # likewise
-        self._ids: TokenIds | None = None  # likewise
+        self._reader = BatchReader(
+            self.model, "training ", device, self._settle_layout, task=self.task
+        )
         self._loss_depends = False  # on the outputs; checked with the first batch
         self.hooks = tuple(hooks)
         try:
@@ -126,7 +122,7 @@ class Stepper:
                 disable=no_bar(progress),
             )
             for batch in loader:
-                inputs, targets = self._read(batch)
+                inputs, targets = self._reader.read(batch)
                 loss, outputs = self.step(inputs, targets)
                 if meter is not None:
                     meter.update(mapped(Tensor.detach, outputs), targets)
@@ -141,34 +137,14 @@ class Stepper:
             raise InputDataError("Expected at least one training image, got none.")
         return loss_sum / seen, None if meter is None else self.task.score(meter.compute())
 
-    def _read(self, batch: Any) -> Split:
-        """Returns inputs and targets on the device, in the layout that all networks can take."""
-        if self._example is None:
-            self._example, self._ids = first_like(
-                self.model, batch, _NAME, self.device, task=self.task
-            )
-        inputs, targets = read_batch(
-            batch,
-            _NAME,
-            self._example,
-            task=self.task,
-            strict=False,
-            device=self.device,
-            ids=self._ids,
-        )
-        if self.layout is None:
-            self._settle_layout(inputs)
-        assert self.layout is not None
-        return Split(in_layout(inputs, self.layout), targets)
-
-    def _settle_layout(self, inputs: Inputs) -> None:
-        self.layout = torch.channels_last
-        one = rows(inputs, slice(0, 1))
+    def _settle_layout(self, one: Inputs) -> torch.memory_format:
+        """Returns the layout that all networks can take a sample in, and lays them out in it."""
         networks = [n for n in (self.model, self.teacher) if n is not None]
-        if any(usable_layout(n, one) != torch.channels_last for n in networks):
-            self.layout = torch.contiguous_format
-            for network in (*networks, self.candidate):
-                set_layout(network, self.layout)
+        if all(usable_layout(n, one) == torch.channels_last for n in networks):
+            return torch.channels_last
+        for network in (*networks, self.candidate):
+            set_layout(network, torch.contiguous_format)
+        return torch.contiguous_format
 
     def step(self, inputs: Inputs, targets: Any) -> tuple[float, Any]:
         """Takes one optimiser step; returns the loss and the outputs that count."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from amc_compress.learners import (
+    ChannelPruning,
+    UniformQuantization,
+    WeightSparsification,
+    joint_compression,
+)
 from amc_compress.learners.candidates.proxy import (
     PROXIES,
     Proxy,
@@ -14,6 +22,8 @@ from amc_compress.learners.candidates.proxy import (
     sample_batches,
 )
 from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.testing.networks import CLASSES, EXAMPLE, make_data, make_model
+from amc_env import CompressionPlan, DecisionKind
 from amc_env.errors import TrainingDivergedError
 
 
@@ -120,3 +130,35 @@ def test_sample_batches_have_no_small_remainder():
         len(b.inputs) for b in sample_batches([Split(images(130), None)], 64, torch.device("cpu"))
     ]
     assert sizes == [65, 65]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (ChannelPruning, {DecisionKind.KEEP_RATIO: 0.5}),
+        (WeightSparsification, {DecisionKind.DENSITY: 0.5}),
+        pytest.param(UniformQuantization, {DecisionKind.WEIGHT_BITS: 4}, marks=pytest.mark.slow),
+        pytest.param(
+            joint_compression,
+            {DecisionKind.KEEP_RATIO: 0.5, DecisionKind.WEIGHT_BITS: 4},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_brief_training_that_makes_a_candidate_worse_does_not_count(
+    kind: Any, values: dict[DecisionKind, float]
+) -> None:
+    misleading = [(images, (labels + 1) % CLASSES) for images, labels in make_data(64, 1)]
+
+    def prepared(**options: Any) -> Any:
+        data = make_data(96, 2), make_data(200, 3)
+        return kind(make_model("plain"), EXAMPLE, *data, precision="fp32", **options)
+
+    untrained, trained = prepared(), prepared(train=misleading, finetune_steps=60)
+    plan = CompressionPlan(
+        {d.key: d.nearest(values.get(d.kind, d.choices[-1])) for d in trained.decisions}
+    )
+    assert trained.evaluate(plan) == untrained.evaluate(plan)
+    assert trained.evaluate_full(plan) == untrained.evaluate_full(plan)
+    candidate = trained._candidate(trained._read(plan), trained.seconds)
+    assert trained.score(candidate) < untrained.evaluate(plan)

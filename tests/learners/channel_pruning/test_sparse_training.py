@@ -105,9 +105,9 @@ def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.Monk
     learner, plan = prepared("residual")
     removed, data = units_to_remove(learner, plan), make_data(256, 1)
     config = TrainingConfig(learning_rate=0.02, schedule="constant", precision="fp32")
-    falling = iter([0.9, 0.8, 0.7])
+    falling = iter([0.9, 0.8, 0.7, 0.7])
     monkeypatch.setattr(
-        "amc_compress.learners.training.loop._measured",
+        "amc_compress.learners.training.loop.measured",
         lambda *_, **__: {"accuracy": next(falling)},
     )
     watch = Watch(learner, plan, len(data))

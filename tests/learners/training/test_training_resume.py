@@ -98,7 +98,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert (got.best_epoch, got.best_score) == (expected.best_epoch, expected.best_score)
     stored = safetensors.torch.load_file(tmp_path / "best.safetensors")
     assert all(torch.equal(stored[k], v) for k, v in straight.state_dict().items())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.pt"]
+    names = ["best.safetensors", "last.pt", "start.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("survives", [0, 1, 2, 3, 4, 5])
