@@ -26,6 +26,7 @@ from amc_compress.runs.networks import compressed_name, load_smaller
 from amc_compress.runs.storage.trials import read_trials
 from amc_compress.runs.task import Task
 from amc_compress.stages.evaluate import predicted_costs
+from amc_compress.stages.finetuning.stage import validation_score
 from amc_compress.stages.pipeline import Say, run_stages
 from amc_env import CompressionPlan
 from amc_env.errors import ArgumentError, RunFolderError
@@ -71,9 +72,10 @@ class Result:
 
     @property
     def score(self) -> float:
-        """Of the network on the validation data, higher is better.
+        """Of the network on validation data, higher is better.
 
-        Before fine-tuning that of the search; afterwards that of the best epoch.
+        Before fine-tuning that of the search, on its ``n_validation`` samples; afterwards that of
+        the fine-tuned network, on all of them.
         """
         if self._folder.is_done("finetune"):
             return float(self._folder.results("finetune")["validation_score"])
@@ -81,8 +83,12 @@ class Result:
 
     @property
     def original_score(self) -> float:
-        """Of the original network on the validation data that the search evaluates plans on."""
-        return float(self._folder.results("search")["original_score"])
+        """Of the original network on the samples that :attr:`score` is of."""
+        if not self._folder.is_done("finetune"):
+            return float(self._folder.results("search")["original_score"])
+        score = self._folder.results("finetune").get("validation_score_original")
+        # A run of an earlier release has not noted it.
+        return validation_score(self._task, self._task.original) if score is None else float(score)
 
     @property
     def metric(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from amc_compress.runs.folder import RunFolder
+from amc_env.scores.metric import ACCURACY, Metric
 from amc_env.validation.sentences import counted
 
 _ERRORS = 2.0
@@ -24,31 +25,36 @@ def cautions(folder: RunFolder, summary: Mapping[str, Any]) -> list[str]:
         summary: Content of ``summary.json``.
     """
     original, compressed = (summary[name]["score"] for name in ("original", "compressed"))
+    metric, evaluated = folder.metric, folder.results("evaluate")
+    n_test, error = evaluated.get("n_images"), evaluated.get("standard_error")
     found: list[str] = list(folder.results("search").get("cautions", ()))
-    if not folder.metric.is_accuracy:
-        return found  # no share of samples: these formulas are not about it
-    n_test = folder.results("evaluate").get("n_images")
-    if n_test:
+    if n_test and metric.is_accuracy:
         if folder.facts.n_classes:
             found += at_chance(original, compressed, 1.0 / folder.facts.n_classes, n_test)
         found += few_images(n_test, "test" if folder.facts.has_test else "validation")
-        found += below_noise(
-            "the compressed network and the original", compressed, original, n_test
-        )
+    if n_test and (metric.is_accuracy or error is not None):
+        if error is None:  # a run of an earlier release
+            error = standard_error(compressed, original, n_test)
+        both = "the compressed network and the original"
+        found += below_noise(both, compressed, original, n_test, error, metric)
+    if not metric.is_accuracy:
+        return found  # no share of samples: the other formulas are not about it
     search = folder.results("search")
     if n_validation := search.get("n_images"):
         best, uniform = (search[name]["score"] for name in ("best", "uniform"))
         found += few_images(n_validation, "validation")
         if folder.config.spec.decides and folder.config.max_drop is None:
-            found += below_noise("the chosen plan and the uniform one", best, uniform, n_validation)
+            error = standard_error(best, uniform, n_validation)
+            both = "the chosen plan and the uniform one"
+            found += below_noise(both, best, uniform, n_validation, error)
     return found
 
 
 def standard_error(one: float, other: float, n: int) -> float:
     """Returns the standard error of the difference of two shares of ``n`` images each.
 
-    That of independent samples: of the same images it is smaller, the more the two networks agree,
-    so that what it calls noise may be a little less.
+    That of independent samples, where only the shares are known: of the same images it is smaller,
+    the more the two networks agree, so that what it calls noise may be a little less.
     """
     return math.sqrt((one * (1.0 - one) + other * (1.0 - other)) / n)
 
@@ -89,14 +95,26 @@ def few_images(n: int, which: str) -> list[str]:
     ]
 
 
-def below_noise(what: str, one: float, other: float, n: int) -> list[str]:
-    """Returns a sentence on a difference that is smaller than what other images would change."""
-    noise = _ERRORS * standard_error(one, other, n)
-    difference = abs(one - other)
+def below_noise(
+    what: str, one: float, other: float, n: int, error: float, metric: Metric = ACCURACY
+) -> list[str]:
+    """Returns a sentence on a difference that is smaller than what other samples would change.
+
+    Args:
+        what: The two, in words.
+        one: Score of the first.
+        other: Score of the second.
+        n: Samples.
+        error: Standard error of the difference.
+        metric: What the scores are made from.
+    """
+    noise, difference = _ERRORS * error, abs(one - other)
     if difference == 0.0 or difference >= noise:
         return []
+    scale, unit = (100, " points") if metric.is_accuracy else (1, f" in {metric.name}")
+    samples = counted(n, "image" if metric.is_accuracy else "sample")
     return [
-        f"The difference of {100 * difference:.2g} points between {what} is below the noise of "
-        f"{counted(n, 'image')} (two standard errors: {100 * noise:.2g} points): it does not say "
-        f"which is better."
+        f"The difference of {scale * difference:.2g}{unit} between {what} is below the noise of "
+        f"{samples} (two standard errors: {scale * noise:.2g}{unit if scale > 1 else ''}): it does "
+        f"not say which is better."
     ]

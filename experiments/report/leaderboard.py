@@ -88,7 +88,21 @@ def leaderboard(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Leaderboa
         costs = tuple(best["cost_ratio"][name] for name in names)
         known = Entry(None, "warm start", best["score"], tuned.get(chosen), costs, True)
         entries = [known, *entries][:MOST]
-    return Leaderboard(_note(config, len(first)), folder.metric, names, tuple(entries))
+    note = f"{_note(config, len(first))} {_of_original(folder)}".strip()
+    return Leaderboard(note, folder.metric, names, tuple(entries))
+
+
+def _of_original(folder: RunFolder) -> str:
+    """What the original has on the samples that the scores of the table are of."""
+    metric, search = folder.metric, folder.results("search")
+    if "original_score" not in search:
+        return ""
+    text = f"The original has {metric.text(search['original_score'])} on the samples of the search"
+    if folder.is_done("finetune") and folder.results("finetune")["epochs"]:
+        full = folder.results("finetune").get("validation_score_original")
+        if full is not None:
+            text += f" and {metric.text(full)} on all, which fine-tuned networks are evaluated on"
+    return f"{text}."
 
 
 def _rank(config: RunConfig, search: dict[str, object], trial: RecordedTrial) -> tuple[float, ...]:

@@ -189,6 +189,8 @@ def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
         )
     else:
         note += "The size is that of the safetensors file."
+    if remark := summary.get("export_note"):
+        note += f" {remark.rstrip('.')}."
     if rejected := summary.get("export_refused"):
         note += f" There is no ONNX file: {rejected}"
     if summary["original"]["latency_ms"]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from amc_env.files import write_atomic
 from amc_env.scores.metric import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _SOFT, _FAINT, _MAIN = "#1c2430", "#5d6979", "#e4e8ee", "#1668b8"
 _ROW, _WIDTH = 0.27, 9.0
@@ -49,7 +53,6 @@ def draw_sensitivity(
         metric: What the scores are made from.
         paths: The files; their endings choose the format.
     """
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,13 +87,23 @@ def draw_sensitivity(
     left.set_xlabel(f"{points} lost when it alone is cut; darker: less is kept", fontsize=9)
     right.set_xlabel(f"% of {cost} saved at most", fontsize=9)
     for axes in (left, right):
-        axes.grid(axis="x", color=_FAINT)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_SOFT, labelsize=8)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-    left.tick_params(axis="y", labelcolor=_INK, length=0)
-    right.tick_params(axis="y", length=0)
+        _style(axes)
+    left.tick_params(axis="y", labelcolor=_INK)
+    _save(figure, paths)
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(axis="x", color=_FAINT)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_SOFT, labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Figure, paths: Sequence[Path]) -> None:
+    from matplotlib import rc_context
+
     with rc_context({"svg.hashsalt": "amc"}):
         for path in paths:
             file = io.BytesIO()

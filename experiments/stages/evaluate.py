@@ -16,8 +16,9 @@ from amc_compress.data.given import CountedBatches
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.tasks.classification import CLASSIFICATION
+from amc_compress.learners.tasks.noise import standard_error
 from amc_compress.learners.tasks.task import Task as Purpose
-from amc_compress.learners.training.loop import evaluate
+from amc_compress.learners.training.evaluation import evaluate, evaluate_in_groups
 from amc_compress.report.cautions import cautions
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.networks import load_smaller
@@ -41,15 +42,18 @@ def run_evaluate(task: Task) -> None:
         started = time.perf_counter()
         small = load_smaller(folder, "model.safetensors")
         test = CountedBatches(task.data.test, task.purpose)
-        score = {
-            name: evaluate(model, test, task=task.bound, precision="fp32", device=config.device)
+        found = {
+            name: evaluate_in_groups(
+                model, test, task=task.bound, precision="fp32", device=config.device
+            )
             for name, model in (("original", task.original), ("compressed", small))
         }
         problem = task.problem
         folder.finish(
             "evaluate",
             seconds=round(time.perf_counter() - started, 3),
-            score=score,
+            score={name: score for name, (score, _) in found.items()},
+            standard_error=standard_error(*(groups for _, groups in found.values())),
             costs={
                 "original": problem.original(),
                 "compressed": predicted_costs(problem, folder.read_plan()),
@@ -133,25 +137,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         }
         for name, file in files.items()
     }
-    # The default learner goes without saying.
-    more: dict[str, Any] = (
-        {} if config.learner == RunConfig.learner else {"learner": config.learner}
-    )
-    if not metric.is_accuracy:
-        more["metric"] = asdict(metric)
-    if not folder.facts.has_test:
-        more["tested_on"] = "validation"
-    if config.spec.quantizes:
-        more["bits"] = measured["bits"]
-        more["export_refused"] = export.get("refused") if export else None
-    if "steps" in finetune:
-        more["steps"] = [_named(metric, step) for step in finetune["steps"]]
-    if "stages" in search:
-        more["stages"] = [_named(metric, stage) for stage in search["stages"]]
-    if config.spec.sparsifies:
-        more["densities"] = measured["densities"]
     return {
         **networks,
+        "validation": {
+            name: metric.named(score) for name, score in _validation_scores(finetune).items()
+        },
         "cautions": cautions(folder, networks),
         "cost_ratio": search["best"]["cost_ratio"],
         "budget": search.get("bounds") or {n: list(b) for n, b in config.budget.bounds.items()},
@@ -164,8 +154,41 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
             "export": export["seconds"] if export else None,
         },
         "cpu_seconds_per_episode": search["cpu_seconds_per_episode"],
-        **more,
+        **_of_some_runs(folder, export),
     }
+
+
+def _of_some_runs(folder: RunFolder, export: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what the summaries of some runs have: of their learner, task or data."""
+    config, metric = folder.config, folder.metric
+    search, finetune = folder.results("search"), folder.results("finetune")
+    measured = folder.results("evaluate")
+    # The default learner goes without saying.
+    more: dict[str, Any] = (
+        {} if config.learner == RunConfig.learner else {"learner": config.learner}
+    )
+    if not metric.is_accuracy:
+        more["metric"] = asdict(metric)
+    if not folder.facts.has_test:
+        more["tested_on"] = "validation"
+    if config.spec.quantizes:
+        more["bits"] = measured["bits"]
+        more["export_refused"] = export.get("refused") if export else None
+    if export and "note" in export:
+        more["export_note"] = export["note"]
+    if "steps" in finetune:
+        more["steps"] = [_named(metric, step) for step in finetune["steps"]]
+    if "stages" in search:
+        more["stages"] = [_named(metric, stage) for stage in search["stages"]]
+    if config.spec.sparsifies:
+        more["densities"] = measured["densities"]
+    return more
+
+
+def _validation_scores(finetune: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of both networks on all validation samples, as far as the run has noted them."""
+    keys = {"original": "validation_score_original", "compressed": "validation_score"}
+    return {name: finetune[key] for name, key in keys.items() if key in finetune}
 
 
 def _named(metric: Metric, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,9 +268,13 @@ def outcome(stage: str, task: Task) -> str:
         return _search_outcome(task.config, metric, result)
     if stage == "finetune":
         before, after = result["validation_score_before"], result["validation_score"]
+        original = result.get("validation_score_original")  # of no earlier release
+        of_original = "" if original is None else f" (original {metric.text(original)})"
         if not task.config.epochs:
             return f"skipped, 0 epochs: validation {metric.said(after)}, as after the search"
-        return f"validation {metric.said(before)} -> {metric.text(after)}"
+        if before is None:
+            return f"validation {metric.said(after)}{of_original}"
+        return f"validation {metric.said(before)} -> {metric.text(after)}{of_original}"
     if stage == "export":
         return _export_outcome(task, result)
     score = result["score"]

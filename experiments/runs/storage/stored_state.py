@@ -33,8 +33,8 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
         "n_images": int | None, "goal": {"floor": float, "original": float, "levels": list},
     },
     "finetune": {
-        "seconds": float, "epochs": int, "validation_score_before": float,
-        "validation_score": float, "trained_on": str,
+        "seconds": float, "epochs": int, "validation_score_before": float | None,
+        "validation_score": float, "validation_score_original": float, "trained_on": str,
     },
     "export": {
         "seconds": float, **_TIMED, "refused": str, "max_difference": float,
@@ -42,7 +42,7 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "evaluate": {
         "seconds": float,
-        "score": {"original": float, "compressed": float},
+        "score": {"original": float, "compressed": float}, "standard_error": float | None,
         "costs": {"original": dict[str, float], "compressed": dict[str, float]},
         "group_sizes": dict[str, int],
         "bits": dict[str, dict[str, int | None]],
@@ -59,7 +59,7 @@ _NETWORK = {
 }  # fmt: skip
 SUMMARY = {
     "original": _NETWORK, "compressed": _NETWORK, "cpu_seconds_per_episode": float,
-    "metric?": _METRIC, "tested_on?": str,
+    "metric?": _METRIC, "tested_on?": str, "export_note?": str,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class DeeplyTrained:
     Args:
         network: Sparse and quantized.
         seconds: Of the process that finished it.
+        original: Validation score of the original network.
         before: Validation score of the sparse network before any training.
         after: Validation score at the end.
         stages: Name, validation score and bytes of the packed file after every step.
@@ -31,6 +32,7 @@ class DeeplyTrained:
 
     network: nn.Module
     seconds: float
+    original: float
     before: float
     after: float
     stages: Sequence[dict[str, Any]]
@@ -72,6 +74,7 @@ def finetune_deeply(task: Task, settings: TrainingConfig, checkpoints: Path) -> 
     return DeeplyTrained(
         network=result.network,
         seconds=time.perf_counter() - started,
+        original=_score_of("original", result.stages),
         before=_score_of("pruned", result.stages),
         after=result.stages[-1].score,
         stages=[vars(stage) for stage in result.stages],

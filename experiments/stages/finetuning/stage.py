@@ -57,7 +57,7 @@ def run_finetune(task: Task) -> None:
     trained_on = task.data.content.get("train data")
     if config.spec.in_steps:
         deep = finetune_deeply(task, settings, checkpoints)
-        done = _Done(deep.network, {}, deep.seconds, deep.before, deep.after)
+        done = _Done(deep.network, {}, deep.seconds, deep.original, deep.before, deep.after)
         more = {"steps": deep.stages}
     else:
         done = _finetune(task, settings, checkpoints)
@@ -73,6 +73,7 @@ def run_finetune(task: Task) -> None:
         "finetune",
         seconds=round(done.seconds, 3),
         epochs=config.epochs,
+        validation_score_original=done.original,
         validation_score_before=done.before,
         validation_score=done.after,
         **more,
@@ -83,12 +84,13 @@ def run_finetune(task: Task) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """A fine-tuned network, the units that stay, and validation scores."""
+    """A fine-tuned network, the units that stay, and scores on all validation samples."""
 
     network: nn.Module
     kept: Mapping[str, Tensor]
     seconds: float
-    before: float
+    original: float
+    before: float | None
     after: float
 
 
@@ -100,13 +102,21 @@ def _finetune(task: Task, settings: TrainingConfig, checkpoints: Path) -> _Done:
     if config.spec.quantization == "codebook":
         set_mode(model, config.codebook_mode)
     before, after, more = train_smaller(task, model, settings, checkpoints, "finetune")
-    return _Done(model, start.kept, seconds + more, before, after)
+    original = validation_score(task, task.original)
+    return _Done(model, start.kept, seconds + more, original, before, after)
+
+
+def validation_score(task: Task, network: nn.Module) -> float:
+    """Returns the score of a network on all validation samples, in float32."""
+    return evaluate(
+        network, task.data.validation, task=task.bound, precision="fp32", device=task.config.device
+    )
 
 
 def train_smaller(
     task: Task, model: nn.Module, settings: TrainingConfig, checkpoints: Path, events: str
-) -> tuple[float, float, float]:
-    """Fine-tunes a network, in place.
+) -> tuple[float | None, float, float]:
+    """Fine-tunes a network, in place; it is never worse afterwards.
 
     Args:
         task: The run.
@@ -116,47 +126,25 @@ def train_smaller(
         events: Folder of its TensorBoard events.
 
     Returns:
-        Validation score before and afterwards, and seconds.
+        Validation score before, if it had one, and afterwards, both in float32; and seconds.
     """
     folder, config = task.folder, task.config
-    before = evaluate(
-        model, task.data.validation, task=task.bound, precision="fp32", device=config.device
-    )
-    after, seconds = before, 0.0
-    state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    if config.epochs:
-        with open_writer(folder / "tensorboard" / events) as writer:
-            result = train(
-                model,
-                task.data.train,
-                task.data.validation,
-                settings,
-                teacher=task.teacher,
-                hooks=_hooks(task, model),
-                checkpoint_dir=checkpoints,
-                resume=True,
-                writer=writer,
-                progress=task.progress,
-                task=task.bound,
-                device=config.device,
-            )
-        seconds, after = result.seconds, result.best_score
-        if config.spec.packs:
-            after = _no_worse_than(state, before, model, task)
-    return before, after, seconds
-
-
-def _no_worse_than(
-    start: Mapping[str, Tensor], before: float, model: nn.Module, task: Task
-) -> float:
-    """Restores the starting weights if no epoch was better; returns the validation score.
-
-    A quantized or sparse network is good from the start, and a few epochs may do no more than
-    shake it.
-    """
-    validation, device = task.data.validation, task.config.device
-    after = evaluate(model, validation, task=task.bound, precision="fp32", device=device)
-    if after >= before:
-        return after
-    model.load_state_dict(start)
-    return before
+    if not config.epochs:
+        score = validation_score(task, model)
+        return score, score, 0.0
+    with open_writer(folder / "tensorboard" / events) as writer:
+        result = train(
+            model,
+            task.data.train,
+            task.data.validation,
+            settings,
+            teacher=task.teacher,
+            hooks=_hooks(task, model),
+            checkpoint_dir=checkpoints,
+            resume=True,
+            writer=writer,
+            progress=task.progress,
+            task=task.bound,
+            device=config.device,
+        )
+    return result.start_score, result.final_score, result.seconds

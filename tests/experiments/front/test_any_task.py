@@ -102,6 +102,7 @@ def test_any_task_is_searched_trained_evaluated_and_reported(tmp_path: Any, task
     assert result.score == pytest.approx(evaluate(result.network, batches(1), task=task))
     result.finetune(epochs=2, learning_rate=0.01)
     assert result.score == pytest.approx(evaluate(result.network, batches(1), task=task))
+    assert result.original_score == pytest.approx(evaluate(network, batches(1), task=task))
     summary = result.evaluate()
     assert summary["compressed"]["score"] == pytest.approx(
         evaluate(result.network, batches(2), task=task)
@@ -206,3 +207,44 @@ def test_a_part_is_compressed_alone() -> None:
     )
     assert result.network.backbone[0].out_features < 16  # type: ignore[union-attr, index]
     assert result.network.head.in_features == 8  # type: ignore[union-attr]
+
+
+class Guarded(nn.Module):
+    """A body of tensors, then Python that looks at numbers, which no ONNX file can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [row if float(row.sum()) < 1e9 else 0.0 * row for row in self.head(self.body(x))]
+        return torch.stack(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("learner", "budget"), [("channels", "macs=0.7"), ("uniform", None)])
+def test_a_part_is_exported_where_the_whole_cannot_be(
+    tmp_path: Any, learner: str, budget: str | None
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    options: dict[str, Any] = {} if learner == "channels" else {"round_to": 8}
+    if learner == "uniform":
+        options |= {"first_last_bits": None, "weight_bits": "8"}
+    result = compressed(
+        made(Guarded), numbers, task="regression", part="body", learner=learner, budget=budget,
+        out=tmp_path / "run", **options,
+    )  # fmt: skip
+    result.finetune(epochs=1)
+    file = result.export(tmp_path / "body.onnx")
+    x = numbers(2)[0][0]
+    session = ort.InferenceSession(str(file))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = result.network.body(x)  # type: ignore[operator, union-attr]
+    assert torch.from_numpy(found).shape == expected.shape
+    assert torch.from_numpy(found).allclose(expected, atol=1e-4 if learner == "channels" else 0.1)
+    facts = result._folder.results("export")
+    assert facts["part"] == "body"
+    assert facts["note"].startswith("The files hold 'body' alone: ")
+    assert set(facts["latency_ms"]) == {"original", "compressed"}
+    assert "alone: " in result.report().read_text()

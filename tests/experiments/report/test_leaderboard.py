@@ -38,10 +38,10 @@ def test_few_images_and_small_differences_are_said():
     assert (
         "36 validation images: one of them is worth 2.8 points" in few_images(36, "validation")[0]
     )
-    (sentence,) = below_noise("a and b", 0.972, 0.975, 360)
+    (sentence,) = below_noise("a and b", 0.972, 0.975, 360, standard_error(0.972, 0.975, 360))
     assert "0.3 points between a and b is below the noise of 360 images" in sentence
-    assert below_noise("a and b", 0.90, 0.97, 3600) == []
-    assert below_noise("a and b", 0.9, 0.9, 10) == []
+    assert below_noise("a and b", 0.90, 0.97, 3600, 0.01) == []
+    assert below_noise("a and b", 0.9, 0.9, 10, 0.1) == []
 
 
 def test_networks_that_guess_are_said():
