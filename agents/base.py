@@ -119,7 +119,7 @@ class Agent(ABC):
         started, cpu_started = time.perf_counter(), time.process_time()
         if logger is not None:
             logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})
-        prior = _usable(bare, warm_start)
+        prior = usable_trials(bare, warm_start)
         with (
             Search(bare, episodes, seed, on_trial, logger, progress, prior) as search,
             contextlib.suppress(SearchStopped),
@@ -165,8 +165,8 @@ def unwrap(env: gym.Env[Any, Any]) -> CompressionEnv:
     return bare
 
 
-def _usable(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The trials that the budget allows, with the reward of this environment.
+def usable_trials(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Returns the trials that the budget allows, with the reward of this environment.
 
     They come before the search's own episodes, so theirs end at -1.
     """

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amc_compress.agents.base import Agent
+from amc_compress.agents.base import Agent, usable_trials
 from amc_compress.agents.heuristics.local_search import neighbour
 from amc_compress.agents.trials import AgentError, OnTrial, SearchStopped, Trial
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
 from amc_env.budgets.budget import Bounds
 from amc_env.validation.checks import checked
+
+if TYPE_CHECKING:
+    from amc_compress.agents.logging import EpisodeLogger
 
 _LEAST = 4
 """Evaluations of a level: fewer are no search."""
@@ -67,7 +71,7 @@ class Level:
 
 @dataclass(frozen=True)
 class FloorResult:
-    """Result of :func:`cheapest_plan`.
+    """Result of :class:`FloorSearch`.
 
     Args:
         plan: The cheapest plan found that keeps the floor.
@@ -81,21 +85,8 @@ class FloorResult:
 
 
 @checked
-def cheapest_plan(
-    env: CompressionEnv,
-    make_agent: Callable[[], Agent],
-    evaluations: int,
-    seed: int,
-    *,
-    floor: float,
-    cost: str,
-    tolerance: float = 0.02,
-    levels: int = 12,
-    descent: float = DESCENT,
-    after: AfterLevel | None = None,
-    on_trial: OnTrial | None = None,
-    progress: bool = False,
-) -> FloorResult:
+@dataclass
+class FloorSearch:
     """Searches for the cheapest plan whose score is at least ``floor``.
 
     Args:
@@ -105,89 +96,127 @@ def cheapest_plan(
         seed: Of the searches; equal seeds give equal trials.
         floor: The least score.
         cost: Name of the cost to be made small.
+        full_floor: The least score on the whole validation split, where the learner evaluates
+            plans there; ``floor`` if None.
         tolerance: The search ends when budgets that can and cannot be kept are this near, as a
             share of the cost.
         levels: Most budgets that are tried.
         descent: Share of the evaluations for the descent; none where something follows a level.
         after: What follows a level; its score decides instead, and every level is searched to its
             end, because the best plan of a level is what has to keep the floor.
+        warm_start: Trials of another search, as of :meth:`Agent.search`; the cheapest of them that
+            keeps the floor is where the bisection begins.
         on_trial: As of :meth:`Agent.search`; the episodes count through all levels.
+        logger: Writes every trial to TensorBoard.
         progress: Whether to show progress bars.
 
+    Attributes:
+        trials: Every evaluated plan so far.
+        tried: The levels so far.
+        best: The cheapest level that kept the floor.
+        failed: The dearest that did not.
+        low: Cost that is known not to be kept.
+        high: Cost of the best plan that is known.
+
     Raises:
-        InfeasibleBudgetError: If no plan within the environment's own budget keeps the floor, as
-            far as found with a share of the evaluations.
+        ValueError: If there is no such cost.
     """
-    search = _Search(env, make_agent, evaluations, seed, floor, cost, after, on_trial, progress)
-    caps = env.budget
-    left = 0 if after is not None else int(descent * evaluations)
-    try:
-        search.first_level(levels)
-        while search.remaining - left >= _LEAST and len(search.levels) < levels:
-            if search.high <= search.low * (1.0 + tolerance):
-                break
-            search.level(search.next_bound(), levels, left)
-        if left:
-            search.descend()
-    except SearchStopped:
-        if search.best is None:
-            raise AgentError("The search was stopped before any plan kept the floor.") from None
-    finally:
-        env.set_budget(caps)
-    return FloorResult(search.cheapest(), tuple(search.levels), tuple(search.trials))
 
+    env: CompressionEnv
+    make_agent: Callable[[], Agent]
+    evaluations: int
+    seed: int
+    floor: float
+    cost: str
+    full_floor: float | None = None
+    tolerance: float = 0.02
+    levels: int = 12
+    descent: float = DESCENT
+    after: AfterLevel | None = None
+    warm_start: Sequence[Trial] = ()
+    on_trial: OnTrial | None = None
+    logger: EpisodeLogger | None = None
+    progress: bool = False
 
-class _Search:
-    """The state of :func:`cheapest_plan`: ``high`` is the cost of the best plan that is known."""
+    trials: list[Trial] = field(init=False, default_factory=list)
+    tried: list[Level] = field(init=False, default_factory=list)
+    best: Level | None = field(init=False, default=None)
+    failed: Level | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        env: CompressionEnv,
-        make_agent: Callable[[], Agent],
-        evaluations: int,
-        seed: int,
-        floor: float,
-        cost: str,
-        after: AfterLevel | None,
-        on_trial: OnTrial | None,
-        progress: bool,
-    ) -> None:
-        if cost not in env.costs:
-            raise ValueError(f"No cost named {cost!r}; available: {sorted(env.costs)}.")
-        self.env, self.make_agent, self.seed = env, make_agent, seed
-        self.evaluations, self.floor, self.cost = evaluations, floor, cost
-        self.after, self.on_trial, self.progress = after, on_trial, progress
-        self.caps: Mapping[str, Bounds] = env.budget.bounds
-        self.trials: list[Trial] = []
-        self.levels: list[Level] = []
-        self.best: Level | None = None
-        self.failed: Level | None = None  # the dearest that did not keep the floor
-        self.stopped = False
-        self._clock = time.perf_counter()
-        self.original = env.learner.original_score
-        lowest = CompressionPlan.from_values(env.decisions, [d.choices[0] for d in env.decisions])
-        self.low = self.lowest = max(
-            env.cost_ratio(lowest)[cost], self.caps.get(cost, (0.0, 1.0))[0]
+    def __post_init__(self) -> None:
+        if self.cost not in self.env.costs:
+            raise ValueError(f"No cost named {self.cost!r}; available: {sorted(self.env.costs)}.")
+        self.caps: Mapping[str, Bounds] = self.env.budget.bounds
+        self.original = self.env.learner.original_score
+        lower, self.high = self.caps.get(self.cost, (0.0, 1.0))
+        lowest = CompressionPlan.from_values(
+            self.env.decisions, [d.choices[0] for d in self.env.decisions]
         )
-        self.high = self.caps.get(cost, (0.0, 1.0))[1]
+        self.low = self.lowest = max(self.env.cost_ratio(lowest)[self.cost], lower)
+        # Where something follows a level, the floor is about what comes of it.
+        full = self.full_floor if self.after is None else None
+        self._least = self.floor if full is None else full
+        # Nothing is spent on the bisection that the descent is to have.
+        self._left = 0 if self.after is not None else int(self.descent * self.evaluations)
+        self._known: tuple[Trial, ...] = ()
+        self._stopped = False
+        self._clock = time.perf_counter()
+
+    def run(self) -> FloorResult:
+        """Searches.
+
+        Raises:
+            InfeasibleBudgetError: If no plan within the environment's own budget keeps the floor,
+                as far as found with a share of the evaluations.
+        """
+        caps = self.env.budget
+        if self.logger is not None:
+            settings = {"floor": self.floor, "cost": self.cost, "seed": self.seed}
+            self.logger.start(self.env, f"cheapest plan, {self.make_agent().name}", settings)
+        self._known = usable_trials(self.env, self.warm_start)
+        try:
+            self._first_level()
+            while self.remaining - self._left >= _LEAST and len(self.tried) < self.levels:
+                if self.high <= self.low * (1.0 + self.tolerance):
+                    break
+                self._level(self._next_bound(), self._left)
+            if self._left:
+                self._descend()
+        except SearchStopped:
+            if self.best is None:
+                raise AgentError("The search was stopped before any plan kept the floor.") from None
+        finally:
+            self.env.set_budget(caps)
+        plan = self._cheapest()
+        if self.logger is not None:
+            known = (*self._known, *self.trials)
+            self.logger.finish(next(trial for trial in known if trial.plan == plan))
+        return FloorResult(plan, tuple(self.tried), tuple(self.trials))
 
     @property
     def remaining(self) -> int:
         """Evaluations that are left."""
         return self.evaluations - len(self.trials)
 
-    def first_level(self, levels: int) -> None:
-        """Finds any plan that keeps the floor: the largest one, if the budget has room for it."""
+    def _first_level(self) -> None:
+        """Finds any plan that keeps the floor: the largest one, if the budget has room for it.
+
+        Or the cheapest that the warm start knows.
+        """
         whole = CompressionPlan.full(self.env.decisions)
         outcome = self.env.evaluate(whole)
         if outcome.feasible:
-            self.record(self._trial(outcome, "whole"))
+            self._record(self._trial(outcome, "whole"))
             if outcome.score >= self.floor:
-                self.finish(whole, outcome.score, 1, self.env.budget)
+                self._finish(whole, self._score(whole), 1, self.env.budget)
+        kept = [trial for trial in self._known if self._keeps(trial)]
+        if kept:
+            plan = min(kept, key=lambda trial: trial.cost_ratio[self.cost]).plan
+            self._finish(plan, self._score(plan), 0, self.env.budget)
         if self.best is None and self.remaining:
-            self.level(self.high, levels, 0)
+            self._level(self.high, 0)
         if self.best is None:
-            most = max(level.final_score for level in self.levels) if self.levels else outcome.score
+            most = max(level.final_score for level in self.tried) if self.tried else outcome.score
             raise InfeasibleBudgetError(
                 f"No plan within {Budget(**self.caps)} was found whose score is at least "
                 f"{self.floor:.4f}; the best has {most:.4f}. Allow a larger drop, give the budget "
@@ -195,7 +224,7 @@ class _Search:
             )
 
     def _trial(self, outcome: Outcome, source: str) -> Trial:
-        """A trial of a plan that no agent proposed; :meth:`record` numbers it."""
+        """A trial of a plan that no agent proposed; :meth:`_record` numbers it."""
         seconds = time.perf_counter() - self._clock
         return Trial(
             0,
@@ -207,28 +236,28 @@ class _Search:
             source,
         )
 
-    def next_bound(self) -> float:
+    def _next_bound(self) -> float:
         """Returns the next budget, between what can be kept and what cannot, on a log scale.
 
         Where both ends are known, damage is taken to be a power of the cost between them, and the
         next budget is where it would reach what is allowed; else the middle.
         """
         low, high = math.log(self.low), math.log(self.high)
-        allowed = self.original - self.floor
+        allowed = self.original - self.floor  # on the samples of the search
         ends = (self.failed, self.best)
-        damages = [0.0 if end is None else self.original - end.final_score for end in ends]
+        original = self._least + allowed
+        damages = [0.0 if end is None else original - end.final_score for end in ends]
         place = 0.5
         if min(*damages, allowed) > 0.0 and damages[1] < damages[0]:
             below, above = (math.log(damage) for damage in damages)
             place = (below - math.log(allowed)) / (below - above)
         return math.exp(low + min(1.0 - _MARGIN, max(_MARGIN, place)) * (high - low))
 
-    def level(self, upper: float, levels: int, left: int) -> None:
+    def _level(self, upper: float, left: int) -> None:
         """Searches at one budget and narrows the bisection.
 
         Args:
             upper: Of the cost.
-            levels: Most budgets that are tried.
             left: Evaluations that stay for the descent.
         """
         if not self._set_upper(upper):
@@ -236,29 +265,30 @@ class _Search:
             return
         before, budget = len(self.trials), self.env.budget
         spend = self.remaining - left
-        share = max(_LEAST, spend // max(1, min(3, levels - len(self.levels))))
+        share = max(_LEAST, spend // max(1, min(3, self.levels - len(self.tried))))
         result = self.make_agent().search(
             self.env,
             min(share, spend),
             self.seed,
-            warm_start=self.trials,
+            warm_start=[*self._known, *self.trials],
             on_trial=self._on_trial,
             progress=self.progress,
         )
-        if not self.finish(
+        if not self._finish(
             result.plan, self._score(result.plan), len(self.trials) - before, budget
         ):
             self.low = upper
-        if self.stopped:
+        if self._stopped:
             raise SearchStopped
 
-    def descend(self) -> None:
+    def _descend(self) -> None:
         """Takes steps from the cheapest plan known, until the evaluations are used up."""
         rng = np.random.default_rng(self.seed)
         least, step, most = _STEPS
-        kept = [trial for trial in self.trials if self._keeps(trial)]
+        known = [*self._known, *self.trials]
+        kept = [trial for trial in known if self._keeps(trial)]
         best = min(kept, key=lambda trial: trial.cost_ratio[self.cost])
-        seen = {trial.plan for trial in self.trials}
+        seen = {trial.plan for trial in known}
         vain = 0
         while self.remaining:
             cost = best.cost_ratio[self.cost]
@@ -276,24 +306,24 @@ class _Search:
             seen.add(plan)
             outcome = self.env.evaluate(plan)
             trial = self._trial(outcome, "descent")
-            self.record(trial)
+            self._record(trial)
             if self._keeps(trial):
                 best, step = trial, min(most, step * _GROWN)
             else:
                 step = max(least, step * _SHRUNK)
 
-    def cheapest(self) -> CompressionPlan:
+    def _cheapest(self) -> CompressionPlan:
         """Returns the cheapest plan that keeps the floor, on the whole validation split too."""
         assert self.best is not None
         if self.after is not None:
             return self.best.plan
         cheaper = [
             trial
-            for trial in self.trials
+            for trial in (*self._known, *self.trials)
             if self._keeps(trial) and trial.cost_ratio[self.cost] < self.high
         ]
         for trial in sorted(cheaper, key=lambda trial: trial.cost_ratio[self.cost]):
-            if self._score(trial.plan) >= self.floor:
+            if self._score(trial.plan) >= self._least:
                 return trial.plan
         return self.best.plan
 
@@ -312,34 +342,38 @@ class _Search:
             return False
         return True
 
-    def finish(self, plan: CompressionPlan, score: float, n_trials: int, budget: Budget) -> bool:
+    def _finish(self, plan: CompressionPlan, score: float, n_trials: int, budget: Budget) -> bool:
         """Notes the end of a level; returns whether the floor was kept."""
         final = score if self.after is None else self.after(plan)
         ratio = self.env.cost_ratio(plan)
-        kept = final >= self.floor
+        kept = final >= self._least
         level = Level(str(budget), plan, score, final, ratio, n_trials, kept)
-        self.levels.append(level)
+        self.tried.append(level)
         if kept:
             self.best, self.high = level, ratio[self.cost]
         else:
             self.failed = level
         return kept
 
-    def record(self, trial: Trial) -> None:
+    def _record(self, trial: Trial) -> None:
         """Notes a trial under its number in the whole search."""
         within = self._is_within(trial.cost_ratio)
         numbered = replace(trial, episode=len(self.trials), within_budget=within)
         self._clock = time.perf_counter()
         self.trials.append(numbered)
+        if self.logger is not None:
+            kept = [t for t in (*self._known, *self.trials) if self._keeps(t)]
+            cheapest = min(kept, key=lambda t: t.cost_ratio[self.cost], default=None)
+            self.logger.log(numbered, cheapest, {})
         if self.on_trial is not None:
             try:
                 self.on_trial(numbered)
             except SearchStopped:  # the agent of a level ends with it, and so do all levels
-                self.stopped = True
+                self._stopped = True
                 raise
 
     def _on_trial(self, trial: Trial) -> None:
-        self.record(trial)
+        self._record(trial)
         is_enough = self.after is None and trial.score >= self.floor
         if is_enough and trial.within_budget:
             raise SearchStopped

@@ -46,10 +46,10 @@ def check_warm_start(config: RunConfig, out: Path) -> None:
     """
     if config.warm_start is None or (out.expanduser() / FILE).exists():
         return
-    if not config.spec.decides or config.is_progressive or config.max_drop is not None:
+    if not config.spec.decides or config.is_progressive:
         raise ValueError(
-            "--warm-start is for one search by an agent; leave it out where the plan is fixed, "
-            "reached in stages, or searched for by --max-drop."
+            "--warm-start is for one search by an agent; leave it out where the plan is fixed, or "
+            "reached in stages."
         )
     place = Path(config.warm_start)
     other = RunFolder.open(place, uses=()).config

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amc_compress.agents.floors.cheapest import FloorResult, Level, cheapest_plan
-from amc_compress.agents.trials import OnTrial
+from amc_compress.agents.floors.cheapest import FloorResult, FloorSearch, Level
+from amc_compress.agents.trials import OnTrial, Trial
 from amc_compress.config.goals import floor_of
 from amc_compress.learners.base import Learner
 from amc_compress.learners.quantization.codebook.learner import set_mode
-from amc_compress.learners.training.loop import evaluate
 from amc_compress.runs.given import made_agent
 from amc_compress.runs.task import Task
-from amc_compress.stages.finetuning.stage import train_smaller
+from amc_compress.stages.finetuning.stage import train_smaller, validation_score
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.files import JsonLines
 from amc_env.validation.shapes import check_shape
+
+if TYPE_CHECKING:
+    from amc_compress.agents.logging import EpisodeLogger
 
 LEVELS = "levels.jsonl"
 """Fine-tuned candidates of a run: plan, and validation score before and after."""
@@ -41,7 +43,12 @@ class FoundFloor:
 
 
 def search_for_floor(
-    task: Task, learner: Learner, env: CompressionEnv, on_trial: OnTrial
+    task: Task,
+    learner: Learner,
+    env: CompressionEnv,
+    on_trial: OnTrial,
+    logger: EpisodeLogger,
+    warm_start: Sequence[Trial],
 ) -> FoundFloor:
     """Searches for the cheapest plan within ``--max-drop``.
 
@@ -51,29 +58,27 @@ def search_for_floor(
     config = task.config
     original, more = env.learner.original_score, dict[str, Any]()
     if config.max_drop_after == "finetune":
-        original = evaluate(
-            task.original,
-            task.data.validation,
-            task=task.bound,
-            precision="fp32",
-            device=config.device,
-        )
+        original = validation_score(task, task.original)
         after = _finetuned(task, learner)
         more = {"levels": _FINETUNINGS, "tolerance": _TOLERANCE, "after": after}
+    else:
+        more["full_floor"] = floor_of(config.max_drop or "0", learner.original_full_score())
     given = task.folder.given
     agent = (given and given.agent) or config.agent
     floor = floor_of(config.max_drop or "0", original)
-    found = cheapest_plan(
+    found = FloorSearch(
         env,
         lambda: made_agent(agent),
         config.evaluations,
         config.seed,
         floor=floor,
         cost=config.minimize,
+        warm_start=warm_start,
         on_trial=on_trial,
+        logger=logger,
         progress=task.progress,
         **more,
-    )
+    ).run()
     shutil.rmtree(task.folder / "checkpoints" / "levels", ignore_errors=True)
     return FoundFloor(found.plan, _facts(found, floor, original))
 
@@ -126,5 +131,8 @@ def _finetuned(task: Task, learner: Learner) -> Callable[[CompressionPlan], floa
 
 
 def _level(row: dict[str, Any]) -> tuple[CompressionPlan, float]:
-    check_shape(row, {"plan": dict[str, float], "before": float, "after": float, "seconds": float})
+    check_shape(
+        row,
+        {"plan": dict[str, float], "before": float | None, "after": float, "seconds": float},
+    )
     return CompressionPlan(row["plan"]), float(row["after"])

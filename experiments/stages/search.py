@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ from amc_compress.runs.warm_start import warm_start_of
 from amc_compress.user_code import place_of
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
 from amc_env.files import write_atomic
+
+if TYPE_CHECKING:
+    from amc_compress.agents.logging import EpisodeLogger
 
 
 def run_search(task: Task) -> None:
@@ -135,13 +138,8 @@ def _plan_of_agent(
     task: Task, env: CompressionEnv, recorder: TrialRecorder
 ) -> tuple[CompressionPlan, float]:
     """Returns what the agent found, and its reward."""
-    from amc_compress.agents.logging import EpisodeLogger
-
     folder, config = task.folder, task.config
-    events = folder / "tensorboard" / "search"
-    shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
-    recorder.restart_clock()
-    with EpisodeLogger(events) as logger, _begun_anew_if_it_fails(recorder, folder):
+    with _logged(recorder, folder) as logger:
         result = task.agent.search(
             env,
             config.evaluations,
@@ -160,9 +158,15 @@ def _plan_within_drop(
     """Returns the cheapest plan within ``--max-drop``, its reward, and facts on the search."""
     from amc_compress.stages.floor import search_for_floor
 
-    recorder.restart_clock()
-    with _begun_anew_if_it_fails(recorder, task.folder):
-        found = search_for_floor(task, learner, env, until(recorder, task.config.time_limit))
+    with _logged(recorder, task.folder) as logger:
+        found = search_for_floor(
+            task,
+            learner,
+            env,
+            until(recorder, task.config.time_limit),
+            logger,
+            warm_start_of(task.folder, env.cost),
+        )
     return found.plan, env.evaluate(found.plan).reward, {"goal": found.facts}
 
 
@@ -225,10 +229,19 @@ def _record(plan: CompressionPlan, env: CompressionEnv, recorder: TrialRecorder)
 
 
 @contextlib.contextmanager
-def _begun_anew_if_it_fails(recorder: TrialRecorder, folder: RunFolder) -> Iterator[None]:
-    """Lets a search whose agent (or reward, or cost) failed be resumed with other code."""
+def _logged(recorder: TrialRecorder, folder: RunFolder) -> Iterator[EpisodeLogger]:
+    """Writes a search to TensorBoard.
+
+    One whose agent (or reward, or cost) failed can be resumed with other code.
+    """
+    from amc_compress.agents.logging import EpisodeLogger
+
+    events = folder / "tensorboard" / "search"
+    shutil.rmtree(events, ignore_errors=True)  # a replay writes all events again
+    recorder.restart_clock()
     try:
-        yield
+        with EpisodeLogger(events) as logger:
+            yield logger
     except (Exception, SystemExit) as error:
         if place_of(error) is not None:
             recorder.set_aside()

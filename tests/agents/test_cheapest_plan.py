@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from amc_compress.agents import LocalSearch, make_agent
-from amc_compress.agents.floors.cheapest import cheapest_plan
+from amc_compress.agents.floors.cheapest import FloorSearch
+from amc_compress.agents.logging import EpisodeLogger
 from amc_compress.agents.trials import AgentError, SearchStopped
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
@@ -33,7 +34,7 @@ def cheapest(env: CompressionEnv, floor: float, cost: str) -> float:
 def test_it_is_the_cheapest_of_all_plans(seed: int, cost: str):
     env = small_env(seed)
     floor = env.learner.original_score - 0.05
-    found = cheapest_plan(env, LocalSearch, 120, seed, floor=floor, cost=cost)
+    found = FloorSearch(env, LocalSearch, 120, seed, floor=floor, cost=cost).run()
     assert env.learner.evaluate(found.plan) >= floor
     assert env.cost_ratio(found.plan)[cost] <= cheapest(env, floor, cost) * 1.03 + 1e-12
     assert len(found.trials) <= 120
@@ -45,7 +46,9 @@ def test_other_bounds_hold_and_equal_seeds_find_the_same():
     env = small_env(1, "params=0.2:0.8,macs=0.9")
     floor = env.learner.original_score - 0.06
     found, again = (
-        cheapest_plan(env, lambda: make_agent("tpe"), 40, 3, floor=floor, cost="macs", descent=0.5)
+        FloorSearch(
+            env, lambda: make_agent("tpe"), 40, 3, floor=floor, cost="macs", descent=0.5
+        ).run()
         for _ in range(2)
     )
     assert [t.plan for t in found.trials] == [t.plan for t in again.trials]
@@ -62,7 +65,9 @@ def test_what_follows_a_level_decides():
         return (env.learner.evaluate(plan) + env.learner.original_score) / 2
 
     floor = env.learner.original_score - 0.05
-    found = cheapest_plan(env, LocalSearch, 120, 0, floor=floor, cost="macs", after=after, levels=6)
+    found = FloorSearch(
+        env, LocalSearch, 120, 0, floor=floor, cost="macs", after=after, levels=6
+    ).run()
     assert after(found.plan) >= floor > env.learner.evaluate(found.plan)
     assert len(found.levels) <= 6
     best = min(env.cost_ratio(p)["macs"] for p in all_plans(env) if after(p) >= floor)
@@ -79,7 +84,7 @@ def test_a_plan_that_the_whole_validation_split_rejects_is_none():
 
     env = CompressionEnv(Optimist(4, seed=0, round_to=16), "macs=1.0")
     floor = env.learner.original_score - 0.05
-    found = cheapest_plan(env, LocalSearch, 80, 0, floor=floor, cost="macs")
+    found = FloorSearch(env, LocalSearch, 80, 0, floor=floor, cost="macs").run()
     assert env.learner.evaluate_full(found.plan) >= floor or found.plan == CompressionPlan.full(
         env.decisions
     )
@@ -88,15 +93,15 @@ def test_a_plan_that_the_whole_validation_split_rejects_is_none():
 def test_a_floor_that_nothing_keeps_is_an_error_with_the_best_score():
     env = small_env(0, "macs=0.3")
     with pytest.raises(InfeasibleBudgetError, match=r"No plan within macs=0\.3 .* best has 0\."):
-        cheapest_plan(env, LocalSearch, 30, 0, floor=0.919, cost="macs")
+        FloorSearch(env, LocalSearch, 30, 0, floor=0.919, cost="macs").run()
     assert env.budget == Budget(macs=0.3)
     roomy = small_env(0)
     with pytest.raises(InfeasibleBudgetError, match=r"best has 0\.92"):
-        cheapest_plan(roomy, LocalSearch, 1, 0, floor=0.95, cost="macs")
-    few = cheapest_plan(roomy, LocalSearch, 3, 0, floor=0.8, cost="macs")
+        FloorSearch(roomy, LocalSearch, 1, 0, floor=0.95, cost="macs").run()
+    few = FloorSearch(roomy, LocalSearch, 3, 0, floor=0.8, cost="macs").run()
     assert len(few.trials) == 3
     with pytest.raises(ValueError, match="No cost named 'energy'"):
-        cheapest_plan(env, LocalSearch, 30, 0, floor=0.5, cost="energy")
+        FloorSearch(env, LocalSearch, 30, 0, floor=0.5, cost="energy").run()
 
 
 def test_a_search_that_is_stopped_has_what_it_found():
@@ -109,7 +114,7 @@ def test_a_search_that_is_stopped_has_what_it_found():
         if len(seen) == 20:
             raise SearchStopped
 
-    found = cheapest_plan(env, LocalSearch, 100, 0, floor=floor, cost="macs", on_trial=stop)
+    found = FloorSearch(env, LocalSearch, 100, 0, floor=floor, cost="macs", on_trial=stop).run()
     assert len(found.trials) == len(seen) == 20
     assert env.learner.evaluate(found.plan) >= floor
 
@@ -137,4 +142,58 @@ def test_nothing_found_before_the_stop_is_said():
         raise SearchStopped
 
     with pytest.raises(AgentError, match="stopped before any plan"):
-        cheapest_plan(env, LocalSearch, 30, 0, floor=0.919, cost="macs", on_trial=stop)
+        FloorSearch(env, LocalSearch, 30, 0, floor=0.919, cost="macs", on_trial=stop).run()
+
+
+def test_a_warm_start_is_where_the_bisection_begins():
+    env = small_env(0)
+    floor = env.learner.original_score - 0.05
+    first = FloorSearch(env, LocalSearch, 120, 0, floor=floor, cost="macs").run()
+    again = FloorSearch(
+        env, LocalSearch, 12, 1, floor=floor, cost="macs", warm_start=first.trials
+    ).run()
+    assert env.cost_ratio(again.plan)["macs"] <= env.cost_ratio(first.plan)["macs"]
+    assert len(again.trials) <= 12
+    known = {trial.plan for trial in first.trials}
+    assert all(trial.plan not in known for trial in again.trials if trial.source == "descent")
+
+
+def test_scores_of_the_whole_validation_split_have_a_floor_of_their_own():
+    class Harder(SyntheticLearner):  # for the original as well
+        def evaluate_full(self, plan: CompressionPlan) -> float:
+            return self.evaluate(plan) - 0.1
+
+    env = CompressionEnv(Harder(4, seed=0, round_to=16), "macs=1.0")
+    floor = env.learner.original_score - 0.05
+    plain = FloorSearch(small_env(0), LocalSearch, 80, 0, floor=floor, cost="macs").run()
+    found = FloorSearch(
+        env, LocalSearch, 80, 0, floor=floor, cost="macs", full_floor=floor - 0.1
+    ).run()
+    assert found.plan == plain.plan
+    nothing = FloorSearch(env, LocalSearch, 80, 0, floor=floor, cost="macs")
+    with pytest.raises(InfeasibleBudgetError):
+        nothing.run()
+
+
+def test_every_trial_is_logged_and_the_best_is_the_cheapest_that_keeps_the_floor():
+    env, rows, ends = small_env(0), [], []
+    floor = env.learner.original_score - 0.05
+
+    class Logger(EpisodeLogger):
+        def __init__(self) -> None:
+            pass
+
+        def start(self, env, agent, settings):
+            assert "cheapest plan" in agent
+
+        def log(self, trial, best, scalars):
+            rows.append((trial, best))
+
+        def finish(self, best):
+            ends.append(best)
+
+    found = FloorSearch(env, LocalSearch, 30, 0, floor=floor, cost="macs", logger=Logger()).run()
+    assert [trial for trial, _ in rows] == list(found.trials)
+    costs = [best.cost_ratio["macs"] for _, best in rows]
+    assert costs == sorted(costs, reverse=True)
+    assert [end.plan for end in ends] == [found.plan]

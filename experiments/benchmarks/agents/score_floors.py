@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from amc_compress.agents import agent_from_label
-from amc_compress.agents.floors.cheapest import DESCENT, cheapest_plan
+from amc_compress.agents.floors.cheapest import DESCENT, FloorSearch
 from amc_compress.benchmarks.bench import start
 from amc_env import Budget, CompressionEnv, Result
 from amc_env.recorded_tasks.recorded import make_recorded
@@ -62,10 +62,10 @@ def by_levels(label: str, descent: float) -> Way:
     def way(
         env: CompressionEnv, goal: Goal, floor: float, evaluations: int, seed: int
     ) -> tuple[float, int]:
-        found = cheapest_plan(
+        found = FloorSearch(
             env, lambda: agent_from_label(label)[0], evaluations, seed,
             floor=floor, cost=goal.cost, descent=descent,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         return env.cost_ratio(found.plan)[goal.cost], len(found.trials)
 
     return way

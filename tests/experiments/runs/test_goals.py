@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.runs.command_line import WEIGHTS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amc_compress.cli import run
 from amc_compress.config.goals import drop, floor_of
@@ -105,6 +106,9 @@ def test_the_cheapest_plan_within_a_drop_is_the_run(tmp_path: Path):
     kept = [t.cost_ratio["macs"] for t in trials if t.score >= floor]
     assert search["best"]["cost_ratio"]["macs"] == min(kept) < 0.9
     assert len(trials) == search["n_trials"] <= 24
+    (events,) = (out / "tensorboard" / "search").iterdir()
+    logged = EventAccumulator(str(events)).Reload().Scalars("info/accuracy")
+    assert [event.value for event in logged] == pytest.approx([t.score for t in trials])
     # Killed in the middle and resumed: the same.
     again = tmp_path / "again"
     shutil.copytree(out, again)
@@ -116,6 +120,22 @@ def test_the_cheapest_plan_within_a_drop_is_the_run(tmp_path: Path):
     assert run([*command[:-1], str(again), "--resume"]) == 0
     assert (again / "plan.json").read_text() == (out / "plan.json").read_text()
     assert len(read_trials(again / "trials.jsonl")) == len(trials)
+
+
+@pytest.mark.slow
+def test_a_drop_begins_where_another_run_has_come_to(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    goal = ["--max-drop", "3", "--epochs", "0", "--no-export"]
+    command = ["compress", *DIGITS, *goal]
+    assert run([*command, "--evaluations", "24", "--out", str(first)]) == 0
+    more = ["--evaluations", "5", "--warm-start", str(first), "--seed", "0"]
+    assert run([*command, *more, "--out", str(second)]) == 0
+    costs = [results(out, "search")["best"]["cost_ratio"]["macs"] for out in (first, second)]
+    assert costs[1] <= costs[0] < 0.9
+    known = {str(trial.plan) for trial in read_trials(first / "trials.jsonl")}
+    own = read_trials(second / "trials.jsonl")
+    assert len(own) <= 5
+    assert [t for t in own if t.source == "descent" and str(t.plan) in known] == []
 
 
 @pytest.mark.slow
