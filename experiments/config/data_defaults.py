@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from amc_compress.config.texts import is_factory
+
+LOADERS = "loaders"
+"""The name of data that were given as objects."""
+
 USUAL_MODEL = "digitsnet"
 
 _USUAL: Mapping[str, Any] = {
@@ -33,6 +38,8 @@ def data_defaults(data: str, task: str | None, model: str | None) -> dict[str, A
         model: The network; None if that is not given either.
     """
     found = dict(_USUAL)
+    if is_factory(data) or data == LOADERS:
+        found["batch_size"] = None  # loaders have their own, data sets one by their size
     name, _, labels = data.partition(":")
     if name == "digit-scenes":
         labels = labels or ("masks" if task == "segmentation" else "boxes")

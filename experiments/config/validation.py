@@ -157,6 +157,8 @@ def _check_search(spec: LearnerSpec) -> None:
     from amc_compress.learners.candidates.proxy import Proxy
     from amc_compress.learners.channel_pruning.criteria import make_criterion
 
+    if options.learner_class is not None:
+        spec.learner()
     agent_from_label(options.agent)
     make_criterion(options.criterion)
     Proxy.parse(options.proxy, options.finetune_steps)

@@ -23,8 +23,18 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+USUAL_BATCH = 128
+_LEAST_BATCH = 8
+_STEPS = 50
+
+
+def fitting_batch(samples: int) -> int:
+    """Returns a batch size that leaves 50 steps in an epoch, 8 to 128."""
+    return min(USUAL_BATCH, max(_LEAST_BATCH, samples // _STEPS))
+
+
 def to_batches(
-    data: object, name: str, *, batch_size: int, shuffle: bool = False, seed: int = 0
+    data: object, name: str, *, batch_size: int | None, shuffle: bool = False, seed: int = 0
 ) -> Batches:
     """Returns data as batches that can be read again and again.
 
@@ -35,7 +45,8 @@ def to_batches(
     Args:
         data: A ``DataLoader``, a list of batches, a data set, or anything else that is iterable.
         name: What errors call it, e.g. ``"the training data"``.
-        batch_size: Samples in a batch of a data set.
+        batch_size: Samples in a batch of a data set. ``None`` for as many as suit: 128, and where
+            they are shuffled, to train on, no more than leave 50 steps in an epoch.
         shuffle: Whether the samples of a data set are shuffled, in each pass anew.
         seed: Of their order.
 
@@ -55,6 +66,8 @@ def to_batches(
             f"({first_line(error, 120)}): give the data set a transform, or pass a DataLoader with "
             f"a collate_fn."
         ) from error
+    if batch_size is None:
+        batch_size = fitting_batch(len(data)) if shuffle else USUAL_BATCH
     # Batch norm cannot train on a single sample, so a lone last one is left out.
     lone = shuffle and len(data) > batch_size and len(data) % batch_size == 1
     loader: DataLoader[Any] = DataLoader(

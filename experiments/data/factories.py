@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc_compress.data.batches import Batches, has_samples, to_batches
+from amc_compress.data.batches import USUAL_BATCH, Batches, has_samples, to_batches
 from amc_compress.data.sources.stored import split_of_name
 from amc_env.errors import InputDataError
 from amc_env.validation.references import resolve
@@ -41,14 +41,16 @@ class OwnLoaders:
     notes: tuple[str, ...] = ()
 
 
-def own_loaders(reference: str, *, batch_size: int, seed: int) -> OwnLoaders:
+def own_loaders(reference: str, *, batch_size: int | None, seed: int) -> OwnLoaders:
     """Calls a user's factory, and makes batches of what it returns.
 
-    It is given ``batch_size`` and ``seed`` if it names such parameters.
+    It is given ``batch_size`` and ``seed`` if it names such parameters; a ``batch_size`` that
+    is not given only if it has no default.
 
     Args:
         reference: ``"package.module:factory"``; the current directory is searched too.
-        batch_size: Samples in a batch, where it returns data sets.
+        batch_size: Samples in a batch, where it returns data sets; ``None`` for as many as suit,
+            see :func:`amc_compress.data.batches.to_batches`.
         seed: Of their order.
 
     Raises:
@@ -79,13 +81,20 @@ def own_loaders(reference: str, *, batch_size: int, seed: int) -> OwnLoaders:
     return OwnLoaders(**made, notes=tuple(notes))
 
 
-def _call(factory: Any, reference: str, known: Mapping[str, int]) -> object:
+def _call(factory: Any, reference: str, known: Mapping[str, int | None]) -> object:
     """Calls a factory with what it asks for by name."""
     try:
         signature = inspect.signature(factory)
     except (ValueError, TypeError):  # some builtins have no signature
         return factory()
-    keywords = {key: value for key, value in known.items() if key in signature.parameters}
+    keywords = {}
+    for key, value in known.items():
+        if key not in signature.parameters:
+            continue
+        if value is not None:
+            keywords[key] = value
+        elif signature.parameters[key].default is inspect.Parameter.empty:
+            keywords[key] = USUAL_BATCH
     try:
         signature.bind(**keywords)
     except TypeError as error:

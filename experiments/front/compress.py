@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from amc_compress.agents.base import Agent
+from amc_compress.config.data_defaults import LOADERS
 from amc_compress.config.learner_specs import LEARNERS
 from amc_compress.config.run_config import OPTIONS, RunConfig
 from amc_compress.data.batches import to_batches
@@ -31,7 +32,8 @@ from amc_compress.runs.given import Given, agent_text
 from amc_compress.runs.storage.occupied import is_used
 from amc_compress.stages.pipeline import Say, open_given_task, run_stages, say, silent
 from amc_env.errors import ArgumentError
-from amc_env.validation.checks import checked, unknown
+from amc_env.validation.checks import checked
+from amc_env.validation.references import is_reference, resolve
 
 
 @checked
@@ -106,25 +108,8 @@ def compress(
     loaders = _loaders(given_batches, taken.network, config.batch_size)
     purpose = _purpose(config, chosen, taken.network, loaders["train"], talk)
     config = replace(config, task=purpose.name)
-    data = given_data(
-        loaders["train"],
-        loaders["validation"],
-        purpose,
-        test=loaders.get("test"),
-        calibration=loaders.get("calibration"),
-    )
-    data = replace(data, content=_content(data, taken, purpose, chosen), task=purpose.name)
-    given = Given(
-        network=taken.network,
-        example=data.example,
-        task=purpose,
-        form=taken.form,
-        call=_call(config),
-        teacher=None if chosen.teacher is None else take_in(chosen.teacher, "cpu").network,
-        agent=chosen.agent,
-        learner=chosen.learner,
-        notes=taken.form.notes,
-    )
+    data = _data(loaders, taken, purpose, chosen)
+    given = _given(config, data, taken, purpose, chosen)
     place = Path(tempfile.mkdtemp(prefix="amc-")) / "run" if out is None else Path(out)
     started = open_given_task(
         place, config, data, given, resume=resume, talk=talk, progress=not quiet
@@ -158,7 +143,7 @@ class _Chosen:
     ) -> _Chosen:
         """Tells names from objects."""
         options = {
-            "learner": learner if isinstance(learner, str) else _name_of(learner),
+            **({"learner": learner} if isinstance(learner, str) else _words_for(learner)),
             "agent": agent_text(agent),
             # As a name it would need weights: an object brings its own.
             "teacher": teacher
@@ -181,14 +166,28 @@ class _Chosen:
         )
 
 
-def _name_of(learner: type[Learner] | Learner) -> str:
-    """The name of a learner's class on the command line."""
+def _words_for(learner: type[Learner] | Learner) -> dict[str, str]:
+    """The options that say on the command line what a learner's class, or an object of it, is."""
     kind = learner if isinstance(learner, type) else type(learner)
-    for name in LEARNERS:
-        spec = RunConfig(learner=name).spec
-        if spec.learner() is kind and not spec.in_steps:
-            return name
-    raise ArgumentError(unknown("learner", kind.__name__, sorted(LEARNERS)))
+    specs = [RunConfig(learner=name).spec for name in LEARNERS]
+    names = {spec.learner(): spec.name for spec in specs if not spec.in_steps}
+    parent = next((known for known in kind.__mro__ if known in names), None)
+    if parent is None:
+        raise ArgumentError(
+            f"Expected a learner, or a class that derives from one of "
+            f"{', '.join(sorted(known.__name__ for known in names))}, got {kind.__name__}: a run "
+            f"trains, packs and exports networks as these do. For any other one use CompressionEnv "
+            f"and an agent."
+        )
+    if parent is kind:
+        return {"learner": names[parent]}
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    if not is_reference(reference) or resolve(reference, "learner class") is not kind:
+        raise ArgumentError(
+            f"Expected a learner class at the top of a module, got {kind.__qualname__}: a run is "
+            f"resumed with the class of that name, so define it there."
+        )
+    return {"learner": names[parent], "learner_class": reference}
 
 
 def _later_options(out: Path) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _config(
 ) -> RunConfig:
     given = {key: value for key, value in values.items() if key != "budget" or value is not None}
     own = {**before, **options_from(given), **chosen.options}
-    own |= {"model": model, "data": "loaders"}
+    own |= {"model": model, "data": LOADERS}
     if chosen.learner is not None:
         told = getattr(chosen.learner, "options", None)
         spec = LEARNERS[own["learner"]]
@@ -236,7 +235,9 @@ def _purpose(
     )
 
 
-def _loaders(given: Mapping[str, Any], network: nn.Module, batch_size: int) -> dict[str, Loader]:
+def _loaders(
+    given: Mapping[str, Any], network: nn.Module, batch_size: int | None
+) -> dict[str, Loader]:
     return {
         name: to_batches(
             for_network(data, name, network),
@@ -247,6 +248,35 @@ def _loaders(given: Mapping[str, Any], network: nn.Module, batch_size: int) -> d
         for name, data in given.items()
         if data is not None
     }
+
+
+def _data(loaders: Mapping[str, Loader], taken: TakenIn, task: Task, chosen: _Chosen) -> GivenData:
+    """The loaders as a run takes them."""
+    data = given_data(
+        loaders["train"],
+        loaders["validation"],
+        task,
+        test=loaders.get("test"),
+        calibration=loaders.get("calibration"),
+    )
+    return replace(data, content=_content(data, taken, task, chosen), task=task.name)
+
+
+def _given(
+    config: RunConfig, data: GivenData, taken: TakenIn, task: Task, chosen: _Chosen
+) -> Given:
+    """What the run works on in place of names."""
+    return Given(
+        network=taken.network,
+        example=data.example,
+        task=task,
+        form=taken.form,
+        call=_call(config),
+        teacher=None if chosen.teacher is None else take_in(chosen.teacher, "cpu").network,
+        agent=chosen.agent,
+        learner=chosen.learner,
+        notes=taken.form.notes,
+    )
 
 
 def _content(data: GivenData, taken: TakenIn, task: Task, chosen: _Chosen) -> dict[str, str]:

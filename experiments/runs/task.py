@@ -17,6 +17,7 @@ from torch import nn
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.texts import is_factory
 from amc_compress.data import DataSplits, load_data
+from amc_compress.data.batches import USUAL_BATCH
 from amc_compress.data.given import GivenData
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
@@ -52,7 +53,7 @@ def load_splits(
 def _named_data(config: RunConfig) -> DataSplits:
     return load_data(
         config.data,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or USUAL_BATCH,
         seed=config.seed,
         validation_size=config.validation_size,
         validation_split="tail" if config.validation_split == "tail" else "random",

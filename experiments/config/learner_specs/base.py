@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from amc_compress.config.option import declared
 from amc_env.costs.storage import OFF_BITS
+from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
+from amc_env.validation.references import resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +49,35 @@ class Images(Protocol):
 
     @property
     def task(self) -> str: ...  # noqa: D102
+
+
+def own_learner(reference: str, kind: Any, name: str) -> Any:
+    """Returns a class of the user's that takes the place of a learner's.
+
+    Args:
+        reference: ``"package.module:Class"``.
+        kind: The class of the learner.
+        name: The learner's name.
+
+    Raises:
+        InputDataError: If it is no such class.
+    """
+    from amc_compress.learners.candidates.learner import PartLearner
+
+    found = resolve(reference, "learner class")
+    if not issubclass(kind, PartLearner):
+        raise InputDataError(
+            f"Expected --learner-class with a learner of one kind of compression, got it with "
+            f"--learner {name}, which is made of several: prepare it in Python, and give compress "
+            f"the object."
+        )
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise InputDataError(
+            f"Expected the learner class {reference!r} to derive from {kind.__name__}, the class "
+            f"of --learner {name}, got {found!r}: a run trains, packs and exports networks as that "
+            f"learner does. For any other one use CompressionEnv and an agent."
+        )
+    return found
 
 
 class LearnerSpec:
@@ -170,9 +201,15 @@ class LearnerSpec:
     # ---- how it is built
 
     def learner(self) -> Any:
-        """Returns the class of the learner."""
+        """Returns the class of the learner.
+
+        Raises:
+            InputDataError: If it is to be a class of the user's that does not derive from it.
+        """
         module, _, name = self.path.partition(":")
-        return getattr(importlib.import_module(f"amc_compress.learners.{module}"), name)
+        kind = getattr(importlib.import_module(f"amc_compress.learners.{module}"), name)
+        reference = self.options.learner_class
+        return kind if reference is None else own_learner(reference, kind, self.name)
 
     def own_options(self) -> dict[str, Any]:
         """Returns those of the learner's options that not all learners have."""

@@ -34,6 +34,11 @@ class SearchOptions:
         everyday=True,
         kind=str,
     )
+    learner_class: str | None = _search(
+        None,
+        "A subclass of the class of --learner to use in its place, package.module:Class.",
+        metavar="PATH",
+    )
     max_drop: str | None = _search(
         None,
         "How far the score may drop below the original's, in points (0.5: from 91.5% to 91.0%) or "

@@ -106,8 +106,12 @@ class TaskOptions:
         read=numbers,
     )
     std: tuple[float, ...] | None = _task(None, "As --mean, e.g. 0.229,0.224,0.225.", read=numbers)
-    batch_size: int = _task(
-        None, "Images per batch; 128 if not given, 16 for digit-scenes.", least=1
+    batch_size: int | None = _task(
+        None,
+        "Samples per batch; 128 if not given, 16 for digit-scenes. Of data sets of yours the "
+        "training batches have as many as leave 50 steps in an epoch, 8 to 128; loaders of yours "
+        "keep their own.",
+        least=1,
     )
     train_epochs: int = _train(
         None,

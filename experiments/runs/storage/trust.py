@@ -17,10 +17,10 @@ from amc_compress.config.texts import is_factory
 from amc_compress.config.values import own_cost_references
 from amc_env import RunFolderError
 
-CODE = ("model", "teacher", "reward", "cost", "data", "task", "metric", "loss")
+CODE = ("model", "teacher", "reward", "cost", "data", "task", "metric", "loss", "learner_class")
 """Options of a folder that may name code. Agents are built from the command's own options only."""
 
-PURPOSE = ("data", "task", "metric", "loss")
+PURPOSE = ("data", "task", "metric", "loss", "learner_class")
 """Those of a folder whose network is trained or evaluated."""
 
 _PLAIN_AGENT = re.compile(r"[\w-]+(:\s*\w+\s*=.*)?")
@@ -96,6 +96,7 @@ def code_of(config: RunConfig) -> Mapping[str, frozenset[str]]:
         "task": (config.task or "",),
         "metric": (config.metric or "",),
         "loss": (config.loss or "",),
+        "learner_class": (config.learner_class or "",),
         "cost": tuple(own_cost_references(config.cost).values()),
     }
     found = {

@@ -73,6 +73,35 @@ def test_a_lone_last_sample_is_not_trained_on(factory: Callable[[Any], str]) -> 
     assert [len(labels) for _, labels in own.validation] == [5, 1]
 
 
+@pytest.mark.parametrize(("size", "expected"), [(60, 8), (1437, 28), (50_000, 128)])
+def test_small_data_sets_have_steps_enough_in_an_epoch(
+    factory: Callable[[Any], str], size: int, expected: int
+) -> None:
+    samples = TensorDataset(torch.zeros(size, 1), torch.zeros(size, dtype=torch.long))
+    own = own_loaders(factory((samples, samples)), batch_size=None, seed=0)
+    assert isinstance(own.train, DataLoader)
+    assert isinstance(own.validation, DataLoader)
+    assert own.train.batch_size == expected
+    assert own.validation.batch_size == 128
+
+
+def test_a_batch_size_that_is_not_asked_for_is_the_factorys_own(
+    factory: Callable[[Any], str],
+) -> None:
+    asked = []
+
+    def make(batch_size: int = 3) -> Any:
+        asked.append(batch_size)
+        return DataLoader(SAMPLES, batch_size), LIST
+
+    def without_default(batch_size: int) -> Any:
+        return make(batch_size)
+
+    for function, size in ((make, None), (make, 2), (without_default, None)):
+        own_loaders(factory(function), batch_size=size, seed=0)
+    assert asked == [3, 2, 128]
+
+
 def test_factories_get_the_keywords_they_name(factory: Callable[[Any], str]) -> None:
     def make(batch_size: int, other: int = 1) -> Any:
         return DataLoader(SAMPLES, batch_size), LIST

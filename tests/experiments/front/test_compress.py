@@ -15,8 +15,10 @@ from amc_compress import Result, compress
 from amc_compress.agents import LocalSearch
 from amc_compress.cli import run
 from amc_compress.learners import ChannelPruning, evaluate
+from amc_compress.learners.base import Learner
 from amc_compress.runs.folder import RunFolder
-from amc_env import RunFolderError
+from amc_compress.runs.storage.trust import PURPOSE, UntrustedFolderError
+from amc_env import CompressionPlan, RunFolderError
 from amc_env.errors import ArgumentError, InputDataError
 
 FEW: dict[str, Any] = {
@@ -165,6 +167,23 @@ def test_folder_is_fine_tuned_exported_evaluated_and_reported(tmp_path: Path) ->
     }  # fmt: skip
 
 
+def test_scores_are_of_the_same_samples_before_and_after_fine_tuning(tmp_path: Path) -> None:
+    """A search on 20 of 60 samples; a fine-tuning is evaluated on all."""
+    result, all_of_them = compressed(out=tmp_path / "run", n_validation=20), batches(seed=1)
+    whole = evaluate(network(), all_of_them, precision="fp32")
+    assert {round(20 * score, 6) % 1 for score in (result.score, result.original_score)} == {0.0}
+    assert result.original_score != whole  # else this says nothing
+    start = evaluate(result.network, all_of_them, precision="fp32")
+    result.finetune(epochs=1, learning_rate=100.0)  # which ruins it
+    assert result.original_score == whole
+    assert result.score >= start
+    validation = result.evaluate()["validation"]
+    assert validation["original"]["accuracy"] == whole
+    assert validation["compressed"]["accuracy"] == result.score
+    note = f"{whole:.2%} on all, which fine-tuned networks are evaluated on"
+    assert note in result.report().read_text()
+
+
 @pytest.mark.slow
 def test_other_training_batches_fine_tune_anew() -> None:
     result = compressed().finetune(epochs=1)
@@ -236,6 +255,50 @@ def test_agent_and_learner_are_given_as_objects(tmp_path: Path) -> None:
     assert other.plan == result.plan
     with pytest.raises(RunFolderError, match="agent is 'local"):
         compressed(agent=LocalSearch(finalists=1), out=tmp_path / "run", resume=True)
+
+
+class Counting(ChannelPruning):
+    """A learner of the user's own: the one it derives from, with a say in every evaluation."""
+
+    evaluations = 0
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        Counting.evaluations += 1
+        return super().evaluate(plan)
+
+
+def test_a_learner_class_of_ones_own_takes_the_place_of_the_one_it_derives_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counting, "evaluations", 0)
+    result = compressed(learner=Counting, out=tmp_path / "run")
+    assert Counting.evaluations >= len(result.trials) == 3
+    config = RunFolder.open(result.out, uses=()).config
+    assert (config.learner, config.learner_class) == ("channels", f"{__name__}:Counting")
+    with pytest.raises(UntrustedFolderError, match=f"the learner_class '{__name__}:Counting'"):
+        RunFolder.open(result.out, uses=PURPOSE)
+    with pytest.raises(RunFolderError, match="learner_class"):
+        compressed(out=tmp_path / "run", resume=True)
+    assert result.plan == compressed().plan
+
+
+def test_learners_that_no_run_knows_are_rejected_in_a_sentence() -> None:
+    class Inner(ChannelPruning):
+        pass
+
+    with pytest.raises(ArgumentError, match=r"at the top of a module, got .*Inner: a run is resu"):
+        compressed(learner=Inner)
+    with pytest.raises(ArgumentError, match=r"derives from one of ChannelPruning, .*, got Foreign"):
+        compressed(learner=Foreign)
+    with pytest.raises(InputDataError, match="to derive from UniformQuantization, the class of "):
+        compressed(
+            learner="uniform", learner_class=f"{__name__}:Counting", round_to=8,
+            budget="mean_bits=6/32",
+        )  # fmt: skip
+
+
+class Foreign(Learner):
+    """What no run can train, pack and export."""
 
 
 @pytest.mark.slow
