@@ -73,8 +73,9 @@ def compress(
         metric: For the score instead of the task's: a ``torchmetrics.Metric``, a function of
             outputs and targets, or ``"package.module:name"``.
         loss: Instead of the task's: a function of outputs and targets, or its name.
-        learner: What is done to the network: a name, a class, or a learner that was prepared with
-            this network.
+        learner: What is done to the network: a name, a class (one of yours derives from a
+            learner's, and is at the top of a module), or a learner that was prepared with this
+            network.
         agent: What searches, by name or as an object.
         teacher: What the smaller network learns from: ``"original"``, ``"none"``, or a network.
         test: Batches that are looked at once, for the report; those of ``validation`` if not given.

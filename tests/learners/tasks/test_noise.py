@@ -121,5 +121,12 @@ def test_groups_that_say_nothing_are_left_out() -> None:
     expected = standard_error(known[2:], [0.0] * (GROUPS - 2))
     assert standard_error([None, None, *known[2:]], [0.0] * GROUPS) == expected
 
-    meter.update(torch.eye(4), [])  # of no structure that can be taken apart
-    assert meter.scores() == ()
+    def of_many(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        if len(outputs) < 10:
+            raise ValueError("of ten samples or more")
+        return 0.5
+
+    task = make_task("classification", metric=of_many, higher_is_better=True)
+    meter = in_groups(task, torch.randn(40, 4), torch.arange(40) % 4, 40)
+    assert meter.compute()["of_many"] == 0.5
+    assert set(meter.scores()) == {None}
