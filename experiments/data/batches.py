@@ -85,9 +85,12 @@ def has_samples(data: object) -> TypeGuard[Samples]:
     """Returns whether data are single samples: a map-style data set of torch or ``datasets``."""
     if isinstance(data, IterableDataset):
         return False
-    # The ``datasets`` library is optional and slow to import: its classes are told by their module.
-    families = {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
-    return isinstance(data, Dataset) or ("datasets" in families and hasattr(data, "__getitem__"))
+    return isinstance(data, Dataset) or (_is_of_datasets(data) and hasattr(data, "__getitem__"))
+
+
+def _is_of_datasets(data: object) -> bool:
+    """Whether data are of the ``datasets`` library, which is optional and slow to import."""
+    return "datasets" in {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
 
 
 def collate_samples(samples: Sequence[Any]) -> Any:
@@ -119,6 +122,11 @@ def _check_batches(data: object, name: str) -> None:
         raise InputDataError(
             f"Expected {name} as a DataLoader, a list of batches or a data set, got "
             f"{type(data).__name__}: wrap it, e.g. in torch.utils.data.DataLoader."
+        )
+    if _is_of_datasets(data):
+        raise InputDataError(
+            f"Expected batches in {name}, got a data set that is streamed, sample by sample: wrap "
+            f"it in torch.utils.data.DataLoader, which makes batches."
         )
     if iter(data) is data:
         raise InputDataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,13 @@ class _Columns(Dataset[Any]):
 
 
 def _tensor(value: Any) -> Any:
-    """Lists of numbers and arrays as tensors; anything else as it is."""
+    """Arrays and lists of numbers, nested ones too, as tensors; anything else as it is."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
-    if isinstance(value, list) and value and all(isinstance(x, bool | int | float) for x in value):
-        return torch.tensor(value)
+    inner = value
+    while isinstance(inner, list) and inner:
+        inner = inner[0]
+    if isinstance(value, list) and isinstance(inner, bool | int | float):
+        with suppress(ValueError, TypeError):  # rows of different lengths
+            return torch.tensor(value)
     return value
