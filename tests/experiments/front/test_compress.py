@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from amc_compress import Result, compress
 from amc_compress.agents import LocalSearch
 from amc_compress.cli import run
+from amc_compress.front.columns import for_network
 from amc_compress.learners import ChannelPruning, evaluate
 from amc_compress.learners.base import Learner
 from amc_compress.runs.folder import RunFolder
@@ -241,6 +242,18 @@ def test_rows_with_named_columns_feed_the_network() -> None:
     table = Table(pixels.flatten(1), labels)
     result = compress(flat, table, table, **FEW)
     assert result.network(pixels.flatten(1)).shape == (60, 4)
+
+
+def test_nested_lists_of_numbers_are_tensors_and_streams_are_named() -> None:
+    pixels, labels = samples(3)
+    row = for_network(Table(pixels, labels), "train", network())[2]
+    assert torch.equal(row[0], pixels[2])
+    ragged = Table(pixels, labels)
+    ragged.__class__ = type("Ragged", (Table,), {"__getitem__": lambda *_: {"x": [[1], [2, 3]]}})
+    assert for_network(ragged, "train", network())[0] == {"x": [[1], [2, 3]]}
+    streamed = type("Streamed", (), {"__module__": "datasets.iterable_dataset", "__iter__": iter})
+    with pytest.raises(InputDataError, match="a data set that is streamed, sample by sample: wrap"):
+        compress(network(), streamed(), batches(), **FEW)
 
 
 @pytest.mark.slow
