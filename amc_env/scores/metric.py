@@ -16,6 +16,7 @@ from amc_env.errors import EvaluationError
 from amc_env.validation.checks import checked, shown
 
 _NAME = "score"
+_WORDS = {"iou": "IoU", "map": "mAP", "f1": "F1", "mae": "MAE", "mse": "MSE", "rmse": "RMSE"}
 _TINY = 1e-12  # the least size that differences are divided by
 _LARGEST = sys.float_info.max
 _CHECK = "check the network's weights, the data and the learner"
@@ -72,6 +73,11 @@ class Metric:
         return self.name == "accuracy"
 
     @property
+    def title(self) -> str:
+        """The name as people write it: ``"mean IoU"`` of ``mean_iou``."""
+        return " ".join(_WORDS.get(word, word) for word in self.name.split("_"))
+
+    @property
     def reward_form(self) -> str:
         """How rewards that are made from such scores are formatted: any size must show."""
         return ".4f" if self.is_accuracy else ".4g"
@@ -110,7 +116,7 @@ class Metric:
 
     def said(self, score: float) -> str:
         """Returns the same with the metric's name: ``"accuracy 98.33%"``."""
-        return f"{self.name} {self.text(score)}"
+        return f"{self.title} {self.text(score)}"
 
     def change(self, before: float, after: float) -> str:
         """Returns by how much the metric changes: ``"-0.28 points"``, ``"+1.204 worse"``."""

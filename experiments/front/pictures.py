@@ -69,5 +69,5 @@ def _plans(
             label=f"{name} plan",
         )  # fmt: skip
     axes.axvline(budget.bounds[cost][1], color=_OUTSIDE, linestyle=":", label="budget")
-    axes.set(xlabel=f"{cost}, share of the original", ylabel=metric.name, title="Plans")
+    axes.set(xlabel=f"{cost}, share of the original", ylabel=metric.title, title="Plans")
     axes.legend()

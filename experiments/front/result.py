@@ -257,7 +257,7 @@ class Result:
     def _repr_html_(self) -> str:
         metric = self._folder.metric
         before, after = self.original_costs, self.costs
-        rows = [(metric.name, metric.text(self.original_score), metric.text(self.score), "")]
+        rows = [(metric.title, metric.text(self.original_score), metric.text(self.score), "")]
         rows += [
             (name, f"{before[name]:.4g}", f"{after[name]:.4g}", f"{self.cost_ratio[name]:.1%}")
             for name in self._folder.config.shown_costs

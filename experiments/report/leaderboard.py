@@ -188,7 +188,7 @@ def floor_curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
     when = "fine-tuning" if config.max_drop_after == "finetune" else "the search"
     note = (
         f"The {cost} of every evaluated plan. Asked for was the cheapest whose "
-        f"{folder.metric.name} after {when} is no worse than {least}, a drop of at most "
+        f"{folder.metric.title} after {when} is no worse than {least}, a drop of at most "
         f"{drop_text(config.max_drop or '0')}."
     )
     legend = [("#c3ccd7", "one plan", "round")]

@@ -122,7 +122,7 @@ def _headline(config: RunConfig, summary: dict[str, Any]) -> str:
 def _change(metric: Metric, before: float, after: float) -> str:
     """What became of the score, in a few words."""
     if not metric.is_accuracy:
-        return f"for a {metric.name} of {metric.text(after)} (was {metric.text(before)})"
+        return f"at {metric.title} {metric.text(after)} (was {metric.text(before)})"
     points = 100 * (after - before)
     if abs(points) < 0.005:
         return "at the same accuracy"
@@ -134,7 +134,7 @@ def _tiles(config: RunConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     before, after = summary["original"], summary["compressed"]
     metric = Metric.from_dict(summary.get("metric"))
     was = metric.text(before["score"])
-    tiles = [(metric.text(after["score"]), f"{tested_on(summary)} {metric.name} (was {was})")]
+    tiles = [(metric.text(after["score"]), f"{tested_on(summary)} {metric.title} (was {was})")]
     budget = f" ({_asked(config)})"
     if config.spec.prunes:
         tiles.append((f"{after['macs'] / before['macs']:.1%}", f"of the multiply-adds{budget}"))
@@ -167,7 +167,10 @@ def _asked(config: RunConfig) -> str:
 def _table_note(config: RunConfig, summary: dict[str, Any]) -> str:
     metric = Metric.from_dict(summary.get("metric"))
     seen, one = ("images", "image") if metric.is_accuracy else ("samples", "sample")
-    note = f"{metric.name[0].upper()}{metric.name[1:]} on "
+    title = (
+        metric.title if metric.title[1:2].isupper() else metric.title[0].upper() + metric.title[1:]
+    )
+    note = f"{title} on "
     if tested_on(summary) == "test":
         note += f"test {seen} that nothing before this line has seen. "
     else:
@@ -255,7 +258,7 @@ def _curve(folder: RunFolder, trials: Sequence[RecordedTrial]) -> Figure:
 
 def _searched(metric: Metric) -> str:
     """Name of the score, of which more is better."""
-    return metric.name if metric.higher_is_better else f"score (-{metric.name})"
+    return metric.title if metric.higher_is_better else f"score (-{metric.title})"
 
 
 def _if_known_before(
@@ -281,7 +284,7 @@ def _cloud(folder: RunFolder, trials: Sequence[RecordedTrial], cost: str) -> Fig
     lower, upper = bounds.get(cost, (0.0, 1.0))
     best, uniform = search["best"], search["uniform"]
     metric = folder.metric
-    name = f"proxy {metric.name}"
+    name = f"proxy {metric.title}"
     # Accuracies end at 0; other scores may lie so far below that all others were one line.
     ordered = sorted(t.score for t in trials)
     low = ordered[len(ordered) // 20] if trials and not metric.is_accuracy else -math.inf

@@ -83,7 +83,7 @@ def draw_sensitivity(
         all_drops = [unit * row.drop for row in rows]
         left.set_xlim(min(-0.15, 1.1 * min(all_drops)), max(1.0, 1.3 * max(all_drops)))
     left.axvline(0.0, color=_SOFT, linewidth=0.8)
-    points = "points of accuracy" if metric.is_accuracy else f"drop of the score ({metric.name})"
+    points = "points of accuracy" if metric.is_accuracy else f"drop of the score ({metric.title})"
     left.set_xlabel(f"{points} lost when it alone is cut; darker: less is kept", fontsize=9)
     right.set_xlabel(f"% of {cost} saved at most", fontsize=9)
     for axes in (left, right):

@@ -41,7 +41,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     old, new = before["score"], after["score"]
     table = [
         (
-            f"{tested_on(summary)} {metric.name}",
+            f"{tested_on(summary)} {metric.title}",
             metric.text(old),
             metric.text(new),
             metric.change(old, new),

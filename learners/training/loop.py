@@ -41,6 +41,7 @@ from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
+from amc_env.scores.metric import Metric
 from amc_env.support.progress import Progress
 from amc_env.validation.checks import checked
 
@@ -240,7 +241,7 @@ class _Run:
                     record = self._epoch(epoch, progress)
                     bar.step(
                         f"loss {record.train_loss:.4f}, "
-                        f"validation {self.task.metric} "
+                        f"validation {Metric(self.task.metric).title} "
                         f"{self.task.value(record.validation_score):.4f}"
                     )
                     if writer is not None:

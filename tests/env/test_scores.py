@@ -121,10 +121,10 @@ def test_old_names_are_taken_with_a_warning():
     ("metric", "before", "after", "texts"),
     [
         (ACCURACY, 0.9833, 0.9712, ("98.33%", "accuracy 98.33%", "-1.21 points")),
-        (MEAN_IOU, 0.61234, 0.6, ("0.6123", "mean_iou 0.6123", "-0.01234")),
+        (MEAN_IOU, 0.61234, 0.6, ("0.6123", "mean IoU 0.6123", "-0.01234")),
         (PERPLEXITY, -20.5, -24.0, ("20.5", "perplexity 20.5", "+3.5 worse")),
         (PERPLEXITY, -20.5, -20.0, ("20.5", "perplexity 20.5", "-0.5 better")),
-        (Metric("mse", higher_is_better=False), -2e-7, -2e-7, ("2e-07", "mse 2e-07", "+0")),
+        (Metric("mse", higher_is_better=False), -2e-7, -2e-7, ("2e-07", "MSE 2e-07", "+0")),
     ],
 )
 def test_a_score_is_written_as_its_metric_is(metric, before, after, texts):
@@ -140,3 +140,11 @@ def test_a_metric_of_zero_has_no_sign():
 def test_relative_losses_are_finite():
     assert relative_loss(0.0, -1e308) < -relative_loss(0.0, 1e308) * 1.01
     assert relative_loss(-1.0, -1.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("map", "mAP"), ("mean_iou", "mean IoU"), ("accuracy", "accuracy"), ("top_5", "top 5")],
+)
+def test_metrics_are_written_as_people_write_them(name, title):
+    assert Metric(name).title == title

@@ -92,7 +92,7 @@ def task_table(analysis: Analysis, name: str) -> Table:
             )
         )
     if not task.facts.metric.is_accuracy:
-        known = {f"{title} {task.facts.metric.name}": value for title, value in known.items()}
+        known = {f"{title} {task.facts.metric.title}": value for title, value in known.items()}
     marks = [str(mark) for mark in task.samples]
     header = ("agent", "seeds", *marks, "own s / evaluation", *known)
     return Table(name, _task_note(task), header, tuple(rows))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc_compress import Result, compress, load_compressed
 from amc_compress.learners import evaluate
-from amc_env import RunFolderError
+from amc_env import Metric, RunFolderError
 
 FEW: dict[str, Any] = {
     "agent": "random", "evaluations": 2, "round_to": 1, "n_validation": 24, "quiet": True,
@@ -107,14 +107,14 @@ def test_any_task_is_searched_trained_evaluated_and_reported(tmp_path: Any, task
     assert summary["compressed"]["score"] == pytest.approx(
         evaluate(result.network, batches(2), task=task)
     )
-    assert metric in result.report().read_text()
+    assert Metric(metric).title in result.report().read_text()
     again = load_compressed(tmp_path / "run", model=made(make))
     assert evaluate(again, batches(1), task=task) == pytest.approx(result.score)
     same = compressed(
         network, batches, task=task, test=batches(2), out=tmp_path / "run", resume=True
     )
     assert same.plan == result.plan
-    assert metric in repr(same)
+    assert Metric(metric).title in repr(same)
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_metric_and_loss_of_ones_own(tmp_path: Any) -> None:
     worst = max(largest_error(result.network(x), y) for x, y in numbers(1))
     assert result.score == pytest.approx(-worst, rel=1e-4)
     page = result.finetune(epochs=1).report().read_text()
-    assert "validation largest_error (was " in page
+    assert "validation largest error (was " in page
     assert "as there are no test data" in page
     with pytest.raises(RunFolderError, match="began with another task"):
         compressed(
