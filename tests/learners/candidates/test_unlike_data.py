@@ -53,6 +53,12 @@ def test_statistics_of_unlike_data_are_not_taken(is_like: bool) -> None:
         )
     ]
     assert all(changed) if is_like else not any(changed)
+    means = [norm.running_mean.clone() for norm in batch_norms(small)]
+    learner.finetune(small, images[:2], epochs=1)
+    moved = [
+        not torch.equal(n.running_mean, m) for n, m in zip(batch_norms(small), means, strict=True)
+    ]
+    assert all(moved) if is_like else not any(moved)
     if not is_like:
         learner.recalibrate(small)
         assert learner.score(small) < learner.evaluate(plan)
