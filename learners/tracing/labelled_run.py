@@ -110,6 +110,8 @@ class Watch:
             try:
                 with _watched_modules(self.model, mode, memories, traced):
                     self._follow(mode, case)
+                    for name, forward in ({} if index else traced).items():
+                        forward.explore(name)
             except Exception:
                 if not index:
                     raise

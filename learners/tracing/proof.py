@@ -19,6 +19,7 @@ from amc_compress.learners.tracing.examples.variations import floats, n_samples
 from amc_compress.learners.tracing.grouping import Grouper, Grouping
 from amc_compress.learners.tracing.labelled_run import Watch
 from amc_compress.learners.tracing.probing import Probes
+from amc_compress.learners.tracing.rewriting.attributes import Attributes, find_attributes
 from amc_compress.learners.tracing.rewriting.checks import Rewrites, make_rewrites
 from amc_compress.learners.tracing.rewriting.forward_tracing import TracedForward
 from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
@@ -185,7 +186,7 @@ class _Provers:
     """
 
     def __init__(
-        self, grouping: Grouping, rewrites: Sequence[Rewrite],
+        self, grouping: Grouping, rewrites: Sequence[Rewrite | Attributes],
         networks: tuple[nn.Module, nn.Module, Callable[[], nn.Module]],
     ) -> None:  # fmt: skip
         real, generic, self._make_lively = networks
@@ -274,7 +275,7 @@ class _Trial:
 
 def prove(
     model: nn.Module, watch: Watch, probes: Probes, batch: int | None = None
-) -> tuple[Grouping, list[Rewrite]]:
+) -> tuple[Grouping, list[Rewrite | Attributes]]:
     """Returns groups that are right alone and together, and the rewrites they need.
 
     Args:
@@ -291,11 +292,13 @@ def prove(
     vivid = cache(lambda: lively(model, torch.Generator().manual_seed(2)))
     rejected: dict[int, str] = {}
     proved: set[ChannelGroup] = set()
+    attributes: dict[str, Attributes] = {}  # group -> numbers of modules that shrink with it
     while True:
         run = watch.run()
         grouping = Grouper(model, run.mode, batch, run.unseen).build(rejected)
         made = _rewrites(grouping, run.traced, generator, generic, probes)
-        rewrites = made.rewrites
+        placed = _placed(attributes, grouping)
+        rewrites: list[Rewrite | Attributes] = [*made.rewrites, *placed]
         provers = _Provers(grouping, rewrites, (model, generic, vivid))
         faults = _Trial(grouping, provers, probes, proved, generator).faults()
         if not faults:
@@ -306,11 +309,45 @@ def prove(
         sizes = {group.name: group.size for group in grouping.graph.groups}
         for name, reason in faults.items():
             start = grouping.first_unit[name]
+            if name not in attributes:
+                found = _attributes(name, made, rewrites, (generic, grouping), probes)
+                if found is not None:
+                    attributes[name] = found
+                    continue
             units = grouping.unit_of_label
             inside = (units >= start) & (units < start + sizes[name])
             reason = made.explained(reason, torch.arange(start, start + sizes[name]))
             # Runs number their labels alike, so a label stands for the same data next time.
             rejected |= dict.fromkeys(inside.nonzero()[:, 0].tolist(), reason)
+
+
+def _placed(attributes: Mapping[str, Attributes], grouping: Grouping) -> list[Attributes]:
+    """Returns the numbers of groups that are still there, with their units of now."""
+    return [
+        replace(attributes[group.name], start=grouping.first_unit[group.name])
+        for group in grouping.graph.groups
+        if group.name in attributes and attributes[group.name].size == group.size
+    ]
+
+
+def _attributes(
+    name: str,
+    made: Rewrites,
+    rewrites: Sequence[Rewrite | Attributes],
+    network: tuple[nn.Module, Grouping],
+    probes: Probes,
+) -> Attributes | None:
+    """Returns the numbers that make a cut of one group right where no forward can be rewritten."""
+    model, grouping = network
+    size = next(group.size for group in grouping.graph.groups if group.name == name)
+    start = grouping.first_unit[name]
+    kept = {name: torch.arange((size + 1) // 2)}
+
+    def is_right(trial: Attributes) -> bool:
+        surgeon = Surgeon(model, grouping, [*rewrites, trial])
+        return Prover(surgeon).examine(kept, probes.alone[:1]).fault is None
+
+    return find_attributes(model, made.obstacles, range(start, start + size), is_right)
 
 
 def _rewrites(

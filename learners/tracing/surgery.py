@@ -13,6 +13,7 @@ from amc_compress.learners.networks.forms import detached
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labels.recurrent import RECURRENT
 from amc_compress.learners.tracing.masking.masked import mask_slots
+from amc_compress.learners.tracing.rewriting.attributes import Attributes
 from amc_compress.learners.tracing.rewriting.rewrite import box
 from amc_compress.learners.tracing.rewriting.rewrites import Rewrite
 from amc_compress.learners.tracing.slots import Slot
@@ -24,10 +25,12 @@ class Surgeon:
     Args:
         model: The original network; its current weights are read at every cut.
         grouping: Its channel groups and slots.
-        rewrites: Modules whose forward has channel numbers baked in.
+        rewrites: Modules whose forward has channel numbers baked in, or attributes hold some.
     """
 
-    def __init__(self, model: nn.Module, grouping: Grouping, rewrites: Sequence[Rewrite]) -> None:
+    def __init__(
+        self, model: nn.Module, grouping: Grouping, rewrites: Sequence[Rewrite | Attributes]
+    ) -> None:
         self.model = model
         self.grouping = grouping
         self.rewrites = rewrites

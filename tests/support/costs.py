@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amc_env.graph import LayerGraph
 
 
-def counted_flops(model: nn.Module, example: Tensor) -> int:
+def counted_flops(model: nn.Module, *example: Tensor) -> int:
     """FLOPs by PyTorch's own counter, which does not see fused attention on processors."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -24,13 +24,13 @@ def counted_flops(model: nn.Module, example: Tensor) -> int:
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            model(example)
+            model(*example)
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     return int(counter.get_total_flops())
 
 
-def counted_macs(model: nn.Module, example: Tensor) -> int:
+def counted_macs(model: nn.Module, *example: Tensor) -> int:
     """Multiply-adds by PyTorch's own counter, and by hand what it leaves out.
 
     That is the one kernel of an LSTM, products with vectors, and ``nn.Bilinear``.
@@ -49,7 +49,7 @@ def counted_macs(model: nn.Module, example: Tensor) -> int:
             missing += getattr(module, "macs_by_hand", 0)
 
     handles = [module.register_forward_hook(add) for module in model.modules()]
-    flops = counted_flops(model, example)
+    flops = counted_flops(model, *example)
     for handle in handles:
         handle.remove()
     return flops // 2 + missing

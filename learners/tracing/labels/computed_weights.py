@@ -137,7 +137,7 @@ class ComputedWeights(NormRules):  # type: ignore[no-untyped-call]
         """Returns the parameter behind a computed weight, and the ids of its rows and columns.
 
         Args:
-            weight: What a layer uses.
+            weight: What a layer uses; of a linear layer also some of the parameter's rows.
             axes: Those of its rows and of its columns.
 
         Returns:
@@ -146,7 +146,9 @@ class ComputedWeights(NormRules):  # type: ignore[no-untyped-call]
         origin = self._origins.get(id(weight))
         if origin is None or id(weight) not in self._sides[0]:
             return None
-        if [weight.shape[axis] for axis in axes] != list(origin.shape[:2]):
+        height, width = (weight.shape[axis] for axis in axes)
+        is_part = weight.dim() == 2 and height < len(origin)
+        if width != origin.shape[1] or (height != len(origin) and not is_part):
             return None
         found = []
         for side, axis in enumerate(axes):

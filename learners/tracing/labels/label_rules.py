@@ -39,6 +39,7 @@ _DRAWS = frozenset(["bernoulli", "uniform", "normal", "exponential", "cauchy", "
                     "geometric", "random", "poisson"])  # fmt: skip
 _LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
                    "randn_like", "randint_like"])  # fmt: skip
+_NEW = frozenset(["new_empty", "new_full", "new_ones", "new_zeros"])
 _SILENT = frozenset(("zero_", "fill_", "_assert_async", "resize_", "set_", "is_same_size"))
 
 
@@ -111,8 +112,9 @@ class LabelMode(LayerRules):  # type: ignore[no-untyped-call]
         elif name.startswith(_SPATIAL):
             self._spatial(name, args[0], out)
         elif name.startswith("_scaled_dot_product_"):
-            self._attention(args[0], args[1], args[2], out)
-        elif name in _LIKE or name == "new_empty":
+            query, key, value, *rest = args
+            self._attention(query, key, value, (*rest, *kwargs.values()), out)
+        elif name in _LIKE | _NEW:
             self._filled(args[0], out)
         elif name in _DRAWS and isinstance(out, Tensor) and out.shape == args[0].shape:
             self._same(args[0], out)

@@ -127,10 +127,16 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
                 self._pointwise((bias, out), {}, out)
             return
         weight, rows, columns = used
+        is_part = len(rows) < len(weight) and not upside_down
         self.calls.append(
-            Call(weight, self.modules[-1], tuple(weight.shape), positions=first.shape[0],
+            Call(weight, self.modules[-1], tuple(weight.shape),
+                 positions=0 if is_part else first.shape[0],
                  bias=bias if self.is_parameter(bias) else None, is_transposed=upside_down)
         )  # fmt: skip
+        if is_part:  # attention to another sequence: the rows of queries run at other positions
+            shape = (1, *first.shape, len(rows))
+            factors = (None, None, columns, rows)
+            self.calls.append(Call(None, self.modules[-1], shape, factors=factors))
         self._orient(weight, upside_down)
         if upside_down:
             rows, columns = columns, rows
@@ -208,7 +214,9 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
         self.table.tie(left, right)
         return left.expand(batch, rows, columns)
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, out: Any) -> None:
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, rest: Sequence[Any], out: Any
+    ) -> None:
         shape = query.shape[:-2]
         q, k, v = (
             None if labels is None else labels.reshape(-1, *labels.shape[-2:])
@@ -223,11 +231,24 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
         heads = shape.numel()
         transposed = None if k is None else k.transpose(1, 2)
         scores = self._contract(q, transposed, (heads, tokens, inner, memory))
+        for added in rest:
+            if scores is not None and isinstance(added, Tensor):
+                scores = self._added(scores, added, torch.Size((*shape, tokens, memory)))
         if scores is not None and varies(scores, 2):
             self.table.freeze(scores, "a softmax runs over it")
         result = self._contract(scores, v, (heads, tokens, memory, width))
         if result is not None:
             self.set_label(out[0], result.reshape(*shape, tokens, width))
+
+    def _added(self, scores: Tensor, added: Tensor, shape: torch.Size) -> Tensor:
+        """Ties what is added to scores to them: a bias of positions has a number for each head."""
+        if self.label(added) is None:  # a mask: whether it fits what stays is left to the proof
+            return scores
+        before, after = (torch.empty(()).expand(shape) for _ in range(2))
+        self.set_label(before, scores.reshape(shape))
+        self._pointwise((before, added), {}, after)
+        labels = self.label(after)
+        return scores if labels is None else labels.reshape(scores.shape)
 
     def _shared_heads(self, tensor: Tensor, shape: torch.Size) -> Tensor | None:
         """Labels of keys or values, one per head of the query: several may share a key."""

@@ -17,6 +17,8 @@ from amc_compress.learners.tracing.rewriting.forward_tracing import (
 )
 from amc_compress.learners.tracing.rewriting.rewrite import (
     SPLITS,
+    Constants,
+    Edit,
     Move,
     Replay,
     Sizes,
@@ -25,6 +27,14 @@ from amc_compress.learners.tracing.rewriting.rewrite import (
     sizes_of,
 )
 from amc_compress.learners.tracing.rewriting.symbolic_forward import Variant
+
+# Operations in which a number is a number, whatever it was computed from.
+_ARITHMETIC = frozenset(
+    (
+        *("add", "sub", "rsub", "mul", "multiply", "div", "divide", "truediv", "pow"),
+        *("iadd", "isub", "imul", "itruediv", "scaled_dot_product_attention"),
+    )
+)
 
 
 class Planner:
@@ -66,9 +76,10 @@ class Planner:
                 bad |= replay.bad.keys()
                 if record is self.record:
                     self.replays.append(replay)
+        bad |= {node for node in self.record.labels if self._changed_numbers(node)}
         return bad | {node for node in self.record.movements if self._is_fragile(node)}
 
-    def edits(self) -> list[Sizes | Move]:
+    def edits(self) -> list[Edit]:
         """Returns replacements for all nodes that some cut breaks."""
         bad = self.bad
         found = (self._edit(node) for node in self.module.graph.nodes if node in bad)
@@ -86,13 +97,15 @@ class Planner:
                 kinds.append([call])
         return kinds
 
-    def written(self, edits: Sequence[Sizes | Move]) -> list[fx.Node]:
+    def written(self, edits: Sequence[Edit]) -> list[fx.Node]:
         """Returns the numbers among the arguments that replacements no longer read.
 
         Heights and widths in a chain of movements are none: no channel depends on them.
         """
         found: dict[fx.Node, None] = {}
         for edit in edits:
+            if isinstance(edit, Constants):
+                continue
             if isinstance(edit, Sizes):
                 given = sizes_of(edit.node, edit.units.dim())
                 found |= dict.fromkeys(self._known(given[axis] for axis in edit.axes))
@@ -121,10 +134,28 @@ class Planner:
 
     # ------------------------------------------------------------------ one node
 
-    def _edit(self, node: fx.Node) -> Sizes | Move | None:
+    def _edit(self, node: fx.Node) -> Edit | None:
+        if numbers := self._changed_numbers(node):
+            return Constants(node, numbers)
         if self._is_lost(node):
             return None  # its users are rewritten from earlier tensors
         return self._resize(node) or self._move(node)
+
+    def _changed_numbers(self, node: fx.Node) -> dict[fx.Node, float]:
+        """Returns the numbers in an arithmetic operation that some cut changes."""
+        if function_name(node) not in _ARITHMETIC:
+            return {}
+        numbers = {
+            earlier: value
+            for earlier in node.all_input_nodes
+            if isinstance(value := self.record.values.get(earlier), (int, float))
+        }
+        return {
+            earlier: value
+            for earlier, value in numbers.items()
+            if any(replay.env.get(earlier) != value for replay in self.replays)
+            and all(record.values.get(earlier) == value for record in self.records)
+        }
 
     def _channel_axes(self, node: fx.Node) -> set[int]:
         """Returns the axes along which the units of any tensor of a node differ."""
@@ -149,11 +180,23 @@ class Planner:
         name = function_name(node)
         if name == "getitem" and self._is_tuple(earlier[0]):
             return self._splits_channels(earlier[0])
-        if any(self._is_lost(x) for x in earlier) or is_reshape(node):
+        if any(self._is_lost(x) for x in earlier):
             return True
+        if is_reshape(node):
+            return not self._has_sizes_of_tensors(node)
         if name == "getitem":
             return self._indexes_channels(node.args[1], self._channel_axes(earlier[0]))
+        if name == "pad":
+            return self._pads_channels(node, self._channel_axes(earlier[0]))
         return name not in EQUIVARIANT
+
+    def _has_sizes_of_tensors(self, node: fx.Node) -> bool:
+        """Whether a reshape reads its numbers of channels off tensors: they follow every cut."""
+        given = sizes_of(node, self.record.labels[node].dim())
+        if len(given) != self.record.labels[node].dim():
+            return False
+        found = [given[axis] for axis in self._channel_axes(node)]
+        return all(isinstance(x, fx.Node) and x not in self.variant.known for x in found)
 
     def _is_tuple(self, node: fx.Node) -> bool:
         return not isinstance(self.record.labels[node], Tensor)
@@ -173,6 +216,13 @@ class Planner:
         if any(part is None or part is Ellipsis for part in parts):
             return any(part not in (None, Ellipsis, slice(None)) for part in parts)
         return any(axis < len(parts) and parts[axis] != slice(None) for axis in axes)
+
+    def _pads_channels(self, node: fx.Node, axes: Collection[int]) -> bool:
+        pads = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+        if not isinstance(pads, (tuple, list)):
+            return True
+        last = self.record.labels[node].dim() - 1
+        return any(pad != 0 for axis in axes for pad in pads[2 * (last - axis) :][:2])
 
     def _unit(self, node: fx.Node) -> Tensor:
         """Unit of every coordinate of a tensor."""

@@ -12,7 +12,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amc_compress.learners.tracing.labels.label_state import LabelState
 from amc_compress.learners.tracing.rewriting.call_arguments import CallArguments, signature_of
-from amc_compress.learners.tracing.rewriting.symbolic_forward import Variant, trace_forward
+from amc_compress.learners.tracing.rewriting.symbolic_forward import (
+    Variant,
+    other_sizes,
+    trace_forward,
+)
 from amc_env.validation.sentences import first_line
 
 # A module that is called in more ways than these is not rewritten.
@@ -53,11 +57,13 @@ class TraceMemory:
         variants: Its graphs, one per kind of call.
         failure: Why it cannot be traced.
         has_misled: Whether that was found after a graph of it had been executed.
+        explored: Variants of which those for other sizes are among ``variants``, too.
     """
 
     variants: list[Variant] = field(default_factory=list)
     failure: str | None = None
     has_misled: bool = False
+    explored: set[Variant] = field(default_factory=set)
 
 
 class TracedForward:
@@ -77,6 +83,7 @@ class TracedForward:
         self.calls: list[tuple[Variant, Record]] = []
         self.has_executed = False
         self.seen: list[Tensor] = []  # labels of a module that is not understood
+        self.sized: dict[Variant, CallArguments] = {}  # variants for some sizes -> a call of them
 
     @property
     def failure(self) -> str | None:
@@ -110,11 +117,45 @@ class TracedForward:
                 variant = trace_forward(self.module, call)
             self.memory.variants.append(variant)
         self.has_executed = True
-        recorder = _Recorder(variant, self.mode, variant.numbers(call.leaves))
+        if variant.decides_by_sizes:
+            self.sized.setdefault(variant, call)
+        return self._recorded(variant, call)
+
+    def _recorded(self, variant: Variant, call: CallArguments) -> Any:
+        """Runs a graph, and remembers what its nodes produced."""
+        # Those that it decides by are what it holds for, whatever the call would decide.
+        numbers = variant.numbers(call.leaves) | variant.guards
+        recorder = _Recorder(variant, self.mode, numbers)
         out = recorder.run(*(call.leaves[index] for index in variant.free))
         recorder.finish()
         self.calls.append((variant, recorder.record))
         return out
+
+    def explore(self, name: str) -> None:
+        """Follows what the module would do with arguments of other sizes, on those that it got.
+
+        Args:
+            name: Of the module.
+        """
+        known = len(self.mode.calls)
+        self.mode.modules.append(name)
+        with torch.no_grad(), self.mode:
+            for variant, call in self.sized.items():
+                for other in self._others(variant, call):
+                    try:
+                        self._recorded(other, call)
+                    except Exception:  # it does not run on these, and on others as it may
+                        self.memory.variants.remove(other)
+        self.mode.modules.pop()
+        del self.mode.calls[known:]  # they are no work of the example
+
+    def _others(self, variant: Variant, call: CallArguments) -> list[Variant]:
+        """Returns the variants of a module for arguments of other sizes."""
+        if variant not in self.memory.explored:
+            self.memory.explored.add(variant)
+            with _disable_current_modes():
+                self.memory.variants += other_sizes(self.module, call, variant, _MAX_VARIANTS // 2)
+        return [x for x in self.memory.variants if x.decides_by_sizes and x not in self.sized]
 
 
 class _Recorder(fx.Interpreter):
@@ -161,7 +202,8 @@ class _Recorder(fx.Interpreter):
     def _labels(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        is_bare = self.mode.is_parameter(leaf) and id(leaf) not in self.mode.parameter_labels
+        is_own = id(leaf) in self.mode.parameters  # a parameter or buffer
+        is_bare = is_own and id(leaf) not in self.mode.parameter_labels
         labels = None if is_bare else self.mode.label(leaf)
         return torch.zeros((), dtype=torch.int64).expand(leaf.shape) if labels is None else labels
 

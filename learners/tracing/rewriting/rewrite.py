@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import getitem
+from operator import getitem, setitem
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -122,7 +122,9 @@ class Replay(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Returns what the node should yield; executes what moves data or is a number."""
         if n not in self.expected:
-            if n.op in ("placeholder", "get_attr", "call_module", "output"):
+            # What is written into is no label, and labels must not be written into.
+            inert = n.op in ("placeholder", "get_attr", "call_module", "output")
+            if inert or n.target is setitem:
                 return self.record.values.get(n)
             try:
                 return super().run_node(n)
@@ -138,6 +140,10 @@ class Replay(fx.Interpreter):
                 args, kwargs = self.fetch_args_kwargs_from_env(n)
                 self.bad[n] = (*args, *kwargs.values())
         return expected
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Executes a method; labels lie otherwise in memory than the data that can be viewed."""
+        return super().call_method("reshape" if target == "view" else target, args, kwargs)
 
     def _is_broken_tuple(self, node: fx.Node) -> bool:
         """Whether a node yields several wrong tensors: then its users are what is replaced."""
@@ -203,6 +209,37 @@ class Sizes:
 
 
 @dataclass
+class Constants:
+    """Arithmetic with numbers of channels, which stay what they are in the original.
+
+    As the scale of attention does, where it is computed from the width of the embedding.
+
+    Args:
+        node: The operation.
+        values: What computes such a number -> the number.
+        prefix: Not used, as there is nothing to read from the module.
+    """
+
+    node: fx.Node
+    values: dict[fx.Node, float]
+    prefix: str = "_cut"
+
+    def attributes(self, alive: Tensor) -> dict[str, Any]:
+        """Returns nothing."""
+        return {}
+
+    def detached(self) -> Constants:
+        """Returns a copy without the graph, which can no longer be applied but pickles."""
+        return replace(self, node=_name_only(self.node), values={})
+
+    def apply(self, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> None:
+        """Writes the numbers into a copy of the operation."""
+        known = {copies[number]: value for number, value in self.values.items()}
+        node.args = fx.map_arg(node.args, lambda x: known.get(x, x))
+        node.kwargs = fx.map_arg(node.kwargs, lambda x: known.get(x, x))
+
+
+@dataclass
 class Move:
     """A chain of data movements that is one :func:`move_channels` of earlier tensors.
 
@@ -263,6 +300,9 @@ class Move:
             moved = graph.call_function(move_channels, (sources, self.axis, *reads))
         node.replace_all_uses_with(moved)
         return moved
+
+
+Edit = Sizes | Constants | Move
 
 
 def sizes_of(node: fx.Node, dims: int = 1) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.tracing.rewriting.rewrite import Move, Sizes
+from amc_compress.learners.tracing.rewriting.rewrite import Edit
 from amc_compress.learners.tracing.rewriting.rewritten_class import ClassRecipe, rebuild_class
 
 
@@ -29,7 +29,7 @@ class Rewrite:
 
     name: str
     cls: Any
-    edits: list[Sizes | Move]
+    edits: list[Edit]
     touched: Tensor
 
     def is_needed(self, alive: Tensor) -> bool:
@@ -53,9 +53,7 @@ class Rewrite:
         return _restore_rewrite, (self.name, self.cls._recipe, edits, self.touched)
 
 
-def _restore_rewrite(
-    name: str, recipe: ClassRecipe, edits: list[Sizes | Move], touched: Tensor
-) -> Rewrite:
+def _restore_rewrite(name: str, recipe: ClassRecipe, edits: list[Edit], touched: Tensor) -> Rewrite:
     return Rewrite(name, rebuild_class(recipe), edits, touched)
 
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from amc_compress.learners.tracing.rewriting.call_arguments import flattened, signature_of
 from amc_compress.learners.tracing.rewriting.symbolic_forward import same
+from amc_compress.learners.tracing.rewriting.symbolic_tracer import shape_of
 from amc_env.errors import InputDataError
 
 _counter = itertools.count()
@@ -103,7 +104,7 @@ class VariantCode:
         if not self.expected:
             return True
         try:
-            numbers = guards(None, *self.arguments(leaves))
+            numbers = guards(None, *map(shape_of, self.arguments(leaves)))
         except Exception:  # the numbers do not exist for these arguments
             return False
         return all(map(same, numbers, self.expected))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from amc_compress.learners.tracing.rewriting.forward_tracing import Record
-from amc_compress.learners.tracing.rewriting.rewrite import Move, Sizes
+from amc_compress.learners.tracing.rewriting.rewrite import Constants, Edit, Sizes
 from amc_compress.learners.tracing.rewriting.rewritten_class import (
     ClassRecipe,
     Source,
@@ -32,7 +32,7 @@ class Part:
 
     variant: Variant
     guards: dict[fx.Node, Any]
-    edits: list[Sizes | Move]
+    edits: list[Edit]
     records: list[Record] = field(default_factory=list)
 
 
@@ -76,6 +76,10 @@ def _forward(part: Part) -> Source:
         node = copies[edit.node]
         if isinstance(edit, Sizes):
             edit.apply(new, node)
+        elif isinstance(edit, Constants):
+            edit.apply(node, copies)
+            for number in edit.values:
+                copies[number].meta["replaced"] = copies[number]
         else:
             copies[edit.node] = edit.apply(new, node, copies)
             copies[edit.node].meta["replaced"] = node
@@ -115,7 +119,7 @@ def _pinned(part: Part) -> str:
     numbers = part.records[0].numbers if part.records else variant.known
     for index, node in zip(variant.free, placeholders, strict=True):
         if node in needed:
-            values[index] = numbers[node]
+            values[index] = numbers.get(node, "a tensor of such a size as on the example")
         elif index in variant.present:
             values[index] = "not None"
     if not values:

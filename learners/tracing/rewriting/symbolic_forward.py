@@ -10,20 +10,26 @@ graph. What may not be free is a constant, and a condition too.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils._pytree import TreeSpec
 
 from amc_compress.learners.tracing.rewriting.call_arguments import CallArguments
+from amc_compress.learners.tracing.rewriting.symbolic_tracer import (
+    UNKNOWN,
+    Tracer,
+    evaluated,
+    keeps_functions,
+    shape_of,
+    shaped,
+    tracing,
+)
 
-_PURE = frozenset(("_operator", "operator", "builtins", "math"))
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_UNKNOWN = object()
 
 
 def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
@@ -55,17 +61,34 @@ class Variant:
     known: dict[fx.Node, Any]
     guards: dict[fx.Node, Any]
 
+    @property
+    def decides_by_sizes(self) -> bool:
+        """Whether it holds for tensors of some sizes only."""
+        return bool(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[bool, ...]:
+        """The decisions by sizes that it holds for, in their order."""
+        return tuple(value for node, value in self.guards.items() if node not in self.known)
+
     def numbers(self, leaves: Sequence[Any]) -> dict[fx.Node, Any]:
         """Returns the value of every number that a call's arguments alone decide."""
         values: dict[fx.Node, Any] = {}
         arguments = iter(self.free)
+        shapes: dict[fx.Node, Any] = {}
+        sized = self.guards.keys() - self.known.keys()
         for node in self.graph_module.graph.nodes:
             if node.op == "placeholder":
                 leaf = leaves[next(arguments)]
+                shapes[node] = shape_of(leaf) if sized else None
                 if node in self.known:
                     values[node] = leaf
             elif node in self.known:
-                values[node] = _evaluated(node, values)
+                values[node] = evaluated(node, values)
+            if sized and node.op != "placeholder":
+                shapes[node] = shaped(node, shapes)
+            if node in sized:
+                values[node] = shapes[node]
         return values
 
     def takes(self, call: CallArguments) -> bool:
@@ -85,126 +108,6 @@ def same(first: Any, second: Any) -> bool:
     return first is second or (alike and bool(first == second))
 
 
-class _Number(fx.Proxy):
-    """A proxy whose value is known; where Python needs the number itself, it is pinned."""
-
-    def _pinned(self) -> Any:
-        tracer = cast(_Tracer, self.tracer)
-        tracer.guards[self.node] = tracer.known[self.node]
-        return tracer.known[self.node]
-
-    def __index__(self) -> int:
-        return operator.index(self._pinned())
-
-    def __int__(self) -> int:
-        return int(self._pinned())
-
-    def __float__(self) -> float:
-        return float(self._pinned())
-
-
-class _Tracer(fx.Tracer):
-    """Traces one call.
-
-    Args:
-        call: The call.
-        free: Leaves that become placeholders.
-        leaves: The values of the others.
-    """
-
-    def __init__(self, call: CallArguments, free: Collection[int], leaves: Sequence[Any]) -> None:
-        super().__init__()
-        self.call = call
-        self.free = free
-        self.leaves = leaves
-        self.known: dict[fx.Node, Any] = {}
-        self.guards: dict[fx.Node, Any] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """Makes a placeholder per free leaf; the forward is called as it was."""
-        proxies = [
-            self._placeholder(index) if index in self.free else leaf
-            for index, leaf in enumerate(self.leaves)
-        ]
-
-        def forward(root: nn.Module) -> Any:
-            out = self.call.call(root_fn, root, proxies)
-            _check_containers(out)
-            return out
-
-        return forward, [self.root]
-
-    def _placeholder(self, index: int) -> fx.Proxy:
-        name = "".join(c if c.isalnum() else "_" for c in self.call.names[index])
-        proxy = super().create_proxy("placeholder", f"{name}_{index}", (), {})
-        return proxy if self.call.is_tensor(index) else self._number(proxy, self.leaves[index])
-
-    def _number(self, proxy: fx.Proxy, value: Any) -> _Number:
-        self.known[proxy.node] = value
-        return _Number(proxy.node, self)
-
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
-    ) -> fx.Proxy:
-        """Notes the value of what is computed from known values alone."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
-        inputs = proxy.node.all_input_nodes
-        if inputs and all(node in self.known for node in inputs):
-            value = _evaluated(proxy.node, self.known)
-            if value is not _UNKNOWN:
-                return self._number(proxy, value)
-        return proxy
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decides by the value of the call, and remembers the decision."""
-        if obj.node not in self.known:
-            return super().to_bool(obj)
-        node = obj.node
-        if not isinstance(self.known[node], bool):
-            node = self.create_proxy("call_function", operator.truth, (obj,), {}).node
-        self.guards[node] = self.known[node]
-        return bool(self.known[node])
-
-
-def _check_containers(value: Any) -> None:
-    """Checks that a graph can return a value as it is: fx makes plain ones of its containers.
-
-    Raises:
-        ValueError: If it holds a mapping or sequence of a class of its own.
-    """
-    if not isinstance(value, (Mapping, list, tuple)):
-        return
-    if type(value) not in (dict, list, tuple) and not hasattr(value, "_fields"):
-        raise ValueError(f"it returns a {type(value).__name__}")
-    for entry in value.values() if isinstance(value, Mapping) else value:
-        _check_containers(entry)
-
-
-def _evaluated(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    """Returns what a node computes from Python values, ``_UNKNOWN`` if it is no such node."""
-    if node.op not in ("call_function", "call_method"):
-        return _UNKNOWN
-    try:
-        args = fx.map_arg(node.args, values.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        if any(value is _UNKNOWN for value in (*args, *kwargs.values())):
-            return _UNKNOWN
-        if isinstance(node.target, str):
-            value = getattr(args[0], node.target)(*args[1:], **kwargs)
-        elif callable(node.target) and getattr(node.target, "__module__", None) in _PURE:
-            value = node.target(*args, **kwargs)
-        else:
-            return _UNKNOWN
-    except Exception:  # what does not work on these values decides nothing
-        return _UNKNOWN
-    return _UNKNOWN if isinstance(value, Tensor) else value
-
-
 # ---------------------------------------------------------------------- one module
 
 
@@ -215,8 +118,13 @@ class _Traced:
     guards: dict[fx.Node, Any]
 
 
-def trace_forward(module: nn.Module, call: CallArguments) -> Variant:
+def trace_forward(module: nn.Module, call: CallArguments, sizes: Sequence[bool] = ()) -> Variant:
     """Returns the graph of a module's own forward for the arguments of one call.
+
+    Args:
+        module: The module.
+        call: The call.
+        sizes: The first decisions by the sizes of arguments, if they are not those of the call.
 
     Raises:
         ValueError: If it does something else in training mode, or changes the module.
@@ -224,11 +132,11 @@ def trace_forward(module: nn.Module, call: CallArguments) -> Variant:
     """
     before, buffers, training = dict(vars(module)), dict(module._buffers), module.training
     try:
-        variant = _Chooser(module, call).variant()
-        changed = any(vars(module).get(key, _UNKNOWN) is not value
+        variant = _Chooser(module, call, sizes).variant()
+        changed = any(vars(module).get(key, UNKNOWN) is not value
                       for key, value in before.items() if key != "training")  # fmt: skip
         if changed or len(vars(module)) != len(before) or len(module._buffers) != len(buffers):
-            raise ValueError("it changes its module or makes constants")
+            raise ValueError("it changes its module")
     finally:
         vars(module).clear()
         vars(module).update(before)
@@ -238,22 +146,46 @@ def trace_forward(module: nn.Module, call: CallArguments) -> Variant:
     return variant
 
 
+def other_sizes(
+    module: nn.Module, call: CallArguments, variant: Variant, at_most: int
+) -> list[Variant]:
+    """Returns the graphs for arguments of other sizes: with each decision the other way round.
+
+    Args:
+        module: The module.
+        call: A call.
+        variant: The graph for it.
+        at_most: So many are looked for.
+    """
+    found: list[Variant] = []
+    rest = [(variant, 0)]
+    while rest and len(found) < at_most:
+        known, start = rest.pop(0)
+        decisions = known.sizes
+        for index in range(start, len(decisions)):
+            other = (*decisions[:index], not decisions[index])
+            try:
+                found.append(trace_forward(module, call, other))
+            except Exception:  # nothing says that there are such arguments
+                continue
+            rest.append((found[-1], index + 1))
+    return found
+
+
 class _Chooser:
     """Finds which leaves of a call may be free."""
 
-    def __init__(self, module: nn.Module, call: CallArguments) -> None:
+    def __init__(self, module: nn.Module, call: CallArguments, sizes: Sequence[bool]) -> None:
         self.module = module
+        self.sizes = tuple(sizes)
         self.call = call
         self.tensors = {i for i in range(len(call.leaves)) if call.is_tensor(i)}
-        self.follows_buffers = False
+        self.follows_buffers = False  # buffers are no constants
+        self.looks_inside = False  # see ``Tracer``
 
     def variant(self) -> Variant:
         others = [i for i in range(len(self.call.leaves)) if i not in self.tensors]
-        try:
-            reference = self._trace(self.tensors)
-        except Exception:  # a buffer is cut to a size that only the graph knows
-            self.follows_buffers = True
-            reference = self._trace(self.tensors)
+        reference = self._reference()
         free = self._free(reference, others)
         traced = self._trace(free)
         try:
@@ -274,13 +206,44 @@ class _Chooser:
             guards=traced.guards,
         )
 
+    def _reference(self) -> _Traced:
+        """Returns the graph with all numbers written in, of the first way of tracing that works.
+
+        One that keeps functions of a library as they are is the last that is taken.
+        """
+        found: _Traced | None = None
+        failure: Exception | None = None
+        for ways in ((False, False), (True, False), (True, True)):
+            self.follows_buffers, self.looks_inside = ways
+            try:
+                traced = self._trace(self.tensors)
+            except Exception as error:
+                failure = error
+                continue
+            if self.looks_inside or not keeps_functions(traced.graph):
+                return traced
+            found, kept = traced, ways
+        if found is None:
+            assert failure is not None
+            raise failure
+        self.follows_buffers, self.looks_inside = kept
+        return found
+
     def _trace(
         self, free: Collection[int], training: bool = False, leaves: Sequence[Any] | None = None
     ) -> _Traced:
         self.module.training = training
-        tracer = _Tracer(self.call, free, self.call.leaves if leaves is None else leaves)
+        given = self.call.leaves if leaves is None else leaves
+        tracer = Tracer(self.call, free, given, self.sizes, looks_inside=self.looks_inside)
         tracer.proxy_buffer_attributes = self.follows_buffers
-        return _Traced(tracer.trace(self.module), tracer.known, tracer.guards)
+        attributes = dict(vars(self.module))
+        with tracing(tracer):
+            graph = tracer.trace(self.module)
+        if made := vars(self.module).keys() - attributes.keys():
+            for name in made:
+                delattr(self.module, name)
+            raise ValueError("it makes constants")
+        return _Traced(graph, tracer.known, tracer.guards)
 
     def _free(self, reference: _Traced, others: Sequence[int]) -> set[int]:
         if not others or self._is_right({*self.tensors, *others}, reference):

@@ -93,7 +93,7 @@ def test_a_slice_is_the_mask_on_all_sizes_that_the_original_takes(name: str, sty
 
 
 def test_a_rewritten_forward_has_the_signature_of_the_original() -> None:
-    for name in ("attention", "branching", "keyword_only", "mix_ffn", "window", "shuffle", "rest"):
+    for name in ("attention", "branching", "keyword_only", "window", "shuffle", "rest"):
         model = traced(name, 0)
         small = model.slice(halved(model))
         new, old = type(small.module), type(model.model.module)
@@ -106,6 +106,44 @@ def test_a_rewritten_forward_has_the_signature_of_the_original() -> None:
         ):
             assert (one.kind, one.default) == (other.kind, other.default)
             assert one.name == other.name or other.name == "self"
+
+
+def test_a_forward_that_reads_all_its_numbers_off_tensors_stays_as_it_is() -> None:
+    model = traced("mix_ffn", 0)
+    small = model.slice(halved(model))
+    assert type(small.module) is type(model.model.module)
+    assert small.module.fc1.out_features == 12
+
+
+class Held(Attention):
+    """GPT-2's: the width of a part is an attribute, and nothing can follow the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split_size, self.head_dim, self.number = 16, 4, 8
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        q, k, v = (
+            part.view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2)
+            for part in self.qkv(x).split(self.split_size, dim=2)
+        )
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        found = found * self.number if found.shape[2] > 1 else found
+        return self.proj(found.transpose(1, 2).flatten(2))
+
+
+def test_a_width_in_an_attribute_is_that_of_what_stays() -> None:
+    model = trace(Net(Held(), on_tokens()).eval(), EXAMPLE)
+    assert sizes(model)["module.qkv"] == 4
+    for share in (0.5, None):
+        kept = halved(model, share)
+        small, masked = model.slice(kept), model.mask(kept)
+        held, heads = small.module, len(kept["module.qkv"])
+        assert type(held) is Held
+        assert (held.split_size, held.head_dim, held.number) == (4 * heads, 4, 8)
+        for images in OTHERS:
+            assert difference(small(images), masked(images)) <= 1e-5
+    assert model.model.module.split_size == 16
 
 
 def test_an_argument_that_no_code_decides_by_may_have_another_value() -> None:

@@ -93,6 +93,58 @@ class WindowAttention(Attention):
         return self.proj(x.reshape(b, n, c))
 
 
+def shifted_attention(
+    x: Tensor, qkv: nn.Linear, proj: nn.Linear, bias: Tensor, window: int, heads: int
+) -> Tensor:
+    """Torchvision's Swin: one function, which decides by the size and writes into a mask."""
+    b, c, h, w = x.shape
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -w % window, 0, -h % window))
+    _, high, wide, _ = x.shape
+    shift = 0 if window >= high or window >= wide else window // 2
+    x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
+    count = (high // window) * (wide // window)
+    x = x.view(b, high // window, window, wide // window, window, c).transpose(2, 3)
+    x = x.reshape(b * count, window * window, c)
+    parts = F.linear(x, qkv.weight, qkv.bias)
+    parts = parts.reshape(x.size(0), x.size(1), 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = parts[0] * (c // heads) ** -0.5, parts[1], parts[2]
+    scores = q @ k.transpose(-2, -1) + bias
+    if shift:
+        mask = x.new_zeros((high, wide))
+        for rows in (slice(0, -window), slice(-window, None)):
+            for number, columns in enumerate((slice(0, -window), slice(-window, None))):
+                mask[rows, columns] = number
+        mask = mask.view(high // window, window, wide // window, window).transpose(1, 2)
+        mask = mask.reshape(count, 1, window * window)
+        mask = (mask != mask.transpose(1, 2)) * -9.0
+        scores = scores.view(b, count, heads, window * window, -1) + mask[None, :, None]
+        scores = scores.view(-1, heads, window * window, window * window)
+    x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.size(0), x.size(1), c)
+    x = F.linear(x, proj.weight, proj.bias)
+    x = x.view(b, high // window, wide // window, window, window, c).transpose(2, 3)
+    x = x.reshape(b, high, wide, c)
+    x = torch.roll(x, (shift, shift), (1, 2)) if shift else x
+    return x[:, :h, :w].permute(0, 3, 1, 2)
+
+
+torch.fx.wrap("shifted_attention")
+
+
+class ShiftedWindows(Attention):
+    """Swin's, with biases by position from a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(49, self.heads))
+        places = torch.arange(16).view(4, 4)
+        rows, columns = (x.flatten()[:, None] - x.flatten() + 3 for x in (places // 4, places % 4))
+        self.register_buffer("index", rows * 7 + columns)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        bias = self.table[self.index.view(-1)].view(16, 16, -1).permute(2, 0, 1)
+        return shifted_attention(x, self.qkv, self.proj, bias, 4, self.heads)
+
+
 class Shuffle(nn.Module):
     """A channel shuffle between two grouped convolutions; how many groups is an argument."""
 
@@ -225,6 +277,7 @@ CALLS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, int]]] = {
         [on_tokens(("H", "W")), on_tokens(("H", "W"), 2), on_tokens(window=2, size=("H", "W"))],
         {"module.qkv": 4},
     ),
+    "shifted": (ShiftedWindows, [on_image()], {"module.qkv": 4}),
     "shuffle": (Shuffle, [on_image(), on_image(4), on_image(groups=4)], {"module.a": 16}),
     "no_shuffle": (Shuffle, [on_image(1), on_image(groups=1)], {"module.a": 16}),
     "shuffle_twice": (

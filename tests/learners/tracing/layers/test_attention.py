@@ -113,18 +113,19 @@ def groups(traced: TracedModel) -> dict[str, int]:
     return {group.name: group.size for group in traced.graph.groups}
 
 
-def assert_right(traced: TracedModel, batch: Tensor) -> None:
+def assert_right(traced: TracedModel, batch: Tensor | tuple[Tensor, ...]) -> None:
+    inputs = batch if isinstance(batch, tuple) else (batch,)
     for seed in range(3):
         least = {group.name: group.least for group in traced.graph.groups}
         generator = torch.Generator().manual_seed(seed)
         kept = random_cut(groups(traced), generator, None, least)
         small = traced.slice(kept)
         with torch.no_grad():  # with fused layers where there are some
-            assert difference(small(batch), traced.mask(kept)(batch)) <= 1e-4
+            assert difference(small(*inputs), traced.mask(kept)(*inputs)) <= 1e-4
         full = traced.graph.full() | {name: float(len(units)) for name, units in kept.items()}
         macs = sum(layer.macs(full) for layer in traced.graph.layers)
-        assert macs == counted_macs(small, batch[:1])
-    small.train()(batch).sum().backward()
+        assert macs == counted_macs(small, *(x[:1] for x in inputs))
+    small.train()(*inputs).sum().backward()
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -135,6 +136,45 @@ def test_heads_of_encoder_layers_are_cut(norm_first: bool) -> None:
     found = groups(traced)
     assert [found[f"layers.layers.{i}.self_attn.in_proj_weight"] for i in (0, 1)] == [HEADS] * 2
     assert_right(traced, batch)
+
+
+class Cross(nn.Module):
+    """Attention of one sequence to another, or to two."""
+
+    def __init__(self, values: bool, **options: Any) -> None:
+        super().__init__()
+        self.enter, self.memory = nn.Linear(4, WIDTH), nn.Linear(5, WIDTH)
+        self.attention = attention(batch_first=True)
+        self.leave, self.values, self.options = nn.Linear(WIDTH, 2), values, options
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.memory(y)
+        values = y * 2 if self.values else y
+        return self.leave(self.attention(self.enter(x), y, values, **self.options)[0])
+
+
+@pytest.mark.parametrize(("values", "options"), [
+    (False, {}), (True, {"need_weights": False}), (False, {"attn_mask": CAUSAL[:, :3]}),
+])  # fmt: skip
+def test_heads_are_cut_across_sequences(values: bool, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(SAMPLES, STEPS, 4), torch.randn(SAMPLES, 3, 5)
+    traced = trace(Cross(values, **options).eval(), tuple(x[:1] for x in inputs))
+    assert groups(traced) == {
+        "memory": WIDTH, "attention.in_proj_weight": HEADS, "attention.out_proj": WIDTH,
+    }  # fmt: skip
+    assert_right(traced, inputs)
+
+
+@pytest.mark.slow
+def test_heads_of_decoder_layers_are_cut() -> None:
+    torch.manual_seed(0)
+    net = nn.Transformer(WIDTH, 2, 1, 1, 20, batch_first=True).eval()
+    inputs = torch.randn(SAMPLES, STEPS, WIDTH), torch.randn(SAMPLES, 3, WIDTH)
+    traced = trace(net, tuple(x[:1] for x in inputs))
+    heads = [name for name in groups(traced) if name.endswith("in_proj_weight")]
+    assert len(heads) == 3
+    assert_right(traced, inputs)
 
 
 def test_heads_and_embedding_are_those_of_smaller_matrices() -> None:
