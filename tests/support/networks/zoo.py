@@ -118,6 +118,21 @@ def _vit() -> nn.Module:
     return net
 
 
+class _Maps(nn.Module):
+    """What a detector computes before boxes are sorted and selected."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, images: Tensor) -> Any:
+        return self.head(list(self.backbone(images).values()))
+
+
+def _maps(reachable: float, detector: Architecture, side: int) -> Architecture:
+    return Architecture(reachable, lambda: _Maps(detector.make()), partial(_image, side))
+
+
 def _image(side: int) -> Tensor:
     return torch.randn(1, 3, side, side)
 
@@ -167,6 +182,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "tv.fcos_resnet50_fpn": _vision(
         0.509, "detection.fcos_resnet50_fpn", 128, part="backbone", num_classes=5, min_size=128
+    ),
+    "tv.fcos_resnet50_fpn.maps": _maps(
+        0.028, _vision(1.0, "detection.fcos_resnet50_fpn", num_classes=5), 128
     ),
     "timm.ghostnet_100": _timm(0.105, "ghostnet_100"),
     "timm.mobilenetv4_conv_small": _timm(0.027, "mobilenetv4_conv_small"),
