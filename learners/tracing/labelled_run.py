@@ -109,9 +109,7 @@ class Watch:
             memories = {} if index else self.memories
             try:
                 with _watched_modules(self.model, mode, memories, traced):
-                    self._follow(mode, case)
-                    for name, forward in ({} if index else traced).items():
-                        forward.explore(name)
+                    self._follow(mode, case, {} if index else traced)
             except Exception:
                 if not index:
                     raise
@@ -124,9 +122,11 @@ class Watch:
         self._freeze_modules(mode)
         return LabelledRun(mode, traced, self.unseen)
 
-    def _follow(self, mode: LabelMode, case: Case) -> None:
+    def _follow(self, mode: LabelMode, case: Case, traced: Mapping[str, TracedForward]) -> None:
         with visible_attention(), visible_recurrence():
             output = case.run(self.model, mode)
+            for name, forward in traced.items():
+                forward.explore(name)
         for tensor in tensors_in(output):
             mode.table.freeze(mode.label(tensor), "it is an output of the network")
             for ids in mode.statistics.get(id(tensor), ()):

@@ -137,7 +137,7 @@ class TracedForward:
         Args:
             name: Of the module.
         """
-        known = len(self.mode.calls)
+        known, touched = len(self.mode.calls), set(self.mode.touched)
         self.mode.modules.append(name)
         with torch.no_grad(), self.mode:
             for variant, call in self.sized.items():
@@ -147,7 +147,8 @@ class TracedForward:
                     except Exception:  # it does not run on these, and on others as it may
                         self.memory.variants.remove(other)
         self.mode.modules.pop()
-        del self.mode.calls[known:]  # they are no work of the example
+        del self.mode.calls[known:]  # that is no work of the example
+        self.mode.touched = touched
 
     def _others(self, variant: Variant, call: CallArguments) -> list[Variant]:
         """Returns the variants of a module for arguments of other sizes."""

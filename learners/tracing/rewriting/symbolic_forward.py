@@ -49,7 +49,8 @@ class Variant:
         constants: Other leaves -> the value that the graph holds for.
         present: Leaves for which the graph holds only if they are not None.
         known: Nodes that depend on no tensor -> their value in the call that was traced.
-        guards: Nodes among them -> the value that the graph holds for.
+        guards: Nodes among them, and others that sizes of tensors decide -> the value that the
+            graph holds for.
     """
 
     graph_module: fx.GraphModule
@@ -184,8 +185,33 @@ class _Chooser:
         self.looks_inside = False  # see ``Tracer``
 
     def variant(self) -> Variant:
+        """Returns the variant of the first way of tracing that works.
+
+        One that keeps functions of a library as they are is the last that is taken.
+        """
+        found: Variant | None = None
+        failure: Exception | None = None
+        for self.follows_buffers, self.looks_inside in (
+            (False, False),
+            (True, False),
+            (True, True),
+        ):
+            try:
+                variant = self._variant()
+            except Exception as error:
+                failure = failure if self.looks_inside else error
+                continue
+            if self.looks_inside or not keeps_functions(variant.graph_module.graph):
+                return variant
+            found = found or variant
+        if found is None:
+            assert failure is not None
+            raise failure
+        return found
+
+    def _variant(self) -> Variant:
         others = [i for i in range(len(self.call.leaves)) if i not in self.tensors]
-        reference = self._reference()
+        reference = self._trace(self.tensors)
         free = self._free(reference, others)
         traced = self._trace(free)
         try:
@@ -205,29 +231,6 @@ class _Chooser:
             known=traced.known,
             guards=traced.guards,
         )
-
-    def _reference(self) -> _Traced:
-        """Returns the graph with all numbers written in, of the first way of tracing that works.
-
-        One that keeps functions of a library as they are is the last that is taken.
-        """
-        found: _Traced | None = None
-        failure: Exception | None = None
-        for ways in ((False, False), (True, False), (True, True)):
-            self.follows_buffers, self.looks_inside = ways
-            try:
-                traced = self._trace(self.tensors)
-            except Exception as error:
-                failure = error
-                continue
-            if self.looks_inside or not keeps_functions(traced.graph):
-                return traced
-            found, kept = traced, ways
-        if found is None:
-            assert failure is not None
-            raise failure
-        self.follows_buffers, self.looks_inside = kept
-        return found
 
     def _trace(
         self, free: Collection[int], training: bool = False, leaves: Sequence[Any] | None = None
