@@ -111,6 +111,16 @@ def _hugging(
     return Architecture(reachable, make, example)
 
 
+def _maxvit() -> nn.Module:
+    """As ``maxvit_t``, for images of 64 x 64 pixels in windows of 2 x 2."""
+    library("torchvision")
+    module = importlib.import_module("torchvision.models.maxvit")
+    net: nn.Module = module.MaxVit(
+        (64, 64), 64, 2, [64, 128, 256, 512], [2, 2, 5, 2], head_dim=32, stochastic_depth_prob=0.2
+    )
+    return net
+
+
 def _vit() -> nn.Module:
     library("torchvision")
     module = importlib.import_module("torchvision.models.vision_transformer")
@@ -173,7 +183,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.regnet_y_400mf": _vision(0.125, "regnet_y_400mf"),
     "tv.convnext_tiny": _vision(0.074, "convnext_tiny"),
     "tv.swin_t": _vision(0.709, "swin_t"),
-    "tv.maxvit_t": _vision(0.7, "maxvit_t", 224),
+    "tv.maxvit_t": Architecture(0.7, _maxvit, partial(_image, 64)),
     "tv.vit": Architecture(0.397, _vit, partial(_image, 64)),
     "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),
     "tv.deeplabv3_resnet50": _vision(0.001, "segmentation.deeplabv3_resnet50"),

@@ -166,6 +166,38 @@ def test_heads_are_cut_across_sequences(values: bool, options: dict[str, Any]) -
     assert_right(traced, inputs)
 
 
+class Biased(nn.Module):
+    """Attention with a number for every head and pair of places, which may return its keys."""
+
+    def __init__(self, returns_keys: bool) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 3 * WIDTH), nn.Linear(WIDTH, 2)
+        self.bias = nn.Parameter(torch.randn(HEADS, STEPS, STEPS))
+        self.returns_keys = returns_keys
+
+    def forward(self, x: Tensor) -> Any:
+        parts = self.enter(x).unflatten(2, (3, -1, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        found = self.leave(found.transpose(1, 2).flatten(2))
+        return (found, k) if self.returns_keys else found
+
+
+def test_a_bias_of_scores_has_the_heads_that_stay() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(SAMPLES, STEPS, 4)
+    traced = trace(Biased(False).eval(), batch[:1])
+    assert groups(traced) == {"enter": HEADS}
+    assert_right(traced, batch)
+    assert traced.slice({"enter": torch.tensor([0, 2])}).bias.shape == (2, STEPS, STEPS)
+
+
+def test_heads_whose_keys_are_returned_stay_whole() -> None:
+    graph = trace(Biased(True).eval(), torch.randn(1, STEPS, 4)).graph
+    assert not graph.groups
+    assert graph.frozen["enter"] == "it is an output of the network"
+
+
 @pytest.mark.slow
 def test_heads_of_decoder_layers_are_cut() -> None:
     torch.manual_seed(0)
