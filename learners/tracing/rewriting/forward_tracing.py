@@ -137,6 +137,8 @@ class TracedForward:
         Args:
             name: Of the module.
         """
+        if not self.sized:
+            return
         known, touched = len(self.mode.calls), set(self.mode.touched)
         self.mode.modules.append(name)
         with torch.no_grad(), self.mode:
