@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import setitem
 from typing import Any
 
 import torch
@@ -186,6 +187,13 @@ class _Recorder(fx.Interpreter):
         return _mutable(args[0])
 
     def run_node(self, n: fx.Node) -> Any:
+        """Executes a node under labels.
+
+        Raises:
+            ValueError: If it writes into data with channels, of which a cut one has others.
+        """
+        if n.target is setitem and self.mode.label(self.env[n.args[0]]) is not None:  # type: ignore[index]
+            raise ValueError("it writes into data with channels")
         seen: set[str] = set()
         self.mode.observed.append(seen)
         try:

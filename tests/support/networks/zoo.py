@@ -166,12 +166,12 @@ _BOTH = partial(_tokens, "input_ids", "decoder_input_ids")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "tv.resnet18": _vision(0.013, "resnet18"),
-    "tv.resnet50": _vision(0.014, "resnet50"),
-    "tv.wide_resnet50_2": _vision(0.014, "wide_resnet50_2"),
+    "tv.resnet50": _vision(0.006, "resnet50"),
+    "tv.wide_resnet50_2": _vision(0.002, "wide_resnet50_2"),
     "tv.resnext50_32x4d": _vision(0.006, "resnext50_32x4d"),
     "tv.vgg16_bn": _vision(0.004, "vgg16_bn"),
     "tv.alexnet": _vision(0.008, "alexnet"),
-    "tv.densenet121": _vision(0.017, "densenet121", num_classes=10),
+    "tv.densenet121": _vision(0.018, "densenet121", num_classes=10),
     "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
     "tv.inception_v3": _vision(0.03, "inception_v3", 299, init_weights=False),
     "tv.squeezenet1_1": _vision(0.036, "squeezenet1_1"),
@@ -179,22 +179,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.mobilenet_v3_small": _vision(0.052, "mobilenet_v3_small"),
     "tv.mnasnet0_5": _vision(0.070, "mnasnet0_5"),
     "tv.efficientnet_b0": _vision(0.018, "efficientnet_b0"),
-    "tv.efficientnet_v2_s": _vision(0.02, "efficientnet_v2_s"),
+    "tv.efficientnet_v2_s": _vision(0.010, "efficientnet_v2_s"),
     "tv.regnet_y_400mf": _vision(0.125, "regnet_y_400mf"),
-    "tv.convnext_tiny": _vision(0.074, "convnext_tiny"),
-    "tv.swin_t": _vision(0.709, "swin_t"),
-    "tv.maxvit_t": Architecture(0.7, _maxvit, partial(_image, 64)),
-    "tv.vit": Architecture(0.397, _vit, partial(_image, 64)),
+    "tv.convnext_tiny": _vision(0.002, "convnext_tiny"),
+    "tv.swin_t": _vision(0.364, "swin_t"),
+    "tv.maxvit_t": Architecture(0.007, _maxvit, partial(_image, 64)),
+    "tv.vit": Architecture(0.189, _vit, partial(_image, 64)),
     "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),
     "tv.deeplabv3_resnet50": _vision(0.001, "segmentation.deeplabv3_resnet50"),
     "tv.ssdlite320": _vision(
-        0.414, "detection.ssdlite320_mobilenet_v3_large", 320, part="backbone", num_classes=5
+        0.109, "detection.ssdlite320_mobilenet_v3_large", 320, part="backbone", num_classes=5
     ),
     "tv.fcos_resnet50_fpn": _vision(
         0.509, "detection.fcos_resnet50_fpn", 128, part="backbone", num_classes=5, min_size=128
     ),
     "tv.fcos_resnet50_fpn.maps": _maps(
-        0.028, _vision(1.0, "detection.fcos_resnet50_fpn", num_classes=5), 128
+        0.003, _vision(1.0, "detection.fcos_resnet50_fpn", num_classes=5), 128
     ),
     "timm.ghostnet_100": _timm(0.105, "ghostnet_100"),
     "timm.mobilenetv4_conv_small": _timm(0.027, "mobilenetv4_conv_small"),
@@ -203,8 +203,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm.dla34": _timm(0.035, "dla34"),
     "timm.resnet26d": _timm(0.009, "resnet26d"),
     "timm.xception41": _timm(0.003, "xception41"),
-    "timm.fastvit_t8": _timm(0.025, "fastvit_t8"),
-    "timm.levit_128s": _timm(0.108, "levit_128s", 224),
+    "timm.fastvit_t8": _timm(0.028, "fastvit_t8"),
+    "timm.levit_128s": _timm(0.111, "levit_128s", 224),
     "timm.efficientvit_b0": _timm(0.122, "efficientvit_b0"),
     "timm.edgenext_xx_small": _timm(0.065, "edgenext_xx_small"),
     "timm.poolformer_s12": _timm(0.003, "poolformer_s12"),
@@ -212,10 +212,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm.mixer_s32_224": _timm(0.083, "mixer_s32_224", 224, num_classes=10),
     "timm.convnextv2_atto": _timm(0.011, "convnextv2_atto"),
     "timm.nf_resnet26": _timm(0.009, "nf_resnet26"),
-    "timm.eca_nfnet_l0": _timm(1.0, "eca_nfnet_l0"),
+    "timm.eca_nfnet_l0": _timm(0.125, "eca_nfnet_l0"),
     "timm.deit_tiny_patch16_224": _timm(0.155, "deit_tiny_patch16_224", 224),
-    "timm.mobilevit_xxs": _timm(0.260, "mobilevit_xxs"),
-    "timm.hrnet_w18_small": _timm(0.03, "hrnet_w18_small"),
+    "timm.mobilevit_xxs": _timm(0.052, "mobilevit_xxs"),
+    "timm.hrnet_w18_small": _timm(0.028, "hrnet_w18_small"),
     "hf.ResNet": _hugging(
         0.052, "ResNetForImageClassification", partial(_pixels, 64), "ResNetConfig",
         embedding_size=64, hidden_sizes=[128, 256], depths=[2, 2],
@@ -236,7 +236,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
     ),
     "hf.Swin": _hugging(
-        0.440, "SwinForImageClassification", partial(_pixels, 64), "SwinConfig", image_size=64,
+        0.060, "SwinForImageClassification", partial(_pixels, 64), "SwinConfig", image_size=64,
         embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4,
     ),
     "hf.SegFormer": _hugging(
@@ -251,7 +251,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         vocab_size=99, dim=64, n_layers=2, n_heads=4, hidden_dim=128,
     ),
     "hf.GPT-2": _hugging(
-        0.094, "GPT2LMHeadModel", _TEXT, "GPT2Config", vocab_size=99, n_embd=64, n_layer=2,
+        0.031, "GPT2LMHeadModel", _TEXT, "GPT2Config", vocab_size=99, n_embd=64, n_layer=2,
         n_head=4, use_cache=False, bos_token_id=1, eos_token_id=2,
     ),
     "hf.Llama": _hugging(
@@ -269,7 +269,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         use_cache=False,
     ),
     "torch.Transformer": Architecture(
-        0.330, lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True),
+        0.177, lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True),
         lambda: (torch.randn(1, 9, 64), torch.randn(1, 5, 64)),
     ),
 }  # fmt: skip
