@@ -76,12 +76,13 @@ class LayerSpec:
     Args:
         name: Qualified module name.
         kind: ``"conv"``, ``"linear"``, ``"recurrent"`` (what multiplies the states of a recurrent
-            module, or its inputs backwards in time; forwards that is ``"linear"``), ``"matmul"``
+            module, or its inputs backwards in time; forwards that is ``"linear"``),
+            ``"embedding"`` (a table that is looked up in, no work), ``"matmul"``
             (products of activations, no weights), or ``"fixed"``: an operation that no cut changes
             and no other kind expresses, such as a bilinear layer; ``in_width`` is its
             multiply-adds, its weights are among ``other_parameters`` of the graph.
-        in_width: ``weight.shape[1]``; of a transposed convolution ``weight.shape[0]``.
-        out_width: ``weight.shape[0]``; of a transposed convolution ``weight.shape[1]``.
+        in_width: ``weight.shape[1]``; of a transposed convolution or a table ``weight.shape[0]``.
+        out_width: ``weight.shape[0]``; of those ``weight.shape[1]``.
         kernel: Spatial kernel, empty for linear layers.
         stride: Spatial stride, empty for linear layers.
         conv_groups: ``groups`` of the convolution, 1 for linear layers.

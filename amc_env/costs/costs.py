@@ -138,7 +138,7 @@ class MeanBitsCost(CostModel):
 
 
 class DensityCost(CostModel):
-    """Share of the original network's weights (of its layers) that are there and not zero.
+    """Share of the original network's weights that are there and not zero, without tables.
 
     Channels that are cut take their weights along: a layer with half of its input channels and a
     density of a half has a quarter of its weights.
@@ -162,6 +162,7 @@ class DensityCost(CostModel):
     ) -> None:
         form = storage if storage is not None else StorageFormat()
         layers, full = with_weights(graph), graph.full()
+        layers = [x for x in layers if x.kind != "embedding"]
         self._weights = LayerWeights(layers, graph, decisions)
         self._densities = LayerDensities(layers, graph, decisions, form.densities)
         self._total = max(float(sum(x.weights(full) for x in layers)), 1.0)

@@ -20,7 +20,7 @@ def wide_layers(graph: LayerGraph) -> dict[str, int]:
     columns = {
         layer.name: round(math.prod(layer.kernel) * layer.in_width.at(full))
         for layer in graph.layers
-        if layer.has_weights
+        if layer.has_weights and layer.kind != "embedding"
     }
     return {name: count for name, count in columns.items() if count > MAX_COLUMNS}
 

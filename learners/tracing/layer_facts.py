@@ -41,6 +41,12 @@ class LayerFacts:
         self.usual = usual
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.widths = _Widths(groups)
+        # Those that no layer multiplies with as well.
+        self.tables = [
+            name
+            for name, parameter in model.named_parameters()
+            if id(parameter) in mode.tables and parameter.dim() == 2 and name not in usual
+        ]
         self.own_biases = _own_biases([call for call in mode.calls if not call.training])
 
     def graph(self, slots: Sequence[Slot], frozen: Mapping[str, str]) -> LayerGraph:
@@ -85,7 +91,9 @@ class LayerFacts:
 
     def _layers(self, axes: Mapping[tuple[str, int], Width]) -> list[LayerSpec]:
         specs: dict[str, LayerSpec] = {}
-        for call in self.mode.calls:
+        tables = self._tables(axes)
+        for place, call in enumerate(self.mode.calls):
+            specs.update(tables.pop(place, {}))
             if call.training or (call.case and call.weight is None):
                 continue
             if call.operation:
@@ -116,7 +124,19 @@ class LayerFacts:
                 call.stride, call.groups, positions, id(call.weight) in self.own_biases,
                 call.input_size,
             )  # fmt: skip
+        for rest in tables.values():
+            specs.update(rest)
         return list(specs.values())
+
+    def _tables(self, axes: Mapping[tuple[str, int], Width]) -> dict[int, dict[str, LayerSpec]]:
+        """Returns the tables of embeddings, by how many calls came before each."""
+        found: dict[int, dict[str, LayerSpec]] = {}
+        for name in self.tables:
+            weight, layer = self.tensors[name], layer_name(name)
+            outputs = axes.get((name, 1), Width(weight.shape[1]))
+            spec = LayerSpec(layer, "embedding", Width(weight.shape[0]), outputs, positions=0)
+            found.setdefault(self.mode.tables[id(weight)], {})[layer] = spec
+        return found
 
     def _kind(self, name: str, call: Call) -> str:
         module, _, tensor = name.rpartition(".")
@@ -179,7 +199,7 @@ class LayerFacts:
         stored, own = stored_buffers(self.model), self.own_biases.values()
         for slot in slots:
             tensor = self.tensors[slot.name]
-            if slot.name in self.usual or id(tensor) in own:
+            if slot.name in self.usual or slot.name in self.tables or id(tensor) in own:
                 continue  # counted with its layer
             if id(tensor) in self.mode.axis_labels and not bool((slot.units > 0).any()):
                 continue

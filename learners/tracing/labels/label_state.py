@@ -73,7 +73,8 @@ class LabelState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.parameters = parameters
         self.axis_labels: dict[int, tuple[Tensor, Tensor]] = {}  # weights: ids of axis 0, axis 1
         self.transposed: set[int] = set()  # weights whose outputs lie along axis 1
-        self.tables: set[int] = set()  # weights that are looked up in, their outputs along axis 1
+        # Weights that are looked up in, their outputs along axis 1 -> the calls made before.
+        self.tables: dict[int, int] = {}
         self.upright: set[int] = set()  # weights of other convolutions
         self.parameter_labels: dict[int, Tensor] = {}  # other parameters: an id per coordinate
         self.norm_channels: dict[str, Tensor] = {}  # module that normalises -> ids of its channels

@@ -162,7 +162,7 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
         if not self.is_parameter(weight):
             self._freeze_all([weight], "it is looked up in")
             return
-        self.tables.add(id(weight))
+        self.tables.setdefault(id(weight), len(self.calls))
         columns = self._axes(weight)[1]
         self.set_label(out, columns.expand(out.shape))
 
