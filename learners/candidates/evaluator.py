@@ -31,6 +31,7 @@ class NetworkEvaluator(Protocol):
     Attributes:
         original_score: Of the uncompressed network on the samples of :meth:`score`.
         task: What networks are for.
+        told: Sentences on what of the networks cannot compute in the type that was asked for.
     """
 
     task: Task
@@ -87,6 +88,7 @@ class CandidateEvaluator:
         self.task = held_out.task
         precision = self.task.precision(precision)
         self.dtype = resolve_precision(precision, device)
+        self.told: list[str] = []
         self._exact = torch.float32 if precision == "auto" else self.dtype
         probe = moved(held_out.first(8), device)
         layout = layout or layout_of(reference, rows(probe, slice(0, 1)))
@@ -95,7 +97,9 @@ class CandidateEvaluator:
             _fuses(network, probe, self.dtype) for network in (reference, *candidates[:1])
         )
         floats = [reference, *(x for x in candidates if not quantized_layers(x))]
-        self.dtype = settled_dtype(floats, probe, self.dtype, fused=fused, layout=layout)
+        self.dtype = settled_dtype(
+            floats, probe, self.dtype, fused=fused, layout=layout, told=self.told
+        )
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
         held_out.settle(dtypes, device=device, fused=fused, layout=layout)
         self.original_score = self.score(reference)

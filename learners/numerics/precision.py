@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -69,19 +69,20 @@ def working_dtype(
 
 
 @contextmanager
-def autocast(dtype: torch.dtype, device: str | torch.device) -> Iterator[None]:
+def autocast(dtype: torch.dtype, device: str | torch.device) -> Iterator[Mapping[str, None]]:
     """Enters the context in which a network computes in ``dtype`` (its weights stay fp32).
 
     On a processor, operators that are not proved in bf16 for their shapes compute in fp32, see
-    ``proved_operators.py``.
+    ``proved_operators.py``, and so do those that cannot compute in bf16 at all: yields their
+    names, once they have run.
     """
     kind = torch.device(device).type
     rounds = dtype == torch.bfloat16
-    proving = ProvedOperators() if rounds and kind == "cpu" else nullcontext()
+    proving = ProvedOperators() if rounds and kind == "cpu" else None
     # The cache of cast weights would go stale between training steps inside one context; every
     # step opens its own.
-    with torch.autocast(kind, torch.bfloat16, enabled=rounds), proving:
-        yield
+    with torch.autocast(kind, torch.bfloat16, enabled=rounds), proving or nullcontext():
+        yield {} if proving is None else proving.exact
 
 
 def hides_in_rounding(network: nn.Module) -> bool:

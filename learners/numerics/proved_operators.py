@@ -1,7 +1,8 @@
 """PyTorch's own bfloat16 operators on a processor, proved for each shape like any fast kernel.
 
 They are the same oneDNN kernels that fused convolutions use. An operator that fails its trial
-computes in float32 and rounds its result: the types in the network stay what they were.
+computes in float32 and rounds its result: the types in the network stay what they were. So does
+an operator that has no kernel for bfloat16, or none for both types at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from amc_compress.learners.numerics.kernel_proof import (
     normal_values,
@@ -41,7 +43,14 @@ class ProvedOperators(TorchFunctionMode):
 
     Enter it with ``torch.autocast("cpu", torch.bfloat16)``: that is what the operators are tried
     under, forwards and, where gradients are asked for, backwards.
+
+    Attributes:
+        exact: Names of other operators that have failed in bfloat16, and run in float32.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact: dict[str, None] = {}
 
     def __torch_function__(
         self,
@@ -52,9 +61,40 @@ class ProvedOperators(TorchFunctionMode):
     ) -> Any:
         """Calls ``func``, in float32 if it is not proved."""
         kwargs = kwargs or {}
-        if func not in PROVED:
+        if func in PROVED:
+            return run_proved(func, args, kwargs)
+        try:
             return func(*args, **kwargs)
-        return run_proved(func, args, kwargs)
+        except (NotImplementedError, RuntimeError):
+            name = getattr(func, "__name__", str(func))
+            # What writes into its arguments would write into copies of them.
+            if name.endswith("_") or "out" in kwargs or not _rounded(args, kwargs):
+                raise
+            # Raises again where the type is not what is wrong.
+            result = _exact(func, args, kwargs)
+            self.exact[name] = None
+            return result
+
+
+def _rounded(*values: Any) -> bool:
+    return any(isinstance(v, Tensor) and v.dtype == torch.bfloat16 for v in tree_leaves(values))
+
+
+def _exact(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Calls an operator in float32 and rounds its results."""
+    with torch.autocast("cpu", enabled=False):
+        result = func(*tree_map(_widened, args), **tree_map(_widened, dict(kwargs)))
+    return tree_map(_narrowed, result)
+
+
+def _widened(value: Any) -> Any:
+    is_short = isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    return value.float() if is_short else value
+
+
+def _narrowed(value: Any) -> Any:
+    is_long = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16) if is_long else value
 
 
 def run_proved(func: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -39,6 +39,7 @@ from amc_compress.learners.tasks.inputs import (
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_compress.learners.tasks.task import Meter, Task
 from amc_env.errors import TrainingDivergedError
+from amc_env.validation.sentences import first_line
 
 EVALUATION_BATCH = 125  # 100 to 500 are equally fast on ResNet-20; larger ones leave the cache
 
@@ -247,6 +248,7 @@ def settled_dtype(
     *,
     fused: bool,
     layout: torch.memory_format = torch.channels_last,
+    told: list[str] | None = None,
 ) -> torch.dtype:
     """Returns ``dtype`` if networks compute in it twice the same, and near float32; else float32.
 
@@ -259,25 +261,46 @@ def settled_dtype(
         dtype: What to compute in.
         fused: Whether networks are fused; see :func:`fusion_works`.
         layout: Of images and weights; see ``amc_compress.learners.numerics.layout``.
+        told: Gets a sentence about what of the networks cannot compute in ``dtype``.
     """
     if dtype == torch.float32:
         return dtype
-    for network in networks:
-        with torch.inference_mode():
+    told = [] if told is None else told
+    with torch.inference_mode():
+        for network in networks:
             placed = mapped(lambda tensor: laid_out(tensor, layout), images)
             exact = _numbers(eager(network, layout)(placed))
             function = compiled(network, dtype, layout) if fused else eager(network, layout)
-            found = []
-            for _ in range(2):
-                with autocast(dtype, device_of(images)):
-                    rounded = mapped(lambda t: laid_out(t, layout), cast(images, dtype))
-                    found.append(_numbers(function(rounded)))
+            try:
+                found = _computed_twice(function, images, dtype, layout, told)
+            except Exception as error:  # whatever a forward does with numbers of another type
+                told.append(f"the network cannot compute in {dtype} ({first_line(error)})")
+                return torch.float32
             if found[0].shape != exact.shape:
                 return torch.float32
             near = (found[0] - exact).norm() <= LARGEST_ROUNDING * exact.norm()
             if not (torch.equal(*found) and near):
                 return torch.float32
     return dtype
+
+
+def _computed_twice(
+    function: Callable[[Inputs], Any],
+    images: Inputs,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    told: list[str],
+) -> list[Tensor]:
+    """Returns the numbers of two runs; ``told`` gets what ran in float32."""
+    found = []
+    for _ in range(2):
+        with autocast(dtype, device_of(images)) as exact:
+            rounded = mapped(lambda t: laid_out(t, layout), cast(images, dtype))
+            found.append(_numbers(function(rounded)))
+    sentence = f"what has no kernel for {dtype} runs in float32: {', '.join(exact)}"
+    if exact and sentence not in told:
+        told.append(sentence)
+    return found
 
 
 def _numbers(outputs: Any) -> Tensor:
