@@ -75,6 +75,7 @@ def _page(folder: RunFolder) -> str:
         rows=rows(summary),
         table_note=_table_note(folder.config, summary),
         cautions=cautions(folder, summary),
+        notes=folder.results("search").get("notes", ()),
         curve=curve(folder, within),
         cloud=_cloud(folder, within, cost),
         leaderboard=leaderboard(folder, within),

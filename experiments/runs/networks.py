@@ -171,8 +171,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = model.state_dict()
     for name, layer in quantized_layers(model).items():
-        if state.pop(f"{name}.weight_quantizer.assignments", None) is not None:
-            state[f"{name}.weight"] = layer.quantized_weight()
+        for parameter in layer.quantized_parameters:
+            if state.pop(f"{name}.{parameter}_quantizer.assignments", None) is not None:
+                state[f"{name}.{parameter}"] = layer.quantized_weight(parameter)
     return state
 
 

@@ -55,11 +55,13 @@ class Problem:
         graph: Facts about the original network.
         decisions: What is decided, in the order of the search; possibly nothing.
         costs: Cost name -> model.
+        notes: Sentences for the user on what no decision is about.
     """
 
     graph: LayerGraph
     decisions: tuple[Decision, ...]
     costs: Mapping[str, CostModel]
+    notes: tuple[str, ...] = ()
     original_score: ClassVar[float] = 0.5
 
     @property
@@ -127,7 +129,7 @@ def make_problem(
     if tables:
         costs |= read_tables(config, graph, decisions, storage)
         costs |= _own_costs(config, costs, graph, decisions, storage)
-    return Problem(graph, decisions, costs)
+    return Problem(graph, decisions, costs, space.notes)
 
 
 def check_against(
@@ -166,11 +168,12 @@ def check_against(
     # A header that is not counted here, the prepared learner counts.
     is_counted = "bytes" in config.budget.names and _has_classes(task)
     counted = seen if is_counted and example is None and isinstance(seen, Tensor) else None
-    check_feasible(config, make_problem(config, traced, example=counted, exported=seen))
+    problem = make_problem(config, traced, example=counted, exported=seen)
+    check_feasible(config, problem)
     cuts = config.spec.prunes or config.spec.sparsifies
     wide = wide_layers_note(traced.graph) if cuts else ()
     whole = unrepaired_note(traced.graph, traced.model) if config.spec.prunes else ()
-    return (*traced.graph.remarks(), *wide, *whole)
+    return (*traced.graph.remarks(), *wide, *whole, *problem.notes)
 
 
 def _has_classes(task: Task) -> bool:

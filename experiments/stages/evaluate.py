@@ -14,7 +14,7 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import ONNX_BYTES
 from amc_compress.data.given import CountedBatches
 from amc_compress.learners.layers.masked import masked_layers
-from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.quantized import quantized_layers, quantized_weights
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.noise import standard_error
 from amc_compress.learners.tasks.task import Task as Purpose
@@ -89,10 +89,10 @@ def layer_bits(network: nn.Module) -> dict[str, dict[str, int | None]]:
 
     return {
         name: {
-            "weights": bits(layer.weight_quantizer),
-            "activations": bits(layer.input_quantizer),
+            "weights": bits(weight.quantizer),
+            "activations": bits(weight.layer.input_quantizer),
         }
-        for name, layer in quantized_layers(network).items()
+        for name, weight in quantized_weights(network).items()
     }
 
 

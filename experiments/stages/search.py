@@ -65,10 +65,16 @@ def run_search(task: Task) -> None:
 
 
 def _found_out(learner: Learner) -> dict[str, Any]:
-    """Returns what the preparation has found out about the data, for later stages."""
+    """Returns what the preparation has found out about network and data, for later stages."""
+    told = [note for note in learner.notes if note not in learner.cautions]
+    notes = {"notes": told} if told else {}
     if not learner.cautions:
-        return {}
-    return {"keeps_statistics": learner.keeps_statistics, "cautions": list(learner.cautions)}
+        return notes
+    return {
+        **notes,
+        "keeps_statistics": learner.keeps_statistics,
+        "cautions": list(learner.cautions),
+    }
 
 
 def _images_per_trial(task: Task) -> int | None:

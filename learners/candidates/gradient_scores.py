@@ -84,7 +84,7 @@ def curvature_root(
     Args:
         network: In ``eval`` mode, so that images do not depend on each other; not changed.
         batches: Calibration inputs and their targets.
-        layers: Convolutions and linear layers, by name.
+        layers: Modules with weights, by name.
         task: Whose loss it is.
 
     Returns:
@@ -124,7 +124,7 @@ def _backward(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> N
 def _from_embeddings(network: nn.Module, origin: Tensor) -> Iterator[None]:
     """Lets the gradient start at what tables are read into: ids have none."""
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: output + origin)
+        module.register_forward_hook(lambda _module, _inputs, output: output + origin, prepend=True)
         for module in network.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     ]
@@ -146,7 +146,8 @@ def _shifts(
             shifts = _shift_gradients(layer, gradient, n_images)
             found[name] = found[name] + shifts if name in found else shifts
 
-        def leave(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        def leave(layer: nn.Module, _inputs: object, outputs: object) -> None:
+            output = main_output(layer, outputs)
             # On the tensor: it then gets the gradient by the output before any change in place.
             if output.requires_grad:
                 output.register_hook(  # type: ignore[no-untyped-call]
@@ -162,6 +163,18 @@ def _shifts(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def main_output(layer: nn.Module, outputs: Any) -> Tensor:
+    """Returns what of a layer's outputs the next layers read, samples first."""
+    found: Tensor = outputs
+    if isinstance(layer, nn.RNNBase):
+        found = outputs[0] if isinstance(outputs[0], Tensor) else outputs[0].data
+        if not layer.batch_first and found.dim() == 3:
+            found = found.transpose(0, 1)
+    elif isinstance(layer, nn.LSTMCell):
+        found = outputs[0]
+    return found
 
 
 def output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:

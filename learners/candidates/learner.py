@@ -51,11 +51,13 @@ class SearchSpace:
         storage: How networks of its plans are stored, as costs count them, without the header of
             the packed file; ``None`` for float tensors, or where only a prepared learner knows.
         left_out: Layers that no decision is about, though they have weights -> the reason.
+        notes: Sentences for the user on what no decision is about.
     """
 
     decisions: tuple[Decision, ...]
     storage: StorageFormat | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class CandidateLearner(Learner, Generic[Choice]):
@@ -106,6 +108,11 @@ class CandidateLearner(Learner, Generic[Choice]):
     def _brief_steps(self) -> int:
         """SGD steps that a candidate takes before it is evaluated."""
         return self.proxy.finetune_steps
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the network, and of the type that it computes in."""
+        return (*super().notes, *getattr(self.evaluator, "told", ()))
 
     def _is_untouched(self, choice: Choice) -> bool:
         """Whether nothing of the network changes: then nothing needs repair either."""

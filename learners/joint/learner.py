@@ -139,7 +139,16 @@ class JointCompression(CandidateLearner[CompressionPlan]):
         """
         spaces = [kind.decide(traced, kind.Options(**given)) for kind, given in options.parts()]
         decisions = in_network_order(traced.graph, [space.decisions for space in spaces])
-        return SearchSpace(decisions, spaces[-1].storage)
+        notes = tuple(note for space in spaces for note in space.notes)
+        return SearchSpace(decisions, spaces[-1].storage, notes=notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the network, and of what the parts leave as it is."""
+        found = dict.fromkeys(super().notes)
+        for part in self.parts:
+            found |= dict.fromkeys(getattr(part, "notes", ()))
+        return tuple(found)
 
     @property
     def original(self) -> nn.Module:

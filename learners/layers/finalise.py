@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from amc_compress.learners.layers.following_norms import ImageTracer
 from amc_compress.learners.layers.masked import Masked, SparseConv2d, SparseLinear, twin_of
-from amc_compress.learners.layers.quantized import QuantizedConv2d, QuantizedLinear
+from amc_compress.learners.layers.quantized import INPUT, QuantizedLayer, with_input
 from amc_compress.learners.layers.structure import replace_module
 
 
@@ -41,19 +44,31 @@ def finalise(network: nn.Module, *, quantized: bool = False) -> nn.Module:
     return copied
 
 
+class _QuantizedInput(nn.Sequential):
+    """A quantizer of an input, and the layer that takes it with whatever else there is."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the layer makes of the quantized input."""
+        quantizer, layer = self
+        args, kwargs = with_input(args, kwargs, quantizer)
+        return layer(*args, **kwargs)
+
+
 def _plain(layer: Masked) -> nn.Module:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    kind: type[nn.Conv2d] | type[nn.Linear] = (
-        nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    )
-    plain = twin_of(kind, layer)
-    for unused in ("weight_quantizer", "input_quantizer"):  # there if they are None
-        plain.__dict__.pop(unused, None)
-    weight, quantizer = layer.masked_weight(), None
-    if isinstance(layer, QuantizedConv2d | QuantizedLinear):
-        weight, quantizer = layer.quantized_weight(), layer.input_quantizer
-    plain.weight = nn.Parameter(weight.detach().clone(), layer.weight.requires_grad)
-    return plain if quantizer is None else nn.Sequential(quantizer, plain).eval()
+    plain = twin_of(layer.plain, layer)
+    used: dict[str, Callable[[], Tensor]] = {"weight": layer.masked_weight}
+    quantizer = None
+    if isinstance(layer, QuantizedLayer):
+        names, quantizer = layer.quantized_parameters, layer.input_quantizer
+        used = {name: partial(layer.quantized_weight, name) for name in names}
+        for unused in (*(f"{name}_quantizer" for name in names), INPUT):
+            plain.__dict__.pop(unused, None)  # there if they are None
+            plain._modules.pop(unused, None)
+        del plain.__dict__["quantized_parameters"]
+    for name, weight in used.items():
+        trained = layer.get_parameter(name).requires_grad
+        setattr(plain, name, nn.Parameter(weight().detach().clone(), trained))
+    return plain if quantizer is None else _QuantizedInput(quantizer, plain).eval()
 
 
 def without_identities(network: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from amc_compress.learners.layers.masked import Masked
 
@@ -29,10 +30,11 @@ class ImageTracer(fx.Tracer):
 
 
 class _Tracer(ImageTracer):
-    """Traces masked and quantized layers as leaves."""
+    """Traces layers with weights as leaves: masked and quantized ones, and subclasses."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Masked) or super().is_leaf_module(m, module_qualified_name)
+        leaves = (Masked, _ConvNd, nn.Linear)
+        return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
 def following_norms(network: nn.Module) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,10 +21,12 @@ class Masked(nn.Module):
         weight: The weights as they are trained. Where the mask is false a value stays behind it,
             which has no effect, gets no gradient from the loss, and can come back.
         weight_mask: Which weights count, bool, the shape of ``weight``; ``None`` if all do.
+        plain: The class of the layer without a mask.
     """
 
     weight: Tensor
     weight_mask: Tensor | None
+    plain: ClassVar[type[nn.Module]]
 
     def masked_weight(self) -> Tensor:
         """Returns the weights with zeros where the mask is false."""
@@ -40,6 +42,8 @@ class Masked(nn.Module):
 class SparseConv2d(Masked, nn.Conv2d):
     """A convolution with a mask."""
 
+    plain = nn.Conv2d
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the convolution, shape (N, out, H', W')."""
         out: Tensor = self._conv_forward(x, self.masked_weight(), self.bias)
@@ -49,6 +53,8 @@ class SparseConv2d(Masked, nn.Conv2d):
 class SparseLinear(Masked, nn.Linear):
     """A linear layer with a mask."""
 
+    plain = nn.Linear
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the product, shape (..., out_features)."""
         return F.linear(x, self.masked_weight(), self.bias)
@@ -57,21 +63,25 @@ class SparseLinear(Masked, nn.Linear):
 SparseLayer = SparseConv2d | SparseLinear
 
 
-def twin_of(kind: type[Twin], layer: nn.Conv2d | nn.Linear) -> Twin:
+def twin_of(kind: type[Twin], layer: nn.Module) -> Twin:
     """Returns a module of another class with the settings of a layer; parameters are shared.
 
     Args:
-        kind: Subclass of the layer's class.
-        layer: A convolution or linear layer, masked or not; a mask goes along.
+        kind: Sub- or superclass of the layer's class.
+        layer: A layer with weights, masked or not; a mask goes along.
     """
     twin = kind.__new__(kind)
     nn.Module.__init__(twin)
-    twin.__dict__.update({k: v for k, v in layer.__dict__.items() if not k.startswith("_")})
-    if isinstance(layer, nn.Conv2d):
-        padding = layer._reversed_padding_repeated_twice
-        twin.__dict__["_reversed_padding_repeated_twice"] = padding
+    of_every_module = set(twin.__dict__)
+    settings = {k: v for k, v in layer.__dict__.items() if k not in of_every_module}
+    twin.__dict__.update(settings)
     for name, parameter in layer._parameters.items():
         twin.register_parameter(name, parameter)
+    for name, module in layer._modules.items():
+        twin.add_module(name, module)
+    for name, buffer in layer._buffers.items():
+        if name != MASK:
+            twin.register_buffer(name, buffer, name not in layer._non_persistent_buffers_set)
     if isinstance(twin, Masked):
         # In the state dict only where there is a mask: None buffers are left out of it.
         twin.register_buffer(MASK, getattr(layer, MASK, None))

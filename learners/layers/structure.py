@@ -10,47 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from amc_compress.learners.layers.bit_layers import bit_layer, is_bit_module
 from amc_compress.learners.layers.following_norms import following_norms
-from amc_compress.learners.layers.masked import (
-    SparseConv2d,
-    SparseLinear,
-    mask_of,
-    sparse_layer,
-)
+from amc_compress.learners.layers.masked import Masked, mask_of, sparse_layer
 from amc_compress.learners.layers.quantized import (
-    QuantizedConv2d,
     QuantizedLayer,
-    QuantizedLinear,
+    quantized_class,
     quantized_layers,
 )
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.tasks.inputs import Inputs, ask
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import InputDataError, PlanMismatchError
-from amc_env.graph import LayerGraph
 
 DESCRIPTION_VERSION = 1
 
 _N_COMPARED = 4096  # numbers of a norm's answer
 
-_QUANTIZABLE = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
-_FOLDABLE = (
-    *((kind, nn.BatchNorm2d) for kind in (nn.Conv2d, SparseConv2d)),
-    *((kind, nn.BatchNorm1d) for kind in (nn.Linear, SparseLinear)),
-)
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""Axes of a weight -> the norm over the outputs of such a layer."""
 
 
 def foldable_norms(network: nn.Module) -> dict[str, str]:
-    """Returns norm -> convolution or linear layer that it directly follows.
+    """Returns norm -> convolution or linear layer that it directly follows, of a subclass too.
 
     Networks that ``torch.fx`` cannot trace have none, and keep their norms in float.
     """
     modules = dict(network.named_modules())
     found = {}
     for layer, norm in following_norms(network).items():
-        pair = (type(modules[layer]), type(modules[norm]))
-        if pair in _FOLDABLE:
+        before = modules[layer]
+        products = isinstance(before, _ConvNd | nn.Linear) and not isinstance(
+            before, QuantizedLayer
+        )
+        if products and type(modules[norm]) is _NORMS.get(before.weight.dim()):
             found[norm] = layer
     return found
 
@@ -77,7 +72,7 @@ def fold_norms(network: nn.Module, norms: Mapping[str, str] | None = None) -> di
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(layer, _ConvNd | nn.Linear)
     assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -86,10 +81,19 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     if norm.affine:
         factor, shift = factor * norm.weight, norm.bias.detach().clone()
     before: Tensor | float = 0.0 if layer.bias is None else layer.bias
-    weight = layer.weight * factor.view(-1, *(1,) * (layer.weight.dim() - 1))
+    weight = layer.weight * _by_outputs(factor, layer)
     # New parameters, because the old ones may be shared with another layer.
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter((before - norm.running_mean) * factor + shift)
+
+
+def _by_outputs(factor: Tensor, layer: _ConvNd | nn.Linear) -> Tensor:
+    """Returns a factor of every output so that it broadcasts over a layer's weights."""
+    size, rest = layer.weight.shape[:2], (1,) * (layer.weight.dim() - 2)
+    if not isinstance(layer, _ConvTransposeNd):
+        return factor.view(-1, 1, *rest)
+    by_group = factor.view(layer.groups, 1, -1)
+    return by_group.expand(-1, size[0] // layer.groups, -1).reshape(*size, *rest)
 
 
 def folded_copy(network: nn.Module, probe: Inputs) -> tuple[nn.Module, dict[str, str]]:
@@ -153,35 +157,6 @@ def _near(found: Tensor, expected: Tensor) -> bool:
     return bool(((found - expected).abs() <= 1e-3 * scale).all())
 
 
-def quantizable_layers(
-    network: nn.Module, graph: LayerGraph, ignore: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns the convolutions and linear layers that may be quantized, in network order.
-
-    Raises:
-        ValueError: If a name to ignore is that of no layer.
-    """
-    modules = dict(network.named_modules())
-    # What the example does not run has no inputs to measure ranges on.
-    layers = [
-        x.name
-        for x in graph.layers
-        if x.kind in ("conv", "linear") and x.positions and x.name not in graph.computed
-    ]
-
-    def within(layer: str, name: str) -> bool:
-        return layer == name or layer.startswith(f"{name}.")
-
-    for name in ignore:
-        if not any(within(x, name) for x in layers):
-            raise ValueError(f"Expected layers to ignore, got {name!r}; layers: {layers}.")
-    return tuple(
-        x
-        for x in layers
-        if type(modules.get(x)) in _QUANTIZABLE and not any(within(x, name) for name in ignore)
-    )
-
-
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
     """Replaces the module of a qualified name."""
     parent, _, last = name.rpartition(".")
@@ -189,13 +164,19 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def quantize_layer(
-    layer: nn.Module, weights: Quantizer | None, inputs: Quantizer | None
+    layer: nn.Module,
+    weights: Quantizer | Mapping[str, Quantizer | None] | None,
+    inputs: Quantizer | None,
 ) -> QuantizedLayer:
-    """Returns the quantized twin of a convolution or linear layer; parameters are shared."""
-    if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d.of(layer, weights, inputs)
-    assert isinstance(layer, nn.Linear)
-    return QuantizedLinear.of(layer, weights, inputs)
+    """Returns the quantized twin of a layer with weights; parameters are shared.
+
+    Args:
+        layer: Any layer that gets bits, see ``bit_layers``.
+        weights: Quantizer of its weight, or parameter -> quantizer.
+        inputs: Quantizer of its input.
+    """
+    kind = layer.plain if isinstance(layer, Masked) else type(layer)
+    return quantized_class(kind).of(layer, weights, inputs)
 
 
 def quantize_layers(
@@ -205,11 +186,19 @@ def quantize_layers(
 
     Args:
         network: The folded network.
-        quantizers: Layer -> quantizers of its weights and of its input.
+        quantizers: Layer, as a graph names it -> quantizers of its weights and of its input.
     """
     network.requires_grad_(True)
-    for name, (weights, inputs) in quantizers.items():
-        replace_module(network, name, quantize_layer(network.get_submodule(name), weights, inputs))
+    weights: dict[str, dict[str, Quantizer | None]] = {}
+    inputs: dict[str, Quantizer | None] = {}
+    for name, (of_weights, of_input) in quantizers.items():
+        place = bit_layer(network, name)
+        assert place is not None
+        weights.setdefault(place.module, {})[place.parameter] = of_weights
+        inputs[place.module] = of_input
+    for module, by_parameter in weights.items():
+        layer = network.get_submodule(module)
+        replace_module(network, module, quantize_layer(layer, by_parameter, inputs[module]))
     return network.eval()
 
 
@@ -226,10 +215,11 @@ def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[s
     """
     modules = dict(network.named_modules())
     for name in layers:
-        if type(modules.get(name)) not in _QUANTIZABLE:
+        place = bit_layer(network, name)
+        if place is None or isinstance(modules[place.module], QuantizedLayer):
             raise PlanMismatchError(
-                f"Expected a float convolution or linear layer {name!r} as in the original "
-                f"network, got {type(modules.get(name)).__name__}."
+                f"Expected a float layer {name!r} as in the original network, got "
+                f"{type(modules.get(name)).__name__}."
             )
     folded = copy.deepcopy(network).eval()
     fold_norms(folded, {n: x for n, x in norms.items() if isinstance(modules.get(n), _BatchNorm)})
@@ -248,11 +238,15 @@ def describe(network: nn.Module) -> dict[str, Any]:
     """Returns plain JSON values from which :func:`rebuild` makes the same modules."""
     layers = {}
     for name, layer in quantized_layers(network).items():
-        weights, inputs = layer.weight_quantizer, layer.input_quantizer
+        found, inputs = layer.weight_quantizers(), layer.input_quantizer
+        weights = {
+            parameter: found[parameter].describe() if parameter in found else None
+            for parameter in layer.quantized_parameters
+        }
         layers[name] = {
-            "weight": None if weights is None else weights.describe(),
+            **({"weights": weights} if weights.keys() != {"weight"} else weights),
             "input": None if inputs is None else inputs.describe(),
-            "bias": layer.bias is not None,
+            "bias": _has_bias(layer),
         }
     identities = [name for name, m in network.named_modules() if type(m) is nn.Identity]
     described = {"version": DESCRIPTION_VERSION, "layers": layers, "identities": identities}
@@ -287,36 +281,42 @@ def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Modu
     for name, has_bias in description.get("masked", {}).items():
         layer = _described_layer(network, name, has_bias)
         if layer not in masked:
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
             masked[layer] = sparse_layer(layer, torch.ones_like(layer.weight, dtype=torch.bool))
         network = _with_module(network, name, masked[layer])
     modules = dict(network.named_modules())
     for name, entry in description["layers"].items():
         layer = _described_layer(network, name, entry["bias"])
-        weights, inputs = (
-            None if part is None else Quantizer.from_description(part)
-            for part in (entry["weight"], entry["input"])
-        )
-        network = _with_module(network, name, quantize_layer(layer, weights, inputs))
+        parts = entry["weights"] if "weights" in entry else {"weight": entry["weight"]}
+        weights = {parameter: _described(part) for parameter, part in parts.items()}
+        made = quantize_layer(layer, weights, _described(entry["input"]))
+        network = _with_module(network, name, made)
     for name in description["identities"]:
         if isinstance(modules.get(name), _BatchNorm):
             replace_module(network, name, nn.Identity())
     return network
 
 
+def _described(quantizer: Mapping[str, Any] | None) -> Quantizer | None:
+    return None if quantizer is None else Quantizer.from_description(dict(quantizer))
+
+
 def _has_bias(layer: nn.Module) -> bool:
-    return isinstance(layer.bias, Tensor)
+    return isinstance(getattr(layer, "bias", None), Tensor)
 
 
-def _described_layer(network: nn.Module, name: str, has_bias: bool) -> nn.Conv2d | nn.Linear:
+def _described_layer(network: nn.Module, name: str, has_bias: bool) -> nn.Module:
     """Returns a layer of the float network, with the bias that it got from a folded norm."""
     layer = dict(network.named_modules(remove_duplicate=False)).get(name)
-    if not isinstance(layer, nn.Conv2d | nn.Linear):
+    if layer is None or not is_bit_module(layer):
         raise InputDataError(
-            f"Expected a convolution or linear layer {name!r} as described, got "
+            f"Expected a layer {name!r} as described, got "
             f"{type(layer).__name__}; rebuild from the network that was compressed."
         )
     if has_bias and layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]))
+        assert isinstance(layer, _ConvNd | nn.Linear)
+        outputs = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+        layer.bias = nn.Parameter(layer.weight.new_zeros(outputs))
     return layer
 
 
@@ -330,9 +330,10 @@ def _with_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 def layer_weights(network: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """Returns the weights of a layer, and which of them count (``None`` if all do)."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer.weight, Tensor)
-    return layer.weight.detach(), mask_of(layer)
+    place = bit_layer(network, name)
+    assert place is not None
+    layer = network.get_submodule(place.module)
+    return layer.get_parameter(place.parameter).detach(), mask_of(layer)
 
 
 def same_weights(network: nn.Module, other: nn.Module, name: str) -> bool:

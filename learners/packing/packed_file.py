@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.bit_layers import is_bit_module
 from amc_compress.learners.layers.masked import MASK, mask_of, masked_layers
-from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
+from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import describe, rebuild
 from amc_compress.learners.networks.intake import plain_float, take_in
 from amc_compress.learners.packing.example import described, example
@@ -36,7 +39,7 @@ from amc_env.plan import CompressionPlan
 
 Array = npt.NDArray[Any]
 
-_FIXED = ".weight_quantizer.assignments"  # the codes themselves hold them
+_FIXED = "_quantizer.assignments"  # the codes themselves hold them
 
 
 def save_packed(
@@ -52,8 +55,8 @@ def save_packed(
 
     Weights of quantized layers are stored as codes of their bits, everything else as it is: the
     network that :func:`load_packed` returns computes the same outputs, bit for bit. If a layer has
-    a mask, the weights of all convolutions and linear layers are entropy-coded, and of masked ones
-    only those stored that count; what is kept behind a mask is not.
+    a mask, the weights of all layers are entropy-coded, and of masked ones only those stored that
+    count; what is kept behind a mask is not.
 
     Args:
         network: Of any learner; without quantized and masked layers everything is stored in
@@ -99,51 +102,67 @@ def packed_bytes(
 
 
 def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
-    weights = {
-        _key(name, "weight"): layer
-        for name, layer in network.named_modules(remove_duplicate=False)
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    weights = dict(_held_weights(network))
     is_sparse = bool(masked_layers(network))
     arrays = []
     again = _stored_under_another_name(network)
     for key, tensor in network.state_dict().items():
         if key in again or f".{key}".endswith((_FIXED, f".{MASK}")):
             continue
-        layer = weights.get(key)
-        if layer is not None and (mask := mask_of(layer)) is not None:
-            tensor = tensor * mask
+        held = weights.get(key)
+        if held is not None and held.mask is not None:
+            tensor = tensor * held.mask
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputDataError(
                 f"Expected finite weights to store, got NaN or infinite numbers in {key!r}."
             )
-        if layer is None:
+        if held is None:
             arrays.append(raw(key, _numbers(tensor)))
         else:
-            arrays.append(_weights(key, layer, tensor, is_sparse))
+            arrays.append(_weights(key, held, tensor, is_sparse))
     return arrays
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a layer does with one of its weights."""
+
+    quantizer: Quantizer | None
+    mask: Tensor | None
+
+
+def _held_weights(network: nn.Module) -> Iterator[tuple[str, _Held]]:
+    """Yields the weights that are stored as codes, or entropy-coded in a sparse network."""
+    for name, layer in network.named_modules(remove_duplicate=False):
+        if isinstance(layer, QuantizedLayer):
+            for parameter in layer.quantized_parameters:
+                mask = mask_of(layer) if parameter == "weight" else None
+                quantizer = layer.weight_quantizers().get(parameter)
+                yield _key(name, parameter), _Held(quantizer, mask)
+        elif is_bit_module(layer):
+            for parameter, _ in layer.named_parameters(recurse=False):
+                if parameter.startswith("weight"):
+                    yield _key(name, parameter), _Held(None, mask_of(layer))
 
 
 def _stored_under_another_name(network: nn.Module) -> set[str]:
     """Keys of tensors that are stored before; layers may quantize or mask one weight each."""
     own = {
-        _key(name, "weight")
-        for name, layer in network.named_modules(remove_duplicate=False)
-        if getattr(layer, "weight_quantizer", None) is not None or mask_of(layer) is not None
+        key
+        for key, held in _held_weights(network)
+        if held.quantizer is not None or held.mask is not None
     }
     return {key for key, first in shared_names(network).items() if not {key, first} & own}
 
 
-def _weights(key: str, layer: nn.Module, weight: Tensor, is_sparse: bool) -> tuple[Entry, bytes]:
+def _weights(key: str, held: _Held, weight: Tensor, is_sparse: bool) -> tuple[Entry, bytes]:
     """Returns entry and bytes of a layer's weights: as they are, as codes, or entropy-coded."""
-    mask = mask_of(layer)
-    places = None if mask is None else mask.cpu().numpy()
-    quantizer = getattr(layer, "weight_quantizer", None)
-    if quantizer is not None:
-        numbers = quantizer.encode(layer.weight.detach()).cpu().numpy()  # type: ignore[operator]
+    places = None if held.mask is None else held.mask.cpu().numpy()
+    if held.quantizer is not None:
+        numbers = held.quantizer.encode(weight.detach()).cpu().numpy()
         if is_sparse:
-            return sparse(key, numbers, places, quantizer.bits)
-        return codes(key, numbers, quantizer.bits)
+            return sparse(key, numbers, places, held.quantizer.bits)
+        return codes(key, numbers, held.quantizer.bits)
     if is_sparse and weight.is_floating_point():
         return sparse(key, _numbers(weight), places)
     return raw(key, _numbers(weight))
@@ -277,15 +296,16 @@ def _fill(network: nn.Module, arrays: Mapping[str, Stored], path: str | Path) ->
     tensors |= _stored_masks(masks, arrays, path)
     network.load_state_dict(tensors)
     for name, layer in quantized_layers(network).items():
-        if layer.weight_quantizer is not None:
-            stored = arrays[_key(name, "weight")]
-            if stored.entry.bits != layer.weight_quantizer.bits:
+        for parameter, quantizer in layer.weight_quantizers().items():
+            stored = arrays[_key(name, parameter)]
+            if stored.entry.bits != quantizer.bits:
                 raise _other_network(path, f"{name} is stored as {stored.entry.kind!r}")
-            values = torch.from_numpy(stored.array).to(layer.weight.device)
+            weight = layer.get_parameter(parameter)
+            values = torch.from_numpy(stored.array).to(weight.device)
             with torch.no_grad():
-                layer.weight.copy_(layer.weight_quantizer.decode(values))
-                if layer.weight_mask is not None:
-                    layer.weight.masked_fill_(~layer.weight_mask, 0.0)
+                weight.copy_(quantizer.decode(values))
+                if layer.weight_mask is not None and parameter == "weight":
+                    weight.masked_fill_(~layer.weight_mask, 0.0)
 
 
 def _stored_masks(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.proxy import batch_norms, recalibrate
+from amc_compress.learners.layers.bit_layers import (
+    along,
+    bit_layer,
+    channel_axis,
+    weight_axis,
+)
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
 from amc_compress.learners.tasks.inputs import Inputs, ask, device_of
@@ -41,7 +48,10 @@ class LayerOutputs:
 
 @dataclass(frozen=True)
 class Observation:
-    """Inputs and outputs of all layers that ran; ``calls`` says how often per batch."""
+    """Inputs and outputs of the layers that ran; ``calls`` says of all how often per batch.
+
+    Of layers whose input gets no bits there are only the calls.
+    """
 
     inputs: Mapping[str, LayerInputs]
     outputs: Mapping[str, LayerOutputs]
@@ -54,9 +64,7 @@ class Observation:
 
 def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns mean and variance per output channel, float32."""
-    outputs = outputs.float()
-    if isinstance(layer, nn.Conv2d):
-        outputs = outputs.permute(0, 2, 3, 1)
+    outputs = outputs.float().movedim(channel_axis(layer, outputs), -1)
     flat = outputs.reshape(-1, outputs.shape[-1])
     mean = flat.mean(0)
     # A sixth of the time of torch.var_mean, which is slow along the outer axis.
@@ -64,10 +72,11 @@ def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class _Watch:
-    """Collects over batches what one layer sees and emits."""
+    """Collects over batches what one layer sees and emits; of some only how often they run."""
 
-    def __init__(self, name: str, per_batch: int, seed: int) -> None:
+    def __init__(self, name: str, per_batch: int, seed: int, has_input: bool = True) -> None:
         self.name = name
+        self.has_input = has_input
         self.per_batch = per_batch
         self.generator = torch.Generator().manual_seed(seed)
         self.samples: list[Tensor] = []
@@ -77,8 +86,16 @@ class _Watch:
         self.calls = 0
         self.numbers = 0
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        x = inputs[0].detach()
+    def __call__(
+        self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], out: Any
+    ) -> None:
+        self.calls += 1
+        if self.has_input:
+            self._take_in(next(iter((*args, *kwargs.values()))).detach())
+            if isinstance(out, Tensor):
+                self._take_out(layer, out.detach())
+
+    def _take_in(self, x: Tensor) -> None:
         low, high = (float(v) for v in x.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputDataError(
@@ -90,12 +107,13 @@ class _Watch:
         where = torch.randint(flat.shape[0], (self.per_batch,), generator=self.generator)
         self.samples.append(flat[where.to(flat.device)].float())
         self.numbers = max(self.numbers, x[0].numel())
-        mean, variance = channel_moments(outputs.detach(), layer)
+
+    def _take_out(self, layer: nn.Module, outputs: Tensor) -> None:
+        mean, variance = channel_moments(outputs, layer)
         count = outputs.shape[0]
         self.mean = self.mean + mean * count
         self.square = self.square + (variance + mean**2) * count
         self.weight += count
-        self.calls += 1
 
     def inputs(self) -> LayerInputs:
         return LayerInputs(self.low, self.high, torch.cat(self.samples), self.numbers)
@@ -107,8 +125,8 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Tensor | None]]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield
     finally:
@@ -136,17 +154,22 @@ def observe(
     Raises:
         InputDataError: If an activation is NaN or infinite.
     """
-    modules = dict(network.named_modules())
     per_batch = -(-SAMPLE // len(batches))
-    watches = {name: _Watch(name, per_batch, seed + i) for i, name in enumerate(names)}
+    watches, hooks = {}, []
+    for i, name in enumerate(names):
+        place = bit_layer(network, name)
+        assert place is not None
+        watches[name] = _Watch(name, per_batch, seed + i, place.has_input)
+        hooks.append((network.get_submodule(place.module), watches[name]))
     network.eval()
-    with torch.no_grad(), _hooked({modules[n]: w for n, w in watches.items()}):
+    with torch.no_grad(), _hooked(hooks):
         for batch in tqdm(batches, "calibrate", disable=no_bar(progress), unit="batch"):
             ask(network, batch)
     ran = {name: w for name, w in watches.items() if w.calls}
+    measured = {name: w for name, w in ran.items() if w.has_input}
     return Observation(
-        {name: w.inputs() for name, w in ran.items()},
-        {name: w.outputs() for name, w in ran.items()},
+        {name: w.inputs() for name, w in measured.items()},
+        {name: w.outputs() for name, w in measured.items() if w.weight},
         {name: w.calls // len(batches) for name, w in ran.items()},
     )
 
@@ -158,9 +181,9 @@ class _Match:
         self.target = target
         self.rescale = rescale
 
-    def __call__(self, layer: QuantizedLayer, _: object, outputs: Tensor) -> Tensor:
-        assert layer.bias is not None
+    def __call__(self, layer: QuantizedLayer, _: object, __: object, outputs: Tensor) -> Tensor:
         bias = layer.bias
+        assert isinstance(bias, Tensor)
         mean, variance = channel_moments(outputs, layer)
         factor = torch.ones_like(mean)
         if self.rescale and layer.weight_quantizer is not None:
@@ -171,10 +194,10 @@ class _Match:
             wanted = torch.where((std > 1e-6) & (self.target.std > 1e-6), wanted, 1.0)
             if layer.weight_quantizer.rescale(wanted):
                 factor = wanted
-                layer.weight.mul_(factor.view(-1, *(1,) * (layer.weight.dim() - 1)))
+                layer.weight.mul_(along(factor, weight_axis(layer), layer.weight.dim()))
         # y = f (y_old - b_old) + b_new has the wanted mean.
         shift = self.target.mean - factor * (mean - bias)
-        shape = (-1, 1, 1) if outputs.dim() == 4 else (-1,)
+        shape = (-1, *(1,) * (outputs.dim() - 1 - channel_axis(layer, outputs)))
         offset = (shift - factor * bias).view(shape)
         corrected = outputs.float() * factor.view(shape) + offset
         bias.copy_(shift)
@@ -204,11 +227,11 @@ def match_outputs(
     """
     hooks: dict[nn.Module, Callable[..., Tensor | None]] = {}
     for name, layer in quantized_layers(network).items():
-        quantized = layer.weight_quantizer is not None or layer.input_quantizer is not None
+        quantized = bool(layer.weight_quantizers()) or layer.input_quantizer is not None
         if name in targets and quantized and layer.bias is not None:
             hooks[layer] = _Match(targets[name], name in rescaled)
     network.eval()
-    with torch.no_grad(), _hooked(hooks):
+    with torch.no_grad(), _hooked(hooks.items()):
         if batch_norms(network):
             recalibrate(network, [inputs], dtype)
         else:

@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.gradient_scores import (
     Scores,
     curvature_root,
     falling,
+    main_output,
     output_rows,
     rise_from_covariance,
 )
-from amc_compress.learners.layers.masked import mask_of
+from amc_compress.learners.layers.bit_layers import BitLayer, bit_layer, channel_axis
+from amc_compress.learners.layers.quantized import with_input
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.substitution import substituted
 from amc_compress.learners.tasks.classification import CLASSIFICATION
-from amc_compress.learners.tasks.inputs import Inputs, Split, ask, rows
+from amc_compress.learners.tasks.inputs import Call, Inputs, Split, ask, rows
 from amc_compress.learners.tasks.task import Task
 from amc_env.plan import Decision, DecisionKind
 
@@ -79,21 +81,25 @@ def watch_changes(
         see: Called for every choice at every call of its layer.
     """
 
-    def show(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor, name: str) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
+    def show(layer: nn.Module, call: Call, outputs: Any, name: str) -> None:
+        before = main_output(layer, outputs)
         for d in decisions:
             if d.target != name:
                 continue
             for index, quantizer in enumerate(quantizers[d.key]):
                 if quantizer is not None:
-                    found = _quantized(layer, inputs[0], d.kind, quantizer)
-                    see(d, index, layer, outputs, found - outputs)
+                    found = _quantized(layer, places[name], call, d.kind, quantizer)
+                    see(d, index, layer, before, main_output(layer, found) - before)
 
     handles = []
-    for name in dict.fromkeys(d.target for d in decisions):
+    places = _places(network, decisions)
+    for name, place in places.items():
         handles.append(
-            network.get_submodule(name).register_forward_hook(
-                lambda layer, inputs, outputs, name=name: show(layer, inputs, outputs, name)
+            network.get_submodule(place.module).register_forward_hook(
+                lambda layer, args, kwargs, outputs, name=name: show(
+                    layer, Call(args, kwargs), outputs, name
+                ),
+                with_kwargs=True,
             )
         )
     try:
@@ -103,28 +109,34 @@ def watch_changes(
             handle.remove()
 
 
+def _places(network: nn.Module, decisions: Sequence[Decision]) -> dict[str, BitLayer]:
+    """Returns where the weights of the decided layers are."""
+    found = {}
+    for name in dict.fromkeys(d.target for d in decisions):
+        place = bit_layer(network, name)
+        assert place is not None
+        found[name] = place
+    return found
+
+
 def _quantized(
-    layer: nn.Conv2d | nn.Linear, x: Tensor, kind: DecisionKind, quantizer: Quantizer
-) -> Tensor:
+    layer: nn.Module, place: BitLayer, call: Call, kind: DecisionKind, quantizer: Quantizer
+) -> Any:
+    """Returns what a layer makes of quantized weights, or of a quantized input.
+
+    Its forward alone, around all hooks: this is called by one.
+    """
+    args, kwargs, used = call.args, dict(call.kwargs), {}
     if kind is DecisionKind.WEIGHT_BITS:
-        return _apply(layer, x, _masked(layer, quantizer(layer.weight)))
-    return _apply(layer, quantizer(x), _masked(layer, layer.weight))
-
-
-def _masked(layer: nn.Module, weight: Tensor) -> Tensor:
-    mask = mask_of(layer)
-    return weight if mask is None else weight * mask
-
-
-def _apply(layer: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Conv2d):
-        result: Tensor = layer._conv_forward(x, weight, layer.bias)
-        return result
-    return F.linear(x, weight, layer.bias)
+        used[place.parameter] = quantizer(layer.get_parameter(place.parameter))
+    else:
+        args, kwargs = with_input(args, kwargs, quantizer)
+    with substituted(layer, used):
+        return layer.forward(*args, **kwargs)
 
 
 def _energy(outputs: Tensor, layer: nn.Module) -> float:
-    axis = 1 if isinstance(layer, nn.Conv2d) else outputs.dim() - 1
+    axis = channel_axis(layer, outputs)
     others = [d for d in range(outputs.dim()) if d != axis]
     return float((outputs - outputs.mean(others, keepdim=True)).double().square().sum())
 
@@ -153,9 +165,11 @@ def gradient_scores(
         matched: Layers whose outputs get the float network's means back, where they have a bias.
         task: Whose loss it is.
     """
-    roots = curvature_root(
-        network, [Split(inputs, targets)], dict.fromkeys(d.target for d in decisions), task
+    modules = {name: place.module for name, place in _places(network, decisions).items()}
+    by_module = curvature_root(
+        network, [Split(inputs, targets)], dict.fromkeys(modules.values()), task
     )
+    roots = {name: by_module[place] for name, place in modules.items() if place in by_module}
     changes: dict[tuple[str, int], _Moments] = {}
 
     def measure(
@@ -165,10 +179,9 @@ def gradient_scores(
         moments.add(output_rows(layer, change.float()).flatten(0, 1))
 
     watch_changes(network, rows(inputs, slice(0, _SCORE_IMAGES)), decisions, quantizers, measure)
-    modules = dict(network.named_modules())
     curves = {d.key: np.zeros(len(d.choices)) for d in decisions}
     for d in decisions:
-        centred = d.target in matched and modules[d.target].bias is not None
+        centred = d.target in matched and network.get_submodule(d.target).bias is not None
         for index in range(len(d.choices)):
             if (d.key, index) in changes and d.target in roots:
                 covariance = changes[d.key, index].covariance(centred)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from amc_compress.learners.quantization.uniform.quantizer import MAX_BITS, MIN_BITS
@@ -96,7 +96,11 @@ class BitChoice:
 
 
 def bit_choice(
-    sizes: Mapping[str, int], weight_bits: Bits, activation_bits: Bits, first_last: int | None
+    sizes: Mapping[str, int],
+    weight_bits: Bits,
+    activation_bits: Bits,
+    first_last: int | None,
+    float_inputs: Container[str] = (),
 ) -> BitChoice:
     """Splits bits into decided and fixed ones.
 
@@ -106,6 +110,7 @@ def bit_choice(
         activation_bits: Likewise.
         first_last: Bits of weights and inputs of the first and the last layer, where these are
             quantized at all elsewhere; ``None`` treats the two like the others.
+        float_inputs: Layers of which only the weights get bits.
 
     Raises:
         ValueError: If bits are out of range.
@@ -125,7 +130,9 @@ def bit_choice(
         off = choices == (OFF_BITS,)
         fixed[kind] = {}
         for name in names:
-            if name in ends and not off:
+            if kind is DecisionKind.ACTIVATION_BITS and name in float_inputs:
+                fixed[kind][name] = OFF_BITS
+            elif name in ends and not off:
                 assert first_last is not None
                 fixed[kind][name] = first_last
             elif not decided:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.timing import CandidateSeconds
+from amc_compress.learners.layers.bit_layers import BitLayers, bit_layers
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import (
@@ -22,7 +23,6 @@ from amc_compress.learners.layers.structure import (
     folded_copy,
     folded_like,
     layer_weights,
-    quantizable_layers,
     quantize_layers,
     same_state,
     same_weights,
@@ -69,15 +69,17 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
     @classmethod
     def decide(cls, traced: TracedModel, options: QuantizationOptions) -> SearchSpace:
         """Returns the bits that are decided, and how layers of such bits are stored."""
-        choice = _choice(traced, options, _quantizable(traced, options))
-        return SearchSpace(choice.decisions, options.storage(choice, foldable_norms(traced.model)))
+        found = _quantizable(traced, options)
+        choice = _choice(traced, options, found)
+        storage = options.storage(choice, foldable_norms(traced.model))
+        return SearchSpace(choice.decisions, storage, found.left, found.notes())
 
     def _prepare(self, samples: Samples) -> None:
         check_not_constant(samples.calibration)
         batches = [x for x, _ in samples.batches()]
         self.float_network, self._folded = folded_copy(self.original, rows(batches[0], slice(0, 8)))
         self._observe(batches)
-        self._choice = _choice(self.traced, self.options, self.layers)
+        self._choice = _choice(self.traced, self.options, self._places)
         self.decisions = self._choice.decisions
         self.fitted = FittedQuantizers(
             self.layers,
@@ -94,15 +96,31 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
 
     def _observe(self, batches: Sequence[Inputs]) -> None:
         """Runs the float network over the calibration images: what never runs stays in float."""
-        names = _quantizable(self.traced, self.options)
+        found = _quantizable(self.traced, self.options)
+        names = list(found.layers)
         seen = observe(
             self.float_network, batches, names, seed=self.seed, progress=self.options.progress
         )
         there = observe(self.float_network, [self._recalibration], names, seed=self.seed)
         self._observation = Observation(seen.inputs, there.outputs, there.calls)
-        self.layers = tuple(name for name in names if name in seen.inputs)
+        self._places = found.without([name for name in names if name not in seen.calls])
+        self.layers = tuple(self._places.layers)
         if not self.layers:
             raise _nothing(self.traced, self.options)
+
+    @property
+    def left_float(self) -> Mapping[str, str]:
+        """Weights that stay in float, by layer or parameter -> the reason."""
+        return self._places.left
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the network: what stays in float, too."""
+        return (*super().notes, *self._places.notes())
+
+    def axis(self, name: str) -> int:
+        """Returns the axis of a layer's weights along which its channels lie."""
+        return self._places.layers[name].axis
 
     @property
     def _recalibration(self) -> Inputs:
@@ -259,8 +277,8 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         return quantized_training(self.seed)
 
 
-def _quantizable(traced: TracedModel, options: QuantizationOptions) -> tuple[str, ...]:
-    """Returns the layers that can be quantized, in network order."""
+def _quantizable(traced: TracedModel, options: QuantizationOptions) -> BitLayers:
+    """Returns the layers that can be quantized, in network order, and why others cannot."""
     if masked := list(masked_layers(traced.model)):
         # Their costs are not those of the network that is traced.
         raise ValueError(
@@ -268,19 +286,20 @@ def _quantizable(traced: TracedModel, options: QuantizationOptions) -> tuple[str
             f"{masked[:3]}; prepare it for the dense network and give the sparse one to "
             f"quantize(network, plan), or decide densities and bits with deep_compression."
         )
-    names = quantizable_layers(traced.model, traced.graph, options.ignore)
-    if not names:
+    found = bit_layers(traced.model, traced.graph, options.ignore)
+    if not found.layers:
         raise _nothing(traced, options)
-    return names
+    return found
 
 
 def _nothing(traced: TracedModel, options: QuantizationOptions) -> UntraceableModelError:
     return UntraceableModelError(
-        f"Expected an nn.Conv2d or nn.Linear that runs, to quantize it; of the layers "
+        f"Expected a layer with weights that runs, to quantize it; of the layers "
         f"{[layer.name for layer in traced.graph.layers]} none is one (ignored: "
         f"{list(options.ignore)})."
     )
 
 
-def _choice(traced: TracedModel, options: QuantizationOptions, names: Sequence[str]) -> BitChoice:
-    return options.choice({n: layer_weights(traced.model, n)[0].numel() for n in names})
+def _choice(traced: TracedModel, options: QuantizationOptions, found: BitLayers) -> BitChoice:
+    sizes = {n: layer_weights(traced.model, n)[0].numel() for n in found.layers}
+    return options.choice(sizes, [n for n, layer in found.layers.items() if not layer.has_input])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from amc_compress.learners.candidates.options import CandidateOptions
@@ -62,13 +62,16 @@ class QuantizationOptions(CandidateOptions):
         check_known("proxy", self.proxy, PROXIES)
         return replace(super().repairs(), gradient_clip=QUANTIZED_GRADIENT_CLIP)
 
-    def choice(self, sizes: Mapping[str, int]) -> BitChoice:
+    def choice(self, sizes: Mapping[str, int], float_inputs: Container[str] = ()) -> BitChoice:
         """Returns what is decided, and what is fixed.
 
         Args:
             sizes: Layer -> number of weights, in network order.
+            float_inputs: Those of which only the weights get bits.
         """
-        return bit_choice(sizes, self.weight_bits, self.activation_bits, self.first_last_bits)
+        return bit_choice(
+            sizes, self.weight_bits, self.activation_bits, self.first_last_bits, float_inputs
+        )
 
     def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:
         """Returns how layers are stored, without the file's header: a scale for every bucket.

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from amc_compress.learners.candidates.learner import SearchSpace
-from amc_compress.learners.layers.structure import quantizable_layers
+from amc_compress.learners.layers.bit_layers import check_ignored, is_within
+from amc_compress.learners.layers.masked import SparseConv2d, SparseLinear
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_env.errors import UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
+
+_PLAIN = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
 
 
 def sparse_choice(
@@ -35,9 +38,17 @@ def sparse_choice(
         UntraceableModelError: If no layer can be sparse; the message says why.
         ValueError: If a name to ignore is that of no layer.
     """
-    candidates = quantizable_layers(network, graph, ())
-    wanted = quantizable_layers(network, graph, ignore)
+    check_ignored(graph, ignore)
     modules = dict(network.named_modules())
+    candidates = [
+        x.name
+        for x in graph.layers
+        if x.kind in ("conv", "linear")
+        and x.positions
+        and x.name not in graph.computed
+        and type(modules.get(x.name)) in _PLAIN
+    ]
+    wanted = [name for name in candidates if not is_within(name, ignore)]
     # Two masks on one weight would contradict each other.
     owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
     # A mask would be put in one of the places only.

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.bit_layers import is_bit_module
 from amc_compress.learners.packing.packed_file import packed_bytes
 from amc_compress.learners.packing.sparse import encode
 from amc_compress.learners.sparsification.fitted import FittedWeights
 from amc_compress.learners.sparsification.patterns import Pattern
+from amc_compress.learners.tracing.slots import weight_name
 from amc_env.costs.cost_model import with_weights
 from amc_env.costs.costs import BytesCost
 from amc_env.costs.sparse_form import SparseForm
@@ -83,12 +85,13 @@ def _left_dense(
     network: nn.Module, graph: LayerGraph, decided: Container[str]
 ) -> dict[str, list[tuple[float, float]]]:
     """Measures the layers that no decision is about: the files code their weights as well."""
-    modules, points = dict(network.named_modules()), {}
+    points = {}
     for layer in with_weights(graph):
-        weight = getattr(modules.get(layer.name), "weight", None)
-        if layer.name in decided or not isinstance(weight, Tensor):
+        name = weight_name(layer.name, dict(network.named_parameters(remove_duplicate=False)))
+        if layer.name in decided or name is None:
             continue
-        coded = isinstance(modules[layer.name], nn.Conv2d | nn.Linear)
+        weight, module = network.get_parameter(name), name.rpartition(".")[0]
+        coded = is_bit_module(network.get_submodule(module))
         size = _size(weight, None) if coded else weight.numel() * FLOAT_BITS // 8
         points[layer.name] = [(1.0, 8.0 * size / weight.numel())]
     return points

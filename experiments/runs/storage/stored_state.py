@@ -30,7 +30,8 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
     "search": {
         "seconds": float, "cpu_seconds_per_episode": float, "n_trials": int, "reward": float,
         "best": _OUTCOME, "uniform": _OUTCOME, "bounds": dict[str, list[float]], "stages": list,
-        "n_images": int | None, "goal": {"floor": float, "original": float, "levels": list},
+        "n_images": int | None, "notes": list,
+        "goal": {"floor": float, "original": float, "levels": list},
     },
     "finetune": {
         "seconds": float, "epochs": int, "validation_score_before": float | None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.proxy import Proxy
-from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.quantized import quantized_weights
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.quantization.calibration import Observation
 from amc_compress.learners.quantization.codebook.init import INITS
@@ -84,6 +84,7 @@ class CodebookQuantization(QuantizationLearner):
             bits,
             granularity=self.options.granularity,
             bucket_size=self.options.bucket_size,
+            axis=self.axis(name),
             init=self.options.init,
             channel_scales=self.options.scales_channels,
             mask=mask,
@@ -116,8 +117,8 @@ def set_mode(network: nn.Module, mode: str) -> None:
     """
     check_known("mode", mode, MODES)
     network.requires_grad_(mode != "clusters")
-    for layer in quantized_layers(network).values():
-        quantizer = layer.weight_quantizer
+    for weight in quantized_weights(network).values():
+        quantizer = weight.quantizer
         if isinstance(quantizer, CodebookQuantizer):
             quantizer.codebook.requires_grad_(mode != "weights")
-            quantizer.fix_assignments(layer.weight if mode == "clusters" else None)
+            quantizer.fix_assignments(weight.values if mode == "clusters" else None)

@@ -31,10 +31,11 @@ class CodebookQuantizer(Quantizer):
 
     Args:
         codebook: Centroids in any order, shape (buckets, 2 ** bits).
-        granularity: What shares a codebook: ``"tensor"``, ``"channel"`` (axis 0) or ``"split"``
-            (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
+        granularity: What shares a codebook: ``"tensor"``, ``"channel"`` (an index along ``axis``)
+            or ``"split"`` (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
         bucket_size: Numbers per bucket of ``"split"``.
-        scale: One positive factor per channel (axis 0) of the numbers, for ``"tensor"`` only: a
+        axis: Along which channels lie.
+        scale: One positive factor per channel of the numbers, for ``"tensor"`` only: a
             channel's values are the centroids times its factor. ``None`` for none.
 
     Attributes:
@@ -57,6 +58,7 @@ class CodebookQuantizer(Quantizer):
         *,
         granularity: str = "tensor",
         bucket_size: int = 256,
+        axis: int = 0,
         scale: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class CodebookQuantizer(Quantizer):
         self.bits = codebook.shape[1].bit_length() - 1
         self.granularity = granularity
         self.bucket_size = bucket_size
+        self.axis = axis
         self.codebook = nn.Parameter(codebook.detach().float().clone())
         self.register_buffer("assignments", None)
         self.register_buffer("scale", None if scale is None else scale.detach().float().clone())
@@ -87,6 +90,7 @@ class CodebookQuantizer(Quantizer):
         *,
         granularity: str = "tensor",
         bucket_size: int = 256,
+        axis: int = 0,
         init: str = "kmeans",
         channel_scales: bool = False,
         mask: Tensor | None = None,
@@ -98,6 +102,7 @@ class CodebookQuantizer(Quantizer):
             bits: 2 to 8.
             granularity: What shares a codebook.
             bucket_size: Weights per bucket of ``"split"``.
+            axis: Along which channels lie.
             init: ``"kmeans"``, ``"quantile"`` or ``"uniform"``, see ``initial_codebook``.
             channel_scales: With ``"tensor"``: whether every channel is divided by its root mean
                 square before it shares the codebook.
@@ -113,11 +118,14 @@ class CodebookQuantizer(Quantizer):
         check_granularity(granularity, bucket_size)
         n = 2 ** int(bits)
         weight = weight.detach().float()
+        if axis and granularity != "split":
+            weight = weight.movedim(axis, 0)
+            mask = None if mask is None else mask.movedim(axis, 0)
         if granularity == "tensor" and channel_scales and weight.dim() > 1:
             scale = _channel_sizes(weight, mask)
             rows = weight.flatten(1) / scale.view(-1, 1)
             found = _codebooks([rows.view(1, -1)], _flat([rows.view(1, -1)], mask), n, init)
-            return cls(found, scale=scale)
+            return cls(found, axis=axis, scale=scale)
         if granularity == "split":  # the shorter last bucket on its own: its filling weighs nothing
             flat = weight.reshape(-1)
             whole = flat.numel() // bucket_size * bucket_size
@@ -126,7 +134,7 @@ class CodebookQuantizer(Quantizer):
         else:
             parts = [weight.reshape(1, -1) if granularity == "tensor" else weight.flatten(1)]
         codebook = _codebooks(parts, _flat(parts, mask), n, init)
-        return cls(codebook, granularity=granularity, bucket_size=bucket_size)
+        return cls(codebook, granularity=granularity, bucket_size=bucket_size, axis=axis)
 
     @classmethod
     def empty(cls, description: dict[str, Any]) -> CodebookQuantizer:
@@ -177,6 +185,7 @@ class CodebookQuantizer(Quantizer):
             "buckets": len(self.codebook),
             "granularity": self.granularity,
             "bucket_size": self.bucket_size,
+            **({"axis": self.axis} if self.axis else {}),
         }
         return description if self.scale is None else description | {"scales": len(self.scale)}
 
@@ -219,12 +228,15 @@ class CodebookQuantizer(Quantizer):
     def _buckets(self, x: Tensor) -> Tensor:
         if self.granularity == "split":
             return split_buckets(x, self.bucket_size)
-        if self.scale is not None:
-            return x.flatten(1)
-        return x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(1)
+        x = x.movedim(self.axis, 0) if self.axis else x
+        by_channel = self.scale is not None or self.granularity == "channel"
+        return x.flatten(1) if by_channel else x.reshape(1, -1)
 
     def _restore(self, buckets: Tensor, like: Tensor) -> Tensor:
-        return buckets.reshape(-1)[: like.numel()].view(like.shape)
+        flat = buckets.reshape(-1)[: like.numel()]
+        if self.granularity == "split" or not self.axis:
+            return flat.view(like.shape)
+        return flat.view(like.movedim(self.axis, 0).shape).movedim(0, self.axis)
 
 
 _SIZES = tuple(2**bits for bits in range(MIN_BITS, MAX_BITS + 1))

@@ -73,6 +73,7 @@ class UniformQuantization(QuantizationLearner):
             symmetric=self.options.symmetric,
             granularity=self.options.granularity,
             bucket_size=self.options.bucket_size,
+            axis=self.axis(name),
             name=f"the weights of layer {name!r}",
             mask=mask,
         )
@@ -85,6 +86,7 @@ class UniformQuantization(QuantizationLearner):
             symmetric=self.options.symmetric,
             granularity=self.options.granularity,
             bucket_size=self.options.bucket_size,
+            axis=self.axis(name),
             learned=self.options.learned_steps,
             numbers=numbers,
         )
@@ -107,18 +109,20 @@ def weight_scales(
     symmetric: bool,
     granularity: str,
     bucket_size: int,
+    axis: int = 0,
     name: str = "the weights",
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns scale and zero point of every bucket of a layer's weights.
 
     Args:
-        weight: Weights, shape (out, in, ...).
+        weight: Weights of any shape.
         bits: Bits per weight.
         rule: Name in ``RANGE_RULES``, or ``"lsq"``: ``2 <|w|> / sqrt(Q_p)`` (Esser et al. 2020).
         symmetric: Whether the zero point is 0.
         granularity: What shares a scale.
         bucket_size: Weights per bucket of ``"split"``.
+        axis: Along which channels lie.
         name: What to call the weights in messages.
         mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
             if ``None``.
@@ -126,6 +130,9 @@ def weight_scales(
     Raises:
         InputDataError: If a weight is NaN or infinite.
     """
+    if axis and granularity == "channel":
+        weight = weight.movedim(axis, 0)
+        mask = None if mask is None else mask.movedim(axis, 0)
     rows = _rows(weight, granularity, bucket_size)
     kept = None if mask is None else _rows(mask.to(rows), granularity, bucket_size)
     if kept is not None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.bit_layers import along
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_env.validation.checks import check_known
 
@@ -34,9 +35,10 @@ class UniformQuantizer(Quantizer):
         scale: Step between two values, float32, shape (buckets,).
         zero_point: Integer that stands for 0, shape (buckets,); zeros if ``None``.
         symmetric: Whether integers are signed with zero point 0.
-        granularity: What shares a scale: ``"tensor"``, ``"channel"`` (axis 0) or ``"split"``
-            (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
+        granularity: What shares a scale: ``"tensor"``, ``"channel"`` (an index along ``axis``) or
+            ``"split"`` (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
         bucket_size: Numbers per bucket of ``"split"``.
+        axis: Along which channels lie.
         learned: Whether the scale is trained (LSQ, Esser et al. 2020).
         numbers: Numbers per scale in LSQ's gradient scale; counted on the input if ``None``.
 
@@ -61,6 +63,7 @@ class UniformQuantizer(Quantizer):
         symmetric: bool = True,
         granularity: str = "tensor",
         bucket_size: int = 256,
+        axis: int = 0,
         learned: bool = False,
         numbers: int | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class UniformQuantizer(Quantizer):
         self.symmetric = symmetric
         self.granularity = granularity
         self.bucket_size = bucket_size
+        self.axis = axis
         self.learned = learned
         self.numbers = numbers
         if learned:
@@ -139,6 +143,7 @@ class UniformQuantizer(Quantizer):
             "symmetric": self.symmetric,
             "granularity": self.granularity,
             "bucket_size": self.bucket_size,
+            **({"axis": self.axis} if self.axis else {}),
             "learned": self.learned,
             "numbers": self.numbers,
         }
@@ -171,7 +176,8 @@ class UniformQuantizer(Quantizer):
             floor = scale - scale.detach() + SMALLEST_SCALE
             scale = torch.where(scale < SMALLEST_SCALE, floor, scale)
         if self.granularity != "tensor":
-            scale = scale.view((-1,) + (1,) * (buckets.dim() - 1))
+            axis = self.axis if self.granularity == "channel" else 0
+            scale = along(scale, axis, buckets.dim())
         if self.symmetric:
             return scale, self.quant_min, self.quant_max
         if self.granularity == "tensor" and not torch.compiler.is_compiling():
@@ -182,7 +188,7 @@ class UniformQuantizer(Quantizer):
         return scale, low.float().view(shape), high.float().view(shape)
 
     def _buckets(self, x: Tensor) -> Tensor:
-        """Returns ``x`` so that axis 0 counts the buckets (unless there is only one scale)."""
+        """Returns ``x``, or its pieces along axis 0."""
         return split_buckets(x, self.bucket_size) if self.granularity == "split" else x
 
     def _restore(self, buckets: Tensor, like: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from support.networks.sparse_networks import layer_names, sparsified
 from support.selection import quick
 
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_int8 import weight_integers
+from amc_compress.learners.export.onnx_integers import weight_integers
 from amc_compress.learners.export.onnx_quantized import export_quantized, post_training_int8
 from amc_compress.learners.layers.masked import masked_layers
-from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.quantized import quantized_weights
 from amc_compress.learners.layers.structure import fold_norms, quantize_layers, rebuild
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_compress.models import load_weights, make_model
@@ -90,8 +90,8 @@ def test_integer_files_have_the_zeros_in_place(sparse, way, tmp_path):
 
 
 def test_integers_behind_a_mask_are_zero(sparse):
-    for layer in quantized_layers(in_eight_bits(sparse)).values():
-        integers, scales = weight_integers(layer)
-        assert not integers[~layer.weight_mask.numpy()].any()
+    for weight in quantized_weights(in_eight_bits(sparse)).values():
+        integers, scales = weight_integers(weight)
+        assert not integers[~weight.mask.numpy()].any()
         values = torch.from_numpy(integers * scales.reshape(-1, *(1,) * (integers.ndim - 1)))
-        torch.testing.assert_close(values.float(), layer.quantized_weight().detach())
+        torch.testing.assert_close(values.float(), weight.used().detach())

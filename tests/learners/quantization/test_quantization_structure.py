@@ -9,13 +9,13 @@ import torch
 from support.networks.sparse_networks import sparsified
 from torch import nn
 
+from amc_compress.learners.layers.bit_layers import bit_layers
 from amc_compress.learners.layers.finalise import finalise, without_identities
 from amc_compress.learners.layers.masked import SparseConv2d, masked_layers, sparse_layer
 from amc_compress.learners.layers.quantized import QuantizedConv2d
 from amc_compress.learners.layers.structure import (
     foldable_norms,
     folded_copy,
-    quantizable_layers,
     quantize_layers,
 )
 from amc_compress.learners.quantization import describe, fold_norms, quantized_layers, rebuild
@@ -244,7 +244,7 @@ def test_a_layer_used_twice_is_baked_once():
 def test_masked_layers_may_be_quantized():
     model = sparsified(make_model("plain"), 0.3)
     graph = trace(make_model("plain"), EXAMPLE).graph
-    assert quantizable_layers(model, graph, ()) == tuple(masked_layers(model))
+    assert list(bit_layers(model, graph, ()).layers) == list(masked_layers(model))
 
 
 def test_masks_of_something_else_are_rejected():
