@@ -41,6 +41,9 @@ FLOAT_LAYERS = frozenset(
     }
 )
 
+RECURRENT_LAYERS = frozenset({"LSTM", "GRU", "RNN"})
+"""Likewise, which have several weights and no integer kernels."""
+
 
 def constant(value: ir.Value | None) -> Array | None:
     """Returns the numbers of a constant, ``None`` for what is computed."""

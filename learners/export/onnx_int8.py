@@ -15,10 +15,24 @@ from onnx.version_converter import convert_version
 from torch import Tensor, nn
 
 from amc_compress.learners.export import onnx_graph
+from amc_compress.learners.export.onnx_conv_outputs import round_conv_outputs
+from amc_compress.learners.export.onnx_graph import add_constant
+from amc_compress.learners.export.onnx_integers import (
+    fits_int8,
+    has_integers,
+    runs_in_integers,
+    scales_of,
+    weight_integers,
+)
 from amc_compress.learners.export.onnx_program import ExportError
+from amc_compress.learners.export.onnx_tables import is_looked_up, store_gates, store_tables
 from amc_compress.learners.export.runtime import optimised
-from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
-from amc_compress.learners.quantization.uniform.quantizer import SMALLEST_SCALE, UniformQuantizer
+from amc_compress.learners.layers.quantized import (
+    QuantizedLayer,
+    QuantizedWeight,
+    quantized_weights,
+)
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 
 CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
 """How ranges are found that a network does not have itself."""
@@ -38,48 +52,6 @@ _BATCH = 32
 # A bias is stored as a 32-bit integer of step (input scale x weight scale).
 _LARGEST_BIAS = 2.0**30
 _INT4_OPSET = 21
-
-
-def runs_in_integers(layer: QuantizedLayer) -> bool:
-    """Returns whether a layer's weights and inputs are both integers times one scale."""
-    weights = layer.weight_quantizer
-    return layer.input_quantizer is not None and has_integers(weights)
-
-
-def has_integers(quantizer: Any) -> bool:
-    """Returns whether the numbers are integers times one scale per tensor or channel."""
-    return isinstance(quantizer, UniformQuantizer) and quantizer.granularity != "split"
-
-
-def weight_integers(layer: QuantizedLayer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a layer's weights in units of their scales, int32 (out, in, ...), and the scales.
-
-    The zero points are subtracted, because ONNX Runtime wants the same one in all channels.
-
-    Args:
-        layer: A layer for whose weights :func:`has_integers` holds.
-    """
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    if not isinstance(quantizer, UniformQuantizer):
-        raise TypeError(f"Expected uniform weights, got {type(quantizer).__name__}.")
-    zero = quantizer.zero_point.view(-1, *(1,) * (weight.dim() - 1)).to(torch.int32)
-    integers = quantizer.encode(weight).to(torch.int32) + quantizer.quant_min - zero
-    if layer.weight_mask is not None:
-        integers = integers * layer.weight_mask
-    return integers.cpu().numpy(), _scales(quantizer, len(weight))
-
-
-def fits_int8(integers: np.ndarray) -> bool:
-    """Returns whether all are in -128 .. 127."""
-    return bool(integers.min() >= -128 and integers.max() <= 127)
-
-
-def _scales(quantizer: UniformQuantizer, count: int) -> np.ndarray:
-    """Returns the scales as used, float32, shape (count,), one for each channel."""
-    scale = quantizer.scale.detach().float().cpu().numpy()
-    if quantizer.learned:  # as the quantizer does: a gradient step may carry it across zero
-        scale = np.maximum(scale, np.float32(SMALLEST_SCALE))
-    return np.broadcast_to(scale, (count,)).copy()
 
 
 def quantize_float(model: ir.Model, calibration: Samples, method: str) -> ir.Model:
@@ -192,7 +164,8 @@ def count_layers(path: Path) -> tuple[int, int]:
     """
     kinds = [node.op_type for node in optimised(path, "EXTENDED").graph.node]
     integer = sum(kind in onnx_graph.INTEGER_LAYERS for kind in kinds)
-    return integer, sum(kind in onnx_graph.FLOAT_LAYERS for kind in kinds)
+    float_kinds = onnx_graph.FLOAT_LAYERS | onnx_graph.RECURRENT_LAYERS
+    return integer, sum(kind in float_kinds for kind in kinds)
 
 
 class IntegerWriter:
@@ -210,11 +183,12 @@ class IntegerWriter:
     ) -> None:
         self.model, self.calibration, self.method = model, calibration, method
         self.weight_only, self.shortcuts = weight_only, shortcuts
-        self.layers = quantized_layers(network)
+        weights = quantized_weights(network)
+        self.tables = {n: w for n, w in weights.items() if is_looked_up(w)}
+        self.weights = {n: w for n, w in weights.items() if n not in self.tables}
         onnx_graph.simplify(model)
         self.nodes = onnx_graph.weighted_nodes(
-            model,
-            {n: m.quantized_weight().detach().cpu().numpy() for n, m in self.layers.items()},
+            model, {n: w.used().detach().cpu().numpy() for n, w in self.weights.items()}
         )
         self.overrides: dict[str, list[dict[str, Any]]] = {}
 
@@ -224,7 +198,11 @@ class IntegerWriter:
         Raises:
             ExportError: If the exporter has rewritten a layer's weights.
         """
-        lost = [name for name, nodes in self.nodes.items() if not nodes]
+        lost = [
+            name
+            for name, nodes in self.nodes.items()
+            if not (nodes or isinstance(self.weights[name].layer, nn.RNNBase))
+        ]
         if lost:
             raise ExportError(
                 f"The exporter has rewritten the weights of {', '.join(lost)} (a batch norm that "
@@ -242,6 +220,7 @@ class IntegerWriter:
                 overrides=self.overrides,
                 exclude=[*self._float_nodes(), *_constant_sums(model)],
             )
+            round_conv_outputs(model, ir.to_proto(self.model), self.calibration)
         return self._store_weight_only(model)
 
     def _float_nodes(self) -> list[str]:
@@ -260,16 +239,23 @@ class IntegerWriter:
         return left
 
     def _integer_layers(self) -> list[str]:
-        return [name for name, layer in self.layers.items() if runs_in_integers(layer)]
+        return [
+            name
+            for name, weight in self.weights.items()
+            if runs_in_integers(weight.layer) and not self._is_transposed(name)
+        ]
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether a layer is a transposed convolution, for which there are no integer kernels."""
+        return any(node.op_type == "ConvTranspose" for node in self.nodes[name])
 
     def _set_weights(self) -> None:
         """Hands the integer layers' scales to the quantizer, which then finds their integers."""
         from onnxruntime.quantization import QuantType
 
         for name in self._integer_layers():
-            layer = self.layers[name]
-            integers, scales = weight_integers(layer)
-            _make_room_for_bias(layer, integers, scales)
+            integers, scales = weight_integers(self.weights[name])
+            _make_room_for_bias(self.weights[name].layer, integers, scales)
             values = integers * scales.reshape(-1, *(1,) * (integers.ndim - 1))
             for node in self.nodes[name]:
                 axis = onnx_graph.output_axis(node)
@@ -297,7 +283,8 @@ class IntegerWriter:
         for name in self._integer_layers():
             for node in self.nodes[name]:
                 assert node.inputs[0] is not None
-                users.setdefault(node.inputs[0], {})[node] = _input_parameters(self.layers[name])
+                read = _input_parameters(self.weights[name].layer)
+                users.setdefault(node.inputs[0], {})[node] = read
         for tensor, wanted in users.items():
             widest: tuple[float, int] | None = max(wanted.values(), key=lambda user: user[0])
             if self.shortcuts == "own" and any(
@@ -322,12 +309,11 @@ class IntegerWriter:
 
     def _store_weight_only(self, model: ir.Model) -> ir.Model:
         """Replaces float weights by integers that are multiplied by their scales when they run."""
+        done = self._integer_layers()
         small = {
-            name: weight_integers(layer)
-            for name, layer in self.layers.items()
-            if self.weight_only == "integer"
-            and layer.input_quantizer is None
-            and has_integers(layer.weight_quantizer)
+            name: weight_integers(weight)
+            for name, weight in self.weights.items()
+            if self.weight_only == "integer" and name not in done and has_integers(weight.quantizer)
         }
         small = {n: (i, s) for n, (i, s) in small.items() if fits_int8(i)}
         fits = {n for n, (i, _) in small.items() if i.min() >= -8 and i.max() <= 7}
@@ -337,8 +323,11 @@ class IntegerWriter:
             kind = ir.DataType.INT4 if name in fits else ir.DataType.INT8
             for old in self.nodes[name]:
                 node = model.graph.node(old.name or "")
-                axis = onnx_graph.output_axis(node)
-                stored = np.ascontiguousarray(integers if axis == 0 else integers.T)
+                if node.op_type == "ConvTranspose":
+                    axis, stored = _axis(self.weights[name]), integers
+                else:
+                    axis = onnx_graph.output_axis(node)
+                    stored = np.ascontiguousarray(integers if axis == 0 else integers.T)
                 constants = [
                     onnx_graph.add_constant(model, f"{name}.integers", stored.astype(kind.numpy())),
                     onnx_graph.add_constant(model, f"{name}.scales", scales),
@@ -346,8 +335,30 @@ class IntegerWriter:
                 decode = ir.node("DequantizeLinear", constants, {"axis": axis})
                 node.prepend(decode)
                 node.replace_input_with(1, decode.outputs[0])
+        if self.weight_only == "integer":
+            store_tables(model, self.tables)
+            store_gates(model, {n: w for n, w in self.weights.items() if not self.nodes[n]})
+        self._round_inputs(model)
         onnx_graph.clean(model)
         return model
+
+    def _round_inputs(self, model: ir.Model) -> None:
+        """Rounds the inputs of layers that are computed in float to their 8-bit numbers."""
+        for name in filter(self._is_transposed, self.weights):
+            layer = self.weights[name].layer
+            if layer.input_quantizer is None:
+                continue
+            scale, zero = _input_parameters(layer)
+            steps = [
+                add_constant(model, f"{name}.input_scale", np.asarray(scale, np.float32)),
+                add_constant(model, f"{name}.input_zero", np.asarray(zero, np.uint8)),
+            ]
+            for old in self.nodes[name]:
+                node = model.graph.node(old.name or "")
+                rounded = ir.node("QuantizeLinear", [node.inputs[0], *steps])
+                decoded = ir.node("DequantizeLinear", [rounded.outputs[0], *steps])
+                node.prepend([rounded, decoded])
+                node.replace_input_with(0, decoded.outputs[0])
 
 
 def _named(value: ir.Value | None) -> str:
@@ -356,13 +367,19 @@ def _named(value: ir.Value | None) -> str:
     return value.name
 
 
+def _axis(weight: QuantizedWeight) -> int:
+    quantizer = weight.quantizer
+    assert isinstance(quantizer, UniformQuantizer)
+    return quantizer.axis
+
+
 def _input_parameters(layer: QuantizedLayer) -> tuple[float, int]:
     """Returns scale and zero point of a layer's input as unsigned 8-bit integers."""
     quantizer = layer.input_quantizer
     if not isinstance(quantizer, UniformQuantizer):
         raise TypeError(f"Expected a uniform input, got {type(quantizer).__name__}.")
     smallest = -128 if quantizer.symmetric else quantizer.quant_min
-    return float(_scales(quantizer, 1)[0]), int(quantizer.zero_point) - smallest
+    return float(scales_of(quantizer, 1)[0]), int(quantizer.zero_point) - smallest
 
 
 def _make_room_for_bias(layer: QuantizedLayer, integers: np.ndarray, scales: np.ndarray) -> None:
@@ -371,7 +388,7 @@ def _make_room_for_bias(layer: QuantizedLayer, integers: np.ndarray, scales: np.
     The weights of such a channel add less than a thousandth of their own bias, mostly because all
     of them are 0.
     """
-    if layer.bias is None:
+    if not isinstance(layer.bias, Tensor):
         return
     bias = np.abs(layer.bias.detach().cpu().numpy())
     factor = bias / (_LARGEST_BIAS * _input_parameters(layer)[0] * scales.astype(np.float64))

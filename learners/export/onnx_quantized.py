@@ -26,8 +26,10 @@ from amc_compress.learners.export.onnx_int8 import (
     IntegerWriter,
     Samples,
     count_layers,
-    fits_int8,
     quantize_float,
+)
+from amc_compress.learners.export.onnx_integers import (
+    fits_int8,
     runs_in_integers,
     weight_integers,
 )
@@ -35,7 +37,7 @@ from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
 from amc_compress.learners.layers.finalise import finalise
-from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.layers.quantized import QuantizedWeight, quantized_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_compress.learners.tasks.inputs import Inputs, count, structure, tensors_of, to_inputs
@@ -198,7 +200,9 @@ def check_executable(network: nn.Module) -> None:
             and inputs.granularity == "tensor"
         ):
             by_bits.setdefault(inputs.bits, []).append(name)
-        elif runs_in_integers(layer) and not fits_int8(weight_integers(layer)[0]):
+        elif runs_in_integers(layer) and not fits_int8(
+            weight_integers(QuantizedWeight(layer, "weight"))[0]
+        ):
             mixed.append(name)
     problems = [
         f"{bits}-bit activations ({', '.join(names)})" for bits, names in sorted(by_bits.items())
