@@ -134,6 +134,9 @@ def _check_teacher(options: Options) -> None:
         )
 
 
+_UNCOUNTED = "quantizes, so that only the quantizer of the export settles the nodes of the file"
+
+
 def _check_search(spec: LearnerSpec) -> None:
     """Rejects names that the search does not know, and budgets that cannot be reached in stages."""
     options = spec.options
@@ -143,7 +146,7 @@ def _check_search(spec: LearnerSpec) -> None:
     if ONNX_BYTES in named and (spec.quantizes or options.is_progressive):
         raise ValueError(
             f"{ONNX_BYTES} is counted for float32 networks that are cut once, and --learner "
-            f"{spec.name} {'quantizes' if spec.quantizes else 'cuts in stages'}; bound bytes, "
+            f"{spec.name} {_UNCOUNTED if spec.quantizes else 'cuts in stages'}; bound bytes, "
             f"those of the {'packed' if spec.packs else 'safetensors'} file."
         )
     if options.is_progressive and not options.budget.limits:  # those await the network

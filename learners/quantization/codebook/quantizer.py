@@ -119,8 +119,8 @@ class CodebookQuantizer(Quantizer):
         n = 2 ** int(bits)
         weight = weight.detach().float()
         if axis and granularity != "split":
-            weight = weight.movedim(axis, 0)
-            mask = None if mask is None else mask.movedim(axis, 0)
+            weight = weight.movedim(axis, 0).contiguous()
+            mask = None if mask is None else mask.movedim(axis, 0).contiguous()
         if granularity == "tensor" and channel_scales and weight.dim() > 1:
             scale = _channel_sizes(weight, mask)
             rows = weight.flatten(1) / scale.view(-1, 1)

@@ -15,7 +15,8 @@ from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.quantized import quantized_weights
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import fold_norms, layer_weights, quantize_layers
-from amc_compress.learners.packing.packed_file import load_packed, save_packed
+from amc_compress.learners.packing.packed_file import load_packed, packed_bytes, save_packed
+from amc_compress.learners.quantization import CodebookQuantization, UniformQuantization
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
 from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
@@ -232,3 +233,36 @@ def test_bits_of_recurrent_layers_and_tables_are_those_of_weights_alone():
     assert not any(layer.has_input for layer in found.layers.values())
     assert "1.weight_hh_l0" in found.notes()[0]
     assert bit_layer(network, "1.bias_ih_l0") is not None  # it is for the caller to ask for weights
+
+
+class Mixed(nn.Module):
+    """Two layers that get bits, and one that stays in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.convolution = nn.Embedding(7, 4), nn.Conv1d(4, 4, 3)
+        self.products = nn.Bilinear(4, 4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.convolution(self.table(ids).transpose(1, 2)).mean(2)
+        return self.products(x, x)
+
+
+@pytest.mark.parametrize("kind", [UniformQuantization, CodebookQuantization])
+def test_a_learner_says_what_stays_in_float_and_counts_the_file(kind):
+    torch.manual_seed(0)
+    network = Mixed()
+    data = [(IDS.repeat(4, 1), torch.arange(8) % 3)] * 2
+    learner = kind(network, IDS, data, data, precision="fp32", first_last_bits=None)
+    assert learner.layers == ("table", "convolution")
+    assert list(learner.left_float) == ["products.weight"]
+    assert any("products.weight" in note for note in learner.notes)
+    space = kind.decide(learner.traced, learner.options)
+    assert space.decisions == learner.decisions
+    assert set(space.notes) <= set(learner.notes)
+    plan = learner.fixed_plan(4)
+    values = plan.values_for(learner.decisions)
+    size = len(packed_bytes(learner.compress(plan), plan=plan))
+    assert learner.cost_models["bytes"](values) == pytest.approx(size, abs=8)
+    for curves in (learner.layer_errors(), learner.gradient_scores()):
+        assert all(curve[0] > curve[-1] for curve in curves.values())
