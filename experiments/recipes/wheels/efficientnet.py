@@ -49,10 +49,7 @@ def network() -> nn.Module:
 
 
 def _separate_padding(model: nn.Module) -> None:
-    """Makes padded convolutions, one class in the wheel, a padding and a plain convolution each.
-
-    Only plain ones are quantized, and have the norms behind them folded in.
-    """
+    """Makes padded convolutions, one class in the wheel, a padding and a plain convolution each."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
             plain = nn.Conv2d(1, 1, 1, bias=False)

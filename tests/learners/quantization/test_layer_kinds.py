@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -156,8 +159,36 @@ def test_files_hold_codes_and_give_the_same_network(kind, tmp_path):
     loaded = load_packed(tmp_path / "net.packed", network)
     for found, expected in zip(_tensors(loaded(x)), _tensors(quantized(x)), strict=True):
         assert torch.equal(found, expected)
-    for name, weight in quantized_weights(loaded).items():
-        assert torch.equal(weight.used(), quantized_weights(quantized)[name].used())
+    scope = reader()
+    header, arrays, masks = scope["read"](tmp_path / "net.packed")
+    for name, weight in quantized_weights(quantized).items():
+        assert torch.equal(weight.used(), quantized_weights(loaded)[name].used())
+        stored = scope["weights"](header, arrays, masks, "0", weight.parameter)
+        assert np.array_equal(stored, weight.used().detach().numpy()), name
+
+
+def reader() -> dict:
+    """What the docs say that a file is, which shares no code with the package."""
+    page = Path(__file__).parents[3] / "docs" / "packed_files.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    scope: dict = {}
+    exec(next(block for block in blocks if "def read(" in block), scope)
+    return scope
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "split"])
+def test_a_codebook_of_a_transposed_convolution_is_in_its_file(granularity, tmp_path):
+    network = made(LAYERS["transposed 1d"][0])
+    shared = {"granularity": granularity, "channel_scales": granularity == "tensor"}
+    codes = CodebookQuantizer.fit(network[0].weight, 3, axis=1, bucket_size=7, **shared)
+    quantized = quantize_layers(copy.deepcopy(network), {"0": (codes, None)})
+    save_packed(quantized, tmp_path / "net.packed")
+    used = quantized[0].quantized_weight().detach()
+    assert torch.equal(load_packed(tmp_path / "net.packed", network)[0].quantized_weight(), used)
+    scope = reader()
+    assert np.array_equal(
+        scope["weights"](*scope["read"](tmp_path / "net.packed"), "0"), used.numpy()
+    )
 
 
 def _tensors(answer) -> list[Tensor]:
