@@ -80,6 +80,10 @@ def test_the_goal_fills_in_cost_agent_and_budget():
     ("options", "message"),
     [
         ({"minimize": "macs"}, "--minimize has no effect without --max-drop"),
+        (
+            {"learner": "uniform", "budget": "onnx_bytes<=20kB"},
+            "--learner uniform quantizes, so that only the quantizer of the export settles",
+        ),
         ({"max_drop_after": "finetune"}, "--max-drop-after has no effect"),
         ({"max_drop": "1", "minimize": "watts"}, "Unknown cost 'watts' in --minimize"),
         ({"max_drop": "1", "reward": "haq"}, "--max-drop is about the score"),
