@@ -281,7 +281,7 @@ class Counting(ChannelPruning):
 
 
 def test_a_learner_class_of_ones_own_takes_the_place_of_the_one_it_derives_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Counting, "evaluations", 0)
     result = compressed(learner=Counting, out=tmp_path / "run")
@@ -292,7 +292,7 @@ def test_a_learner_class_of_ones_own_takes_the_place_of_the_one_it_derives_from(
         RunFolder.open(result.out, uses=PURPOSE)
     with pytest.raises(RunFolderError, match="learner_class"):
         compressed(out=tmp_path / "run", resume=True)
-    assert result.plan == compressed().plan
+    assert result.plan == finished.plan
 
 
 def test_learners_that_no_run_knows_are_rejected_in_a_sentence() -> None:

@@ -80,7 +80,7 @@ def in_groups(task: Task, outputs: Any, targets: Any, batch: int) -> GroupedMete
     ("name", "make", "draws"),
     [
         ("classification", classes, 300),
-        ("segmentation", pixels, 200),
+        ("segmentation", pixels, 80),
         ("regression", numbers, 300),
         pytest.param("detection", scenes, 60, marks=pytest.mark.slow),
     ],
