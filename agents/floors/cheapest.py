@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LEAST = 4
 """Evaluations of a level: fewer are no search."""
 
-DESCENT = 0.7
+DESCENT = 0.4
 """Share of the evaluations that the bisection leaves to the descent."""
 
 _STEPS = 0.01, 0.2, 0.5  # least, first and largest share of the cost that a descent takes off

@@ -91,7 +91,7 @@ class RunConfig(Options, _LearnerOption):
             self._set(name, bits_text(parse_bits(flag(name), getattr(self, name))))
         if self.first_last_bits is not None:
             parse_bits("--first-last-bits", str(self.first_last_bits))
-        self._fill({"agent": "local" if self.max_drop else "ddpg-one-shot"}, where=("",))
+        self._fill({"agent": "ddpg-one-shot"}, where=("",))
         if self.max_drop is not None:
             self._fill({"minimize": self.spec.costs[0]}, where=("",))
             self._fill({"budget": Budget(**{self.minimize: 1.0})}, where=_NO_BUDGET)

@@ -98,7 +98,8 @@ WAYS: dict[str, Way] = {
     "bisection, tpe": by_levels("tpe", 0.0),
     "bisection, ddpg-one-shot": by_levels("ddpg-one-shot", 0.0),
     "descent": by_levels("local", 1.0),
-    f"bisection, then {DESCENT:.0%} descent": by_levels("local", DESCENT),
+    "bisection, then 70% descent": by_levels("local", 0.7),
+    f"bisection, ddpg-one-shot, then {DESCENT:.0%} descent": by_levels("ddpg-one-shot", DESCENT),
 }
 
 

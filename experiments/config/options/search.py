@@ -69,7 +69,7 @@ class SearchOptions:
         "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
         "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
         "package.module:Class.",
-        default_text="ddpg-one-shot; local with --max-drop",
+        default_text="ddpg-one-shot",
         everyday=True,
     )
     evaluations: int = _search(

@@ -68,7 +68,7 @@ def test_presets_are_defaults_that_options_override():
 
 def test_the_goal_fills_in_cost_agent_and_budget():
     config = RunConfig(max_drop="0.50")
-    assert (config.max_drop, config.minimize, config.agent) == ("0.5", "macs", "local")
+    assert (config.max_drop, config.minimize, config.agent) == ("0.5", "macs", "ddpg-one-shot")
     assert str(config.budget) == "macs=1.0"
     assert RunConfig().agent == "ddpg-one-shot"
     assert RunConfig(max_drop=0.5) == config  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_goals_that_nothing_reads_are_rejected(options, message):
 def test_the_cheapest_plan_within_a_drop_is_the_run(tmp_path: Path):
     out = tmp_path / "drop"
     goal = ["--max-drop", "3", "--evaluations", "24", "--epochs", "0", "--no-export"]
-    command = ["compress", *DIGITS, *goal, "--out", str(out)]
+    command = ["compress", *DIGITS, *goal, "--agent", "local", "--out", str(out)]
     assert run(command) == 0
     search, trials = results(out, "search"), read_trials(out / "trials.jsonl")
     floor = search["goal"]["floor"]
