@@ -218,8 +218,8 @@ class Guarded(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = [row if float(row.sum()) < 1e9 else 0.0 * row for row in self.head(self.body(x))]
-        return torch.stack(rows)
+        rows = self.head(self.body(x))
+        return torch.stack([row if float(row.detach().sum()) < 1e9 else -row for row in rows])
 
 
 @pytest.mark.slow
