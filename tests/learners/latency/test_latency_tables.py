@@ -205,7 +205,7 @@ class Invented(Bench):
 
     measured: list[Any] = []  # noqa: RUF012
 
-    def __init__(self, traced, inputs) -> None:
+    def __init__(self, traced, inputs, part=None) -> None:
         self.graph = traced.graph
 
     def sample(self, kept, precision):

@@ -171,7 +171,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.resnext50_32x4d": _vision(0.006, "resnext50_32x4d"),
     "tv.vgg16_bn": _vision(0.004, "vgg16_bn"),
     "tv.alexnet": _vision(0.008, "alexnet"),
-    "tv.densenet121": _vision(0.018, "densenet121", num_classes=10),
+    "tv.densenet121": _vision(0.017, "densenet121", num_classes=10),
     "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
     "tv.inception_v3": _vision(0.03, "inception_v3", 299, init_weights=False),
     "tv.squeezenet1_1": _vision(0.036, "squeezenet1_1"),
@@ -213,7 +213,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm.convnextv2_atto": _timm(0.011, "convnextv2_atto"),
     "timm.nf_resnet26": _timm(0.009, "nf_resnet26"),
     "timm.eca_nfnet_l0": _timm(0.125, "eca_nfnet_l0"),
-    "timm.deit_tiny_patch16_224": _timm(0.155, "deit_tiny_patch16_224", 224),
+    "timm.deit_tiny_patch16_224": _timm(0.053, "deit_tiny_patch16_224", 224),
     "timm.mobilevit_xxs": _timm(0.052, "mobilevit_xxs"),
     "timm.hrnet_w18_small": _timm(0.028, "hrnet_w18_small"),
     "hf.ResNet": _hugging(
