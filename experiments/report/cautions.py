@@ -111,7 +111,7 @@ def below_noise(
     noise, difference = _ERRORS * error, abs(one - other)
     if difference == 0.0 or difference >= noise:
         return []
-    scale, unit = (100, " points") if metric.is_accuracy else (1, f" in {metric.name}")
+    scale, unit = (100, " points") if metric.is_accuracy else (1, f" in {metric.title}")
     samples = counted(n, "image" if metric.is_accuracy else "sample")
     return [
         f"The difference of {scale * difference:.2g}{unit} between {what} is below the noise of "
