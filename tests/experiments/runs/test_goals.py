@@ -148,7 +148,7 @@ def test_a_drop_after_finetuning_lets_more_be_cut(tmp_path: Path):
     for after in ("search", "finetune"):
         out = tmp_path / after
         goal = ["--max-drop", "2", "--max-drop-after", after, "--epochs", "3"]
-        options = [*goal, "--evaluations", "40", "--no-export"]
+        options = [*goal, "--evaluations", "40", "--agent", "local", "--no-export"]
         assert run(["compress", *DIGITS, *options, "--out", str(out)]) == 0
         costs[after] = results(out, "search")["best"]["cost_ratio"]["macs"]
         goal_facts = results(out, "search")["goal"]
