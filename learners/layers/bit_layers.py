@@ -133,7 +133,7 @@ def is_within(layer: str, names: Sequence[str]) -> bool:
 
 def is_bit_module(module: nn.Module) -> bool:
     """Whether weights of such a module can get bits."""
-    return isinstance(module, (*_PRODUCTS, *_WEIGHTS_ALONE))
+    return isinstance(module, (*PRODUCTS, *_WEIGHTS_ALONE))
 
 
 def along(values: Tensor, axis: int, dims: int) -> Tensor:
@@ -160,7 +160,7 @@ def channel_axis(layer: nn.Module, outputs: Tensor) -> int:
     return outputs.dim() - 1 - spatial
 
 
-_PRODUCTS = (_ConvNd, nn.Linear)
+PRODUCTS = (_ConvNd, nn.Linear)
 """Modules whose input is what their weight multiplies, padded or not; subclasses too."""
 
 _WEIGHTS_ALONE = (nn.Embedding, nn.RNNBase, nn.RNNCellBase)
@@ -183,7 +183,7 @@ def _bit_layer(network: nn.Module, name: str) -> BitLayer | str:
         return "its weight is computed in every call"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "its table changes as it is read, or has sparse gradients"
-    return BitLayer(place, parameter, weight_axis(module), isinstance(module, _PRODUCTS))
+    return BitLayer(place, parameter, weight_axis(module), isinstance(module, PRODUCTS))
 
 
 def _unused(layer: LayerSpec, graph: LayerGraph) -> str | None:

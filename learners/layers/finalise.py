@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc_compress.learners.layers.following_norms import ImageTracer
-from amc_compress.learners.layers.masked import Masked, SparseConv2d, SparseLinear, twin_of
+from amc_compress.learners.layers.masked import Masked, SparseLayer, twin_of
 from amc_compress.learners.layers.quantized import INPUT, QuantizedLayer, with_input
 from amc_compress.learners.layers.structure import replace_module
 
@@ -30,7 +30,7 @@ def finalise(network: nn.Module, *, quantized: bool = False) -> nn.Module:
             quantized input, and the network in ``eval`` mode. Otherwise they stay as they are.
     """
     copied = copy.deepcopy(network)
-    kinds: tuple[type[nn.Module], ...] = (SparseConv2d, SparseLinear)
+    kinds: tuple[type[nn.Module], ...] = (SparseLayer,)
     if quantized:
         copied, kinds = copied.eval(), (Masked,)
     # Under all its names, where one layer is used in several places.

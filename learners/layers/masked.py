@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from amc_compress.learners.layers.substitution import substituted
 
 MASK = "weight_mask"
 """Name of the buffer that holds the mask."""
@@ -39,7 +41,20 @@ class Masked(nn.Module):
         return self.weight_mask.float().mean().item()
 
 
-class SparseConv2d(Masked, nn.Conv2d):
+class SparseLayer(Masked):
+    """A layer with a mask: the forward of its own class, which reads weights with zeros."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the layer computes with the weights that count."""
+        with substituted(self, {"weight": self.masked_weight()}):
+            return super().forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Lets classes that are made as they are needed be copied and pickled."""
+        return _empty, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class SparseConv2d(SparseLayer, nn.Conv2d):
     """A convolution with a mask."""
 
     plain = nn.Conv2d
@@ -50,7 +65,7 @@ class SparseConv2d(Masked, nn.Conv2d):
         return out
 
 
-class SparseLinear(Masked, nn.Linear):
+class SparseLinear(SparseLayer, nn.Linear):
     """A linear layer with a mask."""
 
     plain = nn.Linear
@@ -60,7 +75,23 @@ class SparseLinear(Masked, nn.Linear):
         return F.linear(x, self.masked_weight(), self.bias)
 
 
-SparseLayer = SparseConv2d | SparseLinear
+_classes: dict[type[nn.Module], type[SparseLayer]] = {
+    nn.Conv2d: SparseConv2d,
+    nn.Linear: SparseLinear,
+}
+
+
+def sparse_class(kind: type[nn.Module]) -> type[SparseLayer]:
+    """Returns the class of the masked twins of the layers of a class."""
+    if kind not in _classes:
+        own = {"plain": kind, "__module__": __name__}
+        _classes[kind] = type(f"Sparse{kind.__name__}", (SparseLayer, kind), own)
+    return _classes[kind]
+
+
+def _empty(kind: type[nn.Module]) -> SparseLayer:
+    made = sparse_class(kind)
+    return made.__new__(made)
 
 
 def twin_of(kind: type[Twin], layer: nn.Module) -> Twin:
@@ -88,26 +119,24 @@ def twin_of(kind: type[Twin], layer: nn.Module) -> Twin:
     return twin.train(layer.training)
 
 
-def sparse_layer(layer: nn.Conv2d | nn.Linear, mask: Tensor) -> SparseLayer:
+def sparse_layer(layer: nn.Module, mask: Tensor) -> SparseLayer:
     """Returns the masked twin of a layer; its parameters are shared, not copied.
 
     Args:
-        layer: A convolution or linear layer.
+        layer: A convolution or linear layer of any class, masked or not.
         mask: Which weights count, bool, the shape of the weights.
 
     Raises:
         ValueError: If the mask has another shape or is not bool.
     """
+    assert isinstance(layer.weight, Tensor)
     if mask.shape != layer.weight.shape or mask.dtype != torch.bool:
         raise ValueError(
             f"Expected a bool mask of shape {list(layer.weight.shape)}, got {mask.dtype} of shape "
             f"{list(mask.shape)}."
         )
-    twin: SparseLayer
-    if isinstance(layer, nn.Conv2d):
-        twin = twin_of(SparseConv2d, layer)
-    else:
-        twin = twin_of(SparseLinear, layer)
+    plain = layer.plain if isinstance(layer, Masked) else type(layer)
+    twin = twin_of(sparse_class(plain), layer)
     twin.register_buffer(MASK, mask.to(layer.weight.device))
     return twin
 

@@ -281,8 +281,8 @@ def rebuild(float_network: nn.Module, description: Mapping[str, Any]) -> nn.Modu
     for name, has_bias in description.get("masked", {}).items():
         layer = _described_layer(network, name, has_bias)
         if layer not in masked:
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            masked[layer] = sparse_layer(layer, torch.ones_like(layer.weight, dtype=torch.bool))
+            every = torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool)
+            masked[layer] = sparse_layer(layer, every)
         network = _with_module(network, name, masked[layer])
     modules = dict(network.named_modules())
     for name, entry in description["layers"].items():

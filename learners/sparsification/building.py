@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.reconstruction import write_layer
+from amc_compress.learners.layers.bit_layers import PRODUCTS
 from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.structure import replace_module
 from amc_compress.learners.sparsification.fitted import FittedWeights
@@ -24,7 +25,7 @@ def weight_of(network: nn.Module, name: str) -> Tensor:
         PlanMismatchError: If there is no such convolution or linear layer.
     """
     module = dict(network.named_modules()).get(name)
-    if not isinstance(module, nn.Conv2d | nn.Linear):
+    if not isinstance(module, PRODUCTS):
         raise PlanMismatchError(
             f"Expected a convolution or linear layer {name!r} as in the original network, got "
             f"{type(module).__name__}."
@@ -99,14 +100,12 @@ def masked(
     modules = dict(copied.named_modules())
     for name, count in kept.items():
         layer, mask = modules[name], fitted.mask(name, count)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight, bias = fitted.solve(name, count)
-        weight = torch.where(mask, weight, layer.weight.detach())
+        weight = torch.where(mask, weight, layer.get_parameter("weight").detach())
         write_layer(layer, weight, bias, modules.get(norms.get(name, "?")))
         replace_module(copied, name, sparse_layer(layer, mask))
     for name in whole:
         layer = modules[name]
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        every = torch.ones_like(layer.weight, dtype=torch.bool)
+        every = torch.ones_like(layer.get_parameter("weight"), dtype=torch.bool)
         replace_module(copied, name, sparse_layer(layer, every))
     return copied

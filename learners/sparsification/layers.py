@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from amc_compress.learners.candidates.learner import SearchSpace
-from amc_compress.learners.layers.bit_layers import check_ignored, is_within
-from amc_compress.learners.layers.masked import SparseConv2d, SparseLinear
+from amc_compress.learners.layers.bit_layers import bit_layer, check_ignored, is_within
+from amc_compress.learners.layers.weight_forms import form_of
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_env.errors import UntraceableModelError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision, DecisionKind
-
-_PLAIN = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
 
 
 def sparse_choice(
@@ -46,7 +44,7 @@ def sparse_choice(
         if x.kind in ("conv", "linear")
         and x.positions
         and x.name not in graph.computed
-        and type(modules.get(x.name)) in _PLAIN
+        and _is_product(network, x.name)
     ]
     wanted = [name for name in candidates if not is_within(name, ignore)]
     # Two masks on one weight would contradict each other.
@@ -76,10 +74,16 @@ def sparse_choice(
         decisions.append(Decision(layer.name, DecisionKind.DENSITY, choices, size))
     if not decisions:
         raise UntraceableModelError(
-            f"Expected an nn.Conv2d or nn.Linear that can be sparse ({pattern.name}), but all "
+            f"Expected a convolution or linear layer that can be sparse ({pattern.name}), but all "
             f"layers stay dense: {left_dense}."
         )
     return SearchSpace(tuple(decisions), left_out=left_dense)
+
+
+def _is_product(network: nn.Module, name: str) -> bool:
+    """Whether a layer is a convolution or linear layer of any class with a weight of its own."""
+    found = bit_layer(network, name)
+    return found is not None and found.has_input and found.parameter == "weight"
 
 
 def _reason(
@@ -92,13 +96,13 @@ def _reason(
 ) -> str | None:
     """Why a layer is left dense, ``None`` if it is not."""
     if name not in candidates:
-        return "it is no plain nn.Conv2d or nn.Linear"
+        return "it is no convolution or linear layer that uses its weight as it is"
     if name not in wanted:
         return "it is to be ignored"
     weight = _weight(modules[name])
     if owners[id(weight)] > 1:
         return "it shares its weight with another layer, or stands under several names"
-    return pattern.rejection(weight.shape)
+    return pattern.rejection(form_of(modules[name]).outputs_first(weight).shape)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from amc_compress.data import load_data
@@ -114,21 +115,21 @@ def test_layers_that_cannot_be_sparse_are_left_dense_by_name():
             self.first = nn.Conv2d(3, 8, 3, padding=1)
             self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
             self.two.weight = self.one.weight
-            self.flat = nn.Conv1d(8, 8, 1)
+            self.flat = nn.Parameter(torch.randn(8, 8, 1))
             self.other = nn.Conv2d(8, 8, 1)
             self.head = nn.Linear(8, CLASSES)
 
         def forward(self, x):
             x = torch.relu(self.two(torch.relu(self.one(torch.relu(self.first(x))))))
             return self.head(
-                self.other(torch.relu(self.flat(x.flatten(2))[..., None])).mean((2, 3))
+                self.other(torch.relu(F.conv1d(x.flatten(2), self.flat)[..., None])).mean((2, 3))
             )
 
     learner = make(Tied(), pattern="2:4", ignore=("other",))
     assert learner.left_dense == {
         "first": "its 3 inputs are not a multiple of 4",
         "one": "it shares its weight with another layer, or stands under several names",
-        "flat": "it is no plain nn.Conv2d or nn.Linear",
+        "flat": "it is no convolution or linear layer that uses its weight as it is",
         "other": "it is to be ignored",
     }
     assert [d.target for d in learner.decisions] == ["head"]
