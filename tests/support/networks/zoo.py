@@ -173,7 +173,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.alexnet": _vision(0.008, "alexnet"),
     "tv.densenet121": _vision(0.017, "densenet121", num_classes=10),
     "tv.googlenet": _vision(0.015, "googlenet", 96, init_weights=False),
-    "tv.inception_v3": _vision(0.03, "inception_v3", 299, init_weights=False),
+    "tv.inception_v3": _vision(0.009, "inception_v3", 299, init_weights=False),
     "tv.squeezenet1_1": _vision(0.036, "squeezenet1_1"),
     "tv.shufflenet_v2_x1_0": _vision(0.039, "shufflenet_v2_x1_0"),
     "tv.mobilenet_v3_small": _vision(0.052, "mobilenet_v3_small"),
