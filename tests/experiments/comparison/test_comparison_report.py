@@ -327,7 +327,7 @@ def test_scores_of_another_metric_are_shown_in_its_form(tmp_path):
     found = Results({"t": task}, searches)
     analysis = analyse(found, resamples=QUICK)
     table = task_table(analysis, "t")
-    assert table.header[-2:] == ("validation mse", "test mse")
+    assert table.header[-2:] == ("validation MSE", "test MSE")
     (row,) = table.rows
     assert row[2] == "-2.375e-07 ± 1.768e-08"
     assert row[-1] == "2.375e-07 ± 1.768e-08"
