@@ -58,7 +58,8 @@ class Silero(nn.Module):
         """Returns logits (N, frames) of sounds (N, frames, 576), each frame with its context."""
         x = functional.pad(frames.flatten(0, 1), (0, _CONTEXT), mode="reflect")
         x = self.stft_conv(x[:, None])
-        x = (x[:, :_BINS].square() + x[:, _BINS:].square()).sqrt()
+        power = x[:, :_BINS].square() + x[:, _BINS:].square()
+        x = power.clamp(min=1e-12).sqrt()  # silence, in 8 bits exactly 0, has no gradient
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = layer(x).relu()
         x, _ = self.lstm(x.squeeze(-1).unflatten(0, (-1, frames.shape[1])))
