@@ -36,7 +36,7 @@ def test_summary_has_exactly_the_promised_form(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary) == {
         "original", "compressed", "cost_ratio", "budget", "agent", "episodes", "seed", "seconds",
-        "cpu_seconds_per_episode", "cautions",
+        "cpu_seconds_per_episode", "cautions", "validation",
     }  # fmt: skip
     for name in ("original", "compressed"):
         network = summary[name]
