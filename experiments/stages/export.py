@@ -93,7 +93,7 @@ def _facts(checked: ExportResult) -> dict[str, Any]:
 def _export_quantized(
     task: Task, small: nn.Module, images: Inputs, part: str | None
 ) -> dict[str, Any]:
-    from amc_compress.learners.export.onnx_quantized import (
+    from amc_compress.learners.export.integers.onnx_quantized import (
         UnsupportedPrecisionError,
         check_executable,
         export_quantized,

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.export.integers.onnx_int8 import Samples, quantize_float
 from amc_compress.learners.export.interface import Flat, Interface
 from amc_compress.learners.export.onnx_graph import (
     add_constant,
@@ -23,7 +24,6 @@ from amc_compress.learners.export.onnx_graph import (
     only_reader,
     replace_node,
 )
-from amc_compress.learners.export.onnx_int8 import Samples, quantize_float
 from amc_compress.learners.export.runtime import optimised, quiet
 from amc_compress.learners.layers.structure import fold_norms, foldable_norms
 from amc_compress.learners.networks.intake import take_in

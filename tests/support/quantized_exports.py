@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.export.onnx_quantized import export_quantized
+from amc_compress.learners.export.integers.onnx_quantized import export_quantized
 from amc_compress.learners.layers.structure import fold_norms, quantize_layer, replace_module
 from amc_compress.learners.quantization.uniform.quantizer import (
     UniformQuantizer,

@@ -34,3 +34,11 @@ def batches(n: int = 96, seed: int = 0) -> Batches:
     for i, label in enumerate(labels.tolist()):
         images[i, :, 2 * label : 2 * label + 2] += 1.0
     return list(zip(images.split(32), labels.split(32), strict=True))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a | b)

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from amc_compress.benchmarks.bench import load, start
 from amc_compress.data import DataSplits
 from amc_compress.learners import UniformQuantization
-from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_quantized import (
+from amc_compress.learners.export.integers.onnx_quantized import (
     QuantizedExport,
     export_quantized,
     onnx_accuracy,
     post_training_int8,
 )
+from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.runtime import time_onnx
 from amc_compress.tasks import SplitKind
 

@@ -13,8 +13,8 @@ from support.networks.network_forms import EXAMPLE, Untouched, network, new_weig
 from torch import nn
 
 from amc_compress.cli import run
+from amc_compress.learners.export.integers.onnx_quantized import post_training_int8
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_quantized import post_training_int8
 from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import build_with_weights, load_compressed
 

@@ -11,8 +11,11 @@ from torch import nn
 
 from amc_compress.agents import Uniform
 from amc_compress.learners import ChannelPruning, UniformQuantization, evaluate
+from amc_compress.learners.export.integers.onnx_quantized import (
+    export_quantized,
+    post_training_int8,
+)
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_quantized import export_quantized, post_training_int8
 from amc_compress.learners.tasks.registry import make_task
 from amc_env import Budget, CompressionEnv
 

@@ -9,9 +9,12 @@ import torch
 from support.networks.sparse_networks import layer_names, sparsified
 from support.selection import quick
 
+from amc_compress.learners.export.integers.onnx_integers import weight_integers
+from amc_compress.learners.export.integers.onnx_quantized import (
+    export_quantized,
+    post_training_int8,
+)
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_integers import weight_integers
-from amc_compress.learners.export.onnx_quantized import export_quantized, post_training_int8
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_weights
 from amc_compress.learners.layers.structure import fold_norms, quantize_layers, rebuild

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.export.integers.onnx_quantized import post_training_int8
 from amc_compress.learners.export.interface import Interface
 from amc_compress.learners.export.onnx_file import ExportError, export_onnx
 from amc_compress.learners.export.onnx_options import OnnxOptions
-from amc_compress.learners.export.onnx_quantized import post_training_int8
 from amc_compress.learners.export.runtime import open_session, run_named, time_onnx
 from amc_compress.learners.tasks.inputs import Call
 from amc_env.errors import InputDataError

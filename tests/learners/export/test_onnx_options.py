@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from amc_compress.cli import run
 from amc_compress.data import Normalisation
-from amc_compress.learners.export.onnx_file import ExportError, export_onnx
-from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
-from amc_compress.learners.export.onnx_quantized import (
+from amc_compress.learners.export.integers.onnx_quantized import (
     UnsupportedPrecisionError,
     post_training_int8,
 )
+from amc_compress.learners.export.onnx_file import ExportError, export_onnx
+from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
 from amc_compress.learners.export.runtime import open_session, run_session
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 

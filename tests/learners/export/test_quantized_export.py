@@ -14,8 +14,8 @@ from support.selection import quick
 from torch import Tensor, nn
 
 from amc_compress.learners import UniformQuantization
+from amc_compress.learners.export.integers.onnx_quantized import onnx_accuracy, post_training_int8
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_quantized import onnx_accuracy, post_training_int8
 from amc_compress.learners.export.runtime import open_session, run_session
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer

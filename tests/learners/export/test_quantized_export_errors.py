@@ -9,14 +9,14 @@ import torch
 from support.quantized_exports import CALIBRATION, export, quantized
 from torch import Tensor, nn
 
-from amc_compress.learners.export.onnx_file import ExportError, export_onnx
-from amc_compress.learners.export.onnx_quantized import (
+from amc_compress.learners.export.integers.onnx_quantized import (
     UnsupportedPrecisionError,
     check_executable,
     export_quantized,
     onnx_accuracy,
     post_training_int8,
 )
+from amc_compress.learners.export.onnx_file import ExportError, export_onnx
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_compress.learners.testing.networks import EXAMPLE, make_model

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from amc_compress.learners.export.integers.onnx_quantized import export_quantized
 from amc_compress.learners.export.onnx_file import export_onnx
-from amc_compress.learners.export.onnx_quantized import export_quantized
 from amc_compress.learners.layers.bit_layers import bit_layers
 from amc_compress.learners.layers.structure import layer_weights, quantize_layers
 from amc_compress.learners.quantization.calibration import observe

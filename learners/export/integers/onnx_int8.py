@@ -15,17 +15,21 @@ from onnx.version_converter import convert_version
 from torch import Tensor, nn
 
 from amc_compress.learners.export import onnx_graph
-from amc_compress.learners.export.onnx_conv_outputs import round_conv_outputs
-from amc_compress.learners.export.onnx_graph import add_constant
-from amc_compress.learners.export.onnx_integers import (
+from amc_compress.learners.export.integers.onnx_conv_outputs import round_conv_outputs
+from amc_compress.learners.export.integers.onnx_integers import (
     fits_int8,
     has_integers,
     runs_in_integers,
     scales_of,
     weight_integers,
 )
+from amc_compress.learners.export.integers.onnx_tables import (
+    is_looked_up,
+    store_gates,
+    store_tables,
+)
+from amc_compress.learners.export.onnx_graph import add_constant
 from amc_compress.learners.export.onnx_program import ExportError
-from amc_compress.learners.export.onnx_tables import is_looked_up, store_gates, store_tables
 from amc_compress.learners.export.runtime import optimised
 from amc_compress.learners.layers.quantized import (
     QuantizedLayer,

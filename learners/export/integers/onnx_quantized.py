@@ -17,10 +17,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from amc_compress.learners.export.interface import Interface, on_cpu
-from amc_compress.learners.export.onnx_compare import Comparison
-from amc_compress.learners.export.onnx_file import ExportResult, float_model, write_compared
-from amc_compress.learners.export.onnx_int8 import (
+from amc_compress.learners.export.integers.onnx_int8 import (
     CALIBRATION_METHODS,
     SHORTCUTS,
     IntegerWriter,
@@ -28,11 +25,14 @@ from amc_compress.learners.export.onnx_int8 import (
     count_layers,
     quantize_float,
 )
-from amc_compress.learners.export.onnx_integers import (
+from amc_compress.learners.export.integers.onnx_integers import (
     fits_int8,
     runs_in_integers,
     weight_integers,
 )
+from amc_compress.learners.export.interface import Interface, on_cpu
+from amc_compress.learners.export.onnx_compare import Comparison
+from amc_compress.learners.export.onnx_file import ExportResult, float_model, write_compared
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import open_session, quiet, run_session

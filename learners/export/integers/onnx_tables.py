@@ -15,8 +15,12 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from amc_compress.learners.export.integers.onnx_integers import (
+    fits_int8,
+    has_integers,
+    weight_integers,
+)
 from amc_compress.learners.export.onnx_graph import Array, add_constant, constant
-from amc_compress.learners.export.onnx_integers import fits_int8, has_integers, weight_integers
 from amc_compress.learners.layers.quantized import QuantizedWeight
 
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
