@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ _N_COMPARED = 256
 _N_CALIBRATION = 256
 
 
+_ADVICE = re.compile(r"[:;] (?:add|export)\b")
+
+
 def run_export(task: Task) -> None:
     """Writes ``model.onnx`` and ``original.onnx``, checks them against torch and times them.
 
@@ -54,12 +58,17 @@ def run_export(task: Task) -> None:
             raise
         results = write(task, small, images, part) | {
             "part": part,
-            "note": f"The files hold {part!r} alone: {first_line(error)}",
+            "note": f"The files hold {part!r} alone: {_reason(error)}",
         }
     if "refused" not in results:
         _check_size(task)
         results |= _time_against_original(task, images, results.get("part"))
     folder.finish("export", seconds=round(time.perf_counter() - started, 3), **results)
+
+
+def _reason(error: ExportError) -> str:
+    """Returns what an error says without its advice, which has been followed."""
+    return _ADVICE.split(first_line(error, 400))[0]
 
 
 def _export_float(task: Task, small: nn.Module, images: Inputs, part: str | None) -> dict[str, Any]:

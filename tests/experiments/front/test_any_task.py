@@ -246,5 +246,6 @@ def test_a_part_is_exported_where_the_whole_cannot_be(
     facts = result._folder.results("export")
     assert facts["part"] == "body"
     assert facts["note"].startswith("The files hold 'body' alone: ")
+    assert "part=..." not in facts["note"]  # advice that has been followed
     assert set(facts["latency_ms"]) == {"original", "compressed"}
     assert "alone: " in result.report().read_text()
