@@ -15,6 +15,7 @@ from support.proofs import proved_once
 
 from amc_compress.agents.testing import AgentContract
 from amc_compress.learners.testing import LearnerContract
+from amc_env.validation import references
 
 pytest_plugins = ["support.runs.finished_runs"]
 settings.register_profile("fast")
@@ -151,3 +152,9 @@ def shared_data() -> Path:
                 f"and checkpoints"
             )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_code_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test resolves by its path is no user's code in the next one."""
+    monkeypatch.setattr(references, "_sources", dict(references._sources))
