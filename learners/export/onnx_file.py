@@ -18,6 +18,7 @@ from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
 from amc_compress.learners.export.onnx_program import capture
 from amc_compress.learners.export.part import part_of
+from amc_compress.learners.export.recurrent import any_number_of_steps
 from amc_compress.learners.export.runtime import quiet
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import masked_layers
@@ -128,7 +129,7 @@ def float_model(network: nn.Module, interface: Interface, options: OnnxOptions) 
     if flat:
         inner = copy.deepcopy(network).half() if options.half else network
         asked = Flat(inner, interface.example, half=options.half).eval()
-    with quiet():
+    with quiet(), any_number_of_steps():
         program = _captured(asked, interface, options)
         try:
             exported = torch.onnx.export(

@@ -52,8 +52,20 @@ def _wanted(model: ir.Model, options: OnnxOptions) -> dict[str, str | int]:
     return wanted
 
 
+def _settle_numbers(model: ir.Model) -> None:
+    """Makes numbers of the axes that the exporter calls by a number.
+
+    It asked for any length there and found the network to need this one.
+    """
+    for value in values(model):
+        if value.shape is not None:
+            sizes = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            value.shape = ir.Shape([int(x) if str(x).isdigit() else x for x in sizes])
+
+
 def _name_axes(model: ir.Model, options: OnnxOptions) -> None:
     """Names the free axes of the inputs, or fixes the batch, everywhere they occur."""
+    _settle_numbers(model)
     if not (wanted := _wanted(model, options)):
         return
     word = re.compile(rf"\b({'|'.join(map(re.escape, wanted))})\b")

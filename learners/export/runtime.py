@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.export.onnx_program import ExportError as ExportError
+from amc_env.validation.sentences import first_line
 
 BATCH_SIZES = (1, 64)
 
@@ -72,8 +73,8 @@ def open_session(model: Path | Any, **settings: Any) -> Any:
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class
-        if type(error).__module__.split(".")[0] != "onnxruntime":
+    except Exception as error:
+        if not _is_runtimes(error):
             raise
         name = model if isinstance(model, Path) else "the exported network"
         raise ExportError(
@@ -107,7 +108,7 @@ def optimised(model: Path | Any, level: str) -> Any:
 def run_session(session: Any, images: Tensor) -> np.ndarray:
     """Returns the first output for a file with one input, for images the logits (N, n_classes)."""
     name = session.get_inputs()[0].name
-    logits: np.ndarray = session.run(None, {name: images.contiguous().numpy()})[0]
+    logits: np.ndarray = _run(session, {name: images.contiguous().numpy()})[0]
     return logits
 
 
@@ -120,7 +121,32 @@ def run_named(session: Any, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """
     read = {source.name for source in session.get_inputs()}
     fed = {name: x.contiguous().numpy() for name, x in tensors.items() if name in read}
-    return [torch.from_numpy(np.asarray(output)) for output in session.run(None, fed)]
+    return [torch.from_numpy(np.asarray(output)) for output in _run(session, fed)]
+
+
+def _run(session: Any, fed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of a file.
+
+    Raises:
+        ExportError: If ONNX Runtime fails in it.
+    """
+    try:
+        outputs: list[np.ndarray] = session.run(None, fed)
+    except Exception as error:
+        if not _is_runtimes(error):
+            raise
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in fed.items())
+        raise ExportError(
+            f"ONNX Runtime cannot run the exported network on {shapes} ({first_line(error)}); "
+            f"export for one number of samples (amc export --batch N), or the part of the network "
+            f"that computes with tensors (part=...)."
+        ) from error
+    return outputs
+
+
+def _is_runtimes(error: Exception) -> bool:
+    """Whether ONNX Runtime raised an error; its exceptions share no base class."""
+    return type(error).__module__.split(".")[0] == "onnxruntime"
 
 
 def time_onnx(
@@ -151,7 +177,7 @@ def time_onnx(
             tensors = {name: _repeated(tensor, size) for name, tensor in inputs.items()}
         else:
             tensors = {"": torch.randn(size, *inputs, generator=generator)}
-        calls = [partial(session.run, None, _feed(session, tensors)) for session in sessions]
+        calls = [partial(_run, session, _feed(session, tensors)) for session in sessions]
         for name, times in zip(paths, time_in_turns(calls, seconds), strict=True):
             results[name][str(size)] = round(statistics.median(times), 4)
     return results
