@@ -60,7 +60,9 @@ def _settle_numbers(model: ir.Model) -> None:
     for value in values(model):
         if value.shape is not None:
             sizes = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-            value.shape = ir.Shape([int(x) if str(x).isdigit() else x for x in sizes])
+            value.shape = ir.Shape(
+                [int(x) if isinstance(x, str) and x.isdigit() else x for x in sizes]
+            )
 
 
 def _name_axes(model: ir.Model, options: OnnxOptions) -> None:

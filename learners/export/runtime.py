@@ -125,13 +125,23 @@ def run_named(session: Any, tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _run(session: Any, fed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Returns the outputs of a file.
+    with explained(fed):
+        outputs: list[np.ndarray] = session.run(None, fed)
+    return outputs
+
+
+@contextlib.contextmanager
+def explained(fed: Mapping[str, np.ndarray | Tensor]) -> Iterator[None]:
+    """Makes one sentence of what ONNX Runtime raises as it runs a file, or its quantizer does.
+
+    Args:
+        fed: Input -> what the file is run on.
 
     Raises:
-        ExportError: If ONNX Runtime fails in it.
+        ExportError: If ONNX Runtime fails.
     """
     try:
-        outputs: list[np.ndarray] = session.run(None, fed)
+        yield
     except Exception as error:
         if not _is_runtimes(error):
             raise
@@ -141,7 +151,6 @@ def _run(session: Any, fed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
             f"export for one number of samples (amc export --batch N), or the part of the network "
             f"that computes with tensors (part=...)."
         ) from error
-    return outputs
 
 
 def _is_runtimes(error: Exception) -> bool:

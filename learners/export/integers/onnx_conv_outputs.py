@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.export.onnx_graph import add_constant, maker, only_reader
-from amc_compress.learners.export.runtime import open_session
+from amc_compress.learners.export.runtime import explained, open_session
 from amc_compress.learners.quantization.uniform.quantizer import affine_parameters
 
 _ACTIVATIONS = ("Relu", "Clip")  # the runtime computes them with the convolution
@@ -97,7 +97,9 @@ def _ranges(
             for name, x in calibration.items()
             if name in read
         }
-        for name, numbers in zip(names, session.run(list(names), fed), strict=True):
+        with explained(fed):
+            found = session.run(list(names), fed)
+        for name, numbers in zip(names, found, strict=True):
             seen[name].append(torch.stack(torch.from_numpy(numbers).aminmax()))
     ends = {name: torch.stack(parts) for name, parts in seen.items()}
     return {name: (x[:, 0].min(), x[:, 1].max()) for name, x in ends.items()}

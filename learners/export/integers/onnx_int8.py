@@ -30,7 +30,7 @@ from amc_compress.learners.export.integers.onnx_tables import (
 )
 from amc_compress.learners.export.onnx_graph import add_constant
 from amc_compress.learners.export.onnx_program import ExportError
-from amc_compress.learners.export.runtime import optimised
+from amc_compress.learners.export.runtime import explained, optimised
 from amc_compress.learners.layers.quantized import (
     QuantizedLayer,
     QuantizedWeight,
@@ -89,7 +89,7 @@ def run_quantizer(
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, explained(calibration):
         out = Path(folder) / "int8.onnx"
         quantize_static(
             ir.to_proto(model),
