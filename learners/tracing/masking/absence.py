@@ -2,8 +2,9 @@
 
 A channel that is cut holds NaN in a network of full size. A statistic (a mean, a variance, a norm
 made of them) is taken over the numbers that are there, by formulas of its own here; a layer leaves
-out what is not there; everything else passes NaN on. So whatever would have another meaning over
-fewer channels (a sum, a softmax, an order) spoils the output, and is never taken for right.
+out what is not there; padding leaves it so; everything else passes NaN on. So whatever would have
+another meaning over fewer channels (a sum, a softmax, an order) spoils the output, and is never
+taken for right.
 """
 
 from __future__ import annotations
@@ -125,6 +126,21 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.view(shape)
 
 
+# ---------------------------------------------------------------------- padding
+
+
+def _pad(func: Any, x: Tensor, pads: Sequence[int], value: Any = 0) -> Tensor | None:
+    """Pads one axis after the other: a border around a channel that is not there is not there."""
+    if not x.is_floating_point():
+        return None
+    for start in range(0, len(pads), 2):
+        axis = x.dim() - 1 - start // 2
+        missing = x.isnan().all(axis, keepdim=True)
+        padded = func(x, [*[0] * start, *pads[start : start + 2]], value)
+        x = torch.where(missing, math.nan, padded)
+    return x
+
+
 # ---------------------------------------------------------------------- layers
 
 
@@ -172,6 +188,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "native_batch_norm": _batch_norm,
+    "constant_pad_nd": _pad,
     "convolution": _convolution,
     "mm": _mm,
     "addmm": _addmm,

@@ -182,7 +182,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.efficientnet_v2_s": _vision(0.010, "efficientnet_v2_s"),
     "tv.regnet_y_400mf": _vision(0.125, "regnet_y_400mf"),
     "tv.convnext_tiny": _vision(0.002, "convnext_tiny"),
-    "tv.swin_t": _vision(0.364, "swin_t"),
+    "tv.swin_t": _vision(0.009, "swin_t"),
     "tv.maxvit_t": Architecture(0.007, _maxvit, partial(_image, 64)),
     "tv.vit": Architecture(0.189, _vit, partial(_image, 64)),
     "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),

@@ -210,7 +210,8 @@ def test_absence_takes_statistics_over_what_is_there() -> None:
     functions: list[Callable[[Tensor], Tensor]] = [
         lambda x: x.mean(2), lambda x: x.mean((1, 2), keepdim=True), lambda x: x.var(2),
         lambda x: x.std((2, 3), unbiased=False), lambda x: torch.var_mean(x, 2)[1],
-        lambda x: x.mean((0, 1, 3)).nanmean(),
+        lambda x: x.mean((0, 1, 3)).nanmean(), lambda x: F.pad(x, (0, 2)).mean((2, 3)),
+        lambda x: F.pad(x, (1, 0, 0, 2), value=3.0).var((2, 3)),
     ]  # fmt: skip
     for function in functions:
         with Absence():
@@ -271,6 +272,7 @@ def test_what_would_mean_something_else_stays_whole(
         lambda x: (x - x.mean((1, 2, 3), keepdim=True)) * 8,
         lambda x: x / (1 + x.var(1, keepdim=True, unbiased=False)),
         lambda x: F.group_norm(x, 1),
+        lambda x: F.group_norm(F.pad(x, (0, 1, 2, 0)), 1),
         lambda x: F.layer_norm(x, x.shape[1:]),
     ],
 )
