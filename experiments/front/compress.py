@@ -23,7 +23,8 @@ from amc_compress.front.options import options_from, words_of_python
 from amc_compress.front.result import Result
 from amc_compress.learners.base import Learner
 from amc_compress.learners.networks.intake import TakenIn, take_in
-from amc_compress.learners.tasks.guess import guess_task
+from amc_compress.learners.tasks.guess import TaskNotGuessedError, guess_task
+from amc_compress.learners.tasks.ready.custom import Custom
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.identity import digest_of, fingerprint
@@ -71,7 +72,8 @@ def compress(
         task: What the network is for, by name or as an object; None guesses from the first batch
             of ``train``, and says it.
         metric: For the score instead of the task's: a ``torchmetrics.Metric``, a function of
-            outputs and targets, or ``"package.module:name"``.
+            outputs and targets, or ``"package.module:name"``. A function needs
+            ``higher_is_better=`` or an attribute of that name.
         loss: Instead of the task's: a function of outputs and targets, or its name.
         learner: What is done to the network: a name, a class (one of yours derives from a
             learner's, and is at the top of a module), or a learner that was prepared with this
@@ -100,7 +102,7 @@ def compress(
     """
     talk: Say = silent if quiet else say
     taken = take_in(model, "cpu")
-    chosen = _Chosen.of(task, metric, loss, learner, agent, teacher)
+    chosen = _Chosen.of(task, metric, loss, learner, agent, teacher, options)
     before = _later_options(Path(out)) if out is not None and resume else {}
     config = _config(chosen, type(model).__name__, {"budget": budget, **options}, before)
     given_batches = {
@@ -131,6 +133,7 @@ class _Chosen:
     learner: Learner | None
     agent: Agent | None
     teacher: nn.Module | None
+    higher_is_better: bool | None
 
     @classmethod
     def of(
@@ -141,8 +144,10 @@ class _Chosen:
         learner: str | type[Learner] | Learner,
         agent: str | Agent,
         teacher: str | nn.Module,
+        given: Mapping[str, Any],
     ) -> _Chosen:
         """Tells names from objects."""
+        higher, lower = given.get("higher_is_better"), given.get("lower_is_better")
         options = {
             **({"learner": learner} if isinstance(learner, str) else _words_for(learner)),
             "agent": agent_text(agent),
@@ -164,6 +169,7 @@ class _Chosen:
             learner if isinstance(learner, Learner) else None,
             agent if isinstance(agent, Agent) else None,
             teacher if isinstance(teacher, nn.Module) else None,
+            higher if lower is None else not lower,
         )
 
 
@@ -203,6 +209,10 @@ def _config(
     chosen: _Chosen, model: str, values: Mapping[str, Any], before: Mapping[str, Any]
 ) -> RunConfig:
     given = {key: value for key, value in values.items() if key != "budget" or value is not None}
+    if given.get("lower_is_better") is not None and "higher_is_better" in given:
+        raise ArgumentError("Expected higher_is_better or lower_is_better, got both.")
+    if (higher := given.pop("higher_is_better", None)) is not None:
+        given["lower_is_better"] = not higher
     own = {**before, **options_from(given), **chosen.options}
     own |= {"model": model, "data": LOADERS}
     if chosen.learner is not None:
@@ -226,14 +236,26 @@ def _purpose(
     if task is None and chosen.learner is not None:
         task = chosen.learner.task
     if task is None:
-        task, reason = guess_task(network, first_batch(train, "train"))
-        talk(reason)
+        task = _guessed(network, first_batch(train, "train"), chosen, talk)
     return make_task(
         task,
         metric=chosen.metric,
         loss=chosen.loss,
-        higher_is_better=False if config.lower_is_better else None,
+        higher_is_better=chosen.higher_is_better,
     )
+
+
+def _guessed(network: nn.Module, batch: Any, chosen: _Chosen, talk: Say) -> Task:
+    """The task that the first batch looks like; with metric and loss given any batch will do."""
+    try:
+        task, reason = guess_task(network, batch)
+    except TaskNotGuessedError:
+        if chosen.metric is None or chosen.loss is None:
+            raise
+        talk("Taking the task 'custom', since metric and loss are given; say otherwise with task=.")
+        return Custom()
+    talk(reason)
+    return task
 
 
 def _loaders(

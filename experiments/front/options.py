@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike, fspath
 from typing import Any, get_args, get_origin
 
@@ -100,12 +100,25 @@ def _read(name: str, option: Option, value: Any) -> Any:
         return tuple(value)
     if isinstance(value, PathLike):
         value = fspath(value)
+    hint = types_of_options()[name]
+    kinds = {hint, *get_args(hint)}
+    if isinstance(value, int | float) and not isinstance(value, bool) and not kinds & {int, float}:
+        value = str(value) if str in kinds else value  # bits are a word: "8", "2-8"
+    elif isinstance(value, str) and str not in kinds and option.read is None:
+        return _number(value) if kinds & {int, float} else value
     if option.read is None or not isinstance(value, str):
         return value
-    hint = types_of_options()[name]
     rows = [part for part in (hint, *get_args(hint)) if get_origin(part) is tuple]
     several = bool(rows) and get_args(rows[0])[0] is str
     return option.read(flag(name), [value] if several else value)
+
+
+def _number(text: str) -> int | float | str:
+    """Returns the number that a text is, else the text, which the option then rejects."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

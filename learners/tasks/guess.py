@@ -31,6 +31,10 @@ _NOT_GUESSED = (
 )
 
 
+class TaskNotGuessedError(InputDataError):
+    """A batch that fits no task."""
+
+
 def guess_task(network: nn.Module, batch: Any) -> tuple[Task, str]:
     """Returns the task that a network and a batch look like, and why, in one sentence.
 
@@ -41,7 +45,8 @@ def guess_task(network: nn.Module, batch: Any) -> tuple[Task, str]:
         batch: Of the loader.
 
     Raises:
-        InputDataError: If the network does not run on the batch, or nothing fits.
+        InputDataError: If the network does not run on the batch.
+        TaskNotGuessedError: If nothing fits.
     """
     if _all_are_inputs(network, batch):
         return Agreement(inputs_only=len(batch) > 1), _because("agreement", "no targets", "")
@@ -55,7 +60,7 @@ def guess_task(network: nn.Module, batch: Any) -> tuple[Task, str]:
     outputs = main_output(_answer(network, inputs))
     found = _by_shapes(inputs, outputs, targets)
     if found is None:
-        raise InputDataError(
+        raise TaskNotGuessedError(
             f"Expected a batch that tells the task, got outputs {_shown(outputs)} and targets "
             f"{_shown(targets)}: {_NOT_GUESSED}."
         )

@@ -23,6 +23,7 @@ from amc_compress.learners.tasks.inputs import (
 )
 from amc_compress.learners.tasks.task import Measure, Meter, Task
 from amc_env.errors import InputDataError
+from amc_env.validation.sentences import some
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -125,6 +126,10 @@ class _LibraryMeter:
     def __init__(self, own: LibraryMetric) -> None:
         self._name = own.name
         self._metric = copy.deepcopy(own.metric)
+        # Of a collection the first counts, and the library's metrics of boxes begin with theirs.
+        self._is_ordered = isinstance(own.metric, Mapping | nn.ModuleDict) or type(
+            own.metric
+        ).__module__.startswith("torchmetrics.detection")
         self._metric.reset()
 
     def update(self, outputs: Any, targets: Any) -> None:
@@ -140,6 +145,12 @@ class _LibraryMeter:
         values = list(found.values())
         if not values:
             raise InputDataError(f"Expected {who} to return one number, got an empty dictionary.")
+        if len(values) > 1 and not self._is_ordered:
+            raise InputDataError(
+                f"Expected {who} to return one number, got {len(values)}: "
+                f"{some(map(str, found))}; pass a function that chooses one, or a "
+                f"MetricCollection, of which the first counts."
+            )
         rest = {str(key): _number_or_none(value) for key, value in list(found.items())[1:]}
         numbers = {key: value for key, value in rest.items() if value is not None}
         return {self._name: as_number(values[0], who)} | numbers

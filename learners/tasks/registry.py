@@ -38,6 +38,7 @@ TASKS: dict[str, str] = {
     "token-classification": "ready.token_classification:TokenClassification",
     "embedding": "ready.embedding:Embedding",
     "agreement": "ready.agreement:Agreement",
+    "custom": "ready.custom:Custom",
 }
 """Name -> module below this folder, and class."""
 
@@ -72,6 +73,11 @@ def make_task(
         raise InputDataError(
             f"Expected a task, its name or the path {FORM} of its class, got "
             f"{type(task).__name__}: one of {', '.join(TASKS)}."
+        )
+    if found.needs_own and (metric is None or loss is None):
+        raise InputDataError(
+            f"Expected a metric and a loss with the task {found.name!r}, which has none itself: "
+            f"pass metric= and loss=, functions of outputs and targets."
         )
     if metric is None and higher_is_better is not None:
         raise InputDataError(

@@ -64,6 +64,7 @@ class Task(ABC):
         metric_in_training: Whether outputs in training mode can be measured.
         distils: Whether there is a distillation loss.
         smooths: Whether the loss takes label smoothing.
+        needs_own: Whether metric and loss have to be given.
         needs_original: Whether targets come from the original network, see :meth:`bind`.
         tolerates_rounding: Whether the metric is the same where outputs are rounded to bfloat16;
             otherwise candidates are evaluated in float32 unless another precision is asked for.
@@ -79,6 +80,7 @@ class Task(ABC):
     distils: bool = True
     needs_original: bool = False
     smooths: bool = False
+    needs_own: bool = False
     tolerates_rounding: bool = False
     label_smoothing: float = 0.0
 

@@ -274,6 +274,12 @@ class LearnerSpec:
         """The network, an example, and the samples that every learner is prepared with."""
         return model, data.example, data.calibration, data.validation
 
+    @property
+    def _precision(self) -> str:
+        """Of the search: a drop that is promised is one of float32, whatever the processor."""
+        o = self.options
+        return "fp32" if o.max_drop is not None and o.precision == "auto" else o.precision
+
     def _keywords(self, data: Images, progress: bool) -> dict[str, Any]:
         """All options of the learner."""
         o = self.options
@@ -284,7 +290,7 @@ class LearnerSpec:
             "part": o.part,
             "n_validation": o.n_validation,
             "train": data.train,
-            "precision": o.precision,
+            "precision": self._precision,
             "device": o.device,
             "seed": o.seed,
             "progress": progress,

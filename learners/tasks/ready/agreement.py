@@ -42,7 +42,7 @@ class Agreement(FromOriginal):
         if isinstance(raw, Tensor):
             return raw
         found = raw.get(LOGITS) if isinstance(raw, Mapping) else getattr(raw, LOGITS, None)
-        return {LOGITS: found} if isinstance(found, Tensor) else _tensors(raw)
+        return {LOGITS: found} if isinstance(found, Tensor) else all_tensors(raw)
 
     def targets_of(self, outputs: Any, inputs: Inputs) -> Any:
         """Returns the original's outputs."""
@@ -92,7 +92,7 @@ class Agreement(FromOriginal):
             return float(_mean(_agreement, outputs, reference).mean())
 
 
-def _tensors(value: Any) -> Any:
+def all_tensors(value: Any) -> Any:
     """Returns the structure of tensors in what a network returned; lists of them are tuples.
 
     A list of dictionaries is one of boxes for each sample, and stays.
@@ -102,9 +102,9 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, list) and value and all(_is_boxes(item) for item in value):
         return value
     if isinstance(value, list | tuple):
-        return tuple(found for item in value if (found := _tensors(item)) is not None) or None
+        return tuple(found for item in value if (found := all_tensors(item)) is not None) or None
     items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    kept = {str(key): found for key in items if (found := _tensors(items[key])) is not None}
+    kept = {str(key): found for key in items if (found := all_tensors(items[key])) is not None}
     return kept or None
 
 

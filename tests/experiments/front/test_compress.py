@@ -15,6 +15,7 @@ from amc_compress import Result, compress
 from amc_compress.agents import LocalSearch
 from amc_compress.cli import run
 from amc_compress.front.columns import for_network
+from amc_compress.front.options import options_from
 from amc_compress.learners import ChannelPruning, evaluate
 from amc_compress.learners.base import Learner
 from amc_compress.runs.folder import RunFolder
@@ -319,6 +320,52 @@ def test_another_network_teaches() -> None:
     result = compressed(teacher=network(7)).finetune(epochs=1)
     alone = compressed(teacher="none").finetune(epochs=1)
     assert not torch.equal(result.network.head.weight, alone.network.head.weight)
+
+
+def test_values_are_as_in_python_or_as_on_the_command_line() -> None:
+    assert options_from({"weight_bits": 8, "round_to": "4"}) == {"weight_bits": "8", "round_to": 4}
+    with pytest.raises(ValueError, match="Expected round_to to be a whole number, got 'four'"):
+        compressed(round_to="four")
+    with pytest.raises(ArgumentError, match="higher_is_better or lower_is_better, got both"):
+        compressed(higher_is_better=True, lower_is_better=True)
+
+
+def test_several_heads_have_a_metric_and_a_loss_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def first(outputs: Any, targets: Any) -> Tensor:
+        return (outputs[0].argmax(1) == targets[0]).double().mean()
+
+    def both(outputs: Any, targets: Any) -> Tensor:
+        pairs = zip(outputs, targets, strict=True)
+        return torch.stack([nn.functional.cross_entropy(*pair) for pair in pairs]).sum()
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.one(self.body(x).relu()), self.two(self.body(x).relu())
+
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        (
+            torch.randn(16, 6, generator=generator),
+            tuple(torch.randint(n, (16,), generator=generator) for n in (3, 2)),
+        )
+        for _ in range(3)
+    ]
+    net = Heads().eval()
+    result = compress(
+        net, data, data, budget="macs=0.6", metric=first, loss=both, higher_is_better=True,
+        evaluations=2, agent="random", round_to=4,
+    )  # fmt: skip
+    assert "Taking the task 'custom', since metric and loss are given" in capsys.readouterr().err
+    with torch.no_grad():
+        right = [float(first(result.network(x), y)) for x, y in data]
+    assert result.score == pytest.approx(sum(right) / 3)
+    assert result.finetune(epochs=1).score >= result.score - 1e-6
 
 
 def test_mistakes_are_named_in_one_sentence() -> None:

@@ -153,6 +153,36 @@ class TestAgreementOfNumbers(TestAgreementOfLogits):
         return small.seeded(partial(small.vectors, 1), seed)
 
 
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.first, self.second = small.vectors(6), nn.Linear(6, 3), nn.Linear(6, 4)
+
+    def forward(self, x):
+        shared = self.body(x).relu()
+        return self.first(shared), self.second(shared)
+
+
+def _both_heads(outputs, targets):
+    return sum(functional.cross_entropy(*pair) for pair in zip(outputs, targets, strict=True))
+
+
+def _first_head(outputs, targets):
+    return (outputs[0].argmax(1) == targets[0]).double().mean()
+
+
+class TestCustom(TaskContract):
+    def make(self):
+        return make_task("custom", metric=_first_head, loss=_both_heads, higher_is_better=True)
+
+    def network(self, seed=0):
+        return small.seeded(TwoHeads, seed)
+
+    def batch(self, samples, seed):
+        labels = tuple(small.whole(n, samples, seed=seed + n) for n in (3, 4))
+        return small.images(samples, seed), labels
+
+
 def _huber(outputs, targets):
     return functional.smooth_l1_loss(outputs, targets)
 
