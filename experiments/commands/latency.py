@@ -87,6 +87,7 @@ def latency_table(
         amc latency-table --model resnet20 --template --precision w4a4 \\
             --precision w8a8 --out tables/board.json
     """
+    from amc_compress.learners.export.part import submodule
     from amc_compress.learners.latency.networks import PRECISIONS
     from amc_compress.learners.latency.table import TableOptions
     from amc_compress.runs.networks import build_original
@@ -106,6 +107,8 @@ def latency_table(
     if out.is_dir():
         raise ValueError(f"{out} is a folder; --out is the table's file, e.g. {out}/table.json.")
     network = build_original(config.model, facts, config.model_args)
+    if config.part is not None:
+        submodule(network, config.part)  # rejects a name of none before anything is traced
     if template:
         _write_form(network, options, runtime, out)
     else:

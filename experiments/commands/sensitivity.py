@@ -44,12 +44,13 @@ def sensitivity(
             --out runs/bits
     """
     stages = ("train",)
+    checked = (*stages, "search")  # it measures what a search would
     config = config_of(ctx)
-    config.validate((*stages, "search"))  # it measures what a search would
+    config.validate(checked)
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
     from amc_compress.stages.sensitivity import run_sensitivity, sensitivity_table
 
-    task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
+    task = open_task(out, config, resume=resume, stages=checked, quiet=quiet)
     with task.folder:
         run_stages(task, stages, silent if quiet else say)
         rows = run_sensitivity(task, points)

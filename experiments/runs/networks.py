@@ -270,7 +270,9 @@ def _of_shape(traced: TracedModel, shape: Shape, path: Path) -> nn.Module:
 
 def _traced(folder: RunFolder) -> TracedModel:
     config = folder.config
-    return trace(load_original(folder), example_of(folder), ignore=config.ignore, part=config.part)
+    original, example = load_original(folder), example_of(folder)
+    with folder.naming_options():
+        return trace(original, example, ignore=config.ignore, part=config.part)
 
 
 def trace_original(folder: RunFolder) -> TracedModel:

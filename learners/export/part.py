@@ -13,6 +13,22 @@ from amc_env.errors import InputDataError
 from amc_env.validation.sentences import some
 
 
+def submodule(network: nn.Module, part: str) -> nn.Module:
+    """Returns a part of a network by its name.
+
+    Raises:
+        InputDataError: If there is no such submodule.
+    """
+    modules = dict(network.named_modules())
+    if not part or part not in modules:
+        raise InputDataError(
+            f"Expected the name of a submodule as the part to export, got {part!r}; there are "
+            f"{some([name for name in modules if name and '.' not in name], 8)} and those inside "
+            f"of them."
+        )
+    return network.get_submodule(part)
+
+
 def part_of(network: nn.Module, part: str, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """Returns a part of a network, and what it is called with when the whole gets these inputs.
 
@@ -25,19 +41,13 @@ def part_of(network: nn.Module, part: str, inputs: Inputs) -> tuple[nn.Module, I
         ExportError: If the network calls the part more than once, or not at all.
         InputDataError: If there is no such submodule.
     """
-    modules = dict(network.named_modules())
-    if not part or part not in modules:
-        raise InputDataError(
-            f"Expected the name of a submodule as the part to export, got {part!r}; there are "
-            f"{some([name for name in modules if name and '.' not in name], 8)} and those inside "
-            f"of them."
-        )
+    inside = submodule(network, part)
     calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(mapped(lambda tensor: tensor.detach().clone(), Call(args, kwargs)))
 
-    handle = modules[part].register_forward_pre_hook(note, with_kwargs=True)
+    handle = inside.register_forward_pre_hook(note, with_kwargs=True)
     try:
         with torch.no_grad():
             ask(network, inputs)
@@ -50,4 +60,4 @@ def part_of(network: nn.Module, part: str, inputs: Inputs) -> tuple[nn.Module, I
         )
     called = calls[0]
     alone = len(called.args) == 1 and not called.kwargs and isinstance(called.args[0], torch.Tensor)
-    return modules[part], called.args[0] if alone else called
+    return inside, called.args[0] if alone else called

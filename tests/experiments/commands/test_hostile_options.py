@@ -82,7 +82,7 @@ def ending(
     monkeypatch.setattr(amc_compress.comparison.recording.recording, "record", _stop)
     monkeypatch.setattr(amc_compress.learners.latency.table, "measure_table", _stop)
     monkeypatch.setattr(amc_compress.automl.environments, "setup", _stop)
-    monkeypatch.setattr(amc_compress.stages.measure, "measure", lambda *_: {})
+    monkeypatch.setattr(amc_compress.stages.measure, "measure", lambda *_, **__: {})
     monkeypatch.setattr(amc_compress.stages.sensitivity, "run_sensitivity", _stop)
     before = {path.name for path in things()}
 
