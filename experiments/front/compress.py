@@ -148,6 +148,8 @@ class _Chosen:
     ) -> _Chosen:
         """Tells names from objects."""
         higher, lower = given.get("higher_is_better"), given.get("lower_is_better")
+        if lower is not None and (lower or metric is not None):  # False alone is its default
+            higher = not lower
         options = {
             **({"learner": learner} if isinstance(learner, str) else _words_for(learner)),
             "agent": agent_text(agent),
@@ -169,7 +171,7 @@ class _Chosen:
             learner if isinstance(learner, Learner) else None,
             agent if isinstance(agent, Agent) else None,
             teacher if isinstance(teacher, nn.Module) else None,
-            higher if lower is None else not lower,
+            higher,
         )
 
 
