@@ -102,7 +102,8 @@ def compress(
     """
     talk: Say = silent if quiet else say
     taken = take_in(model, "cpu")
-    chosen = _Chosen.of(task, metric, loss, learner, agent, teacher, options)
+    higher, options = _direction(metric, options)
+    chosen = _Chosen.of(task, metric, loss, learner, agent, teacher, higher)
     before = _later_options(Path(out)) if out is not None and resume else {}
     config = _config(chosen, type(model).__name__, {"budget": budget, **options}, before)
     given_batches = {
@@ -144,12 +145,9 @@ class _Chosen:
         learner: str | type[Learner] | Learner,
         agent: str | Agent,
         teacher: str | nn.Module,
-        given: Mapping[str, Any],
+        higher_is_better: bool | None,
     ) -> _Chosen:
         """Tells names from objects."""
-        higher, lower = given.get("higher_is_better"), given.get("lower_is_better")
-        if lower is not None and (lower or metric is not None):  # False alone is its default
-            higher = not lower
         options = {
             **({"learner": learner} if isinstance(learner, str) else _words_for(learner)),
             "agent": agent_text(agent),
@@ -171,8 +169,21 @@ class _Chosen:
             learner if isinstance(learner, Learner) else None,
             agent if isinstance(agent, Agent) else None,
             teacher if isinstance(teacher, nn.Module) else None,
-            higher,
+            higher_is_better,
         )
+
+
+def _direction(metric: Any, options: dict[str, Any]) -> tuple[bool | None, dict[str, Any]]:
+    """Returns whether more of a metric is better, None if not said, and the options that say it."""
+    rest = dict(options)
+    higher, lower = rest.pop("higher_is_better", None), rest.get("lower_is_better")
+    if higher is not None and lower is not None:
+        raise ArgumentError("Expected higher_is_better or lower_is_better, got both.")
+    if higher is not None:
+        rest["lower_is_better"] = not higher
+    elif lower or (lower is not None and metric is not None):  # False alone is its default
+        higher = not lower
+    return higher, rest
 
 
 def _words_for(learner: type[Learner] | Learner) -> dict[str, str]:
@@ -211,10 +222,6 @@ def _config(
     chosen: _Chosen, model: str, values: Mapping[str, Any], before: Mapping[str, Any]
 ) -> RunConfig:
     given = {key: value for key, value in values.items() if key != "budget" or value is not None}
-    if given.get("lower_is_better") is not None and "higher_is_better" in given:
-        raise ArgumentError("Expected higher_is_better or lower_is_better, got both.")
-    if (higher := given.pop("higher_is_better", None)) is not None:
-        given["lower_is_better"] = not higher
     own = {**before, **options_from(given), **chosen.options}
     own |= {"model": model, "data": LOADERS}
     if chosen.learner is not None:

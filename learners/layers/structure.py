@@ -36,7 +36,7 @@ _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNo
 def foldable_norms(network: nn.Module) -> dict[str, str]:
     """Returns norm -> convolution or linear layer that it directly follows, of a subclass too.
 
-    Networks that ``torch.fx`` cannot trace have none, and keep their norms in float.
+    Norms in parts that ``torch.fx`` cannot trace have none, and stay in float.
     """
     modules = dict(network.named_modules())
     found = {}

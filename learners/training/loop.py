@@ -217,18 +217,18 @@ class _Run:
         if all(hook.may_start_be_kept for hook in self.hooks):
             set_layout(self.model, torch.contiguous_format)  # as it is handed back
             with suppress(TrainingDivergedError):  # a metric without a value: any epoch is better
-                score = self._exact_score()
+                score = self._score(self.model, torch.float32)
             set_layout(self.model, torch.channels_last)
         start = Start(score, state)
         if self.folder is not None:
             save_start(self.folder, start)
         return start
 
-    def _exact_score(self) -> float:
-        """The validation score of the model as it is, in float32."""
-        loader, name = self.validation_loader, "validation "
+    def _score(self, model: nn.Module, dtype: torch.dtype) -> float:
+        """The validation score of a model, computed in a type."""
+        loader = self.validation_loader
         return self.task.score(
-            measured(self.model, loader, name, self.task, torch.float32, self.device)
+            measured(model, loader, "validation ", self.task, dtype, self.device)
         )
 
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
@@ -272,7 +272,7 @@ class _Run:
         start = self.start.score
         if self.best_epoch == NO_EPOCH and start is not None:
             return start  # a training that had been finished
-        score = self._exact_score()
+        score = self._score(self.model, torch.float32)
         if start is None or (self._best().is_ready, score) >= (True, start):
             return score
         self.best_epoch, self.best_state = NO_EPOCH, dict(self.start.state)
@@ -291,16 +291,7 @@ class _Run:
                 f"A weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate "
                 f"(now {self.config.learning_rate:g}) or clip the gradient."
             )
-        validation = self.task.score(
-            measured(
-                candidate,
-                self.validation_loader,
-                "validation ",
-                self.task,
-                self.measured_in,
-                self.device,
-            )
-        )
+        validation = self._score(candidate, self.measured_in)
         record = EpochRecord(
             epoch=epoch,
             learning_rate=self.stepper.descent.learning_rate,

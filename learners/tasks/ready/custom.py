@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +31,10 @@ class Custom(Task):
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """There is none but the user's."""
-        self._missing()
+        raise InputDataError(
+            "Expected a loss with the task 'custom', which has none of its own, got none: pass "
+            "loss=, a function of outputs and targets."
+        )
 
     def meter(self, *, reported: bool = False) -> NoMeter:
         """Returns a meter of nothing: what is reported is the user's metric."""
@@ -44,12 +47,6 @@ class Custom(Task):
     def agreement(self, outputs: Any, reference: Any) -> float:
         """As of the task ``agreement``."""
         return self._alike.agreement(outputs, reference)
-
-    def _missing(self) -> NoReturn:
-        raise InputDataError(
-            "Expected a loss with the task 'custom', which has none of its own, got none: pass "
-            "loss=, a function of outputs and targets."
-        )
 
 
 class NoMeter:
