@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.export.integers.onnx_int8 import Samples, quantize_float
+from amc_compress.learners.export.integers.onnx_quantizer import Samples, quantize_float
 from amc_compress.learners.export.interface import Flat, Interface
 from amc_compress.learners.export.onnx_graph import (
     add_constant,

@@ -1,16 +1,11 @@
-"""The float export of a network turned into one of 8-bit integers, by ONNX Runtime's quantizer."""
+"""The float export of a quantized network turned into one of its own 8-bit integers."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import torch
 from onnx.version_converter import convert_version
 from torch import Tensor, nn
 
@@ -23,6 +18,13 @@ from amc_compress.learners.export.integers.onnx_integers import (
     scales_of,
     weight_integers,
 )
+from amc_compress.learners.export.integers.onnx_quantizer import (
+    QUANTIZED_OPS,
+    Samples,
+    constant_sums,
+    name_of,
+    run_quantizer,
+)
 from amc_compress.learners.export.integers.onnx_tables import (
     is_looked_up,
     store_gates,
@@ -30,7 +32,6 @@ from amc_compress.learners.export.integers.onnx_tables import (
 )
 from amc_compress.learners.export.onnx_graph import add_constant
 from amc_compress.learners.export.onnx_program import ExportError
-from amc_compress.learners.export.runtime import explained, optimised
 from amc_compress.learners.layers.quantized import (
     QuantizedLayer,
     QuantizedWeight,
@@ -38,138 +39,12 @@ from amc_compress.learners.layers.quantized import (
 )
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 
-CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
-"""How ranges are found that a network does not have itself."""
-
 SHORTCUTS = ("shared", "own")
 """Whether shortcuts read the clipped input of the layer next to them, or the whole range."""
 
-# Operators that have an 8-bit kernel, and those that only move numbers around. Batch norms and
-# softmax are left in float: they are rare once norms are folded, and 8 bits harm them.
-_MATH_OPS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
-_MOVE_OPS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad")
-
-Samples: TypeAlias = Mapping[str, Tensor]
-"""Input -> tensor with the samples first, on the CPU, in the type that the input has."""
-
-_BATCH = 32
 # A bias is stored as a 32-bit integer of step (input scale x weight scale).
 _LARGEST_BIAS = 2.0**30
 _INT4_OPSET = 21
-
-
-def quantize_float(model: ir.Model, calibration: Samples, method: str) -> ir.Model:
-    """Quantizes a float model to 8 bits: signed weights per channel, unsigned activations."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(ir.to_proto(model), str(prepared))  # folds what is left of norms
-        model = ir.from_proto(onnx.load(prepared))
-    onnx_graph.simplify(model)
-    return run_quantizer(model, calibration, method, exclude=_constant_sums(model))
-
-
-def run_quantizer(
-    model: ir.Model,
-    calibration: Samples,
-    method: str,
-    *,
-    overrides: dict[str, list[dict[str, Any]]] | None = None,
-    exclude: list[str] | None = None,
-) -> ir.Model:
-    """Lets ONNX Runtime's quantizer make an 8-bit twin of a float model.
-
-    Args:
-        model: The float model.
-        calibration: Samples for the ranges.
-        method: How ranges are taken from them.
-        overrides: Tensor -> what to take instead.
-        exclude: Nodes to leave in float.
-    """
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    with tempfile.TemporaryDirectory() as folder, explained(calibration):
-        out = Path(folder) / "int8.onnx"
-        quantize_static(
-            ir.to_proto(model),
-            str(out),
-            _reader(model, calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=[*_MATH_OPS, *_MOVE_OPS],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=exclude or [],
-            calibrate_method={
-                "minmax": CalibrationMethod.MinMax,
-                "percentile": CalibrationMethod.Percentile,
-                "entropy": CalibrationMethod.Entropy,
-            }[method],
-            extra_options={
-                # Only what an integer kernel reads becomes 8 bits: sums before an activation and
-                # the network's outputs keep their precision.
-                "OpTypesToExcludeOutputQuantization": list(_MATH_OPS),
-                "TensorQuantOverrides": overrides or {},
-                "QDQDisableWeightAdjustForInt32Bias": overrides is not None,
-            },
-        )
-        model = ir.from_proto(onnx.load(out))
-    onnx_graph.pad_integers(model)
-    onnx_graph.remove_identities(model)
-    onnx_graph.keep_float(model)
-    onnx_graph.align_images(model)
-    onnx_graph.clean(model)
-    return model
-
-
-def _reader(model: ir.Model, calibration: Samples) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    read = {_named(value) for value in model.graph.inputs}
-    batched = {
-        name: torch.split(tensor, _BATCH)
-        for name, tensor in calibration.items()
-        if name in read and tensor.ndim
-    }
-    whole = {n: t.numpy() for n, t in calibration.items() if n in read and not t.ndim}
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            batches = zip(*batched.values(), strict=True)
-            self.batches = iter(
-                [
-                    whole | {n: t.contiguous().numpy() for n, t in zip(batched, b, strict=True)}
-                    for b in batches
-                ]
-            )
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
-
-    return Reader()
-
-
-def _constant_sums(model: ir.Model) -> list[str]:
-    """Returns the sums and products with constants: 8 bits are too few for a bias."""
-    return [
-        node.name or ""
-        for node in model.graph
-        if node.op_type in ("Add", "Mul")
-        and any(onnx_graph.constant(value) is not None for value in node.inputs)
-    ]
-
-
-def count_layers(path: Path) -> tuple[int, int]:
-    """Returns how many layers ONNX Runtime computes in 8-bit integers, and how many in float.
-
-    Counted in the graph as ONNX Runtime has optimised it: what the file asks for is one thing,
-    what gets fused into integer kernels another.
-    """
-    kinds = [node.op_type for node in optimised(path, "EXTENDED").graph.node]
-    integer = sum(kind in onnx_graph.INTEGER_LAYERS for kind in kinds)
-    float_kinds = onnx_graph.FLOAT_LAYERS | onnx_graph.RECURRENT_LAYERS
-    return integer, sum(kind in float_kinds for kind in kinds)
 
 
 class IntegerWriter:
@@ -222,7 +97,7 @@ class IntegerWriter:
                 self.calibration,
                 self.method,
                 overrides=self.overrides,
-                exclude=[*self._float_nodes(), *_constant_sums(model)],
+                exclude=[*self._float_nodes(), *constant_sums(model)],
             )
             round_conv_outputs(model, ir.to_proto(self.model), self.calibration)
         return self._store_weight_only(model)
@@ -263,7 +138,7 @@ class IntegerWriter:
             values = integers * scales.reshape(-1, *(1,) * (integers.ndim - 1))
             for node in self.nodes[name]:
                 axis = onnx_graph.output_axis(node)
-                weight = _named(node.inputs[1])
+                weight = name_of(node.inputs[1])
                 turned = values if axis == 0 else values.T
                 onnx_graph.add_constant(
                     self.model, weight, np.ascontiguousarray(turned, dtype=np.float32)
@@ -292,7 +167,7 @@ class IntegerWriter:
         for tensor, wanted in users.items():
             widest: tuple[float, int] | None = max(wanted.values(), key=lambda user: user[0])
             if self.shortcuts == "own" and any(
-                reader not in wanted and reader.op_type in (*_MATH_OPS, *_MOVE_OPS)
+                reader not in wanted and reader.op_type in QUANTIZED_OPS
                 for reader in tensor.consumers()
             ):
                 widest = None
@@ -303,7 +178,7 @@ class IntegerWriter:
                     node.prepend(copied)
                     own = copied.outputs[0]
                     node.replace_input_with(0, own)
-                self.overrides[_named(own)] = [
+                self.overrides[name_of(own)] = [
                     {
                         "scale": np.asarray(scale, np.float32),
                         "zero_point": np.asarray(zero, np.uint8),
@@ -363,12 +238,6 @@ class IntegerWriter:
                 decoded = ir.node("DequantizeLinear", [rounded.outputs[0], *steps])
                 node.prepend([rounded, decoded])
                 node.replace_input_with(0, decoded.outputs[0])
-
-
-def _named(value: ir.Value | None) -> str:
-    assert value is not None
-    assert value.name is not None
-    return value.name
 
 
 def _axis(weight: QuantizedWeight) -> int:

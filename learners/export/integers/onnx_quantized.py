@@ -17,18 +17,17 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from amc_compress.learners.export.integers.onnx_int8 import (
-    CALIBRATION_METHODS,
-    SHORTCUTS,
-    IntegerWriter,
-    Samples,
-    count_layers,
-    quantize_float,
-)
+from amc_compress.learners.export.integers.onnx_int8 import SHORTCUTS, IntegerWriter
 from amc_compress.learners.export.integers.onnx_integers import (
     fits_int8,
     runs_in_integers,
     weight_integers,
+)
+from amc_compress.learners.export.integers.onnx_quantizer import (
+    CALIBRATION_METHODS,
+    Samples,
+    count_layers,
+    quantize_float,
 )
 from amc_compress.learners.export.interface import Interface, on_cpu
 from amc_compress.learners.export.onnx_compare import Comparison
