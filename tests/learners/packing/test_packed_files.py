@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from support.packed_reader import reader
 from torch import nn
 
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -194,16 +194,6 @@ def test_plans_are_stored(tmp_path):
     assert read_packed_plan(tmp_path / "net") == plan
     save_packed(network, tmp_path / "net")
     assert read_packed_plan(tmp_path / "net") is None
-
-
-def reader() -> dict:
-    from pathlib import Path
-
-    page = Path(__file__).parents[3] / "docs" / "packed_files.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    scope: dict = {}
-    exec(next(block for block in blocks if "def read(" in block), scope)
-    return scope
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -6,10 +6,8 @@ import base64
 import copy
 import json
 import math
-import re
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.networks.sparse_networks import layer_names, sparsified
+from support.packed_reader import reader
 from support.selection import examples
 from torch import nn
 
@@ -75,14 +74,6 @@ def quantized(network: nn.Module, kind: str) -> nn.Module:
         # One layer in three stays float, with a mask or without.
         made[name] = (None if index % 3 == 2 else quantizer, None)
     return quantize_layers(network, made)
-
-
-def reader() -> dict:
-    page = Path(__file__).parents[3] / "docs" / "packed_files.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    scope: dict = {}
-    exec(next(block for block in blocks if "def read(" in block), scope)
-    return scope
 
 
 # ---------------------------------------------------------------------- the coder

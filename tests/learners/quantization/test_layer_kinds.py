@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support.packed_reader import reader
 from torch import Tensor, nn
 
 from amc_compress.learners.layers.bit_layers import bit_layer, bit_layers
@@ -165,15 +164,6 @@ def test_files_hold_codes_and_give_the_same_network(kind, tmp_path):
         assert torch.equal(weight.used(), quantized_weights(loaded)[name].used())
         stored = scope["weights"](header, arrays, masks, "0", weight.parameter)
         assert np.array_equal(stored, weight.used().detach().numpy()), name
-
-
-def reader() -> dict:
-    """What the docs say that a file is, which shares no code with the package."""
-    page = Path(__file__).parents[3] / "docs" / "packed_files.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    scope: dict = {}
-    exec(next(block for block in blocks if "def read(" in block), scope)
-    return scope
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "split"])
