@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,11 +24,28 @@ class Masked(nn.Module):
             which has no effect, gets no gradient from the loss, and can come back.
         weight_mask: Which weights count, bool, the shape of ``weight``; ``None`` if all do.
         plain: The class of the layer without a mask.
+        prefix: What names of classes that are made as they are needed begin with.
+        twins: Plain class -> its twin; each kind of twin, made by :meth:`of_class`, has its own.
     """
 
     weight: Tensor
     weight_mask: Tensor | None
     plain: ClassVar[type[nn.Module]]
+    prefix: ClassVar[str]
+    twins: ClassVar[dict[type[nn.Module], type[Any]]]
+
+    @classmethod
+    def of_class(cls, kind: type[nn.Module]) -> type[Self]:
+        """Returns the class of the twins of the layers of a class."""
+        if kind not in cls.twins:
+            own = {"plain": kind, "__module__": cls.__module__}
+            cls.twins[kind] = type(f"{cls.prefix}{kind.__name__}", (cls, kind), own)
+        return cls.twins[kind]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Lets classes that are made as they are needed be copied and pickled."""
+        base = next(kind for kind in type(self).__mro__ if "twins" in vars(kind))
+        return _empty, (base, self.plain), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def masked_weight(self) -> Tensor:
         """Returns the weights with zeros where the mask is false."""
@@ -44,14 +61,13 @@ class Masked(nn.Module):
 class SparseLayer(Masked):
     """A layer with a mask: the forward of its own class, which reads weights with zeros."""
 
+    prefix = "Sparse"
+    twins: ClassVar[dict[type[nn.Module], type[Any]]] = {}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the layer computes with the weights that count."""
         with substituted(self, {"weight": self.masked_weight()}):
             return super().forward(*args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Lets classes that are made as they are needed be copied and pickled."""
-        return _empty, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
@@ -75,22 +91,11 @@ class SparseLinear(SparseLayer, nn.Linear):
         return F.linear(x, self.masked_weight(), self.bias)
 
 
-_classes: dict[type[nn.Module], type[SparseLayer]] = {
-    nn.Conv2d: SparseConv2d,
-    nn.Linear: SparseLinear,
-}
+SparseLayer.twins |= {nn.Conv2d: SparseConv2d, nn.Linear: SparseLinear}
 
 
-def sparse_class(kind: type[nn.Module]) -> type[SparseLayer]:
-    """Returns the class of the masked twins of the layers of a class."""
-    if kind not in _classes:
-        own = {"plain": kind, "__module__": __name__}
-        _classes[kind] = type(f"Sparse{kind.__name__}", (SparseLayer, kind), own)
-    return _classes[kind]
-
-
-def _empty(kind: type[nn.Module]) -> SparseLayer:
-    made = sparse_class(kind)
+def _empty(base: type[Masked], kind: type[nn.Module]) -> Masked:
+    made = base.of_class(kind)
     return made.__new__(made)
 
 
@@ -136,7 +141,7 @@ def sparse_layer(layer: nn.Module, mask: Tensor) -> SparseLayer:
             f"{list(mask.shape)}."
         )
     plain = layer.plain if isinstance(layer, Masked) else type(layer)
-    twin = twin_of(sparse_class(plain), layer)
+    twin = twin_of(SparseLayer.of_class(plain), layer)
     twin.register_buffer(MASK, mask.to(layer.weight.device))
     return twin
 

@@ -34,7 +34,8 @@ class QuantizedLayer(Masked):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
     quantized_parameters: tuple[str, ...]
-    plain: ClassVar[type[nn.Module]]
+    prefix = "Quantized"
+    twins: ClassVar[dict[type[nn.Module], type[Any]]] = {}
 
     @classmethod
     def of(
@@ -85,11 +86,6 @@ class QuantizedLayer(Masked):
         with substituted(self, used):
             return super().forward(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Lets classes that are made as they are needed be copied and pickled."""
-        state = self.__getstate__()  # type: ignore[no-untyped-call]
-        return _empty, (self.plain,), state
-
 
 def with_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Any) -> Any:
     """Returns the arguments of a layer's call with its input changed: its first, named or not."""
@@ -122,23 +118,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
-_classes: dict[type[nn.Module], type[QuantizedLayer]] = {
-    nn.Conv2d: QuantizedConv2d,
-    nn.Linear: QuantizedLinear,
-}
-
-
-def quantized_class(kind: type[nn.Module]) -> type[QuantizedLayer]:
-    """Returns the class of the quantized twins of the layers of a class."""
-    if kind not in _classes:
-        name, own = f"Quantized{kind.__name__}", {"plain": kind, "__module__": __name__}
-        _classes[kind] = type(name, (QuantizedLayer, kind), own)
-    return _classes[kind]
-
-
-def _empty(kind: type[nn.Module]) -> QuantizedLayer:
-    made = quantized_class(kind)
-    return made.__new__(made)
+QuantizedLayer.twins |= {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 
 
 def quantized_layers(network: nn.Module) -> dict[str, QuantizedLayer]:

@@ -17,7 +17,6 @@ from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.masked import Masked, mask_of, sparse_layer
 from amc_compress.learners.layers.quantized import (
     QuantizedLayer,
-    quantized_class,
     quantized_layers,
 )
 from amc_compress.learners.layers.quantizer import Quantizer
@@ -176,7 +175,7 @@ def quantize_layer(
         inputs: Quantizer of its input.
     """
     kind = layer.plain if isinstance(layer, Masked) else type(layer)
-    return quantized_class(kind).of(layer, weights, inputs)
+    return QuantizedLayer.of_class(kind).of(layer, weights, inputs)
 
 
 def quantize_layers(
