@@ -84,6 +84,7 @@ class Agent(ABC):
         on_trial: OnTrial | None = None,
         logger: EpisodeLogger | None = None,
         progress: bool = False,
+        parallel: int = 1,
     ) -> SearchResult:
         """Searches for the best plan.
 
@@ -100,12 +101,15 @@ class Agent(ABC):
                 raising ``SearchStopped``.
             logger: Writes every trial to TensorBoard.
             progress: Whether to show a progress bar on stderr.
+            parallel: How many plans are proposed before the result of the first is awaited. It is
+                part of the search, as the seed is; how many workers evaluate them is not (see
+                ``CompressionEnv``'s ``evaluations``).
 
         Returns:
             The best plan and the record of the search.
 
         Raises:
-            ValueError: If ``episodes`` is not positive.
+            ValueError: If ``episodes`` or ``parallel`` is not positive.
             TypeError: If ``env`` is no compression environment.
             PlanMismatchError: If a plan of ``warm_start`` is one of another network.
             AgentError: If the agent proposes something unusable, e.g. NaN.
@@ -116,12 +120,14 @@ class Agent(ABC):
         bare = unwrap(env)
         if episodes < 1:
             raise ArgumentError(f"Expected episodes to be a positive whole number, got {episodes}.")
+        if parallel < 1:
+            raise ArgumentError(f"Expected parallel to be a positive whole number, got {parallel}.")
         started, cpu_started = time.perf_counter(), time.process_time()
         if logger is not None:
             logger.start(bare, self.name, self.hyperparameters() | {"seed": seed})
         prior = usable_trials(bare, warm_start)
         with (
-            Search(bare, episodes, seed, on_trial, logger, progress, prior) as search,
+            Search(bare, episodes, seed, on_trial, logger, progress, prior, parallel) as search,
             contextlib.suppress(SearchStopped),
         ):
             self.run(search)
@@ -193,12 +199,15 @@ def _final_evaluation(
 ) -> tuple[dict[int, float], Trial]:
     """Evaluates the best few again on the whole validation split, against selection bias."""
     finalists = best_distinct(trials, max(1, count))
-    evaluate = getattr(env.learner, "evaluate_full", None)
-    if evaluate is None or count == 0:
+    if count == 0 or not hasattr(env.learner, "evaluate_full"):
         return {}, finalists[0]
+    service = env.scores.service
+    service.submit([trial.plan for trial in finalists], whole_split=True)
     evaluated: list[Trial] = []
     for trial in finalists:
-        outcome = env.outcome(trial.plan, float(evaluate(trial.plan)))
-        evaluated.append(replace(trial, score=outcome.score, reward=outcome.reward))
-    best = max(evaluated, key=lambda trial: (trial.reward, -trial.episode))
+        score = service.result().score
+        if score is not None:
+            outcome = env.outcome(trial.plan, score)
+            evaluated.append(replace(trial, score=outcome.score, reward=outcome.reward))
+    best = max(evaluated or finalists, key=lambda trial: (trial.reward, -trial.episode))
     return {trial.episode: trial.reward for trial in evaluated}, best

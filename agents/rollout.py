@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +25,15 @@ Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 """Observation and the last info -> action, shape ``(1,)``, in [0, 1]."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A plan under way."""
+
+    plan: CompressionPlan
+    source: str
+    scalars: Mapping[str, float]
+
+
 class Search:
     """A running search: evaluates, counts, records and reports.
 
@@ -34,6 +45,8 @@ class Search:
         logger: Writes every trial to TensorBoard.
         progress: Whether to show a progress bar.
         prior: Trials within the budget that another search evaluated.
+        parallel: How many plans may be under way at a time; part of the search, as what the agent
+            knows when it proposes a plan depends on it.
 
     Attributes:
         rng: The one generator of the agent's own randomness.
@@ -51,8 +64,11 @@ class Search:
         logger: EpisodeLogger | None = None,
         progress: bool = False,
         prior: Sequence[Trial] = (),
+        parallel: int = 1,
     ) -> None:
         self.env = env
+        self.parallel = parallel
+        self._pending: deque[_Asked] = deque()
         self.prior = tuple(prior)
         self.episodes = episodes
         self.seed = seed
@@ -74,11 +90,27 @@ class Search:
         trace: TracebackType | None,
     ) -> None:
         self._progress.close()
+        self.env.scores.cancel()
 
     @property
     def remaining(self) -> int:
-        """How many evaluations are left."""
-        return self.episodes - len(self.trials)
+        """How many evaluations are left; those under way are spent."""
+        return self.episodes - len(self.trials) - len(self._pending)
+
+    @property
+    def pending(self) -> tuple[CompressionPlan, ...]:
+        """The plans under way, in the order of submission."""
+        return tuple(asked.plan for asked in self._pending)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another plan may be submitted now."""
+        return self.remaining > 0 and len(self._pending) < self.parallel
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every evaluation is spent and every result told."""
+        return not self._pending and self.remaining < 1
 
     @property
     def known(self) -> list[Trial]:
@@ -106,13 +138,12 @@ class Search:
             source: Name of the proposer.
 
         Raises:
-            AgentError: If it is no plan, or no evaluation is left.
+            AgentError: If it is no plan, no evaluation is left, or others are under way.
             PlanMismatchError: If the plan does not fit the network.
         """
-        _check_plan(plan)
-        with isolated_randomness():
-            outcome = self.env.evaluate(plan)
-        return self.record(outcome, source)
+        self._check_alone()
+        self.submit(plan, source, probe=True)
+        return self.result()
 
     def evaluate(
         self, plan: CompressionPlan, source: str, scalars: Mapping[str, float] | None = None
@@ -125,18 +156,72 @@ class Search:
             scalars: Further numbers for the log.
 
         Raises:
+            AgentError: If it is no plan, breaks the budget, no evaluation is left, or others are
+                under way.
+            PlanMismatchError: If the plan does not fit the network.
+        """
+        self._check_alone()
+        self.submit(plan, source, scalars)
+        return self.result()
+
+    def submit(
+        self,
+        plan: CompressionPlan,
+        source: str,
+        scalars: Mapping[str, float] | None = None,
+        *,
+        probe: bool = False,
+    ) -> None:
+        """Begins an evaluation, without waiting for it.
+
+        An agent submits while :attr:`has_room` says so, and takes the oldest :meth:`result` when
+        it does not, until the search :attr:`is_over`. Whatever evaluates then has always
+        ``parallel`` plans to work on, and the agent sees the same results in the same order.
+
+        Args:
+            plan: Complete, and within the budget.
+            source: Name of the proposer.
+            scalars: Further numbers for the log.
+            probe: Whether it need not meet the budget.
+
+        Raises:
             AgentError: If it is no plan, breaks the budget, or no evaluation is left.
             PlanMismatchError: If the plan does not fit the network.
         """
         _check_plan(plan)
-        if not self.env.budget.is_met(ratio := self.env.cost_ratio(plan)):
+        if not probe and not self.env.budget.is_met(ratio := self.env.cost_ratio(plan)):
             raise AgentError(
                 f"The agent proposed a plan outside the budget {self.env.budget}: it costs "
                 f"{ratio}. Take plans from env.project or env.decode."
             )
+        if self.remaining < 1:
+            raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
+        self.env.submit([plan])
+        self._pending.append(_Asked(plan, source, scalars or {}))
+
+    def result(self) -> Trial:
+        """Waits for the oldest plan under way, and records it.
+
+        Raises:
+            AgentError: If none is under way, or its evaluation is no finite number.
+        """
+        if not self._pending:
+            raise AgentError("The agent asked for a result, and no plan is under way.")
+        asked = self._pending.popleft()
         with isolated_randomness():
-            outcome = self.env.evaluate(plan)
-        return self.record(outcome, source, scalars)
+            outcome = self.env.evaluate(asked.plan)
+        return self.record(outcome, asked.source, asked.scalars)
+
+    def results(self) -> list[Trial]:
+        """Waits for every plan under way, in the order of submission."""
+        return [self.result() for _ in range(len(self._pending))]
+
+    def _check_alone(self) -> None:
+        if self._pending:
+            raise AgentError(
+                f"The agent asked for an evaluation while {len(self._pending)} are under way; take "
+                "their results first."
+            )
 
     def play(self, act: Act, source: str) -> Trial:
         """Plays one episode step by step.
@@ -182,6 +267,8 @@ class Search:
             seconds=now - self._clock,
             source=source,
             within_budget=outcome.feasible,
+            failure=outcome.evaluation.failure if outcome.evaluation else "",
+            processor=outcome.evaluation.processor if outcome.evaluation else "",
         )
         self._clock = now
         self.trials.append(trial)

@@ -35,6 +35,9 @@ class Trial:
         source: Who proposed it, e.g. ``"uniform"``, ``"warm-up"``, ``"policy"``, ``"elite"``.
         within_budget: Whether it may win. Some agents evaluate plans outside the budget to learn
             what single decisions cost; these count like all others, and never win.
+        failure: Why it could not be evaluated; empty if it was. Its score is the worst then, and it
+            is not within the budget.
+        processor: What evaluated it, where that was not this process.
     """
 
     episode: int
@@ -45,6 +48,8 @@ class Trial:
     seconds: float
     source: str
     within_budget: bool = True
+    failure: str = ""
+    processor: str = ""
 
     accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 

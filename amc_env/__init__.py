@@ -9,7 +9,7 @@ from importlib.metadata import version
 from amc_env.budgets.budget import Budget
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import StorageFormat
-from amc_env.env import CompressionEnv, Outcome
+from amc_env.env import CompressionEnv
 from amc_env.errors import (
     ArgumentError,
     CompressionError,
@@ -29,7 +29,9 @@ from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
 from amc_env.scores.compressible import Compressible
+from amc_env.scores.evaluations import Evaluation, Evaluations
 from amc_env.scores.metric import Metric
+from amc_env.scores.outcome import Outcome
 
 __version__ = version("amc-compress")
 
@@ -41,6 +43,8 @@ __all__ = [
     "Decision",
     "DecisionKind",
     "OneShotEnv",
+    "Evaluation",
+    "Evaluations",
     "Outcome",
     "keep_ratio_decision",
     "COSTS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import gymnasium as gym
@@ -24,38 +24,17 @@ from amc_env.plan import CompressionPlan
 from amc_env.render import plan_picture, plan_table
 from amc_env.reward import Result, RewardFunction, resolve_reward
 from amc_env.scores.compressible import Compressible, OlderCompressible, original_score_of
+from amc_env.scores.evaluations import Evaluation, Evaluations, InProcess, KnownScores
 from amc_env.scores.metric import Metric
+from amc_env.scores.outcome import Outcome
 from amc_env.support.copies import copied
-from amc_env.support.deprecation import renamed_arguments, renamed_attribute
+from amc_env.support.deprecation import renamed_arguments
 from amc_env.validation.answers import checked_reward, requests_of
 from amc_env.validation.checks import check_known, check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
 
 DEFAULT_ACTION_MAPPING = "centred"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An evaluated plan.
-
-    Args:
-        plan: The complete plan.
-        score: Its score, higher is better: its proxy accuracy, for a classifier.
-        cost: Cost name -> absolute cost.
-        cost_ratio: Cost name -> cost / original cost.
-        reward: What the reward function makes of it.
-        feasible: Whether the plan meets the budget.
-    """
-
-    plan: CompressionPlan
-    score: float
-    cost: dict[str, float]
-    cost_ratio: dict[str, float]
-    reward: float
-    feasible: bool
-
-    accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 
 
 @checked
@@ -106,6 +85,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             reward besides those of ``amc_env.COSTS`` and the learner's own, which they replace; or
             where their classes are, ``{"energy": "package.module:Energy"}``.
         render_mode: ``"ansi"`` (table), ``"rgb_array"`` (picture) or None.
+        evaluations: Where plans are evaluated; by default in this process.
 
     Attributes:
         metric: What a score is made from.
@@ -128,6 +108,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         reward: str | RewardFunction = "accuracy",
         cost_models: Mapping[str, CostFunction | str] | None = None,
         render_mode: str | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         check_known("action mapping", action, ACTION_MAPPINGS)
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -156,7 +137,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ),
         }
         self.original_cost = original_costs(self.costs, self.decisions)
-        self._evaluated: dict[CompressionPlan, float] = {}
+        self.scores = KnownScores(evaluations or InProcess(self.learner))
         self._values: list[float] | None = None
         self.set_budget(budget)
         # Asks for every cost the reward needs, so that a missing one is an error here and now.
@@ -164,7 +145,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns an environment with an episode of its own and the same learner."""
-        return copied(self, memo, (self.learner, self.graph, *self.costs.values()))
+        shared = (self.learner, self.graph, self.scores.service, *self.costs.values())
+        return copied(self, memo, shared)
 
     @checked
     def set_budget(self, budget: BudgetLike) -> None:
@@ -242,13 +224,26 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self._encoder.terminal(), outcome.reward, True, False, info
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
-        """Evaluates a complete plan without an episode; equal plans are evaluated once."""
-        snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
-        if snapped not in self._evaluated:
-            answer = self.learner.evaluate(snapped)
-            source = f"{type(self.learner).__name__}.evaluate"
-            self._evaluated[snapped] = self.metric.checked(answer, source)
-        return self.outcome(snapped, self._evaluated[snapped])
+        """Evaluates a complete plan without an episode; equal plans are evaluated once.
+
+        A plan that the service could not evaluate has the worst score, and is not feasible.
+        """
+        evaluation = self.scores.find(self._snapped(plan))
+        worst = self.metric.worst(self.original_score)
+        score = worst if evaluation.score is None else evaluation.score
+        outcome = self.outcome(evaluation.plan, score)
+        feasible = outcome.feasible and not evaluation.failure
+        return replace(outcome, feasible=feasible, evaluation=evaluation)
+
+    def submit(self, plans: Sequence[CompressionPlan]) -> None:
+        """Asks for complete plans, so that :meth:`evaluate` need not wait for one after the other.
+
+        Where evaluations run in parallel, this is how many are under way at a time.
+        """
+        self.scores.submit([self._snapped(plan) for plan in plans])
+
+    def _snapped(self, plan: CompressionPlan) -> CompressionPlan:
+        return CompressionPlan.from_values(self.decisions, self._values_of(plan))
 
     @renamed_arguments(accuracy="score", removed_in="0.2")
     def outcome(self, plan: CompressionPlan, score: float) -> Outcome:
@@ -264,13 +259,19 @@ class CompressionEnv(gym.Env[Observation, Action]):
     @property
     def n_evaluations(self) -> int:
         """How many different plans the learner has evaluated so far."""
-        return len(self._evaluated)
+        return len(self.scores)
 
     @renamed_arguments(accuracy="score", removed_in="0.2")
-    def remember(self, plan: CompressionPlan, score: float) -> None:
-        """Caches an earlier evaluation, so that a resumed run does not repeat it."""
-        snapped = CompressionPlan.from_values(self.decisions, self._values_of(plan))
-        self._evaluated[snapped] = self.metric.checked(score, "the record of a plan")
+    def remember(self, plan: CompressionPlan, score: float, failure: str = "") -> None:
+        """Caches an earlier evaluation, so that a resumed run does not repeat it.
+
+        Args:
+            plan: Complete.
+            score: Its score.
+            failure: Why it could not be evaluated; it has no score of its own then.
+        """
+        number = self.metric.checked(score, "the record of a plan")
+        self.scores.add(Evaluation(self._snapped(plan), None if failure else number, failure))
 
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute cost of a complete plan, for every cost model."""

@@ -17,7 +17,7 @@ class LocalSearch(Agent):
     Each episode changes one or two decisions of the best plan by a few grid steps, repairs the
     budget with other decisions (see :func:`neighbour`) and keeps the result if it is better or
     equal. A plan that was already evaluated is drawn again, a few times, before it is accepted as a
-    wasted episode.
+    wasted episode. In parallel, so many neighbours of it are under way.
 
     Args:
         max_step: Largest change of a decision, as a share of its grid.
@@ -37,14 +37,16 @@ class LocalSearch(Agent):
         search.uniform()
         current = max(search.known, key=lambda trial: trial.reward)
         seen = {trial.plan for trial in search.known}
-        while search.remaining:
-            for _ in range(_MAX_TRIES):
-                plan = neighbour(env, current.plan, search.rng, self.max_step)
-                if plan not in seen:
-                    break
-            seen.add(plan)
-            trial = search.evaluate(plan, "local")
-            if trial.reward >= current.reward:
+        while not search.is_over:
+            while search.has_room:
+                for _ in range(_MAX_TRIES):
+                    plan = neighbour(env, current.plan, search.rng, self.max_step)
+                    if plan not in seen:
+                        break
+                seen.add(plan)
+                search.submit(plan, "local")
+            trial = search.result()
+            if trial.within_budget and trial.reward >= current.reward:
                 current = trial
 
 

@@ -18,5 +18,9 @@ class RandomSearch(Agent):
     name = "random"
 
     def run(self, search: Search) -> None:  # noqa: D102
-        while search.remaining:
-            search.play(lambda *_: search.rng.random(1, dtype=np.float32), "random")
+        env, rng = search.env, search.rng
+        while not search.is_over:
+            while search.has_room:
+                drawn = rng.random(env.n_decisions, dtype=np.float32)
+                search.submit(env.decode(drawn), "random")
+            search.result()

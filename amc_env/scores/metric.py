@@ -110,6 +110,14 @@ class Metric:
             )
         return number
 
+    def worst(self, original: float) -> float:
+        """Returns a score for what could not be evaluated: 0 of accuracy, else far below.
+
+        Args:
+            original: That of the uncompressed network.
+        """
+        return 0.0 if self.is_accuracy else finite(original - 2.0 * max(abs(original), 1.0))
+
     def text(self, score: float) -> str:
         """Returns the metric of a score: ``"98.33%"`` of accuracy, else four digits."""
         return f"{score:.2%}" if self.is_accuracy else f"{self.value(score):.4g}"

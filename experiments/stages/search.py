@@ -114,7 +114,7 @@ def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
     fixed = None if searched else _only_plan(config, learner, env)
     recorder = TrialRecorder(folder / "trials.jsonl", env.cost, env.metric)
     for trial in recorder.known:
-        env.remember(CompressionPlan(trial.plan), trial.score)
+        env.remember(CompressionPlan(trial.plan), trial.score, trial.failure)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     more: dict[str, Any] = {}
     if config.max_drop is not None:

@@ -49,6 +49,8 @@ class RecordedTrial:
         source: Where the plan came from, e.g. ``"warm-up"``.
         within_budget: Whether the plan may win; what an agent evaluated to learn about single
             decisions need not meet the budget.
+        failure: Why the plan could not be evaluated; empty if it was.
+        processor: What evaluated it, where that was not the search's own process.
 
     Raises:
         ValueError: If a number is not finite, or out of its range.
@@ -64,6 +66,8 @@ class RecordedTrial:
     cpu_seconds: float
     source: str
     within_budget: bool = True
+    failure: str = ""
+    processor: str = ""
 
     def __post_init__(self) -> None:
         checked_score(self.score, "a recorded trial")
@@ -223,6 +227,8 @@ class TrialRecorder:
             cpu_seconds=round(cpu_seconds, 4),
             source=trial.source,
             within_budget=trial.within_budget,
+            failure=trial.failure,
+            processor=trial.processor,
         )
         _lines(self.path).append(vars(row))
         self.recorded.append(row)
