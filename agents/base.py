@@ -178,7 +178,7 @@ def usable_trials(env: CompressionEnv, trials: Sequence[Trial]) -> tuple[Trial, 
     """
     usable = []
     for trial in trials:
-        env.remember(trial.plan, trial.score)
+        env.remember(trial.plan, trial.score, trial.failure)
         outcome = env.evaluate(trial.plan)
         if outcome.feasible:
             usable.append((trial, outcome))

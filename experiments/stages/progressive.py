@@ -324,7 +324,7 @@ class _Recorder:
         self.trials = TrialRecorder(place / TRIALS, before.cost, env.metric)
         for trial in self.trials.known:
             plan = before.in_smaller(CompressionPlan(trial.plan), env.decisions)
-            env.remember(plan, trial.score)
+            env.remember(plan, trial.score, trial.failure)
 
     def __call__(self, trial: Trial) -> None:
         """Notes a trial in terms of the original network."""
