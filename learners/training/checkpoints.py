@@ -20,6 +20,9 @@ from amc_env.support.deprecation import deprecated
 from amc_env.validation.sentences import first_line
 
 CHECKPOINT_VERSION = 2  # 1 had neither hooks nor extra state
+_VERSION_INSIDE = 3  # earlier releases would repeat what such a checkpoint has behind it
+INSIDE = "inside an epoch"
+"""Key of the position in a checkpoint that was taken inside an epoch."""
 LAST = "last.pt"
 BEST = "best.safetensors"
 START = "start.safetensors"
@@ -184,7 +187,8 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     # torch.save on a full disk fails with a RuntimeError of its own and leaves a partial file;
     # through memory, the disk sees one plain write.
     buffer = io.BytesIO()
-    torch.save({"version": CHECKPOINT_VERSION, **state}, buffer)
+    version = _VERSION_INSIDE if INSIDE in state else CHECKPOINT_VERSION
+    torch.save({"version": version, **state}, buffer)
     save_bytes(folder / LAST, buffer.getvalue())
 
 
@@ -215,7 +219,7 @@ def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
         ValueError,
     ) as error:
         raise _damaged(path, error) from error
-    if version != CHECKPOINT_VERSION:
+    if version not in (CHECKPOINT_VERSION, _VERSION_INSIDE):
         raise RunFolderError(
             f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}: finish "
             f"the training with the release that began it, or start again in another folder; "

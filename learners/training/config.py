@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from amc_compress.learners.numerics.precision import (
     PRECISIONS,
@@ -12,10 +12,6 @@ from amc_compress.learners.numerics.precision import (
 from amc_compress.learners.training.identity import plain
 from amc_compress.learners.training.schedules import SCHEDULES
 from amc_env.validation.checks import checked
-
-if TYPE_CHECKING:
-    pass
-
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -42,6 +38,10 @@ class TrainingConfig:
         distillation_temperature: Of the softened answers, with a teacher.
         distillation_weight: Share of the teacher in the loss, the labels have the rest.
         seed: Of dropout and of loaders that have a generator; the epoch is mixed into it.
+        snapshot_steps: Steps from one checkpoint inside an epoch to the next; ``None`` for none by
+            steps. Checkpoints, where there is a folder for them, change nothing but what is lost
+            when a training is killed.
+        snapshot_seconds: The same in time: the first step that ends so long after the last one.
     """
 
     epochs: int = 30
@@ -59,6 +59,8 @@ class TrainingConfig:
     distillation_temperature: float = 4.0
     distillation_weight: float = 0.7
     seed: int = 0
+    snapshot_steps: int | None = None
+    snapshot_seconds: float | None = 600.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -83,6 +85,14 @@ class TrainingConfig:
         temperature, weight = self.distillation_temperature, self.distillation_weight
         _check("distillation_temperature", temperature, temperature > 0, "above 0")
         _check("distillation_weight", weight, 0 <= weight <= 1, "in [0, 1]")
+        steps, seconds = self.snapshot_steps, self.snapshot_seconds
+        _check("snapshot_steps", steps, steps is None or steps >= 1, "None or at least 1")
+        _check("snapshot_seconds", seconds, seconds is None or seconds > 0, "None or above 0")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings that a training and one that resumes it must have in common."""
+        rest = ("snapshot_steps", "snapshot_seconds")
+        return {name: value for name, value in asdict(self).items() if name not in rest}
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:

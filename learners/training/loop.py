@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from amc_compress.learners.numerics.precision import resolve_precision, working_
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.checkpoints import (
+    INSIDE,
     NO_EPOCH,
     EpochRecord,
     Start,
@@ -39,6 +39,7 @@ from amc_compress.learners.training.data_checks import Batches
 from amc_compress.learners.training.evaluation import evaluate, measure, measured
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
+from amc_compress.learners.training.snapshots.position import Position, SnapshotClock
 from amc_compress.learners.training.stepper import Stepper
 from amc_env.errors import InputDataError, TrainingDivergedError
 from amc_env.scores.metric import Metric
@@ -90,8 +91,8 @@ def train(
         task: What the network is for, a task or its name.
         teacher: A network to distil from; not changed.
         hooks: What happens besides the loss, see ``amc_compress.learners.training.hooks``.
-        checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch, ``best.safetensors``, and
-            at first ``start.safetensors``.
+        checkpoint_dir: Saves ``last.pt`` (to resume) after every epoch and as often inside it as
+            the settings say, ``best.safetensors``, and at first ``start.safetensors``.
         resume: Continue from there, to the same weights as without the interruption; starts at
             the beginning where there is no checkpoint.
         writer: Gets the loss, the accuracy and the learning rate of each epoch.
@@ -143,6 +144,7 @@ class _Run:
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = NO_EPOCH
     start: Start = field(init=False)
+    begun: dict[str, Any] | None = None  # where an epoch was interrupted
 
     def __post_init__(self) -> None:
         assert isinstance(self.train_loader, Sized)
@@ -176,7 +178,7 @@ class _Run:
         told = {} if task == make_task("classification").identity() else {"task": task}
         return {
             **told,
-            **asdict(self.config),
+            **self.config.identity(),
             "batches per epoch": batches,
             "teacher": self.teacher is not None,
             "teacher network": None if self.teacher is None else digest_of(unwrapped(self.teacher)),
@@ -202,12 +204,14 @@ class _Run:
         state = load_last(self.folder, self.identity)
         if state is None:
             return False
-        best_state = {**load_best(self.folder), **state["best extra state"]}
         # A training that an earlier release began kept no start; its caller has it again.
         start = load_start(self.folder, state) or self._start_here()
+        best = load_best(self.folder) if state["history"] else start.state
+        best_state = {**best, **state["best extra state"]}
         self.stepper.load_state_dict(state["stepper"])
         self.history = [epoch_record(record) for record in state["history"]]
         self.best_epoch, self.best_state, self.start = state["best_epoch"], best_state, start
+        self.begun = state.get(INSIDE)
         return True
 
     def _start_here(self) -> Start:
@@ -283,8 +287,18 @@ class _Run:
         return start
 
     def _epoch(self, epoch: int, progress: bool) -> EpochRecord:
-        started = time.perf_counter()
-        loss, score = self.stepper.epoch(self.train_loader, epoch, progress)
+        clock = SnapshotClock(self.config)
+
+        def snapshot(position: Position) -> None:
+            if self.folder is None or not clock.is_due(position.batches):
+                return
+            save_last(self.folder, {**self._state(), INSIDE: position.state_dict()})
+            clock.restart()
+
+        begun, self.begun = self.begun, None
+        position = self.stepper.epoch(
+            self.train_loader, epoch, progress, begun=begun, after_batch=snapshot
+        )
         candidate = self.stepper.candidate
         if not all(bool(torch.isfinite(p).all()) for p in candidate.parameters()):
             raise TrainingDivergedError(
@@ -295,10 +309,10 @@ class _Run:
         record = EpochRecord(
             epoch=epoch,
             learning_rate=self.stepper.descent.learning_rate,
-            train_loss=loss,
-            train_score=score,
+            train_loss=position.loss,
+            train_score=position.score(),
             validation_score=validation,
-            seconds=time.perf_counter() - started,
+            seconds=position.seconds,
             is_ready=self.stepper.is_ready,
         )
         best = record if self.best_epoch == NO_EPOCH else self._best()

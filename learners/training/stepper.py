@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from amc_compress.learners.networks.intake import private_copy, take_in
 from amc_compress.learners.numerics.layout import set_layout, usable_layout
 from amc_compress.learners.numerics.precision import autocast
 from amc_compress.learners.tasks.guards import check_gradient
-from amc_compress.learners.tasks.inputs import Inputs, count, mapped, tensors_of
+from amc_compress.learners.tasks.inputs import Inputs, count, tensors_of
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import (
@@ -28,6 +28,7 @@ from amc_compress.learners.training.descent import Descent
 from amc_compress.learners.training.distillation import combined_loss
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.schedules import learning_rate_factor
+from amc_compress.learners.training.snapshots.position import Position
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
 
@@ -105,12 +106,29 @@ class Stepper:
         set_layout(self.model, torch.contiguous_format)
         self.descent.optimizer.zero_grad()
 
-    def epoch(self, loader: Batches, epoch: int, progress: bool) -> tuple[float, float | None]:
-        """Trains for one pass over ``loader``; returns its mean loss, and score if measurable."""
+    def epoch(
+        self,
+        loader: Batches,
+        epoch: int,
+        progress: bool,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        after_batch: Callable[[Position], None] | None = None,
+    ) -> Position:
+        """Trains for one pass over ``loader``; returns what was measured on the way.
+
+        Args:
+            loader: The training batches.
+            epoch: Its number, from 0.
+            progress: Show a progress bar.
+            begun: Where the epoch was interrupted, see :class:`Position`; ``None`` begins it.
+            after_batch: Called behind every step but the last, with the position.
+        """
         self.model.train()
         self._epoch = epoch + 1
-        meter = self.task.meter() if self.task.metric_in_training else None
-        loss_sum, seen = 0.0, 0
+        position = Position(self.task, self.device)
+        if begun is not None:
+            position.load_state_dict(begun)
         # Seeded by the epoch, not carried along, so a resumed run draws what the first would have.
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(seed_loader(loader, self.config.seed, epoch))
@@ -118,24 +136,23 @@ class Stepper:
             bar = tqdm(
                 desc=f"epoch {epoch + 1}",
                 total=self.batches,
+                initial=position.batches,
                 leave=False,
                 disable=no_bar(progress),
             )
-            for batch in loader:
+            for batch in position.rest_of(loader):
                 inputs, targets = self._reader.read(batch)
                 loss, outputs = self.step(inputs, targets)
-                if meter is not None:
-                    meter.update(mapped(Tensor.detach, outputs), targets)
-                size = count(inputs)
-                loss_sum += loss * size
-                seen += size
+                position.add(loss, count(inputs), outputs, targets)
                 bar.update()
                 if progress:
-                    bar.set_postfix(loss=f"{loss_sum / seen:.3f}")
+                    bar.set_postfix(loss=f"{position.loss:.3f}")
+                if after_batch is not None and position.batches < self.batches:
+                    after_batch(position)
             bar.close()
-        if seen == 0:
+        if position.seen == 0:
             raise InputDataError("Expected at least one training image, got none.")
-        return loss_sum / seen, None if meter is None else self.task.score(meter.compute())
+        return position
 
     def _settle_layout(self, one: Inputs) -> torch.memory_format:
         """Returns the layout that all networks can take a sample in, and lays them out in it."""

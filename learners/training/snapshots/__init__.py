@@ -1,0 +1,1 @@
+"""Checkpoints inside an epoch."""
