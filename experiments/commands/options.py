@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from amc_compress.config.option import Option, declared, flag, option
+from amc_compress.config.option import ANY_TIME, Option, declared, flag, option
 from amc_compress.config.options.task import RUN
 from amc_compress.config.run_config import RunConfig
 
@@ -109,7 +109,8 @@ SPLITS = ("validation_size", "validation_split")
 TASK = _names(("task", "train"))
 SEARCH = _names(("search",))
 FINETUNE = _names(("finetune",))
-NEW_RUN = ("out", "config", *_names(("task",), of_run=True), "resume", "trust")
+FREE = _names((ANY_TIME,), of_run=True)
+NEW_RUN = ("out", "config", *_names(("task",), of_run=True), *FREE, "resume", "trust")
 OUTPUT = ("quiet", "debug")
 
 

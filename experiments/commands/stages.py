@@ -11,11 +11,11 @@ import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
-from amc_compress.commands.values import config_from, given
+from amc_compress.commands.values import config_from, free_options, given
 from amc_compress.config.data_defaults import USUAL_MODEL
 
 
-@takes(*o.FINETUNE, "allow_pickle", "trust", "resume", *o.OUTPUT)
+@takes(*o.FINETUNE, "allow_pickle", *o.FREE, "trust", "resume", *o.OUTPUT)
 def finetune(
     ctx: typer.Context,
     directory: o.Directory,
@@ -49,7 +49,7 @@ def finetune(
     # Another teacher takes the place of the folder's.
     uses = ("model", *PURPOSE) if "teacher" in options else ("model", "teacher", *PURPOSE)
     allowed = Trust(trust, pickle=allow_pickle)
-    task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet)
+    task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet, options=free_options(ctx))
     with task.folder as folder:
         folder.results("search")
         # Built first, because a mistake in an option must not lose what is finished.

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from amc_compress.config.config_file import read_options
-from amc_compress.config.option import flag
+from amc_compress.config.option import ANY_TIME, flag
 from amc_compress.config.run_config import OPTIONS, RunConfig
 from amc_compress.runs.storage.trust import CODE, Trust
 
@@ -31,6 +31,15 @@ def values_from(parameters: Mapping[str, Any]) -> dict[str, Any]:
         else:
             values[name] = declared.default if value is None else declared.read(flag(name), value)
     return values
+
+
+def free_options(ctx: typer.Context) -> dict[str, Any]:
+    """Returns the options on the command line that a run may be given at any time."""
+    return {
+        name: value
+        for name, value in values_from(given(ctx)).items()
+        if OPTIONS[name].stage == ANY_TIME
+    }
 
 
 def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:

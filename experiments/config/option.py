@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
+ANY_TIME = "any time"
+"""In place of the stage of an option that decides nothing about the result."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -18,7 +21,8 @@ class Option:
     Args:
         default: Where nothing is said; ``dataclasses.MISSING`` if something must be.
         help: What it does, for ``--help`` and the docs.
-        stage: The stage that fixes it: it may change until that stage has begun.
+        stage: The stage that fixes it: it may change until that stage has begun, or at
+            ``ANY_TIME``.
         panel: The heading that it stands under.
         everyday: Whether ``--help`` shows it; ``--help-all`` shows all.
         learners: Those that read it; none if all do.

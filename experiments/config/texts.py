@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from amc_compress.config.bit_widths import parse_bits
 from amc_env.validation.references import is_reference
@@ -16,6 +17,7 @@ NOT_GIVEN = 0
 _EMBEDDED = ("digits", "digit-scenes", "digit-scenes:boxes", "digit-scenes:masks")
 """Names of data, whatever folders of that name there are."""
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
+_SIZE = re.compile(rf"{_NUMBER}(?:([kmgt])(i?))?b?")
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?:in)?)?(?:{_NUMBER}s?)?")
 
 
@@ -108,6 +110,44 @@ def duration(flag: str, text: str | float) -> float:
     if not 0.0 < seconds < float("inf"):
         raise ValueError(f"Expected {flag} as a time, e.g. 90s, 10m or 1h30m, got {str(text)!r}.")
     return seconds
+
+
+def snapshots(flag: str, text: str) -> str:
+    """Returns a number of steps, a time or ``none`` as it was written.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    words = text.strip()
+    if words.lower() == "none" or (words.isdecimal() and int(words) > 0):
+        return words.lower()
+    try:
+        duration(flag, words)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected {flag} as a time (10m, 90s), a number of steps (500) or none, got {text!r}."
+        ) from error
+    return words
+
+
+def snapshot_settings(text: str) -> dict[str, Any]:
+    """Returns what :func:`snapshots` gave as settings of a training."""
+    steps = int(text) if text.isdecimal() else None
+    seconds = None if text == "none" or steps else duration("", text)
+    return {"snapshot_steps": steps, "snapshot_seconds": seconds}
+
+
+def size(flag: str, text: str | int) -> int:
+    """Reads ``"4GB"``, ``"512MiB"`` or a number of bytes.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    match = _SIZE.fullmatch("".join(str(text).split()).lower())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"Expected {flag} as a size, e.g. 4GB or 512MB, got {str(text)!r}.")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** ("kmgt".index(match[2]) + 1 if match[2] else 0))
 
 
 def bits_or_none(flag: str, text: str) -> int | None:

@@ -10,6 +10,7 @@ from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.options import Options
 from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.config.texts import snapshots
 from amc_compress.config.values import (
     ONNX_BYTES,
     OWN_TEACHERS,
@@ -227,6 +228,7 @@ def check_values(options: Options) -> None:
         ValueError: With what was expected.
     """
     of_how_many(options.pattern)
+    snapshots("--snapshot-every", options.snapshot_every)
     own_cost_references(options.cost)
     check_normalisation(options.mean, options.std)
     _check_teacher_is_known(options)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from os import PathLike, fspath
 from typing import Any, get_args, get_origin
 
-from amc_compress.config.option import Option, flag
+from amc_compress.config.option import ANY_TIME, Option, flag
 from amc_compress.config.run_config import OPTIONS, SPELLINGS, RunConfig, types_of_options
 from amc_env.errors import ArgumentError, CompressionError
 
@@ -77,7 +77,7 @@ def options_from(values: Mapping[str, Any], stages: Collection[str] = ()) -> dic
                 f"The option {key!r} is the command line's: here {BY_OBJECT[name]} is an object, "
                 f"prepared as you want it; leave {key} out."
             )
-        if stages and OPTIONS[name].stage not in stages:
+        if stages and OPTIONS[name].stage not in (*stages, ANY_TIME):
             raise ArgumentError(
                 f"The option {key!r} is settled when {OPTIONS[name].stage} begins; give it to "
                 f"compress()."
@@ -88,7 +88,7 @@ def options_from(values: Mapping[str, Any], stages: Collection[str] = ()) -> dic
 
 def _unknown(key: str, stages: Collection[str]) -> str:
     known = [n for n in OPTIONS if n not in BY_OBJECT]
-    known = [n for n in known if not stages or OPTIONS[n].stage in stages]
+    known = [n for n in known if not stages or OPTIONS[n].stage in (*stages, ANY_TIME)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"Unknown option {key!r}; {hint}docs/options.md describes all of them."

@@ -142,7 +142,7 @@ class Result:
             config = changed(folder.config, values)
             config.validate(("finetune",))
             others = self._train_on(train)
-            if others or config != folder.config:
+            if others or folder.config.differences(config, {"finetune"}):
                 folder.forget("finetune")
             folder.reconfigure(config)
             run_stages(self._task, ("finetune",), self._talk)

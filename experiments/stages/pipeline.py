@@ -130,7 +130,12 @@ def _tell(config: RunConfig, notes: Sequence[str], remarks: Sequence[str], talk:
 
 
 def reopen_task(
-    directory: Path, *, trust: Trust = NOTHING, uses: Collection[str] = CODE, quiet: bool = False
+    directory: Path,
+    *,
+    trust: Trust = NOTHING,
+    uses: Collection[str] = CODE,
+    quiet: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Task:
     """Opens the run in a folder with its data, to continue it.
 
@@ -139,6 +144,7 @@ def reopen_task(
         trust: Which code that the folder names may be run.
         uses: The options of the folder whose code will be run.
         quiet: Whether to hide progress bars.
+        options: Some in place of the folder's, of those that may change at any time.
 
     Raises:
         RunFolderError: If it is no run folder, its data have changed, or it names code that may not
@@ -146,6 +152,7 @@ def reopen_task(
     """
     folder = RunFolder.open(directory, lock=True, trust=trust, uses=uses)
     with folder.closed_on_error():
+        folder.config = replace(folder.config, **(options or {}))
         data = stored_splits(folder, silent if quiet else say)
     return Task(folder, data, progress=not quiet)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.texts import snapshot_settings
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import train
 from amc_compress.runs.data_facts import DataFacts
@@ -68,6 +69,7 @@ def run_train(task: Task) -> None:
         learning_rate=config.train_learning_rate,
         precision=config.precision,
         seed=config.seed,
+        **snapshot_settings(config.snapshot_every),
     )
     checkpoints = folder / "checkpoints" / "train"
     with open_writer(folder / "tensorboard" / "train") as writer:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from amc_compress.config.option import declared
+from amc_compress.config.texts import snapshot_settings
 from amc_env.costs.storage import OFF_BITS
 from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
@@ -332,6 +333,7 @@ class LearnerSpec:
             distillation_temperature=o.distillation_temperature,
             distillation_weight=o.distillation_weight,
             seed=o.seed,
+            **snapshot_settings(o.snapshot_every),
         )
 
     def hooks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amc_compress.config.options.bits import BitOptions
+from amc_compress.config.options.data import DataOptions
 from amc_compress.config.options.finetuning import FinetuneOptions
 from amc_compress.config.options.pruning import PruningOptions
 from amc_compress.config.options.search import SearchOptions
@@ -12,7 +13,7 @@ from amc_compress.config.options.task import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options(FinetuneOptions, BitOptions, PruningOptions, SearchOptions, TaskOptions):
+class Options(FinetuneOptions, BitOptions, PruningOptions, SearchOptions, TaskOptions, DataOptions):
     """What every learner is made from, see ``amc_compress.config.run_config.RunConfig``."""
 
     @property
