@@ -58,7 +58,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"latency"},
     ],
     "amc_compress": [
-        {FACE, "automl", "config", "user_code"},
+        {FACE, "automl", "config", "evaluations", "user_code"},
         {"data"},
         {"examples", "models", "recipes"},
         {"runs", "tasks"},

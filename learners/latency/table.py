@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from amc_compress.learners.latency.timing import (
     layer_times,
     time_together,
 )
+from amc_compress.learners.numerics.processor import processor_name
 from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env import LayerGraph, LayerSpec
@@ -176,13 +176,7 @@ def runtime_name() -> str:
 
 def machine_name() -> str:
     """Returns the processor in words, and how many threads are used of it."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model na"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name} ({platform.machine()}), 1 thread"
+    return f"{processor_name()}, 1 thread"
 
 
 def _continue(path: Path, options: TableOptions) -> list[Sample]:

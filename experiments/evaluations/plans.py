@@ -1,0 +1,76 @@
+"""The evaluations service over a backend: plans go as JSON, scores come back."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amc_compress.evaluations.dispatcher import Dispatcher
+from amc_compress.learners.numerics.processor import processor
+from amc_env import CompressionPlan, Evaluation, Evaluations
+from amc_env.scores.compressible import Compressible
+from amc_env.scores.evaluations import evaluated
+
+Request = tuple[str, bool]
+"""A plan as JSON, and whether it is evaluated on the whole validation split."""
+
+Scored = tuple[float, float, str]
+"""Score, processor seconds, and what evaluated."""
+
+
+@dataclass(frozen=True)
+class PlanEvaluator:
+    """Answers requests in a worker.
+
+    Args:
+        learner: Prepared once, by the search; its statistics travel with it, so that every worker
+            repairs and evaluates from the same numbers.
+    """
+
+    learner: Compressible
+
+    def __call__(self, request: Request) -> Scored:
+        """Returns the score of a plan, what it took, and where."""
+        text, whole_split = request
+        started = time.process_time()
+        plan = CompressionPlan.from_json(text)
+        score = evaluated(self.learner, plan, whole_split=whole_split)
+        return score, time.process_time() - started, processor()
+
+
+class RemoteEvaluations(Evaluations):
+    """Evaluates plans by the workers of a dispatcher.
+
+    Args:
+        dispatcher: Of a payload that is a :class:`PlanEvaluator`.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._plans: deque[CompressionPlan] = deque()
+
+    @property
+    def pending(self) -> int:  # noqa: D102
+        return len(self._plans)
+
+    def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:  # noqa: D102
+        self._plans.extend(plans)
+        self._dispatcher.submit([(plan.to_json(), whole_split) for plan in plans])
+
+    def result(self) -> Evaluation:  # noqa: D102
+        answer = self._dispatcher.result()
+        plan = self._plans.popleft()
+        if answer.failure:
+            return Evaluation(plan, None, answer.failure)
+        score, seconds, where = answer.value
+        return Evaluation(plan, score, cpu_seconds=seconds, processor=where)
+
+    def cancel(self) -> None:  # noqa: D102
+        self._plans.clear()
+        self._dispatcher.cancel()
+
+    def close(self) -> None:  # noqa: D102
+        self._plans.clear()
+        self._dispatcher.close()

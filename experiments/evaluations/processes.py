@@ -1,0 +1,92 @@
+"""Workers that are processes of this machine, by loky, each with a pool of its own.
+
+One process to a pool, so that a process that is killed takes nobody's work but its own with it, and
+one that hangs can be stopped alone.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from amc_compress.evaluations.payload import Payload, answer
+from amc_compress.evaluations.worker import Backend, Worker, WorkerLostError
+
+
+class ProcessWorker(Worker):
+    """One process.
+
+    Args:
+        path: File of the payload.
+        key: Its digest.
+        threads: Threads that it computes with.
+    """
+
+    def __init__(self, path: Path, key: str, threads: int) -> None:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        self._path, self._key, self._threads = path, key, threads
+        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        self._pool: Any = ProcessPoolExecutor(
+            max_workers=1, timeout=None, env=dict.fromkeys(variables, str(threads))
+        )
+
+    def begin(self, request: Any) -> Future[Any]:  # noqa: D102
+        told: Future[Any] = Future()
+        try:
+            ran = self._pool.submit(answer, str(self._path), self._key, self._threads, request)
+        except RuntimeError as error:  # broken before it began
+            told.set_exception(WorkerLostError(f"its process is gone ({type(error).__name__})."))
+            return told
+        ran.add_done_callback(lambda future: _pass_on(future, told))
+        return told
+
+    def stop(self) -> None:  # noqa: D102
+        self._pool.shutdown(wait=False, kill_workers=True)
+
+
+def _pass_on(ran: Future[Any], told: Future[Any]) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    if ran.cancelled():
+        told.cancel()
+        told.set_running_or_notify_cancel()
+        return
+    error = ran.exception()
+    if isinstance(error, BrokenProcessPool):
+        told.set_exception(WorkerLostError("its process was killed; is there enough memory?"))
+    elif error is not None:
+        told.set_exception(error)
+    else:
+        told.set_result(ran.result())
+
+
+class Processes(Backend):
+    """Processes of this machine.
+
+    Args:
+        payload: What every one of them builds once.
+        count: How many.
+        threads: Threads of each.
+    """
+
+    name = "the worker processes"
+
+    def __init__(self, payload: Payload, count: int, threads: int = 1) -> None:
+        self.count = count
+        self._threads = threads
+        # Of this user alone: what lies there is run by the workers.
+        self._folder = tempfile.TemporaryDirectory(prefix="amc-workers-")
+        self._key = payload.key
+        self._path = Path(self._folder.name) / payload.key
+        with open(self._path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(payload.data)
+
+    def start(self) -> Worker:  # noqa: D102
+        return ProcessWorker(self._path, self._key, self._threads)
+
+    def close(self) -> None:  # noqa: D102
+        self._folder.cleanup()

@@ -1,0 +1,72 @@
+"""What a backend offers the dispatcher: workers that answer one request at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from typing import Any
+
+
+class WorkerLostError(Exception):
+    """A worker is gone, and its request unanswered.
+
+    Args:
+        reason: In one sentence.
+        blameless: Whether the request cannot be the cause: a whole node went, say.
+    """
+
+    def __init__(self, reason: str, *, blameless: bool = False) -> None:
+        super().__init__(reason)
+        self.blameless = blameless
+
+
+class BackendLostError(Exception):
+    """No worker can be reached or started any more."""
+
+
+class Worker(ABC):
+    """Answers one request at a time."""
+
+    @abstractmethod
+    def begin(self, request: Any) -> Future[Any]:
+        """Starts on a request.
+
+        Returns:
+            The answer, or what the request raised, or :class:`WorkerLostError`, or
+            :class:`BackendLostError`.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends the worker at once, whatever it is at."""
+
+
+class Backend(ABC):
+    """Starts workers.
+
+    Attributes:
+        name: In words, for messages.
+        count: How many workers there are to be.
+    """
+
+    name: str
+    count: int
+
+    @abstractmethod
+    def start(self) -> Worker:
+        """Starts a worker.
+
+        Raises:
+            BackendLostError: If none can be started now.
+        """
+
+    def reconnect(self) -> None:
+        """Makes the backend usable again after :class:`BackendLostError`; all workers are gone.
+
+        Raises:
+            BackendLostError: If it stays away.
+        """
+        raise BackendLostError(f"{self.name} is gone")
+
+    def close(self) -> None:  # noqa: B027  # a backend may hold nothing
+        """Gives back what the backend holds; the workers were stopped before."""

@@ -1,0 +1,89 @@
+"""Plans evaluated by processes: the same search, and processes that are killed or hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from amc_compress.agents import make_agent
+from amc_compress.agents.testing.contract import make_env
+from amc_compress.evaluations.dispatcher import Dispatcher
+from amc_compress.evaluations.payload import Payload
+from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
+from amc_compress.evaluations.processes import Processes
+
+
+class Accident:
+    """Evaluates, but something happens to its process at one plan, so many times."""
+
+    def __init__(self, learner, place: Path, kind: str, times: int) -> None:
+        self._learner, self._place = learner, place
+        self._kind, self._times = kind, times
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["_learner"], name)
+
+    def __getstate__(self):
+        return self.__dict__
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    def evaluate(self, plan):
+        before = sorted(self._place.iterdir())
+        self._place.joinpath(f"{len(before)}-{time.time_ns()}").touch()
+        if 3 <= len(before) < 3 + self._times:
+            if self._kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60.0)
+        return self._learner.evaluate(plan)
+
+
+def searched(env, workers: int, **options):
+    backend = Processes(Payload.of(PlanEvaluator(env.learner)), workers)
+    with RemoteEvaluations(Dispatcher(backend, **options)) as service:
+        env.scores.service = service
+        return make_agent("local").search(env, 12, 0, parallel=4)
+
+
+def seen(result):
+    return [(trial.plan, trial.score, trial.failure) for trial in result.trials]
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    return make_agent("local").search(make_env(), 12, 0, parallel=4)
+
+
+@pytest.mark.parametrize("kind", ["kill", pytest.param("hang", marks=pytest.mark.slow)])
+def test_accidents_change_nothing(tmp_path, in_process, kind):
+    env = make_env()
+    env.learner = Accident(env.learner, tmp_path, kind, times=2)
+    result = searched(env, 2, timeout=None if kind == "kill" else 1.0, startup=30.0)
+    assert len([*tmp_path.iterdir()]) >= len(set(seen(result))) + 2  # they did happen
+    assert seen(result) == seen(in_process)
+    assert result.plan == in_process.plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(in_process, workers):
+    result = searched(make_env(), workers)
+    assert seen(result) == seen(in_process)
+    assert result.finalist_rewards == in_process.finalist_rewards
+
+
+@pytest.mark.slow
+def test_a_plan_that_kills_every_process_is_recorded_as_failed(tmp_path):
+    env = make_env()
+    env.learner = Accident(env.learner, tmp_path, "kill", times=3)
+    result = searched(env, 1)
+    failed = [trial for trial in result.trials if trial.failure]
+    assert len(failed) == 1
+    assert "killed" in failed[0].failure
+    assert not failed[0].within_budget
+    assert len(result.trials) == 12
