@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
-from amc_env import CompressionEnv, CompressionPlan, Outcome
+from amc_env import CompressionEnv, CompressionPlan, EvaluationError, Outcome
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -126,9 +126,13 @@ class Search:
 
         Raises:
             AgentError: If no evaluation is left for it.
+            EvaluationError: If it could not be evaluated: a search has nothing to begin with then.
         """
         plan = self.env.uniform_plan()
-        return self.find(plan) or self.evaluate(plan, "uniform")
+        trial = self.find(plan) or self.evaluate(plan, "uniform")
+        if trial.failure:
+            raise EvaluationError(f"The uniform plan could not be evaluated. {trial.failure}")
+        return trial
 
     def probe(self, plan: CompressionPlan, source: str = "probe") -> Trial:
         """Evaluates a plan that need not meet the budget; it counts like any other.

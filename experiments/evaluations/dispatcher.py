@@ -26,6 +26,7 @@ ATTEMPTS = 3
 STARTUP = 300.0
 """Seconds that a worker may need to start and to build what answers."""
 
+_HOPELESS = 3  # failed requests, with none answered, after which it is not their fault
 _TICK = 0.2  # seconds between two looks at the clock while waiting
 
 
@@ -90,7 +91,7 @@ class Dispatcher:
         self._idle: list[Worker] = []
         self._started = 0
         self._numbers = 0
-        self._answered = 0
+        self._answered = self._failed = 0
         self._error: Exception | None = None
         self._lost = False
         self._sending = False
@@ -266,11 +267,12 @@ class Dispatcher:
             return
         failure = f"It failed {ticket.attempts} times, the last time: {ticket.reason}."
         ticket.answer = Answer(None, failure, ticket.attempts)
-        if not self._answered and self._error is None:
-            # With no success so far it is more likely the machine or the learner than the request.
+        self._failed += 1
+        if not self._answered and self._failed == _HOPELESS:
+            # With no success so far it is the machine or the learner rather than the requests.
             self._error = EvaluationError(
-                f"The first request to {self._backend.name} failed {ticket.attempts} times, and "
-                f"none has succeeded: {ticket.reason}."
+                f"The first {_HOPELESS} requests to {self._backend.name} failed {ticket.attempts} "
+                f"times each, the last one because of: {ticket.reason}."
             )
 
     def _check_clock(self) -> None:

@@ -1,7 +1,7 @@
 """Workers that are processes of this machine, by loky, each with a pool of its own.
 
-One process to a pool, so that a process that is killed takes nobody's work but its own with it, and
-one that hangs can be stopped alone.
+One process to a pool, so that a process that is killed takes no other's work with it, and one that
+hangs can be stopped alone.
 """
 
 from __future__ import annotations

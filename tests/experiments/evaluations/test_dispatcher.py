@@ -107,9 +107,10 @@ def test_a_worker_that_hangs_is_stopped_and_its_request_tried_again():
 
 
 def test_where_nothing_succeeds_the_reason_is_said():
-    with Dispatcher(Stage(1, {0: [ValueError("no such data")] * 3})) as dispatcher:
-        dispatcher.submit([0])
-        with pytest.raises(EvaluationError, match="none has succeeded: no such data"):
+    script = {request: [ValueError("no such data")] * 3 for request in range(3)}
+    with Dispatcher(Stage(1, script)) as dispatcher:
+        dispatcher.submit(range(3))
+        with pytest.raises(EvaluationError, match="first 3 requests to the stage failed.*no such"):
             dispatcher.result()
 
 
