@@ -110,7 +110,7 @@ def test_where_nothing_succeeds_the_reason_is_said():
     script = {request: [ValueError("no such data")] * 3 for request in range(3)}
     with Dispatcher(Stage(1, script)) as dispatcher:
         dispatcher.submit(range(3))
-        with pytest.raises(EvaluationError, match="first 3 requests to the stage failed.*no such"):
+        with pytest.raises(EvaluationError, match=r"first 3 requests to the stage failed.*no such"):
             dispatcher.result()
 
 
