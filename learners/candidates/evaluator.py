@@ -67,10 +67,12 @@ class CandidateEvaluator:
         device: Where to work.
         layout: Of images and weights, see ``layout``; tried on ``reference`` if
             ``None``.
+        n_first: Samples of :attr:`first_score`; those of an episode if ``None``.
 
     Attributes:
         dtype: Type that networks without quantized activations are evaluated in.
         original_score: Of the original on the samples of an episode.
+        first_score: Of the original on the first ones of them.
         task: What networks are for.
     """
 
@@ -83,6 +85,7 @@ class CandidateEvaluator:
         precision: str,
         device: torch.device,
         layout: torch.memory_format | None = None,
+        n_first: int | None = None,
     ) -> None:
         self._held_out = held_out
         self.task = held_out.task
@@ -102,11 +105,17 @@ class CandidateEvaluator:
         )
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
         held_out.settle(dtypes, device=device, fused=fused, layout=layout)
-        self.original_score = self.score(reference)
+        self.original_score, self.first_score = held_out.both_scores(
+            _plain(reference), self._type_for(reference), n_first
+        )
 
     def score(self, network: nn.Module, *, full: bool = False) -> float:
         """Returns the score of a network, see :class:`NetworkEvaluator`."""
         return self._held_out.score(_plain(network), self._type_for(network), full=full)
+
+    def score_of_first(self, network: nn.Module, n_first: int) -> float:
+        """Returns the score on the first samples of an episode alone."""
+        return self._held_out.first_score(_plain(network), self._type_for(network), n_first)
 
     def _type_for(self, network: nn.Module) -> torch.dtype:
         """Returns the type that a network is evaluated in."""

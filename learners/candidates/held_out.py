@@ -31,7 +31,7 @@ from amc_compress.learners.tasks.inputs import (
     rows,
     tensors_of,
 )
-from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.tasks.task import Meter, Task
 from amc_compress.learners.training.data_checks import (
     Batches,
     no_batch,
@@ -155,6 +155,21 @@ def _changed() -> InputDataError:
     )
 
 
+class _First:
+    """A meter of the first samples that it is given."""
+
+    def __init__(self, meter: Meter, left: int) -> None:
+        self.meter = meter
+        self._left = left
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Takes in what is left of the first samples, if anything."""
+        if self._left > 0:
+            some = slice(0, self._left)
+            self._left -= count(targets)
+            self.meter.update(rows(outputs, some), rows(targets, some))
+
+
 class HeldOut:
     """The validation samples of a learner.
 
@@ -245,6 +260,37 @@ class HeldOut:
             for part in self._rest():
                 self._made([part], dtype).measure(network, meter)
         return self.task.score(meter.compute())
+
+    def both_scores(
+        self, network: nn.Module, dtype: torch.dtype, n_first: int | None
+    ) -> tuple[float, float]:
+        """Returns the score on the samples of an episode, and on the first ones of them.
+
+        Args:
+            network: In ``eval`` mode.
+            dtype: Type to compute in.
+            n_first: How many are the first; all if ``None``.
+
+        Raises:
+            TrainingDivergedError: If an output or the metric is not finite.
+        """
+        if n_first is None or n_first >= self.n_held:
+            score = self.score(network, dtype)
+            return score, score
+        whole, first = self.task.meter(), _First(self.task.meter(), n_first)
+
+        def take(outputs: Any, targets: Any) -> None:
+            whole.update(outputs, targets)
+            first.update(outputs, targets)
+
+        self._evaluator(dtype).answer(network, take)
+        return self.task.score(whole.compute()), self.task.score(first.meter.compute())
+
+    def first_score(self, network: nn.Module, dtype: torch.dtype, n_first: int) -> float:
+        """Returns the second of :meth:`both_scores`; the network runs on no others."""
+        first = _First(self.task.meter(), n_first)
+        self._evaluator(dtype).answer(network, first.update, n_first)
+        return self.task.score(first.meter.compute())
 
     def _evaluator(self, dtype: torch.dtype) -> HeldSamples:
         if dtype not in self._evaluators:

@@ -18,9 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.layers.products import Product, Use, watching
+from amc_compress.learners.candidates.moments.effort import USUAL, Effort
+from amc_compress.learners.candidates.moments.products import add_squares, mirror
+from amc_compress.learners.candidates.moments.sampling import sample_rows
+from amc_compress.learners.layers.products import Use, watching
 from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS
+from amc_compress.learners.numerics.precision import autocast
 from amc_compress.learners.tasks.inputs import Inputs, ask, count, mask_of
 
 _DOUBLE_UP_TO = 1024
@@ -73,87 +77,6 @@ class InputStatistics:
         return mean if self.shift is None else mean + self.shift
 
 
-def sample_rows(
-    product: Product, positions: int, generator: torch.Generator, mask: Tensor | None = None
-) -> Tensor:
-    """Returns the columns of a layer's inputs at random outputs, drawn per sample.
-
-    Args:
-        product: What the layer computes.
-        positions: Outputs per sample; all of them if there are fewer.
-        generator: Source of the positions.
-        mask: Tokens that count, shape (samples, tokens): what a network makes of padding is not
-            read. All of them if the inputs are no such tokens.
-
-    Returns:
-        Shape (conv groups, samples * positions, n), columns ordered like the weight with outputs
-        first, ``flatten(1)``.
-    """
-    if product.kernel:
-        return _sample_patches(product, positions, generator)
-    inputs = product.inputs.detach().float()
-    if mask is not None and inputs.numel() == mask.numel() * inputs.shape[-1]:
-        return _sample_masked(inputs.reshape(*mask.shape, -1), positions, generator, mask)
-    return _sample_tokens(inputs, positions, generator)
-
-
-def _sample_patches(product: Product, positions: int, generator: torch.Generator) -> Tensor:
-    padded = product.inputs.detach().float()
-    size = padded.shape[2:]
-    outputs = [
-        (length - dilation * (kernel - 1) - 1) // stride + 1
-        for length, dilation, kernel, stride in zip(
-            size, product.dilation, product.kernel, product.stride, strict=True
-        )
-    ]
-    total = math.prod(outputs)
-    n_images = padded.shape[0]
-    if total <= positions:
-        chosen = torch.arange(total).expand(n_images, total)
-    else:
-        chosen = torch.rand(n_images, total, generator=generator).topk(positions, 1).indices
-    flat = torch.zeros(n_images, chosen.shape[1], 1, dtype=torch.int64)
-    rest = chosen
-    weight = 1  # flat index of one pixel step along the current axis
-    for axis in reversed(range(len(size))):
-        offset = torch.arange(product.kernel[axis]) * product.dilation[axis]
-        start = (rest % outputs[axis]) * product.stride[axis]
-        rest = rest // outputs[axis]
-        index = (start.unsqueeze(-1) + offset) * weight  # (images, positions, kernel of axis)
-        flat = (index.unsqueeze(-1) + flat.unsqueeze(-2)).flatten(2)
-        weight *= size[axis]
-    if product.is_flipped:
-        flat = flat.flip(2)
-    columns = padded.flatten(2)
-    gathered = columns.gather(
-        2, flat.flatten(1).unsqueeze(1).expand(-1, columns.shape[1], -1).to(padded.device)
-    )
-    n_positions = chosen.shape[1]
-    split = gathered.reshape(n_images, product.groups, -1, n_positions, flat.shape[2])
-    return split.permute(1, 0, 3, 2, 4).reshape(product.groups, n_images * n_positions, -1)
-
-
-def _sample_masked(
-    tokens: Tensor, positions: int, generator: torch.Generator, mask: Tensor
-) -> Tensor:
-    counts = mask.bool().cpu()
-    order = torch.rand(mask.shape, generator=generator).masked_fill(~counts, -1.0)
-    chosen = order.topk(min(positions, mask.shape[1]), 1).indices
-    stays = counts.gather(1, chosen).to(tokens.device)
-    index = chosen.to(tokens.device).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-    return tokens.gather(1, index)[stays].unsqueeze(0)
-
-
-def _sample_tokens(inputs: Tensor, positions: int, generator: torch.Generator) -> Tensor:
-    tokens = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-    n_images, n_tokens, width = tokens.shape
-    if n_tokens > positions:
-        chosen = torch.rand(n_images, n_tokens, generator=generator).topk(positions, 1).indices
-        index = chosen.to(inputs.device).unsqueeze(-1).expand(-1, -1, width)
-        tokens = tokens.gather(1, index)
-    return tokens.reshape(1, -1, width)
-
-
 class _Accumulator:
     """Adds up the statistics of one layer, call by call.
 
@@ -161,12 +84,18 @@ class _Accumulator:
         weight: Of the layer.
         positions: Columns of the layer -> positions per sample; 0 for a layer that is too wide.
         generator: Source of the positions.
+        effort: How the moments are taken.
     """
 
     def __init__(
-        self, weight: Tensor, positions: Callable[[int], int], generator: torch.Generator
+        self,
+        weight: Tensor,
+        positions: Callable[[int], int],
+        generator: torch.Generator,
+        effort: Effort,
     ) -> None:
         self.weight = weight
+        self.effort = effort
         self.mask: Tensor | None = None
         """Of the tokens of the batch that is run."""
 
@@ -196,19 +125,24 @@ class _Accumulator:
             self.shift = _shift(rows)
         if self.shift is not None:
             rows = rows - self.shift.unsqueeze(1).to(rows.dtype)
+        sums = rows.to(dtype).sum(1)
+        self.sums = sums if self.sums is None else self.sums.add_(sums)
+        self.rows += rows.shape[1]
+        if self.effort.is_large and dtype == torch.float32:
+            self.gram = add_squares(self.gram, rows)
+            return
         # Products in float32, sums over batches in float64: the error of the normal equations is
         # that of one batch, about 1e-6 of the diagonal, well under the ridge of the solve.
         gram = (rows.transpose(1, 2) @ rows).to(dtype)
-        sums = rows.to(dtype).sum(1)
         self.gram = gram if self.gram is None else self.gram.add_(gram)
-        self.sums = sums if self.sums is None else self.sums.add_(sums)
-        self.rows += rows.shape[1]
 
     def result(self) -> InputStatistics | None:
         """Returns what was added up; ``None`` if nothing was."""
         if self.gram is None or self.sums is None or self.form is None or not self.is_one_layer:
             return None
         shift = None if self.shift is None else self.shift.to(self.sums.dtype)
+        if self.effort.is_large and self.gram.dtype == torch.float32:
+            mirror(self.gram)
         return InputStatistics(
             self.gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
         )
@@ -236,6 +170,8 @@ def collect_statistics(
     seed: int = 0,
     positions: int = 10,
     max_columns: int = MAX_COLUMNS,
+    effort: Effort = USUAL,
+    n_images: int | None = None,
     report: Callable[[int], object] | None = None,
 ) -> dict[str, InputStatistics]:
     """Runs the original network once and returns the input statistics of its layers.
@@ -251,9 +187,11 @@ def collect_statistics(
         positions: Output positions per image; more where a layer has so many columns that twice
             as many rows could not be had otherwise.
         max_columns: Widest patch to accumulate.
+        effort: How the moments are taken.
+        n_images: In the batches; counted if not given.
         report: Called with the number of images done after each batch.
     """
-    n_images = sum(map(count, batches))
+    n_images = sum(map(count, batches)) if n_images is None else n_images
     modules = dict(model.named_modules())
 
     def wanted(columns: int) -> int:
@@ -268,9 +206,11 @@ def collect_statistics(
             continue
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        accumulators[name] = _Accumulator(weight, wanted, generator)
+        accumulators[name] = _Accumulator(weight, wanted, generator, effort)
     watched = {modules[name]: accumulator for name, accumulator in accumulators.items()}
-    with watching(watched), torch.no_grad():
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    context = autocast(effort.dtype, device)
+    with watching(watched), torch.no_grad(), context:
         for batch in batches:
             mask = mask_of(batch)
             for accumulator in accumulators.values():

@@ -16,6 +16,7 @@ from torch import nn
 
 from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
+from amc_compress.learners.candidates.moments.effort import affordable
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, preload, read_samples
 from amc_compress.learners.candidates.proxy import (
@@ -29,7 +30,7 @@ from amc_compress.learners.candidates.proxy import (
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.precision import working_dtype
-from amc_compress.learners.tasks.inputs import Inputs, moved
+from amc_compress.learners.tasks.inputs import Inputs, count, moved
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
@@ -210,7 +211,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
     evaluator: CandidateEvaluator
     name: ClassVar[str]
     options: Told
-    _recalibration_batch: ClassVar[int] = RECALIBRATION_BATCH
+    _recalibration_batch: ClassVar[int | None] = RECALIBRATION_BATCH
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Shows the options in the signature of every learner."""
@@ -321,15 +322,18 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             precision=self.options.precision,
             device=self.device,
             layout=samples.layout,
+            n_first=affordable(self.graph, samples.held_out.n_held),
         )
 
     def _check_recalibration(self, n_samples: int) -> None:
         """Leaves batch norms alone where the data are unlike those of their training."""
         if not self.proxy.recalibrate or not batch_norms(self.original):
             return
+        n_samples = affordable(self.graph, n_samples)
         again = copy.deepcopy(self.original)
-        recalibrate(again, self.data.recalibration, self.evaluator.dtype)
-        before, after = self.evaluator.original_score, self.evaluator.score(again)
+        recalibrate(again, self._affordable_batches(), self.evaluator.dtype)
+        before = self.evaluator.first_score
+        after = self.evaluator.score_of_first(again, n_samples)
         if keeps_score(before, after, n_samples):
             return
         self.proxy = replace(self.proxy, recalibrate=False)
@@ -340,6 +344,18 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             f"{self.task.value(after):.4f} ({self.metric}), so these data are unlike those it was "
             f"trained on; pass such data to repair more.",
         )
+
+    def _affordable_batches(self) -> list[Inputs]:
+        """Returns the recalibration batches that the original may be run on."""
+        batches = self.data.recalibration
+        left = affordable(self.graph, sum(map(count, batches)))
+        found: list[Inputs] = []
+        for batch in batches:
+            if left <= 0:
+                break
+            found.append(batch)
+            left -= count(batch)
+        return found
 
     def _train_briefly(self, network: nn.Module) -> None:
         """Takes the SGD steps that a candidate gets before it is evaluated."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
+from amc_compress.learners.candidates.inference.batch_sizes import fitting
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, sample_batches
 from amc_compress.learners.numerics.layout import layout_of
@@ -65,15 +66,73 @@ class Samples:
     device: torch.device
     layout: torch.memory_format
 
-    def batches(self, size: int = _STATISTICS_BATCH) -> list[Split]:
-        """Returns the calibration inputs on the device and in their layout, with their targets."""
-        parts = [piece for batch in self.calibration for piece in pieces(batch, size)]
-        return [Split(in_layout(moved(x, self.device), self.layout), y) for x, y in parts]
+    def batches(self, size: int = _STATISTICS_BATCH) -> Sequence[Split]:
+        """Returns the calibration inputs on the device and in their layout, with their targets.
+
+        Each is moved when it is read, and not held.
+        """
+        parts = [
+            piece
+            for batch in self.calibration
+            for piece in pieces(batch, fitting(batch.inputs, size))
+        ]
+        return _Placed(parts, self.device, self.layout)
+
+    @property
+    def n_calibration(self) -> int:
+        """Samples for statistics."""
+        return sum(map(count, self.calibration))
+
+    def inputs(self, n_samples: int | None = None) -> Sequence[Inputs]:
+        """Returns the inputs of :meth:`batches`, of the first samples if a number is given."""
+        total = self.n_calibration if n_samples is None else n_samples
+        some = replace(self, calibration=first_of(self.calibration, total))
+        return _Inputs(some.batches())
 
     def few(self) -> Inputs:
         """Returns the first two calibration samples on the device."""
         found: Inputs = moved(rows(self.calibration[0][0], slice(0, 2)), self.device)
         return found
+
+
+class _Placed(Sequence[Split]):
+    """Batches whose inputs are moved and laid out when they are read.
+
+    Args:
+        parts: Batches wherever they are.
+        device: Where to.
+        layout: Of images.
+    """
+
+    def __init__(
+        self, parts: Sequence[Split], device: torch.device, layout: torch.memory_format
+    ) -> None:
+        self._parts = parts
+        self._device = device
+        self._layout = layout
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Placed(self._parts[index], self._device, self._layout)
+        inputs, targets = self._parts[index]
+        return Split(in_layout(moved(inputs, self._device), self._layout), targets)
+
+
+class _Inputs(Sequence[Inputs]):
+    """The inputs of batches, read when they are asked for."""
+
+    def __init__(self, batches: Sequence[Split]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._batches[index]
+        return _Inputs(found) if isinstance(index, slice) else found.inputs
 
 
 def read_samples(
@@ -166,14 +225,14 @@ class Preloaded:
 
 
 def preload(
-    samples: Samples, options: CandidateOptions, batch_size: int = RECALIBRATION_BATCH
+    samples: Samples, options: CandidateOptions, batch_size: int | None = RECALIBRATION_BATCH
 ) -> Preloaded:
     """Loads what candidates are recalibrated and trained on.
 
     Args:
         samples: What the learner is prepared with.
         options: Its options; as many training batches are loaded as there are steps at most.
-        batch_size: Of the recalibration inputs.
+        batch_size: Of the recalibration inputs; ``None`` for all at once.
 
     Raises:
         InputDataError: If there is no training batch, or one does not fit the network.

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from amc_compress.learners.candidates.inference.batch_sizes import fitting
 from amc_compress.learners.numerics.layout import laid_out, owned
 from amc_compress.learners.numerics.precision import autocast, hides_in_rounding
 from amc_compress.learners.tasks.classification import CLASSIFICATION
@@ -31,6 +32,7 @@ from amc_env.validation.checks import check_known
 
 PROXIES = ("none", "reconstruction", "recalibration", "reconstruction+recalibration")
 RECALIBRATION_BATCH = 128
+_LEAST = 32  # batch norms divide by the spread of a batch, of which fewer images tell too little
 
 _LOST = 0.1
 """Share of its score that the original may lose by a repair of what is not broken."""
@@ -184,7 +186,7 @@ def finetune_briefly(
 
 def sample_batches(
     batches: Sequence[Split],
-    size: int,
+    size: int | None,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
 ) -> list[Split]:
@@ -192,14 +194,14 @@ def sample_batches(
 
     Args:
         batches: Inputs and targets; those of one batch have the same size.
-        size: Of the new batches, about.
+        size: Of the new batches, about, and less for large samples; ``None`` for all at once.
         device: Where to put the inputs; the targets stay.
         layout: Of images.
     """
     found = []
     for batch in batches:
         total = count(batch)
-        parts = max(1, round(total / size))
+        parts = 1 if size is None else max(1, round(total / fitting(batch.inputs, size, _LEAST)))
         # As tensor_split: the first ones are larger by one.
         small, more = divmod(total, parts)
         start = 0

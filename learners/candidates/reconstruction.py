@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
+from amc_compress.learners.candidates.moments.effort import USUAL, Effort
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
@@ -290,6 +291,7 @@ def fit_layers(
     norms: Mapping[str, str],
     *,
     seed: int,
+    effort: Effort = USUAL,
     progress: bool = False,
 ) -> dict[str, LayerReconstruction]:
     """Runs a network once over images; returns the repairs of the layers that can be repaired.
@@ -300,9 +302,21 @@ def fit_layers(
         names: Layers to watch.
         norms: Layer -> batch norm right behind it.
         seed: Of the positions that are sampled.
+        effort: How moments are taken.
         progress: Whether to show a progress bar.
     """
     total = sum(map(count, batches))
     with tqdm(total=total, desc="calibrate", unit="image", disable=no_bar(progress)) as bar:
-        moments = collect_statistics(network, batches, names, seed=seed, report=bar.update)
-    return prepare_reconstruction(network, moments, norms)
+        moments = collect_statistics(
+            network,
+            batches,
+            names,
+            seed=seed,
+            effort=effort,
+            n_images=total,
+            report=bar.update,
+        )
+    layers: dict[str, LayerReconstruction] = {}
+    for name in list(moments):  # one after the other is let go: they are as large as the repairs
+        layers |= prepare_reconstruction(network, {name: moments.pop(name)}, norms)
+    return layers

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.moments.effort import effort_for
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
@@ -92,9 +93,10 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         self._prepare_evaluator(samples, narrow_candidates(self.traced, self.decisions))
         self._norms = following_norms(self.original)
         modules = dict(self.original.named_modules())
+        effort = effort_for(self.graph, samples.n_calibration, self.evaluator.dtype)
         self._layers = fit_layers(
             self.original,
-            [x for x, _ in samples.batches()],
+            samples.inputs(effort.n_samples),
             # What least squares would write into a computed weight is not what the layer uses.
             [
                 x.name
@@ -105,6 +107,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             ],
             self._norms,
             seed=self.seed,
+            effort=effort,
             progress=self.options.progress,
         )
         for name, norm in norms_before(self.original, samples.example, self._layers).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +63,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
     name = "bits"
     Options = QuantizationOptions
     # Outputs are matched on all recalibration images at once.
-    _recalibration_batch = sys.maxsize
+    _recalibration_batch = None
 
     @classmethod
     def decide(cls, traced: TracedModel, options: QuantizationOptions) -> SearchSpace:

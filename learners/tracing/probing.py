@@ -8,9 +8,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tasks.inputs import Inputs, rows
 from amc_compress.learners.tracing.cases import Case, Path, follow, parameter_storages
-from amc_compress.learners.tracing.examples.variations import floats, noise, resized, with_noise
+from amc_compress.learners.tracing.examples.variations import (
+    floats,
+    is_large,
+    noise,
+    resized,
+    shrunk,
+    with_noise,
+)
 
 # Runs that look for further paths in each mode; the forwards of one proof are many more.
 _MAX_RUNS = 32
@@ -77,7 +84,10 @@ class _Search:
         """Returns what was found."""
         found, inputs = self.found, self.found.example.inputs
         first = self._follow(found.example)
-        main = Case(with_noise(inputs, 1, self.generator))
+        whole, inputs = inputs, self._smaller(inputs, first)
+        pair = with_noise(inputs, 1, self.generator)
+        # Where large images cannot be smaller there is one: all groups together are proved on two.
+        main = Case(rows(pair, slice(1, 2)) if inputs is whole and is_large(inputs) else pair)
         path = self._follow(main)
         if path is None:  # a network for one sample at a time
             main, path = found.example, first
@@ -90,6 +100,8 @@ class _Search:
         triple = with_noise(inputs, 2, self.generator)
         self._light(replace(main, inputs=triple, what=" on a batch of another size"))
         self._sizes(inputs)
+        if is_large(whole):
+            self._light(Case(with_noise(whole, 1, self.generator), " on inputs of full size"))
         self._natural(main)
         if path is not None:
             self._answers(main, path)
@@ -98,6 +110,17 @@ class _Search:
             found.unseen = tuple(sorted(self._missing()))
         found.modules = frozenset(self.modules)
         return found
+
+    def _smaller(self, inputs: Inputs, path: Path | None) -> Inputs:
+        """Returns the smallest cut of large images that runs the code of the whole ones.
+
+        Every group is proved alone on it, and all of them together on the whole ones too.
+        """
+        for small in shrunk(inputs) if path is not None else ():
+            found = follow(self.model, Case(small), self.names)
+            if found is not None and path is not None and found.key == path.key:
+                return small
+        return inputs
 
     # ------------------------------------------------------------------ notes
 

@@ -7,13 +7,14 @@ both is used is settled once, on the original network and its smallest slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.inference.batch_sizes import fitting
 from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.numerics.layout import (
     laid_out,
@@ -63,7 +64,7 @@ class HeldSamples:
         task: What networks are for.
         dtype: Type to compute in.
         device: Where to compute.
-        batch_size: Samples per forward pass.
+        batch_size: Samples per forward pass, fewer of large ones.
         fused: Whether to fuse candidates; see :func:`fusion_works`.
         layout: Of images and weights; see ``amc_compress.learners.numerics.layout``.
     """
@@ -87,7 +88,7 @@ class HeldSamples:
         self._batches = [
             self._preloaded(inputs, targets)
             for part in parts
-            for inputs, targets in _equal(part, batch_size)
+            for inputs, targets in _equal(part, fitting(part.inputs, batch_size))
         ]
 
     @property
@@ -102,7 +103,9 @@ class HeldSamples:
 
         return Split(mapped(placed, inputs), mapped(lambda t: owned(t.to(self.device)), targets))
 
-    def answer(self, network: nn.Module, take: Callable[[Any, Any], object]) -> None:
+    def answer(
+        self, network: nn.Module, take: Callable[[Any, Any], object], least: int | None = None
+    ) -> None:
         """Runs a network on all samples.
 
         Where rounding to ``dtype`` would decide what a network says, it computes in float32.
@@ -111,6 +114,7 @@ class HeldSamples:
             network: In ``eval`` mode; it may be laid out anew.
             take: Called with the outputs that count, in float32, and their targets: of all
                 samples at once, or of some batches at a time where outputs are large.
+            least: Ends after the batch with which there are so many; with all if ``None``.
 
         Raises:
             TrainingDivergedError: If an output is not finite.
@@ -125,7 +129,7 @@ class HeldSamples:
             )
             # One context for all: it keeps the weights that it has converted.
             with autocast(dtype, self.device):
-                for inputs, targets in self._batches:
+                for inputs, targets in self._first(least):
                     outputs = self.task.outputs(function(cast(inputs, dtype)))
                     outputs = rows(mapped(in_float32, outputs), slice(0, count(targets)))
                     waiting.append(Split(outputs, targets))
@@ -135,6 +139,15 @@ class HeldSamples:
                             _give(waiting, take)
                         waiting, numbers = [], 0
             _give(waiting, take)
+
+    def _first(self, least: int | None) -> Iterator[Split]:
+        """Yields batches until there are so many samples in them."""
+        total = 0
+        for batch in self._batches:
+            if least is not None and total >= least:
+                return
+            yield batch
+            total += count(batch.targets)
 
     def logits(self, network: nn.Module) -> Any:
         """Returns the outputs for all samples as float32, for images of shape (n, classes)."""

@@ -27,6 +27,7 @@ from amc_compress.learners.testing.networks import EXAMPLE, accuracy_of, make_da
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import InputDataError
 
+CHANNELS_LAST = torch.channels_last
 MAKE: dict[str, Any] = {
     "channels": ChannelPruning,
     "uniform": UniformQuantization,
@@ -200,3 +201,17 @@ def test_a_copy_of_an_environment_shares_its_learner(prepared: tuple[Any, ...]) 
     assert first[1:] == second[1:]
     env.reset()
     assert (twin.step(action)[0] != env.step(action)[0]).any()
+
+
+def test_the_first_samples_are_scored_alone_and_besides_the_others() -> None:
+    data = make_data(130, 3)
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    held = HeldOut(data, EXAMPLE, n_validation=None, seed=0)
+    held.settle([torch.float32], device=torch.device("cpu"), fused=False, layout=CHANNELS_LAST)
+    network = make_model("residual").eval()
+    order = torch.randperm(130, generator=torch.Generator().manual_seed(0))[:70]
+    first = accuracy_of(network, [(images[order], labels[order])])
+    whole = held.score(network, torch.float32)
+    assert held.both_scores(network, torch.float32, 70) == (whole, pytest.approx(first))
+    assert held.first_score(network, torch.float32, 70) == pytest.approx(first)
+    assert held.both_scores(network, torch.float32, None) == (whole, whole)

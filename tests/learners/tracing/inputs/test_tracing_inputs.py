@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from amc_compress.learners.networks.outputs import difference
 from amc_compress.learners.tasks.inputs import Call, Inputs, ask, to_inputs
 from amc_compress.learners.tracing.examples.variations import first_sample, noise, with_noise
+from amc_compress.learners.tracing.probing import find_probes
 from amc_compress.learners.tracing.proof import random_cut
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.errors import InputDataError
@@ -185,3 +186,44 @@ def test_flops_of_a_plain_network_have_not_changed() -> None:
     image = torch.randn(1, 3, 8, 8)
     graph = trace(net, image).graph
     assert 2 * sum(x.macs(graph.full()) for x in graph.layers) == counted_flops(net, image)
+
+
+# ---------------------------------------------------------------------- large images
+
+
+class Pooled(nn.Module):
+    """Takes images of any size; two convolutions that are added are tied."""
+
+    def __init__(self, fixed: int = 0) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.stem = nn.Conv2d(3, 8, 3, stride=4)
+        self.one, self.other = nn.Conv2d(8, 6, 3, stride=2), nn.Conv2d(8, 6, 3, stride=2)
+        self.head = nn.Linear(6, 4)
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fixed and x.shape[-1] != self.fixed:
+            raise ValueError("another size")
+        self.sizes.append((len(x), x.shape[-1]))
+        x = self.stem(x).relu()
+        logits: Tensor = self.head((self.one(x) + self.other(x)).relu().mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("side", "fixed", "usual"),
+    [(64, 0, (2, 64)), (224, 0, (2, 64)), (224, 224, (1, 224))],
+)
+def test_groups_are_proved_alone_on_small_images(
+    side: int, fixed: int, usual: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(1, 3, side, side)
+    found = find_probes(Pooled(fixed).eval(), inputs, torch.Generator().manual_seed(0))
+    assert [tuple(case.inputs.shape[::3]) for case in found.alone] == [usual]  # type: ignore[union-attr]
+    shapes = {tuple(case.inputs.shape[::3]) for case in found.together}  # type: ignore[union-attr]
+    assert ((2, side) in shapes) == (side == 224)
+    traced = trace(Pooled(fixed), inputs)
+    assert sorted(groups(traced).values()) == [6, 8]
+    assert_right(traced, inputs)

@@ -1,0 +1,1 @@
+"""How the moments of a layer's inputs are taken."""

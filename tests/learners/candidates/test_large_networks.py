@@ -1,0 +1,70 @@
+"""Networks whose preparation would take minutes are asked for less, by a rule of their work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from amc_compress.learners import ChannelPruning
+from amc_compress.learners.candidates.inference.batch_sizes import fitting
+from amc_compress.learners.candidates.input_moments import collect_statistics
+from amc_compress.learners.candidates.moments import effort
+from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
+from amc_compress.learners.candidates.moments.products import add_squares, mirror
+from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
+from amc_env.graph import LayerGraph
+
+
+def working(macs: float) -> LayerGraph:
+    layer = SimpleNamespace(macs=lambda _: macs)
+    return cast(LayerGraph, SimpleNamespace(layers=(layer,), full=dict))
+
+
+def test_fewer_samples_go_through_a_network_where_they_are_large() -> None:
+    sizes = {side: fitting(torch.zeros(4, 3, side, side), 125) for side in (32, 64, 128, 224, 512)}
+    assert sizes == {32: 125, 64: 125, 128: 31, 224: 10, 512: 8}
+    assert fitting(torch.zeros(4, 3, 224, 224), 128, least=32) == 32
+
+
+def test_only_networks_with_much_work_are_asked_for_less() -> None:
+    vgg16_on_cifar, resnet50 = working(3.1e8), working(4.1e9)
+    assert affordable(vgg16_on_cifar, 512) == 512
+    assert effort_for(vgg16_on_cifar, 512, torch.bfloat16) == Effort()
+    assert affordable(resnet50, 256) == 73
+    assert effort_for(resnet50, 256, torch.bfloat16) == Effort(73, torch.bfloat16, is_large=True)
+    assert affordable(working(1e12), 256) == 64
+    assert affordable(working(1e12), 30) == 30
+
+
+@pytest.mark.parametrize("width", [5, 512, 1100])
+def test_half_of_the_products_is_all_of_them(width: int) -> None:
+    rows = torch.randn(2, 40, width, generator=torch.Generator().manual_seed(0))
+    total = add_squares(add_squares(None, rows[:, :15]), rows[:, 15:])
+    mirror(total)
+    assert torch.equal(total, total.mT)
+    torch.testing.assert_close(total, rows.mT @ rows, atol=1e-4, rtol=1e-4)
+
+
+def test_moments_of_wide_layers_are_the_same_whatever_the_effort() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(1200, 3)
+    batches = [torch.randn(20, 1200, generator=generator) + 1 for _ in range(2)]
+    usual = collect_statistics(layer, batches, [""])[""]
+    large = collect_statistics(layer, batches, [""], effort=Effort(is_large=True))[""]
+    torch.testing.assert_close(large.gram, usual.gram, atol=1e-3, rtol=1e-4)
+    assert torch.equal(large.sums, usual.sums)
+
+
+def test_a_learner_asks_a_large_network_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make_model("residual"), EXAMPLE, make_data(200, 1), make_data(120, 2)
+    whole = ChannelPruning(*given)
+    monkeypatch.setattr(effort, "LARGE", 1.0)
+    few = ChannelPruning(*given)
+    assert few.original_score == whole.original_score
+    rows = [{name: x.rows for name, x in learner._layers.items()} for learner in (few, whole)]
+    assert rows[0].keys() == rows[1].keys()
+    assert {rows[1][name] / rows[0][name] for name in rows[0]} == {200 / 64}
