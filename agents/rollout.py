@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
-from amc_env import CompressionEnv, CompressionPlan, EvaluationError, Outcome
+from amc_env import CompressionEnv, CompressionPlan, Evaluation, EvaluationError, Outcome
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -271,8 +271,7 @@ class Search:
             seconds=now - self._clock,
             source=source,
             within_budget=outcome.feasible,
-            failure=outcome.evaluation.failure if outcome.evaluation else "",
-            processor=outcome.evaluation.processor if outcome.evaluation else "",
+            **({} if outcome.evaluation is None else _told_by(outcome.evaluation)),
         )
         self._clock = now
         self.trials.append(trial)
@@ -289,6 +288,15 @@ class Search:
         form = self.env.metric.reward_form
         best = "-" if self.best is None else f"{self.best.reward:{form}}"
         self._progress.step(f"best {best}, last {trial.reward:{form}}")
+
+
+def _told_by(evaluation: Evaluation) -> dict[str, Any]:
+    """What the service says of an evaluation besides its score."""
+    return {
+        "failure": evaluation.failure,
+        "processor": evaluation.processor,
+        "elsewhere": evaluation.cpu_seconds,
+    }
 
 
 def _check_plan(plan: object) -> None:

@@ -38,6 +38,7 @@ class Trial:
         failure: Why it could not be evaluated; empty if it was. Its score is the worst then, and it
             is not within the budget.
         processor: What evaluated it, where that was not this process.
+        elsewhere: Processor seconds of its evaluation there.
     """
 
     episode: int
@@ -50,6 +51,7 @@ class Trial:
     within_budget: bool = True
     failure: str = ""
     processor: str = ""
+    elsewhere: float = 0.0
 
     accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 

@@ -107,7 +107,7 @@ def _names(stages: tuple[str, ...], *, of_run: bool = False) -> tuple[str, ...]:
 PIXELS = ("image_size", "image_column", "label_column", "mean", "std", "batch_size")
 SPLITS = ("validation_size", "validation_split")
 TASK = _names(("task", "train"))
-SEARCH = _names(("search",))
+SEARCH = (*_names(("search",)), *_names((ANY_TIME,)))
 FINETUNE = _names(("finetune",))
 FREE = _names((ANY_TIME,), of_run=True)
 NEW_RUN = ("out", "config", *_names(("task",), of_run=True), *FREE, "resume", "trust")

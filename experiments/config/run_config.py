@@ -140,6 +140,17 @@ class RunConfig(Options, _LearnerOption):
         own = self.spec.costs
         return (*own, *(name for name in self.budget.names if name not in own))
 
+    def settled(self, before: RunConfig | None = None) -> RunConfig:
+        """Returns the options with the number of plans under way that holds for the whole run.
+
+        Args:
+            before: Those that the run began with; None where it begins now.
+        """
+        if self.parallel is not None:
+            return self
+        begun_with = self.workers if before is None else before.parallel
+        return dataclasses.replace(self, parallel=begun_with or 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as plain JSON values."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}

@@ -177,11 +177,13 @@ class RunFolder:
                 already taken effect differs.
         """
         if not resume or not is_used(path.expanduser()):
-            return cls.create(path, config, facts, given)
+            return cls.create(path, config.settled(), facts, given)
         folder = cls.open(path, lock=True, uses=(), given=given)
         with folder.closed_on_error():
             folder.facts.check_content(facts, path)
-            folder.reconfigure(config)  # from now on its options are those of the command
+            folder.reconfigure(
+                config.settled(folder.config)
+            )  # from now on its options are those of the command
             folder.allow_pickle = config.allow_pickle
             folder.check_facts(facts)
         return folder

@@ -26,6 +26,7 @@ from amc_env import (
     Budget,
     CompressionEnv,
     CompressionPlan,
+    Evaluations,
     InfeasibleBudgetError,
     InputDataError,
     make_cost,
@@ -226,6 +227,7 @@ def make_env(
     learner: Compressible,
     budget: Budget | None = None,
     costs: Mapping[str, CostModel] | None = None,
+    evaluations: Evaluations | None = None,
 ) -> CompressionEnv:
     """Returns the environment of a run's search.
 
@@ -234,6 +236,7 @@ def make_env(
         learner: The prepared learner, or the problem that it will solve.
         budget: The bounds, if they are not those of the options.
         costs: Those that the learner does not bring along.
+        evaluations: Where plans are evaluated; in this process if None.
 
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
@@ -246,6 +249,7 @@ def make_env(
             action=config.action,
             reward=config.reward,
             cost_models=costs,
+            evaluations=evaluations,
         )
     except InfeasibleBudgetError as error:
         if learner.decisions:

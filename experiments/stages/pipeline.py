@@ -189,7 +189,7 @@ def describe(stage: str, task: Task) -> str:
     texts = {
         "train": _train_text(config, given=folder.given is not None),
         "search": f"{_stages_text(config)}{config.agent}, {config.evaluations} evaluations, "
-        f"{_goal_text(config)}{_limit_text(config)}"
+        f"{_goal_text(config)}{_limit_text(config)}{_workers_text(config)}"
         if config.spec.decides
         else f"nothing to choose: {config.spec.fixed_choice()}",
         "finetune": f"{_before_finetuning(config)}{counted(config.epochs, 'epoch')}, "
@@ -244,6 +244,11 @@ def _goal_text(config: RunConfig) -> str:
         f"{'fine-tuning' if config.max_drop_after == 'finetune' else 'the search'}, budget "
         f"{config.budget}"
     )
+
+
+def _workers_text(config: RunConfig) -> str:
+    at_a_time = f", {config.parallel} plans at a time" if (config.parallel or 1) > 1 else ""
+    return f"{at_a_time}, {config.workers} workers" if config.workers > 1 else at_a_time
 
 
 def _limit_text(config: RunConfig) -> str:

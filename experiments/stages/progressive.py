@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from amc_compress.agents.base import Agent
 from amc_compress.agents.trials import Trial
 from amc_compress.config.stage_budgets import stage_budgets
+from amc_compress.evaluations.where import Where
 from amc_compress.learners.channel_pruning import ChannelPruning
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
@@ -29,7 +30,7 @@ from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.storage.trials import TrialRecorder, read_trials
 from amc_compress.stages.composition import Composition
 from amc_compress.user_code import place_of
-from amc_env import Budget, CompressionEnv, CompressionPlan, Outcome
+from amc_env import Budget, CompressionEnv, CompressionPlan, Evaluations, Outcome
 from amc_env.env import DEFAULT_ACTION_MAPPING
 from amc_env.errors import RunFolderError
 from amc_env.files import read_document, write_json
@@ -114,6 +115,8 @@ def progressive_compression(
     teacher: nn.Module | None = None,
     folder: Path | None = None,
     progress: bool = False,
+    parallel: int = 1,
+    where: Where | None = None,
 ) -> ProgressiveResult:
     """Reaches a budget in stages: search, cut, fine-tune; search the next one from there.
 
@@ -135,6 +138,8 @@ def progressive_compression(
         folder: Where stages are kept: killed at any moment and called again with equal arguments,
             the result is the same.
         progress: Whether to show progress bars.
+        parallel: Plans under way at a time.
+        where: What evaluates them; this process if None.
 
     Raises:
         InfeasibleBudgetError: If no plan meets the budget.
@@ -146,7 +151,7 @@ def progressive_compression(
     *on_the_way, last = stage_budgets(CompressionEnv(original, budget).budget, stages)
     run = _Run(
         make_learner, model, original, agent, episodes, seed, action, reward,
-        train_loader, epochs_between, config, teacher, progress,
+        train_loader, epochs_between, config, teacher, progress, parallel, where or Where(),
     )  # fmt: skip
     network, before, facts = model, Composition(run.original, {}), list[StageFacts]()
     for index, bounds in enumerate(on_the_way):
@@ -195,6 +200,8 @@ class _Run:
     config: TrainingConfig | None
     teacher: nn.Module | None
     progress: bool
+    parallel: int
+    where: Where
 
     def learner(self, network: nn.Module, before: Composition) -> ChannelPruning:
         """Prepares the learner on the network of the last stage; at first it is the original."""
@@ -237,6 +244,7 @@ class _Run:
         asked = {
             "budget": str(budget), "agent": agent_text(self.agent), "episodes": self.episodes,
             "seed": self.seed, "action": self.action, "reward": self.reward,
+            **({"parallel": self.parallel} if self.parallel > 1 else {}),
             "epochs_between": self.epochs, "network": digest_of(self.model),
         }  # fmt: skip
         path = place / _ASKED
@@ -258,8 +266,25 @@ class _Run:
         """Searches one stage; a search that was interrupted is replayed."""
         if place is not None:
             self.note(budget, place)
+        with self.where.evaluations(learner) as service:
+            return self._search(learner, service, before, budget, place)
+
+    def _search(
+        self,
+        learner: ChannelPruning,
+        service: Evaluations,
+        before: Composition,
+        budget: Budget,
+        place: Path | None,
+    ) -> _Found:
         wall, cpu = time.perf_counter(), time.process_time()
-        env = CompressionEnv(learner, before.budget(budget), action=self.action, reward=self.reward)
+        env = CompressionEnv(
+            learner,
+            before.budget(budget),
+            action=self.action,
+            reward=self.reward,
+            evaluations=service,
+        )
         recorder = None if place is None else _Recorder(env, before, place)
         try:
             result = made_agent(self.agent).search(
@@ -268,6 +293,7 @@ class _Run:
                 self.seed,
                 on_trial=recorder,
                 progress=self.progress,
+                parallel=self.parallel,
             )
         except (Exception, SystemExit) as error:
             if recorder is not None and place_of(error) is not None:

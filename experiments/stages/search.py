@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from amc_compress.agents.trials import OnTrial, SearchStopped, Trial
 from amc_compress.config.run_config import RunConfig
+from amc_compress.evaluations.where import Where
 from amc_compress.learners.base import Learner
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import save_network
@@ -21,7 +23,14 @@ from amc_compress.runs.storage.trials import TrialRecorder
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.runs.warm_start import warm_start_of
 from amc_compress.user_code import place_of
-from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
+from amc_env import (
+    Budget,
+    CompressionEnv,
+    CompressionPlan,
+    Evaluations,
+    InfeasibleBudgetError,
+    Outcome,
+)
 from amc_env.files import write_atomic
 
 if TYPE_CHECKING:
@@ -42,8 +51,11 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    search = _search_in_stages if config.is_progressive else _search
-    found = search(task, learner, wall, cpu)
+    if config.is_progressive:
+        found = _search_in_stages(task, learner, wall, cpu)
+    else:
+        with workers_of(config).evaluations(learner) as service:
+            found = _search(task, learner, service, wall, cpu)
     network, kept = found.cut or (learner.compress(found.plan), learner.kept_units(found.plan))
     save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
     folder.write_plan(found.plan)
@@ -62,6 +74,11 @@ def run_search(task: Task) -> None:
         **_found_out(learner),
         **found.more,
     )
+
+
+def workers_of(config: RunConfig) -> Where:
+    """Returns where the plans of a run are evaluated; its threads are those of this process."""
+    return Where(config.workers, config.evaluation_timeout, torch.get_num_threads())
 
 
 def _found_out(learner: Learner) -> dict[str, Any]:
@@ -105,10 +122,10 @@ class _Found:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _search(task: Task, learner: Learner, wall: float, cpu: float) -> _Found:
+def _search(task: Task, learner: Learner, service: Evaluations, wall: float, cpu: float) -> _Found:
     folder, config = task.folder, task.config
     further = task.problem.further if config.has_further_costs else None
-    env = make_env(config, learner, costs=further)
+    env = make_env(config, learner, costs=further, evaluations=service)
     folder.measure_by(env.metric)
     searched = config.spec.decides and env.decisions
     fixed = None if searched else _only_plan(config, learner, env)
@@ -154,6 +171,7 @@ def _plan_of_agent(
             on_trial=until(recorder, config.time_limit),
             logger=logger,
             progress=task.progress,
+            parallel=config.parallel or 1,
         )
     return result.plan, result.reward
 
@@ -277,6 +295,8 @@ def _search_in_stages(task: Task, learner: Learner, wall: float, cpu: float) -> 
         teacher=task.teacher,
         folder=stages,
         progress=task.progress,
+        parallel=config.parallel or 1,
+        where=workers_of(config),
     )
     last = stages / str(len(result.stages))
     write_atomic(folder / "trials.jsonl", (last / TRIALS).read_bytes())

@@ -10,10 +10,19 @@ from amc_compress.config.options.finetuning import FinetuneOptions
 from amc_compress.config.options.pruning import PruningOptions
 from amc_compress.config.options.search import SearchOptions
 from amc_compress.config.options.task import TaskOptions
+from amc_compress.config.options.workers import WorkerOptions
 
 
 @dataclass(frozen=True)
-class Options(FinetuneOptions, BitOptions, PruningOptions, SearchOptions, TaskOptions, DataOptions):
+class Options(
+    FinetuneOptions,
+    BitOptions,
+    PruningOptions,
+    WorkerOptions,
+    SearchOptions,
+    TaskOptions,
+    DataOptions,
+):
     """What every learner is made from, see ``amc_compress.config.run_config.RunConfig``."""
 
     @property

@@ -80,6 +80,13 @@ class SearchOptions:
         least=1,
         everyday=True,
     )
+    parallel: int | None = _search(
+        None,
+        "How many plans are proposed before the result of the first is awaited. It is part of the "
+        "search: other numbers give other trials, while those of --workers do not.",
+        default_text="as many as --workers when the run begins",
+        least=1,
+    )
     preset: str = _search(
         "standard",
         f"What is spent where other options do not say: {presets_text()}.",

@@ -224,7 +224,7 @@ class TrialRecorder:
             score=trial.score,
             reward=trial.reward,
             seconds=round(seconds, 4),
-            cpu_seconds=round(cpu_seconds, 4),
+            cpu_seconds=round(cpu_seconds + trial.elsewhere, 4),
             source=trial.source,
             within_budget=trial.within_budget,
             failure=trial.failure,

@@ -31,7 +31,7 @@ PLAN = CompressionPlan({"a:keep_ratio": 0.5, "b:keep_ratio": 0.25})
 def trial(episode: int, reward: float = 0.5, source: str = "policy") -> Any:
     return SimpleNamespace(
         episode=episode, plan=PLAN, score=0.5, reward=reward, cost_ratio={"macs": 0.5},
-        seconds=0.1, source=source, within_budget=True, failure="", processor="",
+        seconds=0.1, source=source, within_budget=True, failure="", processor="", elsewhere=0.0,
     )  # fmt: skip
 
 

@@ -23,7 +23,10 @@ PATIENCE = 180.0
 KINDS = {
     "channels": ["--round-to", "2"],
     "uniform": ["--learner", "uniform", "--weight-bits", "2-8", "--activation-bits", "4,8"],
+    "workers": ["--agent", "local", "--parallel", "3", "--workers", "2"],
 }
+RESUMED = {"workers": ["--workers", "1"]}
+"""Options that may be others when a run is resumed."""
 
 
 def command(kind: str, out: Path, *more: str) -> list[str]:
@@ -31,7 +34,7 @@ def command(kind: str, out: Path, *more: str) -> list[str]:
         sys.executable, "-m", "amc_compress", "compress",
         "--weights", str(pretrained_weights("digitsnet")), "--agent", "ddpg", "--evaluations", "45",
         "--epochs", "6", "--no-export", "--threads", "1", "--quiet",
-        "--out", str(out), *KINDS[kind], *more,
+        "--out", str(out), *KINDS[kind], *more, *(RESUMED.get(kind, []) if more else []),
     ]  # fmt: skip
 
 

@@ -1,0 +1,54 @@
+"""Where plans are evaluated: in this process, or by workers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from amc_compress.evaluations.dispatcher import Dispatcher
+from amc_compress.evaluations.payload import Payload
+from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
+from amc_compress.evaluations.processes import Processes
+from amc_compress.evaluations.worker import Backend
+from amc_env import Evaluations
+from amc_env.scores.compressible import Compressible
+from amc_env.scores.evaluations import InProcess
+
+
+@dataclass(frozen=True)
+class Where:
+    """What does the work.
+
+    Args:
+        workers: Processes; one is this one.
+        timeout: Seconds after which an evaluation is stopped and tried again; None for never.
+        threads: Threads of a worker.
+    """
+
+    workers: int = 1
+    timeout: float | None = None
+    threads: int = 1
+
+    @property
+    def is_here(self) -> bool:
+        """Whether that is this process."""
+        return self.workers == 1 and self.timeout is None
+
+    def backend(self, payload: Payload) -> Backend:
+        """Returns the backend whose workers build a payload."""
+        return Processes(payload, self.workers, self.threads)
+
+    @contextlib.contextmanager
+    def evaluations(self, learner: Compressible) -> Iterator[Evaluations]:
+        """Opens the evaluations service of a learner, and ends it.
+
+        Raises:
+            ArgumentError: If the learner cannot travel to another process.
+        """
+        if self.is_here:
+            yield InProcess(learner)
+            return
+        backend = self.backend(Payload.of(PlanEvaluator(learner)))
+        with RemoteEvaluations(Dispatcher(backend, timeout=self.timeout)) as service:
+            yield service
