@@ -32,6 +32,7 @@ from amc_env.scores.compressible import Compressible
 from amc_env.scores.evaluations import Evaluation, Evaluations
 from amc_env.scores.metric import Metric
 from amc_env.scores.outcome import Outcome
+from amc_env.vector_env import CompressionVectorEnv
 
 __version__ = version("amc-compress")
 
@@ -39,6 +40,7 @@ __all__ = [
     "Budget",
     "CompressionEnv",
     "CompressionPlan",
+    "CompressionVectorEnv",
     "Compressible",
     "Decision",
     "DecisionKind",

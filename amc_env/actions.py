@@ -7,10 +7,12 @@ buffer should store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amc_env.budgets.budget import Bounds
+from amc_env.budgets.budget import Bounds, value_span
+from amc_env.budgets.feasible import FeasibleSet
+from amc_env.plan import Decision
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,71 @@ ACTION_MAPPINGS: dict[str, ActionMapping] = {
 }
 """Action mapping name -> maps: the value itself; the position in the feasible interval; piecewise
 linear with 0.5 at the balanced value (PocketFlow's mapping, made budget-relative)."""
+
+
+class Translation:
+    """Turns actions into values within a budget, and back.
+
+    Args:
+        mapping: What actions mean.
+        feasible: The budget.
+        decisions: All decisions in order.
+    """
+
+    def __init__(
+        self, mapping: ActionMapping, feasible: FeasibleSet, decisions: Sequence[Decision]
+    ) -> None:
+        self._mapping = mapping
+        self._feasible = feasible
+        self._decisions = tuple(decisions)
+        self._spans = [value_span(d) for d in decisions]
+
+    def context(self, prefix: Sequence[float]) -> MappingContext:
+        """Returns what an action depends on after some decisions."""
+        ratio, interval = self._feasible.balanced(prefix), self._feasible.interval(prefix)
+        return self._context(len(prefix), interval, ratio)
+
+    def _context(self, index: int, interval: Bounds, ratio: float) -> MappingContext:
+        low, high = span = self._spans[index]
+        return MappingContext(span, interval, low + ratio * (high - low))
+
+    def value(self, prefix: Sequence[float], action: float, context: MappingContext) -> float:
+        """Returns the feasible value that an action means."""
+        return self._feasible.nearest(prefix, self._mapping.decode(action, context))
+
+    def action(self, value: float, context: MappingContext) -> float:
+        """Returns the action that means a value."""
+        return self._mapping.encode(value, context)
+
+    def values(self, actions: Sequence[float]) -> list[float]:
+        """Returns the values of an episode with these actions."""
+        values: list[float] = []
+        for action in actions:
+            values.append(self.value(values, action, self.context(values)))
+        return values
+
+    def all_values(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Returns the values of many episodes, one per row of actions."""
+
+        def request(action: float, index: int, interval: Bounds, ratio: float) -> float:
+            return self._mapping.decode(action, self._context(index, interval, ratio))
+
+        return self._feasible.choose(rows, request)
+
+    def projected(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Returns the feasible values nearest to many rows of values, decision by decision."""
+        pairs = [zip(self._decisions, row, strict=True) for row in rows]
+        found = [[d.nearest(value) for d, value in pair] for pair in pairs]
+        # If all bounds are met, every one of them is the nearest feasible one.
+        far = [k for k, row in enumerate(found) if not self._feasible.is_met(row)]
+        for k, row in zip(far, self._feasible.choose([rows[k] for k in far]), strict=True):
+            found[k] = row
+        return found
+
+    def balanced_values(self) -> list[float]:
+        """Returns the values of the plan in which each decision takes the balanced ratio."""
+        values: list[float] = []
+        for low, high in self._spans:
+            request = low + self._feasible.balanced(values) * (high - low)
+            values.append(self._feasible.nearest(values, request))
+        return values

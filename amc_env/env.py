@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
-from amc_env.actions import ACTION_MAPPINGS, MappingContext
-from amc_env.budgets.budget import Bounds, Budget, BudgetLike, value_span
+from amc_env.actions import ACTION_MAPPINGS, Translation
+from amc_env.budgets.budget import Budget, BudgetLike
 from amc_env.budgets.feasible import FeasibleSet
+from amc_env.budgets.upper import UpperBounds
 from amc_env.costs.cost_model import CostFunction
-from amc_env.costs.costs import COSTS, CostModel, make_cost
-from amc_env.costs.entered_cost import entered, original_costs
-from amc_env.costs.own_costs import own_costs
+from amc_env.costs.entered_cost import original_costs
+from amc_env.costs.own_costs import all_costs
+from amc_env.costs.products import CostSums
 from amc_env.errors import ArgumentError
 from amc_env.observation import Observation, ObservationEncoder, features_for, scaled
 from amc_env.plan import CompressionPlan
@@ -29,10 +30,11 @@ from amc_env.scores.metric import Metric
 from amc_env.scores.outcome import Outcome
 from amc_env.support.copies import copied
 from amc_env.support.deprecation import renamed_arguments
-from amc_env.validation.answers import checked_reward, requests_of
+from amc_env.validation.answers import actions_of, checked_reward, requests_of
 from amc_env.validation.checks import check_known, check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
+Matrix = npt.NDArray[Any]
 
 DEFAULT_ACTION_MAPPING = "centred"
 
@@ -121,22 +123,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.n_decisions = len(self.decisions)
         self.render_mode = render_mode
         self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.observation_space = gym.spaces.Box(
-            0.0, 1.0, (len(features_for(self.decisions)),), np.float32
-        )
+        n_features = len(features_for(self.decisions))
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (n_features,), np.float32)
         self._action_mapping = ACTION_MAPPINGS[action]
         self._reward = resolve_reward(reward)
-        self.costs: dict[str, CostModel] = {
-            **{name: make_cost(name, self.graph, self.decisions) for name in COSTS},
-            **entered(getattr(learner, "cost_models", {}), self.decisions),
-            **entered(
-                own_costs(
-                    cost_models or {}, self.graph, self.decisions, getattr(learner, "storage", None)
-                ),
-                self.decisions,
-            ),
-        }
+        self.costs = all_costs(learner, cost_models or {})
         self.original_cost = original_costs(self.costs, self.decisions)
+        self._sums = CostSums.build(self.costs, self.decisions)
         self.scores = KnownScores(evaluations or InProcess(self.learner))
         self._values: list[float] | None = None
         self.set_budget(budget)
@@ -157,9 +150,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ValueError: If it has a form that ``Budget.of`` does not read.
         """
         asked, remarks = Budget.of(budget), self.graph.remarks()
-        self._feasible = FeasibleSet(asked, self.costs, self.decisions, remarks)
+        self._feasible = FeasibleSet(asked, self.costs, self.decisions, remarks, self._sums)
         self.budget = new = self._feasible.budget
+        self.upper_bounds = UpperBounds(self.costs, self.original_cost, new.bounds, self._sums)
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)
+        self._translation = Translation(self._action_mapping, self._feasible, self.decisions)
         self._values = None
 
     @checked
@@ -181,7 +176,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         if options and "budget" in options:
             self.set_budget(options["budget"])
         self._values = []
-        self._context = self._make_context(())
+        self._context = self._translation.context(())
         return self._encode(), {"decision": self.decisions[0].key}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -199,12 +194,10 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """
         if self._values is None or len(self._values) == self.n_decisions:
             raise ResetNeeded("No decision is waiting; call reset() first.")
-        request = requests_of(action, 1)
+        request = float(requests_of(action, 1)[0])
         decision, context = self.decisions[len(self._values)], self._context
-        value = self._feasible.nearest(
-            self._values, self._action_mapping.decode(float(request[0]), context)
-        )
-        executed = self._action_mapping.encode(value, context)
+        value = self._translation.value(self._values, request, context)
+        executed = self._translation.action(value, context)
         self._values.append(value)
         info: dict[str, Any] = {
             "decision": decision.key,
@@ -213,15 +206,20 @@ class CompressionEnv(gym.Env[Observation, Action]):
             "interval": context.interval,
         }
         if len(self._values) < self.n_decisions:
-            self._context = self._make_context(self._values)
+            self._context = self._translation.context(self._values)
             return self._encode(), 0.0, False, False, info
 
         outcome = self.evaluate(CompressionPlan.from_values(self.decisions, self._values))
-        info |= self.metric.named(outcome.score)
-        info["cost"] = dict(outcome.cost)
-        info["cost_ratio"] = dict(outcome.cost_ratio)
-        info["plan"] = dict(outcome.plan)
+        info |= outcome.info(self.metric)
         return self._encoder.terminal(), outcome.reward, True, False, info
+
+    def finished_by(self, action: Action) -> CompressionPlan | None:
+        """Returns the plan that a step with this action would finish, None if it would not."""
+        if self._values is None or len(self._values) != self.n_decisions - 1:
+            return None
+        asked = float(requests_of(action, 1)[0])
+        last = self._translation.value(self._values, asked, self._context)
+        return CompressionPlan.from_values(self.decisions, [*self._values, last])
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
         """Evaluates a complete plan without an episode; equal plans are evaluated once.
@@ -276,7 +274,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute cost of a complete plan, for every cost model."""
         values = self._values_of(plan)
-        return {name: model(values) for name, model in self.costs.items()}
+        known = self._sums.of_plan(values)
+        return {n: known[n] if n in known else model(values) for n, model in self.costs.items()}
 
     def cost_ratio(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns cost / original cost of a complete plan, for every cost model."""
@@ -291,20 +290,29 @@ class CompressionEnv(gym.Env[Observation, Action]):
         Raises:
             ArgumentError: If they are not one number in [0, 1] per decision.
         """
-        asked = check_numbers("actions", actions, self.n_decisions)
-        if not ((asked >= 0.0) & (asked <= 1.0)).all():
-            raise ArgumentError(f"Expected actions in [0, 1], got {asked.tolist()}.")
-        values: list[float] = []
-        for action in asked:
-            request = self._action_mapping.decode(float(action), self._make_context(values))
-            values.append(self._feasible.nearest(values, request))
+        values = self._translation.values(actions_of(actions, self.n_decisions))
         return CompressionPlan.from_values(self.decisions, values)
+
+    def decode_all(
+        self, actions: Sequence[Sequence[float] | Matrix] | Matrix
+    ) -> list[CompressionPlan]:
+        """Returns the plans of many rows of actions: those of :meth:`decode`, and much faster.
+
+        Args:
+            actions: One row per plan, shape ``(n_plans, n_decisions)``.
+
+        Raises:
+            ArgumentError: As :meth:`decode`.
+        """
+        rows = [actions_of(row, self.n_decisions) for row in actions]
+        found = self._translation.all_values(rows)
+        return [CompressionPlan.from_values(self.decisions, values) for values in found]
 
     def encode(self, plan: CompressionPlan) -> npt.NDArray[np.float32]:
         """Returns the actions, shape ``(n_decisions,)``, that lead to a feasible plan."""
         values = self._values_of(plan)
         actions = [
-            self._action_mapping.encode(value, self._make_context(values[:i]))
+            self._translation.action(value, self._translation.context(values[:i]))
             for i, value in enumerate(values)
         ]
         return np.array(actions, dtype=np.float32)
@@ -324,10 +332,10 @@ class CompressionEnv(gym.Env[Observation, Action]):
         values = self._values_of(plan)
         observations, actions = [], []
         for i, value in enumerate(values):
-            context = self._make_context(values[:i])
+            context = self._translation.context(values[:i])
             balanced = scaled(context.balanced, context.span)
             observations.append(self._encoder.encode(values[:i], context.interval, balanced))
-            actions.append(self._action_mapping.encode(value, context))
+            actions.append(self._translation.action(value, context))
         return np.stack(observations), np.array(actions, dtype=np.float32)
 
     def project(self, values: Sequence[float] | npt.NDArray[Any]) -> CompressionPlan:
@@ -336,23 +344,23 @@ class CompressionEnv(gym.Env[Observation, Action]):
         Raises:
             ArgumentError: If they are not one finite number per decision.
         """
-        asked = check_numbers("values", values, self.n_decisions).tolist()
-        requested = [d.nearest(v) for d, v in zip(self.decisions, asked, strict=True)]
-        if self._feasible.is_met(requested):  # then every one of them is the nearest feasible one
-            return CompressionPlan.from_values(self.decisions, requested)
-        chosen: list[float] = []
-        for value in asked:
-            chosen.append(self._feasible.nearest(chosen, value))
-        return CompressionPlan.from_values(self.decisions, chosen)
+        return self.project_all([values])[0]
+
+    def project_all(
+        self, values: Sequence[Sequence[float] | Matrix] | Matrix
+    ) -> list[CompressionPlan]:
+        """Returns the plans of many rows of values: those of :meth:`project`, and much faster.
+
+        Raises:
+            ArgumentError: As :meth:`project`.
+        """
+        asked = [check_numbers("values", row, self.n_decisions).tolist() for row in values]
+        found = self._translation.projected(asked)
+        return [CompressionPlan.from_values(self.decisions, row) for row in found]
 
     def uniform_plan(self) -> CompressionPlan:
         """Returns the plan in which every decision takes the ratio that spends what is left."""
-        values: list[float] = []
-        for decision in self.decisions:
-            low, high = value_span(decision)
-            request = low + self._feasible.balanced(values) * (high - low)
-            values.append(self._feasible.nearest(values, request))
-        return CompressionPlan.from_values(self.decisions, values)
+        return CompressionPlan.from_values(self.decisions, self._translation.balanced_values())
 
     def render(self) -> Any:
         """Returns the plan so far, layer by layer against the original, as text or picture."""
@@ -370,12 +378,6 @@ class CompressionEnv(gym.Env[Observation, Action]):
                 f"Expected a CompressionPlan, got {shown(plan)}; CompressionPlan(values) makes one."
             )
         return plan.values_for(self.decisions)
-
-    def _make_context(self, prefix: Sequence[float]) -> MappingContext:
-        span: Bounds = value_span(self.decisions[len(prefix)])
-        low, high = span
-        balanced = low + self._feasible.balanced(prefix) * (high - low)
-        return MappingContext(span, self._feasible.interval(prefix), balanced)
 
     def _encode(self) -> Observation:
         assert self._values is not None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from amc_env.budgets.budget import Bounds, Budget, value_span
 from amc_env.budgets.feasible import FeasibleSet
-from amc_env.graph import LayerGraph, LayerSpec
+from amc_env.graph import LayerGraph, LayerSpec, Width
 from amc_env.plan import Decision, DecisionKind
 
 FEATURES: tuple[tuple[str, str], ...] = (
@@ -109,6 +110,83 @@ def _static_rows(graph: LayerGraph, decisions: Sequence[Decision]) -> npt.NDArra
     return rows
 
 
+class _WidthSoFar:
+    """A width after the decisions so far.
+
+    Args:
+        width: The width; None if there is no layer.
+        sizes: Group name -> its units.
+        decided: Group name -> the decision about it that is made by then, and its size.
+    """
+
+    def __init__(
+        self,
+        width: Width | None,
+        sizes: Mapping[str, float],
+        decided: Mapping[str, tuple[int, int]],
+    ) -> None:
+        self._width, self._decided = width, dict(decided)
+        self._kept = {} if width is None else {name: sizes[name] for name, _ in width.terms}
+        self._whole = 1.0 if width is None else width.at(sizes)
+
+    def share(self, values: Sequence[float]) -> float:
+        """Returns the width / the whole width."""
+        if self._width is None or not self._decided:
+            return 1.0
+        kept = {n: values[index] * size for n, (index, size) in self._decided.items()}
+        return self._width.at(self._kept | kept) / self._whole
+
+
+@dataclass(frozen=True)
+class _LayerSoFar:
+    """What is decided about the next decision's layer; -1 stands for what is not.
+
+    Args:
+        alike: The last decision of the same kind.
+        inputs, outputs: Widths.
+        weight_bits: Decision about its weight bits.
+        density: Decision about its density.
+    """
+
+    alike: int
+    inputs: _WidthSoFar
+    outputs: _WidthSoFar
+    weight_bits: int
+    density: int
+
+
+def _layers_so_far(graph: LayerGraph, decisions: Sequence[Decision]) -> list[_LayerSoFar]:
+    """What every decision knows of its layer when it is made."""
+    sizes, found = graph.full(), []
+    last: dict[DecisionKind, int] = {}
+    made: dict[tuple[str, DecisionKind], int] = {}
+    for i, decision in enumerate(decisions):
+        inputs = outputs = _WidthSoFar(None, sizes, {})
+        for layer in _touched_layers(graph, decision)[:1]:
+            inputs, outputs = (
+                _WidthSoFar(width, sizes, _decided_groups(width, made, decisions))
+                for width in (layer.in_width, layer.out_width)
+            )
+        found.append(
+            _LayerSoFar(
+                last.get(decision.kind, -1),
+                inputs,
+                outputs,
+                made.get((decision.target, DecisionKind.WEIGHT_BITS), -1),
+                made.get((decision.target, DecisionKind.DENSITY), -1),
+            )
+        )
+        last[decision.kind] = made[decision.target, decision.kind] = i
+    return found
+
+
+def _decided_groups(
+    width: Width, made: Mapping[tuple[str, DecisionKind], int], decisions: Sequence[Decision]
+) -> dict[str, tuple[int, int]]:
+    indices = {name: made.get((name, DecisionKind.KEEP_RATIO), -1) for name, _ in width.terms}
+    return {name: (i, decisions[i].size) for name, i in indices.items() if i >= 0}
+
+
 class ObservationEncoder:
     """Turns the state of an episode into a fresh vector in [0, 1].
 
@@ -126,12 +204,13 @@ class ObservationEncoder:
         budget: Budget,
         feasible: FeasibleSet,
     ) -> None:
-        self._static = _static_rows(graph, decisions)
-        self._decisions = tuple(decisions)
-        self._n_features = len(features_for(decisions))
-        self._full = graph.full()
-        self._layers = [_touched_layers(graph, d)[:1] for d in decisions]
-        self._budget = budget
+        static = np.zeros((len(decisions), len(features_for(decisions))))
+        static[:, :_N_STATIC] = np.clip(_static_rows(graph, decisions), 0.0, 1.0)
+        self._static: Observation = static.astype(np.float32)
+        self._spans = [value_span(d) for d in decisions]
+        self._uppers = {name: upper for name, (_, upper) in budget.bounds.items()}
+        self._layers = _layers_so_far(graph, decisions) if static.shape[1] > len(FEATURES) else []
+        self._shows_density = static.shape[1] > len(FEATURES) + len(BIT_FEATURES)
         self._feasible = feasible
 
     def encode(self, values: Sequence[float], interval: Bounds, balanced: float) -> Observation:
@@ -144,8 +223,8 @@ class ObservationEncoder:
         """
         step = len(values)
         low, high, upper = self._scarcest(values)
-        span = value_span(self._decisions[step])
-        dynamic = (
+        span = self._spans[step]
+        dynamic = [
             1.0 - high,
             high - low,
             self._scaled_value(values, step - 1),
@@ -154,63 +233,44 @@ class ObservationEncoder:
             balanced,
             upper - low,
             upper,
-        )
-        row = [*self._static[step], *dynamic]
-        if self._n_features > len(row):
-            row += [*self._layer_so_far(values), (upper - low) / max(high - low, 1e-12)]
-        if self._n_features > len(row):
-            row.append(self._decided(values, DecisionKind.DENSITY))
-        clipped: Observation = np.clip(np.array(row), 0.0, 1.0).astype(np.float32)
-        return clipped
+        ]
+        if self._layers:
+            layer = self._layers[step]
+            dynamic += (
+                self._scaled_value(values, layer.alike),
+                layer.inputs.share(values),
+                layer.outputs.share(values),
+                self._scaled_value(values, layer.weight_bits),
+                (upper - low) / max(high - low, 1e-12),
+            )
+            if self._shows_density:
+                dynamic.append(self._scaled_value(values, layer.density))
+        observation: Observation = self._static[step].copy()
+        observation[_N_STATIC:] = [min(max(x, 0.0), 1.0) for x in dynamic]
+        return observation
 
-    def _scaled_value(self, values: Sequence[float], index: int | None) -> float:
+    def _scaled_value(self, values: Sequence[float], index: int) -> float:
         """An executed value on its scale, 1 if there is none."""
-        if index is None or index < 0:
-            return 1.0
-        return scaled(values[index], value_span(self._decisions[index]))
-
-    def _layer_so_far(self, values: Sequence[float]) -> tuple[float, float, float, float]:
-        """The last decision of this kind, and what is decided about this layer."""
-        step = len(values)
-        decision, made = self._decisions[step], self._decisions[:step]
-        alike = [i for i, d in enumerate(made) if d.kind is decision.kind]
-        inputs = outputs = 1.0
-        for layer in self._layers[step]:
-            kept = self._full | {
-                d.target: v * d.size
-                for d, v in zip(made, values, strict=True)
-                if d.kind is DecisionKind.KEEP_RATIO
-            }
-            inputs = layer.in_width.at(kept) / layer.in_width.at(self._full)
-            outputs = layer.out_width.at(kept) / layer.out_width.at(self._full)
-        return (
-            self._scaled_value(values, alike[-1] if alike else None),
-            inputs,
-            outputs,
-            self._decided(values, DecisionKind.WEIGHT_BITS),
-        )
-
-    def _decided(self, values: Sequence[float], kind: DecisionKind) -> float:
-        """What is decided about the next decision's layer, on its scale; 1 if it is not."""
-        target = self._decisions[len(values)].target
-        made = self._decisions[: len(values)]
-        found = [i for i, d in enumerate(made) if d.kind is kind and d.target == target]
-        return self._scaled_value(values, found[-1] if found else None)
+        return 1.0 if index < 0 else scaled(values[index], self._spans[index])
 
     def terminal(self) -> Observation:
         """Returns the observation after the last decision: all zeros."""
-        return np.zeros(self._n_features, dtype=np.float32)
+        return np.zeros(self._static.shape[1], dtype=np.float32)
 
     def _scarcest(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Smallest ratio, largest ratio and upper bound of the cost with the least room."""
         corners = self._feasible.corner_ratios(values)
 
+        if len(corners) == 1:
+            ((name, (low, high)),) = corners.items()
+            return low, high, self._uppers[name]
+
         def room(name: str) -> float:
             low, high = corners[name]
-            return (self._budget.bounds[name][1] - low) / max(high - low, 1e-12)
+            return (self._uppers[name] - low) / max(high - low, 1e-12)
 
         name = min(corners, key=room)
-        return (*corners[name], self._budget.bounds[name][1])
+        return (*corners[name], self._uppers[name])
 
 
 def scaled(value: float, span: Bounds) -> float:

@@ -18,6 +18,9 @@ from amc_env.validation.answers import requests_of
 from amc_env.validation.checks import check_numbers, checked
 
 _BISECTIONS = 40
+_FEW = 4  # plans that are rescaled sooner one by one
+
+Array = npt.NDArray[np.float64]
 
 
 @checked
@@ -94,13 +97,8 @@ class OneShotEnv(gym.Wrapper[Observation, Action, Observation, Action]):
             raise ResetNeeded("No episode is under way; call reset() first.")
         self._ready = False
         outcome = self.problem.evaluate(plan)
-        info: dict[str, Any] = {
-            "executed_action": positions(self.problem, plan),
-            **self.problem.metric.named(outcome.score),
-            "cost": dict(outcome.cost),
-            "cost_ratio": dict(outcome.cost_ratio),
-            "plan": dict(outcome.plan),
-        }
+        executed = positions(self.problem, plan)
+        info = {"executed_action": executed, **outcome.info(self.problem.metric)}
         return np.zeros_like(self.bounds()), outcome.reward, True, False, info
 
 
@@ -128,18 +126,13 @@ def rescale(env: CompressionEnv, requests: Sequence[float] | npt.NDArray[Any]) -
         ArgumentError: If they are not one finite number per decision.
     """
     asked = check_numbers("requests", requests, env.n_decisions)
-    spans = np.array([value_span(d) for d in env.decisions])
-    lowest = np.array([d.choices[0] for d in env.decisions])
-    highest = np.array([d.choices[-1] for d in env.decisions])
+    line = _Requests(env, asked[None])
 
-    def values_at(share: float) -> npt.NDArray[np.float64]:
-        factor = share / (1.0 - share) if share < 1.0 else np.inf
-        place = np.where(asked > 0.0, np.minimum(1.0, factor * np.maximum(asked, 1e-12)), 0.0)
-        requested = spans[:, 0] + place * (spans[:, 1] - spans[:, 0])
-        inside: npt.NDArray[np.float64] = np.clip(requested, lowest, highest)
-        return inside
+    def values_at(share: float) -> Array:
+        values: Array = line.at(np.array([share]))[0]
+        return values
 
-    low, high = 0.0, 1.0  # shares m / (1 + m), so that any m is in reach
+    low, high = 0.0, 1.0
     if fits(env, values_at(high)):
         low = high
     else:
@@ -149,12 +142,64 @@ def rescale(env: CompressionEnv, requests: Sequence[float] | npt.NDArray[Any]) -
     return env.project(_spend(env, values_at(low)))
 
 
+def rescale_all(
+    env: CompressionEnv, requests: Sequence[Sequence[float] | npt.NDArray[Any]] | npt.NDArray[Any]
+) -> list[CompressionPlan]:
+    """Returns the plans of many requests: those of :func:`rescale`, and much faster.
+
+    Args:
+        env: The decision problem.
+        requests: One row per plan, shape ``(n_plans, n_decisions)``.
+
+    Raises:
+        ArgumentError: If they are not rows of one finite number per decision.
+    """
+    rows = [check_numbers("requests", row, env.n_decisions) for row in requests]
+    if not rows:
+        return []
+    if len(rows) <= _FEW:
+        return [rescale(env, row) for row in rows]
+    line = _Requests(env, np.stack(rows))
+    low, high = np.zeros(len(rows)), np.ones(len(rows))
+    whole = env.upper_bounds.fit(line.at(high))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fits = env.upper_bounds.fit(line.at(middle))
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return env.project_all(_spend_all(env, line.at(np.where(whole, 1.0, low))))
+
+
+class _Requests:
+    """Where plans go as all requests of each are multiplied by one number.
+
+    Args:
+        env: The decision problem.
+        asked: Requests, shape ``(n_plans, n_decisions)``.
+    """
+
+    def __init__(self, env: CompressionEnv, asked: Array) -> None:
+        spans = np.array([value_span(d) for d in env.decisions])
+        self._start, self._length = spans[:, 0], spans[:, 1] - spans[:, 0]
+        self._lowest = np.array([d.choices[0] for d in env.decisions])
+        self._highest = np.array([d.choices[-1] for d in env.decisions])
+        self._weights = np.where(asked > 0.0, np.maximum(asked, 1e-12), 0.0)
+
+    def at(self, share: Array) -> Array:
+        """Returns the plans at shares ``m / (1 + m)``, so that any ``m`` is in reach, 1 included.
+
+        Args:
+            share: Of each plan, shape ``(n_plans,)``.
+        """
+        factor = (share / np.maximum(1.0 - share, 1e-300))[:, None]
+        place = np.minimum(1.0, factor * self._weights)
+        requested = self._start + place * self._length
+        inside: Array = np.minimum(np.maximum(requested, self._lowest), self._highest)
+        return inside
+
+
 def fits(env: CompressionEnv, values: npt.NDArray[np.float64]) -> bool:
     """Whether values, on the grid or not, break no upper bound; lower bounds are not asked."""
-    return all(
-        env.costs[name](values) <= upper * env.original_cost[name]
-        for name, (_, upper) in env.budget.bounds.items()
-    )
+    return env.upper_bounds.fits(values)
 
 
 def _spend(env: CompressionEnv, requested: npt.NDArray[np.float64]) -> list[float]:
@@ -178,3 +223,36 @@ def _spend(env: CompressionEnv, requested: npt.NDArray[np.float64]) -> list[floa
             values[i] = grids[i][index[i]]
             open_.remove(i)
     return [float(v) for v in values]
+
+
+def _spend_all(env: CompressionEnv, requested: Array) -> Array:
+    """The same of many plans, a row per plan."""
+    grids = [np.array(d.choices) for d in env.decisions]
+    last = np.array([len(grid) - 1 for grid in grids])
+    table = np.zeros((len(grids), last.max() + 1))
+    for row, grid in zip(table, grids, strict=True):
+        row[: len(grid)] = grid
+    index = np.stack(
+        [
+            np.maximum(0, np.searchsorted(grid, column + 1e-9, side="right") - 1)
+            for grid, column in zip(grids, requested.T, strict=True)
+        ],
+        axis=1,
+    )
+    values: Array = table[np.arange(len(grids)), index]
+    widths = np.array([grid[-1] - grid[0] or 1.0 for grid in grids])
+    missing = np.where(index < last, (requested - values) / widths, -np.inf)
+    plans = np.flatnonzero((index < last).any(axis=1))
+    while len(plans):
+        i = missing[plans].argmax(axis=1)  # of equals the first
+        before = values[plans, i]
+        values[plans, i] = table[i, index[plans, i] + 1]
+        fits = env.upper_bounds.fit_on_grid(values[plans])
+        # Of monotone costs, what does not fit now never will.
+        values[plans, i] = np.where(fits, values[plans, i], before)
+        index[plans, i] += fits
+        is_open = fits & (index[plans, i] < last[i])
+        left = (requested[plans, i] - values[plans, i]) / widths[i]
+        missing[plans, i] = np.where(is_open, left, -np.inf)
+        plans = plans[(missing[plans] > -np.inf).any(axis=1)]
+    return values

@@ -34,7 +34,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"budgets", "render", "reward"},
         {"actions", "observation"},
         {"env"},
-        {"one_shot", "recorded_tasks"},
+        {"one_shot", "recorded_tasks", "vector_env"},
         {FACE},
     ],
     AGENTS: [

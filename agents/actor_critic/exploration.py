@@ -20,7 +20,7 @@ from amc_compress.agents.heuristics.local_search import neighbour
 from amc_compress.agents.rollout import Search
 from amc_compress.agents.trials import Trial, best_distinct
 from amc_env import CompressionEnv, CompressionPlan
-from amc_env.one_shot import rescale
+from amc_env.one_shot import rescale_all
 from amc_env.validation.checks import checked
 
 Score = Callable[[Sequence[CompressionPlan]], npt.NDArray[np.float64]]
@@ -207,17 +207,17 @@ class Proposals:
     def _warmup(self) -> CompressionPlan:
         count = 1 if self._prior is None else self._exploration.screen
         # Critics that have not learned anything yet would only add noise to the prior.
-        return self._preferred([self._drawn() for _ in range(count)], with_critics=False)
+        env, drawn = self._search.env, [self._drawn() for _ in range(count)]
+        plans = rescale_all(env, drawn) if self._one_shot else env.decode_all(drawn)
+        return self._preferred(plans, with_critics=False)
 
-    def _drawn(self) -> CompressionPlan:
+    def _drawn(self) -> npt.NDArray[np.float32]:
         settings, rng, env = self._exploration, self._search.rng, self._search.env
         if settings.warmup == "random":
-            drawn = rng.random(env.n_decisions, dtype=np.float32)
-        else:
-            centre = np.full(env.n_decisions, 0.5) if self._one_shot else self._centre
-            noisy = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in centre]
-            drawn = np.array(noisy, dtype=np.float32)
-        return rescale(env, drawn) if self._one_shot else env.decode(drawn)
+            return rng.random(env.n_decisions, dtype=np.float32)
+        centre = np.full(env.n_decisions, 0.5) if self._one_shot else self._centre
+        noisy = [truncated_normal(float(c), settings.warmup_sigma, rng) for c in centre]
+        return np.array(noisy, dtype=np.float32)
 
     def _changed_elite(self) -> CompressionPlan:
         search, rng, settings = self._search, self._search.rng, self._exploration

@@ -69,6 +69,11 @@ class CompletionSearch:
             row[: len(grid)] = grid
         self._moved_costs = np.array([self._count_moved_costs(i) for i in range(len(self._grids))])
 
+    @property
+    def is_tabled(self) -> bool:
+        """Whether a table of sums answers from now on."""
+        return self._table is not None
+
     def _count_moved_costs(self, index: int) -> int:
         """Number of bounded costs that a decision changes."""
         values = self._highest.copy()

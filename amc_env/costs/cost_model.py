@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.costs.layer_terms import check_names
+from amc_env.costs.products import ProductForm
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec
 from amc_env.plan import Decision, DecisionKind
@@ -44,6 +45,14 @@ class CostModel(ABC):
             decisions: The decisions that the values belong to.
         """
         return float(self(largest(decisions)))
+
+    def products(self) -> ProductForm | None:
+        """Returns the cost as a sum of products of affine functions of the values, if it is one.
+
+        For plans on the grid the form is the cost itself. Between two grid points it differs from
+        it by no more than rounding, that of :func:`whole` included.
+        """
+        return None
 
 
 CostFunction = Callable[[Sequence[float] | Array], float]

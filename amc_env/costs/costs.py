@@ -13,6 +13,7 @@ import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, original_cost, whole, with_weights
 from amc_env.costs.layer_terms import LayerBits, LayerDensities, LayerWeights, WidthMatrix
+from amc_env.costs.products import Block, ProductForm
 from amc_env.costs.size_costs import BytesCost, FloatBytesCost, ParamsCost
 from amc_env.costs.storage import FLOAT_BITS, StorageFormat
 from amc_env.graph import LayerGraph
@@ -56,6 +57,14 @@ class MacsCost(CostModel):
         """Returns the multiply-adds of each layer, shape ``(n_layers,)``."""
         return self._factor * self._inputs.at(values) * self._outputs.at(values)
 
+    def block(self) -> Block:
+        """Returns the multiply-adds as products of widths."""
+        return Block(self._factor, (self._inputs.affine(), self._outputs.affine()))
+
+    def products(self) -> ProductForm:
+        """Returns the sum over layers of positions, kernel, inputs and outputs."""
+        return ProductForm((self.block(),))
+
 
 class BopsCost(CostModel):
     """Bit operations for one image: ``sum(MACs * weight bits * activation bits)``.
@@ -94,6 +103,13 @@ class BopsCost(CostModel):
         bits = self._weight_bits.effective(v) * self._activation_bits.effective(v)
         return whole(float(self._macs.per_layer(v) @ bits))
 
+    def products(self) -> ProductForm | None:
+        """Returns multiply-adds times bits; none where a plan may leave layers in float32."""
+        bits = [self._weight_bits.affine(), self._activation_bits.affine()]
+        macs = self._macs.block()
+        factors = (*macs.factors, *(x for x in bits if x is not None))
+        return None if None in bits else ProductForm((Block(macs.weights, factors),))
+
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns ``MACs * 32 * 32`` with all channels."""
         return FLOAT_BITS * FLOAT_BITS * self._macs.original(decisions)
@@ -131,6 +147,13 @@ class MeanBitsCost(CostModel):
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
         return whole(float(self._weights @ self._bits.effective(v))) / self._total
+
+    def products(self) -> ProductForm | None:
+        """Returns the weighted sum of bits; none where a plan may leave layers in float32."""
+        bits = self._bits.affine()
+        if bits is None:
+            return None
+        return ProductForm((Block(self._weights, (bits,)),), divisor=self._total)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 32."""
@@ -172,6 +195,12 @@ class DensityCost(CostModel):
         kept = float(self._weights.at(v)[1] @ self._densities.at(v))
         parts = self._densities.parts
         return whole(kept * parts) / (parts * self._total)  # one division, one rounding
+
+    def products(self) -> ProductForm:
+        """Returns the sum of weights times densities."""
+        weights, parts = self._weights.block(), self._densities.parts
+        block = Block(weights.weights, (*weights.factors, self._densities.affine()))
+        return ProductForm((block,), parts=parts, divisor=parts * self._total)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 1."""

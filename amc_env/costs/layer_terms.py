@@ -13,11 +13,13 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.costs.products import Affine, Block
 from amc_env.costs.storage import FLOAT_BITS, OFF_BITS, StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec, Width
 from amc_env.plan import Decision, DecisionKind
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 # Widths between two grid points carry rounding errors, which must not open one more bucket.
 _ROUNDING = 1e-9
@@ -45,6 +47,10 @@ class WidthMatrix:
         """Returns the widths, shape ``(n_axes,)``."""
         return self.matrix @ values + self.offset
 
+    def affine(self) -> Affine:
+        """Returns the map."""
+        return Affine(self.matrix, self.offset)
+
 
 class LayerWeights:
     """Output widths and numbers of weights of layers.
@@ -66,6 +72,14 @@ class LayerWeights:
         """Returns ``(output widths, weights)``, shape ``(n_layers,)`` each; zeros are counted."""
         outputs = self._outputs.at(values)
         return outputs, self._kernel * self._inputs.at(values) * outputs
+
+    def block(self) -> Block:
+        """Returns the numbers of weights as products of widths."""
+        return Block(self._kernel, (self._inputs.affine(), self._outputs.affine()))
+
+    def outputs(self) -> Affine:
+        """Returns the output widths."""
+        return self._outputs.affine()
 
 
 class LayerDensities:
@@ -90,6 +104,7 @@ class LayerDensities:
     ) -> None:
         kind = DecisionKind.DENSITY
         decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        self._n_decisions = len(decisions)
         check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
         for i in decided.values():
             if decisions[i].choices[0] <= 0.0 or decisions[i].choices[-1] > 1.0:
@@ -110,6 +125,10 @@ class LayerDensities:
         densities = self._densities.copy()
         densities[self._rows] = values[self._columns]
         return densities
+
+    def affine(self) -> Affine:
+        """Returns the densities as a map of the values."""
+        return _one_each(self._densities, self._rows, self._columns, self._n_decisions)
 
 
 def _common_parts(values: Iterable[float]) -> int:
@@ -147,6 +166,7 @@ class LayerBits:
         fixed: Mapping[str, float],
     ) -> None:
         decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        self._n_decisions = len(decisions)
         check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
         given = [float(fixed.get(x.name, 0.0)) if x.has_weights else 0.0 for x in layers]
         self._bits: Array = np.array([b if b < OFF_BITS else 0.0 for b in given])
@@ -155,6 +175,7 @@ class LayerBits:
         tops = [_largest_quantized(decisions[i]) for i in self._columns]
         self._tops: Array = np.array(tops, dtype=np.float64)
         self._bits[self._rows] = self._tops
+        self._may_be_off = any(decisions[i].choices[-1] >= OFF_BITS for i in self._columns)
         self._per_bit: Array = np.array([1.0 / (OFF_BITS - top) for top in tops])
         self._off: Array = (self._bits == 0.0).astype(np.float64)
         self.may_quantize: Array = 1.0 - self._off
@@ -178,6 +199,20 @@ class LayerBits:
         """Returns bits per number, 32 for float32, shape ``(n_layers,)``."""
         bits, off = self.at(values)
         return bits + off * (FLOAT_BITS - bits)
+
+    def affine(self) -> Affine | None:
+        """Returns bits per number, 32 for float32, as a map; None if a plan decides on float32."""
+        if self._may_be_off:
+            return None
+        bits = self._bits + self._off * (FLOAT_BITS - self._bits)
+        return _one_each(bits, self._rows, self._columns, self._n_decisions)
+
+
+def _one_each(fixed: Array, rows: Index, columns: Index, n_decisions: int) -> Affine:
+    """The values of some decisions, one per row, between numbers that are fixed."""
+    matrix, offset = np.zeros((len(fixed), n_decisions)), fixed.copy()
+    matrix[rows, columns], offset[rows] = 1.0, 0.0
+    return Affine(matrix, offset)
 
 
 def _largest_quantized(decision: Decision) -> float:
@@ -224,3 +259,11 @@ class Buckets:
         if self._granularity == "tensor":
             return np.ones_like(outputs) * per_bucket + per_layer
         return np.ceil(weights / self._size - _ROUNDING) * per_bucket + per_layer
+
+    def per_output(self) -> tuple[float, float] | None:
+        """Returns the bytes per output and per layer, None if they depend on anything else."""
+        if self._entry_bytes or self._granularity not in ("channel", "tensor"):
+            return None
+        if self._granularity == "channel":
+            return self._bytes + self._per_channel, 0.0
+        return self._per_channel, self._bytes

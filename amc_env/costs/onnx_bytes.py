@@ -9,6 +9,7 @@ import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, whole, with_weights
 from amc_env.costs.layer_terms import LayerWeights, WidthMatrix
+from amc_env.costs.products import Block, ProductForm
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 
@@ -71,6 +72,15 @@ class OnnxBytesCost(CostModel):
     def _tensors(self, values: Array) -> float:
         numbers = self._held @ self._weights.at(values)[1]
         return float(_BYTES_PER_FLOAT * (numbers + self._vectors @ self._channels.at(values)))
+
+    def products(self) -> ProductForm:
+        """Returns four bytes for each number that the file holds."""
+        weights = self._weights.block()
+        blocks = (
+            Block(_BYTES_PER_FLOAT * self._held * weights.weights, weights.factors),
+            Block(_BYTES_PER_FLOAT * self._vectors, (self._channels.affine(),)),
+        )
+        return ProductForm(blocks, self._structure)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns the size of the original's file."""

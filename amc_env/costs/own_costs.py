@@ -6,12 +6,30 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amc_env.costs.cost_model import CostFunction
+from amc_env.costs.cost_model import CostFunction, CostModel
+from amc_env.costs.costs import COSTS, make_cost
+from amc_env.costs.entered_cost import entered
 from amc_env.costs.storage import StorageFormat
 from amc_env.errors import InputDataError
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 from amc_env.validation.references import resolve
+
+
+def all_costs(learner: Any, own: Mapping[str, CostFunction | str]) -> dict[str, CostModel]:
+    """Returns the costs of :data:`~amc_env.costs.costs.COSTS`, the learner's, and the user's.
+
+    Args:
+        learner: Has ``graph``, ``decisions``, perhaps ``cost_models`` and ``storage``.
+        own: The user's, as :func:`own_costs` takes them; of one name the last one holds.
+    """
+    graph, decisions = learner.graph, tuple(learner.decisions)
+    built = own_costs(own, graph, decisions, getattr(learner, "storage", None))
+    return {
+        **{name: make_cost(name, graph, decisions) for name in COSTS},
+        **entered(getattr(learner, "cost_models", {}), decisions),
+        **entered(built, decisions),
+    }
 
 
 def own_costs(

@@ -9,6 +9,7 @@ import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, checked_folding, largest, whole, with_weights
 from amc_env.costs.layer_terms import Buckets, LayerBits, LayerDensities, LayerWeights, WidthMatrix
+from amc_env.costs.products import Block, ProductForm
 from amc_env.costs.sparse_form import SparseForm
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
@@ -64,6 +65,17 @@ class ParamsCost(CostModel):
         total = weights + self._per_channel @ self._channels.at(v) + self._other
         return whole(float(total), self._densities.parts)
 
+    def products(self) -> ProductForm:
+        """Returns the sums over layers and over what has parameters per channel."""
+        inputs, outputs = self._inputs.affine(), self._outputs.affine()
+        blocks = (
+            Block(self._factor, (inputs, outputs, self._densities.affine())),
+            Block(self._bias, (outputs,)),
+            Block(self._per_channel, (self._channels.affine(),)),
+        )
+        parts = self._densities.parts
+        return ProductForm(blocks, float(self._other), parts, float(parts))
+
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns the number with all channels, all weights, before any norm is folded."""
         return self._unchanged(largest(decisions))
@@ -91,6 +103,16 @@ class FloatBytesCost(CostModel):
         v[self._densities] = 1.0
         buffers = self._per_channel @ self._channels.at(v)
         return whole(float(BYTES_PER_FLOAT * (self._params(v) + buffers) + self._other))
+
+    def products(self) -> ProductForm | None:
+        """Returns four bytes for each number; none where densities are decided: 1 counts."""
+        if self._densities:
+            return None
+        params = self._params.products()
+        blocks = [Block(BYTES_PER_FLOAT * weights, x) for weights, x in params.blocks]
+        buffers = Block(BYTES_PER_FLOAT * self._per_channel, (self._channels.affine(),))
+        constant = BYTES_PER_FLOAT * params.constant + self._other
+        return ProductForm((*blocks, buffers), constant)
 
 
 class BytesCost(CostModel):
@@ -180,6 +202,32 @@ class BytesCost(CostModel):
         stored = quantized + off * np.maximum(floats - quantized, 0.0)
         rest = self._bias @ outputs + self._per_channel @ self._channels.at(v)
         return whole(float(stored.sum() + rest + self._constant), _BITS_PER_BYTE)
+
+    def products(self) -> ProductForm | None:
+        """Returns codes, scales and floats as products.
+
+        Codebooks, scales per bucket, sparse layers, and layers that a plan may leave in float32 or
+        quantize have other bytes.
+        """
+        if self._is_float:
+            return self._float.products()
+        bits, scales = self._bits.affine(), self._buckets.per_output()
+        if self._sparse is not None or bits is None or scales is None:
+            return None
+        quantized, weights, outputs = (
+            self._bits.may_quantize,
+            self._weights.block(),
+            self._weights.outputs(),
+        )
+        # What is not quantized has 32 bits there.
+        codes = Block(weights.weights / _BITS_PER_BYTE, (*weights.factors, bits))
+        blocks = (
+            codes,
+            Block(quantized * scales[0] + self._bias, (outputs,)),
+            Block(self._per_channel, (self._channels.affine(),)),
+        )
+        constant = self._constant + scales[1] * float(quantized.sum())
+        return ProductForm(blocks, constant, _BITS_PER_BYTE, float(_BITS_PER_BYTE))
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns the bytes with all channels, in float32, before any norm is folded."""

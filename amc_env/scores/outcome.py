@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from amc_env.plan import CompressionPlan
 from amc_env.scores.evaluations import Evaluation
+from amc_env.scores.metric import Metric
 from amc_env.support.deprecation import renamed_attribute
 
 
@@ -32,3 +34,16 @@ class Outcome:
     evaluation: Evaluation | None = None
 
     accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
+
+    def info(self, metric: Metric) -> dict[str, Any]:
+        """Returns what the last step of an episode says of it.
+
+        Args:
+            metric: What the score is made from.
+        """
+        return {
+            **metric.named(self.score),
+            "cost": dict(self.cost),
+            "cost_ratio": dict(self.cost_ratio),
+            "plan": dict(self.plan),
+        }

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction
 
-from amc_env.errors import EvaluationError
-from amc_env.validation.checks import shown
+from amc_env.errors import ArgumentError, EvaluationError
+from amc_env.validation.checks import check_numbers, shown
 
 
 def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
@@ -20,13 +20,29 @@ def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
     """
     try:
         array = np.asarray(action)
+        if array.shape == (1,) == (count,) and array.dtype.kind in "fiu":  # what every step asks
+            number = float(array[0])
+            if 0.0 <= number <= 1.0:
+                return np.array([number])
         fits = array.dtype.kind in "fiu" and array.shape == (count,)
         if fits and bool(((array >= 0.0) & (array <= 1.0)).all()):
             return array.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):
         pass
-    number = "one number" if count == 1 else f"{count} numbers"
-    raise InvalidAction(f"Expected {number} in [0, 1], shape ({count},), got {shown(action)}.")
+    many = "one number" if count == 1 else f"{count} numbers"
+    raise InvalidAction(f"Expected {many} in [0, 1], shape ({count},), got {shown(action)}.")
+
+
+def actions_of(actions: object, count: int) -> list[float]:
+    """Returns the actions of an episode as numbers.
+
+    Raises:
+        ArgumentError: If they are something else than so many numbers in [0, 1].
+    """
+    asked: list[float] = check_numbers("actions", actions, count).tolist()
+    if not all(0.0 <= action <= 1.0 for action in asked):
+        raise ArgumentError(f"Expected actions in [0, 1], got {asked}.")
+    return asked
 
 
 def checked_reward(answer: object) -> float:

@@ -6,6 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from amc_env import CompressionVectorEnv
+from amc_env.scores.evaluations import InProcess
+
 TASK = "amc_env:amc/synthetic-v0"
 LENGTH = 12
 modes = pytest.importorskip("gymnasium", minversion="1.1").vector.AutoresetMode
@@ -78,3 +81,42 @@ def test_copies_are_independent_and_equal_actions_give_equal_plans():
     for _ in range(LENGTH):
         infos = envs.step(np.array([[request], [0.5]], dtype=np.float32))[-1]
     assert np.diff(infos["final_info"]["accuracy"]) != 0
+
+
+class Counted(InProcess):
+    """Notes how many plans are submitted at a time."""
+
+    def __init__(self, learner):
+        super().__init__(learner)
+        self.counts = []
+
+    def submit(self, plans, *, whole_split=False):
+        self.counts.append(len(plans))
+        super().submit(plans, whole_split=whole_split)
+
+
+@pytest.mark.parametrize("mode", modes)
+def test_plans_evaluated_together_change_nothing_else(mode):
+    env = gym.make(TASK)
+    service = env.unwrapped.scores.service = Counted(env.unwrapped.learner)
+    bare = [lambda: gym.make(TASK).unwrapped] * 4
+    apart = gym.vector.SyncVectorEnv(bare, autoreset_mode=mode)
+    together = CompressionVectorEnv(env, 4, autoreset_mode=mode)
+    options = {"options": {"budget": "macs=0.4"}} if mode is modes.DISABLED else {}
+    assert repr(apart.reset(seed=0, **options)) == repr(together.reset(seed=0, **options))
+    rng = np.random.default_rng(0)
+    n_episodes = 1 if mode is modes.DISABLED else 2
+    for _ in range(n_episodes * LENGTH + (2 if n_episodes > 1 else 0)):
+        actions = rng.random((4, 1), dtype=np.float32)
+        actions[1] = actions[0]
+        for one, other in zip(apart.step(actions), together.step(actions), strict=True):
+            assert repr(one) == repr(other)
+    assert service.counts == [3] * n_episodes
+    assert together.problem.n_evaluations == 3 * n_episodes
+
+
+def test_other_environments_and_none_at_all_are_rejected():
+    with pytest.raises(TypeError, match="Expected a CompressionEnv, got CartPole"):
+        CompressionVectorEnv(gym.make("CartPole-v1"), 2)
+    with pytest.raises(ValueError, match="num_envs >= 1"):
+        CompressionVectorEnv(gym.make(TASK), 0)

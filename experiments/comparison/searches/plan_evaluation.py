@@ -41,8 +41,8 @@ def latin_hypercube(env: CompressionEnv, n: int, seed: int) -> list[CompressionP
     empty = 0
     while len(found) < n:
         before = len(found)
-        for actions in sampler.random(n):
-            found.setdefault(env.decode(actions))
+        for plan in env.decode_all(sampler.random(n)):
+            found.setdefault(plan)
             if len(found) == n:
                 break
         empty = empty + 1 if len(found) == before else 0
