@@ -6,7 +6,6 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -69,18 +68,6 @@ def built(key: str, data: Callable[[], bytes], threads: int) -> Function:
         _built.clear()  # a worker serves one learner at a time
         _built[key] = pickle.loads(data())  # made by the process that started this one
     return _built[key]
-
-
-def answer(path: str, key: str, threads: int, request: Any) -> Any:
-    """Answers a request in a worker process.
-
-    Args:
-        path: File of the payload.
-        key: Its digest.
-        threads: Threads that this process computes with.
-        request: What is asked.
-    """
-    return told(built(key, Path(path).read_bytes, threads), request)
 
 
 def told(function: Function, request: Any) -> Any:

@@ -7,13 +7,18 @@ hangs can be stopped alone.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from amc_compress.evaluations.payload import Payload, answer
+from amc_compress.evaluations.payload import Payload, built, told
 from amc_compress.evaluations.worker import Backend, Worker, WorkerLostError
+
+_WATCH = 1.0  # seconds between two looks at whether the search still runs
 
 
 class ProcessWorker(Worker):
@@ -35,33 +40,53 @@ class ProcessWorker(Worker):
         )
 
     def begin(self, request: Any) -> Future[Any]:  # noqa: D102
-        told: Future[Any] = Future()
+        heard: Future[Any] = Future()
         try:
-            ran = self._pool.submit(answer, str(self._path), self._key, self._threads, request)
+            ran = self._pool.submit(_answer, self._path, self._key, self._threads, request)
         except RuntimeError as error:  # broken before it began
-            told.set_exception(WorkerLostError(f"its process is gone ({type(error).__name__})."))
-            return told
-        ran.add_done_callback(lambda future: _pass_on(future, told))
-        return told
+            heard.set_exception(WorkerLostError(f"its process is gone ({type(error).__name__})."))
+            return heard
+        ran.add_done_callback(lambda future: _pass_on(future, heard))
+        return heard
 
     def stop(self) -> None:  # noqa: D102
         self._pool.shutdown(wait=False, kill_workers=True)
 
 
-def _pass_on(ran: Future[Any], told: Future[Any]) -> None:
+def _pass_on(ran: Future[Any], heard: Future[Any]) -> None:
     from concurrent.futures.process import BrokenProcessPool
 
     if ran.cancelled():
-        told.cancel()
-        told.set_running_or_notify_cancel()
+        heard.cancel()
+        heard.set_running_or_notify_cancel()
         return
     error = ran.exception()
     if isinstance(error, BrokenProcessPool):
-        told.set_exception(WorkerLostError("its process was killed; is there enough memory?"))
+        heard.set_exception(WorkerLostError("its process was killed; is there enough memory?"))
     elif error is not None:
-        told.set_exception(error)
+        heard.set_exception(error)
     else:
-        told.set_result(ran.result())
+        heard.set_result(ran.result())
+
+
+_watched: list[threading.Thread] = []
+
+
+def _answer(path: Path, key: str, threads: int, request: Any) -> Any:
+    """Answers a request in a worker process."""
+    if not _watched:
+        watch = threading.Thread(target=_end_with, args=(os.getppid(), path.parent), daemon=True)
+        watch.start()
+        _watched.append(watch)
+    return told(built(key, path.read_bytes, threads), request)
+
+
+def _end_with(parent: int, folder: Path) -> None:
+    """Ends this process when the one that started it was killed."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 class Processes(Backend):

@@ -83,7 +83,7 @@ def test_help_shows_what_is_used_every_day_and_where_the_rest_is(
         shown[option] = set(re.findall(r"│ +\*? *(--[\w-]+)", capsys.readouterr().out))
     assert shown["--help-all"] >= {flag(name) for name in OPTIONS}
     assert shown["--help"] >= {"--help-all", "--out", "--config", "--model", "--budget", "--epochs"}
-    assert len(shown["--help"]) <= 22
+    assert len(shown["--help"]) <= 24
 
 
 def test_help_is_written_for_a_terminal_of_80_columns(
