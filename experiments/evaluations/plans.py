@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.learners.numerics.processor import processor
-from amc_env import CompressionPlan, Evaluation, Evaluations
+from amc_env import CompressionPlan, Evaluation, Evaluations, InputDataError
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.evaluations import evaluated
 
@@ -31,12 +31,17 @@ class PlanEvaluator:
 
     learner: Compressible
 
-    def __call__(self, request: Request) -> Scored:
-        """Returns the score of a plan, what it took, and where."""
+    def __call__(self, request: Request) -> Scored | None:
+        """Returns the score of a plan, what it took, and where; None if it cannot be had here."""
         text, whole_split = request
         started = time.process_time()
         plan = CompressionPlan.from_json(text)
-        score = evaluated(self.learner, plan, whole_split=whole_split)
+        try:
+            score = evaluated(self.learner, plan, whole_split=whole_split)
+        except InputDataError:
+            if whole_split:  # its loader is one that did not travel
+                return None
+            raise
         return score, time.process_time() - started, processor()
 
 
@@ -45,23 +50,28 @@ class RemoteEvaluations(Evaluations):
 
     Args:
         dispatcher: Of a payload that is a :class:`PlanEvaluator`.
+        learner: That of the payload; evaluates here what the workers cannot: the whole validation
+            split, where its loader does not pickle or takes longer than a plan may.
     """
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, learner: Compressible) -> None:
         self._dispatcher = dispatcher
-        self._plans: deque[CompressionPlan] = deque()
+        self._learner = learner
+        self._plans: deque[tuple[CompressionPlan, bool]] = deque()
 
     @property
     def pending(self) -> int:  # noqa: D102
         return len(self._plans)
 
     def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:  # noqa: D102
-        self._plans.extend(plans)
+        self._plans.extend((plan, whole_split) for plan in plans)
         self._dispatcher.submit([(plan.to_json(), whole_split) for plan in plans])
 
     def result(self) -> Evaluation:  # noqa: D102
         answer = self._dispatcher.result()
-        plan = self._plans.popleft()
+        plan, whole_split = self._plans.popleft()
+        if whole_split and answer.value is None:
+            return Evaluation(plan, evaluated(self._learner, plan, whole_split=True))
         if answer.failure:
             return Evaluation(plan, None, answer.failure)
         score, seconds, where = answer.value

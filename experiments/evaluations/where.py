@@ -50,5 +50,5 @@ class Where:
             yield InProcess(learner)
             return
         backend = self.backend(Payload.of(PlanEvaluator(learner)))
-        with RemoteEvaluations(Dispatcher(backend, timeout=self.timeout)) as service:
+        with RemoteEvaluations(Dispatcher(backend, timeout=self.timeout), learner) as service:
             yield service

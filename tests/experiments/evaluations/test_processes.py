@@ -15,6 +15,7 @@ from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.evaluations.payload import Payload
 from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
 from amc_compress.evaluations.processes import Processes
+from amc_env import InputDataError
 
 
 class Accident:
@@ -45,7 +46,7 @@ class Accident:
 
 def searched(env, workers: int, **options):
     backend = Processes(Payload.of(PlanEvaluator(env.learner)), workers)
-    with RemoteEvaluations(Dispatcher(backend, **options)) as service:
+    with RemoteEvaluations(Dispatcher(backend, **options), env.learner) as service:
         env.scores.service = service
         return make_agent("local").search(env, 12, 0, parallel=4)
 
@@ -87,3 +88,30 @@ def test_a_plan_that_kills_every_process_is_recorded_as_failed(tmp_path):
     assert "killed" in failed[0].failure
     assert not failed[0].within_budget
     assert len(result.trials) == 12
+
+
+class WithoutLoader:
+    """Evaluates all images here alone: the loader does not travel."""
+
+    def __init__(self, learner, here: bool = True) -> None:
+        self._learner, self._here = learner, here
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["_learner"], name)
+
+    def __reduce__(self):
+        return WithoutLoader, (self._learner, False)
+
+    def evaluate_full(self, plan):
+        if not self._here:
+            raise InputDataError("Expected the loader of the validation images.")
+        return 0.5 + 0.1 * self._learner.evaluate(plan)
+
+
+@pytest.mark.slow
+def test_finalists_are_evaluated_here_where_their_loader_stays(in_process):
+    env = make_env()
+    env.learner = WithoutLoader(env.learner)
+    result = searched(env, 1)
+    assert seen(result) == seen(in_process)
+    assert len(result.finalist_rewards) == 5
