@@ -170,6 +170,7 @@ class RunConfig(Options, _LearnerOption):
         values: dict[str, Any] = {
             SPELLINGS[k]: tuple(v) if isinstance(v, list) else v for k, v in options.items()
         }
+        values.setdefault("parallel", 1)  # as in every run of before there was a choice
         return cls(**values)
 
     def differences(

@@ -28,7 +28,7 @@ _NOT_EVALUATED_BY = {"network", "teacher", "test data"}
 
 FREE = (
     "warm_start", "agent", "evaluations", "budget", "reward", "action", "threads",
-    "allow_pickle", "preset", "time_limit", "max_drop", "max_drop_after", "minimize",
+    "allow_pickle", "preset", "time_limit", "parallel", "max_drop", "max_drop_after", "minimize",
 )  # fmt: skip
 """Options on which no evaluation of a plan depends."""
 

@@ -20,7 +20,8 @@ from amc_compress.report.sensitivity_figure import draw_sensitivity
 from amc_compress.runs.problem import make_env
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.runs.warm_start import FREE
-from amc_env import Budget, CompressionEnv, CompressionPlan, RunFolderError
+from amc_compress.stages.search import workers_of
+from amc_env import Budget, CompressionEnv, CompressionPlan, EvaluationError, RunFolderError
 from amc_env.files import JsonLines, write_atomic, write_json
 from amc_env.support.progress import Progress
 from amc_env.validation.shapes import check_shape
@@ -85,18 +86,22 @@ def run_sensitivity(task: Task, points: int) -> list[Measurement]:
     known = {(row.decision, row.kind, row.value): row for row in lines.rows(_measurement)}
     learner = task.learner
     further = task.problem.further if config.has_further_costs else None
-    env = make_env(config, learner, Budget(**{config.spec.costs[0]: 1.0}), costs=further)
-    wanted = _wanted(env, points)
-    whole = env.evaluate(CompressionPlan.full(env.decisions)).score
-    found = []
-    n_known = sum(key in known for key, _ in wanted)
-    with Progress(len(wanted), "sensitivity", initial=n_known, shown=task.progress) as bar:
-        for key, plan in wanted:
-            if (row := known.get(key)) is None:
-                row = _measure(env, key, plan, whole)
-                lines.append(asdict(row))
-                bar.step(f"{row.decision} at {row.value:.3g}: {row.drop:+.4f}")
-            found.append(row)
+    budget = Budget(**{config.spec.costs[0]: 1.0})
+    with workers_of(config).evaluations(learner) as service:
+        env = make_env(config, learner, budget, costs=further, evaluations=service)
+        wanted = _wanted(env, points)
+        whole_plan = CompressionPlan.full(env.decisions)
+        env.submit([whole_plan, *(plan for key, plan in wanted if key not in known)])
+        whole = env.evaluate(whole_plan).score
+        found = []
+        n_known = sum(key in known for key, _ in wanted)
+        with Progress(len(wanted), "sensitivity", initial=n_known, shown=task.progress) as bar:
+            for key, plan in wanted:
+                if (row := known.get(key)) is None:
+                    row = _measure(env, key, plan, whole)
+                    lines.append(asdict(row))
+                    bar.step(f"{row.decision} at {row.value:.3g}: {row.drop:+.4f}")
+                found.append(row)
     _write(task, found, whole)
     return found
 
@@ -144,6 +149,9 @@ def _wanted(env: CompressionEnv, points: int) -> list[tuple[_Key, CompressionPla
 def _measure(env: CompressionEnv, key: _Key, plan: CompressionPlan, whole: float) -> Measurement:
     started = time.perf_counter()
     outcome = env.evaluate(plan)
+    if outcome.evaluation is not None and outcome.evaluation.failure:
+        name = ":".join(map(str, key))
+        raise EvaluationError(f"{name} could not be measured. {outcome.evaluation.failure}")
     seconds = round(time.perf_counter() - started, 4)
     target, kind, value = key
     drop = whole - outcome.score
