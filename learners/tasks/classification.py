@@ -31,7 +31,8 @@ class Accuracy:
         self._seen = 0
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Counts a batch: logits (N, classes) and labels (N,)."""
+        """Counts a batch: logits (N, classes) and labels (N,), or shares (N, classes)."""
+        targets = targets if targets.ndim == 1 else targets.argmax(1)
         # On the device, so that nothing waits for it.
         self._right = self._right + (outputs.argmax(1) == targets).sum()
         self._seen += len(targets)
@@ -49,6 +50,9 @@ class Accuracy:
 
 class Classification(Task):
     """One integer label per sample; logits of shape (N, classes).
+
+    Training data may have the shares of all classes in place of a label, float (N, classes), as
+    mixup makes them; the class with the largest share counts as the label.
 
     The score is top-1 accuracy; accuracy within the five highest logits is reported too.
     """
@@ -69,6 +73,8 @@ class Classification(Task):
                 f"Expected {name}batches of (images, labels) tensors, got "
                 f"{type(inputs).__name__} and {type(targets).__name__}."
             )
+        if is_shares(targets) and len(targets) == count(inputs):
+            return
         if targets.ndim != 1 or len(targets) != count(inputs) or targets.is_floating_point():
             shape = list(inputs.shape) if isinstance(inputs, Tensor) else [count(inputs), "..."]
             raise InputDataError(
@@ -77,7 +83,7 @@ class Classification(Task):
             )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy of logits (N, classes) and labels (N,)."""
+        """Cross entropy of logits (N, classes) and labels (N,), or shares (N, classes)."""
         # Losses are sums of small numbers, so they are always computed in fp32.
         return functional.cross_entropy(
             outputs.float(), targets, label_smoothing=self.label_smoothing
@@ -116,6 +122,13 @@ class Classification(Task):
                 f"Expected the {who} to answer {len(targets)} images with logits of shape "
                 f"[{len(targets)}, classes]{mode}, got {got}: return the logits, alone or first."
             )
+        if targets.ndim > 1:
+            if targets.shape != outputs.shape:
+                raise InputDataError(
+                    f"Expected the shares of {outputs.shape[1]} classes, which the {who} has, got "
+                    f"{targets.shape[1]}: correct the labels or the number of classes."
+                )
+            return
         if (wrong := outside(targets, outputs.shape[1])) is not None:
             raise InputDataError(
                 f"Labels must lie in 0..{outputs.shape[1] - 1}, the classes of the {who}, got "
@@ -134,6 +147,14 @@ class Classification(Task):
     def agreement(self, outputs: Tensor, reference: Tensor) -> float:
         """Share of samples with the same highest logit."""
         return float((outputs.argmax(1) == reference.argmax(1)).double().mean())
+
+
+def is_shares(targets: Tensor) -> bool:
+    """Whether targets are shares of classes, float (N, classes), that add up to 1."""
+    if targets.ndim != 2 or not targets.is_floating_point() or targets.shape[1] < 2:
+        return False
+    sums = targets.float().sum(1)
+    return bool((targets >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
 
 
 CLASSIFICATION = Classification()
