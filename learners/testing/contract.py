@@ -285,7 +285,8 @@ class LearnerContract:
     ) -> None:
         _, learner = self.prepared(name)
         plan = self.random_plan(learner)
-        config = TrainingConfig(epochs=2, learning_rate=0.01, precision="fp32")
+        # Killed inside an epoch, and resumed there.
+        config = TrainingConfig(epochs=2, learning_rate=0.01, precision="fp32", snapshot_steps=1)
         batches = make_data(128, 1)
         straight, resumed = learner.compress(plan), learner.compress(plan)
         learner.finetune(straight, Interrupted(batches, None), config=config)
