@@ -105,6 +105,7 @@ LearningRate = Annotated[float, typer.Option(help="Its peak learning rate; 0.05 
     "data",
     *o.SPLITS,
     *o.PIXELS,
+    "augment",
 )
 def train(
     ctx: typer.Context,

@@ -93,8 +93,9 @@ Preprocessing = Annotated[
 ]
 
 
-@takes("trust", *o.OUTPUT)
+@takes("memory", "data_workers", "trust", *o.OUTPUT)
 def export(
+    ctx: typer.Context,
     directory: o.Directory,
     trust: bool,
     quiet: bool,
@@ -130,7 +131,13 @@ def export(
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
-    task = reopen_task(directory, trust=Trust(trust), uses=("model", "cost", *PURPOSE), quiet=quiet)
+    task = reopen_task(
+        directory,
+        trust=Trust(trust),
+        uses=("model", "cost", *PURPOSE),
+        quiet=quiet,
+        options=free_options(ctx),
+    )
     task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")
@@ -170,7 +177,10 @@ Original = Annotated[
 ]
 
 
-@takes("model", "model_args", "data", "weights", "allow_pickle", "trust", *o.PIXELS, "debug")
+@takes(
+    "model", "model_args", "data", "weights", "allow_pickle", "trust", *o.PIXELS, "memory",
+    "data_workers", "debug",
+)  # fmt: skip
 def evaluate(
     ctx: typer.Context,
     model: str | None,
@@ -198,7 +208,8 @@ def evaluate(
 
     if directory is not None:
         allowed = Trust(trust, named=frozenset({call_text(model or USUAL_MODEL, model_args or ())}))
-        print(json.dumps(measure_run(directory, original=original, trust=allowed)))
+        free = free_options(ctx)
+        print(json.dumps(measure_run(directory, original=original, trust=allowed, options=free)))
     elif weights is not None:
         print(json.dumps(measure_file(config_from(given(ctx)), weights)))
     else:

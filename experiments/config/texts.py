@@ -137,6 +137,17 @@ def snapshot_settings(text: str) -> dict[str, Any]:
     return {"snapshot_steps": steps, "snapshot_seconds": seconds}
 
 
+def memory(flag: str, text: str) -> str:
+    """Returns a size as it was written; empty where none is given.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if text.strip():
+        size(flag, text)
+    return text.strip()
+
+
 def size(flag: str, text: str | int) -> int:
     """Reads ``"4GB"``, ``"512MiB"`` or a number of bytes.
 

@@ -10,10 +10,11 @@ from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.options import Options
 from amc_compress.config.stage_budgets import stage_budgets
-from amc_compress.config.texts import snapshots
+from amc_compress.config.texts import is_factory, memory, snapshots
 from amc_compress.config.values import (
     ONNX_BYTES,
     OWN_TEACHERS,
+    check_augmentations,
     check_normalisation,
     of_how_many,
     own_cost_references,
@@ -50,6 +51,7 @@ def validate(spec: LearnerSpec, stages: Collection[str]) -> None:
     _check_dependent(spec)
     _check_ways_to_cut(spec)
     _check_teacher(spec.options)
+    _check_own_data(spec)
     if "search" in stages:
         _check_search(spec)
     if "finetune" in stages:
@@ -133,6 +135,18 @@ def _check_teacher(options: Options) -> None:
         raise ValueError(
             "--feature-matching has no effect with --teacher none; its loss needs a teacher."
         )
+
+
+def _check_own_data(spec: LearnerSpec) -> None:
+    """Rejects what has no effect on batches that a factory of the user's makes."""
+    if not is_factory(spec.options.data):
+        return
+    for name in ("augment", "memory"):
+        if spec.is_given(name):
+            raise ValueError(
+                f"{flag(name)} has no effect on --data {spec.options.data}, whose factory decides "
+                f"what is done to its samples; leave it out."
+            )
 
 
 _UNCOUNTED = "quantizes, so that only the quantizer of the export settles the nodes of the file"
@@ -229,6 +243,8 @@ def check_values(options: Options) -> None:
     """
     of_how_many(options.pattern)
     snapshots("--snapshot-every", options.snapshot_every)
+    memory("--memory", options.memory)
+    check_augmentations(options.augment)
     own_cost_references(options.cost)
     check_normalisation(options.mean, options.std)
     _check_teacher_is_known(options)

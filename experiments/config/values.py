@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from amc_compress.config.option import flag
 from amc_env.costs.costs import COSTS
 from amc_env.errors import InputDataError
-from amc_env.validation.checks import SEED_LIMIT
+from amc_env.validation.checks import SEED_LIMIT, check_known
 from amc_env.validation.references import is_reference
 
 CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
@@ -69,6 +69,28 @@ def of_how_many(pattern: str) -> tuple[int, int] | None:
             f"or 2:4 (2 of 4 weights stay; any N:M with N < M), got {pattern!r}."
         )
     return (int(match[1]), int(match[2])) if match[1] else None
+
+
+AUGMENTATIONS = ("standard", "none", "crop", "flip", "randaugment", "mixup", "cutmix")
+"""The words of ``--augment``."""
+_ALONE = ("standard", "none")
+
+
+def check_augmentations(words: Sequence[str]) -> None:
+    """Checks the words of ``--augment`` together.
+
+    Raises:
+        ValueError: If there is none, one is unknown, or some exclude each other.
+    """
+    for word in words:
+        check_known("--augment", word, AUGMENTATIONS)
+    clashing = [word for word in words if word in (*_ALONE, "crop", "flip")]
+    if not words or ("none" in words and len(words) > 1):
+        raise ValueError(f"Expected --augment none alone, or others, got {','.join(words)!r}.")
+    if "standard" in clashing and len(clashing) > 1:
+        raise ValueError(
+            f"Expected --augment standard, or crop and flip in its place, got {','.join(words)}."
+        )
 
 
 def check_size(name: str, value: object) -> None:

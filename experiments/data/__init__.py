@@ -1,6 +1,7 @@
-"""Data sets in memory: digits and scenes of them, tables, image folders, the Hugging Face hub."""
+"""Data sets, in memory or streamed: digits and their scenes, tables, shards, folders, the hub."""
 
-from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader
+from amc_compress.data.augmenting.parts import Augmentation, RandomResizedCrop
+from amc_compress.data.loader import TensorLoader
 from amc_compress.data.raw import RawSplit
 from amc_compress.data.splits import DataSplits, load_data
 from amc_compress.learners.networks.normalisation import Normalisation

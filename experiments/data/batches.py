@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from amc_env.errors import InputDataError
 from amc_env.validation.sentences import first_line
@@ -34,7 +46,13 @@ def fitting_batch(samples: int) -> int:
 
 
 def to_batches(
-    data: object, name: str, *, batch_size: int | None, shuffle: bool = False, seed: int = 0
+    data: object,
+    name: str,
+    *,
+    batch_size: int | None,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
 ) -> Batches:
     """Returns data as batches that can be read again and again.
 
@@ -49,6 +67,7 @@ def to_batches(
             they are shuffled, to train on, no more than leave 50 steps in an epoch.
         shuffle: Whether the samples of a data set are shuffled, in each pass anew.
         seed: Of their order.
+        workers: Processes that read the samples of a data set.
 
     Raises:
         InputDataError: If it is none of these, or its samples cannot be batched.
@@ -59,7 +78,8 @@ def to_batches(
     if len(data) == 0:
         raise InputDataError(f"Expected samples in {name}, got an empty {type(data).__name__}.")
     try:
-        collate_samples([data[0]])
+        with _random_numbers(seed):
+            collate_samples([data[0]])
     except (TypeError, RuntimeError) as error:
         raise InputDataError(
             f"Expected samples of tensors or numbers in {name}, got some that cannot be batched "
@@ -70,15 +90,120 @@ def to_batches(
         batch_size = fitting_batch(len(data)) if shuffle else USUAL_BATCH
     # Batch norm cannot train on a single sample, so a lone last one is left out.
     lone = shuffle and len(data) > batch_size and len(data) % batch_size == 1
-    loader: DataLoader[Any] = DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_size,
-        shuffle=shuffle,
-        drop_last=lone,
-        collate_fn=collate_samples,
-        generator=torch.Generator().manual_seed(seed),
+    return SampleLoader(
+        data, batch_size, shuffle=shuffle, drop_last=lone, seed=seed, workers=workers
     )
-    return loader
+
+
+class SampleLoader(DataLoader[Any]):
+    """Batches of a data set: a function of the seed alone, however many processes read it.
+
+    What transforms draw from the random numbers of torch, NumPy and Python is seeded batch by
+    batch, and the numbers of the process that trains stay as they are.
+
+    Args:
+        data: The data set.
+        batch_size: Samples in a batch.
+        shuffle: Whether to shuffle them, in each pass anew.
+        drop_last: Whether to leave a smaller last batch out.
+        seed: Of the order and of what transforms draw.
+        workers: Processes.
+    """
+
+    def __init__(
+        self,
+        data: Samples,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        workers: int,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        order: Sampler[int] = (
+            RandomSampler(data, generator=generator) if shuffle else SequentialSampler(data)
+        )
+        self._seeded = _SeededBatches(BatchSampler(order, batch_size, drop_last), generator)
+        super().__init__(
+            _SeededSamples(data),
+            batch_sampler=self._seeded,
+            collate_fn=collate_samples,
+            num_workers=workers,
+            generator=generator,
+        )
+
+    def from_batch(self, first: int) -> Iterator[Any]:
+        """Returns an iterator over the batches of a pass from one of a number on."""
+        self._seeded.first = first
+        try:
+            return iter(self)
+        finally:
+            self._seeded.first = 0
+
+
+class _SeededBatch(list[int]):
+    """The numbers of the samples of a batch, and what seeds the transforms of them."""
+
+    seed: int
+
+
+class _SeededBatches(Sampler[list[int]]):
+    """Batches with a seed each, which is drawn without moving the generator of the order."""
+
+    def __init__(self, batches: BatchSampler, generator: torch.Generator) -> None:
+        self._batches = batches
+        self._generator = generator
+        self.batch_size = batches.batch_size
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._from(self.first)
+
+    def _from(self, first: int) -> Iterator[list[int]]:
+        own = torch.Generator()
+        own.set_state(self._generator.get_state())
+        for number, chosen in enumerate(self._batches):
+            batch = _SeededBatch(chosen)
+            batch.seed = int(torch.randint(2**32, (), generator=own))
+            if number >= first:
+                yield batch
+
+
+class _SeededSamples(Dataset[Any]):
+    def __init__(self, data: Samples) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index]
+
+    def __getitems__(self, batch: _SeededBatch) -> Sequence[Any]:
+        several = getattr(self._data, "__getitems__", None)
+        with _random_numbers(batch.seed):
+            if callable(several):
+                return list(several(list(batch)))
+            return [self._data[index] for index in batch]
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seeds torch, NumPy and Python in the block; afterwards all is as it was."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # transforms draw from it
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # and that of no GPU
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def has_samples(data: object) -> TypeGuard[Samples]:

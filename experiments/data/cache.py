@@ -46,12 +46,14 @@ def cache_file(files: Sequence[Path], options: Sequence[Any]) -> Path | None:
         folder = str(Path(base) / "amc-compress")
     if folder == "" or not files:
         return None
-    parts = []
-    for file in files:
+    # The text of [_VERSION, [[path, bytes, time], ...], options], long for a million files.
+    digest = hashlib.sha256(f"[{json.dumps(_VERSION)}, [".encode())
+    for number, file in enumerate(files):
         facts = file.stat()
-        parts.append((str(file.absolute()), facts.st_size, facts.st_mtime_ns))
-    digest = hashlib.sha256(json.dumps([_VERSION, parts, options]).encode()).hexdigest()[:24]
-    return Path(folder) / f"images-{digest}.safetensors"
+        row = json.dumps([str(file.absolute()), facts.st_size, facts.st_mtime_ns])
+        digest.update(f"{', ' if number else ''}{row}".encode())
+    digest.update(f"], {json.dumps(options)}]".encode())
+    return Path(folder) / f"images-{digest.hexdigest()[:24]}.safetensors"
 
 
 def read_cache(cache: Path | None) -> Decoded | None:

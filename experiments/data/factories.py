@@ -41,7 +41,9 @@ class OwnLoaders:
     notes: tuple[str, ...] = ()
 
 
-def own_loaders(reference: str, *, batch_size: int | None, seed: int) -> OwnLoaders:
+def own_loaders(
+    reference: str, *, batch_size: int | None, seed: int, workers: int = 0
+) -> OwnLoaders:
     """Calls a user's factory, and makes batches of what it returns.
 
     It is given ``batch_size`` and ``seed`` if it names such parameters; a ``batch_size`` that
@@ -52,6 +54,7 @@ def own_loaders(reference: str, *, batch_size: int | None, seed: int) -> OwnLoad
         batch_size: Samples in a batch, where it returns data sets; ``None`` for as many as suit,
             see :func:`amc_compress.data.batches.to_batches`.
         seed: Of their order.
+        workers: Processes that read data sets.
 
     Raises:
         InputDataError: If there is no such factory, it cannot be called so, or returns something
@@ -73,11 +76,12 @@ def own_loaders(reference: str, *, batch_size: int | None, seed: int) -> OwnLoad
             batch_size=batch_size,
             shuffle=key == "train",
             seed=seed,
+            workers=workers,
         )
         for key, data in found.items()
     }
     if "calibration" not in made and has_samples(found["train"]):
-        made["calibration"] = to_batches(found["train"], "", batch_size=batch_size)
+        made["calibration"] = to_batches(found["train"], "", batch_size=batch_size, workers=workers)
     return OwnLoaders(**made, notes=tuple(notes))
 
 

@@ -1,4 +1,4 @@
-"""Batches from tensors in memory, shuffled, augmented and normalised."""
+"""Batches of images, held in memory or streamed: shuffled, augmented and normalised."""
 
 from __future__ import annotations
 
@@ -9,65 +9,86 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from amc_compress.data.raw import Targets
+from amc_compress.data.augmenting.library import LibraryAugmentation
+from amc_compress.data.augmenting.parts import Parts, RandomResizedCrop, cut_out, drawn
+from amc_compress.data.raw import Pixels, Targets
+from amc_compress.data.streaming.pixels import StreamedPixels, centre
+from amc_compress.data.streaming.workers import carried_out
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random shift by up to ``pad`` pixels (black border), and a mirror image every second time."""
-
-    pad: int = 4
-    flip: bool = True
+_SEED = 0x7FFF_FFFF_FFFF_FFFF
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
-    """A random part of each image, scaled to ``size`` x ``size``: as torchvision's.
+class _Plan:
+    """What a batch is made of: images int64 (N,), what was drawn for them, and a seed for more."""
 
-    Args:
-        size: Side of what comes out, in pixels.
-        flip: Whether every second image is mirrored.
-        scale: Least and largest share of the image's area.
-        ratio: Least and largest width / height of the part.
-    """
+    chosen: np.ndarray
+    draws: np.ndarray | None
+    seed: int
 
-    size: int
-    flip: bool = True
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes batches of plans, in any process."""
+
+    pixels: Pixels
+    labels: Targets
+    normalisation: Normalisation
+    size: int | None
+    parts: Parts | None
+    more: LibraryAugmentation | None
+
+    def __call__(self, plan: _Plan) -> tuple[Tensor, Any]:
+        chosen = torch.from_numpy(plan.chosen)
+        labels = self.labels[chosen]
+        pixels = self.pixels[chosen]
+        if isinstance(pixels, StreamedPixels):
+            pixels = pixels.decoded()
+        if not isinstance(self.parts, RandomResizedCrop):
+            pixels = centre(pixels, self.size)
+        if self.parts is not None and plan.draws is not None:
+            pixels = cut_out(pixels, self.parts, plan.draws)
+        if self.more is None or not isinstance(labels, Tensor):
+            return self.normalisation(pixels), labels
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(plan.seed)  # and that of no GPU
+            images = self.normalisation(self.more.of_images(pixels))
+            return self.more.of_batch(images, labels)
 
 
 class TensorLoader:
-    """Iterable of ``(images float32 NCHW, labels)`` over pixels held in memory.
+    """Iterable of ``(images float32 NCHW, labels)`` over pixels held in memory, or streamed.
 
     Labels are classes int64 (N,), masks int64 (N, H, W), or a list with a dictionary of boxes for
-    each image.
+    each image; classes that are mixed are shares float32 (N, classes).
 
     Order and augmentation are a function of ``(seed, epoch)`` alone: the same epoch gives the same
-    batches, whatever was read before. Call :meth:`set_epoch` before each pass; without it every
-    pass is the same.
+    batches, whatever was read before, wherever the pixels are and however many processes make
+    them. Call :meth:`set_epoch` before each pass; without it every pass is the same.
     """
 
     def __init__(
         self,
-        pixels: Tensor,
+        pixels: Pixels,
         labels: Targets,
         normalisation: Normalisation,
         *,
         batch_size: int = 128,
         shuffle: bool = False,
-        augmentation: Augmentation | RandomResizedCrop | None = None,
+        augmentation: Parts | None = None,
         seed: int = 0,
         size: int | None = None,
+        more: LibraryAugmentation | None = None,
+        workers: int = 0,
     ) -> None:
         """Hold uint8 ``pixels`` (N, C, H, W) and the ``labels`` of N images.
 
         ``size`` is the side of the square from the middle that is read where nothing is
-        augmented; None reads whole images.
+        augmented; None reads whole images. ``more`` is done behind ``augmentation``. ``workers``
+        processes make the batches where there is more to do than to copy them.
         """
         if len(pixels) != len(labels):
             raise InputDataError(
@@ -84,16 +105,24 @@ class TensorLoader:
         self.augmentation = augmentation
         self.seed = seed
         self.size = size
+        self.more = more
+        self.workers = workers
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next passes."""
+        """Choose the order and augmentation of the next pass."""
         self.epoch = epoch
 
     @property
     def images(self) -> Tensor:
-        """All images, normalised, in stored order, not augmented; computed at each access."""
-        return self.normalisation(centre(self.pixels, self.size))
+        """All images, normalised, neither shuffled nor augmented; computed at each access."""
+        return self.first(self.n_images)
+
+    def first(self, count: int) -> Tensor:
+        """Returns the first images, normalised, neither shuffled nor augmented."""
+        pixels = self.pixels[torch.arange(min(count, self.n_images))]
+        pixels = pixels.decoded() if isinstance(pixels, StreamedPixels) else pixels
+        return self.normalisation(centre(pixels, self.size))
 
     @property
     def n_images(self) -> int:
@@ -107,80 +136,32 @@ class TensorLoader:
         return full + (rest > 0 and not skip)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yields the batches of a pass from one of a number on, without making those before."""
+        maker = _Maker(
+            self.pixels, self.labels, self.normalisation, self.size, self.augmentation, self.more
+        )
+        copies = self.augmentation is None and self.more is None and isinstance(self.pixels, Tensor)
+        return carried_out(maker, self._plans(first), 0 if copies else self.workers)
+
+    def _plans(self, first: int) -> Iterator[_Plan]:
         # A SeedSequence mixes (seed, epoch) so that neighbouring pairs share nothing.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0]) & 0x7FFF_FFFF_FFFF_FFFF)
+        generator = torch.Generator().manual_seed(int(mixed[0]) & _SEED)
         order = (
             torch.randperm(self.n_images, generator=generator)
             if self.shuffle
             else torch.arange(self.n_images)
         )
         for index in range(len(self)):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            pixels = self.pixels[chosen]
-            if self.augmentation is None:
-                pixels = centre(pixels, self.size)
-            elif isinstance(self.augmentation, RandomResizedCrop):
-                pixels = resized_crops(pixels, self.augmentation, generator)
-            else:
-                pixels = augment(pixels, self.augmentation, generator)
-            yield self.normalisation(pixels), self.labels[chosen]
-
-
-def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Shift and mirror every image by its own draw; shape (N, C, H, W) in and out.
-
-    One gather for the whole batch: image n at (h, w) comes from (h + dy[n], w' + dx[n]) of the
-    padded images, with w' = W - 1 - w where it is mirrored.
-    """
-    n, _, height, width = pixels.shape
-    pad = augmentation.pad
-    shifts = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-    flips = torch.rand(n, generator=generator) < 0.5
-    rows = torch.arange(height) + shifts[0, :, None]  # (N, H)
-    columns = torch.arange(width).expand(n, width)
-    if augmentation.flip:
-        columns = torch.where(flips[:, None], columns.flip(1), columns)
-    columns = columns + shifts[1, :, None]  # (N, W)
-    padded = functional.pad(pixels, (pad, pad, pad, pad))
-    image = torch.arange(n)[:, None, None]
-    # Indices around a slice put the sliced axis last: (N, H, W, C).
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def centre(pixels: Tensor, size: int | None) -> Tensor:
-    """Returns the middle ``size`` x ``size`` of every image, a view; all of it for None."""
-    if size is None or pixels.shape[-1] == pixels.shape[-2] == size:
-        return pixels
-    top, left = (round((side - size) / 2) for side in pixels.shape[-2:])
-    return pixels[..., top : top + size, left : left + size]
-
-
-def resized_crops(pixels: Tensor, crop: RandomResizedCrop, generator: torch.Generator) -> Tensor:
-    """Cuts a random part of each image and scales it; (N, C, H, W) -> (N, C, size, size).
-
-    The part has a share of the area and a shape drawn for it, the shape evenly on a logarithmic
-    scale. A part that does not fit is cut to the image, where torchvision draws again: all draws
-    of a batch are known at once.
-    """
-    n, channels, height, width = pixels.shape
-    draws = torch.rand(5, n, generator=generator, dtype=torch.float64)
-    low, high = crop.scale
-    area = height * width * (low + (high - low) * draws[0])
-    low, high = np.log(crop.ratio)
-    ratio = torch.exp(low + (high - low) * draws[1])
-    heights = (area / ratio).sqrt().round().clamp(1, height)
-    widths = (area * ratio).sqrt().round().clamp(1, width)
-    # A draw is below 1, so that the last offset is that of a part at the very edge.
-    tops = (draws[2] * (height - heights + 1)).floor().long().tolist()
-    lefts = (draws[3] * (width - widths + 1)).floor().long().tolist()
-    rows, columns = heights.long().tolist(), widths.long().tolist()
-    made = pixels.new_empty(n, channels, crop.size, crop.size)
-    for i in range(n):
-        part = pixels[i, :, tops[i] : tops[i] + rows[i], lefts[i] : lefts[i] + columns[i]]
-        made[i] = functional.interpolate(
-            part[None], (crop.size, crop.size), mode="bilinear", antialias=True
-        )[0]
-    if not crop.flip:
-        return made
-    return torch.where((draws[4] < 0.5).view(-1, 1, 1, 1), made.flip(3), made)
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size].numpy()
+            parts, draws, seed = self.augmentation, None, 0
+            if parts is not None:
+                draws = drawn(parts, len(chosen), generator)
+            if self.more is not None:
+                words = [self.seed, self.epoch, index]
+                seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) & _SEED
+            if index >= first:
+                yield _Plan(chosen, draws, seed)

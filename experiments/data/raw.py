@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from amc_compress.data.scenes.targets import BoxTargets
+from amc_compress.data.streaming.pixels import StreamedPixels
 from amc_env.errors import InputDataError
 
 Targets = Tensor | BoxTargets
 """What is learned of N images: classes int64 (N,), masks int64 (N, H, W), or boxes."""
+
+Pixels = Tensor | StreamedPixels
+"""N images uint8 (N, C, H, W), in memory or still encoded."""
 
 
 @dataclass(frozen=True)
 class RawSplit:
     """Pixels uint8 (N, C, H, W), what is learned of each image, and its digest int64 (N,)."""
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Targets
     digests: Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from amc_compress.config.values import check_normalisation
+from amc_compress.data.augmenting.choice import check_words, chosen_augmentation
 from amc_compress.data.copies import are_in, repeated
 from amc_compress.data.decoding import decode_splits
 from amc_compress.data.labels import number_labels
-from amc_compress.data.loader import Augmentation, RandomResizedCrop, TensorLoader, centre
-from amc_compress.data.raw import RawSplit, Whole, cut
+from amc_compress.data.loader import TensorLoader
+from amc_compress.data.raw import Pixels, RawSplit, Whole, cut
 from amc_compress.data.sources.embedded import (
     DIGITS,
     DIGITS_VALIDATION,
@@ -27,6 +28,8 @@ from amc_compress.data.sources.embedded import (
 from amc_compress.data.sources.folders import read_folder
 from amc_compress.data.sources.hub import read_hub
 from amc_compress.data.sources.stored import Columns, StoredData
+from amc_compress.data.streaming.memory import usual_memory
+from amc_compress.data.streaming.pixels import StreamedPixels, centre
 from amc_compress.learners.networks.normalisation import Normalisation
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import shown
@@ -62,7 +65,7 @@ class DataSplits:
     @property
     def example(self) -> Tensor:
         """One image as networks take it, shape (1, C, H, W)."""
-        return self.calibration.images[:1]
+        return self.calibration.first(1)
 
     @property
     def content(self) -> Mapping[str, str]:
@@ -77,7 +80,7 @@ def load_data(
     seed: int = 0,
     validation_size: int | None = None,
     validation_split: Literal["random", "tail"] = "random",
-    augment: bool = True,
+    augment: bool | Sequence[str] = True,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     calibration_size: int = 1000,
@@ -88,15 +91,17 @@ def load_data(
     image_column: str | None = None,
     label_column: str | None = None,
     task: str | None = None,
+    memory: int | None = None,
+    workers: int = 0,
 ) -> DataSplits:
-    """Load a data set of images into memory.
+    """Load a data set of images; what is too large for the memory is streamed.
 
     Args:
         name_or_path: ``"digits"`` (scikit-learn's, 8 x 8); ``"digit-scenes"`` (several of them
             on 64 x 64, with boxes and masks); a folder of parquet or Arrow files with
-            the Hugging Face schema, of ``save_to_disk``, or with a folder of images per class; or
-            a name on the hub (``owner/name``, needs the ``hub`` extra). ``:name`` behind it
-            chooses one of several configurations.
+            the Hugging Face schema, of ``save_to_disk``, of tar shards, or with a folder of images
+            per class; or a name on the hub (``owner/name``, needs the ``hub`` extra). ``:name``
+            behind it chooses one of several configurations.
         batch_size: Images in a batch.
         seed: Order and augmentation of the training batches. It does not move the splits, so that
             runs with different seeds are evaluated on the same images.
@@ -105,7 +110,8 @@ def load_data(
             where it has one.
         validation_split: ``"random"`` cuts them at random, equally from all classes; ``"tail"``
             takes the last rows.
-        augment: Shift (by an eighth of the size) and mirror the training images.
+        augment: What is done to the training images, in the words of ``--augment``. True stands
+            for ``standard``: shift (by an eighth of the size) and mirror; False for ``none``.
         mean: Normalisation of each channel, in units of the largest pixel value. The default
             is ImageNet's for three channels and 0.5 for one.
         std: As ``mean``.
@@ -120,21 +126,43 @@ def load_data(
         image_column: Column of a table with the images; None takes "img" or "image".
         label_column: Column with the labels; None takes "label", "labels" or "fine_label".
         task: What the data are for, as ``--task`` names it: chooses among the labels of scenes.
+        memory: Bytes that decoded images may take; None for half of the machine's memory. Where
+            they need more, the calibration and the validation images are held as long as they fit,
+            all others are decoded anew for each batch. The batches are the same either way.
+        workers: Processes that decode and augment images; 0 for none but this one. The batches
+            are the same whatever their number.
 
     Raises:
         InputDataError: The name is unknown, or the data are not what they should be.
-        MissingDependencyError: A hub name without the ``datasets`` library.
+        MissingDependencyError: A hub name without the ``datasets`` library, or an augmentation
+            without torchvision.
     """
     name = str(name_or_path)
+    words = _words(augment)
+    check_words(words)
+    memory = usual_memory() if memory is None else memory
     columns = Columns(image_column, label_column)
-    whole = _read(name, columns, image_size, progress, task)
+    whole = _read(name, columns, image_size, progress, task, memory, workers)
     channels, height, width = _check_shapes(whole.splits, name)
     normalisation = _normalisation(channels, whole.scale, mean, std)
     generator = torch.Generator().manual_seed(split_seed)
     splits = _cut_all(whole, name, validation_size, validation_split, calibration_size, generator)
-    augment = augment and whole.moves
-    augmentation = _augmentation((channels, height, width), flip, image_size) if augment else None
-    loaders = _loaders(splits, normalisation, batch_size, augmentation, seed, image_size)
+    shape = (channels, height, width)
+    chosen = chosen_augmentation(words, whole, shape, flip, image_size)
+    splits = _preloaded(splits, image_size, memory, workers, progress)
+    training: dict[str, Any] = {"shuffle": True, "seed": seed, **chosen}
+    loaders = {
+        key: TensorLoader(
+            split.pixels,
+            split.labels,
+            normalisation,
+            batch_size=batch_size,
+            size=image_size,
+            workers=workers,
+            **(training if key == "train" else {}),
+        )
+        for key, split in splits.items()
+    }
     return DataSplits(
         name,
         **loaders,
@@ -146,27 +174,34 @@ def load_data(
     )
 
 
-def _loaders(
+def _words(augment: bool | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(augment, bool):
+        return ("standard",) if augment else ("none",)
+    return (augment,) if isinstance(augment, str) else tuple(augment)
+
+
+def _preloaded(
     splits: dict[str, RawSplit],
-    normalisation: Normalisation,
-    batch_size: int,
-    augmentation: Augmentation | RandomResizedCrop | None,
-    seed: int,
     size: int | None,
-) -> dict[str, TensorLoader]:
-    """Batches of each split; only those to train on are shuffled and augmented."""
-    training: dict[str, Any] = {"shuffle": True, "augmentation": augmentation, "seed": seed}
-    return {
-        key: TensorLoader(
-            split.pixels if key == "train" else centre(split.pixels, size).contiguous(),
-            split.labels,
-            normalisation,
-            batch_size=batch_size,
-            size=size,
-            **(training if key == "train" else {}),
-        )
-        for key, split in splits.items()
-    }
+    memory: int,
+    workers: int,
+    progress: bool | None,
+) -> dict[str, RawSplit]:
+    """The splits with what is read again and again in memory, as far as it fits, and cropped."""
+    made = dict(splits)
+    for key in ("calibration", "validation", "test"):
+        pixels: Pixels = splits[key].pixels
+        if isinstance(pixels, StreamedPixels):
+            count, channels, height, width = pixels.shape
+            needed = count * channels * (size or height) * (size or width)
+            if needed > memory or key == "test":  # read once
+                continue
+            memory -= needed
+            pixels = pixels.held(size, workers, progress)
+        else:
+            pixels = centre(pixels, size).contiguous()
+        made[key] = replace(splits[key], pixels=pixels)
+    return made
 
 
 def _read(
@@ -175,6 +210,8 @@ def _read(
     image_size: int | None,
     progress: bool | None,
     task: str | None,
+    memory: int,
+    workers: int,
 ) -> Whole:
     """The data set with its labels numbered and its images decoded, cut as it is stored."""
     if is_embedded(name):
@@ -187,7 +224,7 @@ def _read(
     stored = _find(name, columns)
     numbered = number_labels({key: split.labels for key, split in stored.splits.items()})
     size = None if image_size is None else round(image_size * _MARGIN)
-    decoded, notes = decode_splits(stored.splits, size, progress)
+    decoded, notes = decode_splits(stored.splits, size, progress, memory=memory, workers=workers)
     splits = {
         key: RawSplit(images.pixels, numbered.labels[key], images.digests)
         for key, images in decoded.items()
@@ -301,15 +338,6 @@ def _cut_all(
     return splits
 
 
-def _augmentation(
-    shape: tuple[int, int, int], flip: bool | None, image_size: int | None
-) -> Augmentation | RandomResizedCrop:
-    mirrored = shape[0] == 3 if flip is None else flip
-    if image_size is not None:
-        return RandomResizedCrop(image_size, flip=mirrored)
-    return Augmentation(pad=max(1, round(shape[2] / 8)), flip=mirrored)
-
-
 def _check_shapes(raw: dict[str, RawSplit], name: str) -> tuple[int, int, int]:
     _, channels, height, width = raw["train"].pixels.shape
     for split, data in raw.items():
@@ -322,7 +350,7 @@ def _check_shapes(raw: dict[str, RawSplit], name: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _describe(pixels: Tensor) -> str:
+def _describe(pixels: Pixels) -> str:
     _, channels, height, width = pixels.shape
     return f"{width} x {height} pixels with {channels} channel{'s' if channels > 1 else ''}"
 

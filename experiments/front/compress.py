@@ -109,7 +109,7 @@ def compress(
     given_batches = {
         "train": train, "validation": validation, "test": test, "calibration": calibration
     }  # fmt: skip
-    loaders = _loaders(given_batches, taken.network, config.batch_size)
+    loaders = _loaders(given_batches, taken.network, config)
     purpose = _purpose(config, chosen, taken.network, loaders["train"], talk)
     config = replace(config, task=purpose.name)
     data = _data(loaders, taken, purpose, chosen)
@@ -267,15 +267,14 @@ def _guessed(network: nn.Module, batch: Any, chosen: _Chosen, talk: Say) -> Task
     return task
 
 
-def _loaders(
-    given: Mapping[str, Any], network: nn.Module, batch_size: int | None
-) -> dict[str, Loader]:
+def _loaders(given: Mapping[str, Any], network: nn.Module, config: RunConfig) -> dict[str, Loader]:
     return {
         name: to_batches(
             for_network(data, name, network),
             name,
-            batch_size=batch_size,
+            batch_size=config.batch_size,
             shuffle=name == "train",
+            workers=config.data_workers,
         )
         for name, data in given.items()
         if data is not None

@@ -159,6 +159,7 @@ class Result:
                 "train",
                 batch_size=folder.config.batch_size,
                 shuffle=True,
+                workers=folder.config.data_workers,
             )
             seen = given_data(loader, task.data.validation, given.task)
             content = {**task.data.content, "train data": seen.content["train"]}

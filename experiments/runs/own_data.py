@@ -31,7 +31,9 @@ def own_data(config: RunConfig, talk: Callable[[str], None] | None = None) -> Gi
     Raises:
         InputDataError: If it makes no loaders, or no task fits.
     """
-    own = own_loaders(config.data, batch_size=config.batch_size, seed=config.seed)
+    own = own_loaders(
+        config.data, batch_size=config.batch_size, seed=config.seed, workers=config.data_workers
+    )
     task = config.task or _guessed(config, own, talk)
     data = given_data(
         own.train,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.config.texts import is_factory
+from amc_compress.config.texts import is_factory, size
 from amc_compress.data import DataSplits, load_data
 from amc_compress.data.batches import USUAL_BATCH
 from amc_compress.data.given import GivenData
@@ -63,6 +63,9 @@ def _named_data(config: RunConfig) -> DataSplits:
         image_column=config.image_column,
         label_column=config.label_column,
         task=config.task,
+        augment=config.augment,
+        memory=size("--memory", config.memory) if config.memory else None,
+        workers=config.data_workers,
     )
 
 

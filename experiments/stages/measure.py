@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,26 @@ from amc_env import make_cost
 from amc_env.costs.costs import COSTS
 
 
-def measure_run(directory: Path, *, original: bool, trust: Trust = NOTHING) -> dict[str, Any]:
+def measure_run(
+    directory: Path,
+    *,
+    original: bool,
+    trust: Trust = NOTHING,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Measures the compressed (or the original) network of a run on its test images.
+
+    Args:
+        directory: The folder of the run.
+        original: Whether to measure the original.
+        trust: Which code that the folder names may be run.
+        options: Some in place of the folder's, of those that may change at any time.
 
     Raises:
         RunFolderError: If the folder is no run, or names a model that may not be run.
     """
     folder = RunFolder.open(directory, trust=trust, uses=("model", *PURPOSE))
+    folder.config = replace(folder.config, **(options or {}))
     use_threads(folder.config, folder.facts, training=True)
     network = load_original(folder)
     problem = make_problem(folder.config, trace_original(folder), tables=False)

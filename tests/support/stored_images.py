@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,27 @@ def _class_folders(folder: Path, splits: Any, classes: Sequence[str]) -> None:
         write_classes(folder / name, images, labels, classes)
 
 
+def write_shards(
+    folder: Path, split: str, images: Encoded, labels: Sequence[Any], ending: str = ".png"
+) -> None:
+    """Two tar files as the ``webdataset`` package writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = (len(images) + 1) // 2
+    for number, start in enumerate((0, half)):
+        with tarfile.open(folder / f"{split}-{number:06}.tar", "w") as tar:
+            for row in range(start, min(start + half, len(images))):
+                parts = ((ending, images[row] or b""), (".cls", str(labels[row]).encode()))
+                for suffix, data in parts:
+                    member = tarfile.TarInfo(f"{row:06}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def _shards(folder: Path, splits: Any, classes: Sequence[str]) -> None:
+    for name, (images, labels) in splits.items():
+        write_shards(folder, name, images, labels)
+
+
 LAYOUTS: dict[str, Write] = {
     "parquet files": _parquet,
     "folders of parquet": _folders_of_parquet,
@@ -139,4 +161,5 @@ LAYOUTS: dict[str, Write] = {
     "save_to_disk": _saved,
     "Arrow files": _hub_cache,
     "class folders": _class_folders,
+    "tar shards": _shards,
 }

@@ -40,10 +40,11 @@ class TaskOptions:
     data: str = _task(
         "digits",
         "digits (embedded), digit-scenes (embedded: several digits with boxes and masks); a "
-        "folder of parquet or Arrow files with the Hugging Face schema, of save_to_disk, or with "
-        "a folder of images per class; a name on the Hugging Face hub (needs the hub extra); or "
-        "your own: package.module:factory, which returns loaders (train, validation) or (train, "
-        "validation, test). DATA:NAME takes one of several configurations. docs/data.md says more.",
+        "folder of parquet or Arrow files with the Hugging Face schema, of save_to_disk, of tar "
+        "shards, or with a folder of images per class; a name on the Hugging Face hub (needs the "
+        "hub extra); or your own: package.module:factory, which returns loaders (train, "
+        "validation) or (train, validation, test). DATA:NAME takes one of several configurations. "
+        "docs/data.md says more.",
         read=place,
         everyday=True,
     )

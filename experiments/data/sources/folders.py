@@ -1,14 +1,16 @@
-"""Detection of a folder's format: parquet, Arrow, ``save_to_disk``, class folders."""
+"""Detection of a folder's format: parquet, Arrow, ``save_to_disk``, tar shards, class folders."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amc_compress.data.sources.image_folders import stored_image_folder
+from amc_compress.data.sources.shards import stored_shards
 from amc_compress.data.sources.stored import (
     IMAGE_COLUMNS,
     SPLIT_NAMES,
@@ -22,6 +24,7 @@ from amc_env.errors import InputDataError
 from amc_env.validation.json_text import parse_json
 from amc_env.validation.sentences import counted
 
+_HIDDEN = (".", "__")
 _SAVED = "state.json"  # what datasets.Dataset.save_to_disk writes next to its files
 _SAVED_SPLITS = "dataset_dict.json"
 # Numbers that count the files of one split: "-00001-of-00004-0123456789abcdef", "_2", "0000".
@@ -41,7 +44,8 @@ def read_folder(folder: Path, configuration: str, columns: Columns) -> StoredDat
     """Finds the splits of a folder; nothing is decoded and nothing written.
 
     Args:
-        folder: Holds parquet or Arrow files, what ``save_to_disk`` wrote, or class folders.
+        folder: Holds parquet or Arrow files, what ``save_to_disk`` wrote, tar shards, or class
+            folders.
         configuration: Which data set of several in the folder; empty where there is one.
         columns: The columns that were asked for.
 
@@ -51,30 +55,31 @@ def read_folder(folder: Path, configuration: str, columns: Columns) -> StoredDat
     place = f"The folder {folder}"
     if (folder / _SAVED).is_file() or (folder / _SAVED_SPLITS).is_file():
         return _saved(folder, configuration, columns)
-    files = _tables_in(folder)
+    files, shards = _known_files(folder)
     if not files:
         if columns != Columns() or configuration:
             raise InputDataError(
                 f"{place} holds no tables: --image-column, --label-column and the name of a "
                 f"configuration are for parquet and Arrow files."
             )
+        if shards:
+            return stored_shards(folder, shards)
         return stored_image_folder(folder)
     return _tables(folder, files, configuration, columns)
 
 
-def _tables_in(folder: Path) -> list[Path]:
-    """Parquet files, or else Arrow files; none that are hidden, nor caches of ``datasets``."""
-    found = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix in (".parquet", ".arrow") and file.is_file() and not _is_hidden(file, folder)
-    )
-    parquet = [file for file in found if file.suffix == ".parquet"]
-    return parquet or [f for f in found if not f.name.startswith(("cache-", "tmp"))]
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+def _known_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Parquet files, or else Arrow files, none that are caches of ``datasets``; and tar files."""
+    found: dict[str, list[Path]] = {".parquet": [], ".arrow": [], ".tar": []}
+    for place, folders, names in os.walk(folder):  # a million images may lie here
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        for name in names:
+            suffix = os.path.splitext(name)[1]
+            if suffix in found and not name.startswith(_HIDDEN):
+                file = Path(place, name)
+                found[suffix].extend([file] if file.is_file() else [])
+    parquet, arrow, tar = (sorted(files) for files in found.values())
+    return parquet or [f for f in arrow if not f.name.startswith(("cache-", "tmp"))], tar
 
 
 def _tables(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,11 @@ def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -
         ) from error
     names = getattr(data.features[label], "names", None) or ()
 
+    rows = _HubRows(encoded, image, f"The {split} split of {name}")
+
     def pictures() -> Iterator[Picture]:
         for row in encoded:
-            entry = row[image]
-            if entry is None or (entry["bytes"] is None and entry["path"] is None):
-                raise InputDataError(
-                    f"The {split} split of {name} has a row without an image: remove it."
-                )
-            yield entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
+            yield rows.picture(row)
 
     try:
         values = pyarrow.chunked_array([pyarrow.array(list(data[label][:]))])
@@ -81,4 +79,23 @@ def _stored(data: Any, split: str, name: str, datasets: Any, columns: Columns) -
             f"The labels of the {split} split ({name}) must be of one kind, got several "
             f"({str(error)[:80]}): choose another column with --label-column."
         ) from error
-    return StoredSplit(split, len(data), pictures, [LabelColumn(values, tuple(names), name)])
+    column = LabelColumn(values, tuple(names), name)
+    return StoredSplit(split, len(data), pictures, [column], encoded=rows)
+
+
+@dataclass(frozen=True)
+class _HubRows:
+    """Images of a data set of the library, which maps its files into memory."""
+
+    data: Any
+    column: str
+    place: str
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.picture(self.data[index])
+
+    def picture(self, row: Mapping[str, Any]) -> Picture:
+        entry = row[self.column]
+        if entry is None or (entry["bytes"] is None and entry["path"] is None):
+            raise InputDataError(f"{self.place} has a row without an image: remove it.")
+        return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])

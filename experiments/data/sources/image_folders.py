@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 
@@ -67,7 +69,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _split(folder: Path, classes: Sequence[Path], split: str, notes: list[str]) -> StoredSplit:
-    files: list[Path] = []
+    files = Paths()
     labels: list[str] = []
     left = 0
     for sub in classes:
@@ -77,7 +79,7 @@ def _split(folder: Path, classes: Sequence[Path], split: str, notes: list[str]) 
                 f"The class folder {sub} holds no images: expected files such as .jpg or .png; "
                 f"remove it or fill it."
             )
-        files += images
+        files.extend(images)
         labels += [sub.name] * len(images)
         left += others
     if not files or (split == "train" and len(classes) < 2):
@@ -93,17 +95,40 @@ def _split(folder: Path, classes: Sequence[Path], split: str, notes: list[str]) 
         yield from files
 
     column = LabelColumn(pyarrow.chunked_array([labels], pyarrow.string()), (), str(folder))
-    return StoredSplit(split, len(files), pictures, [column], tuple(files))
+    return StoredSplit(split, len(files), pictures, [column], files, files)
 
 
-def _images(folder: Path) -> tuple[list[Path], int]:
+class Paths(Sequence[Path]):
+    """Paths of files, kept as bytes: a million objects would take half a gigabyte."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Adds paths at the end."""
+        for path in paths:
+            self._text += os.fsencode(path)
+            self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return Path(os.fsdecode(bytes(self._text[self._ends[place] : self._ends[place + 1]])))
+
+
+def _images(folder: Path) -> tuple[list[str], int]:
     """The images of a class in the order of ``ImageFolder``, and how many other files there are."""
     images = []
     others = 0
     for place, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(n for n in names if not n.startswith(".")):
             if name.lower().endswith(EXTENSIONS):
-                images.append(Path(place, name))
+                images.append(os.path.join(place, name))
             else:
                 others += 1
     return images, others

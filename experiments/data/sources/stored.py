@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import pyarrow
 
@@ -71,6 +71,12 @@ class LabelColumn:
     place: str
 
 
+class Lookup(Protocol):
+    """Encoded images by their number; it pickles, for other processes."""
+
+    def __getitem__(self, index: int, /) -> Picture: ...
+
+
 @dataclass(frozen=True)
 class StoredSplit:
     """One split as it lies on disk.
@@ -81,13 +87,15 @@ class StoredSplit:
         images: Gives all of them in order, as often as it is called.
         labels: Those of the images, in the same order, one column per file.
         files: What the images are read from: the cache is keyed by them; none is never cached.
+        encoded: The images by their number, where that costs no more than the image itself.
     """
 
     name: str
     count: int
     images: Callable[[], Iterator[Picture]]
     labels: Sequence[LabelColumn]
-    files: tuple[Path, ...] = ()
+    files: Sequence[Path] = ()
+    encoded: Lookup | None = None
 
 
 @dataclass

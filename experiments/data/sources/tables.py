@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
@@ -131,7 +132,44 @@ def stored_tables(
             for index, row in enumerate(table.rows(column)):
                 yield _encoded(row, index, table.path)
 
-    return StoredSplit(name, count, pictures, labels, tuple(files))
+    mapped = all(not table.is_parquet for table, _ in images)
+    encoded = ArrowRows([(table.path, column) for table, column in images]) if mapped else None
+    return StoredSplit(name, count, pictures, labels, tuple(files), encoded)
+
+
+class ArrowRows:
+    """Images in columns of Arrow files, which are mapped into memory: read when asked for.
+
+    Args:
+        parts: Files and their columns, in the order of the rows.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Path, str]]) -> None:
+        self._parts = tuple(parts)
+        self._open: tuple[list[tuple[pyarrow.Array, Path]], np.ndarray] | None = None
+
+    def __getitem__(self, index: int) -> Picture:
+        if self._open is None:
+            self._open = self._mapped()
+        chunks, ends = self._open
+        place = int(np.searchsorted(ends, index, side="right"))
+        chunk, path = chunks[place]
+        offset = index - (int(ends[place - 1]) if place else 0)
+        return _encoded(chunk[offset].as_py(), index, path)
+
+    def _mapped(self) -> tuple[list[tuple[pyarrow.Array, Path]], np.ndarray]:
+        """The chunks of all columns, and the number of rows up to the end of each."""
+        chunks = [
+            (chunk, path)
+            for path, column in self._parts
+            for chunk in Table(path).column(column).chunks
+            if len(chunk)
+        ]
+        return chunks, np.cumsum([len(chunk) for chunk, _ in chunks])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what is mapped: another process maps it again."""
+        return vars(self) | {"_open": None}
 
 
 def _encoded(row: object, index: int, file: Path) -> bytes:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amc_compress.data import Augmentation, Normalisation, RandomResizedCrop, TensorLoader
-from amc_compress.data.loader import augment, centre, resized_crops
+from amc_compress.data.augmenting.parts import augment
+from amc_compress.data.streaming.pixels import centre
 from amc_env.errors import InputDataError
 
 PLAIN = Normalisation(1.0, (0.0,), (1.0,))
@@ -48,7 +49,7 @@ def test_resized_crops_are_parts_of_the_image_at_the_size_asked_for(flip: bool) 
     # A ramp tells where a column came from: its ends and its direction say which part was cut.
     ramp = torch.arange(0, 160, 4, dtype=torch.uint8).expand(200, 1, 40, 40).contiguous()
     crop = RandomResizedCrop(32, flip)
-    got = resized_crops(ramp, crop, torch.Generator().manual_seed(3))
+    got = augment(ramp, crop, torch.Generator().manual_seed(3))
     assert got.shape == (200, 1, 32, 32)
     assert got.dtype == torch.uint8
     first, last = got[:, 0, :, 0].int(), got[:, 0, :, -1].int()
@@ -59,14 +60,14 @@ def test_resized_crops_are_parts_of_the_image_at_the_size_asked_for(flip: bool) 
     assert widths.max() <= 41
     assert widths.min() >= 40 * (0.08 * 3 / 4) ** 0.5 - 2
     assert widths.float().std() > 5
-    again = resized_crops(ramp, crop, torch.Generator().manual_seed(3))
+    again = augment(ramp, crop, torch.Generator().manual_seed(3))
     assert torch.equal(got, again)
 
 
 def test_a_crop_of_everything_is_the_scaled_image() -> None:
     images = pixels(5, size=16)
     whole = RandomResizedCrop(16, flip=False, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    assert torch.equal(resized_crops(images, whole, torch.Generator()), images)
+    assert torch.equal(augment(images, whole, torch.Generator()), images)
 
 
 def test_the_centre_is_read_where_nothing_is_augmented() -> None:

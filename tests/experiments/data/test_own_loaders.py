@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from amc_compress.config.texts import is_factory
 from amc_compress.data.batches import collate_samples, to_batches
 from amc_compress.data.factories import own_loaders
+from amc_compress.learners.training.data_checks import seeded
 from amc_env import InputDataError
 
 IMAGES, LABELS = torch.arange(12.0).view(6, 1, 1, 2), torch.arange(6)
@@ -81,8 +85,8 @@ def test_small_data_sets_have_steps_enough_in_an_epoch(
     own = own_loaders(factory((samples, samples)), batch_size=None, seed=0)
     assert isinstance(own.train, DataLoader)
     assert isinstance(own.validation, DataLoader)
-    assert own.train.batch_size == expected
-    assert own.validation.batch_size == 128
+    assert own.train.batch_sampler.batch_size == expected
+    assert own.validation.batch_sampler.batch_size == 128
 
 
 def test_a_batch_size_that_is_not_asked_for_is_the_factorys_own(
@@ -108,7 +112,7 @@ def test_factories_get_the_keywords_they_name(factory: Callable[[Any], str]) -> 
 
     own = own_loaders(factory(make), batch_size=2, seed=0)
     assert isinstance(own.train, DataLoader)
-    assert own.train.batch_size == 2
+    assert own.train.batch_sampler.batch_size == 2
 
 
 def test_other_splits_are_left_out_and_said(factory: Callable[[Any], str]) -> None:
@@ -222,3 +226,40 @@ def test_folders_with_a_configuration_are_no_factories(
     (tmp_path / "pets").mkdir()
     assert not is_factory("pets:small")
     assert not any(map(is_factory, ("digits", "digit-scenes:masks", "owner/name:small", "./a:b")))
+
+
+class _Drawn(Dataset[tuple[Tensor, int]]):
+    """Samples with what their transforms draw."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        drawn = [torch.rand(()).item(), random.random(), np.random.rand()]  # noqa: NPY002
+        return torch.tensor(drawn), index
+
+
+def alike(first: list[Any], second: list[Any]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+
+
+def test_the_batches_of_a_data_set_are_those_of_its_seed() -> None:
+    before = torch.get_rng_state(), random.getstate()
+    passes = []
+    for workers in (0, 1, 2):
+        loader: Any = to_batches(_Drawn(), "it", batch_size=8, shuffle=True, workers=workers)
+        for epoch in (0, 1, 0):
+            with seeded(loader, 3, epoch):
+                passes.append(list(loader))
+    first, other, *_ = passes
+    assert all(alike(first, passes[n]) for n in (2, 3, 5, 6, 8))
+    assert not alike(first, other)
+    assert len(torch.cat([drawn for drawn, _ in first]).unique()) == 90
+    with seeded(loader, 3, 0):
+        assert alike(list(loader.from_batch(2)), first[2:])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    plain = DataLoader(_Drawn(), 8, shuffle=True, generator=torch.Generator())
+    with seeded(plain, 3, 0):  # the order is that of torch's own loader
+        assert [batch[1].tolist() for batch in plain] == [batch[1].tolist() for batch in first]

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from support.stored_images import encode, pictures, table, write_classes, write_parquet
+from support.stored_images import (
+    encode,
+    pictures,
+    table,
+    write_classes,
+    write_parquet,
+    write_shards,
+)
 
 from amc_compress.cli import run
 from amc_compress.commands.values import config_from
@@ -32,11 +39,34 @@ def test_a_run_on_class_folders_keeps_how_its_images_were_taken(
     accuracy = json.loads((tmp_path / "run/summary.json").read_text())["accuracy"]
     assert run([*options, "--resume"]) == 0
     capsys.readouterr()
-    assert run(["evaluate", *given, "--weights", f"{out}/model.safetensors"]) == 0
+    streamed = ["--memory", "1kB"]  # changes nothing but where the images are
+    assert run(["evaluate", *given, *streamed, "--weights", f"{out}/model.safetensors"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
     other = ["24" if word == "16" else word for word in options]
     assert run([*other, "--resume"]) == 2
     assert "--image-size is 16 there and 24 now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_on_streamed_images_ends_as_one_in_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_CACHE_DIR", str(tmp_path / "cache"))
+    for split, n in (("train", 90), ("test", 12)):
+        images = [encode(image, "JPEG") for image in pictures(n, n, (24, 30, 3))]
+        write_shards(tmp_path / "set", split, images, [i % 3 for i in range(n)], ".jpg")
+    ends = []
+    for name, more in (("held", []), ("streamed", ["--memory", "1kB", "--data-workers", "2"])):
+        out = tmp_path / name
+        options = ["--data", str(tmp_path / "set"), "--image-size", "16", "--model", "lenet"]
+        few = ["--train-epochs", "2", "--epochs", "2", "--evaluations", "8", "--no-export"]
+        few += ["--round-to", "1"]
+        assert run(["compress", *options, *few, "--threads", "1", "--out", str(out), *more]) == 0
+        assert (": streamed" in capsys.readouterr().err) is bool(more)
+        trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+        told = [{k: v for k, v in trial.items() if "second" not in k} for trial in trials]
+        ends.append(((out / "model.safetensors").read_bytes(), told))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Augmentation of training images: of our own, and of torchvision."""

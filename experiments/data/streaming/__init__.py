@@ -1,0 +1,1 @@
+"""Data larger than the memory: decoded batch by batch, by worker processes."""
