@@ -64,6 +64,8 @@ class Decision:
     def nearest(self, value: float) -> float:
         """Returns the choice nearest to ``value``; of two equally near ones the larger."""
         right = bisect.bisect_left(self.choices, value)
+        if right < len(self.choices) and self.choices[right] == value:  # as in plans on the grid
+            return self.choices[right]
         around = self.choices[max(0, right - 1) : right + 1]
         return around[0] if value - around[0] < around[-1] - value else around[-1]
 
@@ -164,8 +166,13 @@ class CompressionPlan(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, CompressionPlan):
+            return self._values == other._values
+        return super().__eq__(other)
+
     def __hash__(self) -> int:
-        return hash(tuple(sorted((k, round(v, 9)) for k, v in self._values.items())))
+        return hash(tuple(sorted([(k, round(v, 9)) for k, v in self._values.items()])))
 
     def __repr__(self) -> str:
         return f"CompressionPlan({self._values})"

@@ -130,6 +130,7 @@ class Followed:
         self._decisions = tuple(decisions)
         self._choices = [d.choices for d in decisions]
         self._legal = [frozenset(d.choices) for d in decisions]
+        self._units = list(windows.units.items())
         self._values: list[float] = []
         self._walk = Walk(windows.line)
         self._forget()
@@ -141,9 +142,12 @@ class Followed:
     def _forget(self) -> None:
         self._feasible: tuple[float, ...] | None = None
         self._ratios: dict[str, Bounds] | None = None
+        self._ends: list[list[float]] = []
 
     def go_to(self, prefix: Sequence[float]) -> bool:
         """Follows a prefix; whether that was possible: not off the grid, nor to the very end."""
+        if type(prefix) is list and prefix == self._values:  # as an episode asks
+            return True
         values = [*prefix]
         if values == self._values:
             return True
@@ -163,11 +167,10 @@ class Followed:
     def ratios(self) -> dict[str, Bounds]:
         """Returns per cost the ratios with the rest at its smallest and at its largest."""
         if self._ratios is None:
+            self._ends = self._walk.ends[:, 0].tolist()
             self._ratios = {
                 name: (units.ratio(low), units.ratio(high))
-                for (name, units), ((low, high),) in zip(
-                    self.windows.units.items(), self._walk.ends.tolist(), strict=True
-                )
+                for (name, units), (low, high) in zip(self._units, self._ends, strict=True)
             }
         return self._ratios
 
@@ -192,17 +195,16 @@ class Followed:
 
         Costs rise with each choice.
         """
-        windows = self.windows
-        move = windows.line.move(len(self._values))
-        factors, slopes = self._walk.lowest(move.terms).T.tolist(), move.slopes.T.tolist()
-        terms = [_expanded(a, b) for a, b in zip(factors, slopes, strict=True)]
+        move = self.windows.line.move(len(self._values))
+        factors = self._walk.lowest(move.terms)
+        terms = list(map(_expanded, factors, move.slope_rows))
         by_power = list(zip(*terms, strict=True)) or [()]
-        totals, weights = self._walk.ends.tolist(), move.weights.tolist()
         count = len(choices)
-        for k, units in enumerate(windows.units.values()):
-            powers = [sum(map(operator.mul, weights[k], terms)) for terms in by_power]
-            powers[0] = totals[k][0][0]
-            count = _count_within(choices[:count], powers, units, windows.uppers[k])
+        for k, (_, units) in enumerate(self._units):
+            weights = move.weight_rows[k]
+            powers = [sum(map(operator.mul, weights, each)) for each in by_power]
+            powers[0] = self._ends[k][0]
+            count = _count_within(choices[:count], powers, units, self.windows.uppers[k])
         return count
 
     def largest_fits(self) -> bool:

@@ -35,6 +35,7 @@ class Move(NamedTuple):
         terms: Indices of the terms that it is part of.
         weights: Of those, shape ``(n_costs, terms)``.
         slopes: Of the factors by its value, shape ``(n_factors, terms)``.
+        weight_rows, slope_rows: The same as lists, by cost and by term.
         all_slopes: Of the factors of all terms, shape ``(n_factors, n_terms, 1)``.
         line: Its value at each point while it is open, shape ``(n_points,)``.
         steps: Changes of the factors at both ends by its choices, shape ``(n_factors, terms, 1, 2,
@@ -44,6 +45,8 @@ class Move(NamedTuple):
     terms: Index
     weights: Array
     slopes: Array
+    weight_rows: list[list[float]]
+    slope_rows: list[list[float]]
     all_slopes: Array
     line: Array
     steps: Array
@@ -114,10 +117,13 @@ class Line:
             slopes = np.ascontiguousarray(matrix[:, terms])
             line = self.values[index]
             changes = np.array(self._decisions[index].choices) - line[[0, -1], None]
+            weights = np.ascontiguousarray(self.weights[:, terms])
             move = self._moves[index] = Move(
                 terms,
-                np.ascontiguousarray(self.weights[:, terms]),
+                weights,
                 slopes,
+                weights.tolist(),
+                slopes.T.tolist(),
                 matrix[..., None],
                 line,
                 slopes[..., None, None, None] * changes,
@@ -151,6 +157,7 @@ class Walk:
         self._total_ends = self.totals[..., :: n_points - 1]
         self._by_plan = self._factors.reshape(n_factors, n_terms, count, n_points)
         self._factor_ends = self._by_plan[..., :: n_points - 1]
+        self._smallest = self._factors[:, :, 0].T
         self.depth = 0
 
     @property
@@ -163,9 +170,9 @@ class Walk:
         costs: Array = np.rint(self._total_ends * self._parts) / self._divisor
         return costs
 
-    def lowest(self, terms: Index) -> Array:
-        """Returns factors of the first plan with the rest at its smallest, ``(factors, terms)``."""
-        found: Array = self._factors[:, terms, 0]
+    def lowest(self, terms: Index) -> list[list[float]]:
+        """Returns factors of the first plan with the rest at its smallest, term by term."""
+        found: list[list[float]] = self._smallest[terms].tolist()
         return found
 
     def costs(self, n_ends: int = 2) -> Array:
