@@ -238,6 +238,9 @@ def _count_within(
 
 def _expanded(factors: Sequence[float], slopes: Sequence[float]) -> list[float]:
     """Coefficients of the product of ``factor + slope * x``."""
+    if len(factors) == 2:  # the usual one
+        (a, b), (c, d) = factors, slopes
+        return [a * b, a * d + b * c, c * d]
     powers, constant = [1.0], 1.0
     for factor, slope in zip(factors, slopes, strict=True):
         if slope == 0.0:  # most factors do not depend on the decision
