@@ -13,7 +13,7 @@ from amc_compress.learners.numerics.proved_operators import ProvedOperators
 from amc_env.validation.checks import check_known, shown
 from amc_env.validation.sentences import first_line
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _ROUNDINGS = 4
 
 
@@ -22,7 +22,8 @@ def resolve_precision(precision: str, device: str | torch.device = "cpu") -> tor
 
     Args:
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the processor (AVX512-BF16,
-            AMX) or the GPU multiplies in it, else fp32.
+            AMX) or the GPU multiplies in it, else fp32. ``"fp16"`` is fp32 here: its range is too
+            small without the scaled losses of a training, see :func:`training_dtype`.
         device: Where the network runs.
 
     Raises:
@@ -68,6 +69,19 @@ def working_dtype(
     return dtype
 
 
+def training_dtype(
+    model: nn.Module, precision: str, device: str | torch.device = "cpu"
+) -> torch.dtype:
+    """Return the dtype that the gradients of ``model`` are computed in.
+
+    As :func:`working_dtype`, and float16 for ``"fp16"``: its loss has to be scaled.
+    """
+    if precision == "fp16":
+        check_device(device)
+        return torch.float16
+    return working_dtype(model, precision, device)
+
+
 @contextmanager
 def autocast(dtype: torch.dtype, device: str | torch.device) -> Iterator[Mapping[str, None]]:
     """Enters the context in which a network computes in ``dtype`` (its weights stay fp32).
@@ -77,11 +91,12 @@ def autocast(dtype: torch.dtype, device: str | torch.device) -> Iterator[Mapping
     names, once they have run.
     """
     kind = torch.device(device).type
-    rounds = dtype == torch.bfloat16
-    proving = ProvedOperators() if rounds and kind == "cpu" else None
+    rounds = dtype != torch.float32
+    proving = ProvedOperators() if dtype == torch.bfloat16 and kind == "cpu" else None
     # The cache of cast weights would go stale between training steps inside one context; every
     # step opens its own.
-    with torch.autocast(kind, torch.bfloat16, enabled=rounds), proving or nullcontext():
+    low = dtype if rounds else torch.bfloat16
+    with torch.autocast(kind, low, enabled=rounds), proving or nullcontext():
         yield {} if proving is None else proving.exact
 
 

@@ -295,6 +295,12 @@ class OwnTask(Task):
             self._loss_depends = any(x.requires_grad for x in tensors_of(outputs))
         return loss
 
+    def loss_terms(self, inputs: Inputs, targets: Any) -> float:
+        """The samples of the own loss, the terms of the task's."""
+        if self.own_loss is None:
+            return self.base.loss_terms(inputs, targets)
+        return super().loss_terms(inputs, targets)
+
     def summed_loss(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of the losses of the samples."""
         if self.own_loss is None:

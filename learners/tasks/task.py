@@ -138,6 +138,14 @@ class Task(ABC):
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the mean loss over the samples, float32, a scalar with a gradient."""
 
+    def loss_terms(self, inputs: Inputs, targets: Any) -> float:
+        """Returns of how many terms the loss of a batch is the mean: of its samples.
+
+        Batches that are trained on in parts, one after the other or in several processes, are put
+        together by these numbers.
+        """
+        return count(inputs)
+
     def summed_loss(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the sum of the losses of the samples."""
         return self.loss(outputs, targets) * count(targets)

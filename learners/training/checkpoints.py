@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from amc_compress.learners.training.config import TrainingConfig
 from amc_env.errors import InputDataError, RunFolderError
 from amc_env.files import save_bytes
 from amc_env.support.deprecation import deprecated
@@ -29,13 +30,16 @@ START = "start.safetensors"
 NO_EPOCH = -1
 """In the place of the best epoch: all were worse than the start, or none is over."""
 
+_UNSAID = {"devices": 1, **{field.name: field.default for field in fields(TrainingConfig)}}
+"""What a training of an earlier release had, whose checkpoint does not say so."""
+
 
 @dataclass(frozen=True)
 class EpochRecord:
     """Results of one epoch; ``learning_rate`` is that of its last step, ``epoch`` counts from 0.
 
     Scores are accuracies for classification; that of training is ``None`` where it cannot be
-    measured.
+    measured, and of several processes the mean of theirs.
     ``is_ready`` tells whether the network was what was asked for, not only on the way there.
     """
 
@@ -226,9 +230,9 @@ def load_last(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | Non
             f"its best weights so far are in {BEST}, which every version can load."
         )
     for key, expected in identity.items():
-        if stored.get(key) != expected:
+        if (found := stored.get(key, _UNSAID.get(key))) != expected:
             raise RunFolderError(
-                f"The checkpoint {path} belongs to another run ({key} was {stored.get(key)!r}, "
+                f"The checkpoint {path} belongs to another run ({key} was {found!r}, "
                 f"now it is {expected!r}): resume with the same settings or use another folder."
             )
     return state

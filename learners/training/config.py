@@ -6,9 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amc_compress.learners.numerics.precision import (
-    PRECISIONS,
-)
+from amc_compress.learners.numerics.precision import PRECISIONS
 from amc_compress.learners.training.identity import plain
 from amc_compress.learners.training.schedules import SCHEDULES
 from amc_env.validation.checks import checked
@@ -33,7 +31,7 @@ class TrainingConfig:
         label_smoothing: Share of the label's probability spread over all classes.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is
             validated and kept; None for none.
-        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"``, or ``"fp16"``, whose losses are scaled.
         gradient_clip: Largest norm of the gradient; None for no limit.
         distillation_temperature: Of the softened answers, with a teacher.
         distillation_weight: Share of the teacher in the loss, the labels have the rest.
@@ -42,6 +40,11 @@ class TrainingConfig:
             steps. Checkpoints, where there is a folder for them, change nothing but what is lost
             when a training is killed.
         snapshot_seconds: The same in time: the first step that ends so long after the last one.
+        accumulate: Batches of the loader whose gradients make one step of the optimiser.
+        sync_batch_norm: Where several processes train, whether batch norms take the statistics of
+            all their samples; else each takes those of its own, and running ones are averaged.
+        compile: Whether ``torch.compile`` runs the network in training.
+        fused_optimizer: Whether a step of the optimiser is one kernel.
     """
 
     epochs: int = 30
@@ -61,6 +64,10 @@ class TrainingConfig:
     seed: int = 0
     snapshot_steps: int | None = None
     snapshot_seconds: float | None = 600.0
+    accumulate: int = 1
+    sync_batch_norm: bool = False
+    compile: bool = False
+    fused_optimizer: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -70,6 +77,7 @@ class TrainingConfig:
         _check_name("schedule", self.schedule, tuple(SCHEDULES))
         _check_name("precision", self.precision, PRECISIONS)
         _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _check("accumulate", self.accumulate, self.accumulate >= 1, "at least 1")
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check(

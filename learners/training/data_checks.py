@@ -126,6 +126,7 @@ def read_batch(
     strict: bool = True,
     device: str | torch.device = "cpu",
     ids: TokenIds | None = None,
+    part: Callable[[Split], Split] | None = None,
 ) -> Split:
     """Returns inputs like the example and their targets.
 
@@ -137,11 +138,14 @@ def read_batch(
         strict: See :func:`amc_compress.learners.tasks.conform.conform`.
         device: Where to put them.
         ids: The token ids that the network knows.
+        part: Takes out the samples that are wanted; ``None`` for all.
 
     Raises:
         InputDataError: If it is not what the network expects.
     """
     given, targets = split_batch(batch, name, task=task)
+    if part is not None:
+        given, targets = part(Split(given, targets))
     inputs = conform(given, example, name, strict=strict, device=device)
     if ids is not None:
         ids.check(given, name)
@@ -260,8 +264,12 @@ class BatchReader:
         self._ids: TokenIds | None = None
         self._layout: torch.memory_format | None = None
 
-    def read(self, batch: Any) -> Split:
+    def read(self, batch: Any, part: Callable[[Split], Split] | None = None) -> Split:
         """Returns inputs and targets on the device, the inputs in the layout.
+
+        Args:
+            batch: As the loader yields it.
+            part: Takes out the samples that are wanted; ``None`` for all.
 
         Raises:
             InputDataError: If the batch is not what the network expects.
@@ -272,8 +280,9 @@ class BatchReader:
                 self._network, batch, self._name, device, task=task
             )
         inputs, targets = read_batch(
-            batch, self._name, self._example, task=task, strict=False, device=device, ids=self._ids
-        )
+            batch, self._name, self._example, task=task, strict=False, device=device,
+            ids=self._ids, part=part,
+        )  # fmt: skip
         if self._layout is None:
             self._layout = self._settle(rows(inputs, slice(0, 1)))
         return Split(in_layout(inputs, self._layout), targets)
@@ -309,6 +318,8 @@ def forward(
     """
     try:
         raw = task.ask(model, inputs, targets)
+    except InputDataError:
+        raise
     except (RuntimeError, ValueError) as error:
         if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
             raise

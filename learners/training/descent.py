@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from amc_env.errors import TrainingDivergedError
 
+_SMALLEST_SCALE = 2.0**-16
+"""Of the losses of a training in float16: with a smaller one every step has overflown."""
+
 
 class Descent:
     """Steps down a loss, at a rate that is a function of the step alone.
@@ -20,6 +23,7 @@ class Descent:
         diverged: What has become what (``"loss"``, ``nan``) -> the sentence of the error.
         gradient_clip: Largest norm of the gradient of ``parameters``; ``None`` for no limit.
         parameters: In the order in which their norms are added up.
+        scaler: Of losses whose gradients are computed in float16; ``None`` for none.
 
     Attributes:
         count: Steps taken, which is the number of the next one.
@@ -33,8 +37,10 @@ class Descent:
         *,
         gradient_clip: float | None = None,
         parameters: Iterable[nn.Parameter] = (),
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.optimizer = optimizer
+        self.scaler = scaler
         self.count = 0
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._factor = factor
@@ -53,18 +59,49 @@ class Descent:
         Raises:
             TrainingDivergedError: If the loss is not finite, or the norm that is to be clipped.
         """
+        self.begin()
+        value = self._finite("loss", loss.item())
+        self.add(loss)
+        return self.take(value)
+
+    def begin(self) -> None:
+        """Begins a step: sets its learning rate, and forgets the last gradient."""
         factor = self._factor(self.count)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
-        value = self._finite("loss", loss.item())
         self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+
+    def add(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss to that of the step."""
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+
+    def take(self, value: float) -> float:
+        """Takes the step that was begun; returns the value of its loss.
+
+        Raises:
+            TrainingDivergedError: As :meth:`step`.
+        """
+        self._finite("loss", value)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         if self._gradient_clip is not None:
             norm = nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip)
-            self._finite("gradient", norm.item())
-        self.optimizer.step()
+            if self.scaler is None:  # which leaves out a step whose gradient has overflown
+                self._finite("gradient", norm.item())
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if (scale := self.scaler.get_scale()) < _SMALLEST_SCALE:
+                raise TrainingDivergedError(self._diverged("scale of the gradient", scale))
         self.count += 1
         return value
+
+    def pass_over(self) -> None:
+        """Counts a step that changes nothing."""
+        self.begin()
+        self.count += 1
 
     def _finite(self, what: str, value: float) -> float:
         if not math.isfinite(value):

@@ -121,9 +121,14 @@ class FeatureMatching(TrainingHook):
         """Returns the term for what both networks have just seen, and forgets it."""
         pairs = self._named_pairs() if self.layers is not None else self._stage_ends()
         total = sum((feature_distance(s, t) for s, t in pairs[1:]), feature_distance(*pairs[0]))
+        self._student.open()
+        self._teacher.open()
+        return 0.5 * self.weight * total
+
+    def after_step(self, step: int) -> None:
+        """Stops listening until the next step."""
         self._student.close()
         self._teacher.close()
-        return 0.5 * self.weight * total
 
     def finish(self) -> None:
         """Stops listening."""

@@ -15,8 +15,13 @@ class TrainingHook:
     """Base class of hooks: does nothing; subclasses override what they need.
 
     The training loop calls ``start`` once, then for every step ``before_step``, the forward pass,
-    ``loss``, the optimiser, ``after_step``; and ``finish`` at the end, whatever ended it. All state
-    that a resumed training needs is a pure function of the step, or in :meth:`state_dict`.
+    ``loss``, the optimiser, ``after_step``; and ``finish`` at the end, whatever ended it. A step
+    that adds the gradients of several batches up has as many forward passes, each with its
+    ``loss``, of which it takes the mean; one whose batch is left out has none. All state that a
+    resumed training needs is a pure function of the step, or in :meth:`state_dict`.
+
+    Where several processes train, each has hooks of its own: what they do to the network must
+    follow from the weights and the step, which are the same everywhere.
 
     Attributes:
         name: Of the hook, unique in a training.

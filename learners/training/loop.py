@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,11 @@ from torch import nn
 from amc_compress.learners.networks.forms import unwrapped
 from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.numerics.layout import set_layout
-from amc_compress.learners.numerics.precision import resolve_precision, working_dtype
+from amc_compress.learners.numerics.precision import (
+    resolve_precision,
+    training_dtype,
+    working_dtype,
+)
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.checkpoints import (
@@ -36,6 +40,12 @@ from amc_compress.learners.training.checkpoints import (
 )
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
+from amc_compress.learners.training.distributed.agreement import (
+    check_same_training,
+    own_buffers,
+    take_first_weights,
+)
+from amc_compress.learners.training.distributed.ranks import Ranks
 from amc_compress.learners.training.evaluation import evaluate, measure, measured
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
@@ -82,6 +92,11 @@ def train(
     than the network was at the start, measured in float32, the weights of the start come back. The
     weights are trained in float32, whatever the type of the model.
 
+    Where the caller has initialised a process group of ``torch.distributed``, its processes call
+    this together and train one network: each takes its share of every batch, so that the steps are
+    those of one process, and all return the same weights and scores. The first one alone validates,
+    writes and resumes.
+
     Args:
         model: The network.
         train_loader: Batches with a length; its ``set_epoch`` is called before each epoch where it
@@ -106,15 +121,18 @@ def train(
         InputDataError: Images or labels do not fit the network.
     """
     _check_given(train_loader, teacher)
-    check_folder(checkpoint_dir, resume)
+    ranks = Ranks.joined(device)
+    ranks.from_first(lambda: check_folder(checkpoint_dir, resume))
     check_hooks(hooks)
     # It is read more than once.
     held = list(validation_loader) if isinstance(validation_loader, Iterator) else validation_loader
     loaders, purpose = (train_loader, held), make_task(task)
     with as_float(model) as network:
-        run = _Run(network, *loaders, config, teacher, checkpoint_dir, device, purpose, hooks)
+        run = _Run(
+            network, *loaders, config, teacher, checkpoint_dir, device, purpose, ranks, hooks
+        )
         run.begin(resume)
-        result = run.to_the_end(writer, progress)
+        result = run.to_the_end(writer if ranks.is_first else None, progress and ranks.is_first)
     model.eval()  # a wrapper has a mode of its own
     return result
 
@@ -140,6 +158,7 @@ class _Run:
     folder: Path | None
     device: str | torch.device
     task: Task
+    ranks: Ranks
     hooks: Sequence[TrainingHook] = ()
     history: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = NO_EPOCH
@@ -149,9 +168,10 @@ class _Run:
     def __post_init__(self) -> None:
         assert isinstance(self.train_loader, Sized)
         precision = self.config.precision
-        self.dtype = working_dtype(self.model, precision, self.device)
+        self.dtype = training_dtype(self.model, precision, self.device)
         # Mixed precision is for the gradients; what is reported is of the network itself.
         self.measured_in = working_dtype(self.model, self.task.precision(precision), self.device)
+        take_first_weights(self.model, self.ranks)
         self.stepper = Stepper(
             self.model,
             len(self.train_loader),
@@ -161,6 +181,7 @@ class _Run:
             self.device,
             self.hooks,
             task=self.task,
+            ranks=self.ranks,
         )
         try:
             # Until an epoch has been evaluated, the weights it started from are the best there are.
@@ -168,6 +189,7 @@ class _Run:
             if self.folder is not None:
                 check_extra_state(self.best_state)
             self.identity = self._identity(len(self.train_loader))
+            check_same_training(self.identity, self.ranks)
         except BaseException:
             self.stepper.release()
             raise
@@ -179,6 +201,7 @@ class _Run:
         return {
             **told,
             **self.config.identity(),
+            "devices": self.ranks.size,
             "batches per epoch": batches,
             "teacher": self.teacher is not None,
             "teacher network": None if self.teacher is None else digest_of(unwrapped(self.teacher)),
@@ -200,19 +223,30 @@ class _Run:
 
     def _restore(self) -> bool:
         """Returns whether there was a checkpoint to continue from."""
-        assert self.folder is not None
-        state = load_last(self.folder, self.identity)
-        if state is None:
+        found = self.ranks.from_first(self._load)
+        if found is None:
             return False
-        # A training that an earlier release began kept no start; its caller has it again.
-        start = load_start(self.folder, state) or self._start_here()
-        best = load_best(self.folder) if state["history"] else start.state
-        best_state = {**best, **state["best extra state"]}
+        state, best_state, start = found
+        if start is None:  # an earlier release kept none; its caller has it again
+            start = self._start_here()
+        best_state = {
+            **(start.state if best_state is None else best_state),
+            **state["best extra state"],
+        }
         self.stepper.load_state_dict(state["stepper"])
         self.history = [epoch_record(record) for record in state["history"]]
         self.best_epoch, self.best_state, self.start = state["best_epoch"], best_state, start
-        self.begun = state.get(INSIDE)
+        self.begun = self.ranks.own(state[INSIDE]) if INSIDE in state else None
         return True
+
+    def _load(self) -> tuple[dict[str, Any], dict[str, Any] | None, Start | None] | None:
+        """Reads the last checkpoint, the best weights if there are any yet, and the start."""
+        assert self.folder is not None
+        state = load_last(self.folder, self.identity)
+        if state is None:
+            return None
+        best = load_best(self.folder) if state["history"] else None
+        return state, best, load_start(self.folder, state)
 
     def _start_here(self) -> Start:
         """Returns the network as it was given, evaluated if it is one to go back to."""
@@ -224,15 +258,21 @@ class _Run:
                 score = self._score(self.model, torch.float32)
             set_layout(self.model, torch.channels_last)
         start = Start(score, state)
-        if self.folder is not None:
-            save_start(self.folder, start)
+        self._save(lambda folder: save_start(folder, start))
         return start
+
+    def _save(self, write: Callable[[Path], None]) -> None:
+        """Writes something into the folder, if there is one; the first process alone does."""
+        folder = self.folder
+        if folder is not None:
+            self.ranks.from_first(lambda: write(folder))
 
     def _score(self, model: nn.Module, dtype: torch.dtype) -> float:
         """The validation score of a model, computed in a type."""
-        loader = self.validation_loader
-        return self.task.score(
-            measured(model, loader, "validation ", self.task, dtype, self.device)
+        loader, task = self.validation_loader, self.task
+        # By one process of all samples: most metrics are no mean of those of parts.
+        return self.ranks.from_first(
+            lambda: task.score(measured(model, loader, "validation ", task, dtype, self.device))
         )
 
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
@@ -281,23 +321,27 @@ class _Run:
             return score
         self.best_epoch, self.best_state = NO_EPOCH, dict(self.start.state)
         self.model.load_state_dict(self.best_state)
-        if self.folder is not None:
-            save_best(self.folder, self.best_state)
-            save_last(self.folder, self._state())
+        self._save(lambda folder: save_best(folder, self.best_state))
+        self._save(lambda folder: save_last(folder, self._state()))
         return start
 
     def _epoch(self, epoch: int, progress: bool) -> EpochRecord:
         clock = SnapshotClock(self.config)
 
         def snapshot(position: Position) -> None:
-            if self.folder is None or not clock.is_due(position.batches):
+            if self.folder is None:
                 return
-            save_last(self.folder, {**self._state(), INSIDE: position.state_dict()})
+            due = clock.is_due(position.batches // self.config.accumulate)
+            if not self.ranks.from_first_flag(due):
+                return
+            own = {**position.state_dict(), **own_buffers(self.stepper.networks, self.ranks)}
+            inside = {**self._state(), INSIDE: self.ranks.gathered(own)}
+            self._save(lambda folder: save_last(folder, inside))
             clock.restart()
 
         begun, self.begun = self.begun, None
         position = self.stepper.epoch(
-            self.train_loader, epoch, progress, begun=begun, after_batch=snapshot
+            self.train_loader, epoch, progress, begun=begun, after_step=snapshot
         )
         candidate = self.stepper.candidate
         if not all(bool(torch.isfinite(p).all()) for p in candidate.parameters()):
@@ -322,10 +366,8 @@ class _Run:
             self.best_state = copy_of(candidate)
             # Before last.pt: killed between the two, the resumed run repeats the epoch and writes
             # the same weights again. The other order would lose them.
-            if self.folder is not None:
-                save_best(self.folder, self.best_state)
-        if self.folder is not None:
-            save_last(self.folder, self._state())
+            self._save(lambda folder: save_best(folder, self.best_state))
+        self._save(lambda folder: save_last(folder, self._state()))
         return record
 
     def _state(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_batches_of_another_kind_are_rejected() -> None:
     [
         ("epochs", 0), ("optimizer", "adam"), ("learning_rate", 0.0), ("learning_rate", math.nan),
         ("momentum", 1.0), ("weight_decay", -1e-4), ("schedule", "linear"), ("warmup_epochs", 30),
-        ("label_smoothing", 1.0), ("ema_decay", 1.0), ("precision", "fp16"),
+        ("label_smoothing", 1.0), ("ema_decay", 1.0), ("precision", "fp8"),
         ("gradient_clip", 0.0), ("distillation_temperature", 0.0), ("distillation_weight", 1.5),
         ("learning_rate", math.inf),
     ],

@@ -86,6 +86,10 @@ class ClassPerPlace(Task):
         )
         return total / (targets != self.ignored).sum().clamp(min=1)
 
+    def loss_terms(self, inputs: Inputs, targets: Tensor) -> float:
+        """The places that count."""
+        return float((targets != self.ignored).sum())
+
     def distillation(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Mean over all places of the divergence, as in ``Classification.distillation``."""
         return divergence(self._flat(student), self._flat(teacher), temperature)
