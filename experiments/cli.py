@@ -30,6 +30,7 @@ from amc_env.files import is_disk_full, is_memory_full
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 _RESUMING = ("compress", "search", "train", "finetune", "sensitivity")
+_TRAINING = ("train", "finetune")  # in several processes too
 _CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
 
 
@@ -51,6 +52,7 @@ def watched(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
+            _check_processes(command.__name__)
             for name, value in kwargs.items():
                 check_size(name, value)
             command(*args, **kwargs)
@@ -66,6 +68,20 @@ def watched(command: Callable[..., None]) -> Callable[..., None]:
             raise EndedCommandError(error) from error
 
     return wrapper
+
+
+def _check_processes(verb: str) -> None:
+    """Rejects processes of ``torchrun`` for a command that is carried out by one.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > 1 and verb not in _TRAINING:
+        raise ValueError(
+            f"Expected {' or '.join(f'amc {name}' for name in _TRAINING)} in {started} processes, "
+            f"got amc {verb}, which one carries out: start it without torchrun."
+        )
 
 
 def _group(name: str, text: str) -> typer.Typer:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from amc_compress.config.option import ANY_TIME, Option, declared, flag, option
+from amc_compress.config.options.devices import DeviceOptions
 from amc_compress.config.options.task import RUN
 from amc_compress.config.run_config import RunConfig
 
@@ -41,6 +42,13 @@ class VerbOptions:
         "YAML or JSON file of options, e.g. the config.json of a run, named as here without the "
         "dashes. The command line wins over it.",
         everyday=True,
+    )
+    devices: int | None = _run(
+        None,
+        "Train in this many processes, on a GPU each with --device cuda; each takes its share of "
+        "every batch. torchrun does the same.",
+        least=1,
+        default_text="1, or those of torchrun",
     )
     resume: bool = _run(
         False,
@@ -109,6 +117,7 @@ SPLITS = ("validation_size", "validation_split")
 TASK = _names(("task", "train"))
 SEARCH = (*_names(("search",)), *_names((ANY_TIME,)))
 FINETUNE = _names(("finetune",))
+TRAINING = ("devices", *declared(DeviceOptions))
 FREE = _names((ANY_TIME,), of_run=True)
 NEW_RUN = ("out", "config", *_names(("task",), of_run=True), *FREE, "resume", "trust")
 OUTPUT = ("quiet", "debug")

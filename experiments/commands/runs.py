@@ -106,10 +106,12 @@ LearningRate = Annotated[float, typer.Option(help="Its peak learning rate; 0.05 
     *o.SPLITS,
     *o.PIXELS,
     "augment",
+    *o.TRAINING,
 )
 def train(
     ctx: typer.Context,
     out: Path,
+    devices: int | None,
     resume: bool,
     quiet: bool,
     epochs: Epochs = RunConfig.train_epochs,
@@ -125,6 +127,9 @@ def train(
       Then compress what came out:
         amc compress --model digitsnet --weights runs/full/model.safetensors \\
             --data digits --out runs/small
+    \b
+      In two processes:
+        amc train --model resnet20 --data data/cifar10 --devices 2 --out runs/full
     """
     stages = ("train",)
     config = config_of(ctx, train_epochs="epochs", train_learning_rate="learning_rate")
@@ -134,13 +139,18 @@ def train(
             "factory gave it, run `amc compress --train-epochs 0`."
         )
     config.validate(stages)
+    from amc_compress.commands.devices import on_devices
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
     from amc_compress.stages.train import write_training_results
 
-    task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
-    with task.folder:
-        run_stages(task, stages, silent if quiet else say)
-        print(write_training_results(task))
+    def work(folder: Path, silently: bool) -> None:
+        hidden = quiet or silently
+        task = open_task(folder, config, resume=resume, stages=stages, quiet=hidden)
+        with task.folder:
+            run_stages(task, stages, silent if hidden else say)
+            print(write_training_results(task))
+
+    on_devices(devices, config.device, out.expanduser(), work)
 
 
 def print_summary(path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +15,15 @@ from amc_compress.commands.options import takes
 from amc_compress.commands.values import config_from, free_options, given
 from amc_compress.config.data_defaults import USUAL_MODEL
 
+if TYPE_CHECKING:
+    from amc_compress.runs.storage.trust import Trust
 
-@takes(*o.FINETUNE, "allow_pickle", *o.FREE, "trust", "resume", *o.OUTPUT)
+
+@takes(*o.FINETUNE, "devices", "allow_pickle", *o.FREE, "trust", "resume", *o.OUTPUT)
 def finetune(
     ctx: typer.Context,
     directory: o.Directory,
+    devices: int | None,
     allow_pickle: bool,
     trust: bool,
     resume: bool,
@@ -39,17 +44,41 @@ def finetune(
     \b
       Without the original as a teacher:
         amc finetune runs/resnet20 --teacher none
+    \b
+      In two processes; the second line does the same:
+        amc finetune runs/resnet20 --devices 2
+        torchrun --nproc-per-node 2 -m amc_compress finetune runs/resnet20
     """
-    from amc_compress.runs.storage.trust import PURPOSE, Trust
+    from amc_compress.commands.devices import on_devices
+    from amc_compress.runs.folder import RunFolder
+    from amc_compress.runs.storage.trust import Trust
+
+    device = RunFolder.open(directory, uses=()).config.device
+    allowed = Trust(trust, pickle=allow_pickle)
+    options = given(ctx)
+    options.pop("allow_pickle", None)  # it holds for this command, not for the run
+
+    def work(folder: Path, silently: bool) -> None:
+        _finetune(folder, options, free_options(ctx), allowed, resume, quiet or silently)
+
+    on_devices(devices, device, directory.expanduser(), work)
+
+
+def _finetune(
+    directory: Path,
+    options: dict[str, Any],
+    free: Mapping[str, Any],
+    allowed: Trust,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    from amc_compress.runs.storage.trust import PURPOSE
     from amc_compress.runs.teachers import load_teacher
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
-    options = given(ctx)
-    options.pop("allow_pickle", None)  # it holds for this command, not for the run
     # Another teacher takes the place of the folder's.
     uses = ("model", *PURPOSE) if "teacher" in options else ("model", "teacher", *PURPOSE)
-    allowed = Trust(trust, pickle=allow_pickle)
-    task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet, options=free_options(ctx))
+    task = reopen_task(directory, trust=allowed, uses=uses, quiet=quiet, options=free)
     with task.folder as folder:
         folder.results("search")
         # Built first, because a mistake in an option must not lose what is finished.

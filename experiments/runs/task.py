@@ -211,5 +211,6 @@ def use_threads(config: RunConfig, facts: DataFacts, *, training: bool) -> None:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     shape = facts.image_shape
+    cores = max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     many = training and (shape is None or math.prod(shape) >= _MANY_PIXELS)
-    torch.set_num_threads(config.threads or (cores if many else 1) or 1)
+    torch.set_num_threads(config.threads or (cores if many else 1))

@@ -69,6 +69,7 @@ def run_train(task: Task) -> None:
         learning_rate=config.train_learning_rate,
         precision=config.precision,
         seed=config.seed,
+        **config.device_settings,
         **snapshot_settings(config.snapshot_every),
     )
     checkpoints = folder / "checkpoints" / "train"

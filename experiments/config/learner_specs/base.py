@@ -333,6 +333,7 @@ class LearnerSpec:
             distillation_temperature=o.distillation_temperature,
             distillation_weight=o.distillation_weight,
             seed=o.seed,
+            **o.device_settings,
             **snapshot_settings(o.snapshot_every),
         )
 

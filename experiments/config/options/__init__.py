@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from amc_compress.config.options.bits import BitOptions
 from amc_compress.config.options.data import DataOptions
+from amc_compress.config.options.devices import DeviceOptions
 from amc_compress.config.options.finetuning import FinetuneOptions
 from amc_compress.config.options.pruning import PruningOptions
 from amc_compress.config.options.search import SearchOptions
@@ -16,6 +17,7 @@ from amc_compress.config.options.workers import WorkerOptions
 @dataclass(frozen=True)
 class Options(
     FinetuneOptions,
+    DeviceOptions,
     BitOptions,
     PruningOptions,
     WorkerOptions,

@@ -134,9 +134,10 @@ class TaskOptions:
     )
     precision: str = _run(
         "auto",
-        "auto (bf16 where the processor or GPU is fast at it), fp32 or bf16. Test "
-        "accuracies are always fp32, and so are searches with --max-drop unless bf16 is asked for.",
-        choices=("auto", "fp32", "bf16"),
+        "auto (bf16 where the processor or GPU is fast at it), fp32, bf16, or fp16: trainings "
+        "with scaled losses, all else in fp32. Test accuracies are always fp32, and so are "
+        "searches with --max-drop unless bf16 is asked for.",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     threads: int = _run(
         0,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.distributed.steps import steps_per_epoch
 from amc_compress.learners.training.feature_matching import FeatureMatching
 from amc_compress.learners.training.hooks import KeptStatistics, TrainingHook
 from amc_compress.learners.training.loop import evaluate, train
@@ -27,7 +28,8 @@ from amc_env import CompressionPlan
 
 def _hooks(task: Task, model: nn.Module) -> tuple[TrainingHook, ...]:
     """Returns what the fine-tuning needs and teaches besides answers."""
-    config, steps = task.config, task.config.epochs * len(task.data.train)
+    config = task.config
+    steps = config.epochs * steps_per_epoch(len(task.data.train), config.accumulate)
     hooks = config.spec.hooks(task.original, model, steps)
     if task.keeps_statistics:
         hooks = (KeptStatistics(), *hooks)

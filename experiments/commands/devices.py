@@ -1,0 +1,166 @@
+"""One command in several processes: ``--devices``, or what ``torchrun`` has started.
+
+Every process carries the command out, and ``learners.training`` joins their trainings. The first
+one works in the run folder and prints; the others do the same in a copy that is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import typer
+from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from amc_env.errors import CompressionError
+
+_PATIENCE = datetime.timedelta(days=1)
+"""With the first process, which alone validates; one that has died is noticed at once."""
+
+_HEAD_START = 3.0
+"""Seconds in which the first process says what is wrong in all of them."""
+
+_UNUSED = (".lock", "tensorboard", "*.onnx", "*.html")
+
+Work = Callable[[Path, bool], None]
+
+
+def on_devices(count: int | None, device: str, folder: Path, work: Work) -> None:
+    """Carries a command out in as many processes as were asked for, or were started.
+
+    Args:
+        count: Asked for; ``None`` for one, or as many as ``torchrun`` has started.
+        device: ``cpu``, or ``cuda``, of which each process takes its own.
+        folder: That it works in.
+        work: The command: of the folder to work in, and whether to be quiet.
+
+    Raises:
+        ValueError: If the processes cannot be had.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"Expected --devices >= 1, got {count}.")
+    if distributed.is_torchelastic_launched():
+        started = int(os.environ["WORLD_SIZE"])
+        if count not in (None, started):
+            raise ValueError(
+                f"Expected --devices {started}, as many processes as torchrun has started, got "
+                f"{count}: leave --devices out."
+            )
+        _join(device, folder, work)
+    elif count is None or count == 1:
+        work(folder, False)
+    else:
+        _check_devices(device, count)
+        _launch(count)
+
+
+def _check_devices(device: str, count: int) -> None:
+    """Checks that there is a device for each process of this machine."""
+    if torch.device(device).type != "cuda":
+        return
+    if torch.device(device).index is not None:
+        raise ValueError(
+            f"Expected --device cuda for {count} processes, each with a GPU of its own, got "
+            f"{device}: choose the GPUs by CUDA_VISIBLE_DEVICES."
+        )
+    if (there := torch.cuda.device_count()) < count:
+        raise ValueError(
+            f"Expected at most {there} processes on this machine, one for each GPU, got {count}: "
+            f"give a smaller --devices."
+        )
+
+
+def _launch(count: int) -> None:
+    """Starts the command of this process in several ones, and waits for them."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what could be faster, of each process
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "amc_compress", *sys.argv[1:])
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        said = [code for code in codes.values() if code > 0]
+        if said:  # by the process itself
+            raise typer.Exit(min(said)) from None
+        rank, code = next(iter(codes.items()))
+        raise CompressionError(
+            f"Process {rank} of {count} was ended by {signal.Signals(-code).name}; nothing that "
+            f"was saved is lost: repeat the command with --resume."
+        ) from None
+    except (SignalException, KeyboardInterrupt):  # the first process has said so
+        raise typer.Exit(1) from None
+
+
+def _join(device: str, folder: Path, work: Work) -> None:
+    """Carries a command out together with the other processes that were started."""
+    local = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if torch.device(device).type == "cuda":
+        _check_devices(device, int(os.environ["LOCAL_WORLD_SIZE"]))
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        if distributed.get_rank() == 0:
+            distributed.barrier()  # until the others have their copies
+            work(folder, False)
+        else:
+            with _in_the_background(), _copy_of(folder) as own:
+                distributed.barrier()
+                work(own, True)
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _copy_of(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="amc-") as made:
+        own = Path(made) / "run"
+        if folder.is_dir():
+            shutil.copytree(folder, own, ignore=shutil.ignore_patterns(*_UNUSED))
+        yield own
+
+
+@contextlib.contextmanager
+def _in_the_background() -> Iterator[None]:
+    """Says nothing in the block, but an error that the first process does not have."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copy is removed
+    try:
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nothing,
+            contextlib.redirect_stdout(nothing),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+    except Exception:
+        try:
+            time.sleep(_HEAD_START)
+        except KeyboardInterrupt:
+            raise typer.Exit(1) from None
+        raise

@@ -1,0 +1,70 @@
+"""Trainings in several processes, from the command line."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from support.runs.command_line import QUICK
+
+from amc_compress.cli import run
+from amc_compress.commands.devices import on_devices
+
+
+def test_processes_that_cannot_be_had_are_rejected(
+    copy: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--devices >= 1, got 0" in fails("finetune", str(copy), "--devices", "0")
+    with pytest.raises(ValueError, match="Expected --device cuda for 2 processes"):
+        on_devices(2, "cuda:1", copy, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="at most 1 processes on this machine"):
+        on_devices(2, "cuda", copy, lambda *_: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "got amc search, which one carries out" in fails("search", "--out", str(copy / "new"))
+    assert "Expected --devices 2, as many" in fails("finetune", str(copy), "--devices", "3")
+
+
+def finetuned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_finetune_the_network_of_one(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("one", "launched", "torchrun")}
+    assert run(["search", *QUICK, "--precision", "fp32", "--out", str(folders["one"]), "-q"]) == 0
+    for name in ("launched", "torchrun"):
+        shutil.copytree(folders["one"], folders[name])
+    options = ("--epochs", "2", "--sync-batch-norm", "--accumulate", "2")
+    amc = ("amc_compress", "finetune")
+    for command in (
+        (*amc, str(folders["one"]), *options),
+        (*amc, str(folders["launched"]), *options, "--devices", "2"),
+        ("torch.distributed.run", "--nproc-per-node", "2", "-m", *amc, str(folders["torchrun"]),
+         *options),
+    ):  # fmt: skip
+        done = finetuned(*command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("model.safetensors") == 1
+        assert done.stderr.count("epoch 2/2") == 1
+    found = {
+        name: safetensors.torch.load_file(folder / "model.safetensors")
+        for name, folder in folders.items()
+    }
+    for key, value in found["launched"].items():
+        assert torch.equal(found["torchrun"][key], value)
+        # Norms on a processor round differently, which 18 steps make larger.
+        torch.testing.assert_close(found["one"][key], value, rtol=0.01, atol=0.01)
+    wrong = finetuned(*amc, str(folders["launched"]), "--devices", "2", "--learning-rate", "1e9")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("amc: ") == 1
+    assert "lower the learning rate" in wrong.stderr
