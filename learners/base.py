@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -64,6 +64,9 @@ class Learner(ABC):
     cautions: tuple[str, ...] = ()
     """What was found out about the data while the learner was prepared, in sentences."""
 
+    by_channel: Collection[str] = ()
+    """Layers that are too wide for least squares over all inputs, and are repaired by channel."""
+
     form: Form = Form()
     graph: LayerGraph
     decisions: tuple[Decision, ...]
@@ -104,7 +107,7 @@ class Learner(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the network: form, fixed costs, layers not repaired."""
-        wide = wide_layers_note(self.graph) if self.repairs_layers else ()
+        wide = wide_layers_note(self.graph, self.by_channel) if self.repairs_layers else ()
         return (*self.form.notes, *self.graph.remarks(), *wide, *self.cautions)
 
     @abstractmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.values import ONNX_BYTES, own_cost_references
+from amc_compress.learners.candidates.moments.wide import places_of
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.onnx_size import onnx_bytes_cost
 from amc_compress.learners.layers.wide_layers import unrepaired_note, wide_layers_note
@@ -172,7 +173,8 @@ def check_against(
     problem = make_problem(config, traced, example=counted, exported=seen)
     check_feasible(config, problem)
     cuts = config.spec.prunes or config.spec.sparsifies
-    wide = wide_layers_note(traced.graph) if cuts else ()
+    split = places_of(traced) if config.spec.prunes else ()
+    wide = wide_layers_note(traced.graph, split) if cuts else ()
     whole = unrepaired_note(traced.graph, traced.model) if config.spec.prunes else ()
     return (*traced.graph.remarks(), *wide, *whole, *problem.notes)
 

@@ -12,7 +12,7 @@ variance would be the difference of two large numbers, nothing but rounding (Cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
 from amc_compress.learners.candidates.moments.products import add_squares, mirror
 from amc_compress.learners.candidates.moments.sampling import sample_rows
-from amc_compress.learners.layers.products import Use, watching
+from amc_compress.learners.layers.products import Report, Use, watching
 from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS
 from amc_compress.learners.numerics.precision import autocast
@@ -172,6 +172,7 @@ def collect_statistics(
     max_columns: int = MAX_COLUMNS,
     effort: Effort = USUAL,
     n_images: int | None = None,
+    also: Mapping[nn.Module, Report] | None = None,
     report: Callable[[int], object] | None = None,
 ) -> dict[str, InputStatistics]:
     """Runs the original network once and returns the input statistics of its layers.
@@ -189,6 +190,7 @@ def collect_statistics(
         max_columns: Widest patch to accumulate.
         effort: How the moments are taken.
         n_images: In the batches; counted if not given.
+        also: Other layers -> what is told of their products in the same pass.
         report: Called with the number of images done after each batch.
     """
     n_images = sum(map(count, batches)) if n_images is None else n_images
@@ -207,7 +209,8 @@ def collect_statistics(
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         accumulators[name] = _Accumulator(weight, wanted, generator, effort)
-    watched = {modules[name]: accumulator for name, accumulator in accumulators.items()}
+    watched: dict[nn.Module, Report] = dict(also or {})
+    watched |= {modules[name]: accumulator for name, accumulator in accumulators.items()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     context = autocast(effort.dtype, device)
     with watching(watched), torch.no_grad(), context:

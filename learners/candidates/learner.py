@@ -29,6 +29,7 @@ from amc_compress.learners.candidates.proxy import (
 )
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
+from amc_compress.learners.numerics.freed_memory import give_back
 from amc_compress.learners.numerics.precision import working_dtype
 from amc_compress.learners.tasks.inputs import Inputs, count, moved
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
@@ -241,6 +242,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         samples = read_samples(network, calibration, validation, example_input, told)
         self.task = samples.task
         self.traced = self._trace(network, moved(samples.example, self.device))
+        give_back()
         self.graph = self.traced.graph
         self.space = self.decide(self.traced, told)
         self.decisions = self.space.decisions
@@ -248,6 +250,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         self._training_dtype = working_dtype(network, told.precision, self.device)
         with limited_threads(self.threads):
             self._prepare(samples)
+            give_back()
             if self.repairs_layers:
                 self._check_recalibration(samples.held_out.n_held)
         self.validation = samples.held_out.batches

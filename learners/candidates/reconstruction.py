@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
+from amc_compress.learners.layers.products import Report
 from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
 
@@ -292,6 +293,7 @@ def fit_layers(
     *,
     seed: int,
     effort: Effort = USUAL,
+    also: Mapping[nn.Module, Report] | None = None,
     progress: bool = False,
 ) -> dict[str, LayerReconstruction]:
     """Runs a network once over images; returns the repairs of the layers that can be repaired.
@@ -303,6 +305,7 @@ def fit_layers(
         norms: Layer -> batch norm right behind it.
         seed: Of the positions that are sampled.
         effort: How moments are taken.
+        also: Other layers -> what is told of their products in the same run.
         progress: Whether to show a progress bar.
     """
     total = sum(map(count, batches))
@@ -314,6 +317,7 @@ def fit_layers(
             seed=seed,
             effort=effort,
             n_images=total,
+            also=also,
             report=bar.update,
         )
     layers: dict[str, LayerReconstruction] = {}

@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.moments.effort import effort_for
+from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
-from amc_compress.learners.candidates.reconstruction import fit_layers, write_layer
+from amc_compress.learners.candidates.reconstruction import (
+    LayerReconstruction,
+    fit_layers,
+    write_layer,
+)
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from amc_compress.learners.channel_pruning.curves import Repair, gradient_scores
@@ -44,15 +49,20 @@ class ChannelOptions(CandidateOptions):
         criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
         round_to: Kept channels come in multiples of this.
         min_ratio: Smallest keep ratio on offer.
+        memory: Bytes that the moments of layers' inputs may take: the widest layers are repaired
+            channel by channel so that all others fit. No limit but 5,000 columns if ``None``.
     """
 
     criterion: str | Criterion = "l1"
     round_to: int = 8
     min_ratio: float = 0.0
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         make_criterion(self.criterion)
+        if self.memory is not None and self.memory < 1:
+            raise ValueError(f"Expected memory in bytes, at least 1, got {self.memory}.")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out a function: the ranking is done, and not every function pickles."""
@@ -94,6 +104,10 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         self._norms = following_norms(self.original)
         modules = dict(self.original.named_modules())
         effort = effort_for(self.graph, samples.n_calibration, self.evaluator.dtype)
+        n_samples = effort.n_samples or samples.n_calibration
+        wide = wide_layers_of(
+            self.traced, n_samples, seed=self.seed, norms=self._norms, memory=self.options.memory
+        )
         self._layers = fit_layers(
             self.original,
             samples.inputs(effort.n_samples),
@@ -104,12 +118,16 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
                 if x.in_width.terms
                 and x.name not in self.graph.computed
                 and is_repairable(modules.get(x.name))
+                and x.name not in wide
             ],
             self._norms,
             seed=self.seed,
             effort=effort,
+            also={modules[name]: layer for name, layer in wide.items()},
             progress=self.options.progress,
         )
+        self._wide = {name: layer for name, layer in wide.items() if layer.is_ready}
+        self.by_channel = frozenset(self._wide)
         for name, norm in norms_before(self.original, samples.example, self._layers).items():
             self._layers[name].norm = norm
         self.ranking = self._rank(samples)
@@ -212,7 +230,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     def _reconstruct(self, network: nn.Module, kept: Mapping[str, Tensor]) -> None:
         """Fits every layer that lost inputs to its original outputs."""
         modules = dict(network.named_modules())
-        for name, layer in self._layers.items():
+        layers: dict[str, LayerReconstruction | WideLayer] = {**self._layers, **self._wide}
+        for name, layer in layers.items():
             inputs = self.traced.kept_inputs(name, kept)
             if inputs.numel() == layer.shape[1]:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from torch import Tensor, nn
 
@@ -11,30 +12,46 @@ from amc_env.graph import LayerGraph
 from amc_env.validation.sentences import some
 
 MAX_COLUMNS = 5000
-"""Wider patches are left alone: the Gram matrix of 5,000 columns takes 100 MB in float32."""
+"""Wider patches get no Gram matrix: that matrix of 5,000 columns takes 100 MB in float32."""
 
 
-def wide_layers(graph: LayerGraph) -> dict[str, int]:
-    """Returns layer -> inputs per output, kernel included, of those that are not repaired."""
+def columns_of(graph: LayerGraph) -> dict[str, int]:
+    """Returns layer -> inputs per output, kernel included."""
     full = graph.full()
-    columns = {
+    return {
         layer.name: round(math.prod(layer.kernel) * layer.in_width.at(full))
         for layer in graph.layers
         if layer.has_weights and layer.kind != "embedding"
     }
-    return {name: count for name, count in columns.items() if count > MAX_COLUMNS}
 
 
-def wide_layers_note(graph: LayerGraph) -> tuple[str, ...]:
-    """Returns a sentence that names the layers that are not repaired, or none."""
-    found = wide_layers(graph)
-    if not found:
-        return ()
-    named = some([f"{name} ({count:,})" for name, count in found.items()])
-    return (
-        f"layers with more than {MAX_COLUMNS:,} inputs per output keep their weights as they are, "
-        f"without a repair by least squares: {named}.",
-    )
+def wide_layers(graph: LayerGraph) -> dict[str, int]:
+    """Returns layer -> inputs per output of those with too many."""
+    return {name: count for name, count in columns_of(graph).items() if count > MAX_COLUMNS}
+
+
+def wide_layers_note(graph: LayerGraph, by_channel: Collection[str] = ()) -> tuple[str, ...]:
+    """Returns sentences that name the layers of more columns, or none.
+
+    Args:
+        graph: Of the network.
+        by_channel: Layers that are repaired nevertheless, see ``candidates.moments.wide``.
+    """
+    columns = columns_of(graph)
+    whole = [f"{n} ({k:,})" for n, k in wide_layers(graph).items() if n not in by_channel]
+    split = [f"{n} ({k:,})" for n, k in columns.items() if n in by_channel]
+    notes = []
+    if whole:
+        notes.append(
+            f"layers with more than {MAX_COLUMNS:,} inputs per output keep their weights as they "
+            f"are, without a repair by least squares: {some(whole)}."
+        )
+    if split:
+        notes.append(
+            f"layers with too many inputs per output for least squares over all of them are "
+            f"repaired channel by channel, which restores less: {some(split)}."
+        )
+    return tuple(notes)
 
 
 def is_repairable(layer: nn.Module | None) -> bool:
