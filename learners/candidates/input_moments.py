@@ -84,18 +84,12 @@ class _Accumulator:
         weight: Of the layer.
         positions: Columns of the layer -> positions per sample; 0 for a layer that is too wide.
         generator: Source of the positions.
-        effort: How the moments are taken.
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        positions: Callable[[int], int],
-        generator: torch.Generator,
-        effort: Effort,
+        self, weight: Tensor, positions: Callable[[int], int], generator: torch.Generator
     ) -> None:
         self.weight = weight
-        self.effort = effort
         self.mask: Tensor | None = None
         """Of the tokens of the batch that is run."""
 
@@ -128,8 +122,8 @@ class _Accumulator:
         sums = rows.to(dtype).sum(1)
         self.sums = sums if self.sums is None else self.sums.add_(sums)
         self.rows += rows.shape[1]
-        if self.effort.is_large and dtype == torch.float32:
-            self.gram = add_squares(self.gram, rows)
+        if dtype == torch.float32:
+            self.gram = add_squares(self.gram, rows)  # half of the time, the same numbers
             return
         # Products in float32, sums over batches in float64: the error of the normal equations is
         # that of one batch, about 1e-6 of the diagonal, well under the ridge of the solve.
@@ -141,7 +135,7 @@ class _Accumulator:
         if self.gram is None or self.sums is None or self.form is None or not self.is_one_layer:
             return None
         shift = None if self.shift is None else self.shift.to(self.sums.dtype)
-        if self.effort.is_large and self.gram.dtype == torch.float32:
+        if self.gram.dtype == torch.float32:
             mirror(self.gram)
         return InputStatistics(
             self.gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
@@ -208,7 +202,7 @@ def collect_statistics(
             continue
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        accumulators[name] = _Accumulator(weight, wanted, generator, effort)
+        accumulators[name] = _Accumulator(weight, wanted, generator)
     watched: dict[nn.Module, Report] = dict(also or {})
     watched |= {modules[name]: accumulator for name, accumulator in accumulators.items()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

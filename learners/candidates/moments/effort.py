@@ -26,12 +26,10 @@ class Effort:
     Args:
         n_samples: The first ones of the calibration data; all if ``None``.
         dtype: What the network computes in; the moments are sums in float32 at least.
-        is_large: Whether only half of the symmetric products of wide layers is computed.
     """
 
     n_samples: int | None = None
     dtype: torch.dtype = torch.float32
-    is_large: bool = False
 
 
 USUAL = Effort()
@@ -46,7 +44,7 @@ def effort_for(graph: LayerGraph, n_samples: int, dtype: torch.dtype) -> Effort:
         dtype: What candidates are evaluated in.
     """
     few = affordable(graph, n_samples)
-    return USUAL if few == n_samples else Effort(few, dtype, is_large=True)
+    return USUAL if few == n_samples else Effort(few, dtype)
 
 
 def affordable(graph: LayerGraph, n_samples: int) -> int:

@@ -24,7 +24,8 @@ def add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
         total = rows.new_zeros(n_groups, width, width)
     left = rows.transpose(1, 2)
     for start, stop in _blocks(width):
-        total[:, start:stop, start:].baddbmm_(left[:, start:stop], rows[:, :, start:])
+        # Not added inside of the product: sums of batches stay what they are in one piece.
+        total[:, start:stop, start:] += left[:, start:stop] @ rows[:, :, start:]
     return total
 
 
