@@ -110,7 +110,7 @@ class Claims:
         return None
 
     def _counted(self, cut: Cut) -> _Counts:
-        network = self.surgeon.slice(cut) if cut else self.surgeon.model
+        network = self.surgeon.slice(cut, shares=True) if cut else self.surgeon.model
         macs = count_macs(network, self.inputs) / self.batch
         return _Counts(macs, count_parameters(network), count_bytes(network))
 

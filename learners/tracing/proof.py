@@ -131,6 +131,7 @@ class Prover:
     def __init__(self, surgeon: Surgeon) -> None:
         self.surgeon = surgeon
         self.masked = copy.deepcopy(surgeon.model)
+        self._parameters: set[str] = set()  # of the masked copy, that are masked
         self._whole: dict[Case, Any] = {}
 
     def examine(self, kept: Mapping[str, Tensor], cases: Sequence[Case]) -> Finding:
@@ -139,8 +140,8 @@ class Prover:
         for position, case in enumerate(cases):
             try:
                 if not position:
-                    sliced = self.surgeon.slice(kept)
-                    self.surgeon.mask_copy(self.masked, kept)
+                    sliced = self.surgeon.slice(kept, shares=True)
+                    self.surgeon.mask_copy(self.masked, kept, self._parameters)
                 reference = case.run(self.masked)
                 deviation = difference(case.run(sliced), reference)
                 if TOLERANCE < deviation < math.inf:

@@ -68,10 +68,22 @@ class Surgeon:
             alive[start + units] = True
         return alive
 
-    def slice(self, kept: Mapping[str, Tensor], network: nn.Module | None = None) -> nn.Module:
+    def slice(
+        self,
+        kept: Mapping[str, Tensor],
+        network: nn.Module | None = None,
+        *,
+        shares: bool = False,
+    ) -> nn.Module:
         """Returns a smaller copy of the model, or of another network of its shapes.
 
         Module names and state-dict keys stay.
+
+        Args:
+            kept: Group -> the units that stay.
+            network: The other network.
+            shares: Whether parameters that stay whole may lie in the memory of the original, of a
+                copy that only runs.
 
         Raises:
             ValueError: If the other network has not the model's names and shapes.
@@ -83,7 +95,8 @@ class Surgeon:
         memo = detached(source)
         with torch.no_grad():
             for name, tensor in _tensors(source):
-                memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive))
+                is_shared = shares and isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = _like(tensor, self._cut(tensor, name, alive, is_shared))
         model = copy.deepcopy(source, memo)
         for name in self._patched:
             _patch(source.get_submodule(name), model.get_submodule(name))
@@ -109,14 +122,14 @@ class Surgeon:
                     f"{'none' if expected is None else list(expected)}: pass an uncut copy."
                 )
 
-    def _cut(self, tensor: Tensor, name: str, alive: Tensor) -> Tensor:
+    def _cut(self, tensor: Tensor, name: str, alive: Tensor, is_shared: bool) -> Tensor:
         result = tensor.detach()
         for slot in self._slots.get(name, ()):
             stays = alive[slot.units]
             if not bool(stays.all()):
                 index = stays.nonzero()[:, 0].to(tensor.device)
                 result = result.index_select(slot.axis, index)
-        return result.clone() if result.shape == tensor.shape else result
+        return result if is_shared or result.shape != tensor.shape else result.clone()
 
     def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """Returns a copy of the original's shapes that ignores the cut channels.
@@ -128,10 +141,19 @@ class Surgeon:
         self.mask_copy(model, kept)
         return model
 
-    def mask_copy(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-        """Masks a copy of the network in place, whatever it was masked by before."""
+    def mask_copy(
+        self, model: nn.Module, kept: Mapping[str, Tensor], masked: set[str] | None = None
+    ) -> None:
+        """Masks a copy of the network in place, whatever it was masked by before.
+
+        Args:
+            model: The copy.
+            kept: Group -> the units that stay.
+            masked: Its parameters that are masked, brought up to date; all may be if ``None``.
+        """
         slots, averaged = self.grouping.slots, self.grouping.averaged
-        mask_slots(model, dict(_tensors(self.model)), slots, self.alive(kept), averaged)
+        originals = dict(_tensors(self.model))
+        mask_slots(model, originals, slots, self.alive(kept), averaged, masked)
 
     def kept_coordinates(self, tensor: str, axis: int, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted coordinates of one axis that stay."""

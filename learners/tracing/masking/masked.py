@@ -20,6 +20,7 @@ def mask_slots(
     slots: Iterable[Slot],
     alive: Tensor,
     averaged: Tensor,
+    masked: set[str] | None = None,
 ) -> None:
     """Masks a copy of a network in place, whatever it was masked by before.
 
@@ -33,26 +34,37 @@ def mask_slots(
         slots: All axes of those that some group controls.
         alive: Which units stay, shape ``(n_units,)``.
         averaged: Which units a statistic is taken over, likewise.
+        masked: Parameters of the copy that are masked, brought up to date; all may be if ``None``.
     """
-    tensors = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+    buffers = dict(copy.named_buffers())
+    tensors = {**dict(copy.named_parameters()), **buffers}
     absent = averaged & ~alive
     is_absent = bool(absent.any())
     changed = [slot for slot in slots if slot.role == "consumer" or bool(averaged.any())]
     with torch.no_grad():
         for name in {slot.name for slot in changed}:
-            tensors[name].copy_(originals[name])
+            if masked is None or name in masked or name in buffers:
+                tensors[name].copy_(originals[name])
+        filled = set()
         for slot in changed:
-            tensor = tensors[slot.name]
-            if slot.role == "consumer":
-                _fill(tensor, slot.axis, ~alive[slot.units], 0.0)
+            if slot.role == "consumer" and _fill(tensors, slot, ~alive[slot.units], 0.0):
+                filled.add(slot.name)
         for slot in changed if is_absent else ():
-            _fill(tensors[slot.name], slot.axis, absent[slot.units], math.nan)
+            if _fill(tensors, slot, absent[slot.units], math.nan):
+                filled.add(slot.name)
+    if masked is not None:
+        masked.clear()
+        masked |= filled
     _set_definition(copy, is_absent)
 
 
-def _fill(tensor: Tensor, axis: int, where: Tensor, value: float) -> None:
-    if tensor.is_floating_point():
-        tensor.index_fill_(axis, where.nonzero()[:, 0].to(tensor.device), value)
+def _fill(tensors: Mapping[str, Tensor], slot: Slot, where: Tensor, value: float) -> bool:
+    """Writes a value where the units of a slot are, and returns whether there were any."""
+    tensor = tensors[slot.name]
+    if not tensor.is_floating_point() or not bool(where.any()):
+        return False
+    tensor.index_fill_(slot.axis, where.nonzero()[:, 0].to(tensor.device), value)
+    return True
 
 
 class _UnderAbsence:
