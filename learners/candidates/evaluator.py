@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
+from amc_compress.learners.candidates.inference.batch_sizes import handful
 from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.candidates.inference.held_samples import (
     channels_last,
@@ -93,7 +94,7 @@ class CandidateEvaluator:
         self.dtype = resolve_precision(precision, device)
         self.told: list[str] = []
         self._exact = torch.float32 if precision == "auto" else self.dtype
-        probe = moved(held_out.first(8), device)
+        probe = moved(handful(held_out.first(8)), device)
         layout = layout or layout_of(reference, rows(probe, slice(0, 1)))
         # What is fused computes channels last.
         fused = layout == torch.channels_last and all(

@@ -350,14 +350,14 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
 
     def _affordable_batches(self) -> list[Inputs]:
         """Returns the recalibration batches that the original may be run on."""
-        batches = self.data.recalibration
-        left = affordable(self.graph, sum(map(count, batches)))
-        found: list[Inputs] = []
-        for batch in batches:
-            if left <= 0:
+        first, *others = self.data.recalibration
+        left = affordable(self.graph, sum(map(count, self.data.recalibration))) - count(first)
+        found = [first]
+        for batch in others:
+            left -= count(batch)
+            if left < 0:
                 break
             found.append(batch)
-            left -= count(batch)
         return found
 
     def _train_briefly(self, network: nn.Module) -> None:

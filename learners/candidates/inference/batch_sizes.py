@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from amc_compress.learners.tasks.inputs import Inputs, count, tensors_of
+from amc_compress.learners.tasks.inputs import Inputs, count, rows, tensors_of
 
-_NUMBERS = 125 * 3 * 64 * 64
+_LARGE = 3 * 64 * 64
+_NUMBERS = 125 * _LARGE
 _LEAST = 8  # fewer leave fast kernels idle
 
 
@@ -22,5 +23,14 @@ def fitting(inputs: Inputs, most: int, least: int = _LEAST) -> int:
         most: Where they are small.
         least: However large they are.
     """
-    each = sum(tensor.numel() for tensor in tensors_of(inputs)) // max(count(inputs), 1)
-    return min(most, max(least, _NUMBERS // max(each, 1)))
+    return min(most, max(least, _NUMBERS // max(_numbers(inputs), 1)))
+
+
+def handful(inputs: Inputs) -> Inputs:
+    """Returns the samples that kernels and tracing are tried on: two of large ones, else all."""
+    return rows(inputs, slice(0, 2)) if _numbers(inputs) > _LARGE else inputs
+
+
+def _numbers(inputs: Inputs) -> int:
+    """Returns the numbers of a sample."""
+    return sum(tensor.numel() for tensor in tensors_of(inputs)) // max(count(inputs), 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amc_compress.learners import ChannelPruning
-from amc_compress.learners.candidates.inference.batch_sizes import fitting
+from amc_compress.learners.candidates.inference.batch_sizes import fitting, handful
 from amc_compress.learners.candidates.moments import effort
 from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
 from amc_compress.learners.candidates.moments.products import add_squares, mirror
@@ -26,6 +26,7 @@ def test_fewer_samples_go_through_a_network_where_they_are_large() -> None:
     sizes = {side: fitting(torch.zeros(4, 3, side, side), 125) for side in (32, 64, 128, 224, 512)}
     assert sizes == {32: 125, 64: 125, 128: 31, 224: 10, 512: 8}
     assert fitting(torch.zeros(4, 3, 224, 224), 128, least=32) == 32
+    assert [len(handful(torch.zeros(8, 3, side, side))) for side in (64, 65)] == [8, 2]  # type: ignore[arg-type]
 
 
 def test_only_networks_with_much_work_are_asked_for_less() -> None:
