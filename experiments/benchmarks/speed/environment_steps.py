@@ -99,11 +99,12 @@ def measure(kind: str, layers: int, seconds: float) -> list[str]:
 _SUFFIX = {"channels": "", "bits": "-bits", "joint": "-joint", "density": "-density"}
 
 
-def parts(kind: str, layers: int) -> list[list[str]]:
+def parts(kind: str, layers: int, seconds: float) -> list[list[str]]:
     """Returns what a step is made of: microseconds of each part, asked for on its own."""
     env = unevaluated(kind, layers)
     rng = np.random.default_rng(0)
     plans = env.decode_all(rng.random((20, env.n_decisions)))
+    actions = rng.random((200, env.n_decisions, 1)).astype(np.float32)
     rows = [plan.values_for(env.decisions) for plan in plans]
     feasible, encoder = env._feasible, env._encoder
 
@@ -114,7 +115,7 @@ def parts(kind: str, layers: int) -> list[list[str]]:
                     ask(row[:made])
             return len(rows) * env.n_decisions
 
-        return 1e6 / per_second(work, 0.2)
+        return 1e6 / per_second(work, seconds)
 
     def observed(prefix: list[float]) -> None:
         encoder.encode(prefix, (0.1, 0.9), 0.5)
@@ -125,13 +126,8 @@ def parts(kind: str, layers: int) -> list[list[str]]:
         ["feasible choices", f"{along(feasible.interval) - walk:.1f}"],
         ["balanced ratio", f"{along(feasible.balanced) - walk:.1f}"],
         ["observation", f"{along(observed) - walk:.1f}"],
-        ["whole step", f"{1e6 / _rate(env):.1f}"],
+        ["whole step", f"{1e6 / per_second(episodes(env.reset, env.step, actions), seconds):.1f}"],
     ]
-
-
-def _rate(env: CompressionEnv) -> float:
-    actions = np.random.default_rng(0).random((200, env.n_decisions, 1)).astype(np.float32)
-    return per_second(episodes(env.reset, env.step, actions), 0.3)
 
 
 def main(
@@ -145,7 +141,8 @@ def main(
     sizes = [int(n) for n in layers.split(",")]
     if show_parts:
         for k in kinds:
-            print(markdown([f"{k}, {sizes[0]} layers", "microseconds"], parts(k, sizes[0])), "\n")
+            header = [f"{k}, {sizes[0]} layers", "microseconds"]
+            print(markdown(header, parts(k, sizes[0], seconds)), "\n")
         return
     rows = [measure(k, n, seconds) for k in kinds for n in sizes]
     header = ["decisions about", "decisions", "steps/s", "gymnasium.make", "SB3 DummyVecEnv"]
