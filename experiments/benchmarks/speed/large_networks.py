@@ -12,6 +12,7 @@ is installed.
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import subprocess
@@ -75,8 +76,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def __init__(self, n: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.randn(n, 3, 16, 16, generator=generator)
-        images = [F.interpolate(x[None], size=(SIDE, SIDE), mode="bilinear")[0] for x in coarse]
-        self._images = torch.stack([(64 * x + 128).clamp(0, 255).byte() for x in images])
+        self._images = torch.empty(n, 3, SIDE, SIDE, dtype=torch.uint8)
+        for image, x in zip(self._images, coarse, strict=True):
+            fine = F.interpolate(x[None], size=(SIDE, SIDE), mode="bilinear")[0]
+            image.copy_((64 * fine + 128).clamp(0, 255))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -133,9 +136,9 @@ def torch_pruning(name: str, n_images: int) -> Row:
 
 def fastnas(name: str, n_images: int) -> Row:
     """Measures a subnet of FastNAS: its search calibrates batch norms and asks for the score."""
-    import modelopt.torch.nas as mtn
-    from modelopt.torch.nas.utils import sample
-
+    # By name: nothing else here needs it, so no extra installs it (pip install nvidia-modelopt).
+    mtn = importlib.import_module("modelopt.torch.nas")
+    sample = importlib.import_module("modelopt.torch.nas.utils").sample
     row: Row = {}
     model = network(name)
     loader = DataLoader(Pictures(n_images, 1), batch_size=32)
