@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +32,7 @@ class _Asked:
     plan: CompressionPlan
     source: str
     scalars: Mapping[str, float]
+    needed: bool = False
 
 
 class Search:
@@ -121,6 +122,10 @@ class Search:
         """Returns what is known about a plan, None if nothing is."""
         return next((trial for trial in self.known if trial.plan == plan), None)
 
+    def has_seen(self, plan: CompressionPlan) -> bool:
+        """Whether a plan is known or under way: to propose it again would teach nothing."""
+        return self.find(plan) is not None or plan in self.pending
+
     def uniform(self) -> Trial:
         """Returns the evaluation of the uniform plan, which is spent only where it is not known.
 
@@ -128,11 +133,22 @@ class Search:
             AgentError: If no evaluation is left for it.
             EvaluationError: If it could not be evaluated: a search has nothing to begin with then.
         """
+        if (known := self.find(self.env.uniform_plan())) is not None:
+            return known
+        self._check_alone()
+        self.submit_uniform()
+        return self.result()
+
+    def submit_uniform(self) -> None:
+        """Begins the evaluation of the uniform plan, where it is not known.
+
+        Raises:
+            AgentError: If no evaluation is left for it.
+        """
         plan = self.env.uniform_plan()
-        trial = self.find(plan) or self.evaluate(plan, "uniform")
-        if trial.failure:
-            raise EvaluationError(f"The uniform plan could not be evaluated. {trial.failure}")
-        return trial
+        if self.find(plan) is None:
+            self.submit(plan, "uniform")
+            self._pending[-1] = replace(self._pending[-1], needed=True)
 
     def probe(self, plan: CompressionPlan, source: str = "probe") -> Trial:
         """Evaluates a plan that need not meet the budget; it counts like any other.
@@ -208,17 +224,28 @@ class Search:
 
         Raises:
             AgentError: If none is under way, or its evaluation is no finite number.
+            EvaluationError: If it is the uniform plan, and could not be evaluated.
         """
         if not self._pending:
             raise AgentError("The agent asked for a result, and no plan is under way.")
         asked = self._pending.popleft()
         with isolated_randomness():
             outcome = self.env.evaluate(asked.plan)
-        return self.record(outcome, asked.source, asked.scalars)
+        trial = self.record(outcome, asked.source, asked.scalars)
+        if asked.needed and trial.failure:
+            raise EvaluationError(f"The uniform plan could not be evaluated. {trial.failure}")
+        return trial
 
     def results(self) -> list[Trial]:
         """Waits for every plan under way, in the order of submission."""
         return [self.result() for _ in range(len(self._pending))]
+
+    def wait_for_room(self) -> list[Trial]:
+        """Waits until another plan may be submitted; returns the results that came meanwhile."""
+        found = []
+        while self._pending and not self.has_room:
+            found.append(self.result())
+        return found
 
     def _check_alone(self) -> None:
         if self._pending:
@@ -271,7 +298,7 @@ class Search:
             seconds=now - self._clock,
             source=source,
             within_budget=outcome.feasible,
-            **({} if outcome.evaluation is None else _told_by(outcome.evaluation)),
+            **({} if outcome.evaluation is None else told_by(outcome.evaluation)),
         )
         self._clock = now
         self.trials.append(trial)
@@ -290,7 +317,7 @@ class Search:
         self._progress.step(f"best {best}, last {trial.reward:{form}}")
 
 
-def _told_by(evaluation: Evaluation) -> dict[str, Any]:
+def told_by(evaluation: Evaluation) -> dict[str, Any]:
     """What the service says of an evaluation besides its score."""
     return {
         "failure": evaluation.failure,

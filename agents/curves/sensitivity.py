@@ -13,7 +13,7 @@ from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
 from amc_compress.agents.curves.allocation import Curves, allocate, allocate_by_threshold
 from amc_compress.agents.curves.prior import read_curves
 from amc_compress.agents.rollout import Search
-from amc_compress.agents.trials import AgentError
+from amc_compress.agents.trials import AgentError, Trial
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.plan import CURVES
 from amc_env.scores.metric import relative_loss
@@ -72,32 +72,41 @@ class Sensitivity(Agent):
         self.points = points
 
     def run(self, search: Search) -> None:  # noqa: D102
-        uniform = search.uniform()
+        uniform = search.env.uniform_plan()
+        search.submit_uniform()  # the probes need not wait for it
+        search.wait_for_room()
         measured = self.curves == "score"
         if measured and search.remaining < search.env.n_decisions + 1:
+            search.results()
             return  # not one evaluation for every decision: the uniform plan is all there is
         curves = self._probe(search) if measured else _curves_of(search.env, self.curves)
         decide = allocate if self.allocation == "knapsack" else allocate_by_threshold
         plan = decide(search.env, curves)
-        if plan != uniform.plan and search.remaining:
-            search.evaluate(plan, self.name)
+        if plan != uniform and search.remaining:
+            search.submit(plan, self.name)
+        search.results()
 
     def _probe(self, search: Search) -> Curves:
-        """Evaluates some choices of each decision, all else whole."""
+        """Evaluates some choices of each decision, all else whole; none depends on another."""
         env = search.env
         share = (search.remaining - 1) // env.n_decisions
         whole = [d.choices[-1] for d in env.decisions]
-        curves = []
+        chosen = [spread(len(d.choices) - 1, min(share, self.points)) for d in env.decisions]
+        before = len(search.pending)
+        trials: list[Trial] = []
         for i, decision in enumerate(env.decisions):
-            n = len(decision.choices)
-            chosen = spread(n - 1, min(share, self.points))
-            damages = []
-            for k in chosen:
+            for k in chosen[i]:
                 values = [*whole[:i], decision.choices[k], *whole[i + 1 :]]
-                trial = search.probe(CompressionPlan.from_values(env.decisions, values))
-                damages.append(_damage(env, trial.score))
-            curves.append(interpolated(chosen, damages, n))
-        return curves
+                trials += search.wait_for_room()
+                search.submit(
+                    CompressionPlan.from_values(env.decisions, values), "probe", probe=True
+                )
+        trials += search.results()
+        damages = iter([_damage(env, trial.score) for trial in trials[before:]])
+        return [
+            interpolated(indices, [next(damages) for _ in indices], len(decision.choices))
+            for indices, decision in zip(chosen, env.decisions, strict=True)
+        ]
 
 
 def _damage(env: CompressionEnv, score: float) -> float:

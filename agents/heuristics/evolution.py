@@ -22,6 +22,7 @@ class Evolution(Agent):
     The best of a few plans drawn from the population is changed as :class:`LocalSearch` changes
     plans, or crossed with another one before; the child joins the population and the oldest member
     leaves it. The first generation holds what is known, the uniform plan and changes of it.
+    In parallel, so many children are under way; each has the parents that were there when it began.
 
     Args:
         population: Members.
@@ -59,10 +60,12 @@ class Evolution(Agent):
         start = best_distinct(search.known, max(1, self.population // 2))
         members = deque(start, maxlen=self.population)
         size = min(self.population, max(2, search.episodes // 4))
-        while search.remaining:
-            parent = uniform if len(members) < size else self._winner(search, members)
-            plan = self._new(search, parent, members)
-            members.append(search.evaluate(plan, "evolution"))
+        while not search.is_over:
+            while search.has_room:
+                born = len(members) + len(search.pending)
+                parent = uniform if born < size else self._winner(search, members)
+                search.submit(self._new(search, parent, members), "evolution")
+            members.append(search.result())
 
     def _winner(self, search: Search, members: deque[Trial]) -> Trial:
         count = min(self.tournament, len(members))
@@ -76,7 +79,7 @@ class Evolution(Agent):
             if search.rng.random() < self.crossover:
                 plan = self._cross(search, plan, self._winner(search, members).plan)
             plan = neighbour(search.env, plan, search.rng, self.max_step)
-            if search.find(plan) is None:
+            if not search.has_seen(plan):
                 break
         return plan
 
