@@ -8,23 +8,20 @@ A parameter per decision in [0, 1] is a request, 0.5 being what the best plan kn
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
-from amc_compress.agents.determinism import isolated_randomness, one_thread
-from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search
+from amc_compress.agents.samplers.asking import Asking
 from amc_compress.agents.samplers.shared_study import SharedStudy, require_optuna
+from amc_compress.agents.samplers.space import RequestSpace
 from amc_compress.agents.trials import AgentError, Trial, best_distinct
-from amc_env import CompressionEnv, CompressionPlan
-from amc_env.budgets.budget import value_span
-from amc_env.one_shot import positions, rescale
+from amc_env import CompressionEnv
 from amc_env.validation.checks import check_known
 
 if TYPE_CHECKING:
@@ -32,41 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 
-_MAX_REPEATS = 10
-_REACH = 0.35
 _MIN_POPULATION = 4
-
-
-class RequestSpace:
-    """Maps between a sampler's parameters, one per decision, and plans.
-
-    Args:
-        env: The decision problem.
-        centre: The plan that 0.5 everywhere means.
-        spend: Whether requests are rescaled until the budget is spent; projected otherwise.
-    """
-
-    def __init__(self, env: CompressionEnv, centre: CompressionPlan, spend: bool) -> None:
-        self._env = env
-        self._spend = spend
-        # A corner would leave one half of the box without room.
-        self._centre = np.clip(positions(env, centre).astype(float), 0.02, 0.98)
-        self.names = [decision.key for decision in env.decisions]
-
-    def plan(self, parameters: Sequence[float]) -> CompressionPlan:
-        """Returns the plan that parameters mean."""
-        u, c = np.asarray(parameters, dtype=float), self._centre
-        requests = np.where(u <= 0.5, 2 * u * c, c + (2 * u - 1) * (1 - c))
-        if self._spend:
-            return rescale(self._env, requests)
-        spans = np.array([value_span(d) for d in self._env.decisions])
-        return self._env.project(spans[:, 0] + requests * (spans[:, 1] - spans[:, 0]))
-
-    def parameters(self, plan: CompressionPlan) -> npt.NDArray[np.float64]:
-        """Returns parameters that mean a plan, as nearly as rounding allows."""
-        p, c = positions(self._env, plan).astype(float), self._centre
-        u: npt.NDArray[np.float64] = np.where(p <= c, p / (2 * c), 0.5 + (p - c) / (2 * (1 - c)))
-        return np.clip(u, 0.0, 1.0)
 
 
 class OptunaSearch(Agent):
@@ -75,6 +38,10 @@ class OptunaSearch(Agent):
     A plan that was evaluated before is told again and asked anew; if it keeps coming back, a plan
     near it is evaluated instead, so that an evaluation is only wasted where no unseen plan is found
     nearby.
+
+    In parallel, plans under way count as evaluated. TPE takes them for bad ones (the constant
+    liar), the Gaussian process for the joint improvement (qLogEI); CMA-ES waits at the end of every
+    generation; the others need nothing.
 
     With a ``storage``, processes (on one machine or several) that search with the same ``study``
     see each other's evaluations; each spends its own episodes, the last one on the best plan of
@@ -147,60 +114,28 @@ class OptunaSearch(Agent):
             if not self.storage:
                 best = max(search.known, key=lambda trial: trial.reward)
                 space = RequestSpace(search.env, best.plan, spend=not costs)
+            asking = Asking(
+                search,
+                study,
+                space,
+                lambda trial: self._goals(trial, costs),
+                self.sampler,
+                self._generation(search) if self.sampler == "cmaes" else None,
+            )
             if not replayed:
-                self._tell_what_is_known(search, study, space, costs, uniform)
-            self._search(search, study, space, costs)
-
-    def _search(
-        self, search: Search, study: SharedStudy, space: RequestSpace, costs: Sequence[str]
-    ) -> None:
-        repeats = 0
-        while search.remaining:
-            if search.remaining == 1 and (best := study.best_of_others(search)) is not None:
-                search.evaluate(best, "another worker")
-                return
-            with one_thread():
-                asked = study.ask(space.names)
-            plan = space.plan([asked.params[name] for name in space.names])
-            known = search.find(plan)
-            trial = known or search.evaluate(plan, self.sampler)
-            study.tell(asked, trial, self._goals(trial, costs))
-            repeats = 0 if known is None else repeats + 1
-            if repeats > _MAX_REPEATS:
-                plan, repeats = self._unseen_near(search, plan), 0
-                trial = search.evaluate(plan, self.sampler)
-                self._add(study, space, trial, costs, own=True)
-
-    def _unseen_near(self, search: Search, plan: CompressionPlan) -> CompressionPlan:
-        for _ in range(_MAX_REPEATS):
-            near = neighbour(search.env, plan, search.rng, _REACH)
-            if search.find(near) is None:
-                break
-        return near
-
-    def _add(
-        self,
-        study: SharedStudy,
-        space: RequestSpace,
-        trial: Trial,
-        costs: Sequence[str],
-        *,
-        own: bool,
-    ) -> None:
-        parameters = dict(zip(space.names, space.parameters(trial.plan), strict=True))
-        study.add(parameters, trial, self._goals(trial, costs), own=own)
+                self._tell_what_is_known(search, study, space, asking, uniform)
+            asking.run()
 
     def _tell_what_is_known(
         self,
         search: Search,
         study: SharedStudy,
         space: RequestSpace,
-        costs: Sequence[str],
+        asking: Asking,
         uniform: Trial | None,
     ) -> None:
         for trial in search.known:
-            own = trial is uniform and trial in search.trials
-            self._add(study, space, trial, costs, own=own)
+            asking.add(trial, own=trial is uniform and trial in search.trials)
         if self.sampler == "nsga2":  # its first generation holds what is known to be good
             for trial in best_distinct(search.known, self._population(search) // 2):
                 study.enqueue(dict(zip(space.names, space.parameters(trial.plan), strict=True)))
@@ -223,16 +158,28 @@ class OptunaSearch(Agent):
         """About ten generations, however short the search is."""
         return min(50, max(_MIN_POPULATION, search.episodes // 10))
 
+    def _generation(self, search: Search) -> int | None:
+        """Size of a generation of CMA-ES; None: its own choice.
+
+        In parallel it is one that whole rounds make up: what is asked for beyond it is lost to the
+        adaptation.
+        """
+        if search.parallel == 1:
+            return None
+        usual = 4 + math.floor(3 * math.log(search.env.n_decisions))
+        return search.parallel * math.ceil(usual / search.parallel)
+
     def _make_sampler(self, search: Search) -> optuna.samplers.BaseSampler:
         from optuna import samplers
 
         seed = int(search.rng.integers(2**31))
         if self.sampler == "tpe":
-            return samplers.TPESampler(seed=seed)
+            # Plans under way count as bad ones, so that the next one lies elsewhere.
+            return samplers.TPESampler(seed=seed, constant_liar=True)
         if self.sampler == "gp":
             return samplers.GPSampler(seed=seed, deterministic_objective=True)
         if self.sampler == "cmaes":
-            return samplers.CmaEsSampler(seed=seed)
+            return samplers.CmaEsSampler(seed=seed, popsize=self._generation(search))
         if self.sampler == "nsga2":
             return samplers.NSGAIISampler(seed=seed, population_size=self._population(search))
         return samplers.RandomSampler(seed=seed)

@@ -134,6 +134,11 @@ class SharedStudy:
             "others in theirs."
         )
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may take part in the study."""
+        return bool(self._storage)
+
     def ask(self, names: Sequence[str]) -> optuna.Trial:
         """Returns a new trial with its parameters."""
         import optuna
@@ -198,7 +203,7 @@ class SharedStudy:
     def replay(self, search: Search, plan_of: PlanOf, goals_of: GoalsOf, source: str) -> int:
         """Evaluates again, from the record, what this worker evaluated before; returns how many.
 
-        A plan that it was busy with when it was killed is evaluated now.
+        Plans that it was busy with when it was killed are evaluated now.
 
         Args:
             search: The running search.
@@ -211,15 +216,17 @@ class SharedStudy:
         with self._reachable():
             # Numbers were once kept as such.
             mine = [t for t in self._trials() if str(t.user_attrs.get("worker")) == self._worker]
+        usable = [t for t in mine if t.values or t.params]
+        done = [t for t in usable if "plan" in t.user_attrs]
+        for trial in done:
+            search.env.remember(_plan_of(trial), _score_of(trial))
+        lost = [plan_of(t.params) for t in usable if "plan" not in t.user_attrs]
+        search.env.submit(lost[: max(0, min(search.parallel, search.remaining - len(done)))])
         count = 0
-        for trial in mine:
-            if not search.remaining or not (trial.values or trial.params):
-                continue
-            if "plan" in trial.user_attrs:
-                plan = CompressionPlan(trial.user_attrs["plan"])
-                search.env.remember(plan, _score_of(trial))
-            else:
-                plan = plan_of(trial.params)
+        for trial in usable:
+            if not search.remaining:
+                break
+            plan = _plan_of(trial) if "plan" in trial.user_attrs else plan_of(trial.params)
             known = search.find(plan)
             evaluated = known or search.evaluate(plan, trial.user_attrs.get("source", source))
             count += known is None
@@ -237,12 +244,16 @@ class SharedStudy:
         best = max(complete, key=lambda t: t.values[0], default=None)
         if best is None or (search.best is not None and best.values[0] <= search.best.reward):
             return None
-        plan = CompressionPlan(best.user_attrs["plan"])
+        plan = _plan_of(best)
         search.env.remember(plan, _score_of(best))
         return plan
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
+
+
+def _plan_of(trial: optuna.trial.FrozenTrial) -> CompressionPlan:
+    return CompressionPlan(trial.user_attrs["plan"])
 
 
 def _score_of(trial: optuna.trial.FrozenTrial) -> float:

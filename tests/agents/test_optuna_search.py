@@ -24,7 +24,7 @@ from amc_compress.agents import (
     make_agent,
     pareto_front,
 )
-from amc_compress.agents.samplers.optuna_search import RequestSpace
+from amc_compress.agents.samplers.space import RequestSpace
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.errors import MissingDependencyError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
