@@ -7,6 +7,7 @@ learning does not mind who acted, because the replay buffer stores the executed 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -138,6 +139,10 @@ class Proposals:
     Everything that is known when the search begins is played first, at no evaluation. The last
     episode is the bare policy, and so is the first one where the policy has learned before.
 
+    In parallel, the episodes of a round are proposed before any of them is evaluated. Learning
+    starts after whole rounds: the warm-up grows to fill the last of its rounds, where there is no
+    warm-up known episodes are played twice, and so they are to fill the last round of the search.
+
     Args:
         search: The search; the uniform plan must be known.
         exploration: The schedule.
@@ -147,7 +152,8 @@ class Proposals:
 
     Attributes:
         score: What the critics think of plans, for screening; None until there are critics.
-        n_known: How many episodes are played again.
+        lanes: How many episodes are a round.
+        n_known: How many episodes are played again before the new ones.
         n_warmup: How many new episodes are warm-up, if the search is long enough.
     """
 
@@ -169,26 +175,63 @@ class Proposals:
         self._centre = uniform_actions(search.env)
         self._prior = None if curves is None else prior_of(search.env, curves)
         self._played = 0
+        self._begun = 0
+        self._plans: deque[tuple[int, CompressionPlan]] = deque()  # by episode
         self.score: Score | None = None
         self.n_known = len(self._known)
         self.n_warmup = 0 if has_learned else max(0, exploration.warmup_episodes - self.n_known)
+        self.lanes = min(search.parallel, self.n_known + search.remaining)
+        open_ = -(self.n_known + self.n_warmup) % self.lanes
+        if self.n_warmup:
+            self.n_warmup += open_
+        elif not has_learned:
+            self.n_known += open_
 
     @property
     def first_update(self) -> int:
-        """Number of episodes, replayed ones included, before learning starts.
+        """Number of episodes, replayed ones included, before learning starts: whole rounds.
 
         A policy that comes from an earlier search shows first what it has learned there.
         """
-        return self.n_known + self.n_warmup + int(self._has_learned)
+        return self._whole_rounds(self.n_known + self.n_warmup + int(self._has_learned))
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes of the whole search, replayed ones included: whole rounds."""
+        return self._whole_rounds(self.n_known + self._search.episodes - self._started)
+
+    def _whole_rounds(self, episodes: int) -> int:
+        return episodes + -episodes % self.lanes
+
+    @property
+    def _episode(self) -> int:
+        """Number of the new episode that begins; those before it may not be evaluated yet."""
+        return self._started + self._begun
 
     def next(self) -> Proposal:
         """Returns the actor of the episode that begins."""
-        if self._played < self.n_known:
-            trial = self._known[self._played]
-            self._played += 1
-            return Proposal(trial.plan, trial.source, known=trial)
+        if self._played < self.n_known or self._episode >= self._search.episodes:
+            return self._again()
+        proposal = self._new()
+        if proposal.plan is not None:
+            self._plans.append((self._episode, proposal.plan))
+        self._begun += 1
+        return proposal
+
+    def _again(self) -> Proposal:
+        trial = self._known[self._played % len(self._known)]
+        self._played += 1
+        return Proposal(trial.plan, trial.source, known=trial)
+
+    def _under_way(self) -> set[CompressionPlan]:
+        """The plans of this round that were chosen so far; none but in parallel."""
+        while self._plans and self._plans[0][0] < len(self._search.trials):
+            self._plans.popleft()
+        return {plan for _, plan in self._plans}
+
+    def _new(self) -> Proposal:
         search, rng, settings = self._search, self._search.rng, self._exploration
-        episode, last = len(search.trials), search.episodes - 1
+        episode, last = self._episode, search.episodes - 1
         first = self._started + self.n_warmup
         sigma = settings.sigma_at(episode, first, search.episodes)
         if episode < first:
@@ -197,7 +240,8 @@ class Proposals:
             return Proposal(None, "policy", greedy=True)
         if episode < last and rng.random() < settings.elite_share:
             return Proposal(self._changed_elite(), "elite", sigma)
-        return Proposal(None, "policy", sigma, greedy=episode >= last)
+        untaught = self._has_learned and self._begun < self.first_update - self.n_known
+        return Proposal(None, "policy", sigma, greedy=untaught or episode >= last)
 
     def elites(self) -> list[CompressionPlan]:
         """Returns the best plans known, the best one first."""
@@ -227,12 +271,14 @@ class Proposals:
             start = elites[int(rng.integers(len(elites)))]
             return neighbour(search.env, start, rng, settings.elite_step)
 
+        under_way = self._under_way()
         if settings.screen == 1:
-            return changed()
-        evaluated = {trial.plan for trial in search.known}
+            tries = (changed() for _ in range(_MAX_TRIES))
+            return next((plan for plan in tries if plan not in under_way), elites[0])
+        seen = under_way.union(trial.plan for trial in search.known)
         candidates: dict[CompressionPlan, None] = {}
         for _ in range(_MAX_TRIES * settings.screen):
-            if (plan := changed()) not in evaluated:
+            if (plan := changed()) not in seen:
                 candidates.setdefault(plan)
             if len(candidates) == settings.screen:
                 break
@@ -250,7 +296,7 @@ class Proposals:
             values = self.score(plans)
             merit += standardised(values.mean(0) + settings.optimism * values.std(0))
         if self._prior is not None:
-            half_lives = len(self._search.trials) / settings.prior_half_life
+            half_lives = self._episode / settings.prior_half_life
             merit += settings.prior_weight * 0.5**half_lives * standardised(self._prior(plans))
         return plans[int(np.argmax(merit))]
 

@@ -13,7 +13,8 @@ import torch
 from amc_compress.agents.actor_critic.exploration import Proposal, Proposals, truncated_normal
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search, checked_action
-from amc_env import CompressionPlan, OneShotEnv
+from amc_env import CompressionEnv, CompressionPlan, OneShotEnv
+from amc_env.one_shot import rescale
 from amc_env.support.threads import limited_threads
 
 Action = npt.NDArray[np.float32]
@@ -33,6 +34,8 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         baseline: Returns the reward that becomes 0, asked at the end of every episode.
         one_shot: Whether an action is a whole plan.
         options: Returns the options of the reset that begins an episode.
+        problem: Where the episodes are played; by default the environment of the search. Episodes
+            that run side by side need one each, with the scores in common.
 
     Attributes:
         scalars: Returns further numbers for the log, asked after every episode.
@@ -47,16 +50,19 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         baseline: Callable[[], float],
         one_shot: bool,
         options: Callable[[], dict[str, Any] | None] = lambda: None,
+        problem: CompressionEnv | None = None,
     ) -> None:
-        self._shots = OneShotEnv(search.env) if one_shot else None
-        super().__init__(search.env if self._shots is None else self._shots)
+        self._problem = problem = search.env if problem is None else problem
+        self._shots = OneShotEnv(problem) if one_shot else None
+        super().__init__(problem if self._shots is None else self._shots)
         self._search = search
         self._proposals = proposals
         self._baseline = baseline
         self._options = options
         self._proposal: Proposal | None = None
         self._script: Action | None = None
-        self._step = 0
+        self._taken: list[Action] = []
+        self._ahead: Action | CompressionPlan | None = None
         self._observation: Observation | None = None
         self._outer_threads = torch.get_num_threads()
         self.scalars: Callable[[], dict[str, float]] = dict
@@ -67,31 +73,73 @@ class ExploringEnv(gym.Wrapper[Observation, Action, Observation, Action]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode."""
-        self._proposal, self._step = None, 0
+        self._proposal, self._taken, self._ahead = None, [], None
         self._observation, info = super().reset(seed=seed, options=options or self._options())
         return self._observation, info
 
     def step(self, action: Action) -> Step:
         """Executes the proposal's action, or the policy's with noise."""
-        if self._proposal is None:
-            self._proposal = self._proposals.next()
-            plan = self._proposal.plan
-            self._script = None if plan is None else self._search.env.encode(plan)[:, None]
+        proposal = self._begun()
         with isolated_randomness(), limited_threads(self._outer_threads):
-            observation, _, terminated, truncated, info = self._execute(self._proposal, action)
-        self._step += 1
+            chosen = self._chosen(proposal, action) if self._ahead is None else self._ahead
+            self._ahead = None
+            observation, _, terminated, truncated, info = self._execute(chosen)
         self._observation = observation
         if not terminated:
             return observation, 0.0, terminated, truncated, info
         return observation, self._finish(info), terminated, truncated, info
 
-    def _execute(self, proposal: Proposal, action: Action) -> Step:
+    @property
+    def is_at_last_step(self) -> bool:
+        """Whether the next step ends the episode."""
+        return len(self._taken) == self.episode_length - 1
+
+    def foresee(self, action: Action) -> CompressionPlan | None:
+        """Chooses the last step without taking it; :meth:`step` takes it, whatever its action.
+
+        Args:
+            action: The policy's.
+
+        Returns:
+            The plan that the episode will end with; None if it is an old one, played again.
+        """
+        proposal = self._begun()
+        with isolated_randomness(), limited_threads(self._outer_threads):
+            chosen = self._chosen(proposal, action)
+            if self._shots is None:
+                plan = self._problem.decode(np.concatenate([*self._taken, chosen]))
+            else:
+                plan = chosen = (
+                    chosen
+                    if isinstance(chosen, CompressionPlan)
+                    else rescale(self._problem, chosen)
+                )
+        self._ahead = chosen
+        return None if proposal.known is not None else plan
+
+    def _begun(self) -> Proposal:
+        """The actor of the episode, chosen when its first step is."""
+        if self._proposal is None:
+            self._proposal = self._proposals.next()
+            plan = self._proposal.plan
+            self._script = None if plan is None else self._problem.encode(plan)[:, None]
+        return self._proposal
+
+    def _chosen(self, proposal: Proposal, action: Action) -> Action | CompressionPlan:
         if proposal.plan is None:
-            return super().step(self._policy(action))
+            return self._policy(action)
         if self._shots is not None:
-            return self._shots.play(proposal.plan)
+            return proposal.plan
         assert self._script is not None
-        return super().step(self._script[self._step])
+        scripted: Action = self._script[len(self._taken)]
+        return scripted
+
+    def _execute(self, chosen: Action | CompressionPlan) -> Step:
+        if isinstance(chosen, CompressionPlan):
+            assert self._shots is not None
+            return self._shots.play(chosen)
+        self._taken.append(chosen)
+        return super().step(chosen)
 
     def _policy(self, action: Action) -> Action:
         """The policy's action, with the noise of this episode."""

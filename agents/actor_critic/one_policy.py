@@ -167,7 +167,7 @@ class OnePolicy:
         proposals = _BudgetProposals(search, self.agent.recipe.exploration, len(line.anchors))
         draws = _Draws(search, line, uniform, self.between, proposals)
         env = ExploringEnv(search, proposals, draws.baseline, False, draws.options)
-        self.agent.play(search, proposals, env)
+        self.agent.play(search, proposals, [env])
         last = search.trials[-len(line.anchors) :]
         return uniform, dict(zip(line.anchors, last, strict=True))
 

@@ -6,6 +6,7 @@ lists every deviation from SB3's defaults with its reason and measured effect.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,6 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from amc_compress.agents.actor_critic.buffers import (
     BroadcastBuffer,
@@ -25,6 +25,7 @@ from amc_compress.agents.actor_critic.buffers import (
 )
 from amc_compress.agents.actor_critic.exploration import Proposals
 from amc_compress.agents.actor_critic.exploring_env import ExploringEnv
+from amc_compress.agents.actor_critic.lock_step import LockStep, side_by_side
 from amc_compress.agents.actor_critic.policies import read_policy, write_policy
 from amc_compress.agents.actor_critic.recipe import make_recipe
 from amc_compress.agents.base import DEFAULT_FINALISTS, Agent
@@ -32,6 +33,7 @@ from amc_compress.agents.curves.allocation import Curves, allocate
 from amc_compress.agents.curves.prior import read_curves
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.rollout import Search
+from amc_compress.agents.trials import Trial
 from amc_env import CompressionPlan, OneShotEnv
 from amc_env.one_shot import positions
 from amc_env.support.threads import limited_threads
@@ -86,6 +88,9 @@ class _AfterWarmup(BaseCallback):
 
 class SB3Agent(Agent):
     """An off-policy actor-critic of SB3 that plays compression episodes.
+
+    In parallel, so many episodes are played in lock step: a round ends with as many evaluations,
+    and as many updates follow as after the same episodes one by one.
 
     A subclass names the algorithm; schedule, credit, exploration and storage are the same for all.
 
@@ -143,50 +148,62 @@ class SB3Agent(Agent):
 
     def run(self, search: Search) -> None:  # noqa: D102
         recipe = self.recipe
-        uniform = search.uniform()
+        uniform, curves = self._begin(search)
         if not search.remaining:
             return
-        curves = read_curves(search.env, recipe.exploration.prior)
-        if recipe.opening and curves is not None:
-            self._open(search, curves)
-            if not search.remaining:
-                return
         has_learned = self._saved is not None
         proposals = Proposals(
             search, recipe.exploration, recipe.one_shot, has_learned=has_learned, curves=curves
         )
         baseline = uniform.reward if recipe.centre_rewards else 0.0
-        self.play(search, proposals, ExploringEnv(
-            search, proposals, lambda: baseline, recipe.one_shot
-        ))  # fmt: skip
+        self.play(search, proposals, [
+            ExploringEnv(search, proposals, lambda: baseline, recipe.one_shot, problem=problem)
+            for problem in side_by_side(search.env, proposals.lanes)
+        ])  # fmt: skip
 
-    def play(self, search: Search, proposals: Proposals, env: ExploringEnv) -> None:
+    def _begin(self, search: Search) -> tuple[Trial, Curves | None]:
+        """Evaluates the uniform plan, and that of the prior; returns the first, and the prior.
+
+        In parallel the prior is computed while the uniform plan is evaluated.
+        """
+        curves = None
+        search.submit_uniform()
+        search.wait_for_room()
+        if search.remaining:
+            curves = read_curves(search.env, self.recipe.exploration.prior)
+            if self.recipe.opening and curves is not None:
+                self._open(search, curves)
+        search.results()
+        return search.uniform(), curves
+
+    def play(self, search: Search, proposals: Proposals, envs: Sequence[ExploringEnv]) -> None:
         """Plays the remaining episodes and learns from them.
 
         Args:
             search: The search.
             proposals: Choose the actor of every episode.
-            env: Carries it out.
+            envs: Carry it out, one episode each at a time.
 
         Raises:
             AgentError: If the policy to begin with is one for other observations or networks.
         """
         with isolated_randomness(), limited_threads(1):
-            self._model = model = self._make_model(search, env, proposals)
+            self._model = model = self._make_model(search, envs, proposals)
             proposals.score = lambda plans: self._score(search, plans)
-            env.scalars = lambda: _losses(model.logger)
-            env.greedy = lambda seen: np.asarray(model.predict(seen, deterministic=True)[0])
-            self._learn(search, env, proposals, model)
+            for env in envs:
+                env.scalars = lambda: _losses(model.logger)
+                env.greedy = lambda seen: np.asarray(model.predict(seen, deterministic=True)[0])
+            self._learn(search, envs[0].episode_length, proposals, model)
 
     def _learn(
-        self, search: Search, env: ExploringEnv, proposals: Proposals, model: TwoLearningRates
+        self, search: Search, length: int, proposals: Proposals, model: TwoLearningRates
     ) -> None:
         first = proposals.first_update
         updates = round(self.recipe.pretrain * first * search.env.n_decisions)
         model.learn(
-            (proposals.n_known + search.remaining) * env.episode_length,
+            proposals.n_episodes * length,
             callback=_AfterWarmup(
-                first * env.episode_length,
+                first * length,
                 updates,
                 # A policy that has learned before knows rewards on the scale of then.
                 scale_rewards=self.recipe.scale_rewards and self._saved is None,
@@ -196,13 +213,13 @@ class SB3Agent(Agent):
 
     def _open(self, search: Search, curves: Curves) -> None:
         plan = allocate(search.env, curves)
-        if search.find(plan) is None:
-            search.evaluate(plan, "prior")
+        if not search.has_seen(plan):
+            search.submit(plan, "prior")
 
     def _make_model(
-        self, search: Search, env: ExploringEnv, proposals: Proposals
+        self, search: Search, envs: Sequence[ExploringEnv], proposals: Proposals
     ) -> TwoLearningRates:
-        recipe, length = self.recipe, env.episode_length
+        recipe, length, lanes = self.recipe, envs[0].episode_length, len(envs)
         buffers: dict[str, tuple[type[ExecutedActionBuffer], dict[str, Any]]] = {
             "monte_carlo": (MonteCarloBuffer, {"n_steps": length, "gamma": 1.0}),
             "broadcast": (BroadcastBuffer, {}),
@@ -210,16 +227,17 @@ class SB3Agent(Agent):
         }
         buffer, buffer_options = buffers[recipe.credit]
         updates = max(1, round(recipe.updates_per_episode * search.env.n_decisions))
+        capacity = max(recipe.buffer_episodes, proposals.n_known)
         model = self.algorithm()(
             "MlpPolicy",
-            DummyVecEnv([lambda: env]),
+            LockStep(search, envs),
             learning_rate=recipe.critic_learning_rate,
-            buffer_size=max(recipe.buffer_episodes, proposals.n_known) * length,
+            buffer_size=math.ceil(capacity / lanes) * lanes * length,
             learning_starts=proposals.first_update * length - 1,
             batch_size=recipe.batch_size,
             gamma=1.0,
             train_freq=(length, "step"),
-            gradient_steps=updates,
+            gradient_steps=updates * lanes,
             replay_buffer_class=buffer,
             replay_buffer_kwargs=buffer_options,
             policy_kwargs={
