@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amc_compress.agents.base import Agent, usable_trials
-from amc_compress.agents.heuristics.local_search import neighbour
+from amc_compress.agents.floors.descent import Descent, Step
+from amc_compress.agents.rollout import told_by
 from amc_compress.agents.trials import AgentError, OnTrial, SearchStopped, Trial
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError, Outcome
 from amc_env.budgets.budget import Bounds
@@ -33,11 +35,6 @@ _LEAST = 4
 
 DESCENT = 0.4
 """Share of the evaluations that the bisection leaves to the descent."""
-
-_STEPS = 0.01, 0.2, 0.5  # least, first and largest share of the cost that a descent takes off
-_GROWN, _SHRUNK = 1.5, 0.85  # as in a (1+1) search: three successes of ten keep the step
-_REACH = 0.35
-_MAX_TRIES = 200
 
 _MARGIN = 0.25
 """Of the interval, that no step leaves less of at either end."""
@@ -109,6 +106,7 @@ class FloorSearch:
         on_trial: As of :meth:`Agent.search`; the episodes count through all levels.
         logger: Writes every trial to TensorBoard.
         progress: Whether to show progress bars.
+        parallel: How many plans are under way at a time, as of :meth:`Agent.search`.
 
     Attributes:
         trials: Every evaluated plan so far.
@@ -137,6 +135,7 @@ class FloorSearch:
     on_trial: OnTrial | None = None
     logger: EpisodeLogger | None = None
     progress: bool = False
+    parallel: int = 1
 
     trials: list[Trial] = field(init=False, default_factory=list)
     tried: list[Level] = field(init=False, default_factory=list)
@@ -234,6 +233,7 @@ class FloorSearch:
             dict(outcome.cost_ratio),
             seconds,
             source,
+            **({} if outcome.evaluation is None else told_by(outcome.evaluation)),
         )
 
     def _next_bound(self) -> float:
@@ -273,6 +273,7 @@ class FloorSearch:
             warm_start=[*self._known, *self.trials],
             on_trial=self._on_trial,
             progress=self.progress,
+            parallel=self.parallel,
         )
         if not self._finish(
             result.plan, self._score(result.plan), len(self.trials) - before, budget
@@ -282,35 +283,37 @@ class FloorSearch:
             raise SearchStopped
 
     def _descend(self) -> None:
-        """Takes steps from the cheapest plan known, until the evaluations are used up."""
-        rng = np.random.default_rng(self.seed)
-        least, step, most = _STEPS
+        """Takes steps from the cheapest plan known, until the evaluations are used up.
+
+        In parallel, every step is the one that would follow if those under way kept nothing.
+        """
         known = [*self._known, *self.trials]
         kept = [trial for trial in known if self._keeps(trial)]
-        best = min(kept, key=lambda trial: trial.cost_ratio[self.cost])
-        seen = {trial.plan for trial in known}
-        vain = 0
-        while self.remaining:
-            cost = best.cost_ratio[self.cost]
-            while not self._set_upper(max(cost * (1.0 - step), self.lowest)) and step > least:
-                step = max(least, step * _SHRUNK)
-            start = self.env.project(best.plan.values_for(self.env.decisions))
-            plan = neighbour(self.env, start, rng, _REACH)
-            if plan in seen or self.env.cost_ratio(plan)[self.cost] >= cost:
-                vain += 1
-                if vain > _MAX_TRIES:
-                    return  # nothing is left below
-                step = float(rng.uniform(least, _STEPS[1]))
-                continue
-            vain = 0
-            seen.add(plan)
-            outcome = self.env.evaluate(plan)
-            trial = self._trial(outcome, "descent")
-            self._record(trial)
-            if self._keeps(trial):
-                best, step = trial, min(most, step * _GROWN)
-            else:
-                step = max(least, step * _SHRUNK)
+        descent = Descent(
+            min(kept, key=lambda trial: trial.cost_ratio[self.cost]),
+            self.cost,
+            {trial.plan for trial in known},
+            np.random.default_rng(self.seed),
+        )
+        pending: deque[Step] = deque()
+        try:
+            while self.remaining:
+                while len(pending) < min(self.parallel, self.remaining):
+                    step = descent.propose(self.env, len(pending), self._set_upper, self.lowest)
+                    if step is None:
+                        break  # nothing is left below
+                    self.env.submit([step.plan])
+                    pending.append(step)
+                if not pending:
+                    return
+                step = pending.popleft()
+                if self.env.budget != step.budget:  # the reward may depend on it
+                    self.env.set_budget(step.budget)
+                trial = self._trial(self.env.evaluate(step.plan), "descent")
+                self._record(trial)
+                descent.tell(step, trial, self._keeps(trial))
+        finally:
+            self.env.scores.cancel()
 
     def _cheapest(self) -> CompressionPlan:
         """Returns the cheapest plan that keeps the floor, on the whole validation split too."""
@@ -379,5 +382,9 @@ class FloorSearch:
             raise SearchStopped
 
     def _score(self, plan: CompressionPlan) -> float:
-        full = getattr(self.env.learner, "evaluate_full", None)
-        return self.env.evaluate(plan).score if full is None else float(full(plan))
+        if not hasattr(self.env.learner, "evaluate_full"):
+            return self.env.evaluate(plan).score
+        service = self.env.scores.service
+        service.submit([plan], whole_split=True)
+        score = service.result().score
+        return self.env.metric.worst(self.original) if score is None else score

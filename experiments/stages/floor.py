@@ -77,6 +77,7 @@ def search_for_floor(
         on_trial=on_trial,
         logger=logger,
         progress=task.progress,
+        parallel=config.parallel or 1,
         **more,
     ).run()
     shutil.rmtree(task.folder / "checkpoints" / "levels", ignore_errors=True)
