@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -14,8 +15,10 @@ import torch
 from amc_compress.agents import Agent, LocalSearch, SearchResult, Trial
 from amc_env import CompressionEnv, CompressionPlan, EvaluationError, PlanMismatchError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
+from amc_env.scores.evaluations import Evaluation, InProcess
 
 EPISODES = 7
+PARALLEL = 3
 
 
 class CountingLearner(SyntheticLearner):
@@ -43,6 +46,57 @@ class FullEvaluation(SyntheticLearner):
 
     def evaluate_full(self, plan: CompressionPlan) -> float:
         return float(plan[self.decisions[0].key])
+
+
+class WatchedEvaluations(InProcess):
+    """Counts what is under way; evaluates the newest plan first if asked to.
+
+    Args:
+        learner: Evaluates.
+        backwards: Whether all that is under way is evaluated at once, the last one first, as
+            workers of unequal speed might.
+        failing: Plans that cannot be evaluated.
+
+    Attributes:
+        most: How many were under way at a time, at most.
+        asked: Every plan, in the order of submission.
+    """
+
+    def __init__(
+        self,
+        learner: Any,
+        *,
+        backwards: bool = False,
+        failing: Sequence[CompressionPlan] = (),
+    ) -> None:
+        super().__init__(learner)
+        self._learner = learner
+        self._backwards = backwards
+        self._failing = failing
+        self._early: dict[CompressionPlan, float] = {}
+        self.most = 0
+        self.asked: list[CompressionPlan] = []
+
+    def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:
+        super().submit(plans, whole_split=whole_split)
+        self.asked += plans
+        self.most = max(self.most, self.pending)
+
+    def result(self) -> Evaluation:
+        if self._backwards and not self._early:
+            for plan, _ in reversed(self._waiting):
+                self._early[plan] = self._learner.evaluate(plan)
+        found = super().result()
+        if found.plan in self._failing:
+            return Evaluation(found.plan, None, failure="The worker was killed 3 times.")
+        early = self._early.pop(found.plan, found.score)
+        return Evaluation(found.plan, early)
+
+
+def watch(env: CompressionEnv, **options: Any) -> WatchedEvaluations:
+    """Return the service that evaluates for an environment from now on."""
+    env.scores.service = service = WatchedEvaluations(env.learner, **options)
+    return service
 
 
 def make_env(n_layers: int = 4, budget: str = "macs=0.5", **options: Any) -> CompressionEnv:
@@ -115,6 +169,17 @@ class AgentContract:
     def test_same_seed_gives_the_same_trials(self) -> None:
         again = self.make().search(make_env(), EPISODES, seed=5)
         assert facts(again.trials) == facts(self.searched(5).trials)
+
+    def test_asks_for_several_plans_at_a_time_and_no_order_of_work_changes_the_trials(self) -> None:
+        runs = []
+        for backwards in (False, True):
+            env = make_env()
+            service = watch(env, backwards=backwards)
+            runs.append(self.make().search(env, EPISODES, seed=5, parallel=PARALLEL))
+            assert service.most <= PARALLEL
+        assert facts(runs[0].trials) == facts(runs[1].trials)
+        spent, serially = len(runs[0].trials), len(self.searched(5).trials)
+        assert spent == EPISODES if serially == EPISODES else 1 <= spent <= EPISODES
 
     def test_another_seed_changes_nothing_for_agents_that_say_so(self) -> None:
         one, two = self.searched(5), self.searched(6)

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 
 from amc_compress.agents import AgentError, make_agent
 from amc_compress.agents.rollout import Search
-from amc_compress.agents.testing.contract import make_env
-from amc_env import CompressionPlan, Evaluation
-from amc_env.scores.evaluations import InProcess
-
-
-class Watched(InProcess):
-    """Counts what is under way, and fails for some plans."""
-
-    def __init__(self, learner: Any, failing: Sequence[CompressionPlan] = ()) -> None:
-        super().__init__(learner)
-        self.most = 0
-        self.asked: list[CompressionPlan] = []
-        self.failing = failing
-
-    def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:
-        super().submit(plans, whole_split=whole_split)
-        self.asked += plans
-        self.most = max(self.most, self.pending)
-
-    def result(self) -> Evaluation:
-        found = super().result()
-        if found.plan in self.failing:
-            return Evaluation(found.plan, None, failure="The worker was killed 3 times.")
-        return found
+from amc_compress.agents.testing.contract import make_env, watch
+from amc_env import EvaluationError
 
 
 @pytest.fixture
 def env():
     return make_env()
-
-
-def watch(env, failing=()):
-    env.scores.service = service = Watched(env.learner, failing)
-    return service
 
 
 def test_results_come_in_the_order_of_submission(env):
@@ -76,7 +46,7 @@ def test_nothing_is_proposed_beyond_the_evaluations(env):
             search.evaluate(env.uniform_plan(), "test")
 
 
-@pytest.mark.parametrize("name", ["random", "local"])
+@pytest.mark.parametrize("name", ["random", "local", "evolution", "tpe", "nsga2"])
 def test_an_agent_keeps_as_many_under_way_as_it_may(env, name):
     service = watch(env)
     result = make_agent(name, finalists=0).search(env, 30, 0, parallel=4)
@@ -93,3 +63,23 @@ def test_a_plan_that_cannot_be_evaluated_is_a_failed_trial(env):
         assert not trial.within_budget
         assert trial.score == 0.0
         assert search.best is None
+
+
+@pytest.mark.parametrize("name", ["local", "evolution", "tpe", "ddpg-one-shot", "sensitivity"])
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_plans_that_cannot_be_evaluated_are_learned_from_and_never_win(name, parallel):
+    env = make_env()
+    asked = watch(env).asked
+    agent = make_agent(name, finalists=0)
+    agent.search(env, 24, 0, parallel=parallel)
+    failing = [plan for plan in asked[1:9] if plan != env.uniform_plan()]
+    env = make_env()
+    watch(env, failing=failing)
+    result = agent.search(env, 24, 0, parallel=parallel)
+    assert any(trial.failure for trial in result.trials)
+    assert not result.best_trial.failure
+    assert result.plan not in failing
+    env = make_env()
+    watch(env, failing=[env.uniform_plan()])
+    with pytest.raises(EvaluationError, match="uniform plan could not be evaluated"):
+        agent.search(env, 24, 0, parallel=parallel)
