@@ -1,4 +1,4 @@
-"""Agents and action mappings side by side on small compression problems.
+r"""Agents and action mappings side by side on small compression problems.
 
 A score of 0 is the uniform plan, 1 the best plan that any run here or a long local search found;
 negative is worse than uniform. What each part of DDPG's recipe is worth is measured by
@@ -6,6 +6,11 @@ negative is worse than uniform. What each part of DDPG's recipe is worth is meas
 
     python -m amc_compress.benchmarks.agents.agents_synthetic --table agents
     python -m amc_compress.benchmarks.agents.agents_synthetic --table mappings --episodes 60
+    python -m amc_compress.benchmarks.agents.agents_synthetic --table parallel --parallel 1 4 16 \
+        --env amc/digits-channels-recorded-v0 --agents local tpe --seeds 20
+
+The last one shows what parallel evaluations cost: the score of equally many evaluations, fewer of
+which were known when each was proposed, and the difference to one at a time, seed by seed.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -22,6 +28,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from scipy import stats
 from stable_baselines3 import DDPG as SB3DDPG
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -31,6 +38,9 @@ from amc_compress.benchmarks.bench import append_rows, read_rows, spread
 from amc_env import CompressionPlan
 
 _REFERENCE = "long local search"
+_IN_PARALLEL = (
+    "ddpg", "ddpg-one-shot", "tpe", "gp", "cmaes", "nsga2", "evolution", "local", "random"
+)  # fmt: skip
 
 
 class PlainSB3(Agent):
@@ -79,6 +89,7 @@ class Job:
     env_options: tuple[tuple[str, Any], ...]
     episodes: int
     seed: int
+    parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,13 +125,15 @@ def execute(job: Job) -> Run:
     bare = environment(job.env, job.env_options)
     uniform = bare.evaluate(bare.uniform_plan()).reward
     agent = make_agent(job.agent, finalists=0, **dict(job.options))
-    result = agent.search(bare, job.episodes, job.seed)
+    result = agent.search(bare, job.episodes, job.seed, parallel=job.parallel)
     rewards = tuple(trial.reward for trial in result.trials)
     return Run(job, uniform, rewards, result.cpu_seconds)
 
 
-def rows_of(table: str) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+def rows_of(table: str, agents: list[str]) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     """Returns ``(label, agent, agent options, environment options)`` of a table."""
+    if table == "parallel":
+        return [(name, name, {}, {}) for name in agents]
     if table == "agents":
         names = ("uniform", "random", "local", "ddpg", "ddpg-one-shot")
         return [
@@ -173,8 +186,8 @@ def _read(out: Path | None) -> dict[str, Run]:
     return runs
 
 
-def print_table(runs: list[Run], marks: list[int]) -> None:
-    """Prints one Markdown row per label: mean and sample standard deviation of the scores."""
+def scores_of(runs: list[Run]) -> Callable[[Run, float], float]:
+    """Returns what makes a score of a reward: 0 is the uniform plan, 1 the best plan known."""
     best_known: dict[Any, float] = {}
     for run in runs:
         best_known[run.problem] = max(best_known.get(run.problem, -np.inf), max(run.rewards))
@@ -183,6 +196,48 @@ def print_table(runs: list[Run], marks: list[int]) -> None:
         room = best_known[run.problem] - run.uniform
         return (reward - run.uniform) / room if room > 0 else 0.0
 
+    return score
+
+
+def print_parallel(runs: list[Run], marks: list[int]) -> None:
+    """Prints a row per agent and number of plans at a time, with the difference to one at a time.
+
+    Differences are paired: of the same seed and problem; with the 95% interval of their mean.
+    """
+    score = scores_of(runs)
+    heads = [*(f"best@{m}" for m in marks), *(f"cost@{m}" for m in marks), "CPU s/evaluation", "n"]
+    print("| agent | at a time | " + " | ".join(heads) + " |")
+    print("|---|" + "--:|" * (len(heads) + 1))
+    rows: dict[tuple[str, int], list[Run]] = {(run.job.row, run.job.parallel): [] for run in runs}
+    for run in runs:
+        rows[run.job.row, run.job.parallel].append(run)
+    for (row, parallel), mine in rows.items():
+        if row == _REFERENCE:
+            continue
+        serial = {(run.problem, run.job.seed): run for run in rows.get((row, 1), [])}
+        means, costs = [], []
+        for mark in marks:
+            found = [score(run, run.best(mark)) for run in mine]
+            means.append(f"{np.mean(found):.3f}")
+            pairs = [(run, serial.get((run.problem, run.job.seed))) for run in mine]
+            lost = [score(one, one.best(mark)) - score(run, run.best(mark))
+                    for run, one in pairs if one is not None]  # fmt: skip
+            costs.append("" if parallel == 1 else _interval(lost))
+        cpu = np.mean([run.cpu_seconds / len(run.rewards) for run in mine])
+        cells = [row, str(parallel), *means, *costs, f"{cpu:.3f}", str(len(mine))]
+        print("| " + " | ".join(cells) + " |")
+
+
+def _interval(values: list[float]) -> str:
+    """The mean and half of its 95% interval, by Student's t."""
+    mean, n = np.mean(values), len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return f"{mean:+.3f} ± {half:.3f}"
+
+
+def print_table(runs: list[Run], marks: list[int]) -> None:
+    """Prints one Markdown row per label: mean and sample standard deviation of the scores."""
+    score = scores_of(runs)
     print(
         "| | "
         + " | ".join(f"best@{m}" for m in marks)
@@ -207,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--table", choices=["agents", "mappings"], default="agents")
+    parser.add_argument("--table", choices=["agents", "mappings", "parallel"], default="agents")
     parser.add_argument("--env", default="amc/synthetic-v0")
     parser.add_argument("--instances", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--layers", type=int, default=12)
@@ -215,6 +270,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--agents", nargs="+", default=list(_IN_PARALLEL), help="of --table parallel"
+    )
+    parser.add_argument(
+        "--parallel", type=int, nargs="+", default=[1], help="plans that are under way at a time"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="rows are kept here and read back")
     arguments = parser.parse_args()
@@ -228,11 +289,14 @@ def main() -> None:
         for env, options in problems(arguments):
             jobs += [
                 Job(label, agent, tuple(agent_options.items()), env,
-                    tuple((options | extra).items()), arguments.episodes, seed)
-                for label, agent, agent_options, extra in rows_of(arguments.table)
+                    tuple((options | extra).items()), arguments.episodes, seed, parallel)
+                for label, agent, agent_options, extra in rows_of(arguments.table, arguments.agents)
+                for parallel in arguments.parallel
             ]  # fmt: skip
     marks = [m for m in (25, 50, 100, 200) if m <= arguments.episodes]
-    print_table(run_all(jobs, arguments.workers, arguments.out), marks or [arguments.episodes])
+    runs = run_all(jobs, arguments.workers, arguments.out)
+    show = print_parallel if arguments.table == "parallel" else print_table
+    show(runs, marks or [arguments.episodes])
     print(f"\n{len(jobs)} searches, {time.perf_counter() - start:.0f} s")
 
 
