@@ -253,6 +253,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             give_back()
             if self.repairs_layers:
                 self._check_recalibration(samples.held_out.n_held)
+                give_back()
         self.validation = samples.held_out.batches
         self.original_score = self.evaluator.original_score
         # Prepared: loaders do not always pickle.
@@ -327,6 +328,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             layout=samples.layout,
             n_first=affordable(self.graph, samples.held_out.n_held),
         )
+        give_back()
 
     def _check_recalibration(self, n_samples: int) -> None:
         """Leaves batch norms alone where the data are unlike those of their training."""

@@ -27,6 +27,7 @@ from amc_compress.learners.candidates.input_moments import InputStatistics, coll
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.layers.products import Report
+from amc_compress.learners.numerics.freed_memory import give_back
 from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
 
@@ -320,6 +321,7 @@ def fit_layers(
             also=also,
             report=bar.update,
         )
+    give_back()
     layers: dict[str, LayerReconstruction] = {}
     for name in list(moments):  # one after the other is let go: they are as large as the repairs
         layers |= prepare_reconstruction(network, {name: moments.pop(name)}, norms)

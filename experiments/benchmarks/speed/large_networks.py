@@ -96,13 +96,14 @@ def timed(row: Row, name: str) -> Iterator[None]:
     row[name] = round(time.process_time() - before, 1)
 
 
-def ours(name: str, n_images: int) -> Row:
+def ours(name: str, n_images: int, memory: int | None) -> Row:
     """Measures this package."""
     row: Row = {}
     model, example = network(name), torch.randn(1, 3, SIDE, SIDE)
     loaders = [DataLoader(Pictures(n_images, seed), batch_size=32) for seed in (1, 2)]
     given: Row = {
-        "n_calibration": n_images, "n_validation": n_images, "n_recalibration": N_RECALIBRATION
+        "n_calibration": n_images, "n_validation": n_images, "n_recalibration": N_RECALIBRATION,
+        "memory": memory,
     }  # fmt: skip
     with timed(row, "prepare"):
         learner = ChannelPruning(model, example, *loaders, **given)
@@ -114,7 +115,7 @@ def ours(name: str, n_images: int) -> Row:
     return row
 
 
-def tracing(name: str, n_images: int) -> Row:
+def tracing(name: str, n_images: int, memory: int | None) -> Row:
     """Measures the tracing of this package alone."""
     row: Row = {}
     model, example = network(name), torch.randn(1, 3, SIDE, SIDE)
@@ -123,7 +124,7 @@ def tracing(name: str, n_images: int) -> Row:
     return row
 
 
-def torch_pruning(name: str, n_images: int) -> Row:
+def torch_pruning(name: str, n_images: int, memory: int | None) -> Row:
     """Measures the dependency graph of Torch-Pruning."""
     import torch_pruning as tp
 
@@ -134,7 +135,7 @@ def torch_pruning(name: str, n_images: int) -> Row:
     return row
 
 
-def fastnas(name: str, n_images: int) -> Row:
+def fastnas(name: str, n_images: int, memory: int | None) -> Row:
     """Measures a subnet of FastNAS: its search calibrates batch norms and asks for the score."""
     # By name: nothing else here needs it, so no extra installs it (pip install nvidia-modelopt).
     mtn = importlib.import_module("modelopt.torch.nas")
@@ -159,15 +160,16 @@ def fastnas(name: str, n_images: int) -> Row:
     return row
 
 
-PARTS: dict[str, Callable[[str, int], Row]] = {
+PARTS: dict[str, Callable[[str, int, int | None], Row]] = {
     "ours": ours, "tracing": tracing, "torch_pruning": torch_pruning, "fastnas": fastnas,
 }  # fmt: skip
 
 
-def measured(name: str, part: str, n_images: int) -> Row:
+def measured(name: str, part: str, n_images: int, memory: int | None) -> Row:
     """Returns what a process of its own finds; the last line of its complaint if it fails."""
     command = [sys.executable, "-m", "amc_compress.benchmarks.speed.large_networks"]
     told = ["--network", name, "--images", str(n_images), "--only", part]
+    told += [] if memory is None else ["--memory", str(memory)]
     done = subprocess.run([*command, *told], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
@@ -180,12 +182,13 @@ def measured(name: str, part: str, n_images: int) -> Row:
 def main(
     network: Annotated[list[str] | None, typer.Option(help="Of torchvision, or vit_s_16.")] = None,
     images: Annotated[int, typer.Option(help="For calibration, and for an evaluation.")] = 256,
+    memory: Annotated[int | None, typer.Option(help="Bytes that our moments may take.")] = None,
     only: Annotated[str | None, typer.Option(help="Measure one part here, and print it.")] = None,
 ) -> None:
     """Prints the table."""
     names = network or list(NETWORKS)
     if only is not None:
-        row = PARTS[only](names[0], images)
+        row = PARTS[only](names[0], images, memory)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         kind = {"ours": "peak MB", "fastnas": "FastNAS: peak MB"}.get(only, "peak")
         print(json.dumps(row | {kind: peak}))
@@ -194,7 +197,7 @@ def main(
     for name in names:
         found: Row = {"network": name}
         for part in PARTS:
-            found |= measured(name, part, images)
+            found |= measured(name, part, images, memory)
         cells.append([found.get(column, "") for column in _HEADER])
         print(json.dumps(found), file=sys.stderr, flush=True)
     print(markdown(_HEADER, cells))
