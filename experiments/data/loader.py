@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,13 @@ class _Plan:
     chosen: np.ndarray
     draws: np.ndarray | None
     seed: int
+
+    def part(self, rows: slice) -> _Plan:
+        """Returns the plan of some images of the batch; of the first one, if there are none."""
+        if not len(self.chosen[rows]):
+            rows = slice(0, 1)
+        draws = None if self.draws is None else self.draws[:, rows]
+        return _Plan(self.chosen[rows], draws, self.seed)
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,37 @@ class TensorLoader:
 
     def from_batch(self, first: int) -> Iterator[tuple[Tensor, Any]]:
         """Yields the batches of a pass from one of a number on, without making those before."""
+        return self._made(self._plans(first))
+
+    def shares(self, rows: Callable[[int], slice]) -> LoaderShares | None:
+        """Returns what one of several processes reads that train together.
+
+        Args:
+            rows: Images of a batch -> its own ones.
+
+        Returns:
+            ``None`` where the images of a batch draw from one seed: then it takes all to make one.
+        """
+        return None if self.more is not None else LoaderShares(self, rows)
+
+    def share_from(
+        self, first: int, rows: Callable[[int], slice]
+    ) -> Iterator[tuple[tuple[Tensor, Any], int]]:
+        """Yields a part of every batch from one of a number on, and the size of the whole one."""
+        own = (plan.part(rows(len(plan.chosen))) for plan in self._plans(first))
+        starts = range(first * self.batch_size, self.n_images, self.batch_size)
+        return zip(
+            self._made(own),
+            (min(self.batch_size, self.n_images - start) for start in starts),
+            strict=False,  # a lone last image is left out
+        )
+
+    def _made(self, plans: Iterable[_Plan]) -> Iterator[tuple[Tensor, Any]]:
         maker = _Maker(
             self.pixels, self.labels, self.normalisation, self.size, self.augmentation, self.more
         )
         copies = self.augmentation is None and self.more is None and isinstance(self.pixels, Tensor)
-        return carried_out(maker, self._plans(first), 0 if copies else self.workers)
+        return carried_out(maker, plans, 0 if copies else self.workers)
 
     def _plans(self, first: int) -> Iterator[_Plan]:
         # A SeedSequence mixes (seed, epoch) so that neighbouring pairs share nothing.
@@ -165,3 +198,18 @@ class TensorLoader:
                 seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) & _SEED
             if index >= first:
                 yield _Plan(chosen, draws, seed)
+
+
+@dataclass(frozen=True)
+class LoaderShares:
+    """Of every batch of a loader the images of one process, and how many there are in all."""
+
+    loader: TensorLoader
+    rows: Callable[[int], slice]
+
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, Any], int]]:
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[tuple[Tensor, Any], int]]:
+        """As that of the loader."""
+        return self.loader.share_from(first, self.rows)

@@ -40,7 +40,9 @@ class SharedLoader:
 
     All processes see the batches of one process, in its order, and take rows ``n r / R`` to
     ``n (r + 1) / R`` of a batch of ``n``. A ``DataLoader`` over a data set that is read by index
-    reads the own rows alone; every other loader is read whole by all of them.
+    reads the own rows alone; so does a loader with a method ``shares(rows)``, which returns what
+    yields ``(own batch, samples of the whole one)``, or ``None`` if it cannot. Every other loader
+    is read whole by all of them.
 
     Args:
         loader: As one process would read it.
@@ -60,10 +62,14 @@ class SharedLoader:
         self._ranks = ranks
         self._task = task
         self._loader = loader
+        self._own: Callable[[Any], tuple[Share, str]] = self._cut
         self._indices: _OwnIndices | None = None
-        if isinstance(loader, DataLoader) and _is_read_by_index(loader):
+        shares = getattr(loader, "shares", None)
+        if callable(shares) and (offered := shares(ranks.share)) is not None:
+            self._loader, self._own = offered, _offered
+        elif isinstance(loader, DataLoader) and _is_read_by_index(loader):
             self._indices = _OwnIndices(loader.batch_sampler or (), ranks)
-            self._loader = _with_sampler(loader, self._indices)
+            self._loader, self._own = _with_sampler(loader, self._indices), self._of_indices
 
     def epoch(self, seed: int) -> SharedEpoch:
         """Returns the shares of an epoch; its order is that of the seed in all processes.
@@ -78,18 +84,17 @@ class SharedLoader:
         return SharedEpoch(partial(self._read, seed), skips=skips)
 
     def _read(self, seed: int, first: int) -> Iterator[Share]:
-        own = self._own_share if self._indices is not None else self._cut
         checked = False
         loader: Any = self._loader
         with _seeded_everywhere(seed):
             for batch in _apart(loader.from_batch(first) if first else loader, seed):
-                share, order = own(batch)
+                share, order = self._own(batch)
                 if not checked:
                     self._ranks.check_equal(order, _other_order)
                     checked = True
                 yield share
 
-    def _own_share(self, batch: Any) -> tuple[Share, str]:
+    def _of_indices(self, batch: Any) -> tuple[Share, str]:
         assert self._indices is not None
         whole, order = self._indices.told.popleft()
         return Share(batch, None, whole), order
@@ -102,6 +107,11 @@ class SharedLoader:
     def _rows(self, split: Split) -> Split:
         found: Split = rows(split, self._ranks.share(count(split.inputs)))
         return found
+
+
+def _offered(batch: Any) -> tuple[Share, str]:
+    own, whole = batch
+    return Share(own, None, whole), str(whole)
 
 
 class SharedEpoch:

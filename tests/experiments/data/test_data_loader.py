@@ -11,6 +11,7 @@ from torch import Tensor
 from amc_compress.data import Augmentation, Normalisation, RandomResizedCrop, TensorLoader
 from amc_compress.data.augmenting.parts import augment
 from amc_compress.data.streaming.pixels import centre
+from amc_compress.learners.training.distributed.ranks import Ranks
 from amc_env.errors import InputDataError
 
 PLAIN = Normalisation(1.0, (0.0,), (1.0,))
@@ -108,6 +109,24 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
     assert epoch(loader(100, shuffle=True), 1) == second
     assert epoch(pickle.loads(pickle.dumps(data)), 0) == first
     assert epoch(loader(100, seed=1, shuffle=True), 0) != first
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(2), RandomResizedCrop(5)])
+def test_shares_of_processes_make_up_the_batches(augmentation: object) -> None:
+    whole = TensorLoader(
+        pixels(25), torch.arange(25), PLAIN, batch_size=8, shuffle=True, augmentation=augmentation
+    )
+    whole.set_epoch(3)
+    ranks = [whole.shares(Ranks(rank, 3).share) for rank in range(3)]
+    for first in (0, 2):
+        shares = [list(found.from_batch(first)) for found in ranks if found is not None]
+        expected = list(whole.from_batch(first))
+        assert len(shares) == 3
+        assert {len(share) for share in shares} == {len(expected)}  # a lone last one is left out
+        for (images, labels), *own in zip(expected, *shares, strict=True):
+            assert all(size == len(labels) for _, size in own)
+            assert torch.equal(torch.cat([x for (x, _), _ in own]), images)
+            assert torch.equal(torch.cat([y for (_, y), _ in own]), labels)
 
 
 def test_global_random_numbers_are_not_touched() -> None:
