@@ -10,6 +10,7 @@ import pytest
 from amc_compress.agents import LocalSearch, make_agent
 from amc_compress.agents.floors.cheapest import FloorSearch
 from amc_compress.agents.logging import EpisodeLogger
+from amc_compress.agents.testing.contract import watch
 from amc_compress.agents.trials import AgentError, SearchStopped
 from amc_env import Budget, CompressionEnv, CompressionPlan, InfeasibleBudgetError
 from amc_env.recorded_tasks.synthetic import SyntheticLearner, make_synthetic
@@ -40,6 +41,23 @@ def test_it_is_the_cheapest_of_all_plans(seed: int, cost: str):
     assert len(found.trials) <= 120
     assert [t.episode for t in found.trials] == list(range(len(found.trials)))
     assert env.budget == Budget(macs=1.0)  # as before
+
+
+def test_several_plans_at_a_time_keep_the_floor_in_any_order_of_work():
+    found = []
+    for backwards in (False, True):
+        env = small_env(0)
+        floor = env.learner.original_score - 0.05
+        service = watch(env, backwards=backwards)
+        search = FloorSearch(env, LocalSearch, 40, 0, floor=floor, cost="macs", parallel=4)
+        found.append(search.run())
+        assert service.most == 4
+        assert service.pending == 0
+    assert [t.plan for t in found[0].trials] == [t.plan for t in found[1].trials]
+    assert len(found[0].trials) <= 40
+    assert env.learner.evaluate(found[0].plan) >= floor
+    levels = [env.cost_ratio(level.plan)["macs"] for level in found[0].levels if level.kept]
+    assert env.cost_ratio(found[0].plan)["macs"] <= min(levels)
 
 
 def test_other_bounds_hold_and_equal_seeds_find_the_same():
