@@ -247,13 +247,13 @@ def alike(first: list[Any], second: list[Any]) -> bool:
 def test_the_batches_of_a_data_set_are_those_of_its_seed() -> None:
     before = torch.get_rng_state(), random.getstate()
     passes = []
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         loader: Any = to_batches(_Drawn(), "it", batch_size=8, shuffle=True, workers=workers)
         for epoch in (0, 1, 0):
             with seeded(loader, 3, epoch):
                 passes.append(list(loader))
     first, other, *_ = passes
-    assert all(alike(first, passes[n]) for n in (2, 3, 5, 6, 8))
+    assert all(alike(first, passes[n]) for n in (2, 3, 5))
     assert not alike(first, other)
     assert len(torch.cat([drawn for drawn, _ in first]).unique()) == 90
     with seeded(loader, 3, 0):

@@ -101,12 +101,11 @@ def test_streamed_batches_have_the_bits_of_those_in_memory(tmp_path: Path, layou
     ]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
     folder = stored(tmp_path / "data", "tar shards")
     held = loaded(folder)
     before = torch.get_rng_state()
-    for memory, workers in ((TINY, 1), (SOME, 3), (None, 2)):
+    for memory, workers in ((TINY, 2), (None, 1)):
         assert same(held, loaded(folder, memory, workers))
     assert torch.equal(torch.get_rng_state(), before)
 
