@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from amc_compress.learners.tasks.inputs import mapped
 from amc_env.errors import CompressionError, InputDataError
 from amc_env.validation.sentences import first_line
 
@@ -63,7 +65,9 @@ class _Jobs(Dataset[Any]):
 
     def __getitem__(self, job: Any) -> Any:
         try:
-            return self._function(job)
+            # Shared here: the thread that sends it would free its memory out of order, which leaves
+            # holes that nothing fits, a batch's worth each time.
+            return mapped(Tensor.share_memory_, self._function(job))
         except CompressionError as error:  # the loader would add its own traceback to the sentence
             return error
 
