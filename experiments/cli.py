@@ -6,6 +6,7 @@ import functools
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -30,6 +31,9 @@ from amc_env.files import is_disk_full, is_memory_full
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 _RESUMING = ("compress", "search", "train", "finetune", "sensitivity")
+_HEAD_START = 10.0
+"""Seconds in which the first of several processes says what is wrong, and the others are ended."""
+
 _TRAINING = ("train", "finetune")  # in several processes too
 _CONTINUING = ("latency-table", "compare", "record", "automl")  # by themselves
 
@@ -166,6 +170,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _end(error: BaseException, arguments: Sequence[str]) -> int:
     """Prints what ended a command; returns the exit code."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        try:
+            time.sleep(_HEAD_START)
+        except KeyboardInterrupt:
+            return FAILED
     if isinstance(error, KeyboardInterrupt):
         _complain(_how_to_resume(arguments))
         return FAILED

@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,9 +30,6 @@ from amc_env.errors import CompressionError
 
 _PATIENCE = datetime.timedelta(days=1)
 """With the first process, which alone validates; one that has died is noticed at once."""
-
-_HEAD_START = 3.0
-"""Seconds in which the first process says what is wrong in all of them."""
 
 _UNUSED = (".lock", "tensorboard", "*.onnx", "*.html")
 
@@ -101,11 +97,11 @@ def _launch(count: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "amc_compress", *sys.argv[1:])
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        said = [code for code in codes.values() if code > 0]
-        if said:  # by the process itself
-            raise typer.Exit(min(said)) from None
-        rank, code = next(iter(codes.items()))
+        codes = sorted((rank, failure.exitcode) for rank, failure in error.failures.items())
+        for _, code in codes:
+            if code > 0:  # a process that has said what is wrong, the first one if it has
+                raise typer.Exit(code) from None
+        rank, code = codes[0]
         raise CompressionError(
             f"Process {rank} of {count} was ended by {signal.Signals(-code).name}; nothing that "
             f"was saved is lost: repeat the command with --resume."
@@ -146,7 +142,7 @@ def _copy_of(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_the_background() -> Iterator[None]:
-    """Says nothing in the block, but an error that the first process does not have."""
+    """Says nothing in the block."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copy is removed
     try:
         with (
@@ -158,9 +154,3 @@ def _in_the_background() -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         raise typer.Exit(1) from None
-    except Exception:
-        try:
-            time.sleep(_HEAD_START)
-        except KeyboardInterrupt:
-            raise typer.Exit(1) from None
-        raise
