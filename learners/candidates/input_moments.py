@@ -162,7 +162,7 @@ def collect_statistics(
     layers: Iterable[str],
     *,
     seed: int = 0,
-    positions: int = 10,
+    positions: int | None = None,
     max_columns: int = MAX_COLUMNS,
     effort: Effort = USUAL,
     n_images: int | None = None,
@@ -179,21 +179,22 @@ def collect_statistics(
         batches: Calibration images.
         layers: Qualified names of the layers wanted.
         seed: Seed of the sampled positions.
-        positions: Output positions per image; more where a layer has so many columns that twice
-            as many rows could not be had otherwise.
+        positions: Output positions per image, those of ``effort`` if not given; more where a layer
+            has so many columns that twice as many rows could not be had otherwise.
         max_columns: Widest patch to accumulate.
         effort: How the moments are taken.
         n_images: In the batches; counted if not given.
         also: Other layers -> what is told of their products in the same pass.
         report: Called with the number of images done after each batch.
     """
+    least = effort.positions if positions is None else positions
     n_images = sum(map(count, batches)) if n_images is None else n_images
     modules = dict(model.named_modules())
 
     def wanted(columns: int) -> int:
         if columns > max_columns:
             return 0
-        return max(positions, math.ceil(_ROWS_PER_COLUMN * columns / max(n_images, 1)))
+        return max(least, math.ceil(_ROWS_PER_COLUMN * columns / max(n_images, 1)))
 
     accumulators: dict[str, _Accumulator] = {}
     for index, name in enumerate(layers):

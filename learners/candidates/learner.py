@@ -16,7 +16,7 @@ from torch import nn
 
 from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
-from amc_compress.learners.candidates.moments.effort import affordable
+from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, preload, read_samples
 from amc_compress.learners.candidates.proxy import (
@@ -330,6 +330,12 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         )
         give_back()
 
+    def _effort(self, samples: Samples) -> Effort:
+        """Returns how moments are taken, and notes what that leaves out."""
+        effort = effort_for(self.graph, samples.n_calibration, self.evaluator.dtype)
+        self.cautions += effort.notes(samples.n_calibration)
+        return effort
+
     def _check_recalibration(self, n_samples: int) -> None:
         """Leaves batch norms alone where the data are unlike those of their training."""
         if not self.proxy.recalibrate or not batch_norms(self.original):
@@ -343,7 +349,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             return
         self.proxy = replace(self.proxy, recalibrate=False)
         self.keeps_statistics = True
-        self.cautions = (
+        self.cautions += (
             f"Batch norms keep the statistics of their training: with those of the calibration "
             f"data the original itself falls from {self.task.value(before):.4f} to "
             f"{self.task.value(after):.4f} ({self.metric}), so these data are unlike those it was "

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
-from amc_compress.learners.candidates.moments.effort import effort_for
 from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
@@ -103,7 +102,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         self._prepare_evaluator(samples, narrow_candidates(self.traced, self.decisions))
         self._norms = following_norms(self.original)
         modules = dict(self.original.named_modules())
-        effort = effort_for(self.graph, samples.n_calibration, self.evaluator.dtype)
+        effort = self._effort(samples)
         n_samples = effort.n_samples or samples.n_calibration
         wide = wide_layers_of(
             self.traced, n_samples, seed=self.seed, norms=self._norms, memory=self.options.memory

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
-from amc_compress.learners.candidates.moments.effort import effort_for
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
@@ -124,7 +123,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         # Candidates are plain networks with zeros: what runs of them is what runs of this one.
         self._prepare_evaluator(samples)
         self._norms = following_norms(self.original)
-        effort = effort_for(self.graph, samples.n_calibration, self.evaluator.dtype)
+        effort = self._effort(samples)
         self._layers = fit_layers(
             self.original,
             samples.inputs(effort.n_samples),

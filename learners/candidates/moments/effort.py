@@ -7,6 +7,7 @@ network computes in the type that candidates are evaluated in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ LARGE = 3e11
 """Multiply-adds of a pass that is as long as it gets: 3 to 10 seconds of one core."""
 
 _LEAST = 64  # samples
+_POSITIONS = 10  # as in AMC
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,23 @@ class Effort:
 
     Args:
         n_samples: The first ones of the calibration data; all if ``None``.
+        positions: Outputs of a layer that are looked at per sample; more of layers so wide that
+            there would not be two for each column.
         dtype: What the network computes in; the moments are sums in float32 at least.
     """
 
     n_samples: int | None = None
+    positions: int = _POSITIONS
     dtype: torch.dtype = torch.float32
+
+    def notes(self, n_samples: int) -> tuple[str, ...]:
+        """Returns a sentence if fewer samples are looked at than there are, else none."""
+        if self.n_samples is None:
+            return ()
+        return (
+            f"Moments for the repair are taken of {self.n_samples} of {n_samples:,} calibration "
+            f"samples, at more positions of each: a pass has {LARGE:.0e} multiply-adds at most.",
+        )
 
 
 USUAL = Effort()
@@ -44,7 +58,9 @@ def effort_for(graph: LayerGraph, n_samples: int, dtype: torch.dtype) -> Effort:
         dtype: What candidates are evaluated in.
     """
     few = affordable(graph, n_samples)
-    return USUAL if few == n_samples else Effort(few, dtype)
+    if few == n_samples:
+        return USUAL
+    return Effort(few, math.ceil(_POSITIONS * n_samples / few), dtype)
 
 
 def affordable(graph: LayerGraph, n_samples: int) -> int:
