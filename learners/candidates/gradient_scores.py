@@ -78,6 +78,7 @@ def curvature_root(
     batches: Sequence[Split],
     layers: Collection[str],
     task: Task = CLASSIFICATION,
+    report: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Tensor]:
     """Returns ``R`` with ``R^T R = B`` of equation (1) for the outputs of some layers.
 
@@ -86,6 +87,7 @@ def curvature_root(
         batches: Calibration inputs and their targets.
         layers: Modules with weights, by name.
         task: Whose loss it is.
+        report: Called with the number of samples done after each batch.
 
     Returns:
         Shape (images, outputs); without the layers that never ran as modules, or not on the way
@@ -100,6 +102,7 @@ def curvature_root(
                 _backward(network, inputs, targets, task)
             for name, gradients in found.items():
                 found_rows.setdefault(name, []).append(gradients)
+            report(count(inputs))
     return {name: torch.cat(parts) / samples**0.5 for name, parts in found_rows.items()}
 
 

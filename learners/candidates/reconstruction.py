@@ -25,6 +25,13 @@ from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
+from amc_compress.learners.candidates.moments.nested import (
+    Chain,
+    NestedLeastSquares,
+    dampings,
+    factorised,
+    fewer_rows,
+)
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.layers.products import Report
 from amc_compress.learners.numerics.freed_memory import give_back
@@ -32,6 +39,9 @@ from amc_compress.learners.tasks.inputs import Inputs, count
 from amc_env.support.progress import no_bar
 
 RIDGE = 1e-6
+
+_WIDE = 1024
+"""Columns up to which every cut is fitted alone, with a ridge of its own."""
 
 
 class LayerReconstruction:
@@ -61,19 +71,24 @@ class LayerReconstruction:
         self.norm: NormBefore | None = None
         """The norm over channels that it reads, which a cut takes over those that stay."""
 
+        self.order: Tensor | None = None
+        """Its inputs, those that are cut first last, where that is the same in all plans."""
+
+        self._nests: list[NestedLeastSquares] | None = None
+        self._right: list[Tensor] = []
         self.mean: Tensor | None = None
         if bias is None:
-            self.gram = statistics.uncentred()
+            gram = statistics.uncentred()
         else:
-            self.gram = statistics.centred()
+            gram = statistics.centred()
             self.mean = statistics.mean()
+        self._gram: Tensor | None = gram
         self.input_mean = statistics.mean().flatten()
-        dtype = self.gram.dtype
-        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(gram)
         # (conv groups, outputs per group, n)
-        self.weight = weight.to(dtype).reshape(self.conv_groups, -1, self.gram.shape[1])
-        self.target = self.gram @ self.weight.transpose(1, 2)  # X^T Y, (groups, n, outputs)
-        self.energy = (self.target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
+        self.weight = weight.to(gram).reshape(self.conv_groups, -1, gram.shape[1])
+        self._target: Tensor | None = gram @ self.weight.transpose(1, 2)
+        self.energy = (self._target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the half of ``G`` that mirrors the other.
@@ -82,9 +97,10 @@ class LayerReconstruction:
         copied.
         """
         state = dict(vars(self))
-        if get_spawning_popen() is None and torch.equal(self.gram, self.gram.mT):
-            state["gram"] = None
-            state["half"] = self.gram[:, _half(self.gram.shape[1])]
+        gram = self._gram
+        if gram is not None and get_spawning_popen() is None and torch.equal(gram, gram.mT):
+            state["_gram"] = None
+            state["half"] = gram[:, _half(gram.shape[1])]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -95,8 +111,22 @@ class LayerReconstruction:
             chosen = _half(size).to(half.device)
             gram = half.new_zeros(half.shape[0], size, size)
             gram[:, chosen] = half
-            state["gram"] = torch.where(chosen, gram, gram.mT)
+            state["_gram"] = torch.where(chosen, gram, gram.mT)
         vars(self).update(state)
+
+    @property
+    def gram(self) -> Tensor:
+        """``G``, shape (conv groups, n, n)."""
+        if self._gram is None:  # there is no memory for it besides its factor
+            return torch.stack([nest.gram() for nest in self._nests or ()])
+        return self._gram
+
+    @property
+    def target(self) -> Tensor:
+        """``X^T Y``, shape (conv groups, n, outputs per group)."""
+        if self._target is None:
+            return self.gram @ self.weight.transpose(1, 2)
+        return self._target
 
     def solve(self, inputs: Tensor, outputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the repaired ``(weight, bias)`` of the sliced layer.
@@ -111,12 +141,18 @@ class LayerReconstruction:
         columns = self._columns(inputs)
         weights: list[Tensor] = []
         biases: list[Tensor] = []
+        nests = self._factored()
         for group, rows in enumerate(self._rows_per_group(outputs)):
             if rows.numel() == 0:
                 continue
-            sub, cross, mean = self._moments(group, inputs, columns)
-            # (n kept, outputs kept)
-            solved = self._solve_group(group, columns, rows, sub, cross)
+            if nests:
+                mean = self._means(group, columns)
+                found = nests[group].solve(columns, self._right[group].index_select(1, rows))
+                solved = self._before(group, columns, rows) if found is None else found
+            else:
+                sub, cross, mean = self._moments(group, inputs, columns)
+                # (n kept, outputs kept)
+                solved = self._solve_group(group, columns, rows, sub, cross)
             weights.append(solved.T)
             if self.bias is not None and self.mean is not None:
                 per_group = self.shape[0] // self.conv_groups
@@ -178,7 +214,7 @@ class LayerReconstruction:
         """Returns ``X_m^T X_m``, ``X_m^T Y`` and the mean of ``X_m``, as the cut layer reads it."""
         sub = self.gram[group].index_select(0, columns).index_select(1, columns)
         cross = self.target[group].index_select(0, columns)
-        mean = self.input_mean.view(self.conv_groups, -1)[group].index_select(0, columns)
+        mean = self._means(group, columns)
         if self.norm is None:
             return sub, cross, mean
         change = self._change(inputs)
@@ -201,29 +237,76 @@ class LayerReconstruction:
     ) -> Tensor:
         """Solves the normal equations of one convolution group."""
         right = cross.index_select(1, rows)
-        before = self.weight[group].index_select(0, rows).index_select(1, columns).T
-        damping = max(self.ridge * sub.diagonal().mean().item(), 1e-12)
-        for _ in range(4):
-            damped = sub.clone()
-            damped.diagonal().add_(damping)
-            factor, info = torch.linalg.cholesky_ex(damped)
-            if not info.item():
-                return torch.cholesky_solve(right + damping * before, factor)
-            damping *= 100.0  # rounding of a wide float32 matrix can exceed the usual ridge
-        return before.clone()
+        before = self._before(group, columns, rows)
+        found = factorised(sub, dampings(self.ridge, sub))
+        if found is None:
+            return before
+        factor, damping = found
+        return torch.cholesky_solve(right + damping * before, factor)
+
+    def _before(self, group: int, columns: Tensor, rows: Tensor) -> Tensor:
+        return self.weight[group].index_select(0, rows).index_select(1, columns).T
+
+    def _means(self, group: int, columns: Tensor) -> Tensor:
+        return self.input_mean.view(self.conv_groups, -1)[group].index_select(0, columns)
+
+    def nested_errors(self, chains: Sequence[Chain], rows: Tensor | None) -> list[Tensor] | None:
+        """Returns what the repair cannot restore after each step of some chains of cuts.
+
+        Args:
+            chains: Of the inputs that are cut together, the first ones first; each chain begins
+                with the whole layer.
+            rows: What of the outputs counts: the squared length of ``rows @ output``, shape (any
+                number, outputs); None for the outputs themselves.
+
+        Returns:
+            Per chain the sum over the sampled rows, shape (steps,), as ``moments.nested`` defines
+            it; None where every cut has to be fitted alone.
+        """
+        if self.norm is not None:
+            return None
+        nests = self._factored() or self._made()
+        columns = [[self._columns(step) for step in chain] for chain in chains]
+        parts = [None] * self.conv_groups if rows is None else rows.chunk(self.conv_groups, 1)
+        found = []
+        for nest, weight, part in zip(nests, self.weight, parts, strict=True):
+            errors = nest.errors(columns, weight if part is None else fewer_rows(part) @ weight)
+            if errors is None:
+                return None
+            found.append(errors)
+        return [torch.stack(of_chain).sum(0) for of_chain in zip(*found, strict=True)]
+
+    def _made(self) -> list[NestedLeastSquares]:
+        inputs = torch.arange(self.shape[1]) if self.order is None else self.order
+        columns = self._columns(inputs)
+        return [NestedLeastSquares(gram, columns, self.ridge) for gram in self.gram]
+
+    def _factored(self) -> list[NestedLeastSquares]:
+        """Returns the factors along the order of a wide layer, made once; none of other layers.
+
+        They take the place of the Gram matrices. A narrow layer is solved in no time.
+        """
+        is_wide = self.weight.shape[2] > _WIDE
+        if self._nests is None and is_wide and self.order is not None and self.norm is None:
+            made = self._made()
+            self._nests = made if all(nest.is_solved for nest in made) else []
+            if self._nests:
+                self._right = [n.right(w) for n, w in zip(made, self.weight, strict=True)]
+                self._gram = self._target = None
+        return self._nests or []
 
     def _columns(self, inputs: Tensor) -> Tensor:
         """Expands input channels to patch columns."""
         offsets = torch.arange(self.kernel_size, device=inputs.device)
         columns = (inputs.unsqueeze(1) * self.kernel_size + offsets).reshape(-1)
-        return columns.to(self.gram.device)
+        return columns.to(self.weight.device)
 
     def _rows_per_group(self, outputs: Tensor | None) -> list[Tensor]:
         """Splits kept outputs by convolution group, as indices inside the group."""
         per_group = self.shape[0] // self.conv_groups
         if outputs is None:
             outputs = torch.arange(self.shape[0])
-        outputs = outputs.to(self.gram.device)
+        outputs = outputs.to(self.weight.device)
         owner = outputs // per_group
         return [outputs[owner == g] - g * per_group for g in range(self.conv_groups)]
 

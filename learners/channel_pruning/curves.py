@@ -6,12 +6,12 @@ what the repair changes of their weights, the cut columns included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.gradient_scores import (
     Scores,
@@ -22,11 +22,18 @@ from amc_compress.learners.candidates.gradient_scores import (
 )
 from amc_compress.learners.candidates.proxy import Proxy
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.channel_pruning.chains import (
+    Measure,
+    Select,
+    readers_of,
+    summed_over_readers,
+)
 from amc_compress.learners.channel_pruning.ranking import per_unit, read_or_made
-from amc_compress.learners.tasks.inputs import Split
+from amc_compress.learners.tasks.inputs import Split, count
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
 from amc_env.plan import Decision
+from amc_env.support.progress import no_bar
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,11 @@ def gradient_scores(
     decisions: Sequence[Decision],
     traced: TracedModel,
     repair: Repair,
-    select: Callable[[str, int], Tensor],
+    select: Select,
     batches: Sequence[Split],
     task: Task,
+    *,
+    progress: bool = False,
 ) -> Scores:
     """Returns decision key -> the estimated rise of the loss for every choice, in nats.
 
@@ -76,33 +85,49 @@ def gradient_scores(
         select: Group and count -> the units that stay, sorted.
         batches: Calibration inputs and their targets.
         task: Whose loss it is.
+        progress: Whether to show progress bars.
     """
-    consumers = {group.name: group.consumers for group in traced.graph.groups}
-    names = dict.fromkeys(n for d in decisions for n in consumers[d.target] if n in repair.layers)
-    roots = curvature_root(traced.model, batches, names, task)
+    readers = readers_of(traced, decisions, repair.layers)
+    total = sum(count(inputs) for inputs, _ in batches)
+    with tqdm(total=total, desc="gradients", unit="image", disable=no_bar(progress)) as bar:
+        roots = curvature_root(traced.model, batches, readers, task, bar.update)
     rest = {
         d.target: [s for s in read_or_made(traced, d.target) if not _is_covered(s, roots)]
         for d in decisions
     }
     units = _unit_scores(traced, rest, batches, task)
-    curves = {}
+    layers = {name: repair.layers[name] for name in readers if name in roots}
+    with tqdm(total=len(layers), desc="errors", unit="layer", disable=no_bar(progress)) as bar:
+        curves = summed_over_readers(
+            decisions, traced, layers, select, _measure(repair, roots), bar.update
+        )
     for d in decisions:
-        curve = np.zeros(len(d.choices))
-        for index, choice in enumerate(d.choices[:-1]):
-            kept = {d.target: select(d.target, d.units(choice))}
-            for name in consumers[d.target]:
-                if name in roots:
-                    curve[index] += rise_from_weights(
-                        roots[name],
-                        repair.layers[name],
-                        repair.weight(name, traced.kept_inputs(name, kept)),
-                        mean_restored=repair.proxy.restores_mean(name in repair.norms),
-                    )
-            if d.target in units:
-                whole = units[d.target]
-                curve[index] += float(whole.sum() - whole[kept[d.target]].sum())
-        curves[d.key] = falling(curve)
-    return curves
+        if d.target in units:
+            whole = units[d.target]
+            kept = [select(d.target, d.units(choice)) for choice in d.choices]
+            curves[d.key] += [float(whole.sum() - whole[stay].sum()) for stay in kept]
+    return {key: falling(curve) for key, curve in curves.items()}
+
+
+def _measure(repair: Repair, roots: Mapping[str, Tensor]) -> Measure:
+    """Returns equation (1) of ``gradient_scores`` as a sum of squared errors."""
+
+    def direct(name: str, inputs: Tensor) -> float:
+        layer = repair.layers[name]
+        rise = rise_from_weights(
+            roots[name],
+            layer,
+            repair.weight(name, inputs),
+            mean_restored=repair.proxy.restores_mean(name in repair.norms),
+        )
+        return rise * 2.0 * layer.rows
+
+    return Measure(
+        rows=lambda name: roots[name].to(repair.layers[name].weight),
+        direct=direct,
+        is_fitted=repair.proxy.reconstruct,
+        scale=lambda name: 0.5 / repair.layers[name].rows,
+    )
 
 
 def _is_covered(slot: UnitSlot, roots: Collection[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from amc_compress.learners.candidates.reconstruction import (
     write_layer,
 )
 from amc_compress.learners.candidates.timing import CandidateSeconds
+from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from amc_compress.learners.channel_pruning.curves import Repair, gradient_scores
 from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
-from amc_compress.learners.channel_pruning.sensitivity import error_curve
+from amc_compress.learners.channel_pruning.sensitivity import error_curves
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.wide_layers import is_repairable, unrepaired_note
 from amc_compress.learners.networks.intake import as_float
@@ -81,6 +82,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     name = "channels"
     repairs_layers = True
     Options = ChannelOptions
+    _selects_chains: ClassVar[bool] = True
+    """Whether a choice keeps what smaller ones keep."""
 
     @classmethod
     def decide(cls, traced: TracedModel, options: ChannelOptions) -> SearchSpace:
@@ -130,6 +133,10 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         for name, norm in norms_before(self.original, samples.example, self._layers).items():
             self._layers[name].norm = norm
         self.ranking = self._rank(samples)
+        if self._selects_chains:
+            orders = cut_orders(self.traced, self.decisions, self._layers, self.select)
+            for name, order in orders.items():
+                self._layers[name].order = order
 
     def _rank(self, samples: Samples) -> dict[str, Tensor]:
         """Orders the units of every group, those to keep longest first; for :meth:`select`."""
@@ -243,14 +250,19 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         Summed over the layers that read the group, each repaired by least squares. Groups without
         statistics have zeros.
         """
-        return {
-            d.key: error_curve(d, self.traced, self._layers, self.select) for d in self.decisions
-        }
+        with limited_threads(self.threads):
+            return error_curves(self.decisions, self.traced, self._layers, self.select)
 
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, the layers behind it repaired."""
         repair = Repair(self._layers, self.proxy, self._norms)
         with limited_threads(self.threads):
             return gradient_scores(
-                self.decisions, self.traced, repair, self.select, self.data.labelled(), self.task
+                self.decisions,
+                self.traced,
+                repair,
+                self.select,
+                self.data.labelled(),
+                self.task,
+                progress=self.options.progress,
             )

@@ -19,6 +19,8 @@ class SolvedSelection(ChannelPruning):
     has input statistics are ranked by the ``criterion`` instead.
     """
 
+    _selects_chains = False
+
     def _prepare(self, samples: Samples) -> None:
         self._selected: dict[tuple[str, int], Tensor] = {}
         super()._prepare(samples)

@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-import numpy as np
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.channel_pruning.chains import (
+    Errors,
+    Measure,
+    Select,
+    readers_of,
+    summed_over_readers,
+)
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_env.plan import Decision
 
 
-def error_curve(
-    decision: Decision,
+def error_curves(
+    decisions: Sequence[Decision],
     traced: TracedModel,
     layers: Mapping[str, LayerReconstruction],
-    select: Callable[[str, int], Tensor],
-) -> np.ndarray:
+    select: Select,
+) -> Errors:
     """Returns the share of its consumers' output energy that each choice loses, repaired.
 
     Args:
-        decision: The group's decision.
+        decisions: Of the groups.
         traced: The traced network.
         layers: Layers with input statistics.
         select: Group and count -> the units that stay, sorted.
 
     Returns:
-        Shape (choices,); zeros where no consumer has statistics.
+        By decision key, shape (choices,); zeros where no consumer has statistics.
     """
-    curve = np.zeros(len(decision.choices))
-    consumers = [
-        name
-        for group in traced.graph.groups
-        if group.name == decision.target
-        for name in group.consumers
-        if name in layers
-    ]
-    energy = sum(layers[name].energy for name in consumers)
-    if energy <= 0.0:
-        return curve
-    for index, choice in enumerate(decision.choices[:-1]):
-        kept = {decision.target: select(decision.target, decision.units(choice))}
-        lost = sum(layers[name].squared_error(traced.kept_inputs(name, kept)) for name in consumers)
-        curve[index] = lost / energy
-    return curve
+    measure = Measure(
+        rows=lambda _: None,
+        direct=lambda name, inputs: layers[name].squared_error(inputs),
+        is_fitted=True,
+        scale=lambda _: 1.0,
+    )
+    curves = summed_over_readers(decisions, traced, layers, select, measure)
+    energy = dict.fromkeys(curves, 0.0)
+    for name, read in readers_of(traced, decisions, layers).items():
+        for d, _ in read:
+            energy[d.key] += layers[name].energy
+    return {
+        key: curve / energy[key] if energy[key] > 0.0 else 0.0 * curve
+        for key, curve in curves.items()
+    }

@@ -22,7 +22,7 @@ from amc_compress.learners import ChannelPruning, GroupLassoPruning, RemasteredP
 from amc_compress.learners.candidates.input_moments import InputStatistics
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.group_lasso import largest_eigenvalue, shrunk_norms
-from amc_compress.learners.channel_pruning.sensitivity import error_curve
+from amc_compress.learners.channel_pruning.sensitivity import error_curves
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env import CompressionPlan
 
@@ -116,7 +116,7 @@ def test_moments_in_float32_give_the_same_units():
     """Layers of more than 1,024 columns keep theirs in half the memory."""
     layer, _, _, columns = consumer(1, 1, 4, 9, 9, 1.0)
     halved = copy.copy(layer)
-    halved.gram, halved.weight = layer.gram.float(), layer.weight.float()
+    halved._gram, halved.weight = layer.gram.float(), layer.weight.float()
     exact, found = (shrunk_norms([(read, columns)], 4, 40) for read in (layer, halved))
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5)
 
@@ -204,12 +204,12 @@ def test_selections_lose_less_than_random_ones(make, name):
     own = learner.layer_errors()
     generator = torch.Generator().manual_seed(0)
     for decision in learner.decisions:
-        parts = decision, learner.traced, learner._layers
+        parts = [decision], learner.traced, learner._layers
 
         def randomly(_, count, size=decision.size):
             return torch.randperm(size, generator=generator)[:count].sort().values
 
-        mean = np.mean([error_curve(*parts, randomly)[:-1].mean() for _ in range(3)])
+        mean = np.mean([error_curves(*parts, randomly)[decision.key][:-1].mean() for _ in range(3)])
         assert own[decision.key][:-1].mean() < mean, decision.key
         for choice in decision.choices:
             kept = learner.select(decision.target, decision.units(choice)).tolist()
