@@ -16,12 +16,14 @@ from amc_compress.agents.trials import OnTrial, SearchStopped, Trial
 from amc_compress.config.run_config import RunConfig
 from amc_compress.evaluations.where import Where
 from amc_compress.learners.base import Learner
+from amc_compress.learners.candidates.kept_curves import keep_in
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import save_network
 from amc_compress.runs.problem import make_env
+from amc_compress.runs.storage.curves import CURVES, StoredCurves, key_of
 from amc_compress.runs.storage.trials import TrialRecorder
 from amc_compress.runs.task import Task, use_threads
-from amc_compress.runs.warm_start import warm_start_of
+from amc_compress.runs.warm_start import FREE, warm_start_of
 from amc_compress.user_code import place_of
 from amc_env import (
     Budget,
@@ -51,6 +53,7 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
+    _keep_curves(task, learner)
     if config.is_progressive:
         found = _search_in_stages(task, learner, wall, cpu)
     else:
@@ -79,6 +82,15 @@ def run_search(task: Task) -> None:
 def workers_of(config: RunConfig) -> Where:
     """Returns where the plans of a run are evaluated; its threads are those of this process."""
     return Where(config.workers, config.evaluation_timeout, torch.get_num_threads())
+
+
+def _keep_curves(task: Task, learner: Learner) -> None:
+    """Lets a resumed search find the learner's estimates of single choices in the folder."""
+    given = task.folder.given
+    if given is not None and given.learner is not None:
+        return  # the options of the run do not say how it was prepared
+    key = key_of(task.config, task.folder.facts, task.original, FREE)
+    keep_in(learner, StoredCurves(task.folder / CURVES, key, learner.decisions))
 
 
 def _found_out(learner: Learner) -> dict[str, Any]:

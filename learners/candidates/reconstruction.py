@@ -31,6 +31,7 @@ from amc_compress.learners.candidates.moments.nested import (
     dampings,
     factorised,
     fewer_rows,
+    half_of,
 )
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.layers.products import Report
@@ -100,7 +101,7 @@ class LayerReconstruction:
         gram = self._gram
         if gram is not None and get_spawning_popen() is None and torch.equal(gram, gram.mT):
             state["_gram"] = None
-            state["half"] = gram[:, _half(gram.shape[1])]
+            state["half"] = gram[:, half_of(gram.shape[1])]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,7 +109,7 @@ class LayerReconstruction:
         half = state.pop("half", None)
         if half is not None:
             size = state["weight"].shape[2]
-            chosen = _half(size).to(half.device)
+            chosen = half_of(size).to(half.device)
             gram = half.new_zeros(half.shape[0], size, size)
             gram[:, chosen] = half
             state["_gram"] = torch.where(chosen, gram, gram.mT)
@@ -141,17 +142,15 @@ class LayerReconstruction:
         columns = self._columns(inputs)
         weights: list[Tensor] = []
         biases: list[Tensor] = []
-        nests = self._factored()
         for group, rows in enumerate(self._rows_per_group(outputs)):
             if rows.numel() == 0:
                 continue
-            if nests:
+            if nests := self._factored():
                 mean = self._means(group, columns)
                 found = nests[group].solve(columns, self._right[group].index_select(1, rows))
-                solved = self._before(group, columns, rows) if found is None else found
+                solved = self._before(group, columns, rows) if found is None else found  # (n, outputs)
             else:
                 sub, cross, mean = self._moments(group, inputs, columns)
-                # (n kept, outputs kept)
                 solved = self._solve_group(group, columns, rows, sub, cross)
             weights.append(solved.T)
             if self.bias is not None and self.mean is not None:
@@ -265,7 +264,7 @@ class LayerReconstruction:
         """
         if self.norm is not None:
             return None
-        nests = self._factored() or self._made()
+        nests = self._factored() or self._factors()
         columns = [[self._columns(step) for step in chain] for chain in chains]
         parts = [None] * self.conv_groups if rows is None else rows.chunk(self.conv_groups, 1)
         found = []
@@ -274,11 +273,10 @@ class LayerReconstruction:
             if errors is None:
                 return None
             found.append(errors)
-        return [torch.stack(of_chain).sum(0) for of_chain in zip(*found, strict=True)]
+        return [torch.stack(group).sum(0) for group in zip(*found, strict=True)]
 
-    def _made(self) -> list[NestedLeastSquares]:
-        inputs = torch.arange(self.shape[1]) if self.order is None else self.order
-        columns = self._columns(inputs)
+    def _factors(self) -> list[NestedLeastSquares]:
+        columns = self._columns(torch.arange(self.shape[1]) if self.order is None else self.order)
         return [NestedLeastSquares(gram, columns, self.ridge) for gram in self.gram]
 
     def _factored(self) -> list[NestedLeastSquares]:
@@ -288,7 +286,7 @@ class LayerReconstruction:
         """
         is_wide = self.weight.shape[2] > _WIDE
         if self._nests is None and is_wide and self.order is not None and self.norm is None:
-            made = self._made()
+            made = self._factors()
             self._nests = made if all(nest.is_solved for nest in made) else []
             if self._nests:
                 self._right = [n.right(w) for n, w in zip(made, self.weight, strict=True)]
@@ -309,11 +307,6 @@ class LayerReconstruction:
         outputs = outputs.to(self.weight.device)
         owner = outputs // per_group
         return [outputs[owner == g] - g * per_group for g in range(self.conv_groups)]
-
-
-def _half(size: int) -> Tensor:
-    """Returns which entries of a square matrix are on its diagonal or above, bool."""
-    return torch.ones(size, size, dtype=torch.bool).triu()
 
 
 def prepare_reconstruction(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
@@ -244,6 +245,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             weight, shift = layer.solve(inputs, self.traced.kept_outputs(name, kept))
             write_layer(modules[name], weight, shift, modules.get(self._norms.get(name, "?")))
 
+    @kept
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns how much of the consumers' output each choice of each decision loses.
 
@@ -253,6 +255,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         with limited_threads(self.threads):
             return error_curves(self.decisions, self.traced, self._layers, self.select)
 
+    @kept
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, the layers behind it repaired."""
         repair = Repair(self._layers, self.proxy, self._norms)

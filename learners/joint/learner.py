@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.evaluator import NetworkEvaluator
+from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import CandidateLearner, SearchSpace
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
 from amc_compress.learners.candidates.timing import CandidateSeconds
@@ -188,6 +189,7 @@ class JointCompression(CandidateLearner[CompressionPlan]):
         """Returns the units that stay, sorted, for every group that loses some."""
         return kept_units(self.parts, self._read(plan))
 
+    @kept
     def layer_errors(self) -> dict[str, npt.NDArray[np.float64]]:
         """Returns the error curves of all parts: decision key -> error of every choice."""
         curves: ErrorCurves = {}
@@ -195,6 +197,7 @@ class JointCompression(CandidateLearner[CompressionPlan]):
             curves |= part.layer_errors()
         return {d.key: curves[d.key] for d in self.decisions}
 
+    @kept
     def gradient_scores(self) -> dict[str, npt.NDArray[np.float64]]:
         """Returns how much the loss rises by each choice of each decision, estimated in nats.
 

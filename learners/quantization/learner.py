@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.timing import CandidateSeconds
@@ -246,6 +247,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
                 self._train_briefly(network)
         return network
 
+    @kept
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.
 
@@ -255,6 +257,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         with limited_threads(self.threads):
             return layer_errors(self.float_network, self._recalibration, self.decisions, quantizers)
 
+    @kept
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, 0 for float."""
         inputs, targets = self._matched()

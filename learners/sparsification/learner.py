@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
@@ -260,6 +261,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
                 recalibrate(network, self.data.recalibration, dtype)
         return network
 
+    @kept
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.
 
@@ -269,6 +271,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         with limited_threads(self.threads):
             return layer_errors(self.decisions, self.original, self._layers, self.fitted)
 
+    @kept
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice of each decision, the layer re-fitted."""
         with limited_threads(self.threads):

@@ -102,7 +102,7 @@ class NestedLeastSquares:
         state = dict(vars(self))
         if self.is_solved and get_spawning_popen() is None:
             del state["_factor"]
-            state["half"] = self._factor[_half(self._factor)]
+            state["half"] = self._factor.mT[half_of(len(self.order)).to(self.order.device)]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -110,8 +110,9 @@ class NestedLeastSquares:
         vars(self).update(state)
         if half is not None:
             size = len(self.order)
-            self._factor = half.new_zeros(size, size)
-            self._factor[_half(self._factor)] = half
+            upper = half.new_zeros(size, size)
+            upper[half_of(size).to(half.device)] = half
+            self._factor = upper.mT.contiguous()
 
     def gram(self) -> Tensor:
         """Returns ``G``, up to rounding, with its columns where they were."""
@@ -217,6 +218,6 @@ def fewer_rows(matrix: Tensor) -> Tensor:
     return matrix if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix, mode="r").R
 
 
-def _half(factor: Tensor) -> Tensor:
-    """Returns which entries of a factor are on its diagonal or below, bool."""
-    return torch.ones_like(factor, dtype=torch.bool).tril()
+def half_of(size: int) -> Tensor:
+    """Returns which entries of a square matrix are on its diagonal or above, bool."""
+    return torch.ones(size, size, dtype=torch.bool).triu()
