@@ -148,7 +148,7 @@ class LayerReconstruction:
             if nests := self._factored():
                 mean = self._means(group, columns)
                 found = nests[group].solve(columns, self._right[group].index_select(1, rows))
-                solved = self._before(group, columns, rows) if found is None else found  # (n, outputs)
+                solved = self._before(group, columns, rows) if found is None else found
             else:
                 sub, cross, mean = self._moments(group, inputs, columns)
                 solved = self._solve_group(group, columns, rows, sub, cross)
