@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.selection import quick
 from torch import Tensor, nn
 
 from amc_compress.learners import ChannelPruning
@@ -158,7 +159,7 @@ def prepared(name: str, round_to: int) -> ChannelPruning:
     return ChannelPruning(model.eval(), *data, round_to=round_to, precision="fp32")
 
 
-@pytest.mark.parametrize("name", [*sorted(NETWORKS), "concat"])
+@pytest.mark.parametrize("name", quick([*sorted(NETWORKS), "concat"], "residual", "concat"))
 def test_error_curves_are_those_of_single_cuts(name: str) -> None:
     learner = prepared(name, 3)
     layers = learner._layers

@@ -31,6 +31,7 @@ def forget_search(out: Path) -> None:
     (out / "trials.jsonl").write_text("".join(lines[:2]))
 
 
+@pytest.mark.slow
 def test_a_resumed_search_reads_the_curves_or_computes_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
