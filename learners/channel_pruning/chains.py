@@ -68,7 +68,7 @@ def summed_over_readers(
         chains = {
             d.key: _by_step(units, level, len(d.choices))
             for d, units in read
-            if (level := levels[d.key]) is not None
+            if (level := levels[d.key]) is not None and len(d.choices) > 1
         }
         found = layers[name].nested_errors([*chains.values()], measure.rows(name)) if chains else []
         for key, lost in zip(chains, found or (), strict=bool(found)):

@@ -153,6 +153,13 @@ class Concat(nn.Module):
         return logits
 
 
+def test_a_group_without_a_choice_loses_nothing() -> None:
+    learner = prepared("concat", 8)  # of 8, 6 and 6 channels
+    assert min(len(d.choices) for d in learner.decisions) == 1
+    for curves in (learner.layer_errors(), learner.gradient_scores()):
+        assert all(curve[-1] == 0.0 for curve in curves.values())
+
+
 def prepared(name: str, round_to: int) -> ChannelPruning:
     model = Concat() if name == "concat" else make_model(name)
     data = EXAMPLE, make_data(96, 2), make_data(64, 3)
