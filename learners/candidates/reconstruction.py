@@ -30,7 +30,6 @@ from amc_compress.learners.candidates.moments.nested import (
     NestedLeastSquares,
     dampings,
     factorised,
-    fewer_rows,
     half_of,
 )
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
@@ -105,7 +104,6 @@ class LayerReconstruction:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
         half = state.pop("half", None)
         if half is not None:
             size = state["weight"].shape[2]
@@ -125,9 +123,8 @@ class LayerReconstruction:
     @property
     def target(self) -> Tensor:
         """``X^T Y``, shape (conv groups, n, outputs per group)."""
-        if self._target is None:
-            return self.gram @ self.weight.transpose(1, 2)
-        return self._target
+        found = self._target
+        return self.gram @ self.weight.transpose(1, 2) if found is None else found
 
     def solve(self, inputs: Tensor, outputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the repaired ``(weight, bias)`` of the sliced layer.
@@ -269,15 +266,15 @@ class LayerReconstruction:
         parts = [None] * self.conv_groups if rows is None else rows.chunk(self.conv_groups, 1)
         found = []
         for nest, weight, part in zip(nests, self.weight, parts, strict=True):
-            errors = nest.errors(columns, weight if part is None else fewer_rows(part) @ weight)
+            errors = nest.errors(columns, weight, part)
             if errors is None:
                 return None
             found.append(errors)
         return [torch.stack(group).sum(0) for group in zip(*found, strict=True)]
 
     def _factors(self) -> list[NestedLeastSquares]:
-        columns = self._columns(torch.arange(self.shape[1]) if self.order is None else self.order)
-        return [NestedLeastSquares(gram, columns, self.ridge) for gram in self.gram]
+        order = self._columns(torch.arange(self.shape[1]) if self.order is None else self.order)
+        return [NestedLeastSquares(gram, order, self.ridge) for gram in self.gram]
 
     def _factored(self) -> list[NestedLeastSquares]:
         """Returns the factors along the order of a wide layer, made once; none of other layers.

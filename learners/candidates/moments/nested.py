@@ -153,12 +153,15 @@ class NestedLeastSquares:
         unsorted[where] = solved
         return unsorted
 
-    def errors(self, chains: Sequence[Chain], weight: Tensor) -> list[Tensor] | None:
+    def errors(
+        self, chains: Sequence[Chain], weight: Tensor, rows: Tensor | None = None
+    ) -> list[Tensor] | None:
         """Returns what is lost after each step of some chains of cuts, each from the whole layer.
 
         Args:
             chains: Of the columns that are cut together, the first ones first.
-            weight: Rows whose errors are summed, shape (rows, n).
+            weight: Of the outputs whose squared errors are summed, shape (outputs, n).
+            rows: What of the outputs counts in their place, shape (any number, outputs).
 
         Returns:
             Per chain the minimum of what the fit minimises, shape (steps,), float64; None if
@@ -166,6 +169,8 @@ class NestedLeastSquares:
         """
         if not self.is_solved:
             return None
+        if rows is not None:
+            weight = _fewer(rows) @ weight
         blocks = [[self._places(step) for step in reversed(steps)] for steps in chains]
         elsewhere = [torch.cat(b) for b in blocks if not self._is_last(torch.cat(b))]
         first = min((int(places.min()) for places in elsewhere), default=len(self.order))
@@ -213,7 +218,7 @@ class NestedLeastSquares:
         return upper
 
 
-def fewer_rows(matrix: Tensor) -> Tensor:
+def _fewer(matrix: Tensor) -> Tensor:
     """Returns as few rows as give the same ``R^T R``."""
     return matrix if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix, mode="r").R
 
