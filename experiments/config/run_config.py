@@ -145,9 +145,18 @@ class RunConfig(Options, _LearnerOption):
 
         Args:
             before: Those that the run began with; None where it begins now.
+
+        Raises:
+            ValueError: If it does not follow from the options.
         """
         if self.parallel is not None:
             return self
+        if before is None and self.ray is not None and self.workers == 1:
+            raise ValueError(
+                "Expected --parallel with --ray and no number of --workers: how many plans are "
+                "under way is part of the search, so no cluster decides it; twice as many as there "
+                "are workers keep them busy."
+            )
         begun_with = self.workers if before is None else before.parallel
         return dataclasses.replace(self, parallel=begun_with or 1)
 

@@ -112,6 +112,18 @@ def duration(flag: str, text: str | float) -> float:
     return seconds
 
 
+def cluster(flag: str, text: str) -> str:
+    """Reads ``"auto"``, ``"local"`` or ``"HOST:PORT"``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    host, _, port = text.rpartition(":")
+    if text in ("auto", "local") or (host and port.isdecimal()):
+        return text
+    raise ValueError(f"Expected {flag} auto, local or HOST:PORT, e.g. head:6379, got {text!r}.")
+
+
 def snapshots(flag: str, text: str) -> str:
     """Returns a number of steps, a time or ``none`` as it was written.
 

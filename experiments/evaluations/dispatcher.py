@@ -23,9 +23,6 @@ from amc_env.validation.sentences import first_line
 ATTEMPTS = 3
 """So often a request is tried before it has failed."""
 
-STARTUP = 300.0
-"""Seconds that a worker may need to start and to build what answers."""
-
 _HOPELESS = 3  # failed requests, with none answered, after which it is not their fault
 _TICK = 0.2  # seconds between two looks at the clock while waiting
 
@@ -68,7 +65,8 @@ class Dispatcher:
     Args:
         backend: Starts the workers; they are started when there is work for them.
         timeout: Seconds after which a worker that has not answered is stopped; None for never.
-        startup: Seconds that a worker may take in addition before its first answer.
+        startup: Seconds that a worker may take in addition before its first answer, if not those
+            of the backend.
         attempts: Tries of a request before it has failed.
     """
 
@@ -77,12 +75,12 @@ class Dispatcher:
         backend: Backend,
         *,
         timeout: float | None = None,
-        startup: float = STARTUP,
+        startup: float | None = None,
         attempts: int = ATTEMPTS,
     ) -> None:
         self._backend = backend
         self._timeout = timeout
-        self._startup = startup
+        self._startup = backend.startup if startup is None else startup
         self._attempts = attempts
         self._lock = threading.Condition(threading.RLock())
         self._queue: deque[_Ticket] = deque()
@@ -95,6 +93,7 @@ class Dispatcher:
         self._error: Exception | None = None
         self._lost = False
         self._sending = False
+        backend.changed = self._changed
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +173,12 @@ class Dispatcher:
             self._idle.clear()
             self._started = 0
         self._backend.close()
+
+    def _changed(self) -> None:
+        """Gives waiting requests to workers that can be had by now."""
+        with self._lock:
+            self._send()
+            self._lock.notify_all()
 
     # ---- inside the lock
 

@@ -53,7 +53,7 @@ class Payload:
         return cls(data, hashlib.sha256(data).hexdigest())
 
 
-def built(key: str, data: Callable[[], bytes], threads: int) -> Function:
+def built(key: str, data: Callable[[], bytes | memoryview], threads: int) -> Function:
     """Returns the function of a payload, built once in this process.
 
     Args:

@@ -10,6 +10,7 @@ from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.evaluations.payload import Payload
 from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
 from amc_compress.evaluations.processes import Processes
+from amc_compress.evaluations.ray_workers import RayWorkers
 from amc_compress.evaluations.worker import Backend
 from amc_env import Evaluations
 from amc_env.scores.compressible import Compressible
@@ -24,19 +25,30 @@ class Where:
         workers: Processes; one is this one.
         timeout: Seconds after which an evaluation is stopped and tried again; None for never.
         threads: Threads of a worker.
+        ray: Address of the Ray cluster that the workers are actors of, see ``RayWorkers``; with
+            one worker, as many as it has room for.
     """
 
     workers: int = 1
     timeout: float | None = None
     threads: int = 1
+    ray: str | None = None
 
     @property
     def is_here(self) -> bool:
         """Whether that is this process."""
-        return self.workers == 1 and self.timeout is None
+        return self.workers == 1 and self.timeout is None and self.ray is None
 
     def backend(self, payload: Payload) -> Backend:
-        """Returns the backend whose workers build a payload."""
+        """Returns the backend whose workers build a payload.
+
+        Raises:
+            MissingDependencyError: If it is Ray, which is not installed.
+            ArgumentError: If the cluster cannot be reached.
+        """
+        if self.ray is not None:
+            count = None if self.workers == 1 else self.workers
+            return RayWorkers(payload, count, self.threads, self.ray)
         return Processes(payload, self.workers, self.threads)
 
     @contextlib.contextmanager
@@ -44,7 +56,7 @@ class Where:
         """Opens the evaluations service of a learner, and ends it.
 
         Raises:
-            ArgumentError: If the learner cannot travel to another process.
+            ArgumentError: If the learner cannot travel to another process, or as :meth:`backend`.
         """
         if self.is_here:
             yield InProcess(learner)

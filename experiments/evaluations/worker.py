@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -46,11 +47,16 @@ class Backend(ABC):
 
     Attributes:
         name: In words, for messages.
-        count: How many workers there are to be.
+        count: How many workers can be had now, those that were started among them.
+        startup: Seconds that a worker may take to start and to build what answers, in addition to
+            those of its first answer.
+        changed: To be called when more can be had, from any thread; what uses the backend sets it.
     """
 
     name: str
     count: int
+    startup: float = 300.0
+    changed: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def start(self) -> Worker:

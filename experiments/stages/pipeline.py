@@ -248,7 +248,8 @@ def _goal_text(config: RunConfig) -> str:
 
 def _workers_text(config: RunConfig) -> str:
     at_a_time = f", {config.parallel} plans at a time" if (config.parallel or 1) > 1 else ""
-    return f"{at_a_time}, {config.workers} workers" if config.workers > 1 else at_a_time
+    workers = f", {config.workers} workers" if config.workers > 1 else ""
+    return f"{at_a_time}{workers}{'' if config.ray is None else f', Ray {config.ray}'}"
 
 
 def _limit_text(config: RunConfig) -> str:

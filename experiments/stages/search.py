@@ -81,7 +81,7 @@ def run_search(task: Task) -> None:
 
 def workers_of(config: RunConfig) -> Where:
     """Returns where the plans of a run are evaluated; its threads are those of this process."""
-    return Where(config.workers, config.evaluation_timeout, torch.get_num_threads())
+    return Where(config.workers, config.evaluation_timeout, torch.get_num_threads(), config.ray)
 
 
 def _keep_curves(task: Task, learner: Learner) -> None:

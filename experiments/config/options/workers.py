@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from amc_compress.config.option import ANY_TIME, option
-from amc_compress.config.texts import duration
+from amc_compress.config.texts import cluster, duration
 
 _free = functools.partial(option, stage=ANY_TIME, panel="Search")
 
@@ -22,10 +22,18 @@ class WorkerOptions:
         least=1,
         everyday=True,
     )
+    ray: str | None = _free(
+        None,
+        "Evaluate by workers of a Ray cluster: auto is the one that this machine is a node of, "
+        "local starts one here. --workers says how many; 1 is as many as there is room for.",
+        read=cluster,
+        kind=str,
+        metavar="auto|local|HOST:PORT",
+    )
     evaluation_timeout: float | None = _free(
         None,
-        "With --workers: an evaluation that takes longer, e.g. 90s or 10m, is stopped and tried "
-        "again by another process; after three tries the plan is recorded as failed.",
+        "With --workers or --ray: an evaluation that takes longer, e.g. 90s or 10m, is stopped and "
+        "tried again by another process; after three tries the plan is recorded as failed.",
         read=duration,
         kind=str,
         above=0,

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from pathlib import Path
-
 import pytest
+from support.accidents import Accident
 
 from amc_compress.agents import make_agent
 from amc_compress.agents.testing.contract import make_env
+from amc_compress.evaluations import ray_workers
 from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.evaluations.payload import Payload
 from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
 from amc_compress.evaluations.processes import Processes
 from amc_env import InputDataError
-
-
-class Accident:
-    """Evaluates, but something happens to its process at one plan, so many times."""
-
-    def __init__(self, learner, place: Path, kind: str, times: int) -> None:
-        self._learner, self._place = learner, place
-        self._kind, self._times = kind, times
-
-    def __getattr__(self, name):
-        return getattr(self.__dict__["_learner"], name)
-
-    def __getstate__(self):
-        return self.__dict__
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-
-    def evaluate(self, plan):
-        before = sorted(self._place.iterdir())
-        self._place.joinpath(f"{len(before)}-{time.time_ns()}").touch()
-        if 3 <= len(before) < 3 + self._times:
-            if self._kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60.0)
-        return self._learner.evaluate(plan)
+from amc_env.errors import MissingDependencyError
 
 
 def searched(env, workers: int, **options):
@@ -115,3 +87,9 @@ def test_finalists_are_evaluated_here_where_their_loader_stays(in_process):
     result = searched(env, 1)
     assert seen(result) == seen(in_process)
     assert len(result.finalist_rewards) == 5
+
+
+def test_without_ray_the_line_that_installs_it_is_said(monkeypatch):
+    monkeypatch.setattr(ray_workers, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'amc-compress\[ray\]'"):
+        ray_workers.RayWorkers(Payload.of(len), address="local")
