@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amc_compress.commands.options import takes
+from amc_compress.commands.values import where_from
 
 if TYPE_CHECKING:
     from amc_compress.comparison.records import Results, SearchRecord
@@ -47,7 +48,6 @@ AgentName = Annotated[
 Seeds = Annotated[int, typer.Option(help="Searches per agent and task.")]
 FirstSeed = Annotated[int, typer.Option(help="First seed; the others follow.")]
 Evaluations = Annotated[int, typer.Option(help="Search budget: plans that every search evaluates.")]
-Workers = Annotated[int, typer.Option(help="Processes, of one thread each.")]
 Data = Annotated[
     Path | None,
     typer.Option(help="Folder with CIFAR-10 as parquet files.", show_default=False),
@@ -89,8 +89,9 @@ OnlyReport = Annotated[
 ]
 
 
-@takes("quiet", "debug")
+@takes("workers", "ray", "quiet", "debug")
 def compare(
+    ctx: typer.Context,
     quiet: bool,
     out: Out = Path("runs/compare"),
     task: Task = None,
@@ -98,7 +99,6 @@ def compare(
     seeds: Seeds = 5,
     first_seed: FirstSeed = 0,
     evaluations: Evaluations = 100,
-    workers: Workers = 1,
     data: Data = None,
     weights: Weights = None,
     finetune_epochs: Epochs = 0,
@@ -167,7 +167,7 @@ def compare(
             evaluations=evaluations,
             places=places,
             folder=out,
-            workers=workers,
+            where=where_from(ctx),
         )
         training = None
         if finetune_epochs:

@@ -9,6 +9,7 @@ import typer
 
 from amc_compress.commands.compare import Data, Weights, places_of
 from amc_compress.commands.options import takes
+from amc_compress.commands.values import where_from
 
 if TYPE_CHECKING:
     from amc_env.recorded_tasks.recorded_file import RecordedTask
@@ -29,8 +30,9 @@ Rounds = Annotated[
 Seed = Annotated[int, typer.Option(help="Random seed of the plans.")]
 
 
-@takes("quiet", "debug")
+@takes("workers", "ray", "evaluation_timeout", "quiet", "debug")
 def record(
+    ctx: typer.Context,
     quiet: bool,
     task: TaskName,
     out: Out,
@@ -75,7 +77,7 @@ def record(
     if chosen.is_recorded:
         raise ValueError(f"{task} is recorded already; name the task it stems from.")
     check_no_run(folder, "--folder")
-    places = places_of(data, weights)
+    places, where = places_of(data, weights), where_from(ctx)
     check_task(chosen, places)
     _check_out(out)
     results = read_results(folder / RESULTS)
@@ -88,6 +90,7 @@ def record(
         name=task,
         trials=trials,
         options=options,
+        where=where,
         progress=not quiet,
     )
     write_atomic(out, write_recorded(recorded))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from amc_compress.config.config_file import read_options
-from amc_compress.config.option import ANY_TIME, flag
+from amc_compress.config.option import ANY_TIME, declared, flag
+from amc_compress.config.options.workers import WorkerOptions
 from amc_compress.config.run_config import OPTIONS, RunConfig
 from amc_compress.runs.storage.trust import CODE, Trust
+
+if TYPE_CHECKING:
+    from amc_compress.evaluations.where import Where
 
 
 def values_from(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,12 +28,12 @@ def values_from(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, value in parameters.items():
-        if (declared := OPTIONS.get(name)) is None:
+        if (option := OPTIONS.get(name)) is None:
             continue
-        if declared.read is None:
+        if option.read is None:
             values[name] = value
         else:
-            values[name] = declared.default if value is None else declared.read(flag(name), value)
+            values[name] = option.default if value is None else option.read(flag(name), value)
     return values
 
 
@@ -51,6 +55,15 @@ def config_from(parameters: Mapping[str, Any], base: RunConfig | None = None) ->
     """
     values = values_from(parameters)
     return RunConfig(**values) if base is None else dataclasses.replace(base, **values)
+
+
+def where_from(ctx: typer.Context) -> Where:
+    """Returns what a verb's work is done by, as ``--workers`` and its like say."""
+    from amc_compress.evaluations.where import Where
+
+    named = {name: value for name, value in given(ctx).items() if name in declared(WorkerOptions)}
+    config = config_from(named)
+    return Where(config.workers, config.evaluation_timeout, ray=config.ray)
 
 
 def config_of(ctx: typer.Context, **renamed: str) -> RunConfig:

@@ -35,7 +35,8 @@ from amc_compress.comparison.searches.plan_evaluation import (
     single_decisions,
     trials_of,
 )
-from amc_env import CompressionEnv, CompressionError, make_cost
+from amc_compress.evaluations.where import Where
+from amc_env import CompressionEnv, CompressionError, Evaluations, make_cost
 from amc_env.costs.costs import COSTS, CostModel, original_cost
 from amc_env.plan import CURVES
 from amc_env.recorded_tasks.recorded_file import RecordedTask
@@ -88,6 +89,7 @@ def record(
     name: str,
     trials: Mapping[str, Mapping[Choices, float]] | None = None,
     options: RecordingOptions | None = None,
+    where: Where | None = None,
     progress: bool = False,
 ) -> RecordedTask:
     """Records a task: evaluates, refines, fits, and measures what the surrogate is worth.
@@ -102,6 +104,7 @@ def record(
         trials: Agent -> plan -> score, as :func:`trials_of` returns them. The surrogate is
             first measured on them, then fitted to them as well.
         options: How many plans, and how they are chosen.
+        where: What evaluates; this process if None.
         progress: Whether to show progress bars.
 
     Returns:
@@ -113,13 +116,19 @@ def record(
     """
     options = options or RecordingOptions()
     _check_costs(env)
-    recorder = _Recorder(env, store, name, options, progress)
+    where = where or Where()
+    with where.evaluations(env.learner) as service:
+        elsewhere = None if where.is_here else service
+        return _recorded(_Recorder(env, store, name, options, elsewhere, progress), trials or {})
+
+
+def _recorded(recorder: _Recorder, trials: Mapping[str, Mapping[Choices, float]]) -> RecordedTask:
     recorder.evaluate_hypercube()
-    for number in range(options.refinement.rounds):
+    for number in range(recorder.options.refinement.rounds):
         recorder.refine(number)
     if trials:
         recorder.measure_on(trials)
-    for agent, evaluated in (trials or {}).items():
+    for agent, evaluated in trials.items():
         recorder.pool.add(evaluated, agent)
     return recorder.finish()
 
@@ -154,10 +163,11 @@ class _Recorder:
         store: EvaluationStore,
         name: str,
         options: RecordingOptions,
+        service: Evaluations | None,
         progress: bool,
     ) -> None:
         self.env, self.store, self.name = env, store, name
-        self.options, self.progress = options, progress
+        self.options, self.service, self.progress = options, service, progress
         self.pool = _Pool()
         self.quality: dict[str, Any] = {"refinement": [], "searches": {}}
         self.warp, self.target = "", ""
@@ -244,7 +254,9 @@ class _Recorder:
         return replace(task, quality=self.quality)
 
     def _evaluated(self, plans: Sequence[Choices]) -> dict[Choices, float]:
-        return evaluate_plans(self.env, plans, self.store, progress=self.progress)
+        return evaluate_plans(
+            self.env, plans, self.store, service=self.service, progress=self.progress
+        )
 
     def _model(self) -> SurrogateModel:
         return fit_model(

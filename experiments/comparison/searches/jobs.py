@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +21,9 @@ from amc_compress.comparison.searches.searching import (
     search_once,
 )
 from amc_compress.comparison.tasks import Places, find_task
+from amc_compress.evaluations.dispatcher import Dispatcher
+from amc_compress.evaluations.payload import Payload
+from amc_compress.evaluations.where import Where
 
 Outcome = tuple[TaskFacts | None, SearchRecord]
 """A search that ended, and the facts of its task if that could be opened."""
@@ -68,53 +67,23 @@ class Job:
         return SearchRecord(*self.key, error=in_one_line(error))
 
 
-def carried_out(jobs: Iterable[Job], workers: int) -> Iterator[Outcome]:
+def carried_out(jobs: Iterable[Job], where: Where) -> Iterator[Outcome]:
     """Yields the results of jobs, in the order in which they end.
 
-    A process that is killed takes the whole pool with it, and there is no telling whose it was. So
-    the searches that were running are made again one by one, each in a process of its own; only
-    one whose own process is killed then has failed.
+    A search whose process is killed is made again elsewhere; after a few times it has failed.
 
     Args:
         jobs: What is to be done.
-        workers: Processes; with one, everything is done in this process.
+        where: By what; a search is made by one worker as a whole.
     """
-    if workers == 1:
+    if where.is_here:
         yield from map(carry_out, jobs)
         return
-    waiting = deque(jobs)
-    while waiting:
-        for suspect in (yield from _until_killed(waiting, workers)):
-            if (yield from _until_killed(deque([suspect]), 1)):
-                text = "Its process was killed twice, once alone; is there enough memory?"
-                yield None, suspect.failed(text)
-
-
-def _until_killed(waiting: deque[Job], workers: int) -> Generator[Outcome, None, list[Job]]:
-    """Works until nothing waits, or a process is killed; returns the jobs that were running then.
-
-    Jobs are taken from ``waiting`` as they begin.
-    """
-    running: dict[Future[Outcome], Job] = {}
-    # Processes are started afresh: forked ones would inherit torch's threads in some state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            while waiting or running:
-                # A few jobs at a time, so that few are suspected if a process is killed.
-                while waiting and len(running) < workers:
-                    future = pool.submit(carry_out, waiting[0])
-                    running[future] = waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    outcome = future.result()
-                    del running[future]
-                    yield outcome
-        except BrokenProcessPool:
-            pass
-    for future in [f for f in running if f.exception() is None]:  # ended before the pool broke
-        del running[future]
-        yield future.result()
-    return list(running.values())
+    with Dispatcher(where.backend(Payload.of(carry_out))) as dispatcher:
+        dispatcher.submit([*jobs])
+        while dispatcher.pending:
+            job, answer = dispatcher.finished()
+            yield (None, job.failed(answer.failure)) if answer.failure else answer.value
 
 
 def carry_out(job: Job) -> Outcome:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 from scipy.stats import qmc
 
 from amc_compress.agents.curves.sensitivity import spread
 from amc_compress.comparison.records import Results
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore
-from amc_env import CompressionEnv, CompressionError, CompressionPlan
+from amc_env import (
+    CompressionEnv,
+    CompressionError,
+    CompressionPlan,
+    EvaluationError,
+    Evaluations,
+)
+from amc_env.scores.evaluations import InProcess
 from amc_env.support.progress import Progress
+from amc_env.validation.sentences import counted
 
 Choices = tuple[int, ...]
 """A plan as the index of each decision's choice."""
@@ -74,6 +83,7 @@ def evaluate_plans(
     plans: Iterable[Choices],
     store: EvaluationStore,
     *,
+    service: Evaluations | None = None,
     progress: bool = False,
 ) -> dict[Choices, float]:
     """Evaluates the plans that the store does not know, each stored as soon as it is evaluated.
@@ -82,27 +92,66 @@ def evaluate_plans(
     store: give each the same plans in another order.
 
     Args:
-        env: Evaluates; its budget does not matter.
+        env: The task; its budget does not matter.
         plans: Index of each decision's choice.
         store: Of the same task.
+        service: Evaluates in place of this process.
         progress: Whether to show a progress bar.
 
     Returns:
         The score of every one of the plans.
+
+    Raises:
+        EvaluationError: If the service could not evaluate one.
     """
-    evaluated: dict[Choices, float] = {}
-    todo = list(plans)
+    todo = list(dict.fromkeys(plans))
+    # Here, as another process may be faster; elsewhere, as many workers as there are have work.
+    ahead = 1 if service is None else len(todo)
+    service = service or InProcess(env.learner)
+    scores: dict[Choices, float | None] = {}
+    waiting, asked = deque(todo), deque[Choices]()
     with Progress(len(todo), "evaluate", shown=progress) as bar:
-        for choices in todo:
-            evaluation = store.get(choices)  # perhaps another process was faster
-            if evaluation is None:
-                start = time.process_time()
-                plan = CompressionPlan.from_choices(env.decisions, choices)
-                score = float(env.learner.evaluate(plan))
-                evaluation = store.add(choices, score, time.process_time() - start)
-            evaluated[choices] = evaluation.score
-            bar.step()
-    return evaluated
+        while waiting or asked:
+            while waiting and len(asked) < ahead:
+                choices = waiting.popleft()
+                known = store.get(choices)
+                if known is None:
+                    service.submit([CompressionPlan.from_choices(env.decisions, choices)])
+                    asked.append(choices)
+                else:
+                    scores[choices] = known.score
+                    bar.step()
+            if asked:
+                choices = asked.popleft()
+                scores[choices] = _next_score(service, store, choices)
+                bar.step()
+    return _all_of(todo, scores)
+
+
+def _next_score(service: Evaluations, store: EvaluationStore, choices: Choices) -> float | None:
+    """Waits for the plan that was asked for first, and stores its score if it has one."""
+    started = time.process_time()
+    answer = service.result()
+    seconds = answer.cpu_seconds or time.process_time() - started
+    return None if answer.score is None else store.add(choices, answer.score, seconds).score
+
+
+def _all_of(
+    plans: Sequence[Choices], scores: Mapping[Choices, float | None]
+) -> dict[Choices, float]:
+    """Returns the scores in the order of the plans.
+
+    Raises:
+        EvaluationError: If there is none for one.
+    """
+    found = {choices: score for choices in plans if (score := scores[choices]) is not None}
+    if failed := [choices for choices in plans if choices not in found]:
+        raise EvaluationError(
+            f"Expected a score for every plan, but {counted(len(failed), 'plan')} could not be "
+            f"evaluated, among them {list(failed[0])} (the index of each decision's choice); the "
+            f"others are stored: repeat the command, with more memory or --evaluation-timeout."
+        )
+    return found
 
 
 def trials_of(results: Results, task: str, env: CompressionEnv) -> dict[str, dict[Choices, float]]:

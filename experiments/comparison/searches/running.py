@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from amc_compress.comparison.labels import parse_label
 from amc_compress.comparison.records import RESULTS, Results, ResultsFile, SearchRecord
 from amc_compress.comparison.searches.jobs import Job, carried_out
 from amc_compress.comparison.tasks import Places, budget_of, check_task, find_task
+from amc_compress.evaluations.where import Where
 from amc_compress.runs.storage.leftovers import remove_leftovers
 from amc_env.errors import InputDataError, MissingDependencyError, RunFolderError
 from amc_env.files import only_one
@@ -46,7 +47,7 @@ class ComparisonSettings:
         evaluations: Evaluations of each search.
         places: Where data and weights are.
         folder: Where results and evaluations are kept.
-        workers: Processes.
+        where: What makes the searches, each as a whole.
     """
 
     tasks: tuple[str, ...]
@@ -55,17 +56,15 @@ class ComparisonSettings:
     evaluations: int
     places: Places
     folder: Path
-    workers: int = 1
+    where: Where = field(default_factory=Where)
 
     def __post_init__(self) -> None:
         for name in ("tasks", "agents", "seeds"):
             given = getattr(self, name)
             if not given or len(set(given)) != len(given):
                 raise ValueError(f"Expected distinct {name}, at least one, got {list(given)}.")
-        if self.evaluations < 1 or self.workers < 1:
-            raise ValueError(
-                f"Expected evaluations and workers >= 1, got {self.evaluations} and {self.workers}."
-            )
+        if self.evaluations < 1:
+            raise ValueError(f"Expected evaluations >= 1, got {self.evaluations}.")
 
     def check(self) -> Missing:
         """Rejects unknown names; returns what is not available here.
@@ -150,7 +149,7 @@ def make_searches(
         record = job.failed(reason)
         file.add(record)
         tell(record)
-    for facts, record in carried_out(todo, comparison.workers):
+    for facts, record in carried_out(todo, comparison.where):
         if facts is not None:
             try:
                 file.add_task(facts)

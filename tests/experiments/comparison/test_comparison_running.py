@@ -22,6 +22,7 @@ from amc_compress.comparison.searches.running import (
 )
 from amc_compress.comparison.searches.searching import prepare_task, search_once
 from amc_compress.comparison.tasks import TASKS, Places, check_task, find_task
+from amc_compress.evaluations.where import Where
 from amc_env import MissingDependencyError, RunFolderError
 from amc_env.files import only_one
 from amc_env.recorded_tasks.recorded import recorded_names
@@ -168,7 +169,7 @@ class TestComparisons:
             return {s.key: [(t.plan, t.reward) for t in s.trials] for s in searches}
 
         run_comparison(comparison(tmp_path / "one"))
-        run_comparison(comparison(tmp_path / "two", workers=2))
+        run_comparison(comparison(tmp_path / "two", where=Where(2)))
         assert found(tmp_path / "one") == found(tmp_path / "two")
         assert len(found(tmp_path / "two")) == 4
 
@@ -220,8 +221,7 @@ class TestComparisons:
             ({"agents": ("local:env.budget=macs=0.9",)}, "within the task's macs=0.3"),
             ({"agents": ("local", "local")}, "distinct agents"),
             ({"seeds": ()}, "at least one"),
-            ({"evaluations": 0}, "evaluations and workers >= 1"),
-            ({"workers": 0}, "evaluations and workers >= 1"),
+            ({"evaluations": 0}, "evaluations >= 1"),
         ],
     )
     def test_senseless_comparisons_are_rejected_before_any_search(self, tmp_path, changes, message):

@@ -26,11 +26,19 @@ from amc_compress.comparison.recording.surrogate import fit_model
 from amc_compress.comparison.records import EvaluatedPlan, Results, SearchRecord, TaskFacts
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.comparison.searches.plan_evaluation import single_decisions
-from amc_env import CompressionEnv, CompressionError, CompressionPlan, Metric
+from amc_env import (
+    CompressionEnv,
+    CompressionError,
+    CompressionPlan,
+    Evaluation,
+    EvaluationError,
+    Metric,
+)
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.recorded_file import read_recorded, write_recorded
 from amc_env.recorded_tasks.surrogate import TARGETS, targets_for
 from amc_env.recorded_tasks.synthetic import SyntheticBitsLearner, SyntheticLearner
+from amc_env.scores.evaluations import InProcess
 from amc_env.scores.metric import ACCURACY
 
 SMALL = RecordingOptions(
@@ -104,6 +112,26 @@ def test_plans_are_evaluated_once_and_a_killed_recording_goes_on(tmp_path):
     assert env.learner.calls == 30
     expected = [CompressionPlan.from_choices(env.decisions, plan) for plan in plans]
     assert evaluated == {p: env.learner.evaluate(e) for p, e in zip(plans, expected, strict=True)}
+
+
+class FailsAtFirst(InProcess):
+    """Evaluates all but the first plan."""
+
+    def result(self):
+        evaluation = super().result()
+        if len(self._waiting) < 4:
+            return evaluation
+        return Evaluation(evaluation.plan, None, "It failed 3 times.")
+
+
+def test_a_plan_that_cannot_be_evaluated_is_named_and_the_others_are_kept(tmp_path):
+    env = make_env()
+    plans = [p.choices_for(env.decisions) for p in latin_hypercube(env, 5, seed=0)]
+    store = make_store(env, tmp_path / "evaluated.jsonl")
+    with pytest.raises(EvaluationError, match=r"1 plan could not be evaluated, among them \["):
+        evaluate_plans(env, plans, store, service=FailsAtFirst(env.learner))
+    assert [plan for plan, _ in store] == plans[1:]
+    assert [*evaluate_plans(env, plans, store)] == plans  # in this order, whatever was stored
 
 
 # -- the record ----------------------------------------------------------------------------------
