@@ -9,14 +9,16 @@ import typer
 
 from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
-from amc_compress.commands.values import config_from, given
+from amc_compress.commands.values import config_from, given, where_from
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from torch import nn
 
     from amc_compress.config.run_config import RunConfig
-    from amc_compress.learners.latency.table import TableOptions
+    from amc_compress.learners.latency.table import Asked, Sample, TableOptions
     from amc_compress.learners.tasks.inputs import Inputs
     from amc_compress.runs.data_facts import DataFacts
 
@@ -46,7 +48,7 @@ Template = Annotated[
 ]
 
 
-@takes(*_OF_RUN, *o.OUTPUT)
+@takes(*_OF_RUN, "workers", "ray", *o.OUTPUT)
 def latency_table(
     ctx: typer.Context,
     out: Out,
@@ -104,6 +106,12 @@ def latency_table(
             f"Expected the runtime {' or '.join(_RUNTIMES)}, got {runtime!r}; for another one "
             f"write a form with --template and fill it in (docs/latency_tables.md)."
         )
+    where = where_from(ctx)
+    if where.workers > 1:
+        raise ValueError(
+            "Expected --workers 1: what is timed while other work goes on is worth nothing. "
+            "Measure on several equal machines, one network at a time on each, by --ray."
+        )
     if out.is_dir():
         raise ValueError(f"{out} is a folder; --out is the table's file, e.g. {out}/table.json.")
     network = build_original(config.model, facts, config.model_args)
@@ -112,7 +120,7 @@ def latency_table(
     if template:
         _write_form(network, options, runtime, out)
     else:
-        _measure(network, options, out, quiet=quiet)
+        _measure(network, options, out, where.ray, quiet=quiet)
     print(out)
 
 
@@ -148,7 +156,9 @@ def _write_form(network: nn.Module, options: TableOptions, runtime: str, out: Pa
     write_atomic(out, form.to_json())
 
 
-def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: bool) -> None:
+def _measure(
+    network: nn.Module, options: TableOptions, out: Path, ray: str | None, *, quiet: bool
+) -> None:
     from amc_compress.learners.latency.table import measure_table
 
     bar: Progress | None = None
@@ -161,13 +171,41 @@ def _measure(network: nn.Module, options: TableOptions, out: Path, *, quiet: boo
             bar.step()
 
     try:
-        table = measure_table(network, options, out, progress=show)
+        elsewhere = None if ray is None else _on_nodes(network, options, ray, quiet=quiet)
+        table = measure_table(network, options, out, elsewhere=elsewhere, progress=show)
     finally:
         if bar is not None:
             bar.close()
     if not quiet:
         milliseconds = ", ".join(f"{p} {table.total(p):.3f}" for p in options.precisions)
         print(f"The whole network, {table.unit} per call of {table.batch}: {milliseconds}")
+
+
+def _on_nodes(
+    network: nn.Module, options: TableOptions, address: str, *, quiet: bool
+) -> Callable[[Sequence[Asked]], Iterator[Sample]]:
+    """Returns what measures on the nodes of a cluster, one network at a time on each."""
+    from amc_compress.evaluations.dispatcher import Dispatcher
+    from amc_compress.evaluations.payload import Payload
+    from amc_compress.evaluations.ray_workers import RayWorkers
+    from amc_compress.learners.latency.networks import LatencyError
+    from amc_compress.learners.latency.table import Sampler, machine_name
+
+    def samples(asked: Sequence[Asked]) -> Iterator[Sample]:
+        payload = Payload.of(Sampler(network, options, machine_name()))
+        backend = RayWorkers(payload, address=address, whole_nodes=True, quiet=quiet)
+        with Dispatcher(backend) as dispatcher:
+            dispatcher.submit(asked)
+            for kept, precision in asked:
+                answer = dispatcher.result()
+                if answer.failure:
+                    raise LatencyError(
+                        f"A network in {precision} could not be measured ({kept or 'uncut'}). "
+                        f"{answer.failure} What was measured is in the table: repeat the command."
+                    )
+                yield answer.value
+
+    return samples
 
 
 def _image_shape(text: str) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ from amc_env.files import write_atomic
 
 Array = npt.NDArray[np.float64]
 Sample = dict[str, Any]
+
+Asked = tuple[Kept, str]
+"""What every group keeps, and the precision."""
 
 _PROFILED_RUNS = 60
 # Weight of the smooth surface against one network's time; 0 would leave unseen cells undecided.
@@ -109,11 +112,52 @@ class Bench:
         }
 
 
+class Sampler:
+    """Measures networks of a table, wherever it is called.
+
+    Args:
+        model: The network; its weights do not matter.
+        options: What to measure.
+        machine: Of the table, see :func:`machine_name`; no other one adds to it.
+        traced: The network as :func:`~amc_compress.learners.latency.networks.prepare` returns it,
+            where that was done already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: TableOptions,
+        machine: str,
+        traced: TracedModel | None = None,
+    ) -> None:
+        self._model, self._options, self._machine = model, options, machine
+        self._traced = traced
+        self._bench: Bench | None = None
+
+    def __call__(self, asked: Asked) -> Sample:
+        """Returns the sample of a network.
+
+        Raises:
+            CostTableError: If this machine is another one than the table's.
+        """
+        if machine_name() != self._machine:
+            raise CostTableError(
+                f"Expected the processor of the table, {self._machine}, got {machine_name()}: "
+                f"figures of different processors do not add up, so leave that node out."
+            )
+        if self._bench is None:
+            options = self._options
+            traced = self._traced or prepare(self._model, options.traced_with(), part=options.part)
+            self._bench = Bench(traced, options.inputs(), options.part)
+        return self._bench.sample(*asked)
+
+
 def measure_table(
     model: nn.Module,
     options: TableOptions,
     path: Path,
     *,
+    elsewhere: Callable[[Sequence[Asked]], Iterator[Sample]] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> CostTable:
     """Measures what is missing in a table, and writes it.
@@ -122,6 +166,7 @@ def measure_table(
         model: The network; its weights do not matter.
         options: What to measure.
         path: The table; if it exists, it is continued.
+        elsewhere: Yields the samples that are asked for, in this order; measured here if None.
         progress: Called with (networks measured, networks in all).
 
     Raises:
@@ -140,13 +185,11 @@ def measure_table(
     samples = _continue(path, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = [(sample["kept"], sample["precision"]) for sample in samples]
-    bench: Bench | None = None
+    missing = [asked for asked in todo if asked not in known]
     progress(len(samples), len(todo))
-    for kept, precision in todo:
-        if (kept, precision) in known:
-            continue
-        bench = bench or Bench(traced, options.inputs(), options.part)
-        samples.append(bench.sample(kept, precision))
+    here = Sampler(model, options, machine_name(), traced)
+    for sample in elsewhere(missing) if elsewhere is not None else map(here, missing):
+        samples.append(sample)
         complete = len(samples) == len(todo)
         write_atomic(path, _compile(graph, options, samples, complete).to_json())
         progress(len(samples), len(todo))

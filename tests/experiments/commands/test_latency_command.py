@@ -46,6 +46,8 @@ def test_the_command_writes_a_form(tmp_path, capsys):
         (["--round-to", "0"], "multiples of at least 1, got 0"),
         (["--round-to", "0", "--template"], "multiples of at least 1, got 0"),
         (["--batch", "0", "--template"], "batch of at least 1, got 0"),
+        (["--workers", "2"], "Expected --workers 1: what is timed .* by --ray"),
+        (["--ray", "there"], "Expected --ray auto, local or HOST:PORT, .* got 'there'"),
         (["--classes", "0"], "Expected --classes of at least 1, got 0"),
         (["--classes", "0", "--template"], "Expected --classes of at least 1, got 0"),
         (["--model", "resnet21"], "Unknown model 'resnet21'"),
@@ -87,7 +89,7 @@ def test_a_folder_is_no_table(tmp_path, fails):
 
 @pytest.mark.parametrize("measured", [0, 2])
 def test_errors_stand_below_no_empty_bar(tmp_path, capsys, monkeypatch, measured):
-    def broken(network, options, path, *, progress):
+    def broken(network, options, path, *, elsewhere, progress):
         for done in range(measured + 1):
             progress(done, 9)
         raise CostTableError("Broken.")
