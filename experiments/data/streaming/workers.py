@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -65,11 +67,22 @@ class _Jobs(Dataset[Any]):
 
     def __getitem__(self, job: Any) -> Any:
         try:
-            # Shared here: the thread that sends it would free its memory out of order, which leaves
-            # holes that nothing fits, a batch's worth each time.
-            return mapped(Tensor.share_memory_, self._function(job))
+            # Shared by this thread: the one that sends it would free its memory out of order.
+            result = mapped(Tensor.share_memory_, self._function(job))
         except CompressionError as error:  # the loader would add its own traceback to the sentence
             return error
+        _give_back()
+        return result
+
+
+def _give_back() -> None:
+    """Gives free memory back to the system, where the C library can.
+
+    Aligned memory of a batch's size leaves holes in the heap of a worker that the next batch does
+    not fit, so that it would grow by a batch each time.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # it is glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _same(value: Any) -> Any:
