@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.stateless import _reparametrize_module
 
+from amc_compress.learners.candidates.inference.batch_sizes import fitting
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import (
     Inputs,
@@ -265,7 +266,7 @@ def weight_fisher(
 
 def _smaller(batches: Sequence[Split], size: int) -> Iterator[Split]:
     for batch in batches:
-        yield from pieces(batch, size)
+        yield from pieces(batch, fitting(batch[0], size))
 
 
 def _weight_gradients(

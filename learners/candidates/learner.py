@@ -42,6 +42,7 @@ from amc_env.support.threads import limited_threads
 
 Choice = TypeVar("Choice")
 Told = TypeVar("Told", bound=CandidateOptions)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             return
         n_samples = affordable(self.graph, n_samples)
         again = copy.deepcopy(self.original)
-        recalibrate(again, self._affordable_batches(), self.evaluator.dtype)
+        recalibrate(again, self._affordable(self.data.recalibration), self.evaluator.dtype)
         before = self.evaluator.first_score
         after = self.evaluator.score_of_first(again, n_samples)
         if keeps_score(before, after, n_samples):
@@ -356,10 +357,10 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             f"trained on; pass such data to repair more.",
         )
 
-    def _affordable_batches(self) -> list[Inputs]:
-        """Returns the recalibration batches that the original may be run on."""
-        first, *others = self.data.recalibration
-        left = affordable(self.graph, sum(map(count, self.data.recalibration))) - count(first)
+    def _affordable(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Returns the first of some batches, as many as the original may be run on."""
+        first, *others = batches
+        left = affordable(self.graph, sum(map(count, batches))) - count(first)
         found = [first]
         for batch in others:
             left -= count(batch)

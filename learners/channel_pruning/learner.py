@@ -265,7 +265,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
                 self.traced,
                 repair,
                 self.select,
-                self.data.labelled(),
+                self._affordable(self.data.labelled()),
                 self.task,
                 progress=self.options.progress,
             )

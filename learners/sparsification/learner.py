@@ -276,8 +276,9 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         """Returns how much the loss rises by each choice of each decision, the layer re-fitted."""
         with limited_threads(self.threads):
             return gradient_scores(
-                self.decisions, self.original, self._layers, self.fitted, self.data.labelled(),
-                self.task, lambda name: self.proxy.restores_mean(name in self._norms),
+                self.decisions, self.original, self._layers, self.fitted,
+                self._affordable(self.data.labelled()), self.task,
+                lambda name: self.proxy.restores_mean(name in self._norms),
             )  # fmt: skip
 
     def training_hooks(self, model: nn.Module) -> Sequence[TrainingHook]:

@@ -41,8 +41,9 @@ class Effort:
         if self.n_samples is None:
             return ()
         return (
-            f"Moments for the repair are taken of {self.n_samples} of {n_samples:,} calibration "
-            f"samples, at more positions of each: a pass has {LARGE:.0e} multiply-adds at most.",
+            f"Moments for the repair, and gradients, are taken of {self.n_samples} of "
+            f"{n_samples:,} calibration samples, moments at more positions of each: a pass has "
+            f"{LARGE:.0e} multiply-adds at most.",
         )
 
 
