@@ -95,7 +95,7 @@ class RunFolder:
             )
         missing = tuple(p for p in (path, *path.parents) if not p.exists())
         path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path, config, facts, read_state(path / "state.json", RUN_VERSION))
+        folder = cls(path, config.settled(), facts, read_state(path / "state.json", RUN_VERSION))
         folder._take_lock()
         folder._made = missing
         folder._is_new = True
@@ -178,7 +178,7 @@ class RunFolder:
                 already taken effect differs.
         """
         if not resume or not is_used(path.expanduser()):
-            return cls.create(path, config.settled(), facts, given)
+            return cls.create(path, config, facts, given)
         folder = cls.open(path, lock=True, uses=(), given=given)
         with folder.closed_on_error():
             folder.facts.check_content(facts, path)
@@ -226,6 +226,7 @@ class RunFolder:
         Raises:
             RunFolderError: If an option that has already taken effect differs.
         """
+        config = config.settled(self.config)
         begun = {"task", *self._stages}
         if self.config.is_progressive and not self.is_done("search"):
             begun.add("finetune")  # its options hold for the fine-tuning between stages too

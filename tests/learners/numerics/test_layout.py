@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from amc_compress.data.loader import Augmentation, TensorLoader
+from amc_compress.data.augmenting.parts import Augmentation
+from amc_compress.data.loader import TensorLoader
 from amc_compress.learners import (
     ChannelPruning,
     CodebookQuantization,

@@ -268,7 +268,7 @@ def test_a_network_without_such_layers_is_rejected():
         ({"activation_range": "max"}, "Unknown range rule 'max'"),
         ({"weight_range": "max"}, "Unknown range rule 'max'"),
         ({"proxy": "reconstruction"}, "Unknown proxy"),
-        ({"precision": "fp16"}, "Unknown precision"),
+        ({"precision": "fp8"}, "Unknown precision"),
         ({"finetune_steps": 2}, "Expected training batches"),
         ({"ignore": ("layer9",)}, "Expected layers to ignore"),
         ({"n_calibration": 0}, "n_calibration"),
