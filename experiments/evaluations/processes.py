@@ -6,19 +6,23 @@ hangs can be stopped alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from amc_compress.evaluations.payload import Payload, built, told
 from amc_compress.evaluations.worker import Backend, Worker, WorkerLostError
 
-_WATCH = 1.0  # seconds between two looks at whether the search still runs
+_LOOK = 1.0  # seconds between two looks at whether the search still runs
 
 
 class ProcessWorker(Worker):
@@ -36,13 +40,19 @@ class ProcessWorker(Worker):
         self._path, self._key, self._threads = path, key, threads
         variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         self._pool: Any = ProcessPoolExecutor(
-            max_workers=1, timeout=None, env=dict.fromkeys(variables, str(threads))
+            max_workers=1,
+            timeout=None,
+            env=dict.fromkeys(variables, str(threads)),
+            # Before anything else, for a search that is killed while its workers start.
+            initializer=_watch,
+            initargs=(os.getpid(), path.parent),
         )
 
     def begin(self, request: Any) -> Future[Any]:  # noqa: D102
         heard: Future[Any] = Future()
         try:
-            ran = self._pool.submit(_answer, self._path, self._key, self._threads, request)
+            with _without_interrupts():
+                ran = self._pool.submit(_answer, self._path, self._key, self._threads, request)
         except RuntimeError as error:  # broken before it began
             heard.set_exception(WorkerLostError(f"its process is gone ({type(error).__name__})."))
             return heard
@@ -69,22 +79,41 @@ def _pass_on(ran: Future[Any], heard: Future[Any]) -> None:
         heard.set_result(ran.result())
 
 
-_watched: list[threading.Thread] = []
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Starts processes that do not hear Ctrl-C, which the search answers for them.
+
+    They inherit what is blocked, so that it holds from their first instruction on. What tracks the
+    resources of processes is started before: starting it ends a block.
+    """
+    from joblib.externals.loky.backend import resource_tracker as lokys
+
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()
+    lokys.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _answer(path: Path, key: str, threads: int, request: Any) -> Any:
     """Answers a request in a worker process."""
-    if not _watched:
-        watch = threading.Thread(target=_end_with, args=(os.getppid(), path.parent), daemon=True)
-        watch.start()
-        _watched.append(watch)
     return told(built(key, path.read_bytes, threads), request)
+
+
+def _watch(parent: int, folder: Path) -> None:
+    """Ends this worker process with the one that started it."""
+    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
 
 
 def _end_with(parent: int, folder: Path) -> None:
     """Ends this process when the one that started it was killed."""
     while os.getppid() == parent:
-        time.sleep(_WATCH)
+        time.sleep(_LOOK)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
