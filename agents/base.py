@@ -19,7 +19,7 @@ from amc_compress.agents.trials import (
     Trial,
     best_distinct,
 )
-from amc_env import ArgumentError, CompressionEnv
+from amc_env import ArgumentError, CompressionEnv, CompressionError, EvaluationError
 from amc_env.validation.checks import check_constructor, checked
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Agent(ABC):
         ):
             self.run(search)
         if search.best is None:
-            raise AgentError(f"The agent {self.name!r} proposed no plan within the budget.")
+            raise _nothing_found(self.name, search.trials)
         finalist_rewards, best = _final_evaluation(bare, search.known, self.finalists)
         if logger is not None:
             logger.finish(best)
@@ -147,6 +147,17 @@ class Agent(ABC):
             finalist_rewards=finalist_rewards,
             prior=prior,
         )
+
+
+def _nothing_found(agent: str, trials: Sequence[Trial]) -> CompressionError:
+    """Returns why a search ends without a plan."""
+    failed = [trial.failure for trial in trials if trial.failure]
+    if failed and len(failed) == len(trials):
+        return EvaluationError(
+            f"Expected a plan that can be evaluated, but none of {len(failed)} could be. The last "
+            f"one: {failed[-1]}"
+        )
+    return AgentError(f"The agent {agent!r} proposed no plan within the budget.")
 
 
 def _flat(key: str, value: object) -> dict[str, Any]:

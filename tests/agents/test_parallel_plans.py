@@ -83,3 +83,14 @@ def test_plans_that_cannot_be_evaluated_are_learned_from_and_never_win(name, par
     watch(env, failing=[env.uniform_plan()])
     with pytest.raises(EvaluationError, match="uniform plan could not be evaluated"):
         agent.search(env, 24, 0, parallel=parallel)
+
+
+def test_a_search_in_which_every_plan_failed_says_why(env):
+    watch(env, failing=Everything())
+    with pytest.raises(EvaluationError, match=r"none of 4 could be\. The last one: The worker"):
+        make_agent("random").search(env, 4, 0, parallel=2)
+
+
+class Everything:
+    def __contains__(self, plan):
+        return True
