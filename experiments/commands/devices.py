@@ -83,7 +83,7 @@ def _check_devices(device: str, count: int) -> None:
 
 def _launch(count: int) -> None:
     """Starts the command of this process in several ones, and waits for them."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence_launcher()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what could be faster, of each process
     config = LaunchConfig(
         min_nodes=1,
@@ -106,8 +106,22 @@ def _launch(count: int) -> None:
             f"Process {rank} of {count} was ended by {signal.Signals(-code).name}; nothing that "
             f"was saved is lost: repeat the command with --resume."
         ) from None
-    except (SignalException, KeyboardInterrupt):  # the first process has said so
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:  # the first process has said so
+            raise typer.Exit(1) from None
+        raise CompressionError(
+            f"The {count} processes were ended by {signal.Signals(error.sigval).name}; nothing "
+            f"that was saved is lost: repeat the command with --resume."
+        ) from None
+    except KeyboardInterrupt:  # the first process has said so
         raise typer.Exit(1) from None
+
+
+def _silence_launcher() -> None:
+    """Keeps what the launcher logs off the terminal; each of its modules has a level of its own."""
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _join(device: str, folder: Path, work: Work) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,9 @@ import torch
 from support.runs.command_line import QUICK
 
 from amc_compress.cli import run
+from amc_compress.commands import devices
 from amc_compress.commands.devices import on_devices
+from amc_env.errors import CompressionError
 
 
 def test_processes_that_cannot_be_had_are_rejected(
@@ -30,6 +34,21 @@ def test_processes_that_cannot_be_had_are_rejected(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "got amc search, which one carries out" in fails("search", "--out", str(copy / "new"))
     assert "Expected --devices 2, as many" in fails("finetune", str(copy), "--devices", "3")
+
+
+def test_a_launch_that_is_ended_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object) -> None:
+        raise devices.SignalException("ended", signal.SIGTERM)
+
+    launcher = logging.getLogger("torch.distributed.elastic.agent.server.api")
+    before = launcher.level
+    monkeypatch.setattr(devices, "elastic_launch", lambda *_: ended)
+    try:
+        with pytest.raises(CompressionError, match=r"2 processes were ended by SIGTERM.*--resume"):
+            on_devices(2, "cpu", Path(), lambda *_: None)
+        assert not launcher.isEnabledFor(logging.WARNING)
+    finally:
+        launcher.setLevel(before)
 
 
 def finetuned(*arguments: str) -> subprocess.CompletedProcess[str]:
