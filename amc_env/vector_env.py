@@ -51,7 +51,14 @@ class CompressionVectorEnv(SyncVectorEnv):
 
         Args:
             actions: Shape ``(num_envs, 1)``, in [0, 1].
+
+        Raises:
+            ValueError: If there are more or fewer than episodes.
         """
+        if len(actions) != self.num_envs:
+            raise ValueError(
+                f"Expected {self.num_envs} actions, one for each episode, got {len(actions)}."
+            )
         finished = [twin.finished_by(a) for twin, a in zip(self._twins, actions, strict=False)]
         if plans := [plan for plan in finished if plan is not None]:
             self.problem.submit(plans)

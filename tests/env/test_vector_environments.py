@@ -120,3 +120,11 @@ def test_other_environments_and_none_at_all_are_rejected():
         CompressionVectorEnv(gym.make("CartPole-v1"), 2)
     with pytest.raises(ValueError, match="num_envs >= 1"):
         CompressionVectorEnv(gym.make(TASK), 0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_actions_is_rejected(count):
+    envs = CompressionVectorEnv(gym.make(TASK), 2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=f"Expected 2 actions, one for each episode, got {count}"):
+        envs.step([[0.5]] * count)
