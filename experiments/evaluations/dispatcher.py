@@ -223,13 +223,21 @@ class Dispatcher:
         else:
             worker = self._backend.start()
             self._started += 1
-            ticket.deadline += self._startup
         self._queue.popleft()
         ticket.worker = worker
         ticket.attempts += 1
         self._running[ticket.number] = ticket
+        if worker.ready is not None and not worker.ready.done():
+            ticket.deadline += self._startup
+            worker.ready.add_done_callback(lambda _: self._started_on(ticket, worker))
         future = worker.begin(ticket.request)
         future.add_done_callback(functools.partial(self._ended, ticket, worker))
+
+    def _started_on(self, ticket: _Ticket, worker: Worker) -> None:
+        """Counts the time of a request from when its worker can work on it."""
+        with self._lock:
+            if ticket.worker is worker:
+                ticket.deadline = time.monotonic() + (self._timeout or 0.0)
 
     def _drop(self, ticket: _Ticket) -> None:
         """Stops the worker of a request; what it still says is not heard."""

@@ -48,6 +48,9 @@ class ProcessWorker(Worker):
             initargs=(os.getpid(), path.parent),
         )
 
+        with _without_interrupts():
+            self.ready = self._pool.submit(_build, self._path, self._key, self._threads)
+
     def begin(self, request: Any) -> Future[Any]:  # noqa: D102
         heard: Future[Any] = Future()
         try:
@@ -98,6 +101,11 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _build(path: Path, key: str, threads: int) -> None:
+    """Builds in a worker process what answers; what fails fails again at the first request."""
+    built(key, path.read_bytes, threads)
 
 
 def _answer(path: Path, key: str, threads: int, request: Any) -> Any:

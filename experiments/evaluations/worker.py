@@ -26,7 +26,13 @@ class BackendLostError(Exception):
 
 
 class Worker(ABC):
-    """Answers one request at a time."""
+    """Answers one request at a time.
+
+    Attributes:
+        ready: Done when the worker has started and built what answers; None if it has.
+    """
+
+    ready: Future[Any] | None = None
 
     @abstractmethod
     def begin(self, request: Any) -> Future[Any]:

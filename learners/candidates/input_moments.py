@@ -111,7 +111,10 @@ class _Accumulator:
         self.is_output &= use.is_output
         positions = self.positions(form.outputs_first(self.weight)[0].numel())
         if positions and self.is_one_layer:
-            self._add(sample_rows(use.product, positions, self.generator, self.mask))
+            # The network may run in bfloat16, the sums of products of what it computes must not:
+            # rounded to three digits they are no Gram matrix any more.
+            with torch.autocast(use.product.inputs.device.type, enabled=False):
+                self._add(sample_rows(use.product, positions, self.generator, self.mask))
 
     def _add(self, rows: Tensor) -> None:
         dtype = torch.float64 if rows.shape[2] <= _DOUBLE_UP_TO else torch.float32

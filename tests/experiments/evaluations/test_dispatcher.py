@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -139,3 +140,20 @@ def test_what_was_cancelled_is_not_told():
         assert dispatcher.result().value == 20
         with pytest.raises(EvaluationError, match="Expected a request"):
             dispatcher.result()
+
+
+def test_the_start_of_a_worker_is_not_a_part_of_the_time_of_its_request():
+    stage = Stage(1, {0: ["hang"]})
+
+    class Starting(Scripted):
+        def __init__(self, backend: Stage) -> None:
+            super().__init__(backend)
+            self.ready = Future()
+            threading.Timer(0.3, self.ready.set_result, (None,)).start()
+
+    stage.start = lambda: Starting(stage)
+    began = time.monotonic()
+    with Dispatcher(stage, timeout=0.1, startup=60.0) as dispatcher:
+        dispatcher.submit([0])
+        assert dispatcher.result().attempts == 2
+    assert 0.4 < time.monotonic() - began < 10.0

@@ -36,7 +36,7 @@ def in_process():
 def test_accidents_change_nothing(tmp_path, in_process, kind):
     env = make_env()
     env.learner = Accident(env.learner, tmp_path, kind, times=2)
-    result = searched(env, 2, timeout=None if kind == "kill" else 1.0, startup=30.0)
+    result = searched(env, 2, timeout=None if kind == "kill" else 1.0)
     assert len([*tmp_path.iterdir()]) >= len(set(seen(result))) + 2  # they did happen
     assert seen(result) == seen(in_process)
     assert result.plan == in_process.plan

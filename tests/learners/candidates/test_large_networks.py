@@ -10,6 +10,7 @@ import torch
 
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.candidates.inference.batch_sizes import fitting, handful
+from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.candidates.moments import effort
 from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
 from amc_compress.learners.candidates.moments.products import add_squares, mirror
@@ -62,3 +63,17 @@ def test_a_learner_asks_a_large_network_for_less(monkeypatch: pytest.MonkeyPatch
     # 64 images at 32 positions instead of 200 at 10; some layers have fewer.
     few_outputs = {"conv3": 64 * 16, "head": 64}
     assert {name: n for name, n in rows[0].items() if n != 64 * 32} == few_outputs
+
+
+def test_a_network_that_computes_in_bfloat16_has_moments_in_float32() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(20, 300), torch.nn.ReLU(), torch.nn.Linear(300, 4)
+    )
+    inputs = torch.randn(64, 20)
+    found = collect_statistics(
+        network.eval(), [inputs], ["2"], effort=Effort(dtype=torch.bfloat16), positions=10
+    )["2"]
+    values = torch.linalg.eigvalsh(found.gram[0].double())
+    assert values.numel() == 300  # of 64 samples: all but 64 are zero
+    assert values[0] > -1e-5 * values[-1]
