@@ -111,10 +111,7 @@ class _Accumulator:
         self.is_output &= use.is_output
         positions = self.positions(form.outputs_first(self.weight)[0].numel())
         if positions and self.is_one_layer:
-            # The network may run in bfloat16, the sums of products of what it computes must not:
-            # rounded to three digits they are no Gram matrix any more.
-            with torch.autocast(use.product.inputs.device.type, enabled=False):
-                self._add(sample_rows(use.product, positions, self.generator, self.mask))
+            self._add(sample_rows(use.product, positions, self.generator, self.mask))
 
     def _add(self, rows: Tensor) -> None:
         dtype = torch.float64 if rows.shape[2] <= _DOUBLE_UP_TO else torch.float32
@@ -143,6 +140,19 @@ class _Accumulator:
         return InputStatistics(
             self.gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
         )
+
+
+def _exact(report: Report) -> Report:
+    """Returns a report that computes as it says, whatever the network computes in.
+
+    Products that are rounded to bfloat16 add up to no Gram matrix.
+    """
+
+    def told(use: Use) -> None:
+        with torch.autocast(use.product.inputs.device.type, enabled=False):
+            report(use)
+
+    return told
 
 
 def _shift(rows: Tensor) -> Tensor | None:
@@ -209,6 +219,7 @@ def collect_statistics(
         accumulators[name] = _Accumulator(weight, wanted, generator)
     watched: dict[nn.Module, Report] = dict(also or {})
     watched |= {modules[name]: accumulator for name, accumulator in accumulators.items()}
+    watched = {module: _exact(told) for module, told in watched.items()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     context = autocast(effort.dtype, device)
     with watching(watched), torch.no_grad(), context:
