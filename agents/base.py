@@ -212,13 +212,11 @@ def _final_evaluation(
     finalists = best_distinct(trials, max(1, count))
     if count == 0 or not hasattr(env.learner, "evaluate_full"):
         return {}, finalists[0]
-    service = env.scores.service
-    service.submit([trial.plan for trial in finalists], whole_split=True)
+    answers = env.scores.service.on_whole_split([trial.plan for trial in finalists])
     evaluated: list[Trial] = []
-    for trial in finalists:
-        score = service.result().score
-        if score is not None:
-            outcome = env.outcome(trial.plan, score)
+    for trial, answer in zip(finalists, answers, strict=True):
+        if answer.score is not None:
+            outcome = env.outcome(trial.plan, answer.score)
             evaluated.append(replace(trial, score=outcome.score, reward=outcome.reward))
     best = max(evaluated or finalists, key=lambda trial: (trial.reward, -trial.episode))
     return {trial.episode: trial.reward for trial in evaluated}, best

@@ -10,19 +10,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from amc_compress.agents.trials import Trial
 from amc_env import CompressionEnv
 from amc_env.render import plan_picture, plan_table
+from amc_env.support.closing import Closing
 from amc_env.validation.checks import checked
 
 DEFAULT_PICTURE_EVERY = 25
 
 
 @checked
-class EpisodeLogger:
+class EpisodeLogger(Closing):
     """Writes a search to TensorBoard.
 
     A resumed search replays its episodes into a new event file; TensorBoard is told to
@@ -113,17 +113,6 @@ class EpisodeLogger:
     def close(self) -> None:
         """Closes the event file."""
         self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _write_best(self, trial: Trial) -> None:
         assert self._env is not None

@@ -7,8 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
 from amc_env import CompressionEnv, CompressionPlan, Evaluation, EvaluationError, Outcome
+from amc_env.support.closing import Closing
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class _Asked:
     needed: bool = False
 
 
-class Search:
+class Search(Closing):
     """A running search: evaluates, counts, records and reports.
 
     Args:
@@ -81,15 +81,8 @@ class Search:
         self._progress = Progress(episodes, "search", shown=progress)
         self._clock = time.perf_counter()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the progress bar, and forgets what is under way."""
         self._progress.close()
         self.env.scores.cancel()
 

@@ -384,7 +384,6 @@ class FloorSearch:
     def _score(self, plan: CompressionPlan) -> float:
         if not hasattr(self.env.learner, "evaluate_full"):
             return self.env.evaluate(plan).score
-        service = self.env.scores.service
-        service.submit([plan], whole_split=True)
-        score = service.result().score
+        (evaluation,) = self.env.scores.service.on_whole_split([plan])
+        score = evaluation.score
         return self.env.metric.worst(self.original) if score is None else score

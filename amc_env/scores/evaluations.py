@@ -6,17 +6,16 @@ The caller sees the same answers in the same order, so a search does not depend 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from amc_env.errors import EvaluationError
 from amc_env.plan import CompressionPlan
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.metric import Metric
+from amc_env.support.closing import Closing
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Evaluation:
     processor: str = ""
 
 
-class Evaluations(ABC):
+class Evaluations(Closing):
     """Evaluates plans; answers come in the order of submission.
 
     A subclass implements :meth:`submit`, :meth:`result`, :meth:`cancel` and :attr:`pending`.
@@ -72,19 +71,13 @@ class Evaluations(ABC):
     def pending(self) -> int:
         """How many plans were submitted and not answered yet."""
 
-    def close(self) -> None:  # noqa: B027  # a service may hold nothing
+    def on_whole_split(self, plans: Sequence[CompressionPlan]) -> list[Evaluation]:
+        """Waits for plans on the whole validation split, while nothing else is pending."""
+        self.submit(plans, whole_split=True)
+        return [self.result() for _ in plans]
+
+    def close(self) -> None:  # a service may hold nothing
         """Ends the service; what it holds is given back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class InProcess(Evaluations):

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from amc_compress.evaluations.worker import Backend, BackendLostError, Worker, WorkerLostError
 from amc_env import EvaluationError
+from amc_env.support.closing import Closing
 from amc_env.validation.sentences import first_line
 
 ATTEMPTS = 3
@@ -55,7 +55,7 @@ class _Ticket:
     worker: Worker | None = None
 
 
-class Dispatcher:
+class Dispatcher(Closing):
     """Keeps the workers of a backend busy with requests.
 
     Requests go to workers as these become free, be it that the caller is at something else: an
@@ -94,17 +94,6 @@ class Dispatcher:
         self._lost = False
         self._sending = False
         backend.changed = self._changed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def pending(self) -> int:

@@ -106,6 +106,17 @@ def read_batches(
     with seeded(batches, seed):
         iterator = iter(batches)
         state = torch.get_rng_state()
+    for batch in with_own_numbers(iterator, state):
+        yield read_batch(batch, f"{name} ", example, task=task)
+
+
+def with_own_numbers(iterator: Iterator[Any], state: Tensor) -> Iterator[Any]:
+    """Yields what an iterator does, with a stream of random numbers that only it draws from.
+
+    Args:
+        iterator: Of a loader's batches.
+        state: Of torch's generator, from which on it draws.
+    """
     end = object()
     while True:
         with torch.random.fork_rng(devices=[]):
@@ -114,7 +125,7 @@ def read_batches(
             state = torch.get_rng_state()
         if batch is end:
             return
-        yield read_batch(batch, f"{name} ", example, task=task)
+        yield batch
 
 
 def read_batch(

@@ -26,6 +26,20 @@ def network(seed: int = 0) -> nn.Module:
         )
 
 
+def dropping_network() -> nn.Module:
+    """Draws random numbers in training; for images of 6 x 6."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(128, 2),
+        )
+
+
 def batches(n: int = 96, seed: int = 0) -> Batches:
     """Images whose brightest third is the class."""
     generator = torch.Generator().manual_seed(seed)

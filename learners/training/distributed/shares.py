@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from amc_compress.learners.tasks.inputs import Split, count, rows, tensors_of
 from amc_compress.learners.tasks.task import Task
-from amc_compress.learners.training.data_checks import Batches, split_batch
+from amc_compress.learners.training.data_checks import Batches, split_batch, with_own_numbers
 from amc_compress.learners.training.distributed.ranks import Ranks
 from amc_env.errors import InputDataError
 
@@ -190,15 +190,7 @@ def _apart(loader: Batches, seed: int) -> Iterator[Any]:
         torch.manual_seed(seed)
         iterator = iter(loader)
         state = torch.get_rng_state()
-    end = object()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            batch = next(iterator, end)
-            state = torch.get_rng_state()
-        if batch is end:
-            return
-        yield batch
+    yield from with_own_numbers(iterator, state)
 
 
 @contextmanager

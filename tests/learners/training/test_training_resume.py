@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from support.small_training import dropping_network as network
 from torch import Tensor, nn
 
 from amc_compress.learners.training import checkpoints
@@ -46,19 +47,6 @@ class Data:
             if self.epoch == self.stop_at and index == 1:
                 raise KeyboardInterrupt
             yield self.images[part], self.labels[part]
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Flatten(),
-            nn.Linear(128, 2),
-        )
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
+from support.small_training import dropping_network as network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -60,19 +61,6 @@ def loader(epoch: int = -1, at: int = -1) -> Killed:
     made = Killed(Noisy(), BATCH, shuffle=True)
     made.epoch, made.at = epoch, at
     return made
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Flatten(),
-            nn.Linear(128, 2),
-        )
 
 
 VALIDATION = DataLoader(TensorDataset(Noisy().images, Noisy().images.mean((1, 2, 3)).gt(0).long()))
