@@ -117,7 +117,7 @@ class _Stop(TrainingHook):
             raise KeyboardInterrupt
 
 
-def refused() -> list[str]:
+def rejected() -> list[str]:
     """What is said to trainings that several processes cannot carry out."""
     network = Net(norm=True)
     images, labels = (torch.cat(part) for part in zip(*batches(64), strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.learner_training import LEARNERS, with_every_learner
 from support.processes import in_processes
-from support.shared_training import CASES, kept_on_going, refused, run
+from support.shared_training import CASES, kept_on_going, rejected, run
 from support.small_training import equal
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def test_a_training_killed_inside_an_epoch_comes_to_the_same_weights(
 
 @pytest.mark.slow
 def test_what_several_processes_cannot_share_is_said() -> None:
-    first, second = in_processes(refused)
+    first, second = in_processes(rejected)
     assert first == second
     for text, expected in zip(
         first,
