@@ -239,9 +239,15 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
 
 
 class Buckets:
-    """How many scales or codebooks the quantized weights of each layer need."""
+    """How many scales or codebooks the quantized weights of each layer need.
 
-    def __init__(self, storage: StorageFormat) -> None:
+    Args:
+        storage: How layers are stored.
+        layers: Those asked about.
+    """
+
+    def __init__(self, storage: StorageFormat, layers: Sequence[LayerSpec]) -> None:
+        self._is_table = np.array([x.kind == "embedding" for x in layers], dtype=bool)
         self._granularity = storage.granularity
         self._size = storage.bucket_size
         self._bytes = storage.bytes_per_bucket
@@ -258,6 +264,11 @@ class Buckets:
             return outputs * per_bucket + per_layer
         if self._granularity == "tensor":
             return np.ones_like(outputs) * per_bucket + per_layer
+        if self._granularity == "group":
+            inputs = weights / np.maximum(outputs, 1.0)
+            rows = np.where(self._is_table, inputs, outputs)
+            columns = np.where(self._is_table, outputs, inputs)
+            return rows * np.ceil(columns / self._size - _ROUNDING) * per_bucket + per_layer
         return np.ceil(weights / self._size - _ROUNDING) * per_bucket + per_layer
 
     def per_output(self) -> tuple[float, float] | None:

@@ -161,7 +161,7 @@ class BytesCost(CostModel):
         ]
         counters = min(_BYTES_PER_COUNTER * len(set(with_counter)), graph.other_buffer_bytes)
         self._weights = LayerWeights(layers, graph, decisions)
-        self._buckets = Buckets(form)
+        self._buckets = Buckets(form, layers)
         self._bias: Array = BYTES_PER_FLOAT * np.array(
             [x.has_bias or x.name in folded.values() for x in layers], dtype=np.float64
         )

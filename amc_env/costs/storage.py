@@ -18,7 +18,7 @@ OFF_BITS = 16
 LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
 """What weights or inputs of a layer may have; the last one leaves them in float32."""
 
-GRANULARITIES = ("tensor", "channel", "split")
+GRANULARITIES = ("tensor", "channel", "split", "group")
 
 ValueBits = Sequence[tuple[float, float]]
 """Points ``(density, bits)``: what one non-zero weight takes on disk, by the layer's density."""
@@ -33,8 +33,9 @@ class StorageFormat:
         weight_bits: Layer -> bits of its weights where no decision says so (missing: float32).
         activation_bits: Layer -> bits of its input, likewise.
         granularity: What shares one scale or codebook: ``"tensor"``, ``"channel"`` (one output
-            channel) or ``"split"`` (``bucket_size`` consecutive weights).
-        bucket_size: Weights per bucket when ``"split"``.
+            channel), ``"split"`` (``bucket_size`` consecutive weights) or ``"group"``
+            (``bucket_size`` consecutive inputs of one output; of a table, columns of one row).
+        bucket_size: Weights per bucket when ``"split"`` or ``"group"``.
         bytes_per_bucket: Bytes besides the codes, per bucket of a quantized layer: 4 for a scale,
             5 for scale and zero point.
         bytes_per_channel: Further bytes per output channel of a quantized layer, whatever the

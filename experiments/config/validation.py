@@ -81,6 +81,7 @@ def _check_dependent(spec: LearnerSpec) -> None:
     """Rejects options that another option makes void."""
     for name, other, needed in (
         ("bucket_size", "granularity", "split"),
+        ("group_size", "granularity", "group"),
         *((n, "schedule", "gradual") for n in declared(Options) if n.startswith("schedule_")),
     ):
         found = getattr(spec.options, other)
@@ -89,6 +90,11 @@ def _check_dependent(spec: LearnerSpec) -> None:
                 f"{flag(name)} has no effect with {flag(other)} {found}; it is an option of "
                 f"{flag(other)} {needed}."
             )
+    if spec.quantization == "codebook" and spec.options.granularity == "group":
+        raise ValueError(
+            "--granularity group has no effect on codebooks, which would take more bytes than "
+            "the codes of a group; take --granularity split with a large --bucket-size."
+        )
     pattern = spec.options.pattern
     if of_how_many(pattern) is not None and spec.is_given("min_density"):
         raise ValueError(

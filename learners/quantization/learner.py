@@ -119,8 +119,12 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         return (*super().notes, *self._places.notes())
 
     def axis(self, name: str) -> int:
-        """Returns the axis of a layer's weights along which its channels lie."""
-        return self._places.layers[name].axis
+        """Returns the axis of a layer's weights along which its channels lie.
+
+        Groups of a table are of its rows, each of which is read alone.
+        """
+        place = self._places.layers[name]
+        return 0 if self.options.granularity == "group" and not place.has_input else place.axis
 
     @property
     def _recalibration(self) -> Inputs:

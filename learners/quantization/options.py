@@ -31,8 +31,10 @@ class QuantizationOptions(CandidateOptions):
         first_last_bits: Bits of the first and the last layer, which are then not decided; ``None``
             treats them like the others. What is float everywhere else is float there too.
         granularity: What shares a scale or codebook of weights: ``"tensor"``, ``"channel"`` (an
-            output channel) or ``"split"`` (``bucket_size`` consecutive weights).
+            output channel), ``"split"`` (``bucket_size`` consecutive weights), or ``"group"``
+            (``group_size`` consecutive inputs of an output channel; of a table, columns of a row).
         bucket_size: Weights per bucket of ``"split"``.
+        group_size: Weights per group of ``"group"``; the last group of a row may be shorter.
         activation_range: Name in ``RANGE_RULES``: how the range of activations is found.
     """
 
@@ -42,6 +44,7 @@ class QuantizationOptions(CandidateOptions):
     first_last_bits: int | None = 8
     granularity: str = "channel"
     bucket_size: int = 256
+    group_size: int = 128
     activation_range: str = "mse"
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class QuantizationOptions(CandidateOptions):
         if self.first_last_bits is not None:
             check_bits("first_last_bits", self.first_last_bits)
         check_granularity(self.granularity, self.bucket_size)
+        if self.group_size < 2:
+            raise ValueError(f"Expected group_size >= 2, got {self.group_size}.")
         check_rule(self.activation_range)
 
     def repairs(self) -> Proxy:
@@ -61,6 +66,11 @@ class QuantizationOptions(CandidateOptions):
         """
         check_known("proxy", self.proxy, PROXIES)
         return replace(super().repairs(), gradient_clip=QUANTIZED_GRADIENT_CLIP)
+
+    @property
+    def per_bucket(self) -> int:
+        """Weights per bucket or group, whichever the granularity has."""
+        return self.group_size if self.granularity == "group" else self.bucket_size
 
     def choice(self, sizes: Mapping[str, int], float_inputs: Container[str] = ()) -> BitChoice:
         """Returns what is decided, and what is fixed.
@@ -84,6 +94,6 @@ class QuantizationOptions(CandidateOptions):
             weight_bits={name: float(bits) for name, bits in choice.fixed_weights.items()},
             activation_bits={name: float(bits) for name, bits in choice.fixed_inputs.items()},
             granularity=self.granularity,
-            bucket_size=self.bucket_size,
+            bucket_size=self.per_bucket,
             folded=folded,
         )

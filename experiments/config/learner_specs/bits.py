@@ -33,7 +33,7 @@ class UniformSpec(LearnerSpec):
 
     title = "Uniform quantization"
     path = "quantization.uniform.learner:UniformQuantization"
-    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "weight_range", "learned_steps")
+    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "group_size", "weight_range", "learned_steps")
     quantization = "uniform"
 
     @property

@@ -44,11 +44,19 @@ class BitOptions:
     granularity: str = _bits(
         "",
         "Weights that share one scale (or codebook): those of a layer (tensor), of an "
-        "output channel (channel), or of a bucket of --bucket-size (split). Not given: "
-        "channel, for codebooks tensor.",
-        choices=("tensor", "channel", "split"),
+        "output channel (channel), of a bucket of --bucket-size (split), or of --group-size "
+        "consecutive inputs of an output (group; uniform quantizer only). Not given: channel, "
+        "for codebooks tensor.",
+        choices=("tensor", "channel", "split", "group"),
     )
     bucket_size: int = _bits(256, "Weights per bucket with --granularity split.", least=2)
+    group_size: int = _bits(
+        128,
+        "Weights per group with --granularity group: 32, 64 and 128 are usual; uniform quantizer "
+        "only.",
+        learners=("uniform",),
+        least=2,
+    )
     activation_range: str = _bits(
         "mse",
         "Where activations are clipped: minmax (nowhere), percentile, mse (least squared "

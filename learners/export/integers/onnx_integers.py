@@ -20,7 +20,10 @@ def runs_in_integers(layer: QuantizedLayer) -> bool:
 
 def has_integers(quantizer: Any) -> bool:
     """Returns whether the numbers are integers times one scale per tensor or channel."""
-    return isinstance(quantizer, UniformQuantizer) and quantizer.granularity != "split"
+    return isinstance(quantizer, UniformQuantizer) and quantizer.granularity in (
+        "tensor",
+        "channel",
+    )
 
 
 def weight_integers(weight: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,12 @@ class CodebookOptions(QuantizationOptions):
         check_known("mode", self.mode, MODES)
         check_known("init", self.init, INITS)
         super().__post_init__()
+        if self.granularity == "group":
+            raise ValueError(
+                "Expected the granularity 'tensor', 'channel' or 'split' for codebooks, got "
+                "'group': a codebook for every few weights of a row takes more bytes than their "
+                "codes; take 'split' with a large bucket_size."
+            )
 
     @property
     def scales_channels(self) -> bool:

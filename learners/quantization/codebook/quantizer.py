@@ -22,6 +22,8 @@ from amc_compress.learners.quantization.uniform.quantizer import (
 )
 from amc_env.errors import InputDataError
 
+GRANULARITIES = ("tensor", "channel", "split")
+
 
 class CodebookQuantizer(Quantizer):
     """Maps every number onto the nearest centroid of its bucket.
@@ -62,7 +64,7 @@ class CodebookQuantizer(Quantizer):
         scale: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_granularity(granularity, bucket_size)
+        check_granularity(granularity, bucket_size, GRANULARITIES)
         if codebook.dim() != 2 or codebook.shape[1] not in _SIZES:
             raise ValueError(
                 f"Expected a codebook of shape (buckets, 2 ** bits) with {MIN_BITS} to {MAX_BITS} "
@@ -115,7 +117,7 @@ class CodebookQuantizer(Quantizer):
         """
         if bits != int(bits) or not MIN_BITS <= bits <= MAX_BITS:
             raise ValueError(f"Expected {MIN_BITS} to {MAX_BITS} bits, got {bits}.")
-        check_granularity(granularity, bucket_size)
+        check_granularity(granularity, bucket_size, GRANULARITIES)
         n = 2 ** int(bits)
         weight = weight.detach().float()
         if axis and granularity != "split":

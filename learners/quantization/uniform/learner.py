@@ -72,7 +72,7 @@ class UniformQuantization(QuantizationLearner):
             self.options.weight_range,
             symmetric=self.options.symmetric,
             granularity=self.options.granularity,
-            bucket_size=self.options.bucket_size,
+            bucket_size=self.options.per_bucket,
             axis=self.axis(name),
             name=f"the weights of layer {name!r}",
             mask=mask,
@@ -85,7 +85,7 @@ class UniformQuantization(QuantizationLearner):
             zero,
             symmetric=self.options.symmetric,
             granularity=self.options.granularity,
-            bucket_size=self.options.bucket_size,
+            bucket_size=self.options.per_bucket,
             axis=self.axis(name),
             learned=self.options.learned_steps,
             numbers=numbers,
@@ -121,7 +121,7 @@ def weight_scales(
         rule: Name in ``RANGE_RULES``, or ``"lsq"``: ``2 <|w|> / sqrt(Q_p)`` (Esser et al. 2020).
         symmetric: Whether the zero point is 0.
         granularity: What shares a scale.
-        bucket_size: Weights per bucket of ``"split"``.
+        bucket_size: Weights per bucket of ``"split"`` and ``"group"``.
         axis: Along which channels lie.
         name: What to call the weights in messages.
         mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
@@ -130,7 +130,7 @@ def weight_scales(
     Raises:
         InputDataError: If a weight is NaN or infinite.
     """
-    if axis and granularity == "channel":
+    if axis and granularity in ("channel", "group"):
         weight = weight.movedim(axis, 0)
         mask = None if mask is None else mask.movedim(axis, 0)
     rows = _rows(weight, granularity, bucket_size)
@@ -155,6 +155,8 @@ def weight_scales(
 def _rows(weight: Tensor, granularity: str, bucket_size: int) -> Tensor:
     if granularity == "split":
         return split_buckets(weight, bucket_size)
+    if granularity == "group":
+        return split_buckets(weight, bucket_size, len(weight))
     return weight.reshape(weight.shape[0] if granularity == "channel" else 1, -1)
 
 

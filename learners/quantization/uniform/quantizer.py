@@ -1,4 +1,4 @@
-"""Equally spaced values: scale and zero point per tensor, channel or bucket.
+"""Equally spaced values: scale and zero point per tensor, channel, bucket or group of a row.
 
 ``x_q = s (clamp(round(x / s) + z, q_min, q_max) - z)`` (Jacob et al. 2018, Eq. 1), rounding half to
 even. Signed and symmetric: ``z = 0`` and the narrow range ``-(2^(k-1) - 1) .. 2^(k-1) - 1``, so
@@ -8,6 +8,7 @@ that negative and positive weights are treated alike; affine: ``0 .. 2^k - 1``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,7 +20,8 @@ from amc_compress.learners.layers.quantizer import Quantizer
 from amc_env.validation.checks import check_known
 
 MIN_BITS, MAX_BITS = 2, 8
-GRANULARITIES = ("tensor", "channel", "split")
+GRANULARITIES = ("tensor", "channel", "split", "group")
+_WHOLE = ("tensor", "channel")  # the tensor is not cut into pieces
 Bound = Tensor | int
 SMALLEST_SCALE = 1e-12  # its inverse is still far from infinite in float32
 
@@ -35,9 +37,10 @@ class UniformQuantizer(Quantizer):
         scale: Step between two values, float32, shape (buckets,).
         zero_point: Integer that stands for 0, shape (buckets,); zeros if ``None``.
         symmetric: Whether integers are signed with zero point 0.
-        granularity: What shares a scale: ``"tensor"``, ``"channel"`` (an index along ``axis``) or
-            ``"split"`` (contiguous pieces of ``bucket_size`` numbers, the last one shorter).
-        bucket_size: Numbers per bucket of ``"split"``.
+        granularity: What shares a scale: ``"tensor"``, ``"channel"`` (an index along ``axis``),
+            ``"split"`` (contiguous pieces of ``bucket_size`` numbers, the last one shorter) or
+            ``"group"`` (such pieces of every channel, so that none reaches into the next one).
+        bucket_size: Numbers per bucket of ``"split"`` and ``"group"``.
         axis: Along which channels lie.
         learned: Whether the scale is trained (LSQ, Esser et al. 2020).
         numbers: Numbers per scale in LSQ's gradient scale; counted on the input if ``None``.
@@ -189,12 +192,21 @@ class UniformQuantizer(Quantizer):
 
     def _buckets(self, x: Tensor) -> Tensor:
         """Returns ``x``, or its pieces along axis 0."""
-        return split_buckets(x, self.bucket_size) if self.granularity == "split" else x
+        return x if self.granularity in _WHOLE else split_buckets(*self._lines(x))
+
+    def _lines(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Returns what is cut into pieces, their size, and how many lines are cut alone."""
+        if self.granularity == "split":
+            return x, self.bucket_size, 1
+        return x.movedim(self.axis, 0), self.bucket_size, x.shape[self.axis]
 
     def _restore(self, buckets: Tensor, like: Tensor) -> Tensor:
-        if self.granularity != "split":
+        if self.granularity in _WHOLE:
             return buckets
-        return buckets.reshape(-1)[: like.numel()].view(like.shape)
+        lines, _, count = self._lines(like)
+        filled = buckets.reshape(count, -1)
+        found = filled[:, : lines.numel() // count].reshape(lines.shape)
+        return found if self.granularity == "split" else found.movedim(0, self.axis)
 
 
 def integer_range(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -210,29 +222,36 @@ def integer_range(bits: int, symmetric: bool) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def check_granularity(granularity: str, bucket_size: int) -> None:
+def check_granularity(
+    granularity: str, bucket_size: int, known: Sequence[str] = GRANULARITIES
+) -> None:
     """Rejects unknown names and empty buckets.
 
     Raises:
         ValueError: If it is not a way to share scales.
     """
-    check_known("granularity", granularity, GRANULARITIES)
+    check_known("granularity", granularity, known)
     if bucket_size < 1:
         raise ValueError(f"Expected bucket_size >= 1, got {bucket_size}.")
 
 
-def split_buckets(x: Tensor, size: int) -> Tensor:
+def split_buckets(x: Tensor, size: int, lines: int = 1) -> Tensor:
     """Cuts a tensor into contiguous buckets, shape (buckets, size).
 
     The last bucket is filled up with its last number, which changes neither its minimum nor its
     maximum.
+
+    Args:
+        x: Of any shape.
+        size: Numbers per bucket.
+        lines: Equal pieces of the tensor that are cut each alone.
     """
-    flat = x.reshape(1, -1)
+    flat = x.reshape(lines, -1)
     missing = -flat.shape[1] % size
     return (
-        F.pad(flat, (0, missing), mode="replicate").view(-1, size)
+        F.pad(flat, (0, missing), mode="replicate").reshape(-1, size)
         if missing
-        else flat.view(-1, size)
+        else flat.reshape(-1, size)
     )
 
 

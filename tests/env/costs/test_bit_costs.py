@@ -73,6 +73,7 @@ def test_a_layer_that_has_a_bias_gets_no_second_one():
         (StorageFormat({"a": 4}, granularity="channel", bytes_per_bucket=8.0), 8 * 8),
         (StorageFormat({"a": 4}, granularity="split", bucket_size=100), 3 * 4),
         (StorageFormat({"a": 4}, granularity="split", bucket_size=108), 2 * 4),
+        (StorageFormat({"a": 4}, granularity="group", bucket_size=10), 8 * 3 * 4),
         (StorageFormat({"a": 4}, granularity="tensor", codebook=True), 4 + 16 * 4),
         (StorageFormat({"a": 4}, codebook=True, bytes_per_bucket=0.0), 8 * 16 * 4),
         (StorageFormat({"a": 4}, bytes_per_layer=7.0, fixed_bytes=100.0), 8 * 4 + 7 + 100),
@@ -180,7 +181,7 @@ def joint_problems(draw):
     storage = draw(
         st.builds(
             StorageFormat,
-            granularity=st.sampled_from(["tensor", "channel", "split"]),
+            granularity=st.sampled_from(["tensor", "channel", "split", "group"]),
             bucket_size=st.integers(1, 40),
             bytes_per_bucket=st.sampled_from([0.0, 4.0, 8.0]),
             codebook=st.booleans(),

@@ -170,6 +170,8 @@ def test_command_line_becomes_options(tmp_path: Path) -> None:
         (["--learner", "joint", "--weight-bits", "16", "--activation-bits", "16"],
          "quantize nothing"),
         (["--learner", "uniform", "--bucket-size", "64"], "--granularity split"),
+        (["--learner", "uniform", "--group-size", "64"], "--granularity group"),
+        (["--learner", "codebook", "--granularity", "group"], "no effect on codebooks"),
         (["--learner", "codebook", "--weight-range", "lsq"], "--weight-range has no effect"),
         # What the file's header takes makes the difference.
         (["--learner", "uniform", "--budget", "bytes=0.071"], "grid: bytes 0.071"),

@@ -23,6 +23,7 @@ from amc_compress.learners.packing.packed_file import (
 )
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
+from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, affine_parameters
 from amc_compress.learners.testing.networks import EXAMPLE, Residual, depthwise, make_data, plain
 from amc_compress.learners.tracing.traced_model import trace
@@ -37,6 +38,7 @@ KINDS = (
     "symmetric",
     "affine",
     "split",
+    "groups",
     "float",
 )
 
@@ -52,6 +54,9 @@ def weight_quantizer(weight: torch.Tensor, kind: str, bits: int):
         return CodebookQuantizer.fit(weight, bits, granularity="channel")
     if kind == "split":
         return CodebookQuantizer.fit(weight, bits, granularity="split", bucket_size=100)
+    if kind == "groups":
+        shared = {"symmetric": False, "granularity": "group", "bucket_size": 7}
+        return UniformQuantizer(bits, *weight_scales(weight, bits, "minmax", **shared), **shared)
     low, high = weight.flatten(1).amin(1), weight.flatten(1).amax(1)
     scale, zero = affine_parameters(low, high, bits, kind == "symmetric")
     return UniformQuantizer(bits, scale, zero, symmetric=kind == "symmetric", granularity="channel")

@@ -24,6 +24,11 @@ LEARNERS = {
         UniformQuantization,
         {"granularity": "split", "bucket_size": 50, "symmetric": False},
     ),
+    "groups": (UniformQuantization, {"granularity": "group", "group_size": 32}),
+    "affine groups": (
+        UniformQuantization,
+        {"granularity": "group", "group_size": 64, "symmetric": False},
+    ),
     "codebook, split": (CodebookQuantization, {"granularity": "split"}),
 }
 
@@ -50,7 +55,7 @@ def check(network: str, kind: str, tmp_path, shape: tuple[int, int, int], **opti
         assert abs(errors[-1]) < 0.03, (index, errors)
 
 
-@pytest.mark.parametrize("kind", quick(LEARNERS, "affine, split"))
+@pytest.mark.parametrize("kind", quick(LEARNERS, "affine, split", "groups"))
 def test_digitsnet(kind, tmp_path):
     check("digitsnet", kind, tmp_path, (1, 8, 8))
 

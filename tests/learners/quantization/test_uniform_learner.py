@@ -75,7 +75,7 @@ def test_ignored_layers_stay_in_float():
 
 
 @pytest.mark.parametrize("name", quick(NETWORKS, "residual"))
-@pytest.mark.parametrize("granularity", ["tensor", "channel", "split"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "split", "group"])
 def test_the_baked_network_is_exactly_the_trainable_one(name, granularity):
     _, learner = prepared(
         name, granularity=granularity, bucket_size=50, activation_bits=(2, 8), symmetric=False

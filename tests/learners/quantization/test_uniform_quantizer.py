@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.selection import examples
 
 from amc_compress.learners.quantization import Quantizer, UniformQuantizer
+from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import (
     affine_parameters,
     integer_range,
@@ -117,13 +118,18 @@ def test_onnx_runtime_finds_the_same_numbers():
 @given(
     bits=st.integers(2, 8),
     symmetric=st.booleans(),
-    granularity=st.sampled_from(["tensor", "channel", "split"]),
+    granularity=st.sampled_from(["tensor", "channel", "split", "group"]),
     seed=st.integers(0, 1000),
     learned=st.booleans(),
 )
 def test_decoding_codes_gives_the_forward_pass(bits, symmetric, granularity, seed, learned):
     x = numbers(5, 3, 3, seed=seed)
-    rows = {"tensor": x.reshape(1, -1), "channel": x.reshape(5, -1), "split": split_buckets(x, 7)}
+    rows = {
+        "tensor": x.reshape(1, -1),
+        "channel": x.reshape(5, -1),
+        "split": split_buckets(x, 7),
+        "group": split_buckets(x, 7, 5),
+    }
     low, high = rows[granularity].amin(1), rows[granularity].amax(1)
     scale, zero = affine_parameters(low * 0.3, high * 0.3, bits, symmetric)
     quantizer = UniformQuantizer(
@@ -155,6 +161,33 @@ def test_split_buckets_are_contiguous_and_the_last_is_filled_up():
     quantizer = UniformQuantizer(8, scale, granularity="split", bucket_size=4)
     # 5 / 2 and 6 / 4 are ties: to the even neighbour.
     assert quantizer(x).flatten().tolist() == [0, 1, 2, 3, 4, 4, 6, 8, 8, 8]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_groups_end_with_their_row_and_where_rows_are_whole_groups_they_are_buckets(axis):
+    """Group by group as the field writes it: ``group_size`` consecutive inputs of one output."""
+    weight = numbers(4, 10, 2, seed=3)
+    shared = {"symmetric": False, "granularity": "group", "bucket_size": 6, "axis": axis}
+    scale, zero = weight_scales(weight, 3, "minmax", **shared)
+    found = UniformQuantizer(3, scale, zero, **shared)(weight)
+    expected, lines = torch.empty_like(weight), weight.movedim(axis, 0)
+    for row, line in enumerate(lines):
+        pieces = []
+        for piece in line.flatten().split(6):
+            low, high = min(float(piece.min()), 0.0), max(float(piece.max()), 0.0)
+            step = (high - low) / 7
+            point = round(-low / step)
+            pieces.append(((piece / step).round() + point).clamp(0, 7).sub(point) * step)
+        expected.movedim(axis, 0)[row] = torch.cat(pieces).view(line.shape)
+    torch.testing.assert_close(found, expected)
+    if axis == 0:
+        shared["bucket_size"] = 10  # two to a row
+        split = {**shared, "granularity": "split"}
+        steps = weight_scales(weight, 3, "minmax", **shared)
+        assert torch.equal(
+            UniformQuantizer(3, *steps, **shared)(weight),
+            UniformQuantizer(3, *weight_scales(weight, 3, "minmax", **split), **split)(weight),
+        )
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
