@@ -23,8 +23,9 @@ from amc_env.errors import (
     UntraceableModelError,
 )
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.kinds import KINDS, Bar, DecisionKind, Panel, Quantity, register_kind, resolve_kind
 from amc_env.one_shot import OneShotEnv
-from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
+from amc_env.plan import CompressionPlan, Decision, keep_ratio_decision
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
@@ -44,6 +45,12 @@ __all__ = [
     "Compressible",
     "Decision",
     "DecisionKind",
+    "KINDS",
+    "Quantity",
+    "Panel",
+    "Bar",
+    "register_kind",
+    "resolve_kind",
     "OneShotEnv",
     "Evaluation",
     "Evaluations",

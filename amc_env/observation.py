@@ -12,7 +12,8 @@ import numpy.typing as npt
 from amc_env.budgets.budget import Bounds, Budget, value_span
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.graph import LayerGraph, LayerSpec, Width
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import USUAL_KINDS, DecisionKind, Quantity
+from amc_env.plan import Decision
 
 FEATURES: tuple[tuple[str, str], ...] = (
     ("position", "decisions made / all decisions"),
@@ -55,7 +56,6 @@ DENSITY_FEATURES: tuple[tuple[str, str], ...] = (
 """Further entries where densities are decided together with other kinds."""
 
 _N_STATIC = 14
-_BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
 
 Observation = npt.NDArray[np.float32]
 
@@ -63,22 +63,20 @@ Observation = npt.NDArray[np.float32]
 def features_for(decisions: Sequence[Decision]) -> tuple[tuple[str, str], ...]:
     """Returns name and meaning of every entry of the observation of a task."""
     kinds = {d.kind for d in decisions}
-    beside_others = DecisionKind.DENSITY in kinds and len(kinds) > 1
     features = FEATURES
-    if beside_others or kinds.intersection(_BITS):
+    if len(kinds) > 1 or any(kind.interleaves for kind in kinds):
         features += BIT_FEATURES
-    return features + DENSITY_FEATURES if beside_others else features
+    if len(kinds) > 1 and any(kind.quantity is Quantity.DENSITY for kind in kinds):
+        features += DENSITY_FEATURES
+    for kind in _further_kinds(decisions):
+        features += ((f"is_{kind.name}", f"1 if the decision is {kind.meaning}"),)
+        features += ((kind.name, kind.observed),) if kind.observed else ()
+    return features
 
 
-def _touched_layers(graph: LayerGraph, decision: Decision) -> list[LayerSpec]:
-    """Layers whose cost the decision moves, producers first."""
-    for group in graph.groups:
-        # A group may have the name of a layer, and all that its width touches is not made sparse.
-        if group.name == decision.target and decision.kind is not DecisionKind.DENSITY:
-            names = dict.fromkeys([*group.producers, *group.consumers])
-            by_name = {layer.name: layer for layer in graph.layers}
-            return [by_name[name] for name in names if name in by_name]
-    return [layer for layer in graph.layers if layer.name == decision.target]
+def _further_kinds(decisions: Sequence[Decision]) -> list[DecisionKind]:
+    """The kinds that have no entry of their own in every observation, in order of appearance."""
+    return [kind for kind in dict.fromkeys(d.kind for d in decisions) if kind not in USUAL_KINDS]
 
 
 def _static_rows(graph: LayerGraph, decisions: Sequence[Decision]) -> npt.NDArray[np.float64]:
@@ -87,11 +85,11 @@ def _static_rows(graph: LayerGraph, decisions: Sequence[Decision]) -> npt.NDArra
     total_macs = sum(layer.macs(full) for layer in graph.layers)
     total_weights = sum(layer.weights(full) for layer in graph.layers)
     rows = np.zeros((len(decisions), _N_STATIC))
-    kinds = list(DecisionKind)
     for i, decision in enumerate(decisions):
         rows[i, 0] = i / len(decisions)
-        rows[i, 1 + kinds.index(decision.kind)] = 1.0
-        touched = _touched_layers(graph, decision)
+        if decision.kind in USUAL_KINDS:
+            rows[i, 1 + USUAL_KINDS.index(decision.kind)] = 1.0
+        touched = decision.kind.touched(graph, decision.target)
         rows[i, 11] = len(touched)
         rows[i, 12] = sum(x.weights(full) for x in touched) / max(total_weights, 1.0)
         rows[i, 13] = sum(x.macs(full) for x in touched) / max(total_macs, 1.0)
@@ -146,6 +144,8 @@ class _LayerSoFar:
         inputs, outputs: Widths.
         weight_bits: Decision about its weight bits.
         density: Decision about its density.
+        further: Per further kind whether this decision is of it, and the decisions of it about
+            the layer.
     """
 
     alike: int
@@ -153,16 +153,18 @@ class _LayerSoFar:
     outputs: _WidthSoFar
     weight_bits: int
     density: int
+    further: tuple[tuple[bool, DecisionKind, tuple[int, ...]], ...]
 
 
 def _layers_so_far(graph: LayerGraph, decisions: Sequence[Decision]) -> list[_LayerSoFar]:
     """What every decision knows of its layer when it is made."""
     sizes, found = graph.full(), []
     last: dict[DecisionKind, int] = {}
-    made: dict[tuple[str, DecisionKind], int] = {}
+    made: dict[tuple[str, Quantity], int] = {}
     for i, decision in enumerate(decisions):
         inputs = outputs = _WidthSoFar(None, sizes, {})
-        for layer in _touched_layers(graph, decision)[:1]:
+        layers = decision.kind.touched(graph, decision.target)[:1]
+        for layer in layers:
             inputs, outputs = (
                 _WidthSoFar(width, sizes, _decided_groups(width, made, decisions))
                 for width in (layer.in_width, layer.out_width)
@@ -172,18 +174,34 @@ def _layers_so_far(graph: LayerGraph, decisions: Sequence[Decision]) -> list[_La
                 last.get(decision.kind, -1),
                 inputs,
                 outputs,
-                made.get((decision.target, DecisionKind.WEIGHT_BITS), -1),
-                made.get((decision.target, DecisionKind.DENSITY), -1),
+                made.get((decision.target, Quantity.WEIGHT_BITS), -1),
+                made.get((decision.target, Quantity.DENSITY), -1),
+                tuple(
+                    (kind is decision.kind, kind, _about(layers, kind, graph, decisions[:i]))
+                    for kind in _further_kinds(decisions)
+                ),
             )
         )
-        last[decision.kind] = made[decision.target, decision.kind] = i
+        last[decision.kind] = made[decision.target, decision.kind.quantity] = i
     return found
 
 
+def _about(
+    layers: Sequence[LayerSpec], kind: DecisionKind, graph: LayerGraph, made: Sequence[Decision]
+) -> tuple[int, ...]:
+    """The decisions of a kind about a layer that are made."""
+    names = {layer.name for layer in layers}
+    return tuple(
+        i
+        for i, d in enumerate(made)
+        if d.kind is kind and names.intersection(kind.layers(graph, d.target))
+    )
+
+
 def _decided_groups(
-    width: Width, made: Mapping[tuple[str, DecisionKind], int], decisions: Sequence[Decision]
+    width: Width, made: Mapping[tuple[str, Quantity], int], decisions: Sequence[Decision]
 ) -> dict[str, tuple[int, int]]:
-    indices = {name: made.get((name, DecisionKind.KEEP_RATIO), -1) for name, _ in width.terms}
+    indices = {name: made.get((name, Quantity.WIDTH), -1) for name, _ in width.terms}
     return {name: (i, decisions[i].size) for name, i in indices.items() if i >= 0}
 
 
@@ -204,13 +222,15 @@ class ObservationEncoder:
         budget: Budget,
         feasible: FeasibleSet,
     ) -> None:
-        static = np.zeros((len(decisions), len(features_for(decisions))))
+        features = features_for(decisions)
+        static = np.zeros((len(decisions), len(features)))
         static[:, :_N_STATIC] = np.clip(_static_rows(graph, decisions), 0.0, 1.0)
         self._static: Observation = static.astype(np.float32)
         self._spans = [value_span(d) for d in decisions]
         self._uppers = {name: upper for name, (_, upper) in budget.bounds.items()}
-        self._layers = _layers_so_far(graph, decisions) if static.shape[1] > len(FEATURES) else []
-        self._shows_density = static.shape[1] > len(FEATURES) + len(BIT_FEATURES)
+        self._layers = _layers_so_far(graph, decisions) if len(features) > len(FEATURES) else []
+        self._shows_bits = BIT_FEATURES[0] in features
+        self._shows_density = DENSITY_FEATURES[0] in features
         self._feasible = feasible
 
     def encode(self, values: Sequence[float], interval: Bounds, balanced: float) -> Observation:
@@ -236,15 +256,20 @@ class ObservationEncoder:
         ]
         if self._layers:
             layer = self._layers[step]
-            dynamic += (
-                self._scaled_value(values, layer.alike),
-                layer.inputs.share(values),
-                layer.outputs.share(values),
-                self._scaled_value(values, layer.weight_bits),
-                (upper - low) / max(high - low, 1e-12),
-            )
+            if self._shows_bits:
+                dynamic += (
+                    self._scaled_value(values, layer.alike),
+                    layer.inputs.share(values),
+                    layer.outputs.share(values),
+                    self._scaled_value(values, layer.weight_bits),
+                    (upper - low) / max(high - low, 1e-12),
+                )
             if self._shows_density:
                 dynamic.append(self._scaled_value(values, layer.density))
+            for is_of_it, kind, made in layer.further:
+                dynamic.append(float(is_of_it))
+                if kind.observed:
+                    dynamic.append(min([1.0, *(self._scaled_value(values, i) for i in made)]))
         observation: Observation = self._static[step].copy()
         observation[_N_STATIC:] = [min(max(x, 0.0), 1.0) for x in dynamic]
         return observation

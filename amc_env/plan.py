@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 from amc_env.errors import ArgumentError, PlanMismatchError
+from amc_env.kinds import DecisionKind as DecisionKind
+from amc_env.kinds import kind_named, registered
 from amc_env.validation.checks import checked, shown
 from amc_env.validation.json_text import parse_json
 
@@ -20,15 +21,6 @@ _CHOICE_TOLERANCE = 1e-6
 CURVES = ("layer_errors", "gradient_scores")
 """Optional methods of learners that say, without an evaluation, what every choice damages: decision
 key -> one number per choice, larger is worse."""
-
-
-class DecisionKind(StrEnum):
-    """What one scalar of a plan means."""
-
-    KEEP_RATIO = "keep_ratio"
-    DENSITY = "density"
-    WEIGHT_BITS = "weight_bits"
-    ACTIVATION_BITS = "activation_bits"
 
 
 @checked
@@ -51,11 +43,12 @@ class Decision:
     def __post_init__(self) -> None:
         if not self.choices or list(self.choices) != sorted(set(self.choices)):
             raise ValueError(f"Expected ascending, distinct choices, got {self.choices}.")
+        registered(self.kind).check(self.choices, self.key)
 
     @cached_property
     def key(self) -> str:
         """``"target:kind"``, unique within a plan."""
-        return f"{self.target}:{self.kind.value}"
+        return f"{self.target}:{self.kind.name}"
 
     def units(self, value: float) -> int:
         """Returns how many units a keep ratio or density of ``value`` leaves."""
@@ -247,7 +240,7 @@ class CompressionPlan(Mapping[str, float]):
             )
         try:
             values = {
-                f"{row['target']}:{DecisionKind(row['kind']).value}": float(row["value"])
+                f"{row['target']}:{kind_named(row['kind']).name}": float(row["value"])
                 for row in document["decisions"]
             }
             if len(values) < len(document["decisions"]):

@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_env.costs.costs import COSTS, CostModel, make_cost, original_cost
-from amc_env.costs.storage import OFF_BITS
+from amc_env.costs.layer_terms import columns
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Panel, Quantity
+from amc_env.plan import Decision
 
 _BAR_WIDTH = 20
 _PIXELS_PER_INCH = 80
-_BITS = (DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
 _SHOWN_COSTS = ("macs", "params", "bytes")
-_BIT_COSTS = ("bops", "mean_bits")
 
 
 def _padded(decisions: Sequence[Decision], values: Sequence[float]) -> list[float]:
@@ -26,12 +25,9 @@ def _padded(decisions: Sequence[Decision], values: Sequence[float]) -> list[floa
 
 
 def kept_units(decisions: Sequence[Decision], values: Sequence[float]) -> dict[str, float]:
-    """Returns ``group -> kept units`` of the keep-ratio decisions."""
-    return {
-        d.target: float(d.units(v))
-        for d, v in zip(decisions, values, strict=True)
-        if d.kind is DecisionKind.KEEP_RATIO
-    }
+    """Returns ``group -> kept units`` of the decisions about widths."""
+    found = columns(decisions, Quantity.WIDTH)
+    return {name: float(decisions[i].units(values[i])) for name, i in found.items()}
 
 
 def layer_widths(
@@ -53,21 +49,25 @@ def layer_widths(
     ]
 
 
-def decided_bits(
-    decisions: Sequence[Decision], values: Sequence[float], kind: DecisionKind
+def decided_values(
+    graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float], kind: str
 ) -> dict[str, float]:
-    """Returns ``layer -> bits`` of the decisions of one kind that are made."""
-    return {d.target: v for d, v in zip(decisions, values, strict=False) if d.kind is kind}
+    """Returns ``layer -> value`` of the decisions of one kind that are made; of two the smaller."""
+    found: dict[str, float] = {}
+    for decision, value in zip(decisions, values, strict=False):
+        if decision.kind.name == kind:
+            for name in decision.kind.layers(graph, decision.target):
+                found[name] = min(value, found.get(name, value))
+    return found
 
 
 def _described(decision: Decision, value: float) -> str:
     """Value, kept units and bar of a decision that is made."""
-    filled = round(_BAR_WIDTH * value / decision.choices[-1])
+    top = decision.choices[-1]
+    filled = round(_BAR_WIDTH * min(max(value / top, 0.0), 1.0)) if top > 0.0 else 0
     bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-    if decision.kind in _BITS:
-        return f"{'off' if value == OFF_BITS else f'{value:g}':>7}  {'':>9}  {bar}"
-    kept = f"{decision.units(value)}/{decision.size}"
-    return f"{value:>7.3f}  {kept:>9}  {bar}"
+    text, kept = decision.kind.text(value), decision.kind.kept(value, decision.size)
+    return f"{text:>7}  {kept:>9}  {bar}"
 
 
 def plan_table(
@@ -88,7 +88,7 @@ def plan_table(
     lines = [f"{'decision':<{width}}  {'kind':<15} {'value':>7}  {'kept':>9}"]
     for i, decision in enumerate(decisions):
         shown = _described(decision, values[i]) if i < len(values) else f"{'?':>7}"
-        lines.append(f"{decision.target:<{width}}  {decision.kind.value:<15} {shown}")
+        lines.append(f"{decision.target:<{width}}  {decision.kind.name:<15} {shown}")
     padded = _padded(decisions, values)
     for name, cost in _shown_costs(graph, decisions, costs).items():
         now, before = cost(padded), original_cost(cost, decisions)
@@ -101,13 +101,11 @@ def _shown_costs(
     graph: LayerGraph, decisions: Sequence[Decision], costs: Mapping[str, CostModel] | None
 ) -> dict[str, CostModel]:
     """The default costs that say something about these decisions, then all others."""
-    names = [*_SHOWN_COSTS]
-    if any(d.kind in _BITS for d in decisions):
-        names += _BIT_COSTS
-    if any(d.kind is DecisionKind.DENSITY for d in decisions):
-        names.append("density")
+    wanted = {*_SHOWN_COSTS, *(name for d in decisions for name in d.kind.costs)}
     given = dict(costs or {})
-    shown = {n: given[n] if n in given else make_cost(n, graph, decisions) for n in names}
+    shown = {
+        n: given[n] if n in given else make_cost(n, graph, decisions) for n in COSTS if n in wanted
+    }
     return shown | {n: c for n, c in given.items() if n not in COSTS}
 
 
@@ -120,7 +118,7 @@ def plan_picture(
 ) -> npt.NDArray[np.uint8]:
     """Returns a bar chart of layer widths against the original, shape ``(h, w, 3)``, uint8.
 
-    Where bits are decided, a second panel shows them, layer by layer; a missing bar is a layer
+    Further panels show bits and what else is decided, layer by layer; a missing bar is a layer
     that is not decided about, or not yet.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,19 +126,22 @@ def plan_picture(
 
     rows = layer_widths(graph, decisions, values)
     names = [row[0] for row in rows]
-    with_bits = any(d.kind in _BITS for d in decisions)
+    further = [x for x in dict.fromkeys(d.kind.panel for d in decisions) if x is not None]
     figure = Figure(
-        figsize=(max(6.0, 0.35 * len(rows)), 6.5 if with_bits else 4.0), dpi=_PIXELS_PER_INCH
+        figsize=(max(6.0, 0.35 * len(rows)), 4.0 + 2.5 * len(further)), dpi=_PIXELS_PER_INCH
     )
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(1 + with_bits, 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(1 + len(further), 1, sharex=True, squeeze=False)[:, 0]
     positions = np.arange(len(rows))
     panels[0].bar(positions, [row[1] for row in rows], color="#d5dbe3", label="original")
     panels[0].bar(positions, [row[2] for row in rows], color="#2a6fbb", label="kept")
     panels[0].set_ylabel("output channels")
     panels[0].set_title(f"{len(values)} of {len(decisions)} decisions made", fontsize=10)
-    if with_bits:
-        _draw_bits(panels[1], names, decisions, values)
+    for axes, panel in zip(panels[1:], further, strict=True):
+        shown = [decided_values(graph, decisions, values, bar.kind) for bar in panel.bars]
+        _draw_panel(axes, names, panel, shown)
+        own = [d.choices[-1] for d in decisions if d.kind.panel == panel]
+        axes.set_ylim(0.0, max([panel.top, *own]))
     panels[-1].set_xticks(positions, names, rotation=90, fontsize=7)
     for axes in panels:
         axes.legend(frameon=False, fontsize=8)
@@ -151,18 +152,13 @@ def plan_picture(
     return np.asarray(pixels, dtype=np.uint8)[..., :3].copy()
 
 
-def _draw_bits(
-    axes: Any, names: Sequence[str], decisions: Sequence[Decision], values: Sequence[float]
+def _draw_panel(
+    axes: Any, names: Sequence[str], panel: Panel, shown: Sequence[Mapping[str, float]]
 ) -> None:
-    """Two bars per layer: bits of its weights and of its input."""
-    positions = np.arange(len(names))
-    for kind, label, color, shift in (
-        (DecisionKind.WEIGHT_BITS, "weights", "#2a6fbb", -0.2),
-        (DecisionKind.ACTIVATION_BITS, "input", "#e08a2e", 0.2),
-    ):
-        bits = decided_bits(decisions, values, kind)
-        axes.bar(
-            positions + shift, [bits.get(n, 0.0) for n in names], 0.4, color=color, label=label
-        )
-    axes.set_ylim(0.0, max([8.0, *(d.choices[-1] for d in decisions if d.kind in _BITS)]))
-    axes.set_ylabel("bits")
+    """As many bars per layer as the panel has."""
+    positions, width = np.arange(len(names)), 0.8 / len(panel.bars)
+    for k, (bar, values) in enumerate(zip(panel.bars, shown, strict=True)):
+        shift = width * (k - (len(panel.bars) - 1) / 2)
+        heights = [values.get(name, 0.0) for name in names]
+        axes.bar(positions + shift, heights, width, color=bar.colour, label=bar.label)
+    axes.set_ylabel(panel.label)

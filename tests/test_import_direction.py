@@ -29,7 +29,9 @@ FLOORS: dict[str, list[set[str]]] = {
     "amc_env": [
         {"errors"},
         {"validation"},
-        {"files", "graph", "plan", "support"},
+        {"files", "graph", "support"},
+        {"kinds"},
+        {"plan"},
         {"costs", "scores"},
         {"budgets", "render", "reward"},
         {"actions", "observation"},

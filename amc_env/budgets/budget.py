@@ -15,7 +15,7 @@ import numpy as np
 
 from amc_env.budgets.limits import Limit
 from amc_env.errors import ArgumentError, InfeasibleBudgetError
-from amc_env.plan import Decision, DecisionKind
+from amc_env.plan import Decision
 from amc_env.validation.checks import matches, shown
 
 Bounds = tuple[float, float]
@@ -311,6 +311,4 @@ def _number(text: str) -> float:
 
 def value_span(decision: Decision) -> Bounds:
     """Returns the scale that an action in [0, 1] refers to: ratios are their own scale."""
-    if decision.kind in (DecisionKind.KEEP_RATIO, DecisionKind.DENSITY):
-        return (0.0, 1.0)
-    return (decision.choices[0], decision.choices[-1])
+    return decision.kind.span(decision.choices)

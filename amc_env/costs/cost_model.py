@@ -12,7 +12,7 @@ from amc_env.costs.layer_terms import check_names
 from amc_env.costs.products import ProductForm
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec
-from amc_env.plan import Decision, DecisionKind
+from amc_env.plan import Decision
 
 Array = npt.NDArray[np.float64]
 
@@ -67,8 +67,8 @@ def original_cost(cost: CostFunction, decisions: Sequence[Decision]) -> float:
 
 
 def largest(decisions: Sequence[Decision]) -> Array:
-    """The values that keep the network unchanged; not a density grid that ends below 1."""
-    ends = [1.0 if d.kind is DecisionKind.DENSITY else d.choices[-1] for d in decisions]
+    """The values that keep the network unchanged, also where a grid ends below."""
+    ends = [d.kind.unchanged(d.choices) for d in decisions]
     return np.array(ends, dtype=np.float64)
 
 

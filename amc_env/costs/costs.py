@@ -17,7 +17,8 @@ from amc_env.costs.products import Block, ProductForm
 from amc_env.costs.size_costs import BytesCost, FloatBytesCost, ParamsCost
 from amc_env.costs.storage import FLOAT_BITS, StorageFormat
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision
 from amc_env.validation.checks import check_known, checked
 
 __all__ = [
@@ -92,10 +93,10 @@ class BopsCost(CostModel):
         self._macs = MacsCost(graph, decisions)
         layers = graph.layers
         self._weight_bits = LayerBits(
-            layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits
+            layers, graph, decisions, Quantity.WEIGHT_BITS, form.weight_bits
         )
         self._activation_bits = LayerBits(
-            layers, graph, decisions, DecisionKind.ACTIVATION_BITS, form.activation_bits
+            layers, graph, decisions, Quantity.ACTIVATION_BITS, form.activation_bits
         )
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
@@ -140,7 +141,7 @@ class MeanBitsCost(CostModel):
     ) -> None:
         form = storage if storage is not None else StorageFormat()
         layers, full = with_weights(graph), graph.full()
-        self._bits = LayerBits(layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits)
+        self._bits = LayerBits(layers, graph, decisions, Quantity.WEIGHT_BITS, form.weight_bits)
         self._weights: Array = np.array([x.weights(full) for x in layers], dtype=np.float64)
         self._total = max(float(self._weights.sum()), 1.0)
 

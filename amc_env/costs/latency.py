@@ -22,10 +22,11 @@ from amc_env.costs.cost_table import (
     precision_bits,
 )
 from amc_env.costs.costs import CostModel
-from amc_env.costs.layer_terms import WidthMatrix, check_names
+from amc_env.costs.layer_terms import WidthMatrix, check_names, columns
 from amc_env.costs.storage import FLOAT_BITS, OFF_BITS, StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec, Width
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision
 from amc_env.validation.checks import checked
 
 Array = npt.NDArray[np.float64]
@@ -72,11 +73,9 @@ class TableCost(CostModel):
         self._in_width = WidthMatrix([x.in_width for x in layers], graph, decisions)
         self._out_width = WidthMatrix([x.out_width for x in layers], graph, decisions)
         storage = storage or StorageFormat()
-        self._weights = _Bits(
-            graph, decisions, DecisionKind.WEIGHT_BITS, storage.weight_bits, table, 0
-        )
+        self._weights = _Bits(graph, decisions, Quantity.WEIGHT_BITS, storage.weight_bits, table, 0)
         self._activations = _Bits(
-            graph, decisions, DecisionKind.ACTIVATION_BITS, storage.activation_bits, table, 1
+            graph, decisions, Quantity.ACTIVATION_BITS, storage.activation_bits, table, 1
         )
         self._measured, self._budgeted = self._surfaces(layers, graph, decisions)
         self._constant = table.constant
@@ -155,7 +154,7 @@ def _reachable(
 
     With ``round_to=16``, a bump at 24 channels has no effect.
     """
-    ratios = {d.target: d.choices for d in decisions if d.kind is DecisionKind.KEEP_RATIO}
+    ratios = {n: decisions[i].choices for n, i in columns(decisions, Quantity.WIDTH).items()}
     sizes = {group.name: group.size for group in graph.groups}
     fixed = width.fixed + sum(m * sizes[n] for n, m in width.terms if n not in ratios)
     terms = [(m * sizes[n], ratios[n]) for n, m in width.terms if n in ratios]
@@ -240,7 +239,7 @@ class _Bits:
     Args:
         graph: The network.
         decisions: What plans decide, in order.
-        kind: ``WEIGHT_BITS`` or ``ACTIVATION_BITS``.
+        quantity: ``WEIGHT_BITS`` or ``ACTIVATION_BITS``.
         fixed: Layer -> bits where no decision says so.
         table: The table.
         side: 0 for weights, 1 for activations.
@@ -250,17 +249,17 @@ class _Bits:
         self,
         graph: LayerGraph,
         decisions: Sequence[Decision],
-        kind: DecisionKind,
+        quantity: Quantity,
         fixed: Mapping[str, float],
         table: CostTable,
         side: int,
     ) -> None:
-        check_names(fixed, [x.name for x in graph.layers], kind.value)
+        check_names(fixed, [x.name for x in graph.layers], quantity)
         names = [layer.name for layer in measured_layers(graph)]
         self.levels: Array = np.array(
             sorted({float(precision_bits(name)[side]) for name in table.precisions})
         )
-        column = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        column = columns(decisions, quantity)
         self._rows = np.array([r for r, n in enumerate(names) if n in column], dtype=np.intp)
         self._columns = np.array([column[n] for n in names if n in column], dtype=np.intp)
         self._fixed = _counted(np.array([float(fixed.get(n, FLOAT_BITS)) for n in names]))
@@ -271,7 +270,7 @@ class _Bits:
                 bits = _counted(np.array(decisions[column[name]].choices))
             if bits.max() > self.levels[-1]:
                 raise CostTableError(
-                    f"The cost table ends at {self.levels[-1]:g} {kind.value.replace('_', ' ')}, "
+                    f"The cost table ends at {self.levels[-1]:g} {quantity.replace('_', ' ')}, "
                     f"but {name} may have {bits.max():g}; measure that precision too (e.g. fp32), "
                     f"or decide fewer bits."
                 )

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from amc_env.costs.products import Affine, Block
 from amc_env.costs.storage import FLOAT_BITS, OFF_BITS, StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec, Width
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
@@ -26,13 +27,35 @@ _ROUNDING = 1e-9
 _MAX_PARTS = 10_000
 
 
+def columns(decisions: Sequence[Decision], quantity: Quantity) -> dict[str, int]:
+    """Returns target -> index of the decision whose value is that quantity of it.
+
+    Args:
+        decisions: All decisions in order.
+        quantity: What is asked for.
+
+    Raises:
+        ValueError: If two decisions say it of the same target.
+    """
+    found: dict[str, int] = {}
+    for i, decision in enumerate(decisions):
+        if decision.kind.quantity is quantity:
+            if decision.target in found:
+                raise ValueError(
+                    f"Expected one decision about the {quantity} of {decision.target}, got "
+                    f"{decisions[found[decision.target]].key} and {decision.key}."
+                )
+            found[decision.target] = i
+    return found
+
+
 class WidthMatrix:
     """Widths of many axes as one affine map: ``widths = matrix @ values + offset``."""
 
     def __init__(
         self, widths: Sequence[Width], graph: LayerGraph, decisions: Sequence[Decision]
     ) -> None:
-        column = {d.target: i for i, d in enumerate(decisions) if d.kind is DecisionKind.KEEP_RATIO}
+        column = columns(decisions, Quantity.WIDTH)
         sizes = {group.name: group.size for group in graph.groups}
         self.matrix: Array = np.zeros((len(widths), len(decisions)))
         self.offset: Array = np.array([w.fixed for w in widths], dtype=np.float64)
@@ -102,16 +125,9 @@ class LayerDensities:
         decisions: Sequence[Decision],
         fixed: Mapping[str, float],
     ) -> None:
-        kind = DecisionKind.DENSITY
-        decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        decided = columns(decisions, Quantity.DENSITY)
         self._n_decisions = len(decisions)
-        check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
-        for i in decided.values():
-            if decisions[i].choices[0] <= 0.0 or decisions[i].choices[-1] > 1.0:
-                raise ValueError(
-                    f"Expected densities above 0 and up to 1 for {decisions[i].key}, got the "
-                    f"choices {decisions[i].choices}."
-                )
+        check_names([*decided, *fixed], [x.name for x in graph.layers], Quantity.DENSITY)
         self.is_dense = not (decided or fixed)
         """Whether no layer is, or may be, sparse."""
         self.parts = _common_parts([c for i in decided.values() for c in decisions[i].choices])
@@ -150,7 +166,7 @@ class LayerBits:
         layers: The layers asked about.
         graph: The network, for the names that exist.
         decisions: All decisions in order.
-        kind: ``WEIGHT_BITS`` or ``ACTIVATION_BITS``.
+        quantity: ``WEIGHT_BITS`` or ``ACTIVATION_BITS``.
         fixed: Layer -> bits where no decision says so; missing layers are float32.
 
     Raises:
@@ -162,12 +178,12 @@ class LayerBits:
         layers: Sequence[LayerSpec],
         graph: LayerGraph,
         decisions: Sequence[Decision],
-        kind: DecisionKind,
+        quantity: Quantity,
         fixed: Mapping[str, float],
     ) -> None:
-        decided = {d.target: i for i, d in enumerate(decisions) if d.kind is kind}
+        decided = columns(decisions, quantity)
         self._n_decisions = len(decisions)
-        check_names([*decided, *fixed], [x.name for x in graph.layers], kind.value)
+        check_names([*decided, *fixed], [x.name for x in graph.layers], quantity)
         given = [float(fixed.get(x.name, 0.0)) if x.has_weights else 0.0 for x in layers]
         self._bits: Array = np.array([b if b < OFF_BITS else 0.0 for b in given])
         self._rows = np.array([i for i, x in enumerate(layers) if x.name in decided], dtype=np.intp)
@@ -217,11 +233,6 @@ def _one_each(fixed: Array, rows: Index, columns: Index, n_decisions: int) -> Af
 
 def _largest_quantized(decision: Decision) -> float:
     """The largest number of bits on the grid that is not "off", 0 if there is none."""
-    if decision.choices[0] < 1.0 or decision.choices[-1] > OFF_BITS:
-        raise ValueError(
-            f"Expected bits from 1 to {OFF_BITS} ({OFF_BITS} means float32) for {decision.key}, "
-            f"got the choices {decision.choices}."
-        )
     return max((choice for choice in decision.choices if choice < OFF_BITS), default=0.0)
 
 

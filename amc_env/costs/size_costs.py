@@ -8,12 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, checked_folding, largest, whole, with_weights
-from amc_env.costs.layer_terms import Buckets, LayerBits, LayerDensities, LayerWeights, WidthMatrix
+from amc_env.costs.layer_terms import (
+    Buckets,
+    LayerBits,
+    LayerDensities,
+    LayerWeights,
+    WidthMatrix,
+    columns,
+)
 from amc_env.costs.products import Block, ProductForm
 from amc_env.costs.sparse_form import SparseForm
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision
 
 BYTES_PER_FLOAT = 4
 _BITS_PER_BYTE = 8
@@ -96,7 +104,7 @@ class FloatBytesCost(CostModel):
         self._channels = WidthMatrix([x.width for x in extras], graph, decisions)
         self._per_channel: Array = np.array([x.n_buffers for x in extras], dtype=np.float64)
         self._other = graph.other_buffer_bytes
-        self._densities = [i for i, d in enumerate(decisions) if d.kind is DecisionKind.DENSITY]
+        self._densities = [*columns(decisions, Quantity.DENSITY).values()]
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.array(values, dtype=np.float64)
@@ -147,11 +155,10 @@ class BytesCost(CostModel):
         self._float = FloatBytesCost(graph, decisions)
         form = storage if storage is not None else StorageFormat()
         layers = with_weights(graph)
-        self._bits = LayerBits(layers, graph, decisions, DecisionKind.WEIGHT_BITS, form.weight_bits)
+        self._bits = LayerBits(layers, graph, decisions, Quantity.WEIGHT_BITS, form.weight_bits)
         densities = LayerDensities(layers, graph, decisions, form.densities)
         self._densities = densities
-        decided = {d.target for d in decisions if d.kind is DecisionKind.DENSITY}
-        fixed = {x.name for x in layers} - decided
+        fixed = {x.name for x in layers} - columns(decisions, Quantity.DENSITY).keys()
         self._sparse = None if densities.is_dense else SparseForm(layers, form, fixed)
         self._is_float = storage is None and self._bits.is_float and self._sparse is None
         folded = checked_folding(graph, storage)

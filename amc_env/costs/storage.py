@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from amc_env.kinds import OFF_BITS as OFF_BITS
 from amc_env.validation.checks import check_known, checked
 
 FLOAT_BITS = 32
 """Bits of a number that is not quantized."""
-
-OFF_BITS = 16
-"""The choice of bits that means "not quantized"; costs count ``FLOAT_BITS`` for it."""
 
 LEGAL_BITS = (2, 3, 4, 5, 6, 7, 8, OFF_BITS)
 """What weights or inputs of a layer may have; the last one leaves them in float32."""

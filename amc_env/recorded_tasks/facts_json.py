@@ -13,7 +13,8 @@ from typing import Any
 from amc_env.costs.storage import StorageFormat
 from amc_env.errors import CompressionError
 from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import kind_named
+from amc_env.plan import Decision
 
 FORMAT = "compression-task"
 VERSION = 1
@@ -33,7 +34,7 @@ def task_to_json(
         "format": FORMAT,
         "version": VERSION,
         "graph": _graph_row(graph),
-        "decisions": [asdict(d) | {"kind": d.kind.value} for d in decisions],
+        "decisions": [_decision_row(d) for d in decisions],
         "storage": None if storage is None else _storage_row(storage),
     }
 
@@ -96,8 +97,14 @@ def _storage(row: Mapping[str, Any]) -> StorageFormat:
     return StorageFormat(**{**row, "value_bits": value_bits})
 
 
+def _decision_row(decision: Decision) -> dict[str, Any]:
+    return {f.name: getattr(decision, f.name) for f in fields(decision)} | {
+        "kind": decision.kind.name
+    }
+
+
 def _decision(row: Mapping[str, Any]) -> Decision:
-    return Decision(**{**row, "kind": DecisionKind(row["kind"]), "choices": tuple(row["choices"])})
+    return Decision(**{**row, "kind": kind_named(row["kind"]), "choices": tuple(row["choices"])})
 
 
 def _graph_row(graph: LayerGraph) -> dict[str, Any]:

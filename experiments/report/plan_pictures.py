@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from amc_compress.config.run_config import RunConfig
 from amc_compress.report.charts import LayerRows
 from amc_compress.runs.folder import RunFolder
-from amc_env import DecisionKind
+from amc_env import KINDS, CompressionPlan, DecisionKind
 
 
 def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
     """Returns the pictures of a plan, each with a note."""
     results = folder.results("evaluate")
     sizes: dict[str, int] = results["group_sizes"]
-    suffix = f":{DecisionKind.KEEP_RATIO.value}"
-    kept = {k.removesuffix(suffix): r for k, r in folder.read_plan().items() if k.endswith(suffix)}
+    plan = folder.read_plan()
+    kept = values_of(plan, DecisionKind.KEEP_RATIO)
     channels = [(name, round(ratio * sizes[name]), sizes[name]) for name, ratio in kept.items()]
     weights = [(name, *counts) for name, counts in results.get("densities", {}).items()]
     bits = [(name, b["weights"], b["activations"]) for name, b in results.get("bits", {}).items()]
@@ -31,8 +33,36 @@ def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
             LayerRows("bits", bits, "bits of weights and activations per layer"),
             _bit_note(folder.config),
         ),
+        *pictures_of_kinds(plan),
     )
     return [(picture, note) for picture, note in pictures if picture.rows]
+
+
+def pictures_of_kinds(plan: CompressionPlan) -> list[tuple[LayerRows, str]]:
+    """Returns the pictures of the kinds that have a caption of their own, with it as their note.
+
+    A row is as long as the value, of the largest that the kind has, or that the plan has if there
+    is no largest one.
+    """
+    pictures = []
+    for kind in KINDS.values():
+        values = values_of(plan, kind) if kind.caption else {}
+        top = kind.range[1]
+        top = max(values.values(), default=0.0) if top == math.inf else top
+        rows = [(name, _short(value), _short(top)) for name, value in values.items()]
+        unit = kind.name.replace("_", " ")
+        pictures.append((LayerRows("kept", rows, f"{unit} per layer", unit), kind.caption))
+    return pictures
+
+
+def _short(number: float) -> float:
+    return round(number) if number == round(number) else round(number, 4)
+
+
+def values_of(plan: CompressionPlan, kind: DecisionKind) -> dict[str, float]:
+    """Returns target -> value of the decisions of one kind."""
+    suffix = f":{kind.name}"
+    return {key.removesuffix(suffix): v for key, v in plan.items() if key.endswith(suffix)}
 
 
 def _bit_note(config: RunConfig) -> str:

@@ -38,7 +38,8 @@ from amc_env.costs.latency import load_cost_models
 from amc_env.costs.own_costs import own_costs
 from amc_env.costs.storage import StorageFormat
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision, DecisionKind
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision
 from amc_env.scores.compressible import Compressible
 from amc_env.validation.sentences import first_line
 
@@ -268,7 +269,7 @@ def _known_bounds(budget: Budget, problem: Problem) -> Budget:
     The bytes of sparse layers are estimates until entropy coding has been measured; what the
     learner can meet must not be rejected here, and what it cannot, it rejects itself.
     """
-    if not any(d.kind is DecisionKind.DENSITY for d in problem.decisions):
+    if not any(d.kind.quantity is Quantity.DENSITY for d in problem.decisions):
         return budget
     units = {name: cost.unit for name, cost in problem.costs.items()}
     bounds = dict(budget.resolved(problem.original(), units).bounds)

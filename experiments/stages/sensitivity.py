@@ -141,7 +141,7 @@ def _wanted(env: CompressionEnv, points: int) -> list[tuple[_Key, CompressionPla
         for k in spread(len(decision.choices) - 1, points):
             value = decision.choices[k]
             values = [*largest[:i], value, *largest[i + 1 :]]
-            key = (decision.target, decision.kind.value, value)
+            key = (decision.target, decision.kind.name, value)
             wanted.append((key, CompressionPlan.from_values(env.decisions, values)))
     return wanted
 

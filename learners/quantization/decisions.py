@@ -125,7 +125,7 @@ def bit_choice(
         (DecisionKind.WEIGHT_BITS, weight_bits),
         (DecisionKind.ACTIVATION_BITS, activation_bits),
     ):
-        choices = check_bits(kind.value, bits)
+        choices = check_bits(kind.name, bits)
         decided = not isinstance(bits, int)
         off = choices == (OFF_BITS,)
         fixed[kind] = {}

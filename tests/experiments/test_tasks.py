@@ -83,11 +83,11 @@ def test_options_of_bits_are_plain_values_and_arrive():
         n_validation=64,
     )
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json())).unwrapped
-    kinds = {d.kind.value: d.choices for d in again.decisions}
+    kinds = {d.kind.name: d.choices for d in again.decisions}
     assert kinds["weight_bits"] == (3.0, 8.0)
     assert kinds["activation_bits"] == (4.0, 8.0)
     assert all(d.choices[0] >= 0.5 for d in again.decisions)
-    layers = {d.target for d in again.decisions if d.kind.value == "weight_bits"}
+    layers = {d.target for d in again.decisions if d.kind.name == "weight_bits"}
     assert layers == {layer.name for layer in again.graph.layers}
     assert str(again.budget) == str(env.unwrapped.budget)
 

@@ -13,7 +13,6 @@ from amc_env.budgets.feasible import FeasibleSet
 from amc_env.observation import (
     Observation,
     _static_rows,
-    _touched_layers,
     features_for,
     scaled,
 )
@@ -98,7 +97,8 @@ class SlowEncoder:
             for d, v in zip(self.decisions, values, strict=False)
             if d.kind is DecisionKind.KEEP_RATIO
         }
-        for layer in _touched_layers(self.graph, self.decisions[len(values)])[:1]:
+        decision = self.decisions[len(values)]
+        for layer in decision.kind.touched(self.graph, decision.target)[:1]:
             widths = (layer.in_width, layer.out_width)
             return [width.at(kept) / width.at(full) for width in widths]
         return [1.0, 1.0]

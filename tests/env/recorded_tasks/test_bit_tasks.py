@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from amc_env import Budget, CompressionEnv, CompressionPlan
 from amc_env.costs.costs import make_cost
+from amc_env.kinds import USUAL_KINDS
 from amc_env.observation import BIT_FEATURES, FEATURES, features_for
 from amc_env.plan import Decision, DecisionKind
 from amc_env.recorded_tasks.synthetic import SyntheticBitsLearner, SyntheticLearner
@@ -68,8 +69,8 @@ def test_features_say_the_kind_and_what_is_decided_for_the_layer():
     values = {info["decision"]: info["value"] for _, info in steps[1:]}
     for decision, (observation, _) in zip(env.decisions, steps[:-1], strict=True):
         assert 0.0 <= observation.min() <= observation.max() <= 1.0
-        kinds = [observation[INDEX[f"is_{kind.value}"]] for kind in DecisionKind]
-        assert kinds == [float(kind is decision.kind) for kind in DecisionKind]
+        kinds = [observation[INDEX[f"is_{kind.name}"]] for kind in USUAL_KINDS]
+        assert kinds == [float(kind is decision.kind) for kind in USUAL_KINDS]
     observed = {d.key: o for d, (o, _) in zip(env.decisions, steps[:-1], strict=True)}
     last = observed["conv2:activation_bits"]
     assert last[INDEX["kept_outputs"]] == pytest.approx(values["conv2:keep_ratio"])
@@ -130,7 +131,7 @@ def test_tables_print_bits_and_no_kept_channels_for_them():
     lines = plan_table(env.graph, env.decisions, table, env.costs).splitlines()
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[1 : env.n_decisions + 1]}
     for decision, value in zip(env.decisions, table, strict=True):
-        shown = rows[decision.target, decision.kind.value]
+        shown = rows[decision.target, decision.kind.name]
         if decision.kind is DecisionKind.KEEP_RATIO:
             assert shown[1] == f"{decision.units(value)}/{decision.size}"
         else:

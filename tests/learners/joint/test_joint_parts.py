@@ -21,6 +21,7 @@ from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.testing.networks import EXAMPLE, NETWORKS, make_data, make_model
 from amc_env import Budget, CompressionEnv, CompressionPlan, Decision, DecisionKind
 from amc_env.errors import InputDataError, PlanMismatchError
+from amc_env.kinds import USUAL_KINDS
 from amc_env.observation import FEATURES
 
 
@@ -113,7 +114,7 @@ def test_the_observation_says_of_which_kind_each_decision_is():
     names = [name for name, _ in FEATURES]
     observation, _ = env.reset()
     for decision in learner.decisions:
-        shown = [k for k in DecisionKind if observation[names.index(f"is_{k.value}")] == 1.0]
+        shown = [k for k in USUAL_KINDS if observation[names.index(f"is_{k.name}")] == 1.0]
         assert shown == [decision.kind]
         observation = env.step(np.array([0.5], dtype=np.float32))[0]
 
