@@ -22,10 +22,16 @@ from amc_env.errors import (
     TrainingDivergedError,
     UntraceableModelError,
 )
-from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.graph import Branch, ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
 from amc_env.kinds import KINDS, Bar, DecisionKind, Panel, Quantity, register_kind, resolve_kind
 from amc_env.one_shot import OneShotEnv
-from amc_env.plan import CompressionPlan, Decision, keep_ratio_decision
+from amc_env.plan import (
+    CompressionPlan,
+    Decision,
+    depth_decision,
+    keep_ratio_decision,
+    with_depth,
+)
 from amc_env.recorded_tasks.recorded import RecordedLearner
 from amc_env.recorded_tasks.registration import TASKS, register_tasks
 from amc_env.reward import REWARDS, Result, RewardFunction
@@ -56,6 +62,8 @@ __all__ = [
     "Evaluations",
     "Outcome",
     "keep_ratio_decision",
+    "depth_decision",
+    "with_depth",
     "COSTS",
     "CostModel",
     "make_cost",
@@ -65,6 +73,7 @@ __all__ = [
     "REWARDS",
     "Result",
     "RewardFunction",
+    "Branch",
     "ChannelGroup",
     "ChannelParameters",
     "LayerGraph",

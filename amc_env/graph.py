@@ -145,6 +145,33 @@ class ChannelParameters:
 
 @checked
 @dataclass(frozen=True)
+class Branch:
+    """What is added to the tensor that it reads, ``x + f(x)``, and may be left out: then x remains.
+
+    A residual block, or the attention or the MLP half of a transformer's block. What belongs to
+    several branches, one within the other, is there only if all of them are.
+
+    Args:
+        name: Its own, say that of its module.
+        layers: Names of all layers, and other operations that multiply, in ``f``.
+        channel_parameters: Names of the per-channel parameters in ``f``.
+        groups: Names of the groups whose channels are in ``f`` alone.
+        other_parameters: Learned numbers in ``f`` that are among the graph's
+            ``other_parameters``, without those of branches within it.
+        other_buffer_bytes: Bytes in ``f`` that are among the graph's ``other_buffer_bytes``,
+            likewise.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    channel_parameters: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    other_parameters: int = 0
+    other_buffer_bytes: int = 0
+
+
+@checked
+@dataclass(frozen=True)
 class LayerGraph:
     """A network as a list of layers and channel groups, both in network order.
 
@@ -158,6 +185,7 @@ class LayerGraph:
         notes: Sentences on what the facts above do not cover.
         computed: Layers that multiply with something computed from their weight, as weight
             standardisation does: what is written there is not what they use.
+        branches: What may be left out, in network order, an outer branch before those within it.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -168,6 +196,7 @@ class LayerGraph:
     frozen: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     def full(self) -> dict[str, float]:
         """Returns ``group name -> size``: the uncompressed network."""
@@ -222,3 +251,14 @@ class LayerGraph:
             if layer.name == name:
                 return layer
         raise KeyError(f"No layer named {name!r}; layers: {[x.name for x in self.layers]}")
+
+    def branch(self, name: str) -> Branch:
+        """Returns the branch of that name.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        for branch in self.branches:
+            if branch.name == name:
+                return branch
+        raise KeyError(f"No branch named {name!r}; branches: {[x.name for x in self.branches]}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from amc_env.errors import ArgumentError, PlanMismatchError
+from amc_env.graph import LayerGraph
 from amc_env.kinds import DecisionKind as DecisionKind
 from amc_env.kinds import kind_named, registered
 from amc_env.validation.checks import checked, shown
@@ -103,6 +104,50 @@ def keep_ratio_decision(
     if not kept or kept[-1] != size:
         kept.append(size)
     return Decision(group, DecisionKind.KEEP_RATIO, tuple(k / size for k in kept), size)
+
+
+@checked
+def depth_decision(graph: LayerGraph, branch: str) -> Decision:
+    """Builds the decision whether a branch is there: 1, or 0 to leave it out.
+
+    Args:
+        graph: The network.
+        branch: Name of one of its branches.
+
+    Raises:
+        KeyError: If there is no such branch.
+    """
+    names, full = set(graph.branch(branch).layers), graph.full()
+    weights = sum(x.weights(full) for x in graph.layers if x.name in names)
+    return Decision(branch, DecisionKind.DEPTH, (0.0, 1.0), max(1, round(weights)))
+
+
+@checked
+def with_depth(graph: LayerGraph, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Returns decisions with those about all branches of a network among them.
+
+    A branch is decided before what is within it, so that what is decided about a branch that is
+    left out, which then changes nothing, is observed to be of no account. It is decided all the
+    same: every episode has the same decisions, and every plan the same keys.
+
+    Args:
+        graph: The network.
+        decisions: Other decisions, in network order.
+    """
+    place = {layer.name: i for i, layer in enumerate(graph.layers)}
+    end = len(graph.layers)
+
+    def first(decision: Decision) -> int:
+        touched = decision.kind.touched(graph, decision.target)
+        return min((place[layer.name] for layer in touched[:1]), default=end)
+
+    found, left = [], list(decisions)
+    for branch in graph.branches:
+        start = min((place[name] for name in branch.layers), default=end)
+        while left and first(left[0]) < start:
+            found.append(left.pop(0))
+        found.append(depth_decision(graph, branch.name))
+    return (*found, *left)
 
 
 class CompressionPlan(Mapping[str, float]):

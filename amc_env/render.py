@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc_env.costs.costs import COSTS, CostModel, make_cost, original_cost
+from amc_env.costs.costs import CostModel, costs_for, make_cost, original_cost
 from amc_env.costs.layer_terms import columns
+from amc_env.costs.presence import of_layers
 from amc_env.graph import LayerGraph
 from amc_env.kinds import Panel, Quantity
 from amc_env.plan import Decision
@@ -34,18 +35,19 @@ def layer_widths(
     graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float]
 ) -> list[tuple[str, int, int, float, float]]:
     """Returns per layer ``(name, original width, width, original MACs, MACs)``."""
-    full = graph.full()
-    kept = full | kept_units(decisions, _padded(decisions, values))
+    full, padded = graph.full(), _padded(decisions, values)
+    kept = full | kept_units(decisions, padded)
+    layers = [layer for layer in graph.layers if layer.has_weights]
+    present = of_layers(layers, graph, decisions).at(np.array(padded))
     return [
         (
             layer.name,
             round(layer.out_width.at(full)),
-            round(layer.out_width.at(kept)),
+            round(layer.out_width.at(kept) * is_there),
             layer.macs(full),
-            layer.macs(kept),
+            layer.macs(kept) * is_there,
         )
-        for layer in graph.layers
-        if layer.has_weights
+        for layer, is_there in zip(layers, present.tolist(), strict=True)
     ]
 
 
@@ -104,9 +106,11 @@ def _shown_costs(
     wanted = {*_SHOWN_COSTS, *(name for d in decisions for name in d.kind.costs)}
     given = dict(costs or {})
     shown = {
-        n: given[n] if n in given else make_cost(n, graph, decisions) for n in COSTS if n in wanted
+        n: given[n] if n in given else make_cost(n, graph, decisions)
+        for n in costs_for(decisions)
+        if n in wanted
     }
-    return shown | {n: c for n, c in given.items() if n not in COSTS}
+    return shown | {n: c for n, c in given.items() if n not in costs_for(decisions)}
 
 
 def _number(cost: float) -> str:

@@ -200,6 +200,25 @@ class Budget:
             bounds[name] = (lower, upper)
         return Budget(**bounds)
 
+    def above(self, floors: Mapping[str, float]) -> Budget:
+        """Returns the budget with further lower bounds.
+
+        Args:
+            floors: Cost name -> smallest ratio.
+
+        Raises:
+            InfeasibleBudgetError: If an upper bound is below one of them.
+        """
+        bounds = dict(self.bounds)
+        for name, floor in floors.items():
+            lower, upper = bounds.get(name, (0.0, 1.0))
+            if upper < floor:
+                raise InfeasibleBudgetError(
+                    f"No plan meets {self}: every plan has at least {floor:.4g} of {name}."
+                )
+            bounds[name] = (max(lower, floor), upper)
+        return Budget(**bounds) if floors else self
+
     def __repr__(self) -> str:
         """Returns the expression that builds this budget."""
         inner = []

@@ -37,7 +37,7 @@ class FeasibleSet:
         sums: The costs of product form, if they are known already.
 
     Attributes:
-        budget: The bounds as shares alone.
+        budget: The bounds as shares alone, and those that costs have by themselves.
 
     Raises:
         InfeasibleBudgetError: If no plan on the grid meets the budget; the message names the
@@ -58,11 +58,13 @@ class FeasibleSet:
         self._decisions = tuple(decisions)
         self._lowest = np.array([d.choices[0] for d in decisions])
         self._highest = np.array([d.choices[-1] for d in decisions])
-        self._costs = entered({name: costs[name] for name in budget.names}, self._decisions)
+        floors = {n: f for n, c in costs.items() if (f := getattr(c, "floor", 0.0)) > 0.0}
+        names = dict.fromkeys([*budget.names, *floors])
+        self._costs = entered({name: costs[name] for name in names}, self._decisions)
         self._original = original_costs(self._costs, self._decisions)
         units = {name: cost.unit for name, cost in self._costs.items()}
         self._asked = budget
-        self.budget = budget = budget.resolved(self._original, units)
+        self.budget = budget = budget.resolved(self._original, units).above(floors)
         # Costs that fall somewhere; every other one is trusted to be monotone.
         self._falling = {
             n: c for n, c in self._costs.items() if isinstance(c, EnteredCost) and c.dip
@@ -135,6 +137,7 @@ class FeasibleSet:
                 f"No plan that meets {asked} was found within the limit of the search, "
                 f"which does not prove that there is none"
             )
+        unmet += "".join(f" {c.floor_reason}" for c in self._costs.values() if c.floor_reason)
         dips = "".join(f" ({c.dip}.)" for c in self._falling.values())
         return f"{found}; reachable on this grid: {ranges}.{unmet}{dips} " + (
             self._explain_fixed()

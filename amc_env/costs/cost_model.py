@@ -24,10 +24,14 @@ class CostModel(ABC):
         name: In budgets.
         unit: Of the number: ``""`` for counts, ``"B"`` for bytes, ``"ms"``, ``"mJ"`` and so on;
             absolute limits of a budget (``latency<=2ms``) are converted to it.
+        floor: The smallest ratio to the original that any plan may have, whatever the budget.
+        floor_reason: What that is for, as a sentence.
     """
 
     name: str
     unit: str = ""
+    floor: float = 0.0
+    floor_reason: str = ""
 
     @abstractmethod
     def __call__(self, values: Sequence[float] | Array) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, original_cost, whole, with_weights
 from amc_env.costs.layer_terms import LayerBits, LayerDensities, LayerWeights, WidthMatrix
+from amc_env.costs.presence import of_branches, of_layers
 from amc_env.costs.products import Block, ProductForm
 from amc_env.costs.size_costs import BytesCost, FloatBytesCost, ParamsCost
 from amc_env.costs.storage import FLOAT_BITS, StorageFormat
@@ -20,17 +21,21 @@ from amc_env.graph import LayerGraph
 from amc_env.kinds import Quantity
 from amc_env.plan import Decision
 from amc_env.validation.checks import check_known, checked
+from amc_env.validation.sentences import some
 
 __all__ = [
     "COSTS",
+    "FURTHER_COSTS",
     "BopsCost",
     "BytesCost",
     "CostModel",
     "DensityCost",
+    "DepthCost",
     "FloatBytesCost",
     "MacsCost",
     "MeanBitsCost",
     "ParamsCost",
+    "costs_for",
     "make_cost",
     "original_cost",
 ]
@@ -49,18 +54,22 @@ class MacsCost(CostModel):
         self._factor: Array = np.array([x.positions * math.prod(x.kernel) for x in layers], float)
         self._inputs = WidthMatrix([x.in_width for x in layers], graph, decisions)
         self._outputs = WidthMatrix([x.out_width for x in layers], graph, decisions)
+        self._present = of_layers(layers, graph, decisions)
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        return whole(float(self._factor @ (self._inputs.at(v) * self._outputs.at(v))))
+        products = self._present.of(self._inputs.at(v) * self._outputs.at(v), v)
+        return whole(float(self._factor @ products))
 
     def per_layer(self, values: Array) -> Array:
         """Returns the multiply-adds of each layer, shape ``(n_layers,)``."""
-        return self._factor * self._inputs.at(values) * self._outputs.at(values)
+        products = self._factor * self._inputs.at(values) * self._outputs.at(values)
+        return self._present.of(products, values)
 
     def block(self) -> Block:
         """Returns the multiply-adds as products of widths."""
-        return Block(self._factor, (self._inputs.affine(), self._outputs.affine()))
+        widths = (self._inputs.affine(), self._outputs.affine())
+        return Block(self._factor, (*widths, *self._present.factors()))
 
     def products(self) -> ProductForm:
         """Returns the sum over layers of positions, kernel, inputs and outputs."""
@@ -120,7 +129,7 @@ class MeanBitsCost(CostModel):
     """Bits per weight, averaged over the weights of the original network.
 
     "Equivalent to k bits". Cut channels keep their share in the average, so that the number speaks
-    of bits alone.
+    of bits alone; those of a branch that is left out have none.
 
     Args:
         graph: The network.
@@ -144,17 +153,20 @@ class MeanBitsCost(CostModel):
         self._bits = LayerBits(layers, graph, decisions, Quantity.WEIGHT_BITS, form.weight_bits)
         self._weights: Array = np.array([x.weights(full) for x in layers], dtype=np.float64)
         self._total = max(float(self._weights.sum()), 1.0)
+        self._present = of_layers(layers, graph, decisions)
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        return whole(float(self._weights @ self._bits.effective(v))) / self._total
+        bits = self._present.of(self._bits.effective(v), v)
+        return whole(float(self._weights @ bits)) / self._total
 
     def products(self) -> ProductForm | None:
         """Returns the weighted sum of bits; none where a plan may leave layers in float32."""
         bits = self._bits.affine()
         if bits is None:
             return None
-        return ProductForm((Block(self._weights, (bits,)),), divisor=self._total)
+        block = Block(self._weights, (bits, *self._present.factors()))
+        return ProductForm((block,), divisor=self._total)
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 32."""
@@ -164,8 +176,8 @@ class MeanBitsCost(CostModel):
 class DensityCost(CostModel):
     """Share of the original network's weights that are there and not zero, without tables.
 
-    Channels that are cut take their weights along: a layer with half of its input channels and a
-    density of a half has a quarter of its weights.
+    Channels that are cut take their weights along, and so do branches that are left out: a layer
+    with half of its input channels and a density of a half has a quarter of its weights.
 
     Args:
         graph: The network.
@@ -190,18 +202,61 @@ class DensityCost(CostModel):
         self._weights = LayerWeights(layers, graph, decisions)
         self._densities = LayerDensities(layers, graph, decisions, form.densities)
         self._total = max(float(sum(x.weights(full) for x in layers)), 1.0)
+        self._present = of_layers(layers, graph, decisions)
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         v = np.asarray(values, dtype=np.float64)
-        kept = float(self._weights.at(v)[1] @ self._densities.at(v))
+        kept = float(self._present.of(self._weights.at(v)[1], v) @ self._densities.at(v))
         parts = self._densities.parts
         return whole(kept * parts) / (parts * self._total)  # one division, one rounding
 
     def products(self) -> ProductForm:
         """Returns the sum of weights times densities."""
         weights, parts = self._weights.block(), self._densities.parts
-        block = Block(weights.weights, (*weights.factors, self._densities.affine()))
+        factors = (*weights.factors, self._densities.affine(), *self._present.factors())
+        block = Block(weights.weights, factors)
         return ProductForm((block,), parts=parts, divisor=parts * self._total)
+
+    def original(self, decisions: Sequence[Decision]) -> float:
+        """Returns 1."""
+        return 1.0
+
+
+class DepthCost(CostModel):
+    """Share of the original network's branches that are there.
+
+    A branch within one that is left out is not. One of them has to stay: a network without any is
+    a stem and a head.
+
+    Args:
+        graph: The network.
+        decisions: All decisions in order; a branch that none is about is there.
+
+    Raises:
+        ValueError: If the network has no branches, or a decision is about another one.
+    """
+
+    name = "depth"
+
+    def __init__(self, graph: LayerGraph, decisions: Sequence[Decision]) -> None:
+        if not graph.branches:
+            raise ValueError(
+                "Expected a network with branches for the cost depth, got one without."
+            )
+        self._present = of_branches(graph, decisions)
+        self._ones: Array = np.ones(len(graph.branches))
+        self.floor = 1.0 / len(self._ones)
+        names = some([x.name for x in graph.branches])
+        self.floor_reason = f"One of the branches has to stay: {names}."
+
+    def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
+        v = np.asarray(values, dtype=np.float64)
+        return whole(float(self._present.of(self._ones, v).sum())) / len(self._ones)
+
+    def products(self) -> ProductForm:
+        """Returns the sum over branches."""
+        block = Block(self._ones, self._present.factors())
+        return ProductForm((block,), divisor=float(len(self._ones)))
 
     def original(self, decisions: Sequence[Decision]) -> float:
         """Returns 1."""
@@ -216,6 +271,18 @@ COSTS: dict[str, Callable[[LayerGraph, Sequence[Decision], StorageFormat | None]
     "mean_bits": MeanBitsCost,
     "density": DensityCost,
 }
+"""Costs that every task has."""
+
+FURTHER_COSTS: dict[
+    str, Callable[[LayerGraph, Sequence[Decision], StorageFormat | None], CostModel]
+] = {"depth": lambda graph, decisions, _: DepthCost(graph, decisions)}
+"""Costs of the tasks that decide something of a kind that names them."""
+
+
+def costs_for(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    """Returns the names of the costs that a task with these decisions has."""
+    named = {name for d in decisions for name in d.kind.costs}
+    return (*COSTS, *(name for name in FURTHER_COSTS if name in named))
 
 
 @checked
@@ -228,7 +295,7 @@ def make_cost(
     """Builds the cost model of that name.
 
     Args:
-        name: One of ``COSTS``.
+        name: One of ``COSTS`` or ``FURTHER_COSTS``.
         graph: The network.
         decisions: All decisions in order.
         storage: How quantized layers are stored, for the costs that depend on it.
@@ -236,5 +303,6 @@ def make_cost(
     Raises:
         ValueError: If the name is unknown.
     """
-    check_known("cost", name, sorted(COSTS))
-    return COSTS[name](graph, decisions, storage)
+    known = COSTS | FURTHER_COSTS
+    check_known("cost", name, sorted(known))
+    return known[name](graph, decisions, storage)

@@ -42,6 +42,8 @@ class EnteredCost(CostModel):
             )
         self.name = name
         self.unit = str(getattr(model, "unit", ""))
+        self.floor = float(getattr(model, "floor", 0.0))
+        self.floor_reason = str(getattr(model, "floor_reason", ""))
         self.model = model
         self._decisions = tuple(decisions)
 

@@ -23,6 +23,7 @@ from amc_env.costs.cost_table import (
 )
 from amc_env.costs.costs import CostModel
 from amc_env.costs.layer_terms import WidthMatrix, check_names, columns
+from amc_env.costs.presence import of_layers
 from amc_env.costs.storage import FLOAT_BITS, OFF_BITS, StorageFormat
 from amc_env.graph import LayerGraph, LayerSpec, Width
 from amc_env.kinds import Quantity
@@ -77,15 +78,17 @@ class TableCost(CostModel):
         self._activations = _Bits(
             graph, decisions, Quantity.ACTIVATION_BITS, storage.activation_bits, table, 1
         )
+        self._present = of_layers(layers, graph, decisions)
         self._measured, self._budgeted = self._surfaces(layers, graph, decisions)
         self._constant = table.constant
         full = graph.full()
-        self._original = self._constant + self._measured.sum(
+        whole = self._measured.at(
             np.array([x.in_width.at(full) for x in layers]),
             np.array([x.out_width.at(full) for x in layers]),
             np.full(len(layers), len(self._weights.levels) - 1),
             np.full(len(layers), len(self._activations.levels) - 1),
         )
+        self._original = self._constant + float(np.sum(whole))
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         return self._read(self._budgeted, values)
@@ -100,12 +103,13 @@ class TableCost(CostModel):
 
     def _read(self, surface: _Surface, values: Sequence[float] | Array) -> float:
         v = np.asarray(values, dtype=np.float64)
-        return self._constant + surface.sum(
+        layers = surface.at(
             self._in_width.at(v),
             self._out_width.at(v),
             self._weights.at(v),
             self._activations.at(v),
         )
+        return self._constant + float(np.sum(self._present.of(layers, v)))
 
     def _surfaces(
         self, layers: Sequence[LayerSpec], graph: LayerGraph, decisions: Sequence[Decision]
@@ -197,8 +201,8 @@ class _Surface:
         spare = ((0, self._inputs.points - n_in), (0, self._outputs.points - n_out))
         return np.pad(values, ((0, 0), (0, 0), *spare), mode="edge")
 
-    def sum(self, in_width: Array, out_width: Array, weight: Index, activation: Index) -> float:
-        """Returns the sum of all layers, each at its own widths and precision."""
+    def at(self, in_width: Array, out_width: Array, weight: Index, activation: Index) -> Array:
+        """Returns the numbers of all layers, each at its own widths and precision."""
         i, t = self._inputs.locate(in_width)
         j, u = self._outputs.locate(out_width)
         _, _, n_activations, n_in, n_out = self._shape
@@ -206,7 +210,8 @@ class _Surface:
         flat = self._flat
         low = flat[start] * (1 - u) + flat[start + 1] * u
         high = flat[start + n_out] * (1 - u) + flat[start + n_out + 1] * u
-        return float(np.sum(low * (1 - t) + high * t))
+        numbers: Array = low * (1 - t) + high * t
+        return numbers
 
 
 class _Axis:

@@ -9,6 +9,7 @@ import numpy as np
 
 from amc_env.costs.cost_model import Array, CostModel, whole, with_weights
 from amc_env.costs.layer_terms import LayerWeights, WidthMatrix
+from amc_env.costs.presence import of_channels, of_layers
 from amc_env.costs.products import Block, ProductForm
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
@@ -44,7 +45,8 @@ class OnnxBytesCost(CostModel):
 
     Args:
         graph: The network.
-        decisions: All decisions in order; only those that cut channels change the file.
+        decisions: All decisions in order; only those that cut channels or leave out branches
+            change the file.
         contents: Of the original's file.
     """
 
@@ -62,6 +64,8 @@ class OnnxBytesCost(CostModel):
         widths |= {x.name: x.width for x in graph.channel_parameters}
         names = [name for name in contents.vectors if name in widths]
         self._channels = WidthMatrix([widths[name] for name in names], graph, decisions)
+        self._present = of_layers(layers, graph, decisions)
+        self._present_channels = of_channels(names, graph, decisions)
         self._vectors: Array = np.array([contents.vectors[n] for n in names], dtype=np.float64)
         largest = np.array([d.choices[-1] for d in decisions], dtype=np.float64)
         self._structure = contents.file_bytes + contents.unseen_bytes - self._tensors(largest)
@@ -70,15 +74,22 @@ class OnnxBytesCost(CostModel):
         return whole(self._structure + self._tensors(np.asarray(values, dtype=np.float64)))
 
     def _tensors(self, values: Array) -> float:
-        numbers = self._held @ self._weights.at(values)[1]
-        return float(_BYTES_PER_FLOAT * (numbers + self._vectors @ self._channels.at(values)))
+        numbers = self._held @ self._present.of(self._weights.at(values)[1], values)
+        channels = self._present_channels.of(self._channels.at(values), values)
+        return float(_BYTES_PER_FLOAT * (numbers + self._vectors @ channels))
 
     def products(self) -> ProductForm:
         """Returns four bytes for each number that the file holds."""
         weights = self._weights.block()
         blocks = (
-            Block(_BYTES_PER_FLOAT * self._held * weights.weights, weights.factors),
-            Block(_BYTES_PER_FLOAT * self._vectors, (self._channels.affine(),)),
+            Block(
+                _BYTES_PER_FLOAT * self._held * weights.weights,
+                (*weights.factors, *self._present.factors()),
+            ),
+            Block(
+                _BYTES_PER_FLOAT * self._vectors,
+                (self._channels.affine(), *self._present_channels.factors()),
+            ),
         )
         return ProductForm(blocks, self._structure)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amc_env.costs.cost_model import CostFunction, CostModel
-from amc_env.costs.costs import COSTS, make_cost
+from amc_env.costs.costs import costs_for, make_cost
 from amc_env.costs.entered_cost import entered
 from amc_env.costs.storage import StorageFormat
 from amc_env.errors import InputDataError
@@ -17,7 +17,7 @@ from amc_env.validation.references import resolve
 
 
 def all_costs(learner: Any, own: Mapping[str, CostFunction | str]) -> dict[str, CostModel]:
-    """Returns the costs of :data:`~amc_env.costs.costs.COSTS`, the learner's, and the user's.
+    """Returns the costs of :func:`~amc_env.costs.costs.costs_for`, the learner's, and the user's.
 
     Args:
         learner: Has ``graph``, ``decisions``, perhaps ``cost_models`` and ``storage``.
@@ -26,7 +26,7 @@ def all_costs(learner: Any, own: Mapping[str, CostFunction | str]) -> dict[str, 
     graph, decisions = learner.graph, tuple(learner.decisions)
     built = own_costs(own, graph, decisions, getattr(learner, "storage", None))
     return {
-        **{name: make_cost(name, graph, decisions) for name in COSTS},
+        **{name: make_cost(name, graph, decisions) for name in costs_for(decisions)},
         **entered(getattr(learner, "cost_models", {}), decisions),
         **entered(built, decisions),
     }

@@ -1,5 +1,6 @@
 """Kinds of decisions: what one scalar of a plan means."""
 
+from amc_env.kinds.depth import DEPTH
 from amc_env.kinds.kind import (
     KINDS,
     OFF_BITS,
@@ -15,6 +16,7 @@ from amc_env.kinds.kind import (
 from amc_env.kinds.usual import USUAL_KINDS
 
 __all__ = [
+    "DEPTH",
     "KINDS",
     "OFF_BITS",
     "USUAL_KINDS",

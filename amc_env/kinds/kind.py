@@ -36,6 +36,8 @@ class Quantity(StrEnum):
     """Bits of each weight of a layer."""
     ACTIVATION_BITS = "activation_bits"
     """Bits of each number that a layer reads."""
+    PRESENCE = "presence"
+    """Whether a branch is there: 1, or 0 for all in it."""
     NONE = "none"
     """Nothing that they count: it takes a cost of your own."""
 
@@ -48,6 +50,7 @@ _RANGES: dict[Quantity, tuple[float, float]] = {
     Quantity.DENSITY: (0.0, 1.0),
     Quantity.WEIGHT_BITS: (1.0, OFF_BITS),
     Quantity.ACTIVATION_BITS: (1.0, OFF_BITS),
+    Quantity.PRESENCE: (0.0, 1.0),
 }
 
 
@@ -111,6 +114,7 @@ class DecisionKind:
     DENSITY: ClassVar[DecisionKind]
     WEIGHT_BITS: ClassVar[DecisionKind]
     ACTIVATION_BITS: ClassVar[DecisionKind]
+    DEPTH: ClassVar[DecisionKind]
 
     name: str
     meaning: str

@@ -12,7 +12,7 @@ from typing import Any
 
 from amc_env.costs.storage import StorageFormat
 from amc_env.errors import CompressionError
-from amc_env.graph import ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.graph import Branch, ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
 from amc_env.kinds import kind_named
 from amc_env.plan import Decision
 
@@ -109,7 +109,11 @@ def _decision(row: Mapping[str, Any]) -> Decision:
 
 def _graph_row(graph: LayerGraph) -> dict[str, Any]:
     row = asdict(graph)
-    for name in ("notes", "computed"):  # without any, files are as they were before there were some
+    for name in (
+        "notes",
+        "computed",
+        "branches",
+    ):  # without any, files are as they were before there were some
         if not row[name]:
             del row[name]
     for group in row["groups"]:  # likewise where one unit is enough
@@ -126,7 +130,9 @@ def _graph(row: Mapping[str, Any]) -> LayerGraph:
     }
     lists = {name: tuple(read(x) for x in row[name]) for name, read in readers.items()}
     texts = {name: tuple(row.get(name, ())) for name in ("notes", "computed")}
-    return LayerGraph(**{**row, **lists, **texts})
+    parts = ("layers", "channel_parameters", "groups")
+    branches = tuple(Branch(**_with_tuples(x, *parts)) for x in row.get("branches", ()))
+    return LayerGraph(**{**row, **lists, **texts, "branches": branches})
 
 
 def _layer(row: Mapping[str, Any]) -> LayerSpec:

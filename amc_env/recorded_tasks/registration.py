@@ -32,6 +32,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/synthetic-bits-v0": (_SYNTHETIC, {"kind": "bits"}),
     "amc/synthetic-joint-v0": (_SYNTHETIC, {"kind": "joint"}),
     "amc/synthetic-density-v0": (_SYNTHETIC, {"kind": "density"}),
+    "amc/synthetic-depth-v0": (_SYNTHETIC, {"kind": "depth"}),
     "amc/digits-channels-v0": (_CHANNELS, {**_NARROW, "budget": "macs=0.3"}),
     "amc/digits-bits-v0": (_BITS, _DIGITS),
     "amc/digits-density-v0": (_DENSITY, _DIGITS),

@@ -20,13 +20,14 @@ from amc_env.budgets.budget import BudgetLike
 from amc_env.costs.costs import COSTS, CostModel, make_cost
 from amc_env.costs.storage import OFF_BITS, StorageFormat
 from amc_env.env import CompressionEnv
-from amc_env.graph import ChannelGroup, LayerGraph, LayerSpec, Width
-from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision
+from amc_env.graph import Branch, ChannelGroup, LayerGraph, LayerSpec, Width
+from amc_env.plan import CompressionPlan, Decision, DecisionKind, keep_ratio_decision, with_depth
 from amc_env.scores.metric import ACCURACY
 from amc_env.validation.checks import checked
 
 _IMAGE_SIDE = 32
 _KERNEL = 3
+_STREAM = 32
 _ORIGINAL_SCORE = 0.92
 
 
@@ -209,6 +210,67 @@ class SyntheticDensityLearner(SyntheticLearner):
         }
 
 
+@checked
+class SyntheticDepthLearner(SyntheticLearner):
+    """A chain of residual blocks of two convolutions: which are there, and how wide within.
+
+    ``accuracy = a0 * exp(-sum_i ((1 - p_i) u_i + p_i s_i (1 - r_i)^1.5))`` with log-normal ``u_i``
+    and ``s_i``: a block that is left out loses ``u_i``, whatever its width.
+
+    Args:
+        n_layers: Number of blocks, two decisions each.
+        seed: Draws widths and sensitivities.
+        round_to: Grid of the kept channels.
+    """
+
+    def __init__(self, n_layers: int = 12, seed: int = 0, round_to: int = 4) -> None:
+        super().__init__(n_layers, seed, round_to)
+        rng = np.random.default_rng((seed, 3))
+        widths = [group.size for group in self.graph.groups]
+        self.graph = _residual(widths)
+        ratios = [keep_ratio_decision(g.name, g.size, round_to) for g in self.graph.groups]
+        self.decisions = with_depth(self.graph, ratios)
+        self._block = 0.3 * np.exp(0.9 * rng.standard_normal(n_layers))
+
+    def evaluate(self, plan: CompressionPlan) -> float:
+        """Returns the accuracy of a complete plan by the class's formula."""
+        there, ratio = np.array(plan.values_for(self.decisions)).reshape(-1, 2).T
+        cutting = self._sensitivity * (1.0 - ratio) ** 1.5
+        damage = np.where(there > 0.0, cutting, self._block)
+        return _ORIGINAL_SCORE * float(np.exp(-damage.sum()))
+
+    def layer_errors(self) -> dict[str, np.ndarray]:
+        """Returns decision key -> what each choice adds to the exponent, all blocks there."""
+        curves: dict[str, np.ndarray] = {}
+        for i, (block, width) in enumerate(
+            zip(self.decisions[::2], self.decisions[1::2], strict=True)
+        ):
+            curves[block.key] = self._block[i] * (1.0 - np.array(block.choices))
+            curves[width.key] = self._sensitivity[i] * (1.0 - np.array(width.choices)) ** 1.5
+        return curves
+
+
+def _residual(widths: list[int]) -> LayerGraph:
+    """A stem -> blocks of two convolutions, each added to what it reads -> classifier."""
+    stream, side = Width(_STREAM), (_IMAGE_SIDE, _IMAGE_SIDE)
+
+    def conv(name: str, inputs: Width, outputs: Width) -> LayerSpec:
+        return LayerSpec(
+            name, "conv", inputs, outputs, (_KERNEL, _KERNEL), (1, 1), 1, _IMAGE_SIDE**2,
+            input_size=side,
+        )  # fmt: skip
+
+    layers, groups, branches = [conv("stem", Width(3), stream)], [], []
+    for i, size in enumerate(widths):
+        name, first, second = f"block{i}", f"block{i}.conv1", f"block{i}.conv2"
+        inner = Width(0, ((first, 1),))
+        layers += [conv(first, stream, inner), conv(second, inner, stream)]
+        groups.append(ChannelGroup(first, size, (first,), (second,)))
+        branches.append(Branch(name, (first, second), groups=(first,)))
+    layers.append(LayerSpec("classifier", "linear", stream, Width(10), has_bias=True))
+    return LayerGraph(tuple(layers), tuple(groups), branches=tuple(branches))
+
+
 def _chain(widths: list[int]) -> LayerGraph:
     """conv0 -> conv1 -> ... -> classifier, one channel group per convolution."""
     names = [f"conv{i}" for i in range(len(widths))]
@@ -235,6 +297,7 @@ _KINDS: Mapping[str, tuple[Callable[[int, int], SyntheticLearner], str]] = {
     "bits": (SyntheticBitsLearner, "mean_bits=4/32"),
     "joint": (partial(SyntheticBitsLearner, channels=True), "macs=0.5,bytes=0.1"),
     "density": (SyntheticDensityLearner, "density=0.1"),
+    "depth": (SyntheticDepthLearner, "macs=0.5"),
 }
 """What is decided -> learner and budget."""
 
@@ -248,7 +311,7 @@ def make_synthetic(
     reward: str = "accuracy",
     render_mode: str | None = None,
     cost_models: Mapping[str, str] | None = None,
-    kind: Literal["channels", "bits", "joint", "density"] = "channels",
+    kind: Literal["channels", "bits", "joint", "density", "depth"] = "channels",
 ) -> CompressionEnv:
     """Builds the environments behind ``amc/synthetic-v0``, ``amc/synthetic-bits-v0`` and so on."""
     learner, usual = _KINDS[kind]

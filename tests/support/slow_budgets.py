@@ -76,6 +76,9 @@ class SlowEncoder:
             row.append((upper - low) / max(high - low, 1e-12))
         if "density" in self.names:
             row.append(self._about_layer(values, DecisionKind.DENSITY))
+        if "depth" in self.names:
+            row.append(float(decision.kind is DecisionKind.DEPTH))
+            row.append(self._is_there(values))
         return np.clip(np.array(row), 0.0, 1.0).astype(np.float32)
 
     def terminal(self) -> Observation:
@@ -89,6 +92,17 @@ class SlowEncoder:
     def _about_layer(self, values, kind) -> float:
         target = self.decisions[len(values)].target
         return self._last(values, lambda d: d.kind is kind and d.target == target)
+
+    def _is_there(self, values) -> float:
+        decision = self.decisions[len(values)]
+        layers = decision.kind.touched(self.graph, decision.target)[:1]
+        out = {
+            d.target
+            for d, v in zip(self.decisions, values, strict=False)
+            if d.kind is DecisionKind.DEPTH and v == 0.0
+        }
+        around = {b.name for b in self.graph.branches for x in layers if x.name in b.layers}
+        return float(not out & around)
 
     def _widths(self, values) -> list[float]:
         full = self.graph.full()

@@ -27,6 +27,7 @@ from amc_env.recorded_tasks.recorded import FOLDER, files
 from amc_env.recorded_tasks.synthetic import (
     SyntheticBitsLearner,
     SyntheticDensityLearner,
+    SyntheticDepthLearner,
     SyntheticLearner,
 )
 from tests.support.slow_budgets import SlowEnv, SlowFeasibleSet
@@ -80,6 +81,8 @@ CASES = {
         "macs=0.6,params=0.6,bytes=0.12,bops=0.02,mean_bits=5/32,density=0.6",
         {},
     ),
+    "depth": (lambda: SyntheticDepthLearner(4, 1), "macs=0.4", {}),
+    "depth and bytes": (lambda: SyntheticDepthLearner(3, 2), "macs=0.4:0.6,bytes=0.7", {}),
     "density": (lambda: SyntheticDensityLearner(5, 1), "density=0.2", {}),
     "density in bytes": (lambda: SyntheticDensityLearner(5, 1), "bytes=0.4,params=0.5", {}),
     "entered": (lambda: SyntheticLearner(5, 1), "own=0.6", {"own": rising}),
