@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -16,6 +17,14 @@ import typer
 from amc_compress.commands import automl, compare, latency, record, runs, sensitivity, stages
 from amc_compress.commands.options import VerbCommand
 from amc_compress.config.values import check_size
+from amc_compress.interruptions import (
+    exit_code,
+    interrupted_by_signals,
+    interruption,
+    is_first,
+    is_launched,
+    is_spoken_for,
+)
 from amc_compress.user_code import (
     exit_call,
     explanation,
@@ -81,7 +90,7 @@ def _check_processes(verb: str) -> None:
         ValueError: If there are several.
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if started > 1 and verb not in _TRAINING:
+    if started > 1 and verb not in _TRAINING and not is_launched():
         raise ValueError(
             f"Expected {' or '.join(f'amc {name}' for name in _TRAINING)} in {started} processes, "
             f"got amc {verb}, which one carries out: start it without torchrun."
@@ -143,7 +152,8 @@ def _options(
 
 def main() -> None:
     """Runs the command line of this process."""
-    sys.exit(run(sys.argv[1:]))
+    with interrupted_by_signals():
+        sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -153,7 +163,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: Without the program's name.
 
     Returns:
-        0; 2 for bad input; 1 when interrupted or for an error of ours.
+        0; 2 for bad input; 1 for an error of ours; 128 and the signal's number when interrupted.
     """
     try:
         code = app(list(arguments), prog_name="amc", standalone_mode=False)
@@ -170,14 +180,15 @@ def run(arguments: Sequence[str]) -> int:
 
 def _end(error: BaseException, arguments: Sequence[str]) -> int:
     """Prints what ended a command; returns the exit code."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+    if (cause := interruption(error)) is not None:
+        if not is_spoken_for():
+            _complain(_how_to_resume(arguments))
+        return exit_code(cause)
+    if not is_first():
         try:
             time.sleep(_HEAD_START)
-        except KeyboardInterrupt:
-            return FAILED
-    if isinstance(error, KeyboardInterrupt):
-        _complain(_how_to_resume(arguments))
-        return FAILED
+        except KeyboardInterrupt as ended:
+            return exit_code(ended)
     if isinstance(error, BrokenPipeError):  # the reader has gone, e.g. `amc evaluate | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -228,7 +239,8 @@ def _explain_own(error: BaseException) -> tuple[str, int]:
 
 
 def _complain(message: str) -> None:
-    print(f"amc: {readable(message)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(f"amc: {readable(message)}", file=sys.stderr, flush=True)
 
 
 def _verb(arguments: Sequence[str]) -> str:

@@ -60,8 +60,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"latency"},
     ],
     "amc_compress": [
-        {FACE, "automl", "config", "evaluations", "user_code"},
-        {"data"},
+        {FACE, "config", "interruptions", "temporary", "user_code"},
+        {"automl", "data", "evaluations"},
         {"examples", "models", "recipes"},
         {"runs", "tasks"},
         {"report"},

@@ -13,9 +13,11 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from amc_compress.interruptions import interrupted_by_signals
 
 _MARK = "AMC_AUTOML_JOB"
 _POLL_SECONDS = 0.1
@@ -67,7 +69,7 @@ def run_limited(
     mark = f"{_MARK}={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
     began = time.monotonic()
-    with log.open("wb") as output, _interrupted_when_terminated():
+    with log.open("wb") as output, interrupted_by_signals():  # to kill first what is started here
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -86,24 +88,6 @@ def run_limited(
             return Ended(process.poll(), answer.exists(), wall, used)
         finally:
             _kill(process, mark)
-
-
-@contextlib.contextmanager
-def _interrupted_when_terminated() -> Iterator[None]:
-    """A process that is told to go has to kill what it started first."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which gets the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(

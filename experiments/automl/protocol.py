@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from amc_compress.automl.frameworks import ADAPTERS, Framework
 from amc_compress.automl.interpreters import check_java
 from amc_compress.automl.processes import Ended, run_limited
 from amc_compress.automl.records import Protocol, Training, TrainingsFile
+from amc_compress.temporary import TemporaryFolder
 from amc_env import MissingDependencyError
 from amc_env.validation.json_text import parse_json
 
@@ -154,8 +154,8 @@ def train(
         return replace(row, failure="install", reason=reason)
     log = folder_of(framework, root) / "logs" / f"{data.name}-{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="amc-automl-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with TemporaryFolder("automl") as made:
+        folder = made.path
         answer = folder / "answer.json"
         job = _write_job(folder, answer, data, seed, parts, protocol)
         harness = str(ADAPTERS / "harness.py")

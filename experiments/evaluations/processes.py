@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from typing import Any
 
 from amc_compress.evaluations.payload import Payload, built, told
 from amc_compress.evaluations.worker import Backend, Worker, WorkerLostError
+from amc_compress.interruptions import ENDING
+from amc_compress.temporary import TemporaryFolder
 
 _LOOK = 1.0  # seconds between two looks at whether the search still runs
 
@@ -39,16 +40,15 @@ class ProcessWorker(Worker):
 
         self._path, self._key, self._threads = path, key, threads
         variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        self._pool: Any = ProcessPoolExecutor(
-            max_workers=1,
-            timeout=None,
-            env=dict.fromkeys(variables, str(threads)),
-            # Before anything else, for a search that is killed while its workers start.
-            initializer=_watch,
-            initargs=(os.getpid(), path.parent),
-        )
-
         with _without_interrupts():
+            self._pool: Any = ProcessPoolExecutor(
+                max_workers=1,
+                timeout=None,
+                env=dict.fromkeys(variables, str(threads)),
+                # Before anything else, for a search that is killed while its workers start.
+                initializer=_watch,
+                initargs=(os.getpid(), path.parent),
+            )
             self.ready = self._pool.submit(_build, self._path, self._key, self._threads)
 
     def begin(self, request: Any) -> Future[Any]:  # noqa: D102
@@ -84,20 +84,22 @@ def _pass_on(ran: Future[Any], heard: Future[Any]) -> None:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Starts processes that do not hear Ctrl-C, which the search answers for them.
+    """Starts processes that do not hear what asks the search to end, which ends them then.
 
-    They inherit what is blocked, so that it holds from their first instruction on. What tracks the
-    resources of processes is started before: starting it ends a block.
+    Such signals often go to all processes of a terminal or job. They inherit what is blocked, so
+    that it holds from their first instruction on. What tracks the resources of processes is started
+    before: it ignores some of these signals by itself, and starting it ends a block of those.
     """
     from joblib.externals.loky.backend import resource_tracker as lokys
 
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()
-    lokys.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
+        resource_tracker.ensure_running()
+        lokys.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -114,7 +116,11 @@ def _answer(path: Path, key: str, threads: int, request: Any) -> Any:
 
 
 def _watch(parent: int, folder: Path) -> None:
-    """Ends this worker process with the one that started it."""
+    """Ends this worker process with the one that started it, and nothing is left when it ends."""
+    from tqdm import tqdm
+
+    # Its own lock for progress bars is one of the system, which outlives a process that is killed.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
 
 
@@ -141,9 +147,9 @@ class Processes(Backend):
         self.count = count
         self._threads = threads
         # Of this user alone: what lies there is run by the workers.
-        self._folder = tempfile.TemporaryDirectory(prefix="amc-workers-")
+        self._folder = TemporaryFolder("workers")
         self._key = payload.key
-        self._path = Path(self._folder.name) / payload.key
+        self._path = self._folder.path / payload.key
         with open(self._path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(payload.data)
 
@@ -151,4 +157,4 @@ class Processes(Backend):
         return ProcessWorker(self._path, self._key, self._threads)
 
     def close(self) -> None:  # noqa: D102
-        self._folder.cleanup()
+        self._folder.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.given import Given, agent_text
 from amc_compress.runs.storage.occupied import is_used
 from amc_compress.stages.pipeline import Say, open_given_task, run_stages, say, silent
+from amc_compress.temporary import TemporaryFolder
 from amc_env.errors import ArgumentError
 from amc_env.validation.checks import checked
 from amc_env.validation.references import is_reference, resolve
@@ -114,13 +114,16 @@ def compress(
     config = replace(config, task=purpose.name)
     data = _data(loaders, taken, purpose, chosen)
     given = _given(config, data, taken, purpose, chosen)
-    place = Path(tempfile.mkdtemp(prefix="amc-")) / "run" if out is None else Path(out)
+    temporary = None
+    if out is None:
+        temporary = TemporaryFolder("run")
+        out = temporary.path / "run"
     started = open_given_task(
-        place, config, data, given, resume=resume, talk=talk, progress=not quiet
+        Path(out), config, data, given, resume=resume, talk=talk, progress=not quiet
     )
     with started.folder:
         run_stages(started, ("train", "search"), talk)
-    return Result(started, talk, temporary=place.parent if out is None else None)
+    return Result(started, talk, temporary)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html
 import shutil
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from amc_compress.runs.task import Task
 from amc_compress.stages.evaluate import predicted_costs
 from amc_compress.stages.finetuning.stage import validation_score
 from amc_compress.stages.pipeline import Say, run_stages
+from amc_compress.temporary import TemporaryFolder
 from amc_env import CompressionPlan
 from amc_env.errors import ArgumentError, RunFolderError
 from amc_env.files import write_atomic
@@ -47,11 +47,10 @@ class Result:
         out: The run folder.
     """
 
-    def __init__(self, task: Task, talk: Say, temporary: Path | None = None) -> None:
+    def __init__(self, task: Task, talk: Say, temporary: TemporaryFolder | None = None) -> None:
         self._task = task
         self._talk = talk
-        if temporary is not None:  # it goes with this object
-            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self._temporary = temporary  # it goes with this object
         self._network: nn.Module | None = None
         self.out = task.folder.path
 

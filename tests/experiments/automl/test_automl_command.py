@@ -89,7 +89,7 @@ def test_an_interrupted_run_says_how_to_go_on(fails, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(protocol, "run_limited", interrupted)
-    sentence = fails(*arguments(tmp_path / "results.jsonl"), code=1)
+    sentence = fails(*arguments(tmp_path / "results.jsonl"), code=130)
     assert sentence == "amc: Interrupted; nothing is lost. Repeat the command to resume."
 
 

@@ -245,14 +245,14 @@ def test_interrupted_search_and_finetuning_end_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         stop = Stop(TrialRecorder._append, 4, KeyboardInterrupt())
         patch.setattr(TrialRecorder, "_append", lambda *a: stop(*a))
-        assert "--resume" in fails(*command, code=1)
+        assert "--resume" in fails(*command, code=130)
     assert len((out / "trials.jsonl").read_text().splitlines()) == 3
     with (out / "trials.jsonl").open("a") as file:
         file.write('{"episode": 3, "pl')  # half a line, as a crash leaves it
     with monkeypatch.context() as patch:
         stop = Stop(amc_compress.learners.training.loop.save_last, 2, KeyboardInterrupt())
         patch.setattr(amc_compress.learners.training.loop, "save_last", stop)
-        fails(*command, "--resume", code=1)
+        fails(*command, "--resume", code=130)
     assert (out / "checkpoints" / "finetune" / "last.pt").exists()
     assert run([*command, "--resume"]) == 0
     same_results(out, finished)

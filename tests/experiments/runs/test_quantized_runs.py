@@ -288,7 +288,7 @@ def test_interrupted_quantized_run_ends_as_if_nothing_had_happened(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrialRecorder, "_append", stop_at_the_second)
-        assert "--resume" in fails(*command, code=1)
+        assert "--resume" in fails(*command, code=130)
     assert run([*command, "--resume"]) == 0
     assert (out / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
     assert (out / "model.packed").read_bytes() == (whole / "model.packed").read_bytes()
