@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from amc_compress.evaluations.worker import Backend, BackendLostError, Worker, WorkerLostError
@@ -53,6 +53,7 @@ class _Ticket:
     answer: Answer | None = None
     deadline: float = 0.0
     worker: Worker | None = None
+    failed_on: list[Worker] = field(default_factory=list)
 
 
 class Dispatcher(Closing):
@@ -194,25 +195,45 @@ class Dispatcher(Closing):
             return
         self._sending = True
         try:
-            while self._queue and (self._idle or self._started < self._backend.count):
-                if self._lost:
-                    return
-                self._give(self._queue[0])
+            while not self._lost and (ticket := self._next()) is not None:
+                self._give(ticket)
         except BackendLostError:
             self._lost = True
             self._lock.notify_all()
         finally:
             self._sending = False
 
+    def _next(self) -> _Ticket | None:
+        """Returns the first of the waiting requests for which there is a worker now.
+
+        One that has failed waits for a worker on which it has not, as long as there are such.
+        """
+        if self._started < self._backend.count:
+            return self._queue[0] if self._queue else None
+        if not self._idle:
+            return None
+        at_work = [ticket.worker for ticket in self._running.values()]
+        for ticket in self._queue:
+            if self._free_for(ticket) or all(worker in ticket.failed_on for worker in at_work):
+                return ticket
+        return None
+
+    def _free_for(self, ticket: _Ticket) -> Worker | None:
+        """Returns a free worker on which a request has not failed; None if there is none."""
+        return next((w for w in reversed(self._idle) if w not in ticket.failed_on), None)
+
     def _give(self, ticket: _Ticket) -> None:
-        """Gives the first of the waiting requests to a worker."""
+        """Gives a request that waits to a worker."""
         ticket.deadline = time.monotonic() + (self._timeout or 0.0)
-        if self._idle:
-            worker = self._idle.pop()
-        else:
+        worker = self._free_for(ticket)
+        if worker is None and self._started < self._backend.count:
             worker = self._backend.start()
             self._started += 1
-        self._queue.popleft()
+        elif worker is None:
+            worker = self._idle.pop()
+        else:
+            self._idle.remove(worker)
+        self._queue.remove(ticket)
         ticket.worker = worker
         ticket.attempts += 1
         self._running[ticket.number] = ticket
@@ -255,6 +276,7 @@ class Dispatcher(Closing):
                     self._answered += 1
                     ticket.answer = Answer(future.result(), attempts=ticket.attempts)
                 else:
+                    ticket.failed_on.append(worker)
                     self._again(ticket, first_line(error) or type(error).__name__)
             self._send()
             self._lock.notify_all()

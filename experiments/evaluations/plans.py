@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.learners.numerics.processor import processor
-from amc_env import CompressionPlan, Evaluation, Evaluations, InputDataError
+from amc_env import CompressionPlan, Evaluation, EvaluationError, Evaluations, InputDataError
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.evaluations import evaluated
 
@@ -49,13 +49,15 @@ class RemoteEvaluations(Evaluations):
     """Evaluates plans by the workers of a dispatcher.
 
     Args:
-        dispatcher: Of a payload that is a :class:`PlanEvaluator`.
+        start: Makes the dispatcher, of a payload that is a :class:`PlanEvaluator`, at the first
+            plan: a search all of whose plans are known needs none.
         learner: That of the payload; evaluates here what the workers cannot: the whole validation
             split, where its loader does not pickle or takes longer than a plan may.
     """
 
-    def __init__(self, dispatcher: Dispatcher, learner: Compressible) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, start: Callable[[], Dispatcher], learner: Compressible) -> None:
+        self._start = start
+        self._dispatcher: Dispatcher | None = None
         self._learner = learner
         self._plans: deque[tuple[CompressionPlan, bool]] = deque()
 
@@ -64,10 +66,14 @@ class RemoteEvaluations(Evaluations):
         return len(self._plans)
 
     def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:  # noqa: D102
+        if self._dispatcher is None:
+            self._dispatcher = self._start()
         self._plans.extend((plan, whole_split) for plan in plans)
         self._dispatcher.submit([(plan.to_json(), whole_split) for plan in plans])
 
     def result(self) -> Evaluation:  # noqa: D102
+        if self._dispatcher is None:
+            raise EvaluationError("Expected a plan before its score is asked for.")
         answer = self._dispatcher.result()
         plan, whole_split = self._plans.popleft()
         if whole_split and answer.value is None:
@@ -79,8 +85,10 @@ class RemoteEvaluations(Evaluations):
 
     def cancel(self) -> None:  # noqa: D102
         self._plans.clear()
-        self._dispatcher.cancel()
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
 
     def close(self) -> None:  # noqa: D102
         self._plans.clear()
-        self._dispatcher.close()
+        if self._dispatcher is not None:
+            self._dispatcher.close()

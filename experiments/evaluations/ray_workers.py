@@ -32,6 +32,18 @@ _LONGEST_PAUSE = 30.0  # seconds between two tries to reach the cluster again
 _DRIVER = "from amc_compress.evaluations.ray_driver import main; main()"
 
 
+def check_installed() -> None:
+    """Checks that there is Ray, without importing it.
+
+    Raises:
+        MissingDependencyError: If there is none.
+    """
+    if find_spec("ray") is None:
+        raise MissingDependencyError(
+            "--ray needs Ray; install it: pip install 'amc-compress[ray]'."
+        )
+
+
 class RayWorker(Worker):
     """One actor.
 
@@ -89,10 +101,7 @@ class RayWorkers(Backend):
         whole_nodes: bool = False,
         quiet: bool = False,
     ) -> None:
-        if find_spec("ray") is None:
-            raise MissingDependencyError(
-                "--ray needs Ray; install it: pip install 'amc-compress[ray]'."
-            )
+        check_installed()
         self._payload, self._wanted, self._threads = payload, count, threads
         self._address, self._quiet = address, quiet
         self._whole_nodes = whole_nodes

@@ -10,7 +10,7 @@ from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.evaluations.payload import Payload
 from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
 from amc_compress.evaluations.processes import Processes
-from amc_compress.evaluations.ray_workers import RayWorkers
+from amc_compress.evaluations.ray_workers import RayWorkers, check_installed
 from amc_compress.evaluations.worker import Backend
 from amc_env import Evaluations
 from amc_env.scores.compressible import Compressible
@@ -55,12 +55,21 @@ class Where:
     def evaluations(self, learner: Compressible) -> Iterator[Evaluations]:
         """Opens the evaluations service of a learner, and ends it.
 
+        Workers start at the first plan that is submitted. That raises :class:`ArgumentError` if
+        the learner cannot travel to another process, or the cluster cannot be reached.
+
         Raises:
-            ArgumentError: If the learner cannot travel to another process, or as :meth:`backend`.
+            MissingDependencyError: If Ray is to do it, which is not installed.
         """
         if self.is_here:
             yield InProcess(learner)
             return
-        backend = self.backend(Payload.of(PlanEvaluator(learner)))
-        with RemoteEvaluations(Dispatcher(backend, timeout=self.timeout), learner) as service:
+        if self.ray is not None:
+            check_installed()
+
+        def start() -> Dispatcher:
+            backend = self.backend(Payload.of(PlanEvaluator(learner)))
+            return Dispatcher(backend, timeout=self.timeout)
+
+        with RemoteEvaluations(start, learner) as service:
             yield service

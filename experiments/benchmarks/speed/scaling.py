@@ -146,7 +146,7 @@ def of_service(workers: int, ahead: int, seconds: float, variation: float) -> fl
     env = build_env(find_task("digits-channels-recorded"), Places(None, {}))
     plan, n = env.uniform_plan(), _ROUNDS * workers
     timers = Timers(workers, seconds, variation)
-    with RemoteEvaluations(Dispatcher(timers), env.learner) as service:
+    with RemoteEvaluations(lambda: Dispatcher(timers), env.learner) as service:
         began = time.perf_counter()
         service.submit([plan] * min(ahead, n))
         for told in range(n):
@@ -163,7 +163,7 @@ def of_agent(
     env = build_env(find_task("digits-channels-recorded"), Places(None, {}))
     n = _ROUNDS * workers
     timers = Timers(workers, seconds, variation)
-    with RemoteEvaluations(Dispatcher(timers), env.learner) as service:
+    with RemoteEvaluations(lambda: Dispatcher(timers), env.learner) as service:
         env.scores.service = service
         began, worked = time.perf_counter(), time.thread_time()
         make_agent(name).search(env, n, 0, parallel=ahead)
@@ -177,7 +177,7 @@ def of_processes(workers: int, n: int) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     plans = [env.decode(rng.random(env.n_decisions)) for _ in range(n + workers)]
     backend = Processes(Payload.of(PlanEvaluator(env.learner)), workers)
-    with RemoteEvaluations(Dispatcher(backend), env.learner) as service:
+    with RemoteEvaluations(lambda: Dispatcher(backend), env.learner) as service:
         service.submit(plans[:workers])  # every process is there before the clock is read
         for _ in range(workers):
             service.result()

@@ -22,6 +22,7 @@ class Scripted(Worker):
 
     def begin(self, request: Any) -> Future[Any]:
         self._backend.begun.append(request)
+        self._backend.workers.setdefault(request, []).append(self)
         future: Future[Any] = Future()
         plans = self._backend.script.get(request, [])
         deed = plans.pop(0) if plans else None
@@ -46,6 +47,7 @@ class Stage(Backend):
         self.count = count
         self.script = script
         self.begun: list[Any] = []
+        self.workers: dict[Any, list[Worker]] = {}
         self.stopped = 0
         self.reconnections = 0
 
@@ -105,6 +107,22 @@ def test_a_worker_that_hangs_is_stopped_and_its_request_tried_again():
         dispatcher.submit([0, 1, 2])
         assert [dispatcher.result().value for _ in range(3)] == [0, 10, 20]
         assert stage.stopped == 1
+
+
+def test_a_request_that_failed_goes_to_another_worker_where_there_is_one():
+    # One worker is to be started, then one is at work, and at last there are two that failed.
+    stage = Stage(2, {0: ["slow", "slow"], 1: [ValueError("no memory")] * 3, 2: ["slow"]})
+    with Dispatcher(stage) as dispatcher:
+        dispatcher.submit([0, 1, 2])
+        answers = [dispatcher.result() for _ in range(3)]
+    assert [answer.value for answer in answers] == [0, None, 20]
+    first, second, third = stage.workers[1]
+    assert first is not second
+    assert third in (first, second)
+    alone = Stage(1, {1: [ValueError("no memory")]})
+    with Dispatcher(alone) as dispatcher:
+        dispatcher.submit([0, 1])
+        assert [dispatcher.result().value for _ in range(2)] == [0, 10]
 
 
 def test_where_nothing_succeeds_the_reason_is_said():

@@ -12,13 +12,14 @@ from amc_compress.evaluations.dispatcher import Dispatcher
 from amc_compress.evaluations.payload import Payload
 from amc_compress.evaluations.plans import PlanEvaluator, RemoteEvaluations
 from amc_compress.evaluations.processes import Processes
-from amc_env import InputDataError
+from amc_compress.evaluations.where import Where
+from amc_env import EvaluationError, InputDataError
 from amc_env.errors import MissingDependencyError
 
 
 def searched(env, workers: int, **options):
     backend = Processes(Payload.of(PlanEvaluator(env.learner)), workers)
-    with RemoteEvaluations(Dispatcher(backend, **options), env.learner) as service:
+    with RemoteEvaluations(lambda: Dispatcher(backend, **options), env.learner) as service:
         env.scores.service = service
         return make_agent("local").search(env, 12, 0, parallel=4)
 
@@ -40,6 +41,27 @@ def test_accidents_change_nothing(tmp_path, in_process, kind):
     assert len([*tmp_path.iterdir()]) >= len(set(seen(result))) + 2  # they did happen
     assert seen(result) == seen(in_process)
     assert result.plan == in_process.plan
+
+
+def test_nothing_is_prepared_for_workers_that_no_plan_needs(in_process, monkeypatch):
+    def fails(*_):
+        raise AssertionError("it was not needed")
+
+    monkeypatch.setattr(Payload, "of", fails)
+    env = make_env()
+    for trial in in_process.trials:
+        env.remember(trial.plan, trial.score)
+    with Where(workers=2).evaluations(env.learner) as service:
+        env.scores.service = service
+        agent = make_agent("local")
+        agent.finalists = 0  # which are evaluated on all images
+        replayed = agent.search(env, 12, 0, parallel=4)
+        assert seen(replayed) == seen(in_process)
+        service.cancel()
+        with pytest.raises(EvaluationError, match="Expected a plan before its score"):
+            service.result()
+        with pytest.raises(AssertionError, match="not needed"):
+            service.submit([in_process.plan])
 
 
 @pytest.mark.slow

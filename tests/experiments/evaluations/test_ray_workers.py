@@ -98,7 +98,7 @@ def searched(env, address: str, workers: int | None, at=None, **options):
     def on_trial(trial) -> None:
         deeds.pop(trial.episode, lambda: None)()
 
-    with RemoteEvaluations(Dispatcher(backend, **options), env.learner) as service:
+    with RemoteEvaluations(lambda: Dispatcher(backend, **options), env.learner) as service:
         env.scores.service = service
         return make_agent("local").search(env, EVALUATIONS, 0, parallel=4, on_trial=on_trial)
 
