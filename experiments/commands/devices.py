@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
-import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,12 +27,17 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from amc_compress.interruptions import LAUNCHED, TerminatedError, signal_of
+from amc_compress.temporary import TemporaryFolder
 from amc_env.errors import CompressionError
 
 _PATIENCE = datetime.timedelta(days=1)
 """With the first process, which alone validates; one that has died is noticed at once."""
 
 _UNUSED = (".lock", "tensorboard", "*.onnx", "*.html")
+
+_STAGE = re.compile(rf"{LAUNCHED}(\w+)-\w+")
+"""The ID of processes that carry out one stage."""
 
 Work = Callable[[Path, bool], None]
 
@@ -48,8 +54,7 @@ def on_devices(count: int | None, device: str, folder: Path, work: Work) -> None
     Raises:
         ValueError: If the processes cannot be had.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"Expected --devices >= 1, got {count}.")
+    _check_count(count)
     if distributed.is_torchelastic_launched():
         started = int(os.environ["WORLD_SIZE"])
         if count not in (None, started):
@@ -63,6 +68,40 @@ def on_devices(count: int | None, device: str, folder: Path, work: Work) -> None
     else:
         _check_devices(device, count)
         _launch(count)
+
+
+def by_devices(count: int | None, device: str) -> Callable[[str], None] | None:
+    """Returns what carries out a stage of this process's command in several ones.
+
+    Each begins with the same command, resumed, and :func:`stage_to_join` tells it which stage is
+    wanted; so what comes before and after is done by one process.
+
+    Args:
+        count: Of processes; ``None`` for one.
+        device: As for :func:`on_devices`.
+
+    Returns:
+        None for one process.
+
+    Raises:
+        ValueError: If the processes cannot be had.
+    """
+    _check_count(count)
+    if count is None or count == 1:
+        return None
+    _check_devices(device, count)
+    return functools.partial(_launch, count)
+
+
+def stage_to_join() -> str | None:
+    """Returns the stage that this process was started for by :func:`by_devices`, if it was."""
+    match = _STAGE.fullmatch(os.environ.get("TORCHELASTIC_RUN_ID", ""))
+    return match[1] if match is not None else None
+
+
+def _check_count(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise ValueError(f"Expected --devices >= 1, got {count}.")
 
 
 def _check_devices(device: str, count: int) -> None:
@@ -81,40 +120,52 @@ def _check_devices(device: str, count: int) -> None:
         )
 
 
-def _launch(count: int) -> None:
-    """Starts the command of this process in several ones, and waits for them."""
+def _launch(count: int, stage: str = "") -> None:
+    """Starts the command of this process in several ones, and waits for them.
+
+    Args:
+        count: Of processes.
+        stage: What alone they do of it, see :func:`by_devices`; all if empty.
+    """
     _silence_launcher()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what could be faster, of each process
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
+        run_id=f"{LAUNCHED}{stage}-{uuid.uuid4().hex}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "amc_compress", *sys.argv[1:])
+        with _handlers_kept():
+            more = ("--resume",) if stage else ()
+            elastic_launch(config, sys.executable)("-m", "amc_compress", *sys.argv[1:], *more)
     except ChildFailedError as error:
         codes = sorted((rank, failure.exitcode) for rank, failure in error.failures.items())
         for _, code in codes:
-            if code > 0:  # a process that has said what is wrong, the first one if it has
+            if not signal_of(code):  # of a process that has said what is wrong
                 raise typer.Exit(code) from None
         rank, code = codes[0]
         raise CompressionError(
-            f"Process {rank} of {count} was ended by {signal.Signals(-code).name}; nothing that "
-            f"was saved is lost: repeat the command with --resume."
+            f"Process {rank} of {count} was ended by {signal_of(code)}; nothing that was saved is "
+            f"lost: repeat the command with --resume."
         ) from None
     except SignalException as error:
-        if error.sigval == signal.SIGINT:  # the first process has said so
-            raise typer.Exit(1) from None
-        raise CompressionError(
-            f"The {count} processes were ended by {signal.Signals(error.sigval).name}; nothing "
-            f"that was saved is lost: repeat the command with --resume."
-        ) from None
-    except KeyboardInterrupt:  # the first process has said so
-        raise typer.Exit(1) from None
+        raise TerminatedError(error.sigval) from None
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Hears signals as before when the launcher has ended, which leaves handlers of its own."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 def _silence_launcher() -> None:
@@ -147,8 +198,8 @@ def _join(device: str, folder: Path, work: Work) -> None:
 
 @contextlib.contextmanager
 def _copy_of(folder: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="amc-") as made:
-        own = Path(made) / "run"
+    with TemporaryFolder("copy") as made:
+        own = made.path / "run"
         if folder.is_dir():
             shutil.copytree(folder, own, ignore=shutil.ignore_patterns(*_UNUSED))
         yield own
@@ -157,14 +208,10 @@ def _copy_of(folder: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _in_the_background() -> Iterator[None]:
     """Says nothing in the block."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copy is removed
-    try:
-        with (
-            Path(os.devnull).open("w", encoding="utf-8") as nothing,
-            contextlib.redirect_stdout(nothing),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    except KeyboardInterrupt:
-        raise typer.Exit(1) from None
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nothing,
+        contextlib.redirect_stdout(nothing),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield

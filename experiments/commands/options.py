@@ -46,7 +46,8 @@ class VerbOptions:
     devices: int | None = _run(
         None,
         "Train in this many processes, on a GPU each with --device cuda; each takes its share of "
-        "every batch. torchrun does the same.",
+        "every batch. torchrun does the same for `amc train` and `amc finetune`. Of `amc compress` "
+        "these are the first training and the fine-tuning; its search has --workers.",
         least=1,
         default_text="1, or those of torchrun",
     )

@@ -13,8 +13,10 @@ from amc_compress.commands.values import config_of
 from amc_compress.config.run_config import STAGES, RunConfig
 
 
-@takes(*o.NEW_RUN, "no_export", *o.OUTPUT, *o.TASK, *o.SEARCH, *o.FINETUNE)
-def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet: bool) -> None:
+@takes(*o.NEW_RUN, "devices", "no_export", *o.OUTPUT, *o.TASK, *o.SEARCH, *o.FINETUNE)
+def compress(
+    ctx: typer.Context, out: Path, devices: int | None, resume: bool, no_export: bool, quiet: bool
+) -> None:
     """Make a trained network smaller and faster: search, fine-tune, export, report.
 
     An agent chooses how many channels each layer keeps (or weights, or how many
@@ -51,17 +53,32 @@ def compress(ctx: typer.Context, out: Path, resume: bool, no_export: bool, quiet
         amc compress --data digit-scenes --task detection --out runs/boxes
         amc compress --data digit-scenes --task segmentation --out runs/masks
     \b
+      Trained in two processes, evaluated by two workers:
+        amc compress --devices 2 --workers 2 --budget macs=0.5 --out runs/two
+    \b
       Resume an interrupted run:
         amc compress --budget macs=0.5 --out runs/digits --resume
     """
     stages = [s for s in STAGES if not (no_export and s == "export")]
     config = config_of(ctx)
     config.validate(stages)  # before the imports, so that mistakes are answered at once
+    from amc_compress.commands.devices import by_devices, on_devices, stage_to_join
     from amc_compress.stages.pipeline import open_task, run_stages, say, silent
 
+    if (stage := stage_to_join()) is not None:
+
+        def work(folder: Path, silently: bool) -> None:
+            hidden = quiet or silently
+            task = open_task(folder, config, resume=True, stages=stages, quiet=hidden, talk=silent)
+            with task.folder:
+                run_stages(task, (stage,), silent)
+
+        on_devices(None, config.device, out.expanduser(), work)
+        return
+    elsewhere = by_devices(devices, config.device)
     task = open_task(out, config, resume=resume, stages=stages, quiet=quiet)
     with task.folder:
-        run_stages(task, stages, silent if quiet else say)
+        run_stages(task, stages, silent if quiet else say, elsewhere=elsewhere)
         print_summary(task.folder.path)
 
 

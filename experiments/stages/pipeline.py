@@ -45,7 +45,13 @@ def silent(text: str) -> None:
 
 
 def open_task(
-    out: Path, config: RunConfig, *, resume: bool, stages: Sequence[str], quiet: bool = False
+    out: Path,
+    config: RunConfig,
+    *,
+    resume: bool,
+    stages: Sequence[str],
+    quiet: bool = False,
+    talk: Say | None = None,
 ) -> Task:
     """Checks the options against folder, data and network, then makes (or continues) the folder.
 
@@ -57,11 +63,13 @@ def open_task(
         resume: Whether a used folder is continued.
         stages: What will be run, to know what to check.
         quiet: Whether to hide progress bars and notes.
+        talk: Is told the notes, if not the user.
     """
+    talk = talk or (silent if quiet else say)
     check_place(out, "--out")
     if "search" in stages:
         check_warm_start(config, out)
-    data = load_splits(config, silent if quiet else say)
+    data = load_splits(config, talk)
     if is_factory(config.data):  # a task that was guessed is the run's from now on
         config = replace(config, task=data.task)
     facts = facts_of(data)
@@ -76,7 +84,7 @@ def open_task(
         task=config.spec.task(data.task),
         example=data.example if facts.image_shape is None else None,
     )
-    _tell(config, built.notes, remarks, silent if quiet else say)
+    _tell(config, built.notes, remarks, talk)
     if "finetune" in stages:
         load_teacher(config, facts, allow_pickle=config.allow_pickle)
     folder = RunFolder.create_or_resume(out, config, facts, resume=resume)
@@ -157,8 +165,22 @@ def reopen_task(
     return Task(folder, data, progress=not quiet)
 
 
-def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
-    """Runs the stages that are not done yet."""
+def run_stages(
+    task: Task,
+    stages: Sequence[str],
+    talk: Say = say,
+    *,
+    elsewhere: Callable[[str], None] | None = None,
+) -> None:
+    """Runs the stages that are not done yet.
+
+    Args:
+        task: The run.
+        stages: Their names, in order.
+        talk: Is told what is done.
+        elsewhere: Runs a stage that trains by other processes, which work in the run folder
+            meanwhile; None where this one does.
+    """
     from amc_compress.report.page import run_report
 
     runners: dict[str, Callable[[Task], None]] = {
@@ -176,11 +198,25 @@ def run_stages(task: Task, stages: Sequence[str], talk: Say = say) -> None:
             continue
         talk(f"{head}: {describe(stage, task)}")
         started = time.perf_counter()
-        runners[stage](task)
+        if elsewhere is not None and _trains(stage, task.config):
+            task.folder.close()
+            try:
+                elsewhere(stage)
+            finally:
+                task.folder.reopen()  # and read what they have done
+        else:
+            runners[stage](task)
         talk(f"    {outcome(stage, task)} ({time.perf_counter() - started:.1f} s)")
         if stage == "evaluate":
             for caution in read_summary(task.folder.path).get("cautions", ()):
                 talk(f"    note: {caution}")
+
+
+def _trains(stage: str, config: RunConfig) -> bool:
+    """Whether a stage of a run by names is a training."""
+    if stage == "train":
+        return config.weights is None and config.train_epochs > 0
+    return stage == "finetune"
 
 
 def describe(stage: str, task: Task) -> str:
