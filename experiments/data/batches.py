@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard
 
@@ -135,11 +135,19 @@ class SampleLoader(DataLoader[Any]):
 
     def from_batch(self, first: int) -> Iterator[Any]:
         """Returns an iterator over the batches of a pass from one of a number on."""
-        self._seeded.first = first
+        return self.chosen(lambda number: number >= first)
+
+    def chosen(self, wanted: Callable[[int], bool]) -> Iterator[Any]:
+        """Returns an iterator over the batches of a pass whose numbers are wanted."""
+        self._seeded.wanted = wanted
         try:
             return iter(self)
         finally:
-            self._seeded.first = 0
+            self._seeded.wanted = _every
+
+
+def _every(number: int) -> bool:
+    return True
 
 
 class _SeededBatch(list[int]):
@@ -155,21 +163,21 @@ class _SeededBatches(Sampler[list[int]]):
         self._batches = batches
         self._generator = generator
         self.batch_size = batches.batch_size
-        self.first = 0
+        self.wanted: Callable[[int], bool] = _every
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._from(self.first)
+        return self._those(self.wanted)
 
-    def _from(self, first: int) -> Iterator[list[int]]:
+    def _those(self, wanted: Callable[[int], bool]) -> Iterator[list[int]]:
         own = torch.Generator()
         own.set_state(self._generator.get_state())
         for number, chosen in enumerate(self._batches):
             batch = _SeededBatch(chosen)
             batch.seed = int(torch.randint(2**32, (), generator=own))
-            if number >= first:
+            if wanted(number):
                 yield batch
 
 

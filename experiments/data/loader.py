@@ -147,7 +147,11 @@ class TensorLoader:
 
     def from_batch(self, first: int) -> Iterator[tuple[Tensor, Any]]:
         """Yields the batches of a pass from one of a number on, without making those before."""
-        return self._made(self._plans(first))
+        return self.chosen(lambda number: number >= first)
+
+    def chosen(self, wanted: Callable[[int], bool]) -> Iterator[tuple[Tensor, Any]]:
+        """Yields the batches of a pass whose numbers are wanted, without making the others."""
+        return self._made(self._plans(wanted))
 
     def shares(self, rows: Callable[[int], slice]) -> LoaderShares | None:
         """Returns what one of several processes reads that train together.
@@ -164,7 +168,7 @@ class TensorLoader:
         self, first: int, rows: Callable[[int], slice]
     ) -> Iterator[tuple[tuple[Tensor, Any], int]]:
         """Yields a part of every batch from one of a number on, and the size of the whole one."""
-        own = (plan.part(rows(len(plan.chosen))) for plan in self._plans(first))
+        own = (plan.part(rows(len(plan.chosen))) for plan in self._plans(lambda i: i >= first))
         starts = range(first * self.batch_size, self.n_images, self.batch_size)
         return zip(
             self._made(own),
@@ -179,7 +183,7 @@ class TensorLoader:
         copies = self.augmentation is None and self.more is None and isinstance(self.pixels, Tensor)
         return carried_out(maker, plans, 0 if copies else self.workers)
 
-    def _plans(self, first: int) -> Iterator[_Plan]:
+    def _plans(self, wanted: Callable[[int], bool]) -> Iterator[_Plan]:
         # A SeedSequence mixes (seed, epoch) so that neighbouring pairs share nothing.
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]) & _SEED)
@@ -196,7 +200,7 @@ class TensorLoader:
             if self.more is not None:
                 words = [self.seed, self.epoch, index]
                 seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) & _SEED
-            if index >= first:
+            if wanted(index):
                 yield _Plan(chosen, draws, seed)
 
 

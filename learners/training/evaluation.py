@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.layout import usable_layout
 from amc_compress.learners.numerics.precision import autocast, working_dtype
-from amc_compress.learners.tasks.inputs import count, evaluating
+from amc_compress.learners.tasks.inputs import Split, count, evaluating
 from amc_compress.learners.tasks.noise import GroupedMeter
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Meter, Task
@@ -104,19 +108,76 @@ def measured(
     Raises:
         InputDataError: As :func:`evaluate`.
     """
-    model.to(device)
     meter = task.meter() if meter is None else meter
-    reader = BatchReader(model, name, device, lambda one: usable_layout(model, one), task=task)
+    asked = Asked(model, name, task, dtype, device)
     total = 0
-    with evaluating(model):
-        # Loaders draw random numbers even where they shuffle nothing; the caller's stay.
-        torch.manual_seed(0)
+    with asking(model):
         for batch in loader:
-            inputs, targets = reader.read(batch)
-            with autocast(dtype, device):
-                outputs = forward(model, inputs, targets, task=task)
-            meter.update(outputs, targets)
-            total += count(inputs)
+            answer = asked(batch)
+            meter.update(answer.outputs, answer.targets)
+            total += answer.samples
+    return computed(meter, total)
+
+
+class Answer(NamedTuple):
+    """What a network says of a batch, what is right, and of how many samples."""
+
+    outputs: Any
+    targets: Any
+    samples: int
+
+
+class Asked:
+    """Asks a network for its outputs of batches; what the first one settles holds for all.
+
+    Args:
+        model: It moves to ``device``.
+        name: What errors call the data; it ends in a space.
+        task: What the network is for.
+        dtype: Type to compute in.
+        device: Where to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        task: Task,
+        dtype: torch.dtype,
+        device: str | torch.device,
+    ) -> None:
+        self._model = model.to(device)
+        self._task, self._dtype, self._device = task, dtype, device
+        self._reader = BatchReader(
+            model, name, device, lambda one: usable_layout(model, one), task=task
+        )
+
+    def read(self, batch: Any) -> Split:
+        """Returns inputs and targets of a batch, as the network takes them."""
+        return self._reader.read(batch)
+
+    def __call__(self, batch: Any) -> Answer:
+        """Returns what the network says of a batch."""
+        inputs, targets = self.read(batch)
+        with autocast(self._dtype, self._device):
+            outputs = forward(self._model, inputs, targets, task=self._task)
+        return Answer(outputs, targets, count(inputs))
+
+
+@contextmanager
+def asking(model: nn.Module) -> Iterator[None]:
+    """Evaluates a network in the block; the caller's random numbers stay as they are."""
+    with evaluating(model):
+        torch.manual_seed(0)  # loaders draw random numbers even where they shuffle nothing
+        yield
+
+
+def computed(meter: Meter, total: int) -> dict[str, float]:
+    """Returns what was measured of so many samples.
+
+    Raises:
+        InputDataError: If there are none.
+    """
     if total == 0:
         raise InputDataError("Expected at least one image to evaluate on, got none.")
     return meter.compute()

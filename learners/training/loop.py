@@ -46,7 +46,8 @@ from amc_compress.learners.training.distributed.agreement import (
     take_first_weights,
 )
 from amc_compress.learners.training.distributed.ranks import Ranks
-from amc_compress.learners.training.evaluation import evaluate, measure, measured
+from amc_compress.learners.training.distributed.validation import measured_by_all
+from amc_compress.learners.training.evaluation import evaluate, measure
 from amc_compress.learners.training.hooks import TrainingHook, check_hooks
 from amc_compress.learners.training.identity import copy_of, digest_of, fingerprint, plain
 from amc_compress.learners.training.snapshots.position import Position, SnapshotClock
@@ -94,7 +95,7 @@ def train(
 
     Where the caller has initialised a process group of ``torch.distributed``, its processes call
     this together and train one network: each takes its share of every batch, so that the steps are
-    those of one process, and all return the same weights and scores. The first one alone validates,
+    those of one process, and all return the same weights and scores. The first one alone measures,
     writes and resumes.
 
     Args:
@@ -270,10 +271,10 @@ class _Run:
     def _score(self, model: nn.Module, dtype: torch.dtype) -> float:
         """The validation score of a model, computed in a type."""
         loader, task = self.validation_loader, self.task
-        # By one process of all samples: most metrics are no mean of those of parts.
-        return self.ranks.from_first(
-            lambda: task.score(measured(model, loader, "validation ", task, dtype, self.device))
+        values = measured_by_all(
+            model, loader, "validation ", task, dtype, self.device, ranks=self.ranks
         )
+        return task.score(values)
 
     def to_the_end(self, writer: SummaryWriter | None, progress: bool) -> TrainingResult:
         """Run the epochs that are left."""

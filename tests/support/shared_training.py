@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from amc_compress.data.batches import to_batches
+from amc_compress.data.loader import TensorLoader
+from amc_compress.learners.networks.normalisation import Normalisation
+from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.training.config import TrainingConfig
+from amc_compress.learners.training.distributed.ranks import Ranks
+from amc_compress.learners.training.distributed.validation import measured_by_all
 from amc_compress.learners.training.feature_matching import FeatureMatching
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_compress.learners.training.loop import TrainingResult, train
@@ -25,13 +31,15 @@ ONE_EPOCH = TrainingConfig(epochs=1, learning_rate=0.1, precision="fp32")
 class Net(nn.Module):
     """Two convolutions of 6 x 6 images, with a head that counts in training alone."""
 
-    def __init__(self, *, norm: bool = False, wide: int = 8, drop: float = 0.0) -> None:
+    def __init__(
+        self, *, norm: bool = False, wide: int = 8, drop: float = 0.0, tracks: bool = True
+    ) -> None:
         super().__init__()
         self.drop = nn.Dropout(drop)
         with torch.random.fork_rng():
             torch.manual_seed(wide)
             self.first = nn.Conv2d(1, wide, 3, padding=1, bias=not norm)
-            self.norm = nn.BatchNorm2d(wide) if norm else nn.Identity()
+            self.norm = nn.BatchNorm2d(wide, track_running_stats=tracks) if norm else nn.Identity()
             self.second = nn.Conv2d(wide, 6, 3, stride=2)
             self.unused = nn.Linear(3, 2)
             self.last = nn.Linear(24, 3)
@@ -82,15 +90,18 @@ CASES: dict[str, Case] = {
         teacher=True,
         loader=shuffled,
     ),
+    "norms that track nothing": Case(
+        lambda: Net(norm=True, tracks=False), replace(ONE_EPOCH, sync_batch_norm=True)
+    ),
     "synchronised norms": Case(
         lambda: Net(norm=True), replace(ONE_EPOCH, optimizer="adamw", sync_batch_norm=True)
     ),
 }
 
 
-def run(names: Sequence[str]) -> dict[str, tuple[dict[str, Tensor], TrainingResult]]:
-    """The results of some cases."""
-    return {name: CASES[name].run() for name in names}
+def carried_out() -> tuple[dict[str, tuple[dict[str, Tensor], TrainingResult]], list[Any]]:
+    """The results of all cases, and what is measured."""
+    return {name: case.run() for name, case in CASES.items()}, validated()
 
 
 def kept_on_going(folder: Path, epochs: int, stop: int | None) -> tuple[Any, Any]:
@@ -136,3 +147,33 @@ def rejected() -> list[str]:
         except InputDataError as error:
             told.append(str(error))
     return told
+
+
+def validated() -> list[Any]:
+    """What is measured on data of several kinds, or said of them; the last ones alone differ."""
+    images, labels = (torch.cat(part) for part in zip(*batches(70), strict=True))
+    pixels = torch.randint(0, 256, (70, 1, 6, 6), generator=torch.Generator().manual_seed(0))
+    ready = TensorLoader(
+        pixels.to(torch.uint8), labels, Normalisation(255.0, (0.5,), (0.2,)), batch_size=16
+    )
+    by_index = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
+    samples = to_batches(TensorDataset(images, labels), "data", batch_size=16, shuffle=False)
+    values = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
+    numbers = list(zip(images.split(16), values.split(16), strict=True))
+    wrong = [*batches(32), (images[:32], labels[:32] + 7)]
+    unseeded = batches(64, seed=distributed.get_rank() if distributed.is_initialized() else 0)
+    found: list[Any] = []
+    for task, loader in (
+        ("classification", batches(70)), ("classification", ready), ("classification", by_index),
+        ("classification", samples), ("regression", numbers), ("regression", numbers[:1]),
+        ("classification", []), ("classification", wrong), ("classification", unseeded),
+    ):  # fmt: skip
+        try:
+            values_of = measured_by_all(
+                Net(), loader, "validation ", make_task(task), torch.float32, "cpu",
+                ranks=Ranks.joined("cpu"),
+            )  # fmt: skip
+            found.append(values_of)
+        except InputDataError as error:
+            found.append(str(error))
+    return found

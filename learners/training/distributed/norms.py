@@ -91,14 +91,14 @@ class _SyncOnProcessor(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises (N, C, ...) by the mean and variance over the samples of all processes."""
         self._check_input_dim(input)
-        if not self.training and self.running_mean is not None:
+        if not self.training:
             return super().forward(input)
         weight = torch.ones_like(input[0].flatten(1)[:, 0]) if self.weight is None else self.weight
         bias = torch.zeros_like(weight) if self.bias is None else self.bias
         output, mean, variance, count = _SyncFunction.apply(  # type: ignore[no-untyped-call]
             input, weight, bias, self.eps
         )
-        if self.training and self.running_mean is not None:
+        if self.running_mean is not None:
             self._track(mean, variance, float(count))
         found: Tensor = output
         return found

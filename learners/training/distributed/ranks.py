@@ -99,6 +99,24 @@ class Ranks:
         found: Value = value
         return found
 
+    def to_first(self, value: Any) -> list[Any]:
+        """Returns the values of all processes in the first one, and none in the others."""
+        found: list[Any] = [None] * self.size
+        distributed.gather_object(value, found if self.is_first else None)
+        return found if self.is_first else []
+
+    def raise_any(self, error: Exception | None) -> None:
+        """Raises the error of the first process that has one.
+
+        Raises:
+            Exception: In all processes.
+        """
+        errors: list[Any] = [None] * self.size
+        distributed.all_gather_object(errors, None if error is None else _portable(error))
+        for rank, found in enumerate(errors):
+            if found is not None:
+                raise error if error is not None and rank == self.rank else found
+
     def check_equal(self, value: Any, message: Callable[[Any, Any], str]) -> None:
         """Checks that a value is the same in all processes.
 

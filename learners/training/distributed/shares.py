@@ -67,9 +67,9 @@ class SharedLoader:
         shares = getattr(loader, "shares", None)
         if callable(shares) and (offered := shares(ranks.share)) is not None:
             self._loader, self._own = offered, _offered
-        elif isinstance(loader, DataLoader) and _is_read_by_index(loader):
+        elif isinstance(loader, DataLoader) and is_read_by_index(loader):
             self._indices = _OwnIndices(loader.batch_sampler or (), ranks)
-            self._loader, self._own = _with_sampler(loader, self._indices), self._of_indices
+            self._loader, self._own = with_sampler(loader, self._indices), self._of_indices
 
     def epoch(self, seed: int) -> SharedEpoch:
         """Returns the shares of an epoch; its order is that of the seed in all processes.
@@ -101,7 +101,7 @@ class SharedLoader:
 
     def _cut(self, batch: Any) -> tuple[Share, str]:
         split = split_batch(batch, "training ", task=self._task)
-        order = _digest(split.inputs if split.targets is None else split.targets)
+        order = digest(split.inputs if split.targets is None else split.targets)
         return Share(batch, self._rows, count(split.inputs)), order
 
     def _rows(self, split: Split) -> Split:
@@ -152,7 +152,8 @@ class _OwnIndices:
             yield indices[self._ranks.share(len(indices))] or indices[:1]
 
 
-def _is_read_by_index(loader: DataLoader[Any]) -> bool:
+def is_read_by_index(loader: DataLoader[Any]) -> bool:
+    """Whether a sampler alone says which samples a loader reads, and in which order."""
     return (
         type(loader) is DataLoader
         and loader.batch_sampler is not None
@@ -167,7 +168,7 @@ def _samplers(loader: Any) -> Iterator[Any]:
     yield from (batches, getattr(batches, "sampler", None))
 
 
-def _with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
+def with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
     """Returns the same loader with another batch sampler."""
     return DataLoader(
         loader.dataset,
@@ -206,7 +207,8 @@ def _seeded_everywhere(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Returns a digest of a structure's tensors."""
     found = hashlib.sha256()
     for tensor in tensors_of(value):
         content = tensor.detach().cpu().contiguous().view(-1)

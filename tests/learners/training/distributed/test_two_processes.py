@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.learner_training import LEARNERS, with_every_learner
 from support.processes import in_processes
-from support.shared_training import CASES, kept_on_going, rejected, run
+from support.shared_training import CASES, carried_out, kept_on_going, rejected
 from support.small_training import equal
 from torch import Tensor
 
@@ -21,10 +21,15 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], name: st
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
 
 
-def test_two_processes_take_the_steps_of_one() -> None:
-    names = list(CASES)
-    alone, (first, second) = run(names), in_processes(run, names)
-    for name in names:
+@pytest.fixture(scope="module")
+def results() -> Any:
+    """What comes out in one process, and in each of two."""
+    return [carried_out(), *in_processes(carried_out)]
+
+
+def test_two_processes_take_the_steps_of_one(results: Any) -> None:
+    alone, first, second = (trained for trained, _ in results)
+    for name in CASES:
         expected, result = alone[name]
         found, theirs = first[name]
         assert equal(found, second[name][0]), name
@@ -33,6 +38,15 @@ def test_two_processes_take_the_steps_of_one() -> None:
         ours, other = result.history[0], theirs.history[0]
         assert other.train_loss == pytest.approx(ours.train_loss, abs=1e-5)
         assert other.train_score == pytest.approx(ours.train_score, abs=1e-9)
+
+
+def test_all_processes_measure_what_one_does(results: Any) -> None:
+    (*alone, _), (*first, order), second = (measured for _, measured in results)
+    assert first == alone
+    assert second == [*first, order]
+    assert "at least one image" in alone[6]
+    assert "got 9: correct the labels" in alone[7]
+    assert "validation loader that yields the same batches in every process" in order
 
 
 @pytest.mark.slow
