@@ -12,7 +12,7 @@ from amc_env.budgets.balance import UNKNOWN, Doubt, bisected
 from amc_env.budgets.budget import Bounds, Budget, value_span
 from amc_env.budgets.completion import CompletionSearch
 from amc_env.budgets.followed import Followed, Windows, nearest_of
-from amc_env.budgets.together import Request, choose_together
+from amc_env.budgets.together import ManyPlans, Request
 from amc_env.budgets.walk import MOST_NUMBERS
 from amc_env.budgets.window_table import WindowTable
 from amc_env.costs.cost_model import CostFunction
@@ -319,9 +319,8 @@ class FeasibleSet:
         if windows is None or not is_followed or len(rows) == 1:
             chosen, unknown = np.zeros((len(rows), len(self._decisions))), [*range(len(rows))]
         else:
-            chosen, is_known = choose_together(
-                windows, self._decisions, rows, request, self._settled
-            )
+            plans = ManyPlans(windows, self._decisions, request, self._settled)
+            chosen, is_known = plans.choose(rows)
             unknown = np.flatnonzero(~is_known).tolist()
         found: list[list[float]] = chosen.tolist()
         for plan in unknown:

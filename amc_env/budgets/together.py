@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,66 +23,65 @@ _CHUNK = 300_000  # numbers at once: they fit into a processor's cache
 _EXACT_REQUESTS = 1e3  # see ``followed.nearest_of``
 
 
-def choose_together(
-    windows: Windows,
-    decisions: Sequence[Decision],
-    rows: Sequence[Sequence[float]],
-    request: Request | None,
-    settled: Callable[[list[float], Doubt], float],
-) -> tuple[Array, Truth]:
+@dataclass(frozen=True)
+class ManyPlans:
     """Chooses the values of many plans.
 
     Args:
         windows: The bounds.
         decisions: All decisions in order.
-        rows: Per plan what is asked for.
-        request: Makes the requested value of it; None where it is one.
+        request: Makes the requested value of what is asked for; None where it is one.
         settled: Prefix and what is known of its balanced ratio -> the ratio.
-
-    Returns:
-        Values, shape ``(n_plans, n_decisions)``, and of which plans they are known; the others
-        need a search for what can be completed.
     """
-    size = max(1, _CHUNK // windows.line.factors.size)
-    values, is_known = np.empty((len(rows), len(decisions))), np.ones(len(rows), dtype=np.bool_)
-    for first in range(0, len(rows), size):
-        some = slice(first, first + size)
-        found = _chosen(windows, decisions, rows[some], request, settled)
-        values[some], is_known[some] = found
-    return values, is_known
 
+    windows: Windows
+    decisions: Sequence[Decision]
+    request: Request | None
+    settled: Callable[[list[float], Doubt], float]
 
-def _chosen(
-    windows: Windows,
-    decisions: Sequence[Decision],
-    rows: Sequence[Sequence[float]],
-    request: Request | None,
-    settled: Callable[[list[float], Doubt], float],
-) -> tuple[Array, Truth]:
-    walk = Walk(windows.line, len(rows))
-    values = np.empty((len(rows), len(decisions)))
-    is_known = np.ones(len(rows), dtype=np.bool_)
-    for i, decision in enumerate(decisions):
-        grid = np.array(decision.choices)
-        fits, unknown = windows.decided(walk.costs(windows.n_ends))
-        is_known &= _are_met(windows, walk) & fits.any(axis=1)
-        if unknown is not None:
-            is_known &= ~unknown.any(axis=1)
-        fits[~is_known] = True  # anything, to go on
-        asked = np.array([row[i] for row in rows], dtype=np.float64)
-        if request is not None:
-            lows, highs = fits.argmax(axis=1), len(grid) - 1 - fits[:, ::-1].argmax(axis=1)
-            ratios = _balanced(windows, walk)
-            for k in np.flatnonzero(is_known).tolist():
-                if np.isnan(ratios[k]):
-                    doubt = windows.balance.doubt(walk.totals[:, k])
-                    ratios[k] = settled(values[k, :i].tolist(), doubt)
-                interval = (decision.choices[lows[k]], decision.choices[highs[k]])
-                asked[k] = request(float(asked[k]), i, interval, float(ratios[k]))
-        is_known &= np.abs(asked) < _EXACT_REQUESTS
-        values[:, i] = grid[_nearest(grid, fits, asked)]
-        walk.take(values[:, i])
-    return values, is_known
+    def choose(self, rows: Sequence[Sequence[float]]) -> tuple[Array, Truth]:
+        """Chooses the values of plans, as many at once as a processor's cache holds.
+
+        Args:
+            rows: Per plan what is asked for.
+
+        Returns:
+            Values, shape ``(n_plans, n_decisions)``, and of which plans they are known; the others
+            need a search for what can be completed.
+        """
+        size = max(1, _CHUNK // self.windows.line.factors.size)
+        values = np.empty((len(rows), len(self.decisions)))
+        is_known = np.ones(len(rows), dtype=np.bool_)
+        for first in range(0, len(rows), size):
+            some = slice(first, first + size)
+            values[some], is_known[some] = self._choose_at_once(rows[some])
+        return values, is_known
+
+    def _choose_at_once(self, rows: Sequence[Sequence[float]]) -> tuple[Array, Truth]:
+        walk = Walk(self.windows.line, len(rows))
+        values = np.empty((len(rows), len(self.decisions)))
+        is_known = np.ones(len(rows), dtype=np.bool_)
+        for i, decision in enumerate(self.decisions):
+            grid = np.array(decision.choices)
+            fits, unknown = self.windows.decided(walk.costs(self.windows.n_ends))
+            is_known &= _are_met(self.windows, walk) & fits.any(axis=1)
+            if unknown is not None:
+                is_known &= ~unknown.any(axis=1)
+            fits[~is_known] = True  # anything, to go on
+            asked = np.array([row[i] for row in rows], dtype=np.float64)
+            if self.request is not None:
+                lows, highs = fits.argmax(axis=1), len(grid) - 1 - fits[:, ::-1].argmax(axis=1)
+                ratios = _balanced(self.windows, walk)
+                for k in np.flatnonzero(is_known).tolist():
+                    if np.isnan(ratios[k]):
+                        doubt = self.windows.balance.doubt(walk.totals[:, k])
+                        ratios[k] = self.settled(values[k, :i].tolist(), doubt)
+                    interval = (decision.choices[lows[k]], decision.choices[highs[k]])
+                    asked[k] = self.request(float(asked[k]), i, interval, float(ratios[k]))
+            is_known &= np.abs(asked) < _EXACT_REQUESTS
+            values[:, i] = grid[_nearest(grid, fits, asked)]
+            walk.take(values[:, i])
+        return values, is_known
 
 
 def _are_met(windows: Windows, walk: Walk) -> Truth:

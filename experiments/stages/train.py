@@ -43,27 +43,13 @@ def run_train(task: Task) -> None:
     folder.start("train")
     use_threads(config, folder.facts, training=True)
     started = time.perf_counter()
-    if folder.given is not None:
-        save_network(folder.given.network, folder / "original.safetensors")
+    if (taken := _taken(task)) is not None:
+        network, how = taken
+        save_network(network, folder / "original.safetensors")
         seconds = round(time.perf_counter() - started, 3)
-        folder.finish("train", seconds=seconds, epochs=0, taken="weights taken as they were given")
-        return
-    if config.weights is not None:
-        built = build_with_weights(
-            config.model, folder.facts, config.weights, config.model_args,
-            allow_pickle=config.allow_pickle,
-        )  # fmt: skip
-        save_network(built.network, folder / "original.safetensors")
-        seconds = time.perf_counter() - started
-        folder.finish("train", seconds=round(seconds, 3), epochs=0, taken=built.taken)
+        folder.finish("train", seconds=seconds, epochs=0, taken=how)
         return
     model = initial_network(config, folder.facts)
-    if not config.train_epochs:
-        save_network(model, folder / "original.safetensors")
-        seconds = round(time.perf_counter() - started, 3)
-        taken = "skipped, 0 epochs: weights taken as the factory gave them"
-        folder.finish("train", seconds=seconds, epochs=0, taken=taken)
-        return
     settings = TrainingConfig(
         epochs=config.train_epochs,
         learning_rate=config.train_learning_rate,
@@ -95,6 +81,23 @@ def run_train(task: Task) -> None:
         validation_score=result.best_score,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _taken(task: Task) -> tuple[nn.Module, str] | None:
+    """Returns the network of a run that does not train it, and in words what it is."""
+    folder, config = task.folder, task.config
+    if folder.given is not None:
+        return folder.given.network, "weights taken as they were given"
+    if config.weights is not None:
+        built = build_with_weights(
+            config.model, folder.facts, config.weights, config.model_args,
+            allow_pickle=config.allow_pickle,
+        )  # fmt: skip
+        return built.network, built.taken
+    if not config.train_epochs:
+        network = initial_network(config, folder.facts)
+        return network, "skipped, 0 epochs: weights taken as the factory gave them"
+    return None
 
 
 def write_training_results(task: Task) -> Path:
