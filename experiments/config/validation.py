@@ -82,6 +82,7 @@ def _check_dependent(spec: LearnerSpec) -> None:
     for name, other, needed in (
         ("bucket_size", "granularity", "split"),
         ("group_size", "granularity", "group"),
+        ("act_order", "rounding", "gptq"),
         *((n, "schedule", "gradual") for n in declared(Options) if n.startswith("schedule_")),
     ):
         found = getattr(spec.options, other)

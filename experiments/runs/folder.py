@@ -9,6 +9,7 @@
 ``trials.jsonl``          one line per episode
 ``judged_before.jsonl``   what an agent that failed had evaluated: none of it is evaluated twice
 ``curves.json``           the learner's estimates of single choices, if the agent asked for them
+``levels/``               solved layers (GPTQ, SparseGPT) that memory does not hold
 ``warm_start.jsonl``      those of the run that the search began with, if it did
 ``pruned.safetensors``    the smaller network before fine-tuning
 ``model.safetensors``     the smaller network; its metadata hold plan and kept units

@@ -17,6 +17,7 @@ from amc_compress.config.run_config import RunConfig
 from amc_compress.evaluations.where import Where
 from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.kept_curves import keep_in
+from amc_compress.learners.candidates.second_order.levels import LEVELS, keep_levels
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import save_network
 from amc_compress.runs.problem import make_env
@@ -85,12 +86,13 @@ def workers_of(config: RunConfig) -> Where:
 
 
 def _keep_curves(task: Task, learner: Learner) -> None:
-    """Lets a resumed search find the learner's estimates of single choices in the folder."""
+    """Lets a search keep what the learner knows of single choices in the folder, for a resume."""
     given = task.folder.given
     if given is not None and given.learner is not None:
         return  # the options of the run do not say how it was prepared
     key = key_of(task.config, task.folder.facts, task.original, FREE)
     keep_in(learner, StoredCurves(task.folder / CURVES, key, learner.decisions))
+    keep_levels(learner, task.folder / LEVELS, key)
 
 
 def _found_out(learner: Learner) -> dict[str, Any]:

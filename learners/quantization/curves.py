@@ -19,7 +19,6 @@ from amc_compress.learners.candidates.gradient_scores import (
 )
 from amc_compress.learners.layers.bit_layers import BitLayer, bit_layer, channel_axis
 from amc_compress.learners.layers.quantized import with_input
-from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.substitution import substituted
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import Call, Inputs, Split, ask, rows
@@ -29,6 +28,9 @@ from amc_env.plan import Decision, DecisionKind
 _ERROR_IMAGES = 32
 _SCORE_IMAGES = 64
 
+Rounded = Callable[[Tensor], Tensor]
+"""What becomes of a layer's weights, or of its input; a quantizer for example."""
+
 See = Callable[[Decision, int, nn.Module, Tensor, Tensor], None]
 """``(decision, index of the choice, layer, its output in float, change of the output)``."""
 
@@ -37,7 +39,7 @@ def layer_errors(
     network: nn.Module,
     inputs: Inputs,
     decisions: Sequence[Decision],
-    quantizers: Mapping[str, Sequence[Quantizer | None]],
+    quantizers: Mapping[str, Sequence[Rounded | None]],
 ) -> dict[str, np.ndarray]:
     """Returns squared error over squared output for every choice of every decision.
 
@@ -67,7 +69,7 @@ def watch_changes(
     network: nn.Module,
     inputs: Inputs,
     decisions: Sequence[Decision],
-    quantizers: Mapping[str, Sequence[Quantizer | None]],
+    quantizers: Mapping[str, Sequence[Rounded | None]],
     see: See,
 ) -> None:
     """Shows what every choice changes of its layer's output, while the float network runs.
@@ -120,7 +122,7 @@ def _places(network: nn.Module, decisions: Sequence[Decision]) -> dict[str, BitL
 
 
 def _quantized(
-    layer: nn.Module, place: BitLayer, call: Call, kind: DecisionKind, quantizer: Quantizer
+    layer: nn.Module, place: BitLayer, call: Call, kind: DecisionKind, quantizer: Rounded
 ) -> Any:
     """Returns what a layer makes of quantized weights, or of a quantized input.
 
@@ -146,7 +148,7 @@ def gradient_scores(
     inputs: Inputs,
     targets: Any,
     decisions: Sequence[Decision],
-    quantizers: Mapping[str, Sequence[Quantizer | None]],
+    quantizers: Mapping[str, Sequence[Rounded | None]],
     matched: Collection[str],
     task: Task = CLASSIFICATION,
 ) -> Scores:

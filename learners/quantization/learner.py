@@ -30,7 +30,7 @@ from amc_compress.learners.layers.structure import (
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.packing.sizes import header_bytes, stored_bytes
 from amc_compress.learners.quantization.calibration import Observation, match_outputs, observe
-from amc_compress.learners.quantization.curves import gradient_scores, layer_errors
+from amc_compress.learners.quantization.curves import Rounded, gradient_scores, layer_errors
 from amc_compress.learners.quantization.decisions import BitChoice, BitPair, is_float
 from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
@@ -79,6 +79,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         batches = [x for x, _ in samples.batches()]
         self.float_network, self._folded = folded_copy(self.original, rows(batches[0], slice(0, 8)))
         self._observe(batches)
+        self._collect(samples)
         self._choice = _choice(self.traced, self.options, self._places)
         self.decisions = self._choice.decisions
         self.fitted = FittedQuantizers(
@@ -107,6 +108,17 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         self.layers = tuple(self._places.layers)
         if not self.layers:
             raise _nothing(self.traced, self.options)
+
+    def _collect(self, samples: Samples) -> None:
+        """Collects what :meth:`_round` needs of the original network, where it does anything."""
+
+    def _round(self, network: nn.Module, folded: nn.Module) -> None:
+        """Rounds the weights of a quantized network better than to the nearest value, in place.
+
+        Args:
+            network: Quantized by :meth:`_build`.
+            folded: The float network that it was made of.
+        """
 
     @property
     def left_float(self) -> Mapping[str, str]:
@@ -197,6 +209,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
             if not same_state(folded, self.float_network):
                 seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
             quantized = self._build(folded, bits, seen)
+            self._round(quantized, folded)
             if recalibrate:
                 self._match(quantized, seen)
         return quantized
@@ -243,6 +256,8 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
     ) -> nn.Module:
         with seconds.measure("slicing"):
             network = self._build(self.float_network, choice, self._observation)
+        with seconds.measure("reconstruction"):
+            self._round(network, self.float_network)
         with seconds.measure("recalibration"):
             if self.proxy.recalibrate:
                 self._match(network, self._observation)
@@ -251,21 +266,25 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
                 self._train_briefly(network)
         return network
 
+    def _of_choices(self) -> Mapping[str, Sequence[Rounded | None]]:
+        """Returns decision key -> what each choice makes of weights or inputs, None for float."""
+        return self.fitted.of_choices(self.decisions)
+
     @kept
     def layer_errors(self) -> dict[str, np.ndarray]:
         """Returns the share of its layer's output that each choice of each decision loses.
 
         Of the output without its mean, while all else is float.
         """
-        quantizers = self.fitted.of_choices(self.decisions)
         with limited_threads(self.threads):
-            return layer_errors(self.float_network, self._recalibration, self.decisions, quantizers)
+            return layer_errors(
+                self.float_network, self._recalibration, self.decisions, self._of_choices()
+            )
 
     @kept
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, 0 for float."""
         inputs, targets = self._matched()
-        quantizers = self.fitted.of_choices(self.decisions)
         matched = self._observation.once() if self.proxy.recalibrate else ()
         with limited_threads(self.threads):
             return gradient_scores(
@@ -273,7 +292,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
                 inputs,
                 targets,
                 self.decisions,
-                quantizers,
+                self._of_choices(),
                 matched,
                 self.task,
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
+from amc_compress.learners.candidates.second_order.means import bias_for
 
 _MAX_ITERATIONS = 50
 _MIN_ITERATIONS = 5
@@ -72,10 +73,7 @@ def refit(
         z = residual * scale
         before, power = power, (residual * z).sum(2, keepdim=True)
         step = z + torch.where(before > 0.0, power / before, 0.0) * step
-    bias = None
-    if layer.bias is not None and layer.mean is not None:
-        shift = ((original - weight) * layer.mean.unsqueeze(1)).sum(2)  # (groups, outputs)
-        bias = (layer.bias + shift.flatten()).float()
+    bias = bias_for(layer, original - weight)
     return layer.form.stored(weight.reshape(layer.shape)).float(), bias
 
 

@@ -33,7 +33,14 @@ class UniformSpec(LearnerSpec):
 
     title = "Uniform quantization"
     path = "quantization.uniform.learner:UniformQuantization"
-    takes: ClassVar[tuple[str, ...]] = (*_SHARED, "group_size", "weight_range", "learned_steps")
+    takes: ClassVar[tuple[str, ...]] = (
+        *_SHARED,
+        "group_size",
+        "weight_range",
+        "rounding",
+        "act_order",
+        "learned_steps",
+    )
     quantization = "uniform"
 
     @property

@@ -76,6 +76,20 @@ class BitOptions:
         "uniform quantizer only.",
         learners=("uniform",),
     )
+    rounding: str = _bits(
+        "nearest",
+        "How weights are rounded: nearest, or gptq (what rounding one input's weights does to the "
+        "outputs is taken up by those of the inputs after it; from the calibration data, each "
+        "layer alone); uniform quantizer only.",
+        learners=("uniform",),
+        choices=("nearest", "gptq"),
+    )
+    act_order: bool = _bits(
+        False,
+        "With --rounding gptq: round the weights of the largest inputs first; groups then have "
+        "the scales of the original weights.",
+        learners=("uniform",),
+    )
     learned_steps: bool = _bits(
         False,
         "Let the fine-tuning learn the step sizes too (LSQ); uniform quantizer only.",

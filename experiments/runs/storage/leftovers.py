@@ -41,7 +41,7 @@ def _is_running(process: int) -> bool:
 
 _WORTHLESS = (
     "config.json", "state.json", "original.safetensors", "warm_start.jsonl", "trials.jsonl",
-    "judged_before.jsonl", "curves.json", "checkpoints", "stages", "tensorboard", ".lock",
+    "judged_before.jsonl", "curves.json", "levels", "checkpoints", "stages", "tensorboard", ".lock",
 )  # fmt: skip
 """What a run has written when it fails before any work was done."""
 

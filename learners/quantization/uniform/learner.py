@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from amc_compress.learners.candidates.moments.effort import USUAL, Effort, effort_for
+from amc_compress.learners.candidates.preparation import Samples
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction, fit_layers
+from amc_compress.learners.candidates.second_order.levels import Level, Levels
+from amc_compress.learners.layers.finalise import finalise
+from amc_compress.learners.layers.masked import mask_of, masked_layers
+from amc_compress.learners.layers.quantized import QuantizedLayer
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.structure import same_state
 from amc_compress.learners.quantization.calibration import Observation
+from amc_compress.learners.quantization.curves import Rounded
 from amc_compress.learners.quantization.decisions import BitChoice
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.options import QuantizationOptions
-from amc_compress.learners.quantization.uniform.quantizer import (
-    UniformQuantizer,
-    affine_parameters,
-    integer_range,
-    split_buckets,
-)
-from amc_compress.learners.quantization.uniform.ranges import check_rule, clipping_ranges
+from amc_compress.learners.quantization.uniform.gptq import Rounding, weight_of, write_level
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.ranges import check_rule
+from amc_compress.learners.quantization.uniform.scales import weight_scales
+from amc_compress.learners.tasks.inputs import Inputs
 from amc_env.costs.storage import StorageFormat
-from amc_env.validation.checks import checked
+from amc_env.plan import DecisionKind
+from amc_env.validation.checks import check_known, checked
+from amc_env.validation.sentences import some
+
+ROUNDINGS = ("nearest", "gptq")
 
 
 @checked
@@ -37,16 +49,24 @@ class UniformOptions(QuantizationOptions):
         learned_steps: Whether ``finetune`` trains the scales of weights and activations too (LSQ,
             Esser et al. 2020); the weights' scales then start at ``2 <|w|> / sqrt(Q_p)`` if
             ``weight_range`` is ``"lsq"``.
+        rounding: ``"nearest"``, or ``"gptq"``: what rounding an input's weights does to the outputs
+            is taken up by those of the inputs after it, from the moments of the calibration data.
+        act_order: Whether ``"gptq"`` rounds the weights of the largest inputs first.
     """
 
     symmetric: bool = True
     weight_range: str = "mse"
     learned_steps: bool = False
+    rounding: str = "nearest"
+    act_order: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight_range != "lsq":
             check_rule(self.weight_range)
+        check_known("rounding", self.rounding, ROUNDINGS)
+        if self.act_order and self.rounding != "gptq":
+            raise ValueError("Expected act_order with rounding='gptq' alone, got it without.")
 
     def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:
         """Returns how layers are stored; zero points as one byte, they are at most 255."""
@@ -62,6 +82,86 @@ class UniformQuantization(QuantizationLearner):
 
     Options = UniformOptions
     options: UniformOptions
+    levels: Levels
+    _layers: Mapping[str, LayerReconstruction]
+
+    def _collect(self, samples: Samples) -> None:
+        self.levels, self._layers = Levels(device=self.device), {}
+        if self.options.rounding == "nearest":
+            return
+        effort = effort_for(self.graph, samples.n_calibration, torch.float32)
+        self.cautions += effort.notes(samples.n_calibration)
+        inputs = samples.inputs(effort.n_samples)
+        self._layers = self._moments(self.float_network, inputs, effort)
+
+    def _moments(
+        self, network: nn.Module, inputs: Sequence[Inputs], effort: Effort = USUAL
+    ) -> dict[str, LayerReconstruction]:
+        """Returns the moments of those layers whose weights are theirs alone."""
+        owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+        own = [
+            name
+            for name, place in self._places.layers.items()
+            if place.has_input and owners[id(network.get_submodule(place.module).weight)] == 1
+        ]
+        return fit_layers(
+            network,
+            inputs,
+            own,
+            {},
+            seed=self.seed,
+            effort=effort,
+            progress=self.options.progress,
+        )
+
+    def _round(self, network: nn.Module, folded: nn.Module) -> None:
+        if self.options.rounding == "nearest":
+            return
+        known = folded is self.float_network or same_state(folded, self.float_network)
+        layers = self._layers
+        if not known:
+            plain = finalise(folded) if masked_layers(folded) else folded
+            layers = self._moments(plain, [self._recalibration])
+        for name, layer in layers.items():
+            module = network.get_submodule(self._places.layers[name].module)
+            assert isinstance(module, QuantizedLayer)
+            nearest = module.weight_quantizer
+            if isinstance(nearest, UniformQuantizer):
+                if known:
+                    level = self._level(name, nearest)
+                else:
+                    level = self._rounding.solve(layer, nearest, mask_of(module))
+                write_level(module, level)
+
+    @property
+    def _rounding(self) -> Rounding:
+        return Rounding(self.options.weight_range, self.options.act_order)
+
+    def _level(self, name: str, nearest: UniformQuantizer) -> Level:
+        """Returns a layer of the original in so many bits, solved once."""
+        key = (name, nearest.bits)
+        return self.levels.get(key, lambda: self._rounding.solve(self._layers[name], nearest))
+
+    def _of_choices(self) -> Mapping[str, Sequence[Rounded | None]]:
+        found = dict(super()._of_choices())
+        for d in self.decisions:
+            if d.kind is DecisionKind.WEIGHT_BITS and d.target in self._layers:
+                found[d.key] = [q and self._solved(d.target, q) for q in found[d.key]]
+        return found
+
+    def _solved(self, name: str, nearest: Rounded) -> Rounded:
+        assert isinstance(nearest, UniformQuantizer)
+        return lambda weight: weight_of(self._level(name, nearest), nearest).to(weight)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the network: what is rounded to the nearest value, too."""
+        if self.options.rounding == "nearest":
+            return super().notes
+        rest = [name for name in self.layers if name not in self._layers]
+        told = "weights that are rounded to the nearest value, for want of moments or because "
+        own = (f"{told}other layers have them too: {some(rest)}.",) if rest else ()
+        return (*super().notes, *own)
 
     def _make_weight_quantizer(
         self, name: str, weight: Tensor, mask: Tensor | None, bits: int
@@ -99,77 +199,3 @@ class UniformQuantization(QuantizationLearner):
             name,
             learned=self.options.learned_steps,
         )
-
-
-def weight_scales(
-    weight: Tensor,
-    bits: int,
-    rule: str,
-    *,
-    symmetric: bool,
-    granularity: str,
-    bucket_size: int,
-    axis: int = 0,
-    name: str = "the weights",
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Returns scale and zero point of every bucket of a layer's weights.
-
-    Args:
-        weight: Weights of any shape.
-        bits: Bits per weight.
-        rule: Name in ``RANGE_RULES``, or ``"lsq"``: ``2 <|w|> / sqrt(Q_p)`` (Esser et al. 2020).
-        symmetric: Whether the zero point is 0.
-        granularity: What shares a scale.
-        bucket_size: Weights per bucket of ``"split"`` and ``"group"``.
-        axis: Along which channels lie.
-        name: What to call the weights in messages.
-        mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
-            if ``None``.
-
-    Raises:
-        InputDataError: If a weight is NaN or infinite.
-    """
-    if axis and granularity in ("channel", "group"):
-        weight = weight.movedim(axis, 0)
-        mask = None if mask is None else mask.movedim(axis, 0)
-    rows = _rows(weight, granularity, bucket_size)
-    kept = None if mask is None else _rows(mask.to(rows), granularity, bucket_size)
-    if kept is not None:
-        # Every range holds 0 exactly, so zeros change no extreme and no error.
-        rows = rows * kept
-    if rule == "lsq":
-        steps = integer_range(bits, symmetric)[1]
-        count = rows.shape[1] if kept is None else kept.sum(1).clamp(min=1)
-        scale = 2 * rows.abs().sum(1) / count / torch.tensor(float(steps)).sqrt()
-        high = scale * steps / (1 if symmetric else 2)
-        return affine_parameters(-high, high, bits, symmetric)
-    if rule == "percentile" and kept is not None:
-        low, high = _percentiles_of_kept(rows, kept > 0, bits, symmetric, name)
-    else:
-        found = clipping_ranges(rows, [bits], rule, symmetric=symmetric, name=name)
-        low, high = (ends[0] for ends in found)
-    return affine_parameters(low, high, bits, symmetric)
-
-
-def _rows(weight: Tensor, granularity: str, bucket_size: int) -> Tensor:
-    if granularity == "split":
-        return split_buckets(weight, bucket_size)
-    if granularity == "group":
-        return split_buckets(weight, bucket_size, len(weight))
-    return weight.reshape(weight.shape[0] if granularity == "channel" else 1, -1)
-
-
-def _percentiles_of_kept(
-    rows: Tensor, kept: Tensor, bits: int, symmetric: bool, name: str
-) -> tuple[Tensor, Tensor]:
-    """Returns the ends of the ranges; zeros would move a percentile, so they are left out."""
-    ends = rows.new_zeros(2, rows.shape[0])
-    for index, (row, counted) in enumerate(zip(rows, kept, strict=True)):
-        if bool(counted.any()):
-            numbers = row[counted][None]
-            low, high = clipping_ranges(
-                numbers, [bits], "percentile", symmetric=symmetric, name=name
-            )
-            ends[:, index] = torch.stack([low[0, 0], high[0, 0]])
-    return ends[0], ends[1]

@@ -130,6 +130,17 @@ class UniformQuantizer(Quantizer):
         scale, low, _ = self._steps(buckets)
         return self._restore((buckets + low) * scale, codes)
 
+    @torch.no_grad()
+    def steps_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the step of every number, and the least and largest multiple of it it may be.
+
+        Each in the shape of ``x``, whose numbers do not matter.
+        """
+        buckets = self._buckets(torch.zeros_like(x, dtype=torch.float32))
+        parts = (buckets + part for part in self._steps(buckets))
+        step, low, high = (self._restore(part, x) for part in parts)
+        return step, low, high
+
     def train(self, mode: bool = True) -> Self:
         """Switches the mode; in ``eval`` mode the scales that callers read are positive."""
         if self.learned and not mode:

@@ -171,6 +171,7 @@ def test_command_line_becomes_options(tmp_path: Path) -> None:
          "quantize nothing"),
         (["--learner", "uniform", "--bucket-size", "64"], "--granularity split"),
         (["--learner", "uniform", "--group-size", "64"], "--granularity group"),
+        (["--learner", "uniform", "--act-order"], "--rounding gptq"),
         (["--learner", "codebook", "--granularity", "group"], "no effect on codebooks"),
         (["--learner", "codebook", "--weight-range", "lsq"], "--weight-range has no effect"),
         # What the file's header takes makes the difference.

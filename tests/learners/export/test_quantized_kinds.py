@@ -16,8 +16,8 @@ from amc_compress.learners.layers.bit_layers import bit_layers
 from amc_compress.learners.layers.structure import layer_weights, quantize_layers
 from amc_compress.learners.quantization.calibration import observe
 from amc_compress.learners.quantization.inputs import input_quantizer
-from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.tracing.traced_model import trace
 
 

@@ -23,8 +23,8 @@ from amc_compress.learners.packing.packed_file import (
 )
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
-from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, affine_parameters
+from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.testing.networks import EXAMPLE, Residual, depthwise, make_data, plain
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env import CompressionPlan

@@ -20,8 +20,8 @@ from amc_compress.learners.layers.structure import fold_norms, layer_weights, qu
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes, save_packed
 from amc_compress.learners.quantization import CodebookQuantization, UniformQuantization
 from amc_compress.learners.quantization.codebook.quantizer import CodebookQuantizer
-from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.tracing.traced_model import trace
 
 

@@ -18,7 +18,7 @@ from amc_compress.learners.layers.structure import quantize_layer
 from amc_compress.learners.quantization import CodebookQuantizer, quantized_layers
 from amc_compress.learners.quantization.codebook.learner import set_mode
 from amc_compress.learners.quantization.curves import layer_errors
-from amc_compress.learners.quantization.uniform.learner import weight_scales
+from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env import Decision, DecisionKind
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from support.selection import examples
 
 from amc_compress.learners.quantization import Quantizer, UniformQuantizer
-from amc_compress.learners.quantization.uniform.learner import weight_scales
 from amc_compress.learners.quantization.uniform.quantizer import (
     affine_parameters,
     integer_range,
     split_buckets,
 )
+from amc_compress.learners.quantization.uniform.scales import weight_scales
 
 
 def numbers(*shape, seed=0):
