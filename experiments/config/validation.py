@@ -97,10 +97,26 @@ def _check_dependent(spec: LearnerSpec) -> None:
             "the codes of a group; take --granularity split with a large --bucket-size."
         )
     pattern = spec.options.pattern
+    if spec.options.repair == "sparsegpt":
+        _check_sweep(pattern, spec.options.proxy)
     if of_how_many(pattern) is not None and spec.is_given("min_density"):
         raise ValueError(
             f"--min-density has no effect with --pattern {pattern}, of which a layer keeps "
             f"that share or all."
+        )
+
+
+def _check_sweep(pattern: str, proxy: str) -> None:
+    """Rejects zeros that a sweep cannot choose."""
+    if pattern.startswith("block"):
+        raise ValueError(
+            f"--repair sparsegpt has no effect with --pattern {pattern}; it is an option of "
+            f"--pattern unstructured and of 2:4 and the like."
+        )
+    if "reconstruction" not in proxy:
+        raise ValueError(
+            f"--repair sparsegpt has no effect with --proxy {proxy}; it is an option of --proxy "
+            f"reconstruction and reconstruction+recalibration."
         )
 
 

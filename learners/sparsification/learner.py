@@ -16,6 +16,7 @@ from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction, fit_layers
+from amc_compress.learners.candidates.second_order.levels import Levels
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.following_norms import following_norms
@@ -23,7 +24,7 @@ from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.weight_forms import form_of
 from amc_compress.learners.sparsification.building import counts_in, masked, weight_of, with_zeros
 from amc_compress.learners.sparsification.curves import gradient_scores, layer_errors
-from amc_compress.learners.sparsification.fitted import FittedWeights
+from amc_compress.learners.sparsification.fitted import FittedWeights, check_repair
 from amc_compress.learners.sparsification.layers import sparse_choice
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.learners.sparsification.protocols import check_density, plan_for, scores_of
@@ -49,6 +50,9 @@ class SparseOptions(CandidateOptions):
     Attributes:
         pattern: ``"unstructured"``, blocks like ``"block4"``, or N:M like ``"2:4"``.
         min_density: Smallest density on offer for a layer; N:M offers N/M and 1 only.
+        repair: ``"least-squares"`` fits the weights that stay, those of the largest magnitudes;
+            ``"sparsegpt"`` chooses them by second order and lets them take up what is lost, in one
+            sweep. Part of the proxy's reconstruction; not for blocks.
         schedule: What a training does: ``"gradual"`` starts from the dense original and raises
             the sparsity while it trains, ``"one-shot"`` trains behind fixed masks.
         schedule_begin: Share of the training after which sparsity begins to rise.
@@ -59,6 +63,7 @@ class SparseOptions(CandidateOptions):
 
     pattern: str = "unstructured"
     min_density: float = 0.02
+    repair: str = "least-squares"
     schedule: str = "gradual"
     schedule_begin: float = 0.0
     schedule_end: float = 0.5
@@ -70,6 +75,7 @@ class SparseOptions(CandidateOptions):
         Pattern.parse(self.pattern)
         check_density("min_density", self.min_density)
         check_known("schedule", self.schedule, SCHEDULES)
+        check_repair(self.repair, self.proxy, self.pattern)
         self.ramp()
 
     def ramp(self) -> SparsitySchedule:
@@ -134,9 +140,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
             effort=effort,
             progress=self.options.progress,
         )
-        self.fitted = FittedWeights(
-            self.original, self._layers, self.pattern, self.proxy.reconstruct
-        )
+        self.fitted = self._fitted(self.original, self._layers)
         self._unfitted = FittedWeights(self.original, {}, self.pattern, reconstruct=False)
         self.storage = self._measured_storage()
         self.cost_models = {
@@ -229,7 +233,18 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         if self.proxy.reconstruct and kept:
             batches = self.data.recalibration
             layers = fit_layers(network.eval(), batches, list(kept), self._norms, seed=self.seed)
-        return kept, FittedWeights(network, layers, self.pattern, self.proxy.reconstruct)
+        return kept, self._fitted(network, layers)
+
+    def _fitted(
+        self, network: nn.Module, layers: Mapping[str, LayerReconstruction]
+    ) -> FittedWeights:
+        reconstruct, repair = self.proxy.reconstruct, self.options.repair
+        return FittedWeights(network, layers, self.pattern, reconstruct, repair)
+
+    @property
+    def levels(self) -> Levels:
+        """What was solved of the original's layers so far."""
+        return self.fitted.levels
 
     def _candidate(
         self, choice: Mapping[str, int], seconds: CandidateSeconds, *, trained: bool = True

@@ -49,7 +49,7 @@ class JointSpec(LearnerSpec):
     def check(self) -> None:
         """Checks that options of densities come with densities."""
         super().check()
-        for name in ("pattern", "min_density"):
+        for name in ("pattern", "min_density", "repair"):
             if not self.sparsifies and self.is_given(name):
                 raise ValueError(
                     f"{flag(name)} has no effect with --learner {self.name} without --density, "

@@ -24,7 +24,7 @@ class SparseSpec(LearnerSpec):
 
     title = "Weight pruning"
     path = "sparsification:WeightSparsification"
-    takes = ("pattern", "min_density")
+    takes = ("pattern", "min_density", "repair")
     sparsifies = True
 
     @property

@@ -81,6 +81,14 @@ class PruningOptions:
         "4 x 4; any number), 2:4 (2 of every 4 inputs stay; 4:8 and others).",
         learners=_SPARSE,
     )
+    repair: str = _weights(
+        "least-squares",
+        "With --pattern unstructured or 2:4: least-squares (the largest weights stay, and are "
+        "fitted again) or sparsegpt (in one sweep over a layer's inputs those weights go that "
+        "its outputs miss least, and the others take up what is lost).",
+        learners=_SPARSE,
+        choices=("least-squares", "sparsegpt"),
+    )
     protocol: str = _weights(
         "searched",
         "With --learner sparse: what spreads the density over the layers: searched "

