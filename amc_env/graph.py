@@ -21,6 +21,9 @@ from amc_env.validation.sentences import some
 _WORTH_A_REMARK, _UNKNOWN_WORTH_A_REMARK = 0.05, 0.01
 _WORTH_A_NAME = 0.001
 
+CHANNELS, HEADS, MLP, EMBEDDING = "channels", "heads", "mlp", "embedding"
+"""What the units of a channel group are; channels where nothing else is known."""
+
 
 @checked
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class ChannelGroup:
         producers: Layers whose output axis carries the units.
         consumers: Layers whose input axis carries the units.
         least: Number of units that must stay: a variance of one number is none.
+        role: What the units are: ``"channels"``; in a transformer ``"heads"`` of attention (those
+            that share a key and value head are one unit, with it), hidden units of an ``"mlp"``, or
+            channels of the ``"embedding"``, which residual branches read and write.
     """
 
     name: str
@@ -62,6 +68,7 @@ class ChannelGroup:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     least: int = 1
+    role: str = CHANNELS
 
 
 @checked

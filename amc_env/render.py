@@ -11,7 +11,7 @@ import numpy.typing as npt
 from amc_env.costs.costs import CostModel, costs_for, make_cost, original_cost
 from amc_env.costs.layer_terms import columns
 from amc_env.costs.presence import of_layers
-from amc_env.graph import LayerGraph
+from amc_env.graph import CHANNELS, LayerGraph
 from amc_env.kinds import Panel, Quantity
 from amc_env.plan import Decision
 
@@ -87,9 +87,12 @@ def plan_table(
         costs: Cost models to show; without them, the default ones.
     """
     width = max([9, *(len(d.target) for d in decisions)])
+    roles = {group.name: group.role for group in graph.groups if group.role != CHANNELS}
     lines = [f"{'decision':<{width}}  {'kind':<15} {'value':>7}  {'kept':>9}"]
     for i, decision in enumerate(decisions):
         shown = _described(decision, values[i]) if i < len(values) else f"{'?':>7}"
+        role = roles.get(decision.target) if decision.kind.quantity is Quantity.WIDTH else None
+        shown += f"  {role}" if role else ""
         lines.append(f"{decision.target:<{width}}  {decision.kind.name:<15} {shown}")
     padded = _padded(decisions, values)
     for name, cost in _shown_costs(graph, decisions, costs).items():

@@ -12,7 +12,15 @@ from typing import Any
 
 from amc_env.costs.storage import StorageFormat
 from amc_env.errors import CompressionError
-from amc_env.graph import Branch, ChannelGroup, ChannelParameters, LayerGraph, LayerSpec, Width
+from amc_env.graph import (
+    CHANNELS,
+    Branch,
+    ChannelGroup,
+    ChannelParameters,
+    LayerGraph,
+    LayerSpec,
+    Width,
+)
 from amc_env.kinds import kind_named
 from amc_env.plan import Decision
 
@@ -116,9 +124,10 @@ def _graph_row(graph: LayerGraph) -> dict[str, Any]:
     ):  # without any, files are as they were before there were some
         if not row[name]:
             del row[name]
-    for group in row["groups"]:  # likewise where one unit is enough
-        if group["least"] == 1:
-            del group["least"]
+    for group in row["groups"]:  # likewise where one unit is enough, or nothing but a channel
+        for name, usual in (("least", 1), ("role", CHANNELS)):
+            if group[name] == usual:
+                del group[name]
     return row
 
 

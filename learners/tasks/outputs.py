@@ -9,16 +9,26 @@ from torch.utils._pytree import tree_leaves
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """Returns all tensors of an output: tuples, dictionaries, data classes and plain objects."""
+    """Returns all tensors of an output: tuples, dictionaries, data classes and plain objects.
+
+    A cache of keys and values, which a decoder hands itself for the next token, is no output.
+    """
     found: list[Tensor] = []
-    for leaf in tree_leaves(value):
+    for leaf in tree_leaves(value, is_leaf=is_cache):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif is_cache(leaf):
+            continue
         elif isinstance(leaf, Mapping):
             found += tensors_in(dict(leaf))
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
             found += tensors_in(dict(vars(leaf)))
     return found
+
+
+def is_cache(value: object) -> bool:
+    """Whether something is a cache as those of ``transformers`` are."""
+    return all(callable(getattr(value, name, None)) for name in ("update", "get_seq_length"))
 
 
 def main_output(output: object) -> object:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from amc_compress.learners.tracing.labels.label_rules import LabelMode
 from amc_compress.learners.tracing.labels.labels import varies
 from amc_compress.learners.tracing.layer_facts import LayerFacts
+from amc_compress.learners.tracing.roles import Roles
 from amc_compress.learners.tracing.slots import Slot, layer_name
 from amc_env.graph import ChannelGroup, LayerGraph
 
 _TIED_TOGETHER = "all its channels are tied together"
+_ONE_HEAD = "its only head of keys and values serves all queries, and one head must stay"
 
 
 @dataclass
@@ -92,7 +94,8 @@ class Grouper:
         for label, reason in rejected.items():
             self.table.freeze(torch.tensor([label]), reason)
         slots = self._slots()
-        members = self._members(slots)
+        tell = Roles(self.mode, {name: self.tensors[name] for name in self.order})
+        members = self._members(slots, tell)
         roots = self.table.roots()
         units = torch.zeros(len(self.table), dtype=torch.int64)
         first_unit: dict[str, int] = {}
@@ -102,7 +105,8 @@ class Grouper:
             first_unit[name] = n_units
             units[classes] = torch.arange(n_units, n_units + len(classes))
             n_units += len(classes)
-            groups.append(self._group(name, len(classes), signature, slots))
+            role = tell.of(classes, *self._weights(signature, slots))
+            groups.append(self._group(name, len(classes), signature, slots, role))
         unit_of_label = units[roots]
         groups = self._with_least(groups, first_unit, unit_of_label)
         for slot in slots:
@@ -190,7 +194,9 @@ class Grouper:
 
     # ------------------------------------------------------------------ groups
 
-    def _members(self, slots: Sequence[Slot]) -> list[tuple[str, Tensor, tuple[int, ...]]]:
+    def _members(
+        self, slots: Sequence[Slot], tell: Roles
+    ) -> list[tuple[str, Tensor, tuple[int, ...]]]:
         """Returns ``(name, classes, slot indices)`` per group, in network order."""
         roots = self.table.roots()
         occurrences: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -212,7 +218,8 @@ class Grouper:
         members, names = [], set[str]()
         for signature, classes in by_signature.items():
             if len(classes) == 1:
-                self.table.freeze(torch.tensor(classes), _TIED_TOGETHER)
+                reason = _ONE_HEAD if tell.is_heads(classes) else _TIED_TOGETHER
+                self.table.freeze(torch.tensor(classes), reason)
                 continue
             first = next(index for index, _ in signature if slots[index].role == "producer")
             base = layer_name(slots[first].name)
@@ -224,8 +231,18 @@ class Grouper:
             members.append((name, torch.tensor(classes), tuple(index for index, _ in signature)))
         return members
 
+    def _weights(
+        self, signature: Sequence[int], slots: Sequence[Slot]
+    ) -> tuple[list[str], list[str]]:
+        """Returns the weights of layers that make some units, and of those that read them."""
+        found: dict[str, list[str]] = {"producer": [], "consumer": []}
+        for slot in (slots[index] for index in signature):
+            if slot.role in found and slot.name in self.order:
+                found[slot.role].append(slot.name)
+        return found["producer"], found["consumer"]
+
     def _group(
-        self, name: str, size: int, signature: Sequence[int], slots: Sequence[Slot]
+        self, name: str, size: int, signature: Sequence[int], slots: Sequence[Slot], role: str
     ) -> ChannelGroup:
         def layers(role: str) -> tuple[str, ...]:
             return tuple(
@@ -234,7 +251,7 @@ class Grouper:
                 if slots[i].role == role and slots[i].name in self.usual
             )
 
-        return ChannelGroup(name, size, layers("producer"), layers("consumer"))
+        return ChannelGroup(name, size, layers("producer"), layers("consumer"), role=role)
 
     def _with_least(
         self, groups: Sequence[ChannelGroup], first_unit: Mapping[str, int], unit_of_label: Tensor

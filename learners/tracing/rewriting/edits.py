@@ -196,7 +196,10 @@ class Planner:
         if len(given) != self.record.labels[node].dim():
             return False
         found = [given[axis] for axis in self._channel_axes(node)]
-        return all(isinstance(x, fx.Node) and x not in self.variant.known for x in found)
+        kept = -1 if function_name(node) == "expand" else None  # the size that was there
+        return all(
+            x not in self.variant.known if isinstance(x, fx.Node) else x == kept for x in found
+        )
 
     def _is_tuple(self, node: fx.Node) -> bool:
         return not isinstance(self.record.labels[node], Tensor)

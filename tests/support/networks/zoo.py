@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,12 +67,14 @@ class Architecture:
         make: Returns the network.
         example: What it is called with, one sample.
         part: What is cut, if not the whole.
+        roles: Sizes of the groups of each role, in network order, of a transformer.
     """
 
     reachable: float
     make: Callable[[], nn.Module]
     example: Callable[[], Any]
     part: str | None = None
+    roles: Mapping[str, tuple[int, ...]] | None = None
 
 
 def _vision(
@@ -99,8 +101,9 @@ def _timm(reachable: float, name: str, side: int = 64, **more: Any) -> Architect
 
 
 def _hugging(
-    reachable: float, name: str, example: Callable[[], Any], config: str, **settings: Any
-) -> Architecture:
+    reachable: float, name: str, example: Callable[[], Any], config: str,
+    roles: Mapping[str, tuple[int, ...]] | None = None, **settings: Any,
+) -> Architecture:  # fmt: skip
     def make() -> nn.Module:
         if importlib.util.find_spec("torchvision"):
             library("torchvision")  # which transformers imports where it is installed
@@ -108,7 +111,15 @@ def _hugging(
         net: nn.Module = getattr(transformers, name)(getattr(transformers, config)(**settings))
         return net
 
-    return Architecture(reachable, make, example)
+    return Architecture(reachable, make, example, roles=roles)
+
+
+def _roles(
+    heads: int | tuple[int, ...], mlp: int | tuple[int, ...] = 128, *embedding: int
+) -> dict[str, tuple[int, ...]]:
+    """Sizes of a transformer's groups; one number stands for two layers alike."""
+    sizes = {"heads": heads, "mlp": mlp, "embedding": embedding}
+    return {role: (x,) * 2 if isinstance(x, int) else x for role, x in sizes.items()}
 
 
 def _maxvit() -> nn.Module:
@@ -157,12 +168,19 @@ def _tokens(*names: str, length: int = 20) -> dict[str, Tensor]:
     return found | masks
 
 
-_SMALL = {
-    "vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 128,
+_BODY = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
 }  # fmt: skip
+_TEXTS = _BODY | {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_GROUPED = _TEXTS | {"num_key_value_heads": 2}
 _TEXT = partial(_tokens, "input_ids", "attention_mask")
 _BOTH = partial(_tokens, "input_ids", "decoder_input_ids")
+
+
+def _captioned() -> dict[str, Tensor]:
+    """An image and a text."""
+    return _pixels(32) | _TEXT()
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "tv.resnet18": _vision(0.013, "resnet18"),
@@ -184,7 +202,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv.convnext_tiny": _vision(0.002, "convnext_tiny"),
     "tv.swin_t": _vision(0.009, "swin_t"),
     "tv.maxvit_t": Architecture(0.007, _maxvit, partial(_image, 64)),
-    "tv.vit": Architecture(0.189, _vit, partial(_image, 64)),
+    "tv.vit": Architecture(
+        0.012, _vit, partial(_image, 64), roles=_roles((3,) * 4, (768,) * 4, 192)
+    ),
     "tv.lraspp_mobilenet_v3_large": _vision(0.020, "segmentation.lraspp_mobilenet_v3_large"),
     "tv.deeplabv3_resnet50": _vision(0.001, "segmentation.deeplabv3_resnet50"),
     "tv.ssdlite320": _vision(
@@ -234,43 +254,91 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hf.ViT": _hugging(
         0.057, "ViTForImageClassification", partial(_pixels, 64), "ViTConfig", image_size=64,
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
+        roles=_roles((4,) * 4, (128,) * 4, 64),
+    ),
+    "hf.DeiT": _hugging(
+        0.069, "DeiTForImageClassification", partial(_pixels, 64), "DeiTConfig",
+        _roles(4, 128, 64), **_BODY, image_size=64,
     ),
     "hf.Swin": _hugging(
         0.060, "SwinForImageClassification", partial(_pixels, 64), "SwinConfig", image_size=64,
         embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4,
+        roles=_roles((2, 2, 4, 4), (128, 128, 256, 256), 32, 64),
     ),
     "hf.SegFormer": _hugging(
         0.009, "SegformerForSemanticSegmentation", partial(_pixels, 64), "SegformerConfig",
         depths=[1, 1, 1, 1],
     ),
+    "hf.CLIP": _hugging(
+        0.223, "CLIPModel", _captioned, "CLIPConfig", _roles((4,) * 4, (128,) * 4),
+        text_config=_TEXTS | {"max_position_embeddings": 20, "eos_token_id": 98},
+        vision_config=_BODY | {"image_size": 32, "patch_size": 8}, projection_dim=32,
+    ),
     "hf.BERT": _hugging(
-        0.036, "BertForSequenceClassification", _TEXT, "BertConfig", **_SMALL,
+        0.036, "BertForSequenceClassification", _TEXT, "BertConfig", _roles(4, 128, 64), **_TEXTS,
+    ),
+    "hf.RoBERTa": _hugging(
+        0.036, "RobertaForSequenceClassification", _TEXT, "RobertaConfig", _roles(4, 128, 64),
+        **_TEXTS, max_position_embeddings=40,
     ),
     "hf.DistilBERT": _hugging(
-        0.036, "DistilBertForTokenClassification", _TEXT, "DistilBertConfig",
+        0.036, "DistilBertForTokenClassification", _TEXT, "DistilBertConfig", _roles(4, 128, 64),
         vocab_size=99, dim=64, n_layers=2, n_heads=4, hidden_dim=128,
     ),
     "hf.GPT-2": _hugging(
-        0.031, "GPT2LMHeadModel", _TEXT, "GPT2Config", vocab_size=99, n_embd=64, n_layer=2,
-        n_head=4, use_cache=False, bos_token_id=1, eos_token_id=2,
+        0.031, "GPT2LMHeadModel", _TEXT, "GPT2Config", _roles(4, 256, 64), vocab_size=99,
+        n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2,
+    ),
+    "hf.GPT-NeoX": _hugging(
+        0.044, "GPTNeoXForCausalLM", _TEXT, "GPTNeoXConfig", _roles(4, 128, 64), **_TEXTS,
     ),
     "hf.Llama": _hugging(
-        0.062, "LlamaForCausalLM", _TEXT, "LlamaConfig", **_SMALL, num_key_value_heads=2,
-        use_cache=False,
+        0.062, "LlamaForCausalLM", _TEXT, "LlamaConfig", _roles(2, 128, 64), **_GROUPED,
+    ),
+    "hf.Llama.eager": _hugging(
+        0.062, "LlamaForCausalLM", _TEXT, "LlamaConfig", _roles(2, 128, 64), **_GROUPED,
+        attn_implementation="eager",
+    ),
+    "hf.Mistral": _hugging(
+        0.062, "MistralForCausalLM", _TEXT, "MistralConfig", _roles(2, 128, 64), **_GROUPED,
+        sliding_window=8,
+    ),
+    "hf.Qwen2": _hugging(
+        0.062, "Qwen2ForCausalLM", _TEXT, "Qwen2Config", _roles(2, 128, 64), **_GROUPED,
+    ),
+    "hf.Qwen3": _hugging(
+        0.062, "Qwen3ForCausalLM", _TEXT, "Qwen3Config", _roles(2, 128, 64), **_GROUPED,
+        head_dim=16,
+    ),
+    "hf.Gemma": _hugging(
+        0.062, "GemmaForCausalLM", _TEXT, "GemmaConfig", _roles(2, 128, 64), **_GROUPED,
+        head_dim=16,
+    ),
+    "hf.Gemma2": _hugging(
+        0.062, "Gemma2ForCausalLM", _TEXT, "Gemma2Config", _roles(2, 128, 64), **_GROUPED,
+        head_dim=16, sliding_window=8,
+    ),
+    "hf.Gemma3": _hugging(
+        0.062, "Gemma3ForCausalLM", _TEXT, "Gemma3TextConfig", _roles(2, 128, 64), **_GROUPED,
+        head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+    ),
+    "hf.Phi": _hugging(
+        0.044, "PhiForCausalLM", _TEXT, "PhiConfig", _roles(4, 128, 64), **_TEXTS,
     ),
     "hf.T5": _hugging(
-        0.363, "T5ForConditionalGeneration", _BOTH, "T5Config", vocab_size=99, d_model=64, d_kv=16,
-        d_ff=128, num_layers=2, num_heads=4, use_cache=False,
+        0.363, "T5ForConditionalGeneration", _BOTH, "T5Config", _roles(4, (128,) * 4),
+        vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
     ),
     "hf.BART": _hugging(
         0.209, "BartForConditionalGeneration", _BOTH, "BartConfig", vocab_size=99, d_model=64,
         encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
         encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64,
-        use_cache=False,
+        roles=_roles((4,) * 6, (128,) * 4),
     ),
     "torch.Transformer": Architecture(
         0.177, lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True),
         lambda: (torch.randn(1, 9, 64), torch.randn(1, 5, 64)),
+        roles=_roles((4,) * 6, (128,) * 4),
     ),
 }  # fmt: skip
 """Name -> architecture."""

@@ -23,6 +23,7 @@ from amc_compress.learners.networks.outputs import difference
 from amc_compress.learners.tasks.inputs import Inputs, ask, to_inputs
 from amc_compress.learners.tracing.proof import random_cut, randomised
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_env.graph import EMBEDDING, HEADS, MLP
 
 ROUND_TO = 8
 
@@ -37,6 +38,7 @@ class Outcome:
         gap: Largest distance of a claimed share from the counted one, of all cuts tried.
         deviation: Largest relative difference of a sliced network from a masked one.
         seconds: Processor time of the trace with its proofs.
+        roles: Sizes of the groups of each role but that of plain channels, in network order.
     """
 
     groups: int
@@ -44,6 +46,7 @@ class Outcome:
     gap: float
     deviation: float
     seconds: float
+    roles: dict[str, tuple[int, ...]]
 
 
 def counted(network: nn.Module, inputs: Inputs) -> int:
@@ -89,7 +92,11 @@ def examine(name: str) -> Outcome:
         if kept is not least:
             deviation = max(deviation, compared(small, traced.mask(kept), inputs, entry.part))
     lowest = counted(traced.slice(least), inputs) / whole
-    return Outcome(len(sizes), lowest, gap, deviation, seconds)
+    roles = {
+        role: tuple(group.size for group in traced.graph.groups if group.role == role)
+        for role in (HEADS, MLP, EMBEDDING)
+    }
+    return Outcome(len(sizes), lowest, gap, deviation, seconds, roles)
 
 
 def compared(small: nn.Module, masked: nn.Module, inputs: Inputs, part: str | None) -> float:
@@ -113,11 +120,14 @@ def test_an_architecture_is_cut_as_far_as_it_was_and_rightly(name: str) -> None:
     assert found.lowest <= ARCHITECTURES[name].reachable + 5e-4
     assert found.deviation <= 1e-4
     assert found.gap <= 1e-4
+    assert ARCHITECTURES[name].roles in (None, found.roles)
 
 
 def main(names: list[str]) -> None:
-    print("| network | groups | lowest share | claimed - counted | sliced - masked | CPU s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| network | groups | lowest share | claimed - counted | sliced - masked | CPU s | roles |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in names or ARCHITECTURES:
         try:
             row = examine(name)
@@ -126,7 +136,7 @@ def main(names: list[str]) -> None:
             continue
         print(
             f"| {name} | {row.groups} | {row.lowest:.3f} | {row.gap:.0e} | {row.deviation:.0e} |"
-            f" {row.seconds:.0f} |", flush=True,
+            f" {row.seconds:.0f} | {row.roles} |", flush=True,
         )  # fmt: skip
 
 
