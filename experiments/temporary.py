@@ -35,7 +35,7 @@ class TemporaryFolder(Closing):
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"amc-{kind}-"))
             lock = (self.path / _LOCK).open("w")
-            if _locked(lock) and (self.path / _LOCK).exists():
+            if _is_ours(lock) and (self.path / _LOCK).exists():
                 break
             lock.close()  # another process has just taken it for one that was left
         self._end = weakref.finalize(self, _end, self.path, lock, os.getpid())
@@ -61,18 +61,28 @@ def _remove_left(prefix: str) -> None:
             if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
                 continue
             with (path / _LOCK).open("r+") as lock:
-                if _locked(lock):
-                    shutil.rmtree(path, ignore_errors=True)
+                _lock(lock)
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _locked(file: IO[str]) -> bool:
-    """Locks an open file until it is closed; False if another process has."""
+def _is_ours(lock: IO[str]) -> bool:
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        _lock(lock)
+    except BlockingIOError:
         return False
+    except OSError:  # a place without locks, where no process takes a folder for one that was left
+        return True
     return True
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks an open file until it is closed.
+
+    Raises:
+        BlockingIOError: If another process has.
+        OSError: If the place knows no locks.
+    """
+    with contextlib.suppress(ImportError):  # Windows
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

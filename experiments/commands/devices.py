@@ -32,7 +32,7 @@ from amc_compress.temporary import TemporaryFolder
 from amc_env.errors import CompressionError
 
 _PATIENCE = datetime.timedelta(days=1)
-"""With the first process, which alone validates; one that has died is noticed at once."""
+"""With the first process, which alone writes and prints; one that has died is noticed at once."""
 
 _UNUSED = (".lock", "tensorboard", "*.onnx", "*.html")
 

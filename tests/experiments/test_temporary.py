@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 import tempfile
@@ -26,6 +27,15 @@ def test_a_folder_goes_when_it_is_closed_or_forgotten(place: Path) -> None:
     path = TemporaryFolder("test").path
     gc.collect()
     assert not path.exists()
+
+
+def test_a_place_without_locks_will_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("amc_compress.temporary._lock", lock)
+    with TemporaryFolder("test") as first, TemporaryFolder("test") as second:
+        assert {first.path, second.path} == {*place.iterdir()}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no locks to tell by")
