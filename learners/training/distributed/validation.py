@@ -41,8 +41,8 @@ def measured_by_all(
     Args:
         model: Equal in all processes.
         loader: As one process would read it. Loaders with a method ``chosen(wanted)`` make only the
-            batches that are wanted, and so do those over data that are read by index; others make
-            all of them in every process.
+            batches that are wanted, and so do those over data that are read by index, which must
+            draw nothing at random; others make all of them in every process.
         name: As of :func:`measured`; so are the others.
         task: What the network is for.
         dtype: Type to compute in.
