@@ -1,0 +1,1 @@
+"""Compressed networks of ``transformers`` as folders that its own classes load."""
