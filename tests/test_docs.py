@@ -19,7 +19,7 @@ QUICK = {
     "environment.md",
     "latency_tables.md",
 }  # a few seconds; the others are slow
-EXTRAS = {"ray", "tianshou"}  # packages that a page says to install
+EXTRAS = {"ray", "tianshou", "transformers"}  # packages that a page says to install
 OWN = re.compile(
     r"\b(?:[A-Z0-9_]*(?:FILE|FOLDER|DIR|WEIGHTS)|my_module|path/to|photos|pets|table)\b|\.\.\."
 )

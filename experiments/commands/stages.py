@@ -14,6 +14,8 @@ from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
 from amc_compress.commands.values import config_from, free_options, given
 from amc_compress.config.data_defaults import USUAL_MODEL
+from amc_compress.config.values import BIT_FORMATS, FORMATS, ONNX, TRANSFORMERS
+from amc_env.validation.checks import check_known
 
 if TYPE_CHECKING:
     from amc_compress.runs.storage.trust import Trust
@@ -122,6 +124,31 @@ Preprocessing = Annotated[
 ]
 
 
+Format = Annotated[
+    str,
+    typer.Option(
+        help="What is written: " + ", ".join(FORMATS) + ".",
+        autocompletion=lambda incomplete: [n for n in FORMATS if n.startswith(incomplete)],
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --format transformers: a folder whose tokenizer's files are copied.",
+        show_default=False,
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        help="With bits for other libraries: inputs that share a scale, of layers without groups "
+        "whose number of inputs it divides; a scale per channel if not given.",
+        min=2,
+        show_default=False,
+    ),
+]
+
+
 @takes("memory", "data_workers", "trust", *o.OUTPUT)
 def export(
     ctx: typer.Context,
@@ -133,6 +160,9 @@ def export(
     half: Half = False,
     input_name: InputName = None,
     include_preprocessing: Preprocessing = False,
+    format: Format = ONNX,
+    tokenizer: Tokenizer = None,
+    group_size: GroupSize = None,
 ) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
@@ -143,12 +173,20 @@ def export(
     8-bit integers, if a runtime executes its bits; DIR/model.packed holds it
     in any case.
 
+    Other formats are named by --format: transformers writes a network of that
+    library as the folder DIR/transformers, for its from_pretrained where one
+    of its configurations describes it, for amc_compress.load in any case.
+    The others write the bits of each layer as the library of that name is
+    told them, to DIR/NAME.json or, of llama.cpp, to DIR/llama.cpp.txt.
+
     Examples:
 
     \b
       amc export runs/resnet20
       amc export runs/resnet20 --batch 1 --half --input-name pixels
       amc export runs/resnet20 --include-preprocessing
+      amc export runs/bert --format transformers --tokenizer bert-base
+      amc export runs/llama --format compressed-tensors --group-size 128
     \b
       In Python, afterwards:
         session = onnxruntime.InferenceSession("runs/resnet20/model.onnx")
@@ -157,9 +195,16 @@ def export(
     from amc_compress.commands.runs import print_summary
     from amc_compress.learners.export.onnx_options import OnnxOptions
     from amc_compress.runs.storage.trust import PURPOSE, Trust
+    from amc_compress.stages.formats import write_format
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
+    _check_format(format, tokenizer, group_size)
+    if format != ONNX and (options != OnnxOptions() or include_preprocessing):
+        raise ValueError(
+            f"Expected options of an ONNX file with --format {ONNX} alone, got them with "
+            f"{format}; leave them out."
+        )
     task = reopen_task(
         directory,
         trust=Trust(trust),
@@ -170,6 +215,9 @@ def export(
     task.onnx, task.onnx_preprocessing = options, include_preprocessing
     with task.folder as folder:
         folder.results("finetune")
+        if format != ONNX:
+            print(write_format(task, format, tokenizer, group_size))
+            return
         if half and folder.config.spec.quantizes:  # before the files that are there are given up
             raise ValueError(
                 f"Expected a float network for --half, got one of --learner "
@@ -178,6 +226,16 @@ def export(
         folder.forget("export")
         run_stages(task, ("export", "evaluate"), silent if quiet else say)
         print_summary(folder.path)
+
+
+def _check_format(name: str, tokenizer: Path | None, group_size: int | None) -> None:
+    check_known("--format", name, FORMATS)
+    for option, value, formats in (
+        ("--tokenizer", tokenizer, (TRANSFORMERS,)),
+        ("--group-size", group_size, BIT_FORMATS),
+    ):
+        if value is not None and name not in formats:
+            raise ValueError(f"Expected {option} with --format {', '.join(formats)}, got {name}.")
 
 
 @takes("debug")

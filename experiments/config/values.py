@@ -18,6 +18,15 @@ CHANNEL_LEARNERS = ("channels", "group-lasso", "remastered", "discrimination")
 ONNX_BYTES = "onnx_bytes"
 """The cost that the network is exported for: the size of its ONNX file."""
 
+ONNX = "onnx"
+TRANSFORMERS = "transformers"
+LLAMA_CPP = "llama.cpp"
+BIT_FORMATS = ("compressed-tensors", "auto-round", "torchao", "gptqmodel", LLAMA_CPP)
+"""Libraries that are told the bits of each layer."""
+
+FORMATS = (ONNX, TRANSFORMERS, *BIT_FORMATS)
+"""What a compressed network is exported to."""
+
 QUANTIZERS = ("uniform", "codebook")
 PROTOCOLS = ("searched", "uniform", "heuristic", "global", "normalised")
 """What distributes the density of a sparse network over its layers: an agent, or a rule."""

@@ -26,6 +26,7 @@ from amc_compress.runs.storage.trials import read_trials
 from amc_compress.runs.task import Task
 from amc_compress.stages.evaluate import predicted_costs
 from amc_compress.stages.finetuning.stage import validation_score
+from amc_compress.stages.formats import write_transformers
 from amc_compress.stages.pipeline import Say, run_stages
 from amc_compress.temporary import TemporaryFolder
 from amc_env import CompressionPlan
@@ -212,6 +213,31 @@ class Result:
             return file
         write_atomic(Path(path), file.read_bytes())
         return Path(path)
+
+    @words_of_python()
+    def save_pretrained(self, folder: str | Path, *, tokenizer: Any = None) -> Path:
+        """Writes a network of ``transformers`` as a folder, which is loaded again and compared.
+
+        Where a configuration of its own class describes the smaller network,
+        ``AutoModel.from_pretrained(folder)`` loads it, and ``amc_compress.load(folder)`` in any
+        case.
+
+        Args:
+            folder: New or empty.
+            tokenizer: The network's tokenizer, or a folder with its files; they are copied.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputDataError: If the network, or the part that was compressed, is of another library,
+                or the folder is in use.
+        """
+        with self._open():
+            saved = write_transformers(self._task, Path(folder).expanduser(), tokenizer)
+        by = "AutoModel.from_pretrained" if saved.stock else "amc_compress.load"
+        self._talk(f"{saved.path}: load it with {by}({str(saved.path)!r})")
+        return saved.path
 
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluates original and smaller network on the test data; returns ``summary.json``."""

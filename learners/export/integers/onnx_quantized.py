@@ -234,7 +234,7 @@ def onnx_accuracy(path: str | Path, loader: Any) -> float:
     return right / total
 
 
-def _plain(network: nn.Module) -> nn.Module:
+def plain_weights(network: nn.Module) -> nn.Module:
     """Returns a copy with plain layers that hold their weights as used; inputs stay float."""
     network = copy.deepcopy(network).cpu()
     for layer in quantized_layers(network).values():
@@ -287,7 +287,7 @@ def _export(
         )
     # Calibration takes batches of its own sizes: the batch is fixed at the end.
     free = dataclasses.replace(options, batch=None)
-    plain = _plain(network)
+    plain = plain_weights(network)
     interface = Interface(plain, inputs.example)
     exported = float_model(plain, interface, free)
     with quiet():

@@ -17,6 +17,7 @@ from support.selection import quick
 
 from amc_compress.cli import run
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.values import BIT_FORMATS, LLAMA_CPP
 from amc_compress.data import load_data
 from amc_compress.learners.packing.packed_file import load_packed
 from amc_compress.learners.quantization import quantized_layers
@@ -353,3 +354,27 @@ def test_budget_on_a_table_of_ones_own(tmp_path: Path, fails: Callable[..., str]
         trial = json.loads(line)
         assert trial["cost_ratio"]["latency"] <= 0.18
         assert trial["cost_ratio"]["latency"] >= 0.125  # 4 of 32 everywhere
+
+
+def test_bits_are_written_for_other_libraries(
+    run_of: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+) -> None:
+    out = Path(shutil.copytree(run_of("uniform"), tmp_path / "run"))
+    bits = {k: v for k, v in RunFolder.open(out).read_plan().items() if k.endswith("weight_bits")}
+    capsys.readouterr()
+    for name in BIT_FORMATS[:-1]:
+        command = ["export", str(out), "--format", name, "--group-size", "16", "--quiet"]
+        assert run(command) == 0
+        written = Path(capsys.readouterr().out.strip())
+        assert written == out / f"{name}.json"
+        found = json.loads(written.read_text())
+        if name == "auto-round":
+            assert bits.items() <= {f"{k}:weight_bits": v["bits"] for k, v in found.items()}.items()
+            assert {layer["group_size"] for layer in found.values()} == {
+                -1,
+                16,
+            }  # 9 and 16 n inputs
+    assert "a network of transformers" in fails("export", str(out), "--format", LLAMA_CPP)
