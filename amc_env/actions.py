@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from amc_env.budgets.budget import Bounds, value_span
 from amc_env.budgets.feasible import FeasibleSet
+from amc_env.budgets.followed import nearest_of
 from amc_env.plan import Decision
 
 
-@dataclass(frozen=True)
-class MappingContext:
+class MappingContext(NamedTuple):
     """What an action mapping may depend on.
 
     Args:
         span: The scale of the decision's values, (0, 1) for ratios.
         interval: Smallest and largest feasible value.
         balanced: The value that, given to every remaining decision, spends what is left.
+        choices: The feasible ones, ascending; none if it takes a search to know them.
     """
 
     span: Bounds
     interval: Bounds
     balanced: float
+    choices: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,20 @@ class Translation:
 
     def context(self, prefix: Sequence[float]) -> MappingContext:
         """Returns what an action depends on after some decisions."""
-        ratio, interval = self._feasible.balanced(prefix), self._feasible.interval(prefix)
-        return self._context(len(prefix), interval, ratio)
+        return self._context(len(prefix), *self._feasible.outlook(prefix))
 
-    def _context(self, index: int, interval: Bounds, ratio: float) -> MappingContext:
+    def _context(
+        self, index: int, interval: Bounds, ratio: float, choices: Sequence[float] = ()
+    ) -> MappingContext:
         low, high = span = self._spans[index]
-        return MappingContext(span, interval, low + ratio * (high - low))
+        return MappingContext(span, interval, low + ratio * (high - low), choices)
 
     def value(self, prefix: Sequence[float], action: float, context: MappingContext) -> float:
         """Returns the feasible value that an action means."""
-        return self._feasible.nearest(prefix, self._mapping.decode(action, context))
+        request = self._mapping.decode(action, context)
+        if context.choices:
+            return nearest_of(context.choices, request)
+        return self._feasible.nearest(prefix, request)
 
     def action(self, value: float, context: MappingContext) -> float:
         """Returns the action that means a value."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self, cast
 
 import gymnasium as gym
@@ -30,7 +29,7 @@ from amc_env.scores.metric import Metric
 from amc_env.scores.outcome import Outcome
 from amc_env.support.copies import copied
 from amc_env.support.deprecation import renamed_arguments
-from amc_env.validation.answers import actions_of, checked_reward, requests_of
+from amc_env.validation.answers import actions_of, checked_reward, request_of
 from amc_env.validation.checks import check_known, check_numbers, checked, shown
 
 Action = npt.NDArray[np.float32]
@@ -194,7 +193,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """
         if self._values is None or len(self._values) == self.n_decisions:
             raise ResetNeeded("No decision is waiting; call reset() first.")
-        request = float(requests_of(action, 1)[0])
+        request = request_of(action)
         decision, context = self.decisions[len(self._values)], self._context
         value = self._translation.value(self._values, request, context)
         executed = self._translation.action(value, context)
@@ -209,7 +208,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             self._context = self._translation.context(self._values)
             return self._encode(), 0.0, False, False, info
 
-        outcome = self.evaluate(CompressionPlan.from_values(self.decisions, self._values))
+        outcome = self._evaluated(self._values)
         info |= outcome.info(self.metric)
         return self._encoder.terminal(), outcome.reward, True, False, info
 
@@ -217,7 +216,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """Returns the plan that a step with this action would finish, None if it would not."""
         if self._values is None or len(self._values) != self.n_decisions - 1:
             return None
-        asked = float(requests_of(action, 1)[0])
+        asked = request_of(action)
         last = self._translation.value(self._values, asked, self._context)
         return CompressionPlan.from_values(self.decisions, [*self._values, last])
 
@@ -226,12 +225,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
         A plan that the service could not evaluate has the worst score, and is not feasible.
         """
-        evaluation = self.scores.find(self._snapped(plan))
+        return self._evaluated(self._values_of(plan))
+
+    def _evaluated(self, values: Sequence[float]) -> Outcome:
+        evaluation = self.scores.find(CompressionPlan.from_values(self.decisions, values))
         worst = self.metric.worst(self.original_score)
         score = worst if evaluation.score is None else evaluation.score
-        outcome = self.outcome(evaluation.plan, score)
-        feasible = outcome.feasible and not evaluation.failure
-        return replace(outcome, feasible=feasible, evaluation=evaluation)
+        return self._outcome(evaluation.plan, values, score, evaluation)
 
     def submit(self, plans: Sequence[CompressionPlan]) -> None:
         """Asks for complete plans, so that :meth:`evaluate` need not wait for one after the other.
@@ -246,13 +246,24 @@ class CompressionEnv(gym.Env[Observation, Action]):
     @renamed_arguments(accuracy="score", removed_in="0.2")
     def outcome(self, plan: CompressionPlan, score: float) -> Outcome:
         """Returns costs and reward of a complete plan whose score is known from elsewhere."""
-        score, cost = self.metric.checked(score, "the evaluation of a plan"), self.cost(plan)
+        return self._outcome(plan, self._values_of(plan), score)
+
+    def _outcome(
+        self,
+        plan: CompressionPlan,
+        values: Sequence[float],
+        score: float,
+        evaluation: Evaluation | None = None,
+    ) -> Outcome:
+        score, cost = self.metric.checked(score, "the evaluation of a plan"), self._cost_of(values)
         ratio = {name: value / self.original_cost[name] for name, value in cost.items()}
         targets = {name: upper for name, (_, upper) in self.budget.bounds.items()}
         best = self.metric.best_score
         result = Result(score, self.original_score, cost, ratio, targets, best)
         reward = checked_reward(self._reward(result))
-        return Outcome(plan, score, cost, ratio, reward, self.budget.is_met(ratio))
+        failed = evaluation is not None and bool(evaluation.failure)
+        feasible = not failed and self.budget.is_met(ratio)
+        return Outcome(plan, score, cost, ratio, reward, feasible, evaluation)
 
     @property
     def n_evaluations(self) -> int:
@@ -273,7 +284,9 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute cost of a complete plan, for every cost model."""
-        values = self._values_of(plan)
+        return self._cost_of(self._values_of(plan))
+
+    def _cost_of(self, values: Sequence[float]) -> dict[str, float]:
         known = self._sums.of_plan(values)
         return {n: known[n] if n in known else model(values) for n, model in self.costs.items()}
 

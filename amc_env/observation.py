@@ -271,7 +271,7 @@ class ObservationEncoder:
                 if kind.observed:
                     dynamic.append(min([1.0, *(self._scaled_value(values, i) for i in made)]))
         observation: Observation = self._static[step].copy()
-        observation[_N_STATIC:] = [min(max(x, 0.0), 1.0) for x in dynamic]
+        observation[_N_STATIC:] = [x if 0.0 <= x <= 1.0 else min(max(x, 0.0), 1.0) for x in dynamic]
         return observation
 
     def _scaled_value(self, values: Sequence[float], index: int) -> float:

@@ -210,7 +210,7 @@ class CompressionPlan(Mapping[str, float]):
         return super().__eq__(other)
 
     def __hash__(self) -> int:
-        return hash(tuple(sorted([(k, round(v, 9)) for k, v in self._values.items()])))
+        return hash(frozenset(self._values.items()))
 
     def __repr__(self) -> str:
         return f"CompressionPlan({self._values})"

@@ -8,6 +8,7 @@ within the bound and one certainly not (by more than rounding can change), say w
 from __future__ import annotations
 
 import bisect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -188,7 +189,13 @@ def _value(powers: Sequence[float], place: float) -> float:
 
 
 def _root(powers: Sequence[float], bound: float, low: float, high: float) -> float:
-    """Where a polynomial from ``low`` to ``high`` reaches a bound, in [0, 1]; by Newton."""
+    """Where a polynomial from ``low`` to ``high`` reaches a bound, in [0, 1], nearly."""
+    if len(powers) == 3:  # the usual one
+        constant, slope, bend = powers
+        rise = bound - constant
+        steepness = slope + math.sqrt(max(0.0, slope * slope + 4.0 * bend * rise))
+        if steepness > 0.0:
+            return min(1.0, max(0.0, 2.0 * rise / steepness))
     place = min(1.0, max(0.0, (bound - low) / max(high - low, 1e-300)))
     for _ in range(_NEWTON):
         value = slope = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,20 @@ from amc_env.plan import Decision
 from amc_env.validation.checks import checked
 
 _MAX_REMEMBERED = 20_000
+
+
+class Outlook(NamedTuple):
+    """What is left to a decision.
+
+    Args:
+        interval: Smallest and largest feasible value.
+        balanced: The ratio that, given to every remaining decision, spends what is left.
+        choices: The feasible ones, ascending; none if it takes a search to know them.
+    """
+
+    interval: Bounds
+    balanced: float
+    choices: Sequence[float]
 
 
 @checked
@@ -180,6 +195,12 @@ class FeasibleSet:
         low = self._first([c for c in choices if c <= known], prefix)
         high = self._first([c for c in reversed(choices) if c >= known], prefix)
         return (low, high)
+
+    def outlook(self, prefix: Sequence[float]) -> Outlook:
+        """Returns what is left to the next decision."""
+        choices = self._known_feasible(prefix)
+        interval = (choices[0], choices[-1]) if choices else self.interval(prefix)
+        return Outlook(interval, self.balanced(prefix), choices)
 
     def nearest(self, prefix: Sequence[float], request: float) -> float:
         """Returns the feasible choice nearest to ``request``; of two equally near, the larger."""

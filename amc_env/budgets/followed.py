@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +115,23 @@ def _all(found: Truth) -> Truth:
     return of_all
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is known about the plans that begin with a prefix; None is not asked for yet.
+
+    Args:
+        ratios: Per cost the ratios with the rest at its smallest and at its largest.
+        ends: The sums of these, in the order of the costs.
+        feasible: Choices from which the budget can be met.
+        doubt: Where the line through the rest leaves the budget.
+    """
+
+    ratios: dict[str, Bounds] | None = None
+    ends: list[list[float]] = field(default_factory=list)
+    feasible: tuple[float, ...] | None = None
+    doubt: Doubt | None = None
+
+
 class Followed:
     """One plan on its way. Questions about a prefix that goes on where the last one was are cheap.
 
@@ -133,53 +151,47 @@ class Followed:
         self._units = list(windows.units.items())
         self._values: list[float] = []
         self._walk = Walk(windows.line)
-        self._forget()
+        self._at_start = self._known = _Known()
 
     def __reduce__(self) -> tuple[type[Followed], tuple[Windows, tuple[Decision, ...]]]:
         """Returns how to make another one, which has not followed anything yet."""
         return Followed, (self.windows, self._decisions)
 
-    def _forget(self) -> None:
-        self._feasible: tuple[float, ...] | None = None
-        self._ratios: dict[str, Bounds] | None = None
-        self._ends: list[list[float]] = []
-
     def go_to(self, prefix: Sequence[float]) -> bool:
         """Follows a prefix; whether that was possible: not off the grid, nor to the very end."""
-        if type(prefix) is list and prefix == self._values:  # as an episode asks
-            return True
-        values = [*prefix]
+        values = prefix if type(prefix) is list else [*prefix]
         if values == self._values:
             return True
         made = len(self._values)
         if len(values) >= len(self._choices):
             return False
         if values[:made] != self._values:
-            self._walk, self._values, made = Walk(self.windows.line), [], 0
-        self._forget()
+            self._walk.restart()
+            self._values, self._known, made = [], self._at_start, 0
         for value in values[made:]:
             if value not in self._legal[len(self._values)]:
                 return False
             self._walk.take(value)
             self._values.append(value)
+            self._known = _Known()
         return True
 
     def ratios(self) -> dict[str, Bounds]:
         """Returns per cost the ratios with the rest at its smallest and at its largest."""
-        if self._ratios is None:
-            self._ends = self._walk.ends[:, 0].tolist()
-            self._ratios = {
+        if self._known.ratios is None:
+            self._known.ends = self._walk.ends[:, 0].tolist()
+            self._known.ratios = {
                 name: (units.ratio(low), units.ratio(high))
-                for (name, units), (low, high) in zip(self._units, self._ends, strict=True)
+                for (name, units), (low, high) in zip(self._units, self._known.ends, strict=True)
             }
-        return self._ratios
+        return self._known.ratios
 
     def feasible(self) -> tuple[float, ...]:
         """Returns the choices from which the budget can be met; none if that is not known."""
-        if self._feasible is None:
+        if self._known.feasible is None:
             is_met = self.windows.are_met(self.ratios())
-            self._feasible = self._find_feasible() if is_met else ()
-        return self._feasible
+            self._known.feasible = self._find_feasible() if is_met else ()
+        return self._known.feasible
 
     def _find_feasible(self) -> tuple[float, ...]:
         choices = self._choices[len(self._values)]
@@ -203,7 +215,7 @@ class Followed:
         for k, (_, units) in enumerate(self._units):
             weights = move.weight_rows[k]
             powers = [sum(map(operator.mul, weights, each)) for each in by_power]
-            powers[0] = self._ends[k][0]
+            powers[0] = self._known.ends[k][0]
             count = _count_within(choices[:count], powers, units, self.windows.uppers[k])
         return count
 
@@ -214,9 +226,11 @@ class Followed:
 
     def doubt(self) -> Doubt:
         """Returns what is known of where the line through the rest leaves the budget."""
-        if self.largest_fits():
-            return WITHIN
-        return self.windows.balance.doubt(self._walk.totals[:, 0])
+        if self._known.doubt is None:
+            totals = self._walk.totals[:, 0]
+            within = self.largest_fits()
+            self._known.doubt = WITHIN if within else self.windows.balance.doubt(totals)
+        return self._known.doubt
 
 
 def _count_within(

@@ -160,6 +160,12 @@ class Walk:
         self._smallest = self._factors[:, :, 0].T
         self.depth = 0
 
+    def restart(self) -> None:
+        """Opens all decisions again."""
+        self._by_plan[:] = self._line.factors[:, :, None]
+        self.totals[:] = self._line.totals[:, None]
+        self.depth = 0
+
     @property
     def ends(self) -> Array:
         """Sums with the rest at its smallest and at its largest, shape ``(n_costs, count, 2)``."""
@@ -172,7 +178,7 @@ class Walk:
 
     def lowest(self, terms: Index) -> list[list[float]]:
         """Returns factors of the first plan with the rest at its smallest, term by term."""
-        found: list[list[float]] = self._smallest[terms].tolist()
+        found: list[list[float]] = self._smallest.take(terms, axis=0).tolist()
         return found
 
     def costs(self, n_ends: int = 2) -> Array:
@@ -207,7 +213,7 @@ class Walk:
         self.depth += 1
         if self._is_short:
             self._factors += move.all_slopes * moved
-            np.matmul(self._weights, product(self._factors), out=self._totals)
+            np.dot(self._weights, product(self._factors), out=self._totals)
             return
         factors = self._factors.take(move.terms, axis=1)
         new = factors + move.slopes[..., None] * moved

@@ -8,6 +8,8 @@ to the unit, the one that the cost model itself answers.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -183,7 +185,7 @@ class _Products(NamedTuple):
 
     def at(self, values: Array) -> Array:
         """Returns the sums, shape ``(n_plans, n_costs)``."""
-        moved = values[:, self.columns]
+        moved = values.take(self.columns, axis=1)
         factors = np.einsum("mftv,ftv->fmt", moved, self.slopes) + self.offset[:, None]
         total: Array = product(factors) @ self.weights.T + values @ self.linear.T
         return total
@@ -208,10 +210,7 @@ class _Products(NamedTuple):
 
 def product(factors: Array) -> Array:
     """Returns the product over the first axis."""
-    found: Array = factors[0]
-    for factor in factors[1:]:
-        found = found * factor
-    return found
+    return functools.reduce(operator.mul, factors)
 
 
 def _some_plans(decisions: Sequence[Decision]) -> Array:

@@ -166,9 +166,10 @@ class KnownScores:
         Raises:
             EvaluationError: If the score is none, or the service has failed.
         """
-        if plan not in self._known:
+        known = self._known.get(plan)
+        if known is None:
             self.submit([plan])
-        while plan not in self._known:
+        while known is None:
             try:
                 evaluation = self.service.result()
             except BaseException:
@@ -177,7 +178,8 @@ class KnownScores:
                 raise
             self._asked.discard(evaluation.plan)
             self._known[evaluation.plan] = evaluation
-        return self._known[plan]
+            known = self._known.get(plan)
+        return known
 
     def cancel(self) -> None:
         """Forgets what was asked for and not answered."""

@@ -12,6 +12,19 @@ from amc_env.errors import ArgumentError, EvaluationError
 from amc_env.validation.checks import check_numbers, shown
 
 
+def request_of(action: object) -> float:
+    """Returns an action of one number, shape ``(1,)``.
+
+    Raises:
+        InvalidAction: If it is something else than a number in [0, 1].
+    """
+    if isinstance(action, np.ndarray) and action.shape == (1,) and action.dtype.kind == "f":
+        number = float(action[0])
+        if 0.0 <= number <= 1.0:
+            return number
+    return float(requests_of(action, 1)[0])
+
+
 def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
     """Returns an action as numbers, shape ``(count,)``.
 
@@ -20,10 +33,6 @@ def requests_of(action: object, count: int) -> npt.NDArray[np.float64]:
     """
     try:
         array = np.asarray(action)
-        if array.shape == (1,) == (count,) and array.dtype.kind in "fiu":  # what every step asks
-            number = float(array[0])
-            if 0.0 <= number <= 1.0:
-                return np.array([number])
         fits = array.dtype.kind in "fiu" and array.shape == (count,)
         if fits and bool(((array >= 0.0) & (array <= 1.0)).all()):
             return array.astype(np.float64)

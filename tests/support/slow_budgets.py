@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amc_env import CompressionEnv, CompressionPlan
+from amc_env import CompressionEnv
 from amc_env.actions import Translation
 from amc_env.budgets.budget import value_span
 from amc_env.budgets.feasible import FeasibleSet
@@ -127,6 +127,5 @@ class SlowEnv(CompressionEnv):
         self._encoder = SlowEncoder(self, self._feasible)  # type: ignore[assignment]
         self._translation = Translation(self._action_mapping, self._feasible, self.decisions)
 
-    def cost(self, plan: CompressionPlan) -> dict[str, float]:
-        values = plan.values_for(self.decisions)
+    def _cost_of(self, values: Sequence[float]) -> dict[str, float]:
         return {name: model(values) for name, model in self.costs.items()}
