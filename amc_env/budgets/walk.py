@@ -25,7 +25,7 @@ Index = npt.NDArray[np.intp]
 MOST_NUMBERS = 4_000_000
 """Of a table: 32 MB."""
 
-_FEW_NUMBERS = 8_000  # so many are multiplied sooner than some of them are looked up
+_FEW_NUMBERS = 5_000  # so many are multiplied sooner than some of them are looked up
 
 
 class Move(NamedTuple):
