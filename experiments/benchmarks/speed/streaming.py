@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import signal
-import sys
 import tarfile
 import tempfile
 import time
@@ -38,6 +36,7 @@ from PIL import Image
 from torch import nn
 
 from amc_compress.benchmarks.bench import markdown, start
+from amc_compress.benchmarks.memory import peak_memory, peak_of_workers
 from amc_compress.data import DataSplits, load_data
 from amc_compress.learners.training.checkpoints import INSIDE
 from amc_compress.learners.training.config import TrainingConfig
@@ -163,11 +162,7 @@ def _times() -> tuple[float, float]:
 
 def _row(images: int, before: tuple[float, float]) -> Row:
     seconds, cpu = (now - then for now, then in zip(_times(), before, strict=True))
-    own, children = (
-        resource.getrusage(who).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return Row(images, seconds, cpu, own, children)
+    return Row(images, seconds, cpu, peak_memory(), peak_of_workers())
 
 
 def trained(shape: Shape, workers: int, folder: Path) -> None:
