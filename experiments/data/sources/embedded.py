@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
-import sklearn.datasets
 import torch
 
 from amc_compress.data.copies import digests_of
@@ -43,9 +43,16 @@ def read_embedded(name: str, task: str | None) -> Whole:
     return _digits() if name == DIGITS else _labelled_scenes(name, task)
 
 
+def _bunch() -> Any:
+    # Two seconds and 100 MB of every start otherwise, whatever data are asked for.
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
 def _digits() -> Whole:
     """Scikit-learn's 1,797 digits; the same 360 are the test images whatever the seeds."""
-    bunch = sklearn.datasets.load_digits()
+    bunch = _bunch()
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     whole = RawSplit(pixels, labels, digests_of(pixels))
@@ -80,7 +87,7 @@ def _labelled(scenes: Scenes, kind: str) -> RawSplit:
 @functools.cache  # two seconds, and nothing changes them
 def _scenes() -> dict[str, Scenes]:
     """The scenes of each split, drawn from digits that no other split has."""
-    bunch = sklearn.datasets.load_digits()
+    bunch = _bunch()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     held_out = np.split(order, [DIGITS_TEST, DIGITS_TEST + DIGITS_VALIDATION])
     digits = dict(zip(("test", "validation", "train"), held_out, strict=True))
