@@ -130,9 +130,18 @@ class Prover:
 
     def __init__(self, surgeon: Surgeon) -> None:
         self.surgeon = surgeon
-        self.masked = copy.deepcopy(surgeon.model)
         self._parameters: set[str] = set()  # of the masked copy, that are masked
         self._whole: dict[Case, Any] = {}
+
+    @cached_property
+    def masked(self) -> nn.Module:
+        """A copy in which nothing reads what is cut: made when it is first needed."""
+        return copy.deepcopy(self.surgeon.model)
+
+    def forget(self) -> None:
+        """Gives the memory of the copy back; it is made again when it is needed."""
+        vars(self).pop("masked", None)
+        self._parameters.clear()
 
     def examine(self, kept: Mapping[str, Tensor], cases: Sequence[Case]) -> Finding:
         """Tells whether a cut is right in all cases."""
@@ -243,6 +252,8 @@ class _Trial:
             (self.provers.generic, 0.0, alone), (self.provers.real, 0.5, alone),
         )  # fmt: skip
         for prover, fraction, cases in trials:
+            if prover is self.provers.real:
+                self.provers.generic.forget()
             kept = _cut_of(groups, self.generator, fraction)
             finding = prover.examine(kept, cases) if groups else None
             if finding is not None and finding.fault is not None and finding.case is not None:

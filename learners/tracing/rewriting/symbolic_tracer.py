@@ -217,6 +217,9 @@ def tracing(tracer: Tracer) -> Iterator[None]:
 
     Of a tracer that looks inside, nothing that its library has wrapped is kept whole.
     """
+    # PyTorch lists its functions once in a process: with those of here it would keep the tracer,
+    # and the network that it traces, for good.
+    torch.overrides.get_overridable_functions()
     originals = {name: getattr(torch, name) for name in _FACTORIES}
     wrapped = dict(_wrapped()) if tracer.looks_inside else {}
     for name, original in originals.items():

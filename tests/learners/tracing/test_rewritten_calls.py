@@ -8,7 +8,8 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.networks.outputs import difference
 from amc_compress.learners.tracing.proof import random_cut
+from amc_compress.learners.tracing.rewriting.symbolic_tracer import Tracer, tracing
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.errors import InputDataError
 
@@ -327,3 +329,12 @@ def test_a_module_may_pack_its_output_as_it_likes(name: str) -> None:
         assert difference(model.slice(kept)(images), model.mask(kept)(images)) <= 1e-5
     if not can_be_rewritten:
         assert "it returns a Packed" in model.graph.frozen["module.a"]
+
+
+def test_what_pytorch_lists_of_its_functions_is_not_what_a_trace_replaces() -> None:
+    listed = torch.overrides.get_ignored_functions
+    for function in (listed, torch.overrides._get_overridable_functions):
+        function.cache_clear()  # as in a new process
+    with tracing(cast(Tracer, SimpleNamespace(looks_inside=False))):
+        assert torch.arange not in listed()
+    assert torch.arange in listed()
