@@ -20,6 +20,7 @@ from amc_compress.learners.candidates.inference.held_samples import (
 from amc_compress.learners.layers.finalise import finalise, without_identities
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
+from amc_compress.learners.numerics.freed_memory import give_back
 from amc_compress.learners.numerics.layout import layout_of
 from amc_compress.learners.numerics.precision import resolve_precision
 from amc_compress.learners.tasks.inputs import Inputs, moved, rows
@@ -100,12 +101,14 @@ class CandidateEvaluator:
         fused = layout == torch.channels_last and all(
             _fuses(network, probe, self.dtype) for network in (reference, *candidates[:1])
         )
+        give_back()  # the fused networks of the trials
         floats = [reference, *(x for x in candidates if not quantized_layers(x))]
         self.dtype = settled_dtype(
             floats, probe, self.dtype, fused=fused, layout=layout, told=self.told
         )
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
         held_out.settle(dtypes, device=device, fused=fused, layout=layout)
+        give_back()
         self.original_score, self.first_score = held_out.both_scores(
             _plain(reference), self._type_for(reference), n_first
         )

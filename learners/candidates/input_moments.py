@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
-from amc_compress.learners.candidates.moments.products import add_squares, mirror
+from amc_compress.learners.candidates.moments.products import UpperHalf
 from amc_compress.learners.candidates.moments.sampling import sample_rows
 from amc_compress.learners.layers.products import Report, Use, watching
 from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
@@ -42,7 +42,8 @@ class InputStatistics:
     """Second moments of a layer's unfolded inputs.
 
     Args:
-        gram: ``(X - shift)^T (X - shift)`` per convolution group, shape (conv groups, n, n).
+        gram: ``(X - shift)^T (X - shift)`` per convolution group, shape (conv groups, n, n), or
+            half of it.
         sums: Column sums of ``X - shift`` per convolution group, shape (conv groups, n).
         rows: Number of sampled positions.
         shift: What was taken from the columns, shape (conv groups, n); ``None`` for nothing.
@@ -51,7 +52,7 @@ class InputStatistics:
         is_output: Whether the product is all that the layer returns.
     """
 
-    gram: Tensor
+    gram: Tensor | UpperHalf
     sums: Tensor
     rows: int
     shift: Tensor | None = None
@@ -59,17 +60,33 @@ class InputStatistics:
     adds_bias: bool = True
     is_output: bool = True
 
-    def centred(self) -> Tensor:
+    def centred(self) -> Tensor | UpperHalf:
         """Returns the Gram matrices of ``X`` minus its column means."""
-        return self.gram - self.sums.unsqueeze(2) * self.sums.unsqueeze(1) / self.rows
+        sums = self.sums
 
-    def uncentred(self) -> Tensor:
+        def change(gram: Tensor, rows: slice, columns: slice) -> Tensor:
+            return gram - sums[:, rows].unsqueeze(2) * sums[:, columns].unsqueeze(1) / self.rows
+
+        return self._changed(change)
+
+    def uncentred(self) -> Tensor | UpperHalf:
         """Returns the Gram matrices ``X^T X``."""
         if self.shift is None:
             return self.gram
-        cross = self.sums.unsqueeze(2) * self.shift.unsqueeze(1)
-        square = self.shift.unsqueeze(2) * self.shift.unsqueeze(1)
-        return self.gram + cross + cross.transpose(1, 2) + self.rows * square
+        sums, shift = self.sums, self.shift
+
+        def change(gram: Tensor, rows: slice, columns: slice) -> Tensor:
+            cross = sums[:, rows].unsqueeze(2) * shift[:, columns].unsqueeze(1)
+            other = shift[:, rows].unsqueeze(2) * sums[:, columns].unsqueeze(1)
+            square = shift[:, rows].unsqueeze(2) * shift[:, columns].unsqueeze(1)
+            return gram + cross + other + self.rows * square
+
+        return self._changed(change)
+
+    def _changed(self, change: Callable[[Tensor, slice, slice], Tensor]) -> Tensor | UpperHalf:
+        if isinstance(self.gram, UpperHalf):
+            return self.gram.changed(change)
+        return change(self.gram, slice(None), slice(None))
 
     def mean(self) -> Tensor:
         """Returns the column means of ``X``, shape (conv groups, n)."""
@@ -84,10 +101,16 @@ class _Accumulator:
         weight: Of the layer.
         positions: Columns of the layer -> positions per sample; 0 for a layer that is too wide.
         generator: Source of the positions.
+        halves: Whether half of a wide Gram matrix is what becomes of it.
     """
 
     def __init__(
-        self, weight: Tensor, positions: Callable[[int], int], generator: torch.Generator
+        self,
+        weight: Tensor,
+        positions: Callable[[int], int],
+        generator: torch.Generator,
+        *,
+        halves: bool,
     ) -> None:
         self.weight = weight
         self.mask: Tensor | None = None
@@ -95,8 +118,9 @@ class _Accumulator:
 
         self.positions = positions
         self.generator = generator
+        self.halves = halves
         self.rows = 0
-        self.gram: Tensor | None = None
+        self.gram: Tensor | UpperHalf | None = None
         self.sums: Tensor | None = None
         self.shift: Tensor | None = None
         self.form: WeightForm | None = None
@@ -123,22 +147,27 @@ class _Accumulator:
         self.sums = sums if self.sums is None else self.sums.add_(sums)
         self.rows += rows.shape[1]
         if dtype == torch.float32:
-            self.gram = add_squares(self.gram, rows)  # half of the time, the same numbers
+            if self.gram is None:
+                self.gram = UpperHalf.zeros(rows, len(rows), rows.shape[2])
+            assert isinstance(self.gram, UpperHalf)
+            self.gram.add_squares(rows)  # half of the time, the same numbers
             return
         # Products in float32, sums over batches in float64: the error of the normal equations is
         # that of one batch, about 1e-6 of the diagonal, well under the ridge of the solve.
         gram = (rows.transpose(1, 2) @ rows).to(dtype)
+        assert not isinstance(self.gram, UpperHalf)
         self.gram = gram if self.gram is None else self.gram.add_(gram)
 
     def result(self) -> InputStatistics | None:
-        """Returns what was added up; ``None`` if nothing was."""
-        if self.gram is None or self.sums is None or self.form is None or not self.is_one_layer:
+        """Returns what was added up, and forgets it; ``None`` if nothing was."""
+        gram, self.gram = self.gram, None
+        if gram is None or self.sums is None or self.form is None or not self.is_one_layer:
             return None
         shift = None if self.shift is None else self.shift.to(self.sums.dtype)
-        if self.gram.dtype == torch.float32:
-            mirror(self.gram)
+        if isinstance(gram, UpperHalf) and not self.halves:
+            gram = gram.whole()
         return InputStatistics(
-            self.gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
+            gram, self.sums, self.rows, shift, self.form, self.adds_bias, self.is_output
         )
 
 
@@ -216,7 +245,7 @@ def collect_statistics(
             continue
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        accumulators[name] = _Accumulator(weight, wanted, generator)
+        accumulators[name] = _Accumulator(weight, wanted, generator, halves=effort.is_limited)
     watched: dict[nn.Module, Report] = dict(also or {})
     watched |= {modules[name]: accumulator for name, accumulator in accumulators.items()}
     watched = {module: _exact(told) for module, told in watched.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -241,6 +242,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         self.seconds = CandidateSeconds()
         network = self._take_in(model)
         samples = read_samples(network, calibration, validation, example_input, told)
+        give_back()
         self.task = samples.task
         self.traced = self._trace(network, moved(samples.example, self.device))
         give_back()
@@ -249,12 +251,14 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         self.decisions = self.space.decisions
         self.data = preload(samples, told, self._recalibration_batch)
         self._training_dtype = working_dtype(network, told.precision, self.device)
+        few = affordable(self.graph, samples.n_calibration)
+        self._is_limited = few < samples.n_calibration
+        if self.repairs_layers and self._is_limited:
+            samples = samples.limited(few)
+        self._give_back()
         with limited_threads(self.threads):
             self._prepare(samples)
-            give_back()
-            if self.repairs_layers:
-                self._check_recalibration(samples.held_out.n_held)
-                give_back()
+            self._give_back()
         self.validation = samples.held_out.batches
         self.original_score = self.evaluator.original_score
         # Prepared: loaders do not always pickle.
@@ -329,6 +333,17 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
             layout=samples.layout,
             n_first=affordable(self.graph, samples.held_out.n_held),
         )
+        self._give_back()
+        if self.repairs_layers:  # before there are moments: a second network takes memory
+            self._check_recalibration(samples.held_out.n_held)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Gives freed memory back to the system."""
+        if self._is_limited:
+            # Traced and fused networks are in reference cycles, hundreds of megabytes of them. To
+            # look for those takes a tenth of a second.
+            gc.collect()
         give_back()
 
     def _effort(self, samples: Samples) -> Effort:

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.inference.batch_sizes import fitting
+from amc_compress.learners.candidates.inference.batch_sizes import fitting, handful
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.proxy import RECALIBRATION_BATCH, sample_batches
-from amc_compress.learners.numerics.layout import layout_of
+from amc_compress.learners.numerics.layout import layout_of, owned
 from amc_compress.learners.tasks.conform import settled
 from amc_compress.learners.tasks.guards import Probed
 from amc_compress.learners.tasks.inputs import (
     Inputs,
     Split,
     count,
+    mapped,
     moved,
     pieces,
     rows,
@@ -48,8 +49,8 @@ class Samples:
     Attributes:
         task: What the network is for, bound to it.
         example: One batch as the network takes it.
-        calibration: Batches for statistics: ``n_calibration`` samples, in one batch unless their
-            sizes differ.
+        calibration: Batches for statistics, in one batch unless their sizes differ.
+        n_calibration: Samples for statistics that were given.
         recalibration: Those that every candidate sees, likewise.
         held_out: The validation samples.
         probed: What the network answers a few samples.
@@ -60,6 +61,7 @@ class Samples:
     task: Task
     example: Inputs
     calibration: list[Split]
+    n_calibration: int
     recalibration: list[Split]
     held_out: HeldOut
     probed: Probed
@@ -78,16 +80,14 @@ class Samples:
         ]
         return _Placed(parts, self.device, self.layout)
 
-    @property
-    def n_calibration(self) -> int:
-        """Samples for statistics."""
-        return sum(map(count, self.calibration))
+    def inputs(self) -> Sequence[Inputs]:
+        """Returns the inputs of :meth:`batches`."""
+        return _Inputs(self.batches())
 
-    def inputs(self, n_samples: int | None = None) -> Sequence[Inputs]:
-        """Returns the inputs of :meth:`batches`, of the first samples if a number is given."""
-        total = self.n_calibration if n_samples is None else n_samples
-        some = replace(self, calibration=first_of(self.calibration, total))
-        return _Inputs(some.batches())
+    def limited(self, n_samples: int) -> Samples:
+        """Returns the same with the first calibration samples alone, in memory of their own."""
+        few = [mapped(owned, batch) for batch in first_of(self.calibration, n_samples)]
+        return replace(self, calibration=few, recalibration=[])
 
     def few(self) -> Inputs:
         """Returns the first two calibration samples on the device."""
@@ -152,7 +152,7 @@ def read_samples(
     task = make_task(options.task).bind(network, device)
     total = max(options.n_calibration, options.n_recalibration)
     batches = collect(calibration, total, "calibration", like, options.seed, task=task)
-    few = rows(batches[0], slice(0, 4))
+    few = rows(batches[0], slice(0, count(handful(rows(batches[0].inputs, slice(0, 4))))))
     probed = probe(
         network, moved(few.inputs, device), moved(few.targets, device), task, "calibration"
     )
@@ -171,6 +171,7 @@ def read_samples(
         task=task,
         example=like,
         calibration=first_of(batches, options.n_calibration),
+        n_calibration=min(options.n_calibration, sum(map(count, batches))),
         recalibration=first_of(batches, options.n_recalibration),
         held_out=held_out,
         probed=probed,

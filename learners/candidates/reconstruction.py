@@ -30,7 +30,11 @@ from amc_compress.learners.candidates.moments.nested import (
     NestedLeastSquares,
     dampings,
     factorised,
-    half_of,
+)
+from amc_compress.learners.candidates.moments.products import (
+    UpperHalf,
+    from_upper_entries,
+    upper_entries,
 )
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
 from amc_compress.learners.layers.products import Report
@@ -64,7 +68,7 @@ class LayerReconstruction:
         self.form = statistics.form
         weight = self.form.outputs_first(weight.detach())
         self.shape = weight.shape
-        self.conv_groups = statistics.gram.shape[0]
+        self.conv_groups, _, width = statistics.gram.shape
         self.ridge = ridge
         self.kernel_size = weight[0, 0].numel()
         self.rows = statistics.rows
@@ -82,13 +86,17 @@ class LayerReconstruction:
         else:
             gram = statistics.centred()
             self.mean = statistics.mean()
-        self._gram: Tensor | None = gram
+        self._gram: Tensor | UpperHalf | None = gram
         self.input_mean = statistics.mean().flatten()
-        self.bias = None if bias is None else bias.detach().to(gram)
+        like = statistics.sums
+        self.bias = None if bias is None else bias.detach().to(like)
         # (conv groups, outputs per group, n)
-        self.weight = weight.to(gram).reshape(self.conv_groups, -1, gram.shape[1])
-        self._target: Tensor | None = gram @ self.weight.transpose(1, 2)
-        self.energy = (self._target * self.weight.transpose(1, 2)).sum().item()  # ||Y||^2
+        self.weight = weight.to(like).reshape(self.conv_groups, -1, width)
+        self._target: Tensor | None = None
+        self._energy: float | None = None
+        if isinstance(gram, Tensor):
+            self._target = gram @ self.weight.transpose(1, 2)
+            self._energy = (self._target * self.weight.transpose(1, 2)).sum().item()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the half of ``G`` that mirrors the other.
@@ -97,33 +105,41 @@ class LayerReconstruction:
         copied.
         """
         state, gram = dict(vars(self)), self._gram
-        if gram is not None and get_spawning_popen() is None and torch.equal(gram, gram.mT):
+        if isinstance(gram, Tensor) and get_spawning_popen() is None and torch.equal(gram, gram.mT):
             state["_gram"] = None
-            state["half"] = gram[:, half_of(gram.shape[1])]
+            state["half"] = upper_entries(gram)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         half = state.pop("half", None)
         if half is not None:
-            size = state["weight"].shape[2]
-            chosen = half_of(size).to(half.device)
-            gram = half.new_zeros(half.shape[0], size, size)
-            gram[:, chosen] = half
-            state["_gram"] = torch.where(chosen, gram, gram.mT)
+            gram = from_upper_entries(half, state["weight"].shape[2])
+            state["_gram"] = gram + gram.triu(1).mT
         vars(self).update(state)
 
     @property
     def gram(self) -> Tensor:
-        """``G``, shape (conv groups, n, n)."""
+        """``G``, shape (conv groups, n, n); of a large network's wide layer made anew each time."""
         if self._gram is None:  # there is no memory for it besides its factor
             return torch.stack([nest.gram() for nest in self._nests or ()])
-        return self._gram
+        return self._gram.whole() if isinstance(self._gram, UpperHalf) else self._gram
 
     @property
     def target(self) -> Tensor:
         """``X^T Y``, shape (conv groups, n, outputs per group)."""
         found = self._target
         return self.gram @ self.weight.transpose(1, 2) if found is None else found
+
+    @property
+    def energy(self) -> float:
+        """``||Y||^2`` on the sampled rows, around its mean where there is a bias."""
+        if self._energy is None:
+            if nests := self._factored():
+                pairs = zip(nests, self._right, self.weight, strict=True)
+                self._energy = sum(nest.energy(*pair) for nest, *pair in pairs)
+            else:
+                self._energy = (self.target * self.weight.transpose(1, 2)).sum().item()
+        return self._energy
 
     def solve(self, inputs: Tensor, outputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the repaired ``(weight, bias)`` of the sliced layer.
@@ -189,7 +205,7 @@ class LayerReconstruction:
         """
         if self.norm is None:
             return weight
-        flat = weight.reshape(len(weight), -1).T.to(self.gram)
+        flat = weight.reshape(len(weight), -1).T.to(self.weight)
         return self._change(inputs).transposed(flat).T.reshape(weight.shape).to(weight)
 
     def _change(self, inputs: Tensor) -> Renormalised:
@@ -272,7 +288,12 @@ class LayerReconstruction:
 
     def _factors(self) -> list[NestedLeastSquares]:
         order = self._columns(torch.arange(self.shape[1]) if self.order is None else self.order)
-        return [NestedLeastSquares(gram, order, self.ridge) for gram in self.gram]
+        if not isinstance(self._gram, UpperHalf):
+            return [NestedLeastSquares(gram, order, self.ridge) for gram in self.gram]
+        # One whole matrix at a time, and none besides its factor.
+        singles = [UpperHalf([b[i : i + 1] for b in self._gram.blocks])
+                   for i in range(self.conv_groups)]  # fmt: skip
+        return [NestedLeastSquares(single, order, self.ridge) for single in singles]
 
     def _factored(self) -> list[NestedLeastSquares]:
         """Returns the factors along the order of a wide layer, made once; none of other layers.
@@ -332,29 +353,6 @@ def prepare_reconstruction(
             bias = None  # what becomes of it in the layer is not known
         prepared[name] = LayerReconstruction(weight, bias, moments, ridge)
     return prepared
-
-
-def write_layer(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None
-) -> None:
-    """Copies repaired weights into a sliced layer.
-
-    Args:
-        module: The sliced layer.
-        weight: Its new weight, as it stores it.
-        bias: Its new bias, or the intercept that ``norm`` takes.
-        norm: The batch norm behind a layer without a bias.
-    """
-    with torch.no_grad():
-        assert isinstance(module.weight, Tensor)
-        module.weight.copy_(weight)
-        if bias is None:
-            return
-        own = getattr(module, "bias", None)
-        if isinstance(own, Tensor):
-            own.copy_(bias)
-        elif norm is not None and isinstance(norm.running_mean, Tensor):
-            norm.running_mean.sub_(bias.to(norm.running_mean.device))
 
 
 def fit_layers(

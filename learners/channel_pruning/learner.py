@@ -21,7 +21,6 @@ from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import (
     LayerReconstruction,
     fit_layers,
-    write_layer,
 )
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.chains import cut_orders
@@ -32,6 +31,7 @@ from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.channel_pruning.sensitivity import error_curves
 from amc_compress.learners.layers.following_norms import following_norms
+from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.layers.wide_layers import is_repairable, unrepaired_note
 from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.tasks.inputs import Inputs
@@ -113,7 +113,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         )
         self._layers = fit_layers(
             self.original,
-            samples.inputs(effort.n_samples),
+            samples.inputs(),
             # What least squares would write into a computed weight is not what the layer uses.
             [
                 x.name

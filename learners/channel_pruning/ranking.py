@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ def group_contexts(
     batches: Sequence[Split],
     seed: int,
     task: Task = CLASSIFICATION,
-) -> list[GroupContext]:
-    """Returns the context of every channel group, in network order.
+) -> Iterator[GroupContext]:
+    """Yields the context of every channel group, in network order: all hold twice the weights.
 
     Args:
         traced: The traced network.
@@ -37,8 +37,8 @@ def group_contexts(
         task: Whose loss it is.
     """
     gradients = _GateGradients(traced, model, batches, task)
-    return [
-        GroupContext(
+    for index, group in enumerate(traced.graph.groups):
+        yield GroupContext(
             name=group.name,
             size=group.size,
             slots=tuple(_view(model, s, group.size) for s in traced.unit_slots(group.name)),
@@ -48,8 +48,6 @@ def group_contexts(
                 traced, layers, name
             ),
         )
-        for index, group in enumerate(traced.graph.groups)
-    ]
 
 
 def per_unit(value: Tensor, slot: UnitSlot) -> Tensor:
@@ -100,7 +98,7 @@ def consumers(
             continue
         offsets = torch.arange(layer.kernel_size)
         columns = (slot.coordinates.unsqueeze(-1) * layer.kernel_size + offsets).flatten(1)
-        found.append((layer, columns.to(layer.gram.device)))
+        found.append((layer, columns.to(layer.weight.device)))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -46,3 +47,26 @@ def form_of(layer: nn.Module) -> WeightForm:
     if isinstance(layer, _ConvTransposeNd):
         return WeightForm(True, int(layer.groups))
     return OUTPUTS_FIRST
+
+
+def write_layer(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None
+) -> None:
+    """Copies repaired weights into a sliced layer.
+
+    Args:
+        module: The sliced layer.
+        weight: Its new weight, as it stores it.
+        bias: Its new bias, or the intercept that ``norm`` takes.
+        norm: The batch norm behind a layer without a bias.
+    """
+    with torch.no_grad():
+        assert isinstance(module.weight, Tensor)
+        module.weight.copy_(weight)
+        if bias is None:
+            return
+        own = getattr(module, "bias", None)
+        if isinstance(own, Tensor):
+            own.copy_(bias)
+        elif norm is not None and isinstance(norm.running_mean, Tensor):
+            norm.running_mean.sub_(bias.to(norm.running_mean.device))

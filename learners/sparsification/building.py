@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.candidates.reconstruction import write_layer
 from amc_compress.learners.layers.bit_layers import PRODUCTS
 from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.structure import replace_module
+from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.sparsification.fitted import FittedWeights
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision

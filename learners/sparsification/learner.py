@@ -133,7 +133,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         effort = self._effort(samples)
         self._layers = fit_layers(
             self.original,
-            samples.inputs(effort.n_samples),
+            samples.inputs(),
             [d.target for d in self.decisions],
             self._norms,
             seed=self.seed,

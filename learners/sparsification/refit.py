@@ -48,17 +48,18 @@ def refit(
     """
     original = layer.weight
     stays = layer.matrix(mask)
-    damping = (layer.ridge * layer.gram.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)
+    gram = layer.gram  # of a large network made anew whenever it is asked for
+    damping = (layer.ridge * gram.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)
     damping = damping.view(-1, 1, 1)
     weight = original * stays
     # The damping pulls towards the original, where the search starts: no term of it yet.
-    residual = (layer.target.transpose(1, 2) - weight @ layer.gram) * stays
-    scale = (layer.gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + damping).reciprocal()
+    residual = (layer.target.transpose(1, 2) - weight @ gram) * stays
+    scale = (gram.diagonal(dim1=1, dim2=2).unsqueeze(1) + damping).reciprocal()
     step = z = residual * scale
     power = (residual * z).sum(2, keepdim=True)
     gained = 0.0
     for _ in range(_affordable(layer) if iterations is None else iterations):
-        product = (step @ layer.gram) * stays + damping * step
+        product = (step @ gram) * stays + damping * step
         curvature = (step * product).sum(2, keepdim=True)
         # The damping alone curves as much as this. Less: the row is solved, or rounding has made
         # the Gram matrix indefinite, and along such a direction there is no minimum to step to.
@@ -79,7 +80,7 @@ def refit(
 
 def _affordable(layer: LayerReconstruction) -> int:
     """Returns iterations, at least five: on ResNet-20 these are within 6% of the least error."""
-    of_one = layer.weight.numel() * layer.gram.shape[1]
+    of_one = layer.weight.numel() * layer.weight.shape[2]
     return int(min(max(_MULTIPLICATIONS / of_one, _MIN_ITERATIONS), _MAX_ITERATIONS))
 
 

@@ -36,6 +36,11 @@ class Effort:
     positions: int = _POSITIONS
     dtype: torch.dtype = torch.float32
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the network is so large that time and memory are saved."""
+        return self.n_samples is not None
+
     def notes(self, n_samples: int) -> tuple[str, ...]:
         """Returns a sentence if fewer samples are looked at than there are, else none."""
         if self.n_samples is None:

@@ -27,6 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amc_compress.learners.candidates.moments.products import (
+    LowerTriangle,
+    UpperHalf,
+    from_upper_entries,
+    upper_entries,
+)
+
 Chain = Sequence[Tensor]
 """Columns that are cut together, step by step."""
 
@@ -75,7 +82,7 @@ class NestedLeastSquares:
     """The factor of one Gram matrix along an order of its columns.
 
     Args:
-        gram: ``G``, shape (n, n); not kept.
+        gram: ``G``, shape (n, n), or half of it; not kept. Of a half, half of the factor is held.
         order: The columns, those that are cut first last, shape (n,).
         ridge: Relative to the mean diagonal of ``G``.
 
@@ -85,44 +92,52 @@ class NestedLeastSquares:
 
     damping: float
 
-    def __init__(self, gram: Tensor, order: Tensor, ridge: float) -> None:
-        self.order = order = order.to(gram.device)
+    def __init__(self, gram: Tensor | UpperHalf, order: Tensor, ridge: float) -> None:
+        is_half = isinstance(gram, UpperHalf)
+        whole = gram.whole()[0] if isinstance(gram, UpperHalf) else gram
+        self.order = order = order.to(whole.device)
         self.place = torch.empty_like(order)
         self.place[order] = torch.arange(len(order), device=order.device)
-        found = factorised(
-            gram.index_select(0, order).index_select(1, order), dampings(ridge, gram)
-        )
+        added = list(dampings(ridge, whole))
+        whole = whole.index_select(0, order)
+        found = factorised(whole.index_select(1, order), added)
         self.is_solved = found is not None
         if found is not None:
             factor, self.damping = found
-            self._factor = factor.contiguous()  # a solve is faster by half than by columns
+            del found, whole
+            # A solve is faster by half than by columns.
+            self._factor = LowerTriangle(factor) if is_half else factor.contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the half of the factor that is zero."""
         state = dict(vars(self))
-        if self.is_solved and get_spawning_popen() is None:
+        if self.is_solved and get_spawning_popen() is None and isinstance(self._factor, Tensor):
             del state["_factor"]
-            state["half"] = self._factor.mT[half_of(len(self.order)).to(self.order.device)]
+            state["half"] = upper_entries(self._factor.mT)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         half = state.pop("half", None)
         vars(self).update(state)
         if half is not None:
-            size = len(self.order)
-            upper = half.new_zeros(size, size)
-            upper[half_of(size).to(half.device)] = half
-            self._factor = upper.mT.contiguous()
+            self._factor = from_upper_entries(half, len(self.order)).mT.contiguous()
 
     def gram(self) -> Tensor:
         """Returns ``G``, up to rounding, with its columns where they were."""
-        product = self._factor @ self._factor.mT
+        factor = self._leading(len(self.order))
+        product = factor @ factor.mT
         product.diagonal().sub_(self.damping)
         return product.index_select(0, self.place).index_select(1, self.place)
 
     def right(self, weight: Tensor) -> Tensor:
         """Returns ``Z``, shape (n, outputs), of a weight (outputs, n)."""
-        return self._factor.mT @ weight.T.index_select(0, self.order)
+        factor = self._leading(len(self.order))
+        return factor.mT @ weight.T.index_select(0, self.order)
+
+    def energy(self, right: Tensor, weight: Tensor) -> float:
+        """Returns ``||X W^T||^2`` of a weight (outputs, n) and its ``Z``."""
+        own = weight.double().square().sum()
+        return float(right.double().square().sum() - self.damping * own)
 
     def solve(self, columns: Tensor, right: Tensor) -> Tensor | None:
         """Returns ``W'^T``, shape (columns that stay, outputs).
@@ -140,14 +155,14 @@ class NestedLeastSquares:
         solved = right.new_empty(len(places), right.shape[1])
         top = right[:first]
         if len(rest):
-            rows = self._factor.index_select(0, rest)
+            rows = self._rows(rest)
             below = rows[:, first:]
             factor = factorised(below @ below.mT, [0.0, *_growing(self.damping)])
             if factor is None:
                 return None
             solved[first:] = torch.cholesky_solve(below @ right[first:], factor[0])
             top = top - rows[:, :first].mT @ solved[first:]
-        leading = self._factor[:first, :first].mT
+        leading = self._leading(first).mT
         solved[:first] = torch.linalg.solve_triangular(leading, top, upper=True)
         unsorted = torch.empty_like(solved)
         unsorted[where] = solved
@@ -174,18 +189,30 @@ class NestedLeastSquares:
         blocks = [[self._places(step) for step in reversed(steps)] for steps in chains]
         elsewhere = [torch.cat(b) for b in blocks if not self._is_last(torch.cat(b))]
         first = min((int(places.min()) for places in elsewhere), default=len(self.order))
-        inverse = torch.cholesky_inverse(self._factor[first:, first:]) if elsewhere else None
+        factor = self._leading(len(self.order))
+        inverse = torch.cholesky_inverse(factor[first:, first:]) if elsewhere else None
         found = []
         for parts in blocks:
             places = torch.cat(parts)
             columns = weight.T.index_select(0, self.order.index_select(0, places))
-            right = self._right_of(places, columns, first, inverse)
+            right = self._right_of(places, columns, factor, first, inverse)
             if right is None:
                 return None
             lost = right.double().square().sum(1) - self.damping * columns.double().square().sum(1)
             sums = torch.stack([x.sum() for x in torch.split(lost, [len(b) for b in parts])])
             found.append(sums.flip(0).cumsum(0).clamp(min=0.0))
         return found
+
+    def _leading(self, size: int) -> Tensor:
+        """Returns the first rows and columns of the factor."""
+        factor = self._factor
+        return factor[:size, :size] if isinstance(factor, Tensor) else factor.leading(size)
+
+    def _rows(self, places: Tensor) -> Tensor:
+        factor = self._factor
+        if isinstance(factor, Tensor):
+            return factor.index_select(0, places)
+        return factor.rows(places)
 
     def _places(self, columns: Tensor) -> Tensor:
         return self.place.index_select(0, columns.to(self.place.device)).sort().values
@@ -195,19 +222,20 @@ class NestedLeastSquares:
         return torch.equal(places, torch.arange(start, len(self.order), device=places.device))
 
     def _right_of(
-        self, places: Tensor, weight: Tensor, first: int, inverse: Tensor | None
+        self, places: Tensor, weight: Tensor, factor: Tensor, first: int, inverse: Tensor | None
     ) -> Tensor | None:
         """Returns ``Z`` of some columns, as if all others came before them.
 
         Args:
             places: Of the columns.
             weight: Of the columns, shape (columns, rows).
+            factor: The whole one.
             first: The place from which on the inverse is known.
             inverse: Of the Schur complement of the columns before that place.
         """
         if inverse is None or self._is_last(places):
             start = len(self.order) - len(places)
-            return self._factor[start:, start:].mT @ weight
+            return factor[start:, start:].mT @ weight
         index = (places - first).flip(0)
         block = inverse.index_select(0, index).index_select(1, index)
         found = factorised(block, [0.0, *_growing(_EPS * block.diagonal().mean().item())])
@@ -221,8 +249,3 @@ class NestedLeastSquares:
 def _fewer(matrix: Tensor) -> Tensor:
     """Returns as few rows as give the same ``R^T R``."""
     return matrix if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix, mode="r").R
-
-
-def half_of(size: int) -> Tensor:
-    """Returns which entries of a square matrix are on its diagonal or above, bool."""
-    return torch.ones(size, size, dtype=torch.bool).triu()

@@ -1,42 +1,125 @@
-"""Sums of the squares of wide matrices, of which one half is computed."""
+"""Sums of the squares of wide matrices, of which one half is computed, and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _BLOCK = 512
 
 
-def add_squares(total: Tensor | None, rows: Tensor) -> Tensor:
-    """Adds ``rows^T rows`` on the diagonal and above, in blocks; :func:`mirror` does the rest.
+@dataclass(frozen=True)
+class UpperHalf:
+    """Symmetric matrices, of which what is on the diagonal and above is held.
 
     Args:
-        total: What it is added to, in place; ``None`` for zeros.
-        rows: Shape (conv groups, rows, n).
-
-    Returns:
-        Shape (conv groups, n, n).
+        blocks: Of rows, from the diagonal on: shape (matrices, 512, n), (matrices, 512, n - 512)
+            and so on. What is below the diagonal inside of a block means nothing.
     """
-    n_groups, _, width = rows.shape
-    if total is None:
-        total = rows.new_zeros(n_groups, width, width)
-    left = rows.transpose(1, 2)
-    for start, stop in _blocks(width):
-        # Not added inside of the product: sums of batches stay what they are in one piece.
-        total[:, start:stop, start:] += left[:, start:stop] @ rows[:, :, start:]
-    return total
+
+    blocks: Sequence[Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the whole matrices."""
+        n_matrices, _, width = self.blocks[0].shape
+        return n_matrices, width, width
+
+    @classmethod
+    def zeros(cls, like: Tensor, n_matrices: int, width: int) -> UpperHalf:
+        """Returns zeros of some type, on the device of that tensor."""
+        sizes = [(stop - start, width - start) for start, stop in blocks_of(width)]
+        return cls([like.new_zeros(n_matrices, *size) for size in sizes])
+
+    @classmethod
+    def of(cls, whole: Tensor) -> UpperHalf:
+        """Returns the half of symmetric matrices, shape (matrices, n, n)."""
+        spans = blocks_of(whole.shape[2])
+        return cls([whole[:, start:stop, start:].contiguous() for start, stop in spans])
+
+    def changed(self, change: Callable[[Tensor, slice, slice], Tensor]) -> UpperHalf:
+        """Returns other matrices.
+
+        Args:
+            change: Makes a block from one, its rows and its columns.
+        """
+        width = self.shape[2]
+        spans = zip(self.blocks, blocks_of(width), strict=True)
+        return UpperHalf(
+            [change(b, slice(start, stop), slice(start, width)) for b, (start, stop) in spans]
+        )
+
+    def add_squares(self, rows: Tensor) -> None:
+        """Adds ``rows^T rows`` in place, rows of shape (matrices, rows, n)."""
+        left = rows.transpose(1, 2)
+        for block, (start, stop) in zip(self.blocks, blocks_of(rows.shape[2]), strict=True):
+            # Not added inside of the product: sums of batches stay what they are in one piece.
+            block += left[:, start:stop] @ rows[:, :, start:]
+
+    def whole(self) -> Tensor:
+        """Returns the whole matrices, shape (matrices, n, n)."""
+        found = self.blocks[0].new_empty(self.shape)
+        for block, (start, stop) in zip(self.blocks, blocks_of(self.shape[2]), strict=True):
+            size = stop - start
+            square, right = block[:, :, :size], block[:, :, size:]
+            found[:, start:stop, start:stop] = square.triu() + square.triu(1).transpose(1, 2)
+            found[:, start:stop, stop:] = right
+            found[:, stop:, start:stop] = right.transpose(1, 2)
+        return found
 
 
-def mirror(total: Tensor) -> None:
-    """Copies what is above the diagonal of square matrices to below, in place."""
-    for start, stop in _blocks(total.shape[2]):
-        total[:, stop:, start:stop] = total[:, start:stop, stop:].transpose(1, 2)
-        block = total[:, start:stop, start:stop]
-        block.copy_(block.triu() + block.triu(1).transpose(1, 2))
+class LowerTriangle:
+    """A lower triangular matrix, of which what is on the diagonal and below is held.
+
+    Args:
+        whole: Shape (n, n); not kept.
+    """
+
+    def __init__(self, whole: Tensor) -> None:
+        self._width = len(whole)
+        self._blocks = [
+            whole[start:, start:stop].clone(memory_format=torch.contiguous_format)
+            for start, stop in blocks_of(self._width)
+        ]
+
+    def leading(self, size: int) -> Tensor:
+        """Returns the first rows and columns, zeros above the diagonal."""
+        found = self._blocks[0].new_zeros(size, size)
+        for block, (start, stop) in zip(self._blocks, blocks_of(self._width), strict=True):
+            if start < size:
+                found[start:, start:stop] = block[: size - start, : size - start]
+        return found
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Returns whole rows."""
+        found = self._blocks[0].new_zeros(len(index), self._width)
+        for block, (start, stop) in zip(self._blocks, blocks_of(self._width), strict=True):
+            has = index >= start
+            found[has, start:stop] = block.index_select(0, index[has] - start)
+        return found
 
 
-def _blocks(width: int) -> Iterator[tuple[int, int]]:
+def blocks_of(width: int) -> Iterator[tuple[int, int]]:
+    """Yields where blocks of columns begin and end."""
     for start in range(0, width, _BLOCK):
         yield start, min(start + _BLOCK, width)
+
+
+def upper_entries(whole: Tensor) -> Tensor:
+    """Returns what is on the diagonal of square matrices and above, shape (..., entries)."""
+    width = whole.shape[-1]
+    return whole[..., _is_upper(width).to(whole.device)]
+
+
+def from_upper_entries(entries: Tensor, width: int) -> Tensor:
+    """Returns upper triangular matrices of such entries, shape (..., n, n)."""
+    found = entries.new_zeros(*entries.shape[:-1], width, width)
+    found[..., _is_upper(width).to(entries.device)] = entries
+    return found
+
+
+def _is_upper(width: int) -> Tensor:
+    return torch.ones(width, width, dtype=torch.bool).triu()

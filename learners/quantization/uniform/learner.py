@@ -91,8 +91,9 @@ class UniformQuantization(QuantizationLearner):
             return
         effort = effort_for(self.graph, samples.n_calibration, torch.float32)
         self.cautions += effort.notes(samples.n_calibration)
-        inputs = samples.inputs(effort.n_samples)
-        self._layers = self._moments(self.float_network, inputs, effort)
+        if effort.n_samples is not None:
+            samples = samples.limited(effort.n_samples)
+        self._layers = self._moments(self.float_network, samples.inputs(), effort)
 
     def _moments(
         self, network: nn.Module, inputs: Sequence[Inputs], effort: Effort = USUAL

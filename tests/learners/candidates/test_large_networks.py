@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,7 +14,8 @@ from amc_compress.learners.candidates.inference.batch_sizes import fitting, hand
 from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.candidates.moments import effort
 from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
-from amc_compress.learners.candidates.moments.products import add_squares, mirror
+from amc_compress.learners.candidates.moments.products import LowerTriangle, UpperHalf
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env.graph import LayerGraph
 
@@ -43,11 +45,51 @@ def test_only_networks_with_much_work_are_asked_for_less() -> None:
 @pytest.mark.parametrize("width", [5, 512, 1100])
 def test_half_of_the_products_is_all_of_them(width: int) -> None:
     rows = torch.randn(2, 40, width, generator=torch.Generator().manual_seed(0))
-    total = add_squares(add_squares(None, rows[:, :15]), rows[:, 15:])
-    mirror(total)
+    half = UpperHalf.zeros(rows, 2, width)
+    half.add_squares(rows[:, :15])
+    half.add_squares(rows[:, 15:])
+    total = half.whole()
     assert torch.equal(total, total.mT)
+    assert torch.equal(UpperHalf.of(total).whole(), total)
     expected = rows[:, :15].mT @ rows[:, :15] + rows[:, 15:].mT @ rows[:, 15:]
     torch.testing.assert_close(total, expected)
+
+
+def test_half_of_a_triangle_is_all_of_it() -> None:
+    whole = torch.randn(1100, 1100, generator=torch.Generator().manual_seed(0)).tril()
+    half = LowerTriangle(whole.mT.contiguous().mT)
+    for size in (0, 3, 512, 700, 1100):
+        assert torch.equal(half.leading(size), whole[:size, :size])
+    index = torch.tensor([0, 511, 512, 1099])
+    assert torch.equal(half.rows(index), whole[index])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_wide_layer_of_a_large_network_is_held_in_halves(bias: bool) -> None:
+    conv = torch.nn.Conv2d(130, 6, 3, bias=bias)
+    images = torch.randn(40, 130, 5, 5, generator=torch.Generator().manual_seed(0))
+
+    def layer(effort: Effort) -> LayerReconstruction:
+        moments = collect_statistics(conv, [images], [""], positions=9, effort=effort)[""]
+        return LayerReconstruction(conv.weight, conv.bias, moments)
+
+    whole, half = layer(Effort()), layer(Effort(40))
+    assert isinstance(half._gram, UpperHalf)
+    assert torch.equal(half.gram, whole.gram)
+    cuts = [torch.arange(70), torch.arange(60, 130)]
+    for inputs in cuts:
+        assert torch.equal(half.solve(inputs)[0], whole.solve(inputs)[0])
+    assert len(pickle.dumps(half)) < 0.75 * 4 * 1170**2
+    half.order = whole.order = torch.arange(130)
+    assert half.energy == pytest.approx(whole.energy, rel=1e-4)
+    for inputs in cuts:  # from here on by the factors
+        torch.testing.assert_close(half.solve(inputs)[0], whole.solve(inputs)[0])
+    chain = [torch.arange(100, 130), torch.arange(90, 100)]
+    found = [x.nested_errors([chain], None) for x in (half, whole)]
+    torch.testing.assert_close(*found)
+    twin = pickle.loads(pickle.dumps(half))
+    assert torch.equal(twin.solve(cuts[1])[0], half.solve(cuts[1])[0])
+    assert len(pickle.dumps(half)) < 0.75 * 4 * 1170**2
 
 
 def test_a_learner_asks_a_large_network_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
