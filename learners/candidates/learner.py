@@ -357,7 +357,8 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         if not self.proxy.recalibrate or not batch_norms(self.original):
             return
         n_samples = affordable(self.graph, n_samples)
-        again = copy.deepcopy(self.original)
+        # The weights stay what they are, so they are shared.
+        again = copy.deepcopy(self.original, {id(p): p for p in self.original.parameters()})
         recalibrate(again, self._affordable(self.data.recalibration), self.evaluator.dtype)
         before = self.evaluator.first_score
         after = self.evaluator.score_of_first(again, n_samples)

@@ -66,7 +66,7 @@ class FusedConv(nn.Module):
         self.native = native
         self.overwrites = False
         # In a list: oneDNN's blocked layout is opaque to the machinery of parameters and buffers.
-        self._folded = [weight, bias]
+        self._folded = [weight.to(dtype), bias.to(dtype)]
         self._kernel = tuple(weight.shape[2:])
         self._outputs = weight.shape[0]
         self._ready: dict[Hashable, tuple[Any, ...]] = {}

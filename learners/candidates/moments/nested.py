@@ -131,8 +131,10 @@ class NestedLeastSquares:
 
     def right(self, weight: Tensor) -> Tensor:
         """Returns ``Z``, shape (n, outputs), of a weight (outputs, n)."""
-        factor = self._leading(len(self.order))
-        return factor.mT @ weight.T.index_select(0, self.order)
+        ordered = weight.T.index_select(0, self.order)
+        if isinstance(self._factor, Tensor):
+            return self._factor.mT @ ordered
+        return self._factor.transposed_times(ordered)
 
     def energy(self, right: Tensor, weight: Tensor) -> float:
         """Returns ``||X W^T||^2`` of a weight (outputs, n) and its ``Z``."""

@@ -93,6 +93,11 @@ class LowerTriangle:
                 found[start:, start:stop] = block[: size - start, : size - start]
         return found
 
+    def transposed_times(self, right: Tensor) -> Tensor:
+        """Returns the product of the transposed matrix with another, shape (n, m)."""
+        spans = zip(self._blocks, blocks_of(self._width), strict=True)
+        return torch.cat([block.mT @ right[start:] for block, (start, _) in spans])
+
     def rows(self, index: Tensor) -> Tensor:
         """Returns whole rows."""
         found = self._blocks[0].new_zeros(len(index), self._width)

@@ -62,6 +62,7 @@ def test_half_of_a_triangle_is_all_of_it() -> None:
         assert torch.equal(half.leading(size), whole[:size, :size])
     index = torch.tensor([0, 511, 512, 1099])
     assert torch.equal(half.rows(index), whole[index])
+    torch.testing.assert_close(half.transposed_times(whole[:, :3]), whole.mT @ whole[:, :3])
 
 
 @pytest.mark.parametrize("bias", [True, False])
