@@ -282,3 +282,25 @@ def test_a_learner_whose_network_bf16_gets_wrong_is_prepared_in_float32():
     conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval()
     assert settled_dtype([conv], x, torch.bfloat16, fused=True) == torch.bfloat16
     assert settled_dtype([conv, net], x, torch.bfloat16, fused=True) == torch.float32
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_of_much_work_is_proved_and_computed_in_parts_of_its_batch(
+    stride, monkeypatch
+):
+    kernel_proof.forget()
+    layer = nn.Conv2d(3, 4, 3, stride=stride, padding=1)
+    x = torch.randn(70, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), autocast(torch.bfloat16, "cpu"):
+        whole = layer(x)
+        monkeypatch.setattr(proved_operators, "_IMAGES_OF_A_PART", 30)
+        monkeypatch.setattr(proved_operators, "_PRODUCTS_OF_A_CALL", 4 * 27 * 36 / stride**2 * 69)
+        parts = layer(x)
+        assert proofs().tried == 2  # 70 and twice 35
+        layer(x[:69])  # little enough for one call
+        assert proofs().tried == 3
+    assert parts.stride() == whole.stride()
+    torch.testing.assert_close(parts, whole)
+    with autocast(torch.bfloat16, "cpu"):
+        layer(x)  # gradients of weights are sums over the batch
+    assert proofs().tried == 4
