@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.candidates import reconstruction
 from amc_compress.learners.candidates.input_moments import collect_statistics
+from amc_compress.learners.candidates.moments import nested
 from amc_compress.learners.candidates.moments.nested import NestedLeastSquares, factorised
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.chains import Measure, levels_of, summed_over_readers
@@ -209,3 +210,13 @@ def test_plans_of_wide_layers_are_repaired_as_those_of_narrow_ones(
             torch.testing.assert_close(value, before[key], rtol=1e-3, atol=1e-4)
     for key, curve in learner.gradient_scores().items():
         np.testing.assert_allclose(curve, scores[key], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 8, 29])
+def test_a_triangular_system_is_solved_by_halves(size: int, monkeypatch) -> None:
+    monkeypatch.setattr(nested, "_SOLVED_AT_ONCE", 4)
+    factor = torch.randn(40, 40, dtype=torch.float64).tril()
+    factor.diagonal().abs_().add_(1.0)
+    upper, right = factor[:size, :size].mT, torch.randn(size, 5, dtype=torch.float64)
+    found = nested._solved_from_below(upper, right)
+    torch.testing.assert_close(upper @ found, right)
