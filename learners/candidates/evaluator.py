@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.inference.batch_sizes import handful
+from amc_compress.learners.candidates.inference.batch_sizes import handful, in_cache
 from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.candidates.inference.held_samples import (
+    EVALUATION_BATCH,
     channels_last,
     fusion_works,
     settled_dtype,
@@ -107,7 +108,9 @@ class CandidateEvaluator:
             floats, probe, self.dtype, fused=fused, layout=layout, told=self.told
         )
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
-        held_out.settle(dtypes, device=device, fused=fused, layout=layout)
+        # Fused convolutions give an image the same bits in every batch; other products may not.
+        size = in_cache(reference, probe, EVALUATION_BATCH) if fused else EVALUATION_BATCH
+        held_out.settle(dtypes, device=device, fused=fused, layout=layout, batch_size=size)
         give_back()
         self.original_score, self.first_score = held_out.both_scores(
             _plain(reference), self._type_for(reference), n_first

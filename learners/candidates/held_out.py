@@ -212,7 +212,7 @@ class HeldOut:
         self.n_samples = self.batches.n_samples
         self.n_held = sum(map(count, self._parts))
         self._evaluators: dict[torch.dtype, HeldSamples] = {}
-        self._options: tuple[torch.device, bool, str] | None = None
+        self._options: tuple[torch.device, bool, str, int] | None = None
         self._probed = None
 
     def first(self, total: int) -> Inputs:
@@ -228,6 +228,7 @@ class HeldOut:
         device: torch.device,
         fused: bool,
         layout: torch.memory_format,
+        batch_size: int = EVALUATION_BATCH,
     ) -> None:
         """Says how candidates are evaluated, and keeps the samples in these types only.
 
@@ -236,8 +237,9 @@ class HeldOut:
             device: Where to compute.
             fused: Whether to fuse candidates, see ``candidates.fusion_works``.
             layout: Of images and weights, see ``amc_compress.learners.numerics.layout``.
+            batch_size: Samples per forward pass.
         """
-        self._options = device, fused, layout_name(layout)
+        self._options = device, fused, layout_name(layout), batch_size
         for dtype in dtypes:
             self._evaluator(dtype)
         self._parts = None
@@ -299,12 +301,13 @@ class HeldOut:
 
     def _made(self, parts: Sequence[Split], dtype: torch.dtype) -> HeldSamples:
         assert self._options is not None
-        device, fused, layout = self._options
+        device, fused, layout, batch_size = self._options
         return HeldSamples(
             parts,
             self.task,
             dtype=dtype,
             device=device,
+            batch_size=batch_size,
             fused=fused,
             layout=layout_named(layout),
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from amc_compress.learners.tasks.inputs import Inputs, count, rows, tensors_of
+import torch
+from torch import Tensor, nn
+
+from amc_compress.learners.tasks.inputs import Inputs, ask, count, rows, tensors_of
 
 _LARGE = 3 * 64 * 64
 _NUMBERS = 125 * _LARGE
 _LEAST = 8  # fewer leave fast kernels idle
+_NUMBERS_BETWEEN = 2**21
+_LEAST_CACHED = 16
 
 
 def fitting(inputs: Inputs, most: int, least: int = _LEAST) -> int:
@@ -24,6 +29,36 @@ def fitting(inputs: Inputs, most: int, least: int = _LEAST) -> int:
         least: However large they are.
     """
     return min(most, max(least, _NUMBERS // max(_numbers(inputs), 1)))
+
+
+def in_cache(network: nn.Module, inputs: Inputs, most: int) -> int:
+    """Returns the samples of a batch whose widest output between two layers stays in the caches.
+
+    At most two million numbers. DenseNet-40 is faster by a tenth with 16 images at a time than with
+    125, and a kernel, which is proved at the cost of two batches, is proved eight times as fast;
+    narrower networks such as ResNet-20 are as fast as they get with all 125.
+
+    Args:
+        network: In ``eval`` mode.
+        inputs: A handful that it takes.
+        most: Where layers are narrow.
+    """
+    widest = 0
+
+    def look(module: nn.Module, args: object, output: object) -> None:
+        nonlocal widest
+        if isinstance(output, Tensor):
+            widest = max(widest, output.numel())
+
+    hooks = [module.register_forward_hook(look) for module in network.modules()]
+    try:
+        with torch.inference_mode():
+            ask(network, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    of_one = max(widest // max(count(inputs), 1), 1)
+    return min(most, max(_LEAST_CACHED, _NUMBERS_BETWEEN // of_one))
 
 
 def handful(inputs: Inputs) -> Inputs:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from amc_compress.learners.candidates.inference.batch_sizes import in_cache
 from amc_compress.learners.candidates.inference.fused_conv import FusedConv
 from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.candidates.inference.held_samples import HeldSamples, fusion_works
@@ -333,3 +334,40 @@ def test_data_the_network_does_not_expect_is_rejected(data, sentence):
 def test_labels_outside_the_classes_are_rejected(label):
     with pytest.raises(InputDataError, match="labels from 0 to 9"):
         CLASSIFICATION.check_range(torch.zeros(2, 10), torch.tensor([0, label]), "validation ")
+
+
+class NormsFirst(nn.Module):
+    """Convolutions behind their norms, one of which is read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = torch.cat([x, self.convs[0](F.relu(self.norms[0](x)))], 1)[:, 4:12]
+        x = x + self.convs[1](self.relu(self.norms[1](x)))
+        y = self.norms[2](x)
+        return self.convs[2](F.relu(y)).mean((2, 3)) + y.mean((2, 3))
+
+
+def test_an_activation_is_written_over_a_norm_that_nothing_else_reads():
+    torch.manual_seed(0)
+    net, x = NormsFirst(), torch.randn(6, 8, 5, 5)
+    net.train()(x)
+    kept = x.clone()
+    with torch.inference_mode():
+        function = fuse(net.eval(), torch.float32)
+        torch.testing.assert_close(function(x), net(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(x, kept)
+    assert sum(node.target is torch.relu_ for node in function.graph.nodes) == 2
+
+
+def test_batches_are_small_where_layers_are_wide():
+    narrow = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3)).eval()
+    wide = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 4, 3)).eval()
+    huge = nn.Sequential(nn.Conv2d(3, 512, 3, padding=1), nn.Conv2d(512, 4, 3)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert [in_cache(net, images, 125) for net in (narrow, wide, huge)] == [125, 32, 16]
+    assert in_cache(wide, images, 20) == 20
