@@ -31,6 +31,13 @@ _QUANTIZED = (
     "torch.ao.nn.intrinsic.quantized",
     "torch.ao.nn.sparse.quantized",
 )
+_ADAPTED = ({"lora_A", "lora_B"}, {"base_layer", "merged_adapters"})
+"""What modules hold that adapters (LoRA and its kind) are put around."""
+
+_PACKED = ({"qweight", "scales"}, {"weight_packed", "weight_scale"})
+"""What modules hold that compute with packed weights, of GPTQ, AWQ and compressed-tensors."""
+
+_STATES = ("quant_state", "SCB")  # of a weight of bitsandbytes
 _DEPTH = 6  # of containers in an attribute
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -83,13 +90,42 @@ def _check_module(name: str, module: nn.Module) -> None:
             name, f"a quantized {type(module).__name__}",
             "pass the float network that was quantized",
         )  # fmt: skip
+    _check_language_model(name, module)
 
 
-def _reject_module(name: str, got: str, way_out: str) -> NoReturn:
+def _check_language_model(name: str, module: nn.Module) -> None:
+    """Checks for what is done to networks of ``transformers`` before they come here.
+
+    By the tensors and children that peft, bitsandbytes, GPTQ, AWQ, HQQ and compressed-tensors give
+    their modules: none of them need be installed.
+    """
+    held = {*module._parameters, *module._buffers, *module._modules, *vars(module)}
+    kind = type(module).__name__
+    if any(names <= held for names in _ADAPTED):
+        _reject_module(
+            name, f"the adapter {kind}",
+            "merge it first, model = model.merge_and_unload()", whole=False,
+        )  # fmt: skip
+    weights = [module._parameters.get(x) for x in ("weight", "W_q")]  # the second one of HQQ
+    if any(names <= held for names in _PACKED) or any(_is_packed(x) for x in weights):
+        _reject_module(
+            name, f"a quantized {kind}",
+            "load the float network that was quantized, or dequantize it first", whole=False,
+        )  # fmt: skip
+
+
+def _is_packed(weight: Tensor | None) -> bool:
+    if weight is None:
+        return False
+    is_number = weight.dtype.is_floating_point or weight.dtype.is_complex
+    return not is_number or any(hasattr(weight, name) for name in _STATES)
+
+
+def _reject_module(name: str, got: str, way_out: str, *, whole: bool = True) -> NoReturn:
     where = f" as {name!r}" if name else ""
+    hint = " (the module itself rather than an exported or converted one)" if whole else ""
     raise UntraceableModelError(
-        f"Expected a network of plain PyTorch modules, got {got}{where}; {way_out} (the module"
-        " itself rather than an exported or converted one)."
+        f"Expected a network of plain PyTorch modules, got {got}{where}; {way_out}{hint}."
     )
 
 
