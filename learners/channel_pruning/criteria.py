@@ -6,7 +6,7 @@ not depend on the plan: the best ``k`` units are the same whatever happens to th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,21 @@ class SlotView:
 
 
 @dataclass(frozen=True)
+class ReaderView:
+    """A layer that reads a group, and what it reads.
+
+    Args:
+        weight: Shape (conv groups, outputs per group, n), n columns of its unfolded inputs.
+        moments: Means of products of two columns over positions, shape (conv groups, n, n).
+        columns: Those of each unit, shape (size, columns per unit).
+    """
+
+    weight: Tensor
+    moments: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
 class GroupContext:
     """All a criterion may look at.
 
@@ -48,6 +63,7 @@ class GroupContext:
         gate_gradients: Returns d loss / d gate per calibration batch and unit, (batches, size).
         contributions: Returns the quadratic form of He et al. 2017 (size, size), or ``None``
             where no input statistics exist.
+        readers: Returns the layers that read the units, those that have input statistics.
     """
 
     name: str
@@ -56,6 +72,7 @@ class GroupContext:
     seed: int = 0
     gate_gradients: Callable[[], Tensor] | None = None
     contributions: Callable[[], Tensor | None] | None = None
+    readers: Callable[[], Sequence[ReaderView]] | None = None
 
     def values(self, *roles: str) -> list[Tensor]:
         """Returns the weights of the slots in the first of ``roles`` that the group has."""
@@ -140,6 +157,41 @@ def lasso(group: GroupContext) -> Tensor:
     return entry_order_scores(form)
 
 
+def wanda(group: GroupContext) -> Tensor:
+    """Weights that read the unit, times the size of their inputs (Sun et al. 2023, section 3).
+
+    Sum of ``|W_ij| ||X_j||`` over the unit's columns j and all outputs i, with the root of the mean
+    square as the norm: what stands in a weight says little where inputs differ much in size.
+    Groups whose consumers have no input statistics are scored by :func:`l1`.
+    """
+    readers = group.readers() if group.readers is not None else ()
+    scores = []
+    for reader in readers:
+        norms = reader.moments.diagonal(dim1=1, dim2=2).clamp(min=0.0).sqrt()
+        columns = (reader.weight.abs().sum(1) * norms).sum(0)
+        scores.append(columns[reader.columns].sum(1).cpu())
+    return _sum(group, scores) if scores else l1(group)
+
+
+def output_energy(group: GroupContext) -> Tensor:
+    """Mean square of what the unit adds to the outputs of the layers that read it.
+
+    ``trace(W_u E[x_u x_u^T] W_u^T)``, of each layer as a share of its outputs' mean square: for a
+    head of attention what it writes through the output projection. Groups whose consumers have no
+    input statistics are scored by :func:`l1`.
+    """
+    readers = group.readers() if group.readers is not None else ()
+    scores = []
+    for reader in readers:
+        columns = reader.columns
+        inside = reader.moments[:, columns[:, :, None], columns[:, None, :]]
+        weight = reader.weight[:, :, columns]
+        energy = torch.einsum("gosk,gskl,gosl->s", weight, inside, weight)
+        total = torch.einsum("gok,gkl,gol->", reader.weight, reader.moments, reader.weight)
+        scores.append((energy / total).cpu())
+    return _sum(group, scores) if scores else l1(group)
+
+
 CRITERIA: dict[str, Criterion] = {
     "l1": l1,
     "l2": l2,
@@ -148,6 +200,8 @@ CRITERIA: dict[str, Criterion] = {
     "geometric_median": geometric_median,
     "random": random,
     "lasso": lasso,
+    "wanda": wanda,
+    "output_energy": output_energy,
 }
 
 

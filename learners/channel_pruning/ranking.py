@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
-from amc_compress.learners.channel_pruning.criteria import GroupContext, SlotView
+from amc_compress.learners.channel_pruning.criteria import GroupContext, ReaderView, SlotView
 from amc_compress.learners.channel_pruning.lasso import contribution_matrix
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.inputs import Split, device_of, moved
@@ -47,6 +47,7 @@ def group_contexts(
             contributions=lambda name=group.name: contributions(  # type: ignore[misc]
                 traced, layers, name
             ),
+            readers=lambda name=group.name: readers(traced, layers, name),  # type: ignore[misc]
         )
 
 
@@ -100,6 +101,24 @@ def consumers(
         columns = (slot.coordinates.unsqueeze(-1) * layer.kernel_size + offsets).flatten(1)
         found.append((layer, columns.to(layer.weight.device)))
     return found
+
+
+def readers(
+    traced: TracedModel, layers: Mapping[str, LayerReconstruction], group: str
+) -> list[ReaderView]:
+    """Returns the layers that read a group, with second moments of what they read."""
+    return [
+        ReaderView(layer.weight, _second_moments(layer), columns)
+        for layer, columns in consumers(traced, layers, group)
+    ]
+
+
+def _second_moments(layer: LayerReconstruction) -> Tensor:
+    """Means of products of two inputs of a layer, not centred, shape (conv groups, n, n)."""
+    moments = layer.gram / layer.rows
+    if layer.mean is None:  # it is not centred there
+        return moments
+    return moments + layer.mean.unsqueeze(2) * layer.mean.unsqueeze(1)
 
 
 def contributions(

@@ -28,7 +28,8 @@ class PruningOptions:
     criterion: str = _channels(
         "l1",
         "With --learner channels and joint: which channels go first: l1, l2, "
-        "bn_scale, taylor, geometric_median, lasso, random. The others choose by themselves.",
+        "bn_scale, taylor, geometric_median, lasso, wanda, output_energy, random. The others "
+        "choose by themselves.",
         learners=("channels", "joint"),
     )
     round_to: int = _channels(
