@@ -37,8 +37,14 @@ class Surgeon:
         self._slots: dict[str, list[Slot]] = {}
         for slot in grouping.slots:
             self._slots.setdefault(slot.name, []).append(slot)
-        owners = {name.rpartition(".")[0] for name in self._slots}
-        self._patched = sorted(owners)
+        named = [*model.named_parameters(), *model.named_buffers()]
+        held = {id(tensor) for name, tensor in named if name in self._slots}
+        # Of a weight that is tied, all that hold it.
+        self._patched = sorted(
+            name
+            for name, module in model.named_modules()
+            if any(id(x) in held for x in (*module._parameters.values(), *module._buffers.values()))
+        )
 
     def alive(self, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns which units stay, shape ``(n_units,)``.

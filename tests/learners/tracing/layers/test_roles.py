@@ -109,6 +109,7 @@ def test_a_key_head_leaves_with_its_queries_and_a_tied_head_stays_tied() -> None
     assert_right(traced, ids)
     small = traced.slice({stream.name: torch.arange(9), heads.name: torch.tensor([1])})
     assert small.head.weight is small.words.weight
+    assert small.head.in_features == small.words.embedding_dim == 9
     shapes = {name: list(x.shape) for name, x in small.attentions[0].state_dict().items()}
     assert shapes["q.weight"] == [8, 9]
     assert shapes["k.weight"] == [4, 9]
