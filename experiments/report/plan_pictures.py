@@ -16,14 +16,23 @@ def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
     sizes: dict[str, int] = results["group_sizes"]
     plan = folder.read_plan()
     kept = values_of(plan, DecisionKind.KEEP_RATIO)
-    channels = [(name, round(ratio * sizes[name]), sizes[name]) for name, ratio in kept.items()]
+    roles: dict[str, str] = results.get("group_roles", {})  # of what is more than channels
+    channels = [
+        (
+            f"{name} ({roles[name]})" if name in roles else name,
+            round(ratio * sizes[name]),
+            sizes[name],
+        )
+        for name, ratio in kept.items()
+    ]
     weights = [(name, *counts) for name, counts in results.get("densities", {}).items()]
     bits = [(name, b["weights"], b["activations"]) for name, b in results.get("bits", {}).items()]
     pictures = (
         (
             LayerRows("kept", channels, "channels kept per group of layers"),
             "Channels that stay (blue) of those that were there (grey). One row is one group of "
-            "layers whose channels can only be cut together, named after its first layer.",
+            "layers whose channels can only be cut together, named after its first layer."
+            + (" Rows of heads count heads." if "heads" in roles.values() else ""),
         ),
         (
             LayerRows("kept", weights, "weights kept per layer", "weights"),

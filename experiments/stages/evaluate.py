@@ -29,6 +29,7 @@ from amc_env import CompressionPlan
 from amc_env.costs.costs import COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
+from amc_env.graph import CHANNELS
 from amc_env.scores.metric import Metric
 
 
@@ -49,6 +50,8 @@ def run_evaluate(task: Task) -> None:
             for name, model in (("original", task.original), ("compressed", small))
         }
         problem = task.problem
+        groups = problem.graph.groups
+        roles = {group.name: group.role for group in groups if group.role != CHANNELS}
         folder.finish(
             "evaluate",
             seconds=round(time.perf_counter() - started, 3),
@@ -58,7 +61,8 @@ def run_evaluate(task: Task) -> None:
                 "original": problem.original(),
                 "compressed": predicted_costs(problem, folder.read_plan()),
             },
-            group_sizes={group.name: group.size for group in problem.graph.groups},
+            group_sizes={group.name: group.size for group in groups},
+            **({"group_roles": roles} if roles else {}),
             bits=layer_bits(small),
             densities=layer_densities(small),
             n_images=test.n_samples,

@@ -45,7 +45,7 @@ _RESULTS: Mapping[str, Mapping[str, Any]] = {
         "seconds": float,
         "score": {"original": float, "compressed": float}, "standard_error": float | None,
         "costs": {"original": dict[str, float], "compressed": dict[str, float]},
-        "group_sizes": dict[str, int],
+        "group_sizes": dict[str, int], "group_roles": dict[str, str],
         "bits": dict[str, dict[str, int | None]],
         "densities": dict[str, list[Any]],
     },
