@@ -149,6 +149,23 @@ GroupSize = Annotated[
 ]
 
 
+IntegerKind = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights as integers without calibration: int4 in blocks, or int8-dynamic; by the "
+        "bits of each layer where the network is quantized. What is no linear layer stays float.",
+        show_default=False,
+    ),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(
+        help="With --integers: inputs that share a scale, 16, 32, 64, 128 or 256; 32 if not given.",
+        show_default=False,
+    ),
+]
+
+
 @takes("memory", "data_workers", "trust", *o.OUTPUT)
 def export(
     ctx: typer.Context,
@@ -160,6 +177,8 @@ def export(
     half: Half = False,
     input_name: InputName = None,
     include_preprocessing: Preprocessing = False,
+    integers: IntegerKind = None,
+    block_size: BlockSize = None,
     format: Format = ONNX,
     tokenizer: Tokenizer = None,
     group_size: GroupSize = None,
@@ -185,6 +204,7 @@ def export(
       amc export runs/resnet20
       amc export runs/resnet20 --batch 1 --half --input-name pixels
       amc export runs/resnet20 --include-preprocessing
+      amc export runs/bert --integers int4 --block-size 64
       amc export runs/bert --format transformers --tokenizer bert-base
       amc export runs/llama --format compressed-tensors --group-size 128
     \b
@@ -193,14 +213,17 @@ def export(
         logits = session.run(None, {"images": images})[0]
     """
     from amc_compress.commands.runs import print_summary
-    from amc_compress.learners.export.onnx_options import OnnxOptions
+    from amc_compress.learners.export.onnx_options import Integers, OnnxOptions
     from amc_compress.runs.storage.trust import PURPOSE, Trust
     from amc_compress.stages.formats import write_format
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
     _check_format(format, tokenizer, group_size)
-    if format != ONNX and (options != OnnxOptions() or include_preprocessing):
+    rounded = Integers(integers, block_size or Integers.block_size) if integers else None
+    if block_size is not None and rounded is None:
+        raise ValueError("Expected --block-size with --integers, got it alone; leave it out.")
+    if format != ONNX and (options != OnnxOptions() or include_preprocessing or rounded):
         raise ValueError(
             f"Expected options of an ONNX file with --format {ONNX} alone, got them with "
             f"{format}; leave them out."
@@ -212,16 +235,17 @@ def export(
         quiet=quiet,
         options=free_options(ctx),
     )
-    task.onnx, task.onnx_preprocessing = options, include_preprocessing
+    task.onnx, task.onnx_preprocessing, task.onnx_integers = options, include_preprocessing, rounded
     with task.folder as folder:
         folder.results("finetune")
         if format != ONNX:
             print(write_format(task, format, tokenizer, group_size))
             return
-        if half and folder.config.spec.quantizes:  # before the files that are there are given up
+        if half and (folder.config.spec.quantizes or rounded):  # before files are given up
+            quantized = f"one of --learner {folder.config.learner}, whose bits are decided"
             raise ValueError(
-                f"Expected a float network for --half, got one of --learner "
-                f"{folder.config.learner}, whose bits are decided; leave --half out."
+                f"Expected a float network for --half, got "
+                f"{'--integers' if rounded else quantized}; leave --half out."
             )
         folder.forget("export")
         run_stages(task, ("export", "evaluate"), silent if quiet else say)

@@ -17,7 +17,7 @@ from amc_compress.data.given import given_data
 from amc_compress.front.columns import for_network
 from amc_compress.front.options import changed, options_from, words_of_python
 from amc_compress.front.trials import Trials
-from amc_compress.learners.export.onnx_options import OnnxOptions
+from amc_compress.learners.export.onnx_options import Integers, OnnxOptions
 from amc_compress.report.summary import cost_text, read_summary
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.given import Given
@@ -171,13 +171,23 @@ class Result:
         return bool(before != task.data.content.get("train data"))
 
     @words_of_python()
-    def export(self, path: str | Path | None = None, **options: Any) -> Path:
+    def export(
+        self,
+        path: str | Path | None = None,
+        *,
+        integers: str | None = None,
+        block_size: int = Integers.block_size,
+        **options: Any,
+    ) -> Path:
         """Writes the file for deployment, compared with torch: float, or of 8-bit integers.
 
         Args:
             path: Where to; by its suffix ONNX (``.onnx``), the packed file of a quantized or sparse
                 network (``.packed``) or plain tensors (``.safetensors``). None leaves the ONNX
                 file in the run folder.
+            integers: ``"int4"`` or ``"int8-dynamic"`` for weights that become integers without
+                calibration, see :class:`Integers`.
+            block_size: Of int4: consecutive inputs that share a scale.
             **options: Of :class:`OnnxOptions`: ``opset``, ``batch``, ``half``, ``input_name``.
 
         Returns:
@@ -194,12 +204,13 @@ class Result:
                 f"says what is written."
             )
         onnx = OnnxOptions(**options)
+        wanted = None if integers is None else Integers(integers, block_size)
         with self._open() as folder:
             self._ensure_finetuned()
             if suffix == ".onnx":
-                if onnx != self._task.onnx:
+                if (onnx, wanted) != (self._task.onnx, self._task.onnx_integers):
                     folder.forget("export")
-                    self._task.onnx = onnx
+                    self._task.onnx, self._task.onnx_integers = onnx, wanted
                 run_stages(self._task, ("export",), self._talk)
                 if reason := folder.results("export").get("refused"):
                     raise RunFolderError(f"There is no ONNX file: {reason}")

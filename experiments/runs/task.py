@@ -20,7 +20,7 @@ from amc_compress.data import DataSplits, load_data
 from amc_compress.data.batches import USUAL_BATCH
 from amc_compress.data.given import GivenData
 from amc_compress.learners.channel_pruning import ChannelPruning
-from amc_compress.learners.export.onnx_options import OnnxOptions, file_metadata
+from amc_compress.learners.export.onnx_options import Integers, OnnxOptions, file_metadata
 from amc_compress.learners.packing.example import described
 from amc_compress.learners.tasks.task import Task as Purpose
 from amc_compress.runs.data_facts import DataFacts
@@ -106,6 +106,7 @@ class Task:
     progress: bool = True
     onnx: OnnxOptions = field(default_factory=OnnxOptions)
     onnx_preprocessing: bool = False
+    onnx_integers: Integers | None = None
 
     @property
     def config(self) -> RunConfig:

@@ -50,16 +50,17 @@ def run_export(task: Task) -> None:
     small = load_smaller(folder, "model.safetensors")
     images = first_inputs(task.data.validation, task.purpose, _N_COMPARED)
     write = _export_quantized if quantized_layers(small) else _export_float
+    if task.onnx_integers is not None:
+        write = _export_integers
     try:
         results = write(task, small, images, None)
     except ExportError as error:
         part = task.config.part
         if part is None:
             raise
-        results = write(task, small, images, part) | {
-            "part": part,
-            "note": f"The files hold {part!r} alone: {_reason(error)}",
-        }
+        results = write(task, small, images, part)
+        notes = [f"The files hold {part!r} alone: {_reason(error)}", results.get("note")]
+        results |= {"part": part, "note": "; ".join(filter(None, notes))}
     if "refused" not in results:
         _check_size(task)
         results |= _time_against_original(task, images, results.get("part"))
@@ -125,6 +126,27 @@ def _export_quantized(
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier fine-tuning
         return {"refused": str(error), "latency_ms": None}
     return _facts(checked)
+
+
+def _export_integers(
+    task: Task, small: nn.Module, images: Inputs, part: str | None
+) -> dict[str, Any]:
+    from amc_compress.learners.export.integers.onnx_weights import export_weights
+
+    saved = export_weights(
+        small,
+        example_of(task.folder),
+        task.folder / "model.onnx",
+        task.onnx_integers,
+        images=images,
+        options=task.onnx_options,
+        task=_answers(task, part),
+        part=part,
+    )
+    note = saved.said()
+    if any(layer.input_quantizer is not None for layer in quantized_layers(small).values()):
+        note += "; the inputs that the network rounds are not rounded as it does"
+    return _facts(saved) | {"note": note}
 
 
 def _check_size(task: Task) -> None:

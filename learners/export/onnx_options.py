@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amc_compress.learners.networks.normalisation import Normalisation
+from amc_env.validation.checks import check_known
 
 BATCH = "batch"
 INPUT = "images"
@@ -80,6 +81,42 @@ class OnnxOptions:
         pixels = ((images * std + mean) * self.preprocessing.scale).round()
         pixels = pixels.clamp(0, _LARGEST_PIXEL).to(torch.uint8)
         return self.preprocessing(pixels), pixels
+
+
+INT4, INT8_DYNAMIC = "int4", "int8-dynamic"
+KINDS = (INT4, INT8_DYNAMIC)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Consecutive inputs that share a scale, as ``MatMulNBits`` takes them."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How weights become integers without calibration.
+
+    Args:
+        kind: Of a float network: ``"int4"`` rounds the weights of all linear layers in blocks by
+            ONNX Runtime's quantizer; ``"int8-dynamic"`` computes them in 8-bit integers, with a
+            range of the inputs that is taken anew at each call. Of a quantized network the bits of
+            a layer choose, and ``"int8-dynamic"`` takes that for all of them.
+        block_size: Consecutive inputs that share a scale. Groups of a quantized network keep
+            their own size.
+        symmetric: Whether blocks that are rounded here have no zero points.
+
+    Raises:
+        ValueError: If there is no such kind or size.
+    """
+
+    kind: str = INT4
+    block_size: int = 32
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        check_known("--integers", self.kind, KINDS)
+        if self.block_size not in BLOCK_SIZES:
+            raise ValueError(
+                f"Expected a --block-size of {', '.join(map(str, BLOCK_SIZES))}, got "
+                f"{self.block_size}."
+            )
 
 
 def file_metadata(

@@ -42,16 +42,34 @@ def store_tables(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> Non
         weights: Quantized tables by layer.
     """
     for name, (integers, scales) in _small(weights).items():
-        used = weights[name].used().detach().cpu().numpy()
-        for node in [x for x in model.graph if x.op_type == "Gather"]:
-            along_rows = node.attributes.get_int("axis", 0) == 0
-            if not (along_rows and _equal(constant(node.inputs[0]), used)):
-                continue
-            table = add_constant(model, f"{name}.integers", integers.astype(np.int8))
-            steps = add_constant(model, f"{name}.scales", scales)
-            read = ir.node("Gather", [table, node.inputs[1]], {"axis": 0})
-            decode = ir.node("DequantizeLinear", [read.outputs[0], steps], {"axis": -1})
-            _replace(node, [read, decode])
+        store_table(model, name, weights[name].used().detach().cpu().numpy(), integers, scales)
+
+
+def store_table(model: ir.Model, name: str, used: Array, integers: Array, scales: Array) -> bool:
+    """Replaces a table that is looked up in by its integers.
+
+    Args:
+        model: Changed in place.
+        name: Of the layer.
+        used: The table as it is in the model, an entry a row.
+        integers: -128 to 127, of the same shape.
+        scales: One for each column.
+
+    Returns:
+        Whether the model has such a table.
+    """
+    found = False
+    for node in [x for x in model.graph if x.op_type == "Gather"]:
+        along_rows = node.attributes.get_int("axis", 0) == 0
+        if not (along_rows and _equal(constant(node.inputs[0]), used)):
+            continue
+        table = add_constant(model, f"{name}.integers", integers.astype(np.int8))
+        steps = add_constant(model, f"{name}.scales", scales)
+        read = ir.node("Gather", [table, node.inputs[1]], {"axis": 0})
+        decode = ir.node("DequantizeLinear", [read.outputs[0], steps], {"axis": -1})
+        _replace(node, [read, decode])
+        found = True
+    return found
 
 
 def store_gates(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> None:
