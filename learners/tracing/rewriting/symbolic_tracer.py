@@ -18,6 +18,7 @@ UNKNOWN = object()
 """Stands for a value that no number decides."""
 
 _PURE = frozenset(("_operator", "operator", "builtins", "math"))
+_UNFLATTEN = ("unflatten", torch.unflatten)
 # They take no tensor, so that ``torch.fx`` does not see them, and would need the numbers.
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 
@@ -117,6 +118,8 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
     ) -> fx.Proxy:
         """Notes the value of what is computed from known values alone."""
+        if kind in ("call_function", "call_method") and target in _UNFLATTEN:
+            return _reshaped(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if self.looks_inside:
             self.shapes[proxy.node] = shaped(proxy.node, self.shapes)
@@ -140,6 +143,19 @@ class Tracer(fx.Tracer):
             node = self.create_proxy("call_function", operator.truth, (obj,), {}).node
         self.guards[node] = self.known[node]
         return bool(self.known[node])
+
+
+def _reshaped(
+    input: fx.Proxy,
+    dim: int,
+    sizes: Any,
+) -> fx.Proxy:
+    """Splits an axis as a reshape does, whose sizes can be brought up to date after a cut."""
+    shape: Any = input.shape
+    inside = sizes if isinstance(sizes, fx.Proxy) else tuple(sizes)
+    after = () if dim == -1 else shape[dim + 1 :]
+    split: fx.Proxy = input.reshape(shape[:dim] + inside + after)
+    return split
 
 
 def _check_containers(value: Any) -> None:

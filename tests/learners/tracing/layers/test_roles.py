@@ -37,7 +37,10 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).chunk(3, -1)
         else:
             q, k, v = self.q(x), self.k(x), self.v(x)
-        q, k, v = (y.view(*x.shape[:2], -1, HEAD).transpose(1, 2) for y in (q, k, v))
+        if self.is_fused:  # with numbers written in
+            q, k, v = (y.unflatten(-1, (self.heads, HEAD)).transpose(1, 2) for y in (q, k, v))
+        else:
+            q, k, v = (y.view(*x.shape[:2], -1, HEAD).transpose(1, 2) for y in (q, k, v))
         q, k = _turned(self.norm(q)), _turned(self.norm(k))
         y = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=self.shared < self.heads
