@@ -139,6 +139,28 @@ def test_heads_that_share_one_key_stay_with_that_reason() -> None:
         assert traced.graph.frozen[f"attentions.0.{name}"].startswith("its only head of keys")
 
 
+class Unknown(Attention):
+    """Weighs values by distances, an operation that no rule knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            m(x).view(*x.shape[:2], -1, HEAD).transpose(1, 2) for m in (self.q, self.k, self.v)
+        )
+        y = (-torch.cdist(q, k)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_attention_that_is_not_understood_stays_whole_and_is_named() -> None:
+    torch.manual_seed(0)
+    net = Decoder(4, 4)
+    net.attentions[1] = Unknown(4, 4, is_fused=False)
+    net.attentions[1].norm = nn.Identity()
+    traced = trace(net.eval(), torch.randint(11, (1, TOKENS)))
+    assert roles(traced) == [("heads", 4), ("embedding", WIDTH), ("mlp", 20), ("mlp", 20)]
+    for name in "qk":
+        assert "cdist" in traced.graph.frozen[f"attentions.1.{name}"]
+
+
 class Cache:
     """Keys and values of the tokens so far, as ``transformers`` keeps them."""
 
