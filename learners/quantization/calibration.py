@@ -186,7 +186,8 @@ class _Match:
         assert isinstance(bias, Tensor)
         mean, variance = channel_moments(outputs, layer)
         factor = torch.ones_like(mean)
-        if self.rescale and layer.weight_quantizer is not None:
+        has_rows = len(mean) == layer.weight.shape[weight_axis(layer)]  # groups may share them
+        if self.rescale and has_rows and layer.weight_quantizer is not None:
             std = variance.sqrt()
             wanted = (self.target.std / std.clamp(min=1e-12)).clamp(
                 1 / _LARGEST_RESCALING, _LARGEST_RESCALING

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from amc_compress.benchmarks.bench import KeptRows, load, start, table
 from amc_compress.learners import UniformQuantization, WeightSparsification
 from amc_compress.learners.candidates.learner import PartLearner
+from amc_compress.learners.candidates.second_order.levels import Levels
 from amc_env import CompressionPlan
 
 BITS = (4, 3, 2)
@@ -39,13 +41,13 @@ _GRIDS: dict[str, dict[str, Any]] = {
     "group 64": {"granularity": "group", "group_size": 64},
 }
 _ROUNDINGS: dict[str, dict[str, Any]] = {
-    "nearest": {},
-    "gptq": {"rounding": "gptq"},
+    "nearest": {"rounding": "nearest", "act_order": False},
+    "gptq": {"rounding": "gptq", "act_order": False},
     "gptq, act order": {"rounding": "gptq", "act_order": True},
 }
 _REPAIRS: dict[str, dict[str, Any]] = {
-    "magnitude": {"proxy": "recalibration"},
-    "magnitude, least squares": {},
+    "magnitude": {"proxy": "recalibration", "repair": "least-squares"},
+    "magnitude, least squares": {"repair": "least-squares"},
     "sparsegpt": {"repair": "sparsegpt"},
 }
 
@@ -65,20 +67,25 @@ def main(
     kept = KeptRows(out, settings)
     forms = _GRIDS if part == "bits" else {"unstructured": {}, "2:4": {"pattern": "2:4"}}
     ways = _ROUNDINGS if part == "bits" else _REPAIRS
-    cases = [(seed, form, way) for seed in range(seeds) for form in forms for way in ways]
-    for seed, form, way in tqdm(cases, desc="learners"):
-        row = {"seed": seed, "form": form, "way": way}
-        if any(row.items() <= done.items() for done in kept.rows):
+    for seed, form in tqdm([(s, f) for s in range(seeds) for f in forms], desc="learners"):
+        cell = {"seed": seed, "form": form}
+        done = {row["way"] for row in kept.rows if cell.items() <= row.items()}
+        if done >= ways.keys():
             continue
-        options = _problem(network, part, data, weights, seed) | forms[form] | ways[way]
+        options = _problem(network, part, data, weights, seed) | forms[form]
         options |= {"n_calibration": _CALIBRATION, "n_validation": samples, "seed": seed}
-        learner: PartLearner[Any, Any]
         if part == "bits":
             options |= {"weight_bits": BITS, "activation_bits": 16, "symmetric": not affine}
-            learner = UniformQuantization(**options)
-        else:
-            learner = WeightSparsification(**options)
-        kept.add([row | found for found in _rows(learner, form)])
+        learner: PartLearner[Any, Any] | None = None
+        for way in [way for way in ways if way not in done]:
+            if isinstance(learner, UniformQuantization):
+                _change(learner, **ways[way])
+            elif part == "bits":
+                learner = UniformQuantization(**options | ways["gptq"])
+                _change(learner, **ways[way])
+            else:
+                learner = WeightSparsification(**options | ways[way])
+            kept.add([cell | {"way": way} | found for found in _rows(learner, form)])
     print(table(kept.rows, ("form", "level", "way"), ("score", "lost", "seconds")))
 
 
@@ -99,6 +106,12 @@ def _problem(network: str, part: str, data: str, weights: Path | None, seed: int
     if part == "bits":
         options |= {"ignore": ("embeddings",), "first_last_bits": None}
     return options
+
+
+def _change(learner: UniformQuantization, **options: Any) -> None:
+    """Lets a prepared learner round in another way: what it was prepared with serves all."""
+    learner.options = replace(learner.options, **options)
+    learner.levels = Levels(device=learner.device)
 
 
 def _rows(learner: PartLearner[Any, Any], form: str) -> Iterator[dict[str, Any]]:

@@ -160,8 +160,11 @@ class UniformQuantization(QuantizationLearner):
         if self.options.rounding == "nearest":
             return super().notes
         rest = [name for name in self.layers if name not in self._layers]
-        told = "weights that are rounded to the nearest value, for want of moments or because "
-        own = (f"{told}other layers have them too: {some(rest)}.",) if rest else ()
+        told = (
+            f"weights that are rounded to the nearest value (of tables, recurrent and very wide "
+            f"layers, and those that several layers share): {some(rest)}."
+        )
+        own = (told,) if rest else ()
         return (*super().notes, *own)
 
     def _make_weight_quantizer(

@@ -169,11 +169,13 @@ class UniformQuantizer(Quantizer):
         return cls(int(description["bits"]), torch.ones(int(description["buckets"])), **options)
 
     def rescale(self, factor: Tensor) -> bool:
-        """Multiplies the scale of every channel; only with one scale per channel."""
-        if self.granularity != "channel" or factor.numel() != self.scale.numel():
+        """Multiplies the scales of every channel, where each has its own: one, or of groups."""
+        groups, rest = divmod(self.scale.numel(), factor.numel())
+        own = self.granularity == "channel" and groups == 1
+        if rest or not (own or self.granularity == "group"):
             return False
         with torch.no_grad():
-            self.scale.mul_(factor.to(self.scale))
+            self.scale.view(-1, groups).mul_(factor.to(self.scale).unsqueeze(1))
         return True
 
     def extra_repr(self) -> str:

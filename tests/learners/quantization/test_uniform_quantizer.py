@@ -296,6 +296,11 @@ def test_only_a_scale_per_channel_can_be_rescaled():
     codes = two.encode(x)
     assert two.rescale(factor)
     assert torch.equal(two.encode(x * factor[:, None]), codes)
+    six = torch.linspace(0.1, 0.3, 6)  # three to a row
+    groups = UniformQuantizer(4, six, granularity="group", bucket_size=8)
+    codes = groups.encode(x)
+    assert groups.rescale(factor)
+    assert torch.equal(groups.encode(x * factor[:, None]), codes)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 16, 0, 2.5])
