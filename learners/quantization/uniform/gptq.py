@@ -49,16 +49,17 @@ class Rounding:
             mask: Which weights count, the shape of the stored weight; the others stay zero.
         """
         grid = self._grid(layer, nearest)
+        gram = layer.gram  # of a large network made anew whenever it is asked for
         stored = layer.form.stored(layer.weight.reshape(layer.shape))
         plain = layer.matrix(nearest(stored))
         found = sweep(
             layer.weight,
-            layer.gram,
+            gram,
             grid=grid,
             stays=None if mask is None else layer.matrix(mask).bool(),
-            order=by_importance(layer.gram) if self.act_order else None,
+            order=by_importance(gram) if self.act_order else None,
         ).weight
-        better = _errors(layer, found) < _errors(layer, plain)
+        better = _errors(gram, layer.weight - found) < _errors(gram, layer.weight - plain)
         matrix = torch.where(better.unsqueeze(2), found, plain)
         quantizer = copy.deepcopy(nearest)
         if grid.fit is not None:
@@ -100,10 +101,9 @@ class Rounding:
         return Grid(step, low, high, fit, nearest.bucket_size)
 
 
-def _errors(layer: LayerReconstruction, weight: Tensor) -> Tensor:
-    """Returns the squared error of every output, shape (conv groups, rows)."""
-    lost = layer.weight - weight
-    return ((lost @ layer.gram) * lost).sum(2)
+def _errors(gram: Tensor, lost: Tensor) -> Tensor:
+    """Returns the squared error of every output that lacks some weight, (conv groups, rows)."""
+    return ((lost @ gram) * lost).sum(2)
 
 
 @torch.no_grad()
