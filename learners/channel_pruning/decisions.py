@@ -1,10 +1,13 @@
-"""The decisions of channel pruning: one keep ratio per channel group."""
+"""The decisions of channel pruning: keep ratios of groups, and which branches are there."""
 
 from __future__ import annotations
 
-from amc_env.errors import UntraceableModelError
+from collections.abc import Sequence
+
+from amc_env.errors import ArgumentError, UntraceableModelError
 from amc_env.graph import LayerGraph
-from amc_env.plan import Decision, keep_ratio_decision
+from amc_env.kinds import Quantity
+from amc_env.plan import Decision, keep_ratio_decision, with_depth
 
 
 def keep_ratio_decisions(
@@ -27,3 +30,36 @@ def keep_ratio_decisions(
             f"Expected at least one group of channels that can be cut, found none ({reasons})."
         )
     return decisions
+
+
+def with_branches(graph: LayerGraph, ratios: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Returns keep ratios with the decisions about the branches of a network among them.
+
+    Raises:
+        UntraceableModelError: If the network has no branch that can be left out.
+    """
+    if not graph.branches:
+        raise UntraceableModelError(
+            f"Expected at least one residual branch that can be left out, found none "
+            f"({' '.join(graph.notes) or 'no sum of a tensor and of what modules make of it'})."
+        )
+    return with_depth(graph, ratios)
+
+
+def keep_ratios(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Returns the decisions about channel groups."""
+    return tuple(d for d in decisions if d.kind.quantity is Quantity.WIDTH)
+
+
+def check_channels_alone(decisions: Sequence[Decision], what: str) -> None:
+    """Rejects decisions about branches.
+
+    Raises:
+        ArgumentError: If there is one.
+    """
+    others = [d.key for d in decisions if d.kind.quantity is not Quantity.WIDTH]
+    if others:
+        raise ArgumentError(
+            f"Expected decisions about channels alone for {what}, got {others[0]} as well; prepare "
+            f"the learner without decide_depth."
+        )

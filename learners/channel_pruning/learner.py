@@ -25,18 +25,23 @@ from amc_compress.learners.candidates.reconstruction import (
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
-from amc_compress.learners.channel_pruning.curves import Repair, gradient_scores
-from amc_compress.learners.channel_pruning.decisions import keep_ratio_decisions
+from amc_compress.learners.channel_pruning.curves import Repair, branch_scores, gradient_scores
+from amc_compress.learners.channel_pruning.decisions import (
+    keep_ratio_decisions,
+    keep_ratios,
+    with_branches,
+)
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
-from amc_compress.learners.channel_pruning.sensitivity import error_curves
+from amc_compress.learners.channel_pruning.sensitivity import branch_errors, error_curves
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.layers.wide_layers import is_repairable, unrepaired_note
 from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tracing.branches.left_out import LeftOut
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
-from amc_env.plan import CompressionPlan
+from amc_env.plan import CompressionPlan, Decision
 from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import checked
 
@@ -52,12 +57,14 @@ class ChannelOptions(CandidateOptions):
         min_ratio: Smallest keep ratio on offer.
         memory: Bytes that the moments of layers' inputs may take: the widest layers are repaired
             channel by channel so that all others fit. No limit but 5,000 columns if ``None``.
+        decide_depth: Whether to decide which residual branches are there, too.
     """
 
     criterion: str | Criterion = "l1"
     round_to: int = 8
     min_ratio: float = 0.0
     memory: int | None = None
+    decide_depth: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +79,8 @@ class ChannelOptions(CandidateOptions):
 
 class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     """Removes whole channels of a trained network; a plan holds one keep ratio per channel group.
+
+    With ``decide_depth`` a plan also says which residual branches are there.
 
     The calibration images are for the statistics of the repair and for rankings; the options are
     those of :class:`ChannelOptions`.
@@ -88,8 +97,11 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
 
     @classmethod
     def decide(cls, traced: TracedModel, options: ChannelOptions) -> SearchSpace:
-        """Returns one keep ratio per channel group that can be cut."""
-        return SearchSpace(keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio))
+        """Returns one keep ratio per channel group that can be cut, and depths if asked for."""
+        ratios = keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio)
+        if not options.decide_depth:
+            return SearchSpace(ratios)
+        return SearchSpace(with_branches(traced.graph, ratios))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,12 +110,18 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
 
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
         given = self.options
-        return trace(network, example, ignore=tuple(given.ignore), part=given.part)
+        return trace(
+            network,
+            example,
+            ignore=tuple(given.ignore),
+            part=given.part,
+            branches=given.decide_depth,
+        )
 
     def _prepare(self, samples: Samples) -> None:
         # Inference in bfloat16 is faster on every network tried, depthwise ones included (2.2
         # times on MobileNet V1); training is not, so that follows its own rule.
-        self._prepare_evaluator(samples, narrow_candidates(self.traced, self.decisions))
+        self._prepare_evaluator(samples, narrow_candidates(self.traced, self._ratios))
         self._norms = following_norms(self.original)
         modules = dict(self.original.named_modules())
         effort = self._effort(samples)
@@ -135,7 +153,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             self._layers[name].norm = norm
         self.ranking = self._rank(samples)
         if self._selects_chains:
-            orders = cut_orders(self.traced, self.decisions, self._layers, self.select)
+            orders = cut_orders(self.traced, self._ratios, self._layers, self.select)
             for name, order in orders.items():
                 self._layers[name].order = order
 
@@ -147,12 +165,30 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         )
         return {c.name: rank_units(scorer(c)) for c in contexts}
 
+    @property
+    def _ratios(self) -> tuple[Decision, ...]:
+        """The decisions about channel groups."""
+        return keep_ratios(self.decisions)
+
+    @property
+    def _depths(self) -> tuple[Decision, ...]:
+        """The decisions about branches."""
+        ratios = self._ratios
+        return tuple(d for d in self.decisions if d not in ratios)
+
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
-        """Returns the units that stay, sorted, for every group that loses some."""
-        kept = {}
-        for decision, value in zip(self.decisions, plan.values_for(self.decisions), strict=True):
-            count = decision.units(value)
-            if count < decision.size:
+        """Returns the units that stay, sorted, for every group that loses some.
+
+        A branch that is left out has none, under the key of its decision; its groups are not
+        listed.
+        """
+        values = dict(zip(self.decisions, plan.values_for(self.decisions), strict=True))
+        out = [d for d in self._depths if not values[d]]
+        kept = {d.key: torch.zeros(0, dtype=torch.int64) for d in out}
+        gone = {name for d in out for name in self.graph.branch(d.target).groups}
+        for decision in self._ratios:
+            count = decision.units(values[decision])
+            if count < decision.size and decision.target not in gone:
                 kept[decision.target] = self.select(decision.target, count)
         return kept
 
@@ -239,6 +275,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         modules = dict(network.named_modules())
         layers: dict[str, LayerReconstruction | WideLayer] = {**self._layers, **self._wide}
         for name, layer in layers.items():
+            if name not in modules or isinstance(modules[name], LeftOut):
+                continue
             inputs = self.traced.kept_inputs(name, kept)
             if inputs.numel() == layer.shape[1]:
                 continue
@@ -250,22 +288,33 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         """Returns how much of the consumers' output each choice of each decision loses.
 
         Summed over the layers that read the group, each repaired by least squares. Groups without
-        statistics have zeros.
+        statistics have zeros. Of a branch it is what the network's output loses.
         """
         with limited_threads(self.threads):
-            return error_curves(self.decisions, self.traced, self._layers, self.select)
+            curves = error_curves(self._ratios, self.traced, self._layers, self.select)
+            if self._depths:
+                batches = self._affordable(self.data.recalibration)
+                curves |= branch_errors(self._depths, self.traced, batches)
+        return {d.key: curves[d.key] for d in self.decisions}
 
     @kept
     def gradient_scores(self) -> dict[str, np.ndarray]:
-        """Returns how much the loss rises by each choice, the layers behind it repaired."""
+        """Returns how much the loss rises by each choice, the layers behind it repaired.
+
+        Of a branch the rise is measured.
+        """
         repair = Repair(self._layers, self.proxy, self._norms)
         with limited_threads(self.threads):
-            return gradient_scores(
-                self.decisions,
+            batches = self._affordable(self.data.labelled())
+            scores = gradient_scores(
+                self._ratios,
                 self.traced,
                 repair,
                 self.select,
-                self._affordable(self.data.labelled()),
+                batches,
                 self.task,
                 progress=self.options.progress,
             )
+            if self._depths:
+                scores |= branch_scores(self._depths, self.traced, batches, self.task)
+        return {d.key: scores[d.key] for d in self.decisions}

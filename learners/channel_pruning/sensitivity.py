@@ -1,8 +1,11 @@
-"""Reconstruction error by cutting one group, from Gram matrices."""
+"""What cutting one group, or leaving out one branch, does to outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
 
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.chains import (
@@ -12,6 +15,8 @@ from amc_compress.learners.channel_pruning.chains import (
     readers_of,
     summed_over_readers,
 )
+from amc_compress.learners.networks.outputs import tensors_in
+from amc_compress.learners.tasks.inputs import Inputs, ask
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_env.plan import Decision
 
@@ -48,3 +53,31 @@ def error_curves(
         key: curve / energy[key] if energy[key] > 0.0 else 0.0 * curve
         for key, curve in curves.items()
     }
+
+
+@torch.no_grad()
+def branch_errors(
+    decisions: Sequence[Decision], traced: TracedModel, batches: Sequence[Inputs]
+) -> Errors:
+    """Returns the share of the network's output energy that leaving out a branch changes.
+
+    Args:
+        decisions: Of the branches.
+        traced: The traced network.
+        batches: Calibration inputs.
+
+    Returns:
+        By decision key, shape (choices,).
+    """
+    before = [tensors_in(ask(traced.model, inputs)) for inputs in batches]
+    energy = sum(float(x.double().square().sum()) for found in before for x in found)
+    curves = {}
+    for d in decisions:
+        network = traced.without(d.target).eval()
+        lost = 0.0
+        for inputs, whole in zip(batches, before, strict=True):
+            for old, new in zip(whole, tensors_in(ask(network, inputs)), strict=True):
+                lost += float((new.double() - old.double()).square().sum())
+        share = lost / energy if energy > 0.0 else 0.0
+        curves[d.key] = np.array([0.0 if choice else share for choice in d.choices])
+    return curves

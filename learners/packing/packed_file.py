@@ -32,6 +32,7 @@ from amc_compress.learners.packing.format import (
 )
 from amc_compress.learners.packing.sharing import shared_names, with_shared
 from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tracing.branches.left_out import DEPTH
 from amc_compress.learners.tracing.traced_model import trace
 from amc_env.errors import InputDataError
 from amc_env.files import save_bytes
@@ -62,7 +63,8 @@ def save_packed(
         network: Of any learner; without quantized and masked layers everything is stored in
             float32, zeros as well. So are float16, bfloat16 and float64 weights.
         path: Where to write; conventionally ``*.packed``.
-        kept: Channel group -> units that stay, if the network was sliced before.
+        kept: Channel group -> units that stay, if the network was sliced before, and
+            ``"branch:depth"`` -> none for branches that are left out.
         plan: The plan that made it, for the record.
         example_input: What the network is called with, of which structure and shapes are stored.
             Needed to load sliced networks, here or there.
@@ -235,7 +237,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 def _mask(units: Tensor) -> str:
     """Returns the units as a bit mask, hexadecimal; bit ``i % 8`` of byte ``i // 8`` is unit i."""
     indices = torch.as_tensor(units).cpu().numpy()
-    flags = np.zeros(int(indices.max()) + 1, dtype=np.uint8)
+    flags = np.zeros(int(indices.max(initial=-1)) + 1, dtype=np.uint8)
     flags[indices] = 1
     return pack_bits(flags, 1).hex()
 
@@ -266,7 +268,8 @@ def _sliced(
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _other_network(path, error) from error
     try:
-        return trace(original, given, part=part).slice(
+        has_branches = any(name.endswith(DEPTH) for name in kept)
+        return trace(original, given, part=part, branches=has_branches).slice(
             {name: _units(mask) for name, mask in kept.items()}
         )
     except ValueError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.layers.attention import CutMultiheadAttention, can_be_cut
 from amc_compress.learners.networks.forms import detached
+from amc_compress.learners.tracing.branches.left_out import Place, left_out, of_groups
 from amc_compress.learners.tracing.grouping import Grouping
 from amc_compress.learners.tracing.labels.recurrent import RECURRENT
 from amc_compress.learners.tracing.masking.masked import mask_slots
@@ -26,11 +27,17 @@ class Surgeon:
         model: The original network; its current weights are read at every cut.
         grouping: Its channel groups and slots.
         rewrites: Modules whose forward has channel numbers baked in, or attributes hold some.
+        places: Branches that may be left out, by name.
     """
 
     def __init__(
-        self, model: nn.Module, grouping: Grouping, rewrites: Sequence[Rewrite | Attributes]
+        self,
+        model: nn.Module,
+        grouping: Grouping,
+        rewrites: Sequence[Rewrite | Attributes],
+        places: Mapping[str, Place] | None = None,
     ) -> None:
+        self.places = dict(places or {})
         self.model = model
         self.grouping = grouping
         self.rewrites = rewrites
@@ -54,7 +61,7 @@ class Surgeon:
         """
         alive = torch.ones(self.grouping.n_units, dtype=torch.bool)
         groups = {group.name: group for group in self.grouping.graph.groups}
-        for name, units in kept.items():
+        for name, units in of_groups(kept).items():
             if name not in groups:
                 raise ValueError(f"No channel group named {name!r}; groups: {sorted(groups)}.")
             units = torch.as_tensor(units, dtype=torch.int64, device="cpu")
@@ -86,7 +93,7 @@ class Surgeon:
         Module names and state-dict keys stay.
 
         Args:
-            kept: Group -> the units that stay.
+            kept: Group -> the units that stay; ``"branch:depth"`` -> none, to leave it out.
             network: The other network.
             shares: Whether parameters that stay whole may lie in the memory of the original, of a
                 copy that only runs.
@@ -94,7 +101,7 @@ class Surgeon:
         Raises:
             ValueError: If the other network has not the model's names and shapes.
         """
-        alive = self.alive(kept)
+        alive, gone = self.alive(kept), left_out(kept, self.places)
         source = self.model if network is None else network
         if source is not self.model:
             self._check_shapes(source)
@@ -114,6 +121,8 @@ class Surgeon:
         for rewrite in self.rewrites:
             if rewrite.is_needed(alive):
                 rewrite.apply(model.get_submodule(rewrite.name), alive, device)
+        for place in gone:
+            place.remove(model)
         return model
 
     def _check_shapes(self, network: nn.Module) -> None:
@@ -140,11 +149,14 @@ class Surgeon:
     def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """Returns a copy of the original's shapes that ignores the cut channels.
 
-        This is the reference that a slice must equal. Whatever reads a cut channel has zero weights
+        This is the reference that a slice must equal; what a branch that is left out would add is
+        multiplied by 0. Whatever reads a cut channel has zero weights
         for it; norms and means over channels are taken over those that stay.
         """
         model = copy.deepcopy(self.model, detached(self.model))
         self.mask_copy(model, kept)
+        for place in left_out(kept, self.places):
+            place.silence(model)
         return model
 
     def mask_copy(

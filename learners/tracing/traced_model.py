@@ -21,6 +21,8 @@ from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.networks.outputs import tensors_in
 from amc_compress.learners.numerics.layout import laid_out, set_layout
 from amc_compress.learners.tasks.inputs import Inputs, ask, mapped, to_inputs
+from amc_compress.learners.tracing.branches.left_out import DEPTH, Place
+from amc_compress.learners.tracing.branches.proving import prove_branches
 from amc_compress.learners.tracing.examples.part import isolated
 from amc_compress.learners.tracing.examples.variations import (
     described,
@@ -74,7 +76,7 @@ class TracedModel:
 
         Args:
             kept: Group name -> sorted int64 indices of the units that stay; groups that are
-                missing stay whole.
+                missing stay whole. ``"branch:depth"`` -> no indices, to leave a branch out.
             network: Another network of the same names and shapes to cut in its place, for example
                 a copy that was trained on.
 
@@ -91,6 +93,14 @@ class TracedModel:
     def mask(self, kept: Mapping[str, Tensor]) -> nn.Module:
         """Returns a copy of the original's shapes in which nothing reads the cut units."""
         return self._surgeon.mask(kept)
+
+    def without(self, branch: str) -> nn.Module:
+        """Returns a copy of the network in which a branch is left out.
+
+        Raises:
+            ValueError: If there is no such branch.
+        """
+        return self.slice({f"{branch}{DEPTH}": torch.zeros(0, dtype=torch.int64)})
 
     def kept_outputs(self, layer: str, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted outputs of a layer that stay, along that axis of its weight."""
@@ -141,6 +151,7 @@ def trace(
     *,
     ignore: Sequence[str] = (),
     part: str | None = None,
+    branches: bool = False,
 ) -> TracedModel:
     """Finds and proves the channel groups of a network.
 
@@ -154,6 +165,8 @@ def trace(
         part: The submodule that is cut, if not the whole network: its inside alone, so that its
             inputs and outputs stay. The rest of the network is only run, and may be of any kind;
             its multiply-adds on the example, parameters and buffers count as fixed.
+        branches: Whether to look for residual branches that may be left out, too; not within a
+            part.
 
     Returns:
         The traced network. Its graph has no groups if nothing can be cut safely.
@@ -182,6 +195,10 @@ def trace(
     work = taken.network
     set_layout(work, torch.contiguous_format)
     _check(work, ignore)
+    if branches and part is not None:
+        raise InputDataError(
+            f"Expected branches of the whole network, got the part {part!r}; leave out one of both."
+        )
     # What floats is in the type that the copy runs in.
     inputs = _single(work, floats(Tensor.float, given))
     subject, border = work, None
@@ -190,12 +207,17 @@ def trace(
         subject, inputs, border = isolated(work, whole, part)
     probes = find_probes(subject, inputs, torch.Generator().manual_seed(1))
     grouping, rewrites = prove(subject, Watch(subject, probes, ignore), probes, n_samples(whole))
+    places: dict[str, Place] = {}
+    if branches:
+        surgeon = Surgeon(subject, grouping, rewrites)
+        graph, places = prove_branches(surgeon, probes, n_samples(whole))
+        grouping = replace(grouping, graph=graph)
     if border is not None:
         grouping = replace(grouping, graph=border.added(grouping.graph))
         _check_rest(Surgeon(work, grouping, rewrites), whole, border.part)
     # The proof has cut a copy; from here on the user's own network is cut.
     return TracedModel(
-        taken.live, grouping, Surgeon(taken.live, grouping, rewrites), taken.form.notes
+        taken.live, grouping, Surgeon(taken.live, grouping, rewrites, places), taken.form.notes
     )
 
 

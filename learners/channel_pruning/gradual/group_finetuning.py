@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from amc_compress.learners.channel_pruning.decisions import check_channels_alone
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.training.config import TrainingConfig
@@ -103,6 +104,7 @@ def group_finetune(
     taken = take_in(model)  # in float32 until the last stage: rounded once
     learner = make_learner(taken.network)
     original = learner.decisions
+    check_channels_alone(original, "cutting in stages")
     stages = _stages(original, plan, groups)
     network, kept = learner.compress(CompressionPlan.full(original)), dict[str, Tensor]()
     for index, stage in enumerate(stages):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.channel_pruning.decisions import check_channels_alone
 from amc_compress.learners.channel_pruning.gradual.regularisers import (
     DEFAULT_CEILING,
     DEFAULT_WEIGHT,
@@ -40,6 +41,7 @@ def units_to_remove(learner: ChannelPruning, plan: CompressionPlan) -> dict[str,
     Raises:
         PlanMismatchError: If the plan does not fit the network.
     """
+    check_channels_alone(learner.decisions, "sparse training")
     sizes = {group.name: group.size for group in learner.graph.groups}
     removed = {}
     for name, kept in learner.kept_units(plan).items():

@@ -1,0 +1,1 @@
+"""Residual branches: found, proved, and left out."""

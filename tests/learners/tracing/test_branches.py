@@ -1,0 +1,125 @@
+"""Residual branches: found, proved, and left out as if they had never been written."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.networks.residual_networks import Images, Tokens, Whole, switched
+from torch import nn
+
+from amc_compress.learners.tracing.labels.counting import (
+    count_bytes,
+    count_macs,
+    count_parameters,
+)
+from amc_compress.learners.tracing.traced_model import trace
+from amc_env import InputDataError, make_cost, with_depth
+from amc_env.costs.costs import costs_for
+
+IMAGES, TOKENS = torch.randn(2, 3, 8, 8), torch.randint(0, 11, (2, 5))
+NETWORKS = {
+    "images": (Images, IMAGES, ["blocks.0", "blocks.1", "nested", "nested.inner"]),
+    "tokens": (
+        Tokens, TOKENS,
+        ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"],
+    ),
+}  # fmt: skip
+
+
+def seeded(make):
+    torch.manual_seed(0)
+    network = make().eval()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # in training both draw other numbers
+    return network
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request):
+    make, example, names = NETWORKS[request.param]
+    network = seeded(make)
+    return network, trace(network, example, branches=True), example, names
+
+
+def test_the_branches_of_a_network_are_found(case):
+    _, traced, _, names = case
+    assert [b.name for b in traced.graph.branches] == names
+
+
+def test_a_network_without_a_branch_is_one_that_never_had_it(case):
+    network, traced, example, names = case
+    for name in names:
+        small, right = traced.without(name), switched(copy.deepcopy(network), name)
+        torch.testing.assert_close(small(example), right(example))
+        torch.testing.assert_close(small.train()(example), right.train()(example))
+
+
+def test_all_costs_are_those_of_the_smaller_network(case):
+    _, traced, example, names = case
+    graph = traced.graph
+    decisions = with_depth(graph, ())
+    costs = {n: make_cost(n, graph, decisions) for n in costs_for(decisions)}
+    cut = {g.name: torch.arange(max(g.least, g.size // 2)) for g in graph.groups}
+    for skip in range(len(names)):
+        out = [n for i, n in enumerate(names) if i != skip]
+        values = [float(d.target not in out) for d in decisions]
+        kept = {f"{name}:depth": torch.zeros(0, dtype=torch.int64) for name in out}
+        small = traced.slice(kept)
+        assert costs["macs"](values) == pytest.approx(count_macs(small, example) / 2, rel=1e-6)
+        assert costs["params"](values) == count_parameters(small)
+        assert costs["bytes"](values) == count_bytes(small)
+        both = traced.slice(kept | cut)
+        assert both(example).isfinite().all()
+        torch.testing.assert_close(both(example), traced.mask(kept | cut)(example))
+
+
+def test_what_cannot_be_left_out_stays_with_its_reason():
+    traced = trace(seeded(Whole), torch.randn(2, 6), branches=True)
+    assert traced.graph.branches == ()
+    (note,) = traced.graph.notes
+    assert "read: what it computes is read elsewhere, too" in note
+    assert "scaled: what it adds is computed outside of its modules" in note
+    # What it shares with another layer is not its own.
+    assert "shared" not in [b.name for b in traced.graph.branches]
+
+
+def test_without_the_question_nothing_is_looked_for():
+    network = seeded(Images)
+    plain, asked = trace(network, IMAGES).graph, trace(network, IMAGES, branches=True).graph
+    assert plain.branches == ()
+    assert (plain.layers, plain.groups) == (asked.layers, asked.groups)
+    with pytest.raises(InputDataError, match="branches of the whole network"):
+        trace(network, IMAGES, branches=True, part="blocks")
+
+
+def test_units_of_a_branch_are_rejected(case):
+    _, traced, _, names = case
+    with pytest.raises(ValueError, match="no units of a branch"):
+        traced.slice({f"{names[0]}:depth": torch.tensor([0])})
+    with pytest.raises(ValueError, match="got 0 of 'x'"):
+        traced.without("x")
+
+
+def test_a_module_that_is_left_out_computes_nothing():
+    traced = trace(seeded(Images), IMAGES, branches=True)
+    small = traced.without("blocks.0")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.blocks[0].modules())
+    assert not list(small.blocks[0].parameters())
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_halves_of_pytorchs_encoder_layers_go_past_its_fused_kernel(norm_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=norm_first)
+    network = nn.Sequential(layer, nn.Linear(8, 3)).eval()
+    example = torch.randn(2, 5, 8)
+    traced = trace(network, example, branches=True)
+    attention, mlp = (b.name for b in traced.graph.branches)
+    for name, last in ((attention, "0.self_attn.out_proj"), (mlp, "0.linear2")):
+        silent = copy.deepcopy(network)
+        for parameter in silent.get_submodule(last).parameters():
+            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            torch.testing.assert_close(traced.without(name)(example), silent(example))
