@@ -21,7 +21,7 @@ from amc_compress.config.values import (
 )
 from amc_env.actions import ACTION_MAPPINGS
 from amc_env.costs.cost_table import CostTable
-from amc_env.costs.costs import COSTS
+from amc_env.costs.costs import COSTS, FURTHER_COSTS
 from amc_env.reward import REWARDS, resolve_reward
 from amc_env.validation.checks import check_known
 from amc_env.validation.references import FORM, is_reference
@@ -180,6 +180,7 @@ def _check_search(spec: LearnerSpec) -> None:
     options = spec.options
     _check_costs(options)
     _check_goal(spec)
+    _check_depth(options)
     named = (*options.budget.names, options.minimize)
     if ONNX_BYTES in named and (spec.quantizes or options.is_progressive):
         raise ValueError(
@@ -203,6 +204,21 @@ def _check_search(spec: LearnerSpec) -> None:
     agent_from_label(options.agent)
     make_criterion(options.criterion)
     Proxy.parse(options.proxy, options.finetune_steps)
+
+
+def _check_depth(options: Options) -> None:
+    """Rejects what knows channels alone, where depth is decided, too."""
+    others = {
+        "--part": options.part is not None,
+        "--progressive": options.is_progressive,
+        "--sparse-training": options.sparse_training != "none",
+        "--finetune-groups": options.finetune_groups > 1,
+    }
+    if options.depth and (used := [name for name, is_used in others.items() if is_used]):
+        raise ValueError(
+            f"Expected --depth or {used[0]}, got both: {used[0]} knows channels alone; leave one "
+            f"of them out."
+        )
 
 
 def _check_goal(spec: LearnerSpec) -> None:
@@ -247,6 +263,7 @@ def _check_ways_of_levels(spec: LearnerSpec) -> None:
 def _check_costs(options: Options) -> None:
     """Rejects a budget of unknown costs."""
     known = [*COSTS, ONNX_BYTES, *own_cost_references(options.cost)]
+    known += FURTHER_COSTS if options.depth else ()
     known += [CostTable.read(Path(path)).quantity for path in options.cost_table]
     for cost in (*options.budget.names, *filter(None, [options.minimize])):
         if cost not in known:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from amc_compress.config.option import flag
-from amc_env.costs.costs import COSTS
+from amc_env.costs.costs import COSTS, FURTHER_COSTS
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import SEED_LIMIT, check_known
 from amc_env.validation.references import is_reference
@@ -56,7 +56,7 @@ def own_cost_references(texts: Sequence[str]) -> dict[str, str]:
                 f"Expected --cost as NAME=package.module:Class, e.g. energy=costs:Energy, got "
                 f"{text!r}."
             )
-        if name in (*COSTS, ONNX_BYTES) or name in found:
+        if name in (*COSTS, *FURTHER_COSTS, ONNX_BYTES) or name in found:
             raise ValueError(
                 f"Expected --cost with a name that is free, got {name!r} "
                 f"{'twice' if name in found else ', which is counted already'}; choose another."

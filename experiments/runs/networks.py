@@ -272,7 +272,9 @@ def _traced(folder: RunFolder) -> TracedModel:
     config = folder.config
     original, example = load_original(folder), example_of(folder)
     with folder.naming_options():
-        return trace(original, example, ignore=config.ignore, part=config.part)
+        return trace(
+            original, example, ignore=config.ignore, part=config.part, branches=config.depth
+        )
 
 
 def trace_original(folder: RunFolder) -> TracedModel:

@@ -32,7 +32,7 @@ from amc_env import (
     InputDataError,
     make_cost,
 )
-from amc_env.costs.costs import COSTS, CostModel
+from amc_env.costs.costs import CostModel, costs_for
 from amc_env.costs.entered_cost import entered
 from amc_env.costs.latency import load_cost_models
 from amc_env.costs.own_costs import own_costs
@@ -88,7 +88,8 @@ class Problem:
     @property
     def further(self) -> dict[str, CostModel]:
         """The costs that come from tables, or are the user's own."""
-        return {name: cost for name, cost in self.costs.items() if name not in COSTS}
+        known = costs_for(self.decisions)
+        return {name: cost for name, cost in self.costs.items() if name not in known}
 
     def original(self) -> dict[str, float]:
         """Returns the absolute costs of the uncompressed network."""
@@ -125,7 +126,7 @@ def make_problem(
         storage = replace(storage, fixed_bytes=header_bytes(config.spec, traced.model, example))
     graph = traced.graph
     costs: dict[str, CostModel] = {
-        name: make_cost(name, graph, decisions, storage) for name in COSTS
+        name: make_cost(name, graph, decisions, storage) for name in costs_for(decisions)
     }
     if exported is not None and ONNX_BYTES in config.named_costs:
         costs[ONNX_BYTES] = onnx_bytes_cost(traced.model, graph, decisions, exported, onnx)
@@ -167,7 +168,7 @@ def check_against(
     _check_forward(config, network, facts, task, seen)
     if not search:
         return ()
-    traced = trace(network, seen, ignore=config.ignore, part=config.part)
+    traced = trace(network, seen, ignore=config.ignore, part=config.part, branches=config.depth)
     # A header that is not counted here, the prepared learner counts.
     is_counted = "bytes" in config.budget.names and _has_classes(task)
     counted = seen if is_counted and example is None and isinstance(seen, Tensor) else None

@@ -26,7 +26,7 @@ from amc_compress.runs.problem import Problem
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.task import Task, use_threads
 from amc_env import CompressionPlan
-from amc_env.costs.costs import COSTS
+from amc_env.costs.costs import COSTS, FURTHER_COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
 from amc_env.graph import CHANNELS
@@ -214,7 +214,7 @@ def shown_costs(
         shown |= {"bops": round(costs["bops"]), "mean_bits": round(costs["mean_bits"], 4)}
     if sparse:
         shown["density"] = round(costs["density"], 4)
-    measured = (*COSTS, ONNX_BYTES)
+    measured = (*COSTS, *FURTHER_COSTS, ONNX_BYTES)
     if predicted := {name: value for name, value in costs.items() if name not in measured}:
         shown["predicted"] = predicted
     return shown

@@ -37,7 +37,7 @@ from amc_compress.comparison.searches.plan_evaluation import (
 )
 from amc_compress.evaluations.where import Where
 from amc_env import CompressionEnv, CompressionError, Evaluations, make_cost
-from amc_env.costs.costs import COSTS, CostModel, original_cost
+from amc_env.costs.costs import COSTS, CostModel, costs_for, original_cost
 from amc_env.plan import CURVES
 from amc_env.recorded_tasks.recorded_file import RecordedTask
 
@@ -309,7 +309,10 @@ def _of_winners(winners: Sequence[tuple[float, float]]) -> dict[str, Any]:
 def _costs(env: CompressionEnv) -> dict[str, CostModel]:
     """The cost models that a record can build again."""
     storage = getattr(env.learner, "storage", None)
-    return {name: make_cost(name, env.graph, env.decisions, storage) for name in COSTS}
+    return {
+        name: make_cost(name, env.graph, env.decisions, storage)
+        for name in costs_for(env.decisions)
+    }
 
 
 def _check_costs(env: CompressionEnv) -> None:

@@ -17,6 +17,11 @@ class ChannelSpec(LearnerSpec):
     takes: ClassVar[tuple[str, ...]] = (*_GRID, "criterion")
     prunes = True
 
+    def own_options(self) -> dict[str, Any]:
+        """Returns the grid, how channels are ranked, and whether depth is decided."""
+        depth = {"decide_depth": True} if self.options.depth else {}
+        return super().own_options() | depth
+
 
 class GroupLassoSpec(ChannelSpec):
     """Channel pruning by group lasso."""

@@ -41,6 +41,11 @@ class PruningOptions:
     min_ratio: float = _channels(
         0.0, "Smallest share of channels a layer may keep.", learners=_CUTTING, least=0, most=1
     )
+    depth: bool = _channels(
+        False,
+        "With --learner channels: decide which residual branches are there, too.",
+        learners=("channels",),
+    )
     discrimination_stages: int = _channels(
         3,
         "With --learner discrimination: layers inside the network that get a loss of "

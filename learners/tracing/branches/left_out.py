@@ -39,8 +39,8 @@ class LeftOut(nn.Module):
     ) -> None:
         super().__init__()
         named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        self.settings = {key: x for key, x in vars(module).items() if isinstance(x, _SETTINGS)}
-        self.settings |= dict.fromkeys(name for name, _ in named)
+        self.settings: dict[str, Any] = {name: None for name, _ in named}
+        self.settings |= {key: x for key, x in vars(module).items() if isinstance(x, _SETTINGS)}
         self.training = module.training
         self.source = source
         self.is_scalar = is_scalar

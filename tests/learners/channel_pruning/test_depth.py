@@ -56,7 +56,7 @@ def plan_of(learner, *out, keep=1.0):
 def test_episodes_spend_the_budget_on_channels_and_branches(learner):
     env = CompressionEnv(learner, "macs=0.5")
     depths = [d.target for d in env.decisions if d.kind is DecisionKind.DEPTH]
-    assert depths == ["blocks.0", "blocks.1", "nested", "nested.inner"]
+    assert depths == ["block", "nested", "nested.inner"]
     rng = np.random.default_rng(0)
     original = count_macs(learner.original, EXAMPLE)
     for plan in env.decode_all(rng.random((6, env.n_decisions))):
@@ -65,25 +65,25 @@ def test_episodes_spend_the_budget_on_channels_and_branches(learner):
         assert cost["params"] == count_parameters(network)
         assert cost["bytes"] == count_bytes(network)
         assert env.evaluate(plan).score == learner.score(network)
-    with pytest.raises(InfeasibleBudgetError, match=r"One of the branches has to stay: blocks\.0"):
+    with pytest.raises(InfeasibleBudgetError, match=r"One of the branches has to stay: block"):
         CompressionEnv(learner, "macs=0.001")
 
 
 def test_a_branch_that_is_left_out_was_never_there(original, learner):
-    plan = plan_of(learner, "blocks.1", "nested.inner")
+    plan = plan_of(learner, "block", "nested.inner")
     unrepaired = learner.traced.slice(learner.kept_units(plan))
-    right = switched(copy.deepcopy(original), "blocks.1", "nested.inner")
+    right = switched(copy.deepcopy(original), "block", "nested.inner")
     images = make_data(8, 2)[0][0]
     torch.testing.assert_close(unrepaired(images), right(images))
     # Its groups do not count: another width there gives the same network, evaluated alike.
-    group = next(g for b in learner.graph.branches if b.name == "blocks.1" for g in b.groups)
+    group = next(g for b in learner.graph.branches if b.name == "block" for g in b.groups)
     other = CompressionPlan({**plan, f"{group}:keep_ratio": 0.5})
     assert learner.kept_units(other).keys() == learner.kept_units(plan).keys()
     assert learner.evaluate(other) == learner.evaluate(plan)
 
 
 def test_packed_files_hold_it(learner, original, tmp_path):
-    plan = plan_of(learner, "blocks.0", "nested", keep=0.5)
+    plan = plan_of(learner, "block", "nested.inner", keep=0.5)
     network = learner.compress(plan)
     path = tmp_path / "small.packed"
     save_packed(network, path, kept=learner.kept_units(plan), plan=plan, example_input=EXAMPLE)
@@ -98,7 +98,7 @@ def test_packed_files_hold_it(learner, original, tmp_path):
 def test_onnx_files_hold_it(learner, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
-    network = learner.compress(plan_of(learner, "blocks.0", "nested", keep=0.5))
+    network = learner.compress(plan_of(learner, "block", "nested.inner", keep=0.5))
     export_onnx(network, EXAMPLE, tmp_path / "small.onnx")
     images = make_data(8, 2)[0][0]
     session = onnxruntime.InferenceSession(
@@ -108,7 +108,7 @@ def test_onnx_files_hold_it(learner, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), network(images))
     nodes = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
-    assert nodes.count("Conv") == 3, "a stem and one block"
+    assert nodes.count("Conv") == 3, "a stem, and the outer branch"
 
 
 def test_curves_say_what_a_branch_is_worth(learner):
@@ -126,7 +126,7 @@ def test_curves_say_what_a_branch_is_worth(learner):
 
 
 def test_it_is_finetuned_like_any_other(learner):
-    plan = plan_of(learner, "blocks.0", keep=0.5)
+    plan = plan_of(learner, "block", keep=0.5)
     network = learner.compress(plan)
     before = count_parameters(network)
     learner.finetune(network, make_data(32, 3), epochs=1)
@@ -138,7 +138,7 @@ def test_what_cannot_decide_depth_says_so(learner):
     with pytest.raises(UntraceableModelError, match="Expected at least one residual branch"):
         make(plain().eval())
     plan = plan_of(learner)
-    with pytest.raises(ArgumentError, match="channels alone for sparse training, got blocks"):
+    with pytest.raises(ArgumentError, match="channels alone for sparse training, got block"):
         sparse_training(learner, plan, make_data(8, 0), epochs=1)
     with pytest.raises(ArgumentError, match="channels alone for cutting in stages"):
         group_finetune(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 from support.networks.residual_networks import Images, Tokens, Whole, switched
+from support.selection import quick
 from torch import nn
 
 from amc_compress.learners.tracing.labels.counting import (
@@ -20,12 +22,9 @@ from amc_env.costs.costs import costs_for
 
 IMAGES, TOKENS = torch.randn(2, 3, 8, 8), torch.randint(0, 11, (2, 5))
 NETWORKS = {
-    "images": (Images, IMAGES, ["blocks.0", "blocks.1", "nested", "nested.inner"]),
-    "tokens": (
-        Tokens, TOKENS,
-        ["layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"],
-    ),
-}  # fmt: skip
+    "images": (Images, IMAGES, ["block", "nested", "nested.inner"]),
+    "tokens": (Tokens, TOKENS, ["layer.attention", "layer.mlp"]),
+}
 
 
 def seeded(make):
@@ -39,9 +38,14 @@ def seeded(make):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def case(request):
-    make, example, names = NETWORKS[request.param]
+    return *traced_once(request.param), *NETWORKS[request.param][1:]
+
+
+@cache
+def traced_once(name):
+    make, example, _ = NETWORKS[name]
     network = seeded(make)
-    return network, trace(network, example, branches=True), example, names
+    return network, trace(network, example, branches=True)
 
 
 def test_the_branches_of_a_network_are_found(case):
@@ -87,12 +91,12 @@ def test_what_cannot_be_left_out_stays_with_its_reason():
 
 
 def test_without_the_question_nothing_is_looked_for():
-    network = seeded(Images)
-    plain, asked = trace(network, IMAGES).graph, trace(network, IMAGES, branches=True).graph
+    network, traced = traced_once("images")
+    plain, asked = trace(network, IMAGES).graph, traced.graph
     assert plain.branches == ()
     assert (plain.layers, plain.groups) == (asked.layers, asked.groups)
     with pytest.raises(InputDataError, match="branches of the whole network"):
-        trace(network, IMAGES, branches=True, part="blocks")
+        trace(network, IMAGES, branches=True, part="nested")
 
 
 def test_units_of_a_branch_are_rejected(case):
@@ -104,13 +108,12 @@ def test_units_of_a_branch_are_rejected(case):
 
 
 def test_a_module_that_is_left_out_computes_nothing():
-    traced = trace(seeded(Images), IMAGES, branches=True)
-    small = traced.without("blocks.0")
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.blocks[0].modules())
-    assert not list(small.blocks[0].parameters())
+    small = traced_once("images")[1].without("block")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.block.modules())
+    assert not list(small.block.parameters())
 
 
-@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("norm_first", quick([False, True], True))
 def test_halves_of_pytorchs_encoder_layers_go_past_its_fused_kernel(norm_first):
     layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=norm_first)
     network = nn.Sequential(layer, nn.Linear(8, 3)).eval()

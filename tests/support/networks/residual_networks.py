@@ -85,33 +85,30 @@ class Encoder(Switched):
 
 
 class Images(nn.Module):
-    """A stem, residual blocks of convolutions, a nested one, and a head; of 3 x 8 x 8 pixels."""
+    """A stem, a residual block of convolutions, a nested one, and a head; of 8 x 8 pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_classes: int = CLASSES, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.Sequential(ConvBlock(8, 12), ConvBlock(8, 8))
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.block = ConvBlock(8, 12)
         self.nested = Nested(8)
-        self.head = nn.Linear(8, CLASSES)
+        self.head = nn.Linear(8, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.nested(self.blocks(self.stem(x))).mean((2, 3)))
+        return self.head(self.nested(self.block(self.stem(x))).mean((2, 3)))
 
 
 class Tokens(nn.Module):
-    """An embedding, two transformer's blocks, and a head; of tokens below 11."""
+    """An embedding, a transformer's block, and a head; of tokens below 11."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(11, 8)
-        self.layers = nn.ModuleList([Encoder(8), Encoder(8)])
+        self.layer = Encoder(8)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.table(x)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x.mean(1))
+        return self.head(self.layer(self.table(x)).mean(1))
 
 
 class Whole(nn.Module):
@@ -135,15 +132,11 @@ class Whole(nn.Module):
 
 
 SWITCHES = {
-    "blocks.0": ("blocks.0", "all"),
-    "blocks.1": ("blocks.1", "all"),
+    "block": ("block", "all"),
     "nested": ("nested", "all"),
     "nested.inner": ("nested", "inner"),
-    **{
-        f"layers.{i}.{half}": (f"layers.{i}", half)
-        for i in range(2)
-        for half in ("attention", "mlp")
-    },
+    "layer.attention": ("layer", "attention"),
+    "layer.mlp": ("layer", "mlp"),
 }
 """Branch -> its module, and the name of its switch there."""
 
