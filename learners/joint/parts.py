@@ -21,6 +21,7 @@ from torch import nn
 
 from amc_env.errors import CompressionError, PlanMismatchError
 from amc_env.graph import LayerGraph
+from amc_env.kinds import Quantity
 from amc_env.plan import CompressionPlan, Decision
 
 ErrorCurves = dict[str, npt.NDArray[np.float64]]
@@ -99,7 +100,7 @@ def in_network_order(
         parts: The decisions of each part.
 
     Raises:
-        ValueError: If two parts decide about the same thing.
+        ValueError: If two parts decide about the same thing, or one about depth.
     """
     depth = {layer.name: place for place, layer in enumerate(graph.layers)}
     groups = {group.name: group for group in graph.groups}
@@ -113,6 +114,11 @@ def in_network_order(
 
     decisions = [decision for part in parts for decision in part]
     keys = [decision.key for decision in decisions]
+    if branches := [d.key for d in decisions if d.kind.quantity is Quantity.PRESENCE]:
+        raise ValueError(
+            f"Expected parts that decide about channels, weights and bits, got {branches[0]}: in a "
+            f"joint plan no layer may be left out, so prepare channel pruning without decide_depth."
+        )
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(
             f"Expected parts that decide about different things, but several decide about {twice}."

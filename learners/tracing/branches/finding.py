@@ -12,7 +12,7 @@ from amc_compress.learners.tracing.branches.flow import Flow, ModuleCall
 from amc_compress.learners.tracing.branches.left_out import Place
 
 _ELSEWHERE = "what it computes is read elsewhere, too"
-_NO_MODULES = "no module of it holds parameters"
+_USED_ELSEWHERE = "its layers run elsewhere, too"
 _NO_EXIT = "what it adds is computed outside of its modules"
 _OTHER_FORM = "its modules return something else than tensors"
 
@@ -42,10 +42,13 @@ def find_places(flow: Flow, model: nn.Module) -> tuple[list[Place], dict[str, st
     places: list[Place] = []
     reasons: dict[str, str] = {}
     sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_modules()}
+    layers = {n for n, m in model.named_modules() if sizes[n] and not [*m.children()]}
     for region, is_private in _regions(flow):
         modules = _modules_in(flow, region)
         held = [name for name in modules if sizes[name]]
         if not held:
+            shared = [n for n in _running_in(flow, region) if n in layers]
+            reasons |= {n: _USED_ELSEWHERE for n in shared if n not in reasons}
             continue
         largest = max(held, key=lambda name: sizes[name])
         if not is_private:
@@ -106,6 +109,15 @@ def _modules_in(flow: Flow, region: _Region) -> list[str]:
     ]  # fmt: skip
 
 
+def _running_in(flow: Flow, region: _Region) -> list[str]:
+    """Returns the modules some of whose operations are in a region."""
+    found: dict[str, None] = {}
+    for number, operation in enumerate(flow.operations):
+        if region.inside >> number & 1:
+            found |= dict.fromkeys(sorted(operation.modules))
+    return list(found)
+
+
 def _place(flow: Flow, region: _Region, modules: Sequence[str], largest: str) -> Place | str:
     calls: dict[str, ModuleCall] = {c.module: c for c in flow.calls if c.module in modules}
     exits = [name for name in modules if region.end in calls[name].results]
@@ -123,16 +135,21 @@ def _place(flow: Flow, region: _Region, modules: Sequence[str], largest: str) ->
 
 
 def _named(places: Sequence[Place]) -> list[Place]:
-    """Names branches after the module around all of their modules, if that tells them apart."""
+    """Names branches after the module around all of their modules, if that tells them apart.
+
+    Several of one name have numbers.
+    """
     around = [_common(place.modules) for place in places]
     count = Counter(around)
     taken = {place.name for place in places}
-    return [
-        replace(place, name=name)
-        if name and count[name] == 1 and (name == place.name or name not in taken)
-        else place
-        for place, name in zip(places, around, strict=True)
-    ]
+    found: dict[str, Place] = {}
+    for place, name in zip(places, around, strict=True):
+        is_clear = name and count[name] == 1 and (name == place.name or name not in taken)
+        chosen, number = name if is_clear else place.name, 1
+        while (unique := chosen if number == 1 else f"{chosen}#{number}") in found:
+            number += 1
+        found[unique] = replace(place, name=unique)
+    return [*found.values()]
 
 
 def _common(modules: Mapping[str, object]) -> str:

@@ -148,3 +148,8 @@ def switched(network: nn.Module, *branches: str) -> nn.Module:
         module = network.get_submodule(owner)
         module.off |= {switch}  # type: ignore[operator]
     return network
+
+
+def digits(n_classes: int = 10) -> nn.Module:
+    """Returns one of these for the images of digits."""
+    return Images(n_classes, in_channels=1)
