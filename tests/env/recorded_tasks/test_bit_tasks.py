@@ -36,7 +36,9 @@ def play(env, seed):
     return steps
 
 
-@pytest.mark.parametrize("name", ["amc/synthetic-bits-v0", "amc/synthetic-joint-v0"])
+@pytest.mark.parametrize(
+    "name", ["amc/synthetic-bits-v0", "amc/synthetic-joint-v0", "amc/synthetic-depth-v0"]
+)
 def test_gymnasiums_checker_has_nothing_to_say(name):
     check_env(gym.make(f"amc_env:{name}", n_layers=4).unwrapped)
 
