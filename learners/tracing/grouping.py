@@ -92,7 +92,7 @@ class Grouper:
             rejected: Label -> reason, for classes that must not be cut.
         """
         for label, reason in rejected.items():
-            self.table.freeze(torch.tensor([label]), reason)
+            self.table.freeze_id(label, reason)
         slots = self._slots()
         tell = Roles(self.mode, {name: self.tensors[name] for name in self.order})
         members = self._members(slots, tell)
@@ -214,7 +214,7 @@ class Grouper:
         for root in produced:  # ordered by first producer, then coordinate
             by_signature[tuple(sorted(occurrences[root].items()))].append(root)
         for root in occurrences.keys() - produced.keys():
-            self.table.freeze(torch.tensor([root]), "no layer produces it")
+            self.table.freeze_id(root, "no layer produces it")
         members, names = [], set[str]()
         for signature, classes in by_signature.items():
             if len(classes) == 1:

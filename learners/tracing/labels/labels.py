@@ -109,7 +109,11 @@ class LabelTable:
         if labels is None:
             return
         for label in torch.unique(compact(labels)).tolist():
-            self._reasons.setdefault(self.find(label), reason)
+            self.freeze_id(label, reason)
+
+    def freeze_id(self, label: int, reason: str) -> None:
+        """Freezes one id."""
+        self._reasons.setdefault(self.find(label), reason)
 
     def frozen_reason(self, label: int) -> str | None:
         """Returns why an id is frozen, None if it is free."""
