@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import torch
@@ -14,6 +15,7 @@ from amc_compress.learners.networks.outputs import difference, tensors_in
 from amc_compress.learners.tracing.proof import random_cut
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.graph import ChannelGroup
+from amc_env.recorded_tasks.facts_json import task_from_json, task_to_json
 from amc_env.render import plan_table
 
 WIDTH, HEAD, TOKENS = 24, 4, 6
@@ -227,6 +229,17 @@ def test_a_table_of_a_plan_tells_roles() -> None:
     rows = plan_table(decoder().graph, decisions, [0.5, 1.0]).splitlines()
     assert rows[1].endswith("  heads")
     assert rows[2].endswith("  embedding")
+
+
+def test_roles_are_stored_with_a_task_and_plain_channels_need_none() -> None:
+    decisions = keep_ratio_decisions(decoder().graph, 4, 0.0)
+    document = json.loads(json.dumps(task_to_json(decoder().graph, decisions)))
+    assert task_from_json(document)[0] == decoder().graph
+    stored = document["graph"]["groups"]
+    assert [group.pop("role") for group in stored] == [role for role, _ in roles(decoder())]
+    graph, *_ = task_from_json(document)
+    assert {group.role for group in graph.groups} == {"channels"}
+    assert "role" not in json.dumps(task_to_json(graph, decisions))
 
 
 def test_what_no_attention_reads_has_no_role() -> None:
