@@ -41,6 +41,7 @@ from amc_compress.learners.networks.intake import as_float
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.branches.left_out import LeftOut
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
+from amc_env.kinds import Quantity
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.support.threads import limited_threads
 from amc_env.validation.checks import checked
@@ -173,8 +174,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     @property
     def _depths(self) -> tuple[Decision, ...]:
         """The decisions about branches."""
-        ratios = self._ratios
-        return tuple(d for d in self.decisions if d not in ratios)
+        return tuple(d for d in self.decisions if d.kind.quantity is Quantity.PRESENCE)
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every group that loses some.
@@ -182,12 +182,13 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         A branch that is left out has none, under the key of its decision; its groups are not
         listed.
         """
-        values = dict(zip(self.decisions, plan.values_for(self.decisions), strict=True))
-        out = [d for d in self._depths if not values[d]]
+        snapped = plan.values_for(self.decisions)
+        values = {d.key: value for d, value in zip(self.decisions, snapped, strict=True)}
+        out = [d for d in self._depths if not values[d.key]]
         kept = {d.key: torch.zeros(0, dtype=torch.int64) for d in out}
         gone = {name for d in out for name in self.graph.branch(d.target).groups}
         for decision in self._ratios:
-            count = decision.units(values[decision])
+            count = decision.units(values[decision.key])
             if count < decision.size and decision.target not in gone:
                 kept[decision.target] = self.select(decision.target, count)
         return kept

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from support.libraries import installed
 from support.networks.residual_networks import Images, Tokens, Whole, switched
 from support.selection import quick
 from torch import nn
@@ -125,3 +126,29 @@ def test_halves_of_pytorchs_encoder_layers_go_past_its_fused_kernel(norm_first):
             nn.init.zeros_(parameter)
         with torch.no_grad():
             torch.testing.assert_close(traced.without(name)(example), silent(example))
+
+
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+}  # fmt: skip
+WORDS = {"vocab_size": 60, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2}
+FAMILIES = {
+    "Bert": ("Model", SIZES | WORDS),
+    "Llama": ("ForCausalLM", SIZES | WORDS | {"num_key_value_heads": 1, "use_cache": False}),
+    "ViT": ("Model", SIZES | {"image_size": 16, "patch_size": 8}),
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_halves_of_all_blocks_of_transformers_are_found(family):
+    transformers = installed("transformers")
+    kind, options = FAMILIES[family]
+    config = getattr(transformers, f"{family}Config")(**options)
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{family}{kind}")(config).eval()
+    words, images = torch.randint(0, 60, (2, 7)), torch.randn(2, 3, 16, 16)
+    example = {"pixel_values": images} if family == "ViT" else {"input_ids": words}
+    graph = trace(network, example, branches=True).graph
+    assert len(graph.branches) == 4
+    assert not any("Residual branches that stay" in note for note in graph.notes)
