@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.export.part import part_of
-from amc_compress.learners.export.pretrained.widths import fitting_configs, shapes_of
+from amc_compress.learners.export.pretrained.widths import (
+    fitting_configs,
+    layers_of,
+    numbered_anew,
+    shapes_of,
+)
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.networks.outputs import difference
@@ -277,12 +282,14 @@ class _Writer:
         """Returns the network as its class makes it, if one of its configurations does."""
         if quantized_layers(self._network) or masked_layers(self._network):
             return None
-        state = self._network.state_dict()
-        for config in fitting_configs(self._kind, self._config, shapes_of(self._network)):
+        state, shapes = self._network.state_dict(), shapes_of(self._network)
+        names = numbered_anew(state)
+        wanted = {names[key]: shape for key, shape in shapes.items()}
+        for config in fitting_configs(self._kind, self._config, wanted, layers_of(state)):
             stock = _new(self._kind, config)
-            stock.load_state_dict(state)
+            stock.load_state_dict({names[key]: tensor for key, tensor in state.items()})
             for name, tensor in self._network.named_parameters():
-                stock.get_parameter(name).data = tensor.detach().clone()
+                stock.get_parameter(names[name]).data = tensor.detach().clone()
             stock.tie_weights()  # type: ignore[operator]
             if self._apart(stock) <= self._tolerance:
                 return stock

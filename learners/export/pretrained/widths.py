@@ -12,7 +12,7 @@ import copy
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 Shapes = Mapping[str, tuple[int, ...]]
 _LAYER = re.compile(r"\.(\d+)\.")
 _PER_LAYER = "per_layer_config"
+_COUNT = "num_hidden_layers"
 
 
 def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -29,7 +30,40 @@ def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def fitting_configs(kind: type[nn.Module], config: Any, wanted: Shapes) -> Iterator[Any]:
+def numbered_anew(keys: Iterable[str]) -> dict[str, str]:
+    """Returns key of a state dict -> the same with layers counted on where some have no tensors.
+
+    Such a layer is left out, so that what it does is nothing, and its class can do without.
+    """
+    keys = list(keys)
+    stacks = _stacks(keys)
+    found = {}
+    for key in keys:
+        place = _LAYER.search(key)
+        if place is not None:
+            stack = key[: place.start()]
+            number = stacks[stack].index(int(place[1]))
+            found[key] = f"{stack}.{number}.{key[place.end() :]}"
+    return {key: found.get(key, key) for key in keys}
+
+
+def layers_of(keys: Iterable[str]) -> list[int]:
+    """Returns the numbers of the layers that have tensors, of the stack with the fewest."""
+    return min(_stacks(keys).values(), key=len, default=[])
+
+
+def _stacks(keys: Iterable[str]) -> dict[str, list[int]]:
+    """Returns what a stack of layers is called -> the numbers of those that have tensors."""
+    found: dict[str, set[int]] = {}
+    for key in keys:
+        if (place := _LAYER.search(key)) is not None:
+            found.setdefault(key[: place.start()], set()).add(int(place[1]))
+    return {stack: sorted(numbers) for stack, numbers in found.items()}
+
+
+def fitting_configs(
+    kind: type[nn.Module], config: Any, wanted: Shapes, layers: Sequence[int] = ()
+) -> Iterator[Any]:
     """Yields configurations of which a class makes tensors of these names and shapes.
 
     More than one, because numbers of heads need not show in shapes: what follows the first has the
@@ -38,9 +72,10 @@ def fitting_configs(kind: type[nn.Module], config: Any, wanted: Shapes) -> Itera
     Args:
         kind: A class of ``transformers``.
         config: Of the uncompressed network; not changed.
-        wanted: Of the compressed one.
+        wanted: Of the compressed one, its layers numbered anew.
+        layers: Numbers in the uncompressed network of the layers that stay.
     """
-    search = _Search(kind, wanted)
+    search = _Search(kind, wanted, layers)
     found = search.by_layer(search.overall(_Made(config, search.made(config))))
     if found is None or search.distance(found):
         return
@@ -74,10 +109,11 @@ class _Search:
     Args:
         kind: The class.
         wanted: Shapes that are searched for.
+        layers: Numbers of the layers that stay.
     """
 
-    def __init__(self, kind: type[nn.Module], wanted: Shapes) -> None:
-        self._kind, self._wanted = kind, wanted
+    def __init__(self, kind: type[nn.Module], wanted: Shapes, layers: Sequence[int] = ()) -> None:
+        self._kind, self._wanted, self._layers = kind, wanted, layers
 
     def made(self, config: Any) -> Shapes | None:
         """Returns the shapes that the class makes of a configuration; None if it makes none."""
@@ -90,7 +126,7 @@ class _Search:
     def after(self, config: Any, moves: list[_Move]) -> _Made | None:
         """Returns a configuration with numbers changed, if the class makes a network of it."""
         try:
-            changed = _changed(config, moves)
+            changed = _changed(config, moves, self._layers)
         except Exception:  # whatever a configuration raises about a value
             return None
         shapes = self.made(changed)
@@ -150,14 +186,21 @@ def _layer_of(key: str) -> int | None:
 
 
 def _pairs(found: Shapes | None, wanted: Shapes, layer: int | None = None) -> set[tuple[int, int]]:
-    """Returns lengths of axes and what they should be, where that is something else."""
-    return {
+    """Returns lengths of axes and what they should be, where that is something else.
+
+    Of all layers together also their number.
+    """
+    pairs = {
         (old, new)
         for key, shape in (found or {}).items()
         if len(wanted.get(key, ())) == len(shape) and layer in (None, _layer_of(key))
         for old, new in zip(shape, wanted[key], strict=True)
         if old != new
     }
+    if layer is None:
+        old, new = (len({_layer_of(k) for k in keys} - {None}) for keys in (found or {}, wanted))
+        pairs |= {(old, new)} if 0 < new < old else set()
+    return pairs
 
 
 def _moves(config: Any, pairs: set[tuple[int, int]], layer: int | None = None) -> list[_Move]:
@@ -191,14 +234,23 @@ def _optional_numbers(kind: type) -> set[str]:
     return {name for name, note in notes.items() if re.search(r"\bint\b", note) and "None" in note}
 
 
-def _changed(config: Any, moves: list[_Move]) -> Any:
+def _changed(config: Any, moves: list[_Move], layers: Sequence[int]) -> Any:
     changed = copy.deepcopy(config)
+    count = getattr(config, "attribute_map", {}).get(_COUNT, _COUNT)
     for move in moves:
-        if move.layer is None:
-            setattr(changed, move.name, move.value)
+        if move.layer is not None:
+            stored = changed.to_dict().get(_PER_LAYER, {})
+            own = {int(key): dict(more) for key, more in stored.items()}
+            own.setdefault(move.layer, {})[move.name] = move.value
+            changed.per_layer_config = own
             continue
-        stored = changed.to_dict().get(_PER_LAYER, {})
-        layers = {int(key): dict(more) for key, more in stored.items()}
-        layers.setdefault(move.layer, {})[move.name] = move.value
-        changed.per_layer_config = layers
+        if move.name == count:
+            old = getattr(config, count)
+            for name, value in config.to_dict().items():
+                each = isinstance(value, list) and "layer" in name  # such as layer_types
+                if each and len(value) == old > max(layers):
+                    setattr(changed, name, [value[layer] for layer in layers])
+        setattr(changed, move.name, move.value)
+    if hasattr(changed, "validate"):  # or the file would not be read
+        changed.validate()
     return changed

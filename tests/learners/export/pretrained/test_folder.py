@@ -43,6 +43,11 @@ def llama(t: Any) -> nn.Module:
     return t.LlamaForCausalLM(config)
 
 
+def qwen3(t: Any) -> nn.Module:
+    config = t.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, use_cache=False)
+    return t.Qwen3ForCausalLM(config)
+
+
 def vit(t: Any) -> nn.Module:
     config = {k: v for k, v in SMALL.items() if k != "vocab_size" and "token" not in k}
     return t.ViTModel(t.ViTConfig(**config, image_size=16, patch_size=4))
@@ -124,6 +129,28 @@ def test_heads_of_single_layers_are_loaded_by_a_class_that_reads_them(transforme
     }
     stock = transformers.Step3p7TextModel.from_pretrained(saved.path)
     torch.testing.assert_close(output(stock, example), output(small, example), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [gpt2, qwen3])
+def test_a_decoder_without_a_layer_is_loaded_by_stock_classes(make, transformers, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = make(transformers).eval()
+    traced = trace(network, TOKENS, branches=True)
+    first = [branch.name for branch in traced.graph.branches if ".0." in branch.name]
+    assert len(first) == 2
+    kept = {f"{name}:depth": torch.arange(0) for name in first}
+    small = traced.slice(kept)
+    saved = pretrained.save_pretrained(small, tmp_path / "small", TOKENS, kept=kept)
+    assert saved.stock
+    stock = transformers.AutoModelForCausalLM.from_pretrained(saved.path)
+    assert stock.config.num_hidden_layers == 1
+    torch.testing.assert_close(output(stock, TOKENS), output(small, TOKENS), rtol=0, atol=1e-5)
+    one = {first[0] + ":depth": torch.arange(0)}  # half of a layer no class can do without
+    half = traced.slice(one)
+    saved = pretrained.save_pretrained(half, tmp_path / "half", TOKENS, kept=one)
+    assert not saved.stock
+    torch.testing.assert_close(output(amc_compress.load(saved.path), TOKENS), output(half, TOKENS))
 
 
 @pytest.mark.parametrize("make", [bert, gpt2, llama, vit])
