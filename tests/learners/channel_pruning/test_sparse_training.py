@@ -107,7 +107,7 @@ def test_the_best_epoch_is_not_the_one_that_faded_least(monkeypatch: pytest.Monk
     config = TrainingConfig(learning_rate=0.02, schedule="constant", precision="fp32")
     falling = iter([0.9, 0.8, 0.7, 0.7])
     monkeypatch.setattr(
-        "amc_compress.learners.training.loop.measured",
+        "amc_compress.learners.training.loop.measured_by_all",
         lambda *_, **__: {"accuracy": next(falling)},
     )
     watch = Watch(learner, plan, len(data))
