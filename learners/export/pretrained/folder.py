@@ -17,6 +17,7 @@ from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.pretrained.widths import (
     fitting_configs,
     layers_of,
+    made_shapes,
     numbered_anew,
     shapes_of,
 )
@@ -246,6 +247,7 @@ class _Writer:
     def __call__(self, place: Path) -> SavedFolder:
         stock = self._stock()
         if stock is None:
+            self._check_kept()
             self._config.architectures = [self._kind.__name__]
             self._config.save_pretrained(place)
             save_packed(self._network, place / PACKED, example_input=self._example, **self._more)
@@ -273,6 +275,17 @@ class _Writer:
             apart,
             sum(file.stat().st_size for file in files),
         )
+
+    def _check_kept(self) -> None:
+        """Checks that a network whose channels were cut can be cut so again."""
+        own = made_shapes(self._kind, self._config) or {}
+        cut = [k for k, shape in shapes_of(self._network).items() if own.get(k, shape) != shape]
+        if cut and not self._more["kept"]:
+            raise InputDataError(
+                f"Expected the units that stay (kept) of a network whose channels were cut, got "
+                f"none and {cut[0]} of another shape than the original's; pass what it was cut by, "
+                f"such as learner.kept_units(plan)."
+            )
 
     def _apart(self, network: nn.Module) -> float:
         with torch.no_grad():

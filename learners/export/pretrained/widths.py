@@ -30,6 +30,15 @@ def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
+def made_shapes(kind: type[nn.Module], config: Any) -> Shapes | None:
+    """Returns the shapes that a class makes of a configuration; None if it makes no network."""
+    try:
+        with torch.device("meta"):
+            return shapes_of(kind(copy.deepcopy(config)))
+    except Exception:  # whatever a class raises about widths that do not go together
+        return None
+
+
 def numbered_anew(keys: Iterable[str]) -> dict[str, str]:
     """Returns key of a state dict -> the same with layers counted on where some have no tensors.
 
@@ -76,11 +85,11 @@ def fitting_configs(
         layers: Numbers in the uncompressed network of the layers that stay.
     """
     search = _Search(kind, wanted, layers)
-    found = search.by_layer(search.overall(_Made(config, search.made(config))))
+    found = search.by_layer(search.overall(_Made(config, made_shapes(kind, config))))
     if found is None or search.distance(found):
         return
     yield found.config
-    for move in _moves(found.config, _pairs(search.made(config), wanted)):
+    for move in _moves(found.config, _pairs(made_shapes(kind, config), wanted)):
         other = search.after(config=found.config, moves=[move])
         if other is not None and not search.distance(other):
             yield other.config
@@ -115,21 +124,13 @@ class _Search:
     def __init__(self, kind: type[nn.Module], wanted: Shapes, layers: Sequence[int] = ()) -> None:
         self._kind, self._wanted, self._layers = kind, wanted, layers
 
-    def made(self, config: Any) -> Shapes | None:
-        """Returns the shapes that the class makes of a configuration; None if it makes none."""
-        try:
-            with torch.device("meta"):
-                return shapes_of(self._kind(copy.deepcopy(config)))
-        except Exception:  # whatever a class raises about widths that do not go together
-            return None
-
     def after(self, config: Any, moves: list[_Move]) -> _Made | None:
         """Returns a configuration with numbers changed, if the class makes a network of it."""
         try:
             changed = _changed(config, moves, self._layers)
         except Exception:  # whatever a configuration raises about a value
             return None
-        shapes = self.made(changed)
+        shapes = made_shapes(self._kind, changed)
         return None if shapes is None else _Made(changed, shapes)
 
     def distance(self, made: _Made, layer: int | None = None) -> int:

@@ -222,6 +222,9 @@ def test_what_cannot_be_written_or_loaded_is_said(transformers, tmp_path, monkey
     with pytest.raises(InputDataError, match="of a class that transformers has, got Linear"):
         pretrained.save_pretrained(nn.Linear(4, 2), tmp_path / "small", example)
     assert not (tmp_path / "small").exists()
+    cut_network, _, _ = cut(bert, transformers, ("",), evenly=False)
+    with pytest.raises(InputDataError, match=r"the units that stay \(kept\)"):
+        pretrained.save_pretrained(cut_network, tmp_path / "small", TOKENS)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "note").write_text("mine")
     with pytest.raises(InputDataError, match="a new or an empty folder"):
