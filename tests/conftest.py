@@ -123,6 +123,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def same_randomness() -> None:
+    """What a test draws without a seed does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def one_proof(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests of tracing itself prove every network; all others those that are new."""
     if "tracing" in request.path.parts:

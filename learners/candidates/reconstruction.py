@@ -394,4 +394,6 @@ def fit_layers(
     layers: dict[str, LayerReconstruction] = {}
     for name in list(moments):  # one after the other is let go: they are as large as the repairs
         layers |= prepare_reconstruction(network, {name: moments.pop(name)}, norms)
+        if effort.is_limited:
+            give_back()  # blocks of a half leave holes that the next layer's do not fit
     return layers
