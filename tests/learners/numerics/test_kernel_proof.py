@@ -304,3 +304,25 @@ def test_a_convolution_of_much_work_is_proved_and_computed_in_parts_of_its_batch
     with autocast(torch.bfloat16, "cpu"):
         layer(x)  # gradients of weights are sums over the batch
     assert proofs().tried == 4
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_products_inside_of_attention_are_proved_in_rows_without_gaps(need_weights, monkeypatch):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    x = torch.randn(3, 5, 16)
+    run, seen = proved_operators._run, []
+
+    def watched(func, args, kwargs):
+        seen.append((func, func is not F.linear or args[0].is_contiguous()))
+        return run(func, args, kwargs)
+
+    monkeypatch.setattr(proved_operators, "_run", watched)
+    with torch.inference_mode():
+        expected, _ = attention(x, x, x, need_weights=need_weights)
+        with autocast(torch.bfloat16, x.device):
+            found, _ = attention(x, x, x, need_weights=need_weights)
+    assert [func for func, _ in seen].count(F.linear) == 2  # into the heads, and out of them
+    assert all(contiguous for _, contiguous in seen)
+    assert (found.float() - expected).norm() <= 0.02 * expected.norm()
+    assert found.dtype == torch.bfloat16
