@@ -16,6 +16,7 @@ from .curves.sensitivity import LayerErrors as LayerErrors
 from .curves.sensitivity import Sensitivity as Sensitivity
 from .curves.sensitivity import SensitivityThreshold as SensitivityThreshold
 from .heuristics.evolution import Evolution as Evolution
+from .heuristics.evopress import EvoPress as EvoPress
 from .heuristics.handcrafted import DeepHeavy as DeepHeavy
 from .heuristics.handcrafted import ShallowHeavy as ShallowHeavy
 from .heuristics.handcrafted import Uniform as Uniform

@@ -22,6 +22,7 @@ from amc_compress.agents.curves.sensitivity import (
     SensitivityThreshold,
 )
 from amc_compress.agents.heuristics.evolution import Evolution
+from amc_compress.agents.heuristics.evopress import EvoPress
 from amc_compress.agents.heuristics.handcrafted import DeepHeavy, ShallowHeavy, Uniform
 from amc_compress.agents.heuristics.local_search import LocalSearch
 from amc_compress.agents.heuristics.random_search import RandomSearch
@@ -62,6 +63,7 @@ AGENTS: dict[str, Callable[..., Agent]] = {
     "cmaes": CMAES,
     "nsga2": NSGA2,
     "evolution": Evolution,
+    "evopress": EvoPress,
     "local": LocalSearch,
     "sensitivity": Sensitivity,
     "sensitivity-threshold": SensitivityThreshold,

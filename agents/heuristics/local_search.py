@@ -76,20 +76,21 @@ def neighbour(
         step = int(rng.integers(1, reach + 1)) * int(rng.choice([-1, 1]))
         index[i] = min(len(grids[i]) - 1, max(0, index[i] + step))
     others = [i for i in rng.permutation(len(grids)) if i not in moved]
-    _lower_until_it_fits(env, index, others)
-    _raise_while_it_fits(env, index, others)
+    lower_until_it_fits(env, index, others)
+    raise_while_it_fits(env, index, others)
     return env.project([grid[i] for grid, i in zip(grids, index, strict=True)])
 
 
-def _fits(env: CompressionEnv, index: list[int]) -> bool:
+def fits(env: CompressionEnv, index: list[int]) -> bool:
     """Whether every upper bound holds; lower bounds are left to the projection."""
     values = [d.choices[i] for d, i in zip(env.decisions, index, strict=True)]
     ratio = env.cost_ratio(CompressionPlan.from_values(env.decisions, values))
     return all(ratio[name] <= upper for name, (_, upper) in env.budget.bounds.items())
 
 
-def _lower_until_it_fits(env: CompressionEnv, index: list[int], order: list[int]) -> None:
-    while not _fits(env, index):
+def lower_until_it_fits(env: CompressionEnv, index: list[int], order: list[int]) -> None:
+    """Lowers decisions in turn, one level each, until every upper bound holds or all are lowest."""
+    while not fits(env, index):
         lowerable = [i for i in order if index[i] > 0]
         if not lowerable:
             return
@@ -98,10 +99,11 @@ def _lower_until_it_fits(env: CompressionEnv, index: list[int], order: list[int]
         order.append(order.pop(order.index(lowerable[0])))
 
 
-def _raise_while_it_fits(env: CompressionEnv, index: list[int], order: list[int]) -> None:
+def raise_while_it_fits(env: CompressionEnv, index: list[int], order: list[int]) -> None:
+    """Raises each decision, one after the other, as far as every upper bound still holds."""
     for i in order:
         while index[i] + 1 < len(env.decisions[i].choices):
             index[i] += 1
-            if not _fits(env, index):
+            if not fits(env, index):
                 index[i] -= 1
                 break

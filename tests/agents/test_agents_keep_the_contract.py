@@ -11,6 +11,7 @@ from amc_compress.agents import (
     CrossQ,
     DeepHeavy,
     Evolution,
+    EvoPress,
     GaussianProcess,
     GradientScores,
     LayerErrors,
@@ -56,6 +57,11 @@ class TestLocalSearch(AgentContract):
 class TestEvolution(AgentContract):
     def make(self, **options):
         return Evolution(population=4, tournament=2, **options)
+
+
+class TestEvoPress(AgentContract):
+    def make(self, **options):
+        return EvoPress(**options)
 
 
 class TestSensitivity(AgentContract):

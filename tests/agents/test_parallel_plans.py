@@ -46,7 +46,7 @@ def test_nothing_is_proposed_beyond_the_evaluations(env):
             search.evaluate(env.uniform_plan(), "test")
 
 
-@pytest.mark.parametrize("name", ["random", "local", "evolution", "tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["random", "local", "evolution", "evopress", "tpe", "nsga2"])
 def test_an_agent_keeps_as_many_under_way_as_it_may(env, name):
     service = watch(env)
     result = make_agent(name, finalists=0).search(env, 30, 0, parallel=4)
@@ -65,7 +65,9 @@ def test_a_plan_that_cannot_be_evaluated_is_a_failed_trial(env):
         assert search.best is None
 
 
-@pytest.mark.parametrize("name", ["local", "evolution", "tpe", "ddpg-one-shot", "sensitivity"])
+@pytest.mark.parametrize(
+    "name", ["local", "evolution", "evopress", "tpe", "ddpg-one-shot", "sensitivity"]
+)
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_plans_that_cannot_be_evaluated_are_learned_from_and_never_win(name, parallel):
     env = make_env()

@@ -64,8 +64,8 @@ class SearchOptions:
         "",
         "What chooses: ddpg, td3, sac, tqc, crossq (learn decision by decision); "
         "ddpg-one-shot, td3-one-shot (learn whole plans); tpe, gp, cmaes, nsga2 (Optuna); "
-        "evolution, local (change what is good); sensitivity, sensitivity-threshold (measure "
-        "each decision, then compute); gradient, layer-errors (compute, in seconds); "
+        "evolution, evopress, local (change what is good); sensitivity, sensitivity-threshold "
+        "(measure each decision, then compute); gradient, layer-errors (compute, in seconds); "
         "ddpg-sensitivity (both); random, uniform, deep-heavy, shallow-heavy. With options: "
         "tpe:storage=journal:study.log. `amc compare --list` says more. Your own: "
         "package.module:Class.",

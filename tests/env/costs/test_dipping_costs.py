@@ -8,7 +8,9 @@ from amc_env import ArgumentError, CompressionEnv, EvaluationError, InfeasibleBu
 from amc_env.recorded_tasks.synthetic import SyntheticLearner
 
 BUDGET = 0.6
-AGENTS = ("random", "local", "evolution", "uniform", "deep-heavy", "gradient", "sensitivity")
+AGENTS = (
+    "random", "local", "evolution", "evopress", "uniform", "deep-heavy", "gradient", "sensitivity"
+)  # fmt: skip
 
 
 def dipping(seed, coupled):
