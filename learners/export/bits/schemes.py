@@ -86,8 +86,8 @@ def network_schemes(
 
     Args:
         network: Of a learner that quantizes.
-        group_size: For layers that have a scale per tensor, channel or bucket, and whose inputs
-            are a multiple of it; others stay per channel.
+        group_size: For layers that have a scale per tensor, channel or bucket; those with groups
+            have their own. Layers whose inputs are no multiple of it are per channel.
 
     Raises:
         InputDataError: If the network is not quantized, or has other values than equally spaced
@@ -115,8 +115,8 @@ def _scheme(name: str, layer: QuantizedLayer, group_size: int | None) -> WeightS
             f"Expected equally spaced values in {name}, got a {quantizer.kind}, which no other "
             f"library reads; quantize with the learner 'uniform', or take the packed file."
         )
-    if quantizer.granularity == "group":
-        return WeightScheme(quantizer.bits, quantizer.bucket_size, quantizer.symmetric)
+    size = quantizer.bucket_size if quantizer.granularity == "group" else group_size
     inputs = layer.get_parameter("weight").movedim(quantizer.axis, 0)[0].numel()
-    size = group_size if group_size and inputs % group_size == 0 else None
-    return WeightScheme(quantizer.bits, size, quantizer.symmetric)
+    # The libraries know no last group that is shorter.
+    divides = size is not None and inputs % size == 0
+    return WeightScheme(quantizer.bits, size if divides else None, quantizer.symmetric)

@@ -99,6 +99,13 @@ def test_groups_are_given_where_they_divide_the_inputs(network):
         assert scheme == WeightScheme(3, expected, symmetric=False)
 
 
+@pytest.mark.parametrize("size", [24, 128])
+def test_groups_of_a_network_that_do_not_divide_its_inputs_are_not_handed_on(network, size):
+    made = learner(UniformQuantization, network, granularity="group", group_size=size)
+    found = formats.network_schemes(made.compress(made.fixed_plan(4)))
+    assert {scheme.group_size for scheme in found.values()} == {None}
+
+
 def test_what_no_library_reads_is_said(network):
     made = learner(CodebookQuantization, network)
     with pytest.raises(InputDataError, match=r"equally spaced values in .* got a codebook"):
