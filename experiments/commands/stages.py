@@ -195,8 +195,8 @@ def export(
     Other formats are named by --format: transformers writes a network of that
     library as the folder DIR/transformers, for its from_pretrained where one
     of its configurations describes it, for amc_compress.load in any case.
-    The others write the bits of each layer as the library of that name is
-    told them, to DIR/NAME.json or, of llama.cpp, to DIR/llama.cpp.txt.
+    The others write the bits of each layer in the words of the library of
+    that name, to DIR/NAME.json or, for llama.cpp, to DIR/llama.cpp.txt.
 
     Examples:
 

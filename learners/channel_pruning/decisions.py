@@ -41,7 +41,8 @@ def with_branches(graph: LayerGraph, ratios: Sequence[Decision]) -> tuple[Decisi
     if not graph.branches:
         raise UntraceableModelError(
             f"Expected at least one residual branch that can be left out, found none "
-            f"({' '.join(graph.notes) or 'no sum of a tensor and of what modules make of it'})."
+            f"({' '.join(graph.notes) or 'no sum of a tensor and of what modules make of it'}); "
+            f"decide about channels alone."
         )
     return with_depth(graph, ratios)
 
