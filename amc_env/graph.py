@@ -11,8 +11,9 @@ any weight axis is then linear in the kept units of the groups:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from amc_env.validation.checks import checked
 from amc_env.validation.sentences import some
@@ -177,6 +178,9 @@ class Branch:
     other_buffer_bytes: int = 0
 
 
+Part = TypeVar("Part", LayerSpec, Branch)
+
+
 @checked
 @dataclass(frozen=True)
 class LayerGraph:
@@ -254,10 +258,7 @@ class LayerGraph:
         Raises:
             KeyError: If there is none.
         """
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(f"No layer named {name!r}; layers: {[x.name for x in self.layers]}")
+        return _named(name, self.layers, "layer", "layers")
 
     def branch(self, name: str) -> Branch:
         """Returns the branch of that name.
@@ -265,7 +266,11 @@ class LayerGraph:
         Raises:
             KeyError: If there is none.
         """
-        for branch in self.branches:
-            if branch.name == name:
-                return branch
-        raise KeyError(f"No branch named {name!r}; branches: {[x.name for x in self.branches]}")
+        return _named(name, self.branches, "branch", "branches")
+
+
+def _named(name: str, parts: Sequence[Part], kind: str, kinds: str) -> Part:
+    for part in parts:
+        if part.name == name:
+            return part
+    raise KeyError(f"No {kind} named {name!r}; {kinds}: {[x.name for x in parts]}")

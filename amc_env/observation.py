@@ -161,6 +161,7 @@ def _layers_so_far(graph: LayerGraph, decisions: Sequence[Decision]) -> list[_La
     sizes, found = graph.full(), []
     last: dict[DecisionKind, int] = {}
     made: dict[tuple[str, Quantity], int] = {}
+    further = _further_kinds(decisions)
     for i, decision in enumerate(decisions):
         inputs = outputs = _WidthSoFar(None, sizes, {})
         layers = decision.kind.touched(graph, decision.target)[:1]
@@ -178,7 +179,7 @@ def _layers_so_far(graph: LayerGraph, decisions: Sequence[Decision]) -> list[_La
                 made.get((decision.target, Quantity.DENSITY), -1),
                 tuple(
                     (kind is decision.kind, kind, _about(layers, kind, graph, decisions[:i]))
-                    for kind in _further_kinds(decisions)
+                    for kind in further
                 ),
             )
         )

@@ -240,6 +240,11 @@ class CompressionPlan(Mapping[str, float]):
             snapped.append(nearest)
         return snapped
 
+    def values_of(self, kind: DecisionKind) -> dict[str, float]:
+        """Returns target -> value of the decisions of one kind."""
+        suffix = f":{kind.name}"
+        return {k.removesuffix(suffix): v for k, v in self._values.items() if k.endswith(suffix)}
+
     def choices_for(self, decisions: Sequence[Decision]) -> tuple[int, ...]:
         """Returns the index of each decision's choice, in decision order.
 

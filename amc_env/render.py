@@ -107,13 +107,11 @@ def _shown_costs(
 ) -> dict[str, CostModel]:
     """The default costs that say something about these decisions, then all others."""
     wanted = {*_SHOWN_COSTS, *(name for d in decisions for name in d.kind.costs)}
-    given = dict(costs or {})
+    given, known = dict(costs or {}), costs_for(decisions)
     shown = {
-        n: given[n] if n in given else make_cost(n, graph, decisions)
-        for n in costs_for(decisions)
-        if n in wanted
+        n: given[n] if n in given else make_cost(n, graph, decisions) for n in known if n in wanted
     }
-    return shown | {n: c for n, c in given.items() if n not in costs_for(decisions)}
+    return shown | {n: c for n, c in given.items() if n not in known}
 
 
 def _number(cost: float) -> str:

@@ -70,8 +70,8 @@ def _is_ours(lock: IO[str]) -> bool:
         _lock(lock)
     except BlockingIOError:
         return False
-    except OSError:  # a place without locks, where no process takes a folder for one that was left
-        return True
+    except OSError:
+        pass  # a place without locks, where no process takes a folder for one that was left
     return True
 
 

@@ -15,7 +15,7 @@ def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
     results = folder.results("evaluate")
     sizes: dict[str, int] = results["group_sizes"]
     plan = folder.read_plan()
-    kept = values_of(plan, DecisionKind.KEEP_RATIO)
+    kept = plan.values_of(DecisionKind.KEEP_RATIO)
     roles: dict[str, str] = results.get("group_roles", {})  # of what is more than channels
     channels = [
         (
@@ -55,7 +55,7 @@ def pictures_of_kinds(plan: CompressionPlan) -> list[tuple[LayerRows, str]]:
     """
     pictures = []
     for kind in KINDS.values():
-        values = values_of(plan, kind) if kind.caption else {}
+        values = plan.values_of(kind) if kind.caption else {}
         top = kind.range[1]
         top = max(values.values(), default=0.0) if top == math.inf else top
         rows = [(name, _short(value), _short(top)) for name, value in values.items()]
@@ -66,12 +66,6 @@ def pictures_of_kinds(plan: CompressionPlan) -> list[tuple[LayerRows, str]]:
 
 def _short(number: float) -> float:
     return round(number) if number == round(number) else round(number, 4)
-
-
-def values_of(plan: CompressionPlan, kind: DecisionKind) -> dict[str, float]:
-    """Returns target -> value of the decisions of one kind."""
-    suffix = f":{kind.name}"
-    return {key.removesuffix(suffix): v for key, v in plan.items() if key.endswith(suffix)}
 
 
 def _bit_note(config: RunConfig) -> str:

@@ -54,7 +54,7 @@ def run_search(task: Task) -> None:
     use_threads(config, folder.facts, training=False)
     wall, cpu = time.perf_counter(), time.process_time()
     learner = task.learner
-    _keep_curves(task, learner)
+    _keep_known(task, learner)
     if config.is_progressive:
         found = _search_in_stages(task, learner, wall, cpu)
     else:
@@ -85,7 +85,7 @@ def workers_of(config: RunConfig) -> Where:
     return Where(config.workers, config.evaluation_timeout, torch.get_num_threads(), config.ray)
 
 
-def _keep_curves(task: Task, learner: Learner) -> None:
+def _keep_known(task: Task, learner: Learner) -> None:
     """Lets a search keep what the learner knows of single choices in the folder, for a resume."""
     given = task.folder.given
     if given is not None and given.learner is not None:

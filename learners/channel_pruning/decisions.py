@@ -47,9 +47,9 @@ def with_branches(graph: LayerGraph, ratios: Sequence[Decision]) -> tuple[Decisi
     return with_depth(graph, ratios)
 
 
-def keep_ratios(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """Returns the decisions about channel groups."""
-    return tuple(d for d in decisions if d.kind.quantity is Quantity.WIDTH)
+def decisions_about(quantity: Quantity, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Returns the decisions whose values are that quantity."""
+    return tuple(d for d in decisions if d.kind.quantity is quantity)
 
 
 def check_channels_alone(decisions: Sequence[Decision], what: str) -> None:

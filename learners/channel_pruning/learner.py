@@ -27,8 +27,8 @@ from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
 from amc_compress.learners.channel_pruning.curves import Repair, branch_scores, gradient_scores
 from amc_compress.learners.channel_pruning.decisions import (
+    decisions_about,
     keep_ratio_decisions,
-    keep_ratios,
     with_branches,
 )
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
@@ -169,12 +169,12 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     @property
     def _ratios(self) -> tuple[Decision, ...]:
         """The decisions about channel groups."""
-        return keep_ratios(self.decisions)
+        return decisions_about(Quantity.WIDTH, self.decisions)
 
     @property
     def _depths(self) -> tuple[Decision, ...]:
         """The decisions about branches."""
-        return tuple(d for d in self.decisions if d.kind.quantity is Quantity.PRESENCE)
+        return decisions_about(Quantity.PRESENCE, self.decisions)
 
     def kept_units(self, plan: CompressionPlan) -> dict[str, Tensor]:
         """Returns the units that stay, sorted, for every group that loses some.

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.processes import is_there
 from support.runs.command_line import WEIGHTS
 
 from amc_compress.cli import main
@@ -50,6 +51,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         with interrupted_by_signals():
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.01)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -135,7 +137,7 @@ def test_a_command_that_is_asked_to_end_ends_as_by_an_interrupt(
             time.sleep(0.1)
         (os.killpg if to_all else os.kill)(process.pid, number)
         code = process.wait(60.0)
-        while is_there(process.pid) and time.monotonic() < deadline:  # what cleans up behind it
+        while is_there(-process.pid) and time.monotonic() < deadline:  # what cleans up behind it
             time.sleep(0.1)
     text = said.read_text(encoding="utf-8")
     assert code == 128 + number, text
@@ -144,16 +146,7 @@ def test_a_command_that_is_asked_to_end_ends_as_by_an_interrupt(
     assert "leaked" not in text
     assert "Traceback" not in text
     assert [*(tmp_path / "temporary").glob("amc-*")] == []
-    assert not is_there(process.pid)
-
-
-def is_there(group: int) -> bool:
-    """Whether a process is left of a group."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert not is_there(-process.pid)
 
 
 def is_at_work(place: Path) -> bool:

@@ -44,7 +44,7 @@ def test_the_next_folder_removes_those_of_processes_that_are_gone(place: Path) -
     for path in (left, old, run):
         path.mkdir()
     for path in (left, run):
-        (path / ".alive").touch()  # which nobody has locked
+        (path / ".alive").touch()  # which no process has locked
     (place / "amc-test-link").symlink_to(run)
     with TemporaryFolder("test") as living, TemporaryFolder("test"):
         there = {path.name for path in place.iterdir()}

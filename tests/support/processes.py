@@ -1,4 +1,4 @@
-"""Functions run in several processes that ``torch.distributed`` joins."""
+"""Functions run in several processes that ``torch.distributed`` joins; what runs still."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def _joined(
         distributed.destroy_process_group()
     # Threads of gloo that have not ended yet abort an interpreter that goes at the same time.
     os._exit(0)
+
+
+def is_there(process: int) -> bool:
+    """Whether a process is running; of the negative of a group's number, one of the group."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

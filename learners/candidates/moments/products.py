@@ -34,12 +34,6 @@ class UpperHalf:
         sizes = [(stop - start, width - start) for start, stop in blocks_of(width)]
         return cls([like.new_zeros(n_matrices, *size) for size in sizes])
 
-    @classmethod
-    def of(cls, whole: Tensor) -> UpperHalf:
-        """Returns the half of symmetric matrices, shape (matrices, n, n)."""
-        spans = blocks_of(whole.shape[2])
-        return cls([whole[:, start:stop, start:].contiguous() for start, stop in spans])
-
     def changed(self, change: Callable[[Tensor, slice, slice], Tensor]) -> UpperHalf:
         """Returns other matrices.
 

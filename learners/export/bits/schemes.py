@@ -62,19 +62,16 @@ def plan_schemes(
     Raises:
         InputDataError: If the plan decides no bits.
     """
-    ending = f":{DecisionKind.WEIGHT_BITS.name}"
-    bits = {
-        key.removesuffix(ending): round(value)
-        for key, value in CompressionPlan(plan).items()
-        if key.endswith(ending)
-    }
+    bits = CompressionPlan(plan).values_of(DecisionKind.WEIGHT_BITS)
     if not bits:
         raise InputDataError(
             "Expected a plan that decides bits of weights, got one without; search with a learner "
             "that quantizes."
         )
     return {
-        layer: WeightScheme(number, group_size, symmetric) if number < _FLOAT_BITS else None
+        layer: WeightScheme(round(number), group_size, symmetric)
+        if round(number) < _FLOAT_BITS
+        else None
         for layer, number in bits.items()
     }
 

@@ -95,14 +95,11 @@ def _regions(flow: Flow) -> list[tuple[_Region, bool]]:
 
 def _modules_in(flow: Flow, region: _Region) -> list[str]:
     """Returns the largest modules all of whose operations are in a region."""
-    inside: dict[str, None] = {}
     outside: set[str] = set()
     for number, operation in enumerate(flow.operations):
-        if region.inside >> number & 1:
-            inside |= dict.fromkeys(sorted(operation.modules))
-        else:
+        if not region.inside >> number & 1:
             outside |= operation.modules
-    whole = [name for name in inside if name not in outside]
+    whole = [name for name in _running_in(flow, region) if name not in outside]
     return [
         name for name in whole
         if not any(name.startswith(f"{other}.") for other in whole)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.layers.structure import replace_module
+from amc_env.kinds import DecisionKind
 
 _SETTINGS = (bool, int, float, str, tuple)
 
-DEPTH = ":depth"
+DEPTH = f":{DecisionKind.DEPTH.name}"
 """What follows the name of a branch where units that stay are listed: a branch keeps none."""
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.processes import is_there
 
 STARTING = """
 import os, signal, sys
@@ -40,14 +41,6 @@ def test_a_search_that_is_killed_while_its_workers_start_leaves_none(tmp_path):
         os.kill(int(process), signal.SIGKILL)
     assert not left
     assert not Path(folder).exists()
-
-
-def is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says")

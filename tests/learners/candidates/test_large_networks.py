@@ -14,7 +14,7 @@ from amc_compress.learners.candidates.inference.batch_sizes import fitting, hand
 from amc_compress.learners.candidates.input_moments import collect_statistics
 from amc_compress.learners.candidates.moments import effort
 from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
-from amc_compress.learners.candidates.moments.products import LowerTriangle, UpperHalf
+from amc_compress.learners.candidates.moments.products import LowerTriangle, UpperHalf, blocks_of
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, make_model
 from amc_env.graph import LayerGraph
@@ -50,7 +50,8 @@ def test_half_of_the_products_is_all_of_them(width: int) -> None:
     half.add_squares(rows[:, 15:])
     total = half.whole()
     assert torch.equal(total, total.mT)
-    assert torch.equal(UpperHalf.of(total).whole(), total)
+    blocks = [total[:, start:stop, start:] for start, stop in blocks_of(width)]
+    assert torch.equal(UpperHalf(blocks).whole(), total)
     expected = rows[:, :15].mT @ rows[:, :15] + rows[:, 15:].mT @ rows[:, 15:]
     torch.testing.assert_close(total, expected)
 
