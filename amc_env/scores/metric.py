@@ -16,7 +16,15 @@ from amc_env.errors import EvaluationError
 from amc_env.validation.checks import checked, shown
 
 _NAME = "score"
-_WORDS = {"iou": "IoU", "map": "mAP", "f1": "F1", "mae": "MAE", "mse": "MSE", "rmse": "RMSE"}
+_WORDS = {
+    "iou": "IoU",
+    "map": "mAP",
+    "f1": "F1",
+    "mae": "MAE",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "kl": "KL",
+}
 _TINY = 1e-12  # the least size that differences are divided by
 _LARGEST = sys.float_info.max
 _CHECK = "check the network's weights, the data and the learner"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.held_out import HeldOut
-from amc_compress.learners.candidates.inference.batch_sizes import handful, in_cache
+from amc_compress.learners.candidates.inference.batch_sizes import answered, handful, in_cache
 from amc_compress.learners.candidates.inference.fusion import fuse
 from amc_compress.learners.candidates.inference.held_samples import (
     EVALUATION_BATCH,
@@ -109,7 +109,7 @@ class CandidateEvaluator:
         )
         dtypes = {self._type_for(network) for network in (reference, *candidates)}
         # Fused convolutions give an image the same bits in every batch; other products may not.
-        size = in_cache(reference, probe, EVALUATION_BATCH) if fused else EVALUATION_BATCH
+        size = (in_cache if fused else answered)(reference, probe, EVALUATION_BATCH)
         held_out.settle(dtypes, device=device, fused=fused, layout=layout, batch_size=size)
         give_back()
         self.original_score, self.first_score = held_out.both_scores(

@@ -117,7 +117,7 @@ def _backward(network: nn.Module, inputs: Inputs, targets: Any, task: Task) -> N
         # No leaf, which networks that work in place could not take; no gradient of a weight.
         origin = torch.zeros((), device=device, requires_grad=True)
         shifted = mapped(lambda t: t + origin if t.is_floating_point() else t, inputs)
-        targets = moved(targets, device)
+        targets = task.drawn(moved(targets, device))
         with _from_embeddings(network, origin):
             outputs = task.outputs(task.ask(network, shifted, targets))
         loss = task.summed_loss(outputs, targets)
@@ -275,7 +275,7 @@ def _weight_gradients(
     """Returns the gradients of the summed loss; none of parameters that it does not depend on."""
     device = device_of(inputs)
     devices = [device] if device.type == "cuda" else []
-    targets = moved(targets, device)
+    targets = task.drawn(moved(targets, device))
     with (
         torch.enable_grad(),
         torch.random.fork_rng(devices),

@@ -167,7 +167,7 @@ class _GateGradients:
         with torch.enable_grad(), task.differentiable(model):
             for inputs, targets in self._batches:
                 model.zero_grad()
-                targets = moved(targets, device_of(inputs))
+                targets = task.drawn(moved(targets, device_of(inputs)))
                 loss = task.loss(task.outputs(task.ask(model, inputs, targets)), targets)
                 torch.autograd.backward(loss)
                 for name, found in slots.items():

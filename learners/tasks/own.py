@@ -260,6 +260,7 @@ class OwnTask(Task):
         self.tolerates_rounding = base.tolerates_rounding and (
             metric is None or isinstance(metric, OfferedMetric)
         )
+        self.keeps_types = base.keeps_types
         self.label_smoothing = base.label_smoothing
         self._loss_depends = False  # on the outputs; checked with the first batch
 
@@ -344,6 +345,10 @@ class OwnTask(Task):
     def complete(self, inputs: Inputs, targets: Any) -> Any:
         """As the task's."""
         return self.base.complete(inputs, targets)
+
+    def drawn(self, targets: Any) -> Any:
+        """As the task's."""
+        return self.base.drawn(targets)
 
     def smoothed(self: Self, share: float) -> Self:
         """Returns the task with label smoothing, which an own loss does not know."""

@@ -37,6 +37,7 @@ TASKS: dict[str, str] = {
     "language-modelling": "ready.language_modelling:LanguageModelling",
     "token-classification": "ready.token_classification:TokenClassification",
     "embedding": "ready.embedding:Embedding",
+    "token-distribution": "ready.token_distribution:TokenDistribution",
     "agreement": "ready.agreement:Agreement",
     "custom": "ready.custom:Custom",
 }

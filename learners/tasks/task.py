@@ -68,6 +68,8 @@ class Task(ABC):
         needs_original: Whether targets come from the original network, see :meth:`bind`.
         tolerates_rounding: Whether the metric is the same where outputs are rounded to bfloat16;
             otherwise candidates are evaluated in float32 unless another precision is asked for.
+        keeps_types: Whether completed targets stay in the types they have, to be held in less
+            memory; otherwise integers become int64, and numbers float32.
         label_smoothing: Share of the loss that goes to all classes alike, see :meth:`smoothed`.
     """
 
@@ -82,6 +84,7 @@ class Task(ABC):
     smooths: bool = False
     needs_own: bool = False
     tolerates_rounding: bool = False
+    keeps_types: bool = False
     label_smoothing: float = 0.0
 
     def split(self, batch: Any) -> tuple[Inputs, Any]:
@@ -250,6 +253,14 @@ class Task(ABC):
 
     def complete(self, inputs: Inputs, targets: Any) -> Any:
         """Returns the targets, those of the original network where a task takes them from it."""
+        return targets
+
+    def drawn(self, targets: Any) -> Any:
+        """Returns the targets that gradients at the original network are taken against.
+
+        Where the original is the best there is by its own loss, whose gradient is then 0, these are
+        drawn at random from what it says; the same ones for the same targets.
+        """
         return targets
 
     def smoothed(self: Self, share: float) -> Self:

@@ -162,6 +162,8 @@ def read_batch(
         ids.check(given, name)
     if not isinstance(batch, Split):
         targets = task.complete(inputs, targets)
+    if task.keeps_types:
+        return Split(inputs, moved(targets, device))
     return Split(inputs, plain_targets(targets, device))
 
 

@@ -51,9 +51,9 @@ class TaskOptions:
     task: str | None = _task(
         None,
         "What the network is for: classification, multilabel, regression, segmentation, "
-        "detection, language-modelling, token-classification, embedding, or agreement (with the "
-        "original network, without labels). It has the loss, the metric, and the score that is "
-        "searched for. Your own: package.module:Class.",
+        "detection, language-modelling, token-classification, or without labels, by the original "
+        "network: embedding, token-distribution (of language models), agreement. It has the loss, "
+        "the metric, and the score that is searched for. Your own: package.module:Class.",
         default_text="that of the data",
         everyday=True,
     )

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.tasks.inputs import Inputs, ask, count, rows, tensors_of
+from amc_compress.learners.tasks.outputs import tensors_in
 
 _LARGE = 3 * 64 * 64
 _NUMBERS = 125 * _LARGE
 _LEAST = 8  # fewer leave fast kernels idle
 _NUMBERS_BETWEEN = 2**21
 _LEAST_CACHED = 16
+_NUMBERS_OUT = 2**26
 
 
 def fitting(inputs: Inputs, most: int, least: int = _LEAST) -> int:
@@ -59,6 +61,22 @@ def in_cache(network: nn.Module, inputs: Inputs, most: int) -> int:
             hook.remove()
     of_one = max(widest // max(count(inputs), 1), 1)
     return min(most, max(_LEAST_CACHED, _NUMBERS_BETWEEN // of_one))
+
+
+def answered(network: nn.Module, inputs: Inputs, most: int) -> int:
+    """Returns the samples of a batch whose outputs take no more than a quarter of a gigabyte.
+
+    The logits of a block of 512 tokens among 32,000 are 64 MB in float32, those of 125 blocks 8 GB.
+
+    Args:
+        network: In ``eval`` mode.
+        inputs: Some that it takes.
+        most: Where outputs are small.
+    """
+    with torch.inference_mode():
+        outputs = ask(network, rows(inputs, slice(0, 1)))
+    numbers = sum(tensor.numel() for tensor in tensors_in(outputs))
+    return min(most, max(1, _NUMBERS_OUT // max(numbers, 1)))
 
 
 def handful(inputs: Inputs) -> Inputs:

@@ -249,3 +249,25 @@ def test_a_part_is_exported_where_the_whole_cannot_be(
     assert "part=..." not in facts["note"]  # advice that has been followed
     assert set(facts["latency_ms"]) == {"original", "compressed"}
     assert "alone: " in result.report().read_text()
+
+
+@pytest.mark.slow
+def test_a_language_model_is_searched_by_its_tokens_without_labels(tmp_path: Any) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 20))
+
+    def blocks(seed: int) -> list[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        return list(torch.randint(0, 20, (24, 6), generator=generator).split(8))
+
+    options: dict[str, Any] = {"task": "token-distribution", "parallel": 2, "evaluations": 4}
+    one = compressed(made(network), blocks, **options)
+    result = compressed(made(network), blocks, **options, workers=2, out=tmp_path / "run")
+    assert result.metric == "kl_divergence"
+    assert result.original_score == pytest.approx(0.0, abs=1e-5)
+    assert (result.plan, result.score) == (one.plan, one.score)
+    before = result.score
+    result.finetune(epochs=3, learning_rate=0.05)
+    assert before < result.score < 0.0
+    again = compressed(made(network), blocks, **options, out=tmp_path / "run", resume=True)
+    assert (again.plan, again.score) == (result.plan, result.score)

@@ -39,6 +39,7 @@ TASKS: dict[str, tuple[Any, Any]] = {
         partial(small.Tokens, 5),
         lambda n, s: (tokens(n, s), small.whole(5, n, 6, seed=s)),
     ),
+    "token-distribution": (partial(small.Tokens, small.VOCABULARY), tokens),
     "embedding": (partial(small.vectors, 5), small.images),
     "agreement": (partial(small.vectors, 5), lambda n, s: [small.images(n, s)]),
 }

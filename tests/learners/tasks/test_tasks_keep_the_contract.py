@@ -130,6 +130,11 @@ class TestEmbedding(TestLanguageModelling):
         return found
 
 
+class TestTokenDistribution(TestLanguageModelling):
+    def make(self):
+        return make_task("token-distribution")
+
+
 class TestAgreementOfLogits(TaskContract):
     def make(self):
         return make_task("agreement")
