@@ -209,7 +209,6 @@ def _check_search(spec: LearnerSpec) -> None:
 def _check_depth(options: Options) -> None:
     """Rejects what knows channels alone, where depth is decided, too."""
     others = {
-        "--part": options.part is not None,
         "--progressive": options.is_progressive,
         "--sparse-training": options.sparse_training != "none",
         "--finetune-groups": options.finetune_groups > 1,

@@ -55,7 +55,7 @@ class ChannelOptions(CandidateOptions):
     Attributes:
         criterion: Name in ``CRITERIA`` or a function of a ``GroupContext``: which units go first.
         round_to: Kept channels come in multiples of this.
-        min_ratio: Smallest keep ratio on offer.
+        min_ratio: Smallest keep ratio on offer; with 1 no channel is decided about, but depth.
         memory: Bytes that the moments of layers' inputs may take: the widest layers are repaired
             channel by channel so that all others fit. No limit but 5,000 columns if ``None``.
         decide_depth: Whether to decide which residual branches are there, too.
@@ -99,7 +99,16 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     @classmethod
     def decide(cls, traced: TracedModel, options: ChannelOptions) -> SearchSpace:
         """Returns one keep ratio per channel group that can be cut, and depths if asked for."""
-        ratios = keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio)
+        if options.min_ratio == 1.0 and not options.decide_depth:
+            raise ValueError(
+                "Expected min_ratio below 1, or decide_depth, got 1 without it: every channel "
+                "stays, and nothing is left to decide."
+            )
+        ratios = (
+            keep_ratio_decisions(traced.graph, options.round_to, options.min_ratio)
+            if options.min_ratio < 1.0
+            else ()
+        )
         if not options.decide_depth:
             return SearchSpace(ratios)
         return SearchSpace(with_branches(traced.graph, ratios))
@@ -107,7 +116,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the network, with the layers that no cut repairs."""
-        return (*super().notes, *unrepaired_note(self.graph, self.original))
+        cut = unrepaired_note(self.graph, self.original) if self._ratios else ()
+        return (*super().notes, *cut)
 
     def _trace(self, network: nn.Module, example: Inputs) -> TracedModel:
         given = self.options
@@ -124,6 +134,14 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         # times on MobileNet V1); training is not, so that follows its own rule.
         self._prepare_evaluator(samples, narrow_candidates(self.traced, self._ratios))
         self._norms = following_norms(self.original)
+        self._layers: dict[str, LayerReconstruction] = {}
+        self._wide: dict[str, WideLayer] = {}
+        self.ranking: dict[str, Tensor] = {}
+        if self._ratios:
+            self._collect(samples)
+
+    def _collect(self, samples: Samples) -> None:
+        """Collects what rankings, and repairs of cut layers, need of the original network."""
         modules = dict(self.original.named_modules())
         effort = self._effort(samples)
         n_samples = effort.n_samples or samples.n_calibration

@@ -33,7 +33,7 @@ from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
-from amc_env.costs.costs import COSTS, make_cost
+from amc_env.costs.costs import costs_for, make_cost
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.support.threads import limited_threads
@@ -109,7 +109,7 @@ class JointCompression(CandidateLearner[CompressionPlan]):
         self.parts = tuple(parts)
         check_same_network(self.parts)
         # The first part's: what later parts call a layer is a layer of it, with the widths that
-        # the keep ratios move.
+        # the keep ratios move, in the branches that may be left out.
         self.graph = self.parts[0].graph
         self.decisions: tuple[Decision, ...] = in_network_order(
             self.graph, [part.decisions for part in self.parts]
@@ -123,7 +123,8 @@ class JointCompression(CandidateLearner[CompressionPlan]):
         self.task = evaluator.task
         self.storage = storage
         self.cost_models = {
-            name: make_cost(name, self.graph, self.decisions, storage) for name in COSTS
+            name: make_cost(name, self.graph, self.decisions, storage)
+            for name in costs_for(self.decisions)
         }
         self.validation = validation
         self.training = training or BriefTraining()

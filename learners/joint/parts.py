@@ -4,10 +4,10 @@ A joint plan holds the decisions of several parts: keep ratios of channel groups
 bits of layers. Each part decides about the same network in its own way, and they are applied one
 after the other, each to the network that the one before it has left::
 
-    original --channels--> sliced, repaired --density--> masked, refitted --bits--> quantized
+    original --channels, depth--> sliced, repaired --density--> masked, refitted --bits--> quantized
 
 Nothing here knows which kinds there are. Modules keep their names from part to part; shapes need
-not stay.
+not stay, and the layers of branches that are left out are gone.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class PlanPart(Protocol):
         """Returns the network with this part's decisions carried out and repaired.
 
         Args:
-            network: What the earlier parts made of the original, with its module names; the first
-                part gets the original itself. It is not changed.
+            network: What the earlier parts made of the original, with its module names, without
+                the branches that they left out; the first part gets the original itself. It is not
+                changed.
             plan: The decisions of this part, complete.
             exact: In float32 and without training, as for a network that is kept; otherwise as a
                 candidate inside an episode, as fast as the part can.
@@ -93,32 +94,32 @@ def in_network_order(
 
     A decision about a layer stands at that layer; one about a channel group at the layer that the
     group is named after, its first producer, or where that is no layer (a table, a parameter) at
-    the first layer that the group touches.
+    the first layer that the group touches; one about a branch at its first layer, before all others
+    there, which are of no account where it is left out.
 
     Args:
         graph: The network.
         parts: The decisions of each part.
 
     Raises:
-        ValueError: If two parts decide about the same thing, or one about depth.
+        ValueError: If two parts decide about the same thing.
     """
     depth = {layer.name: place for place, layer in enumerate(graph.layers)}
     groups = {group.name: group for group in graph.groups}
 
-    def place(decision: Decision) -> int:
-        if decision.target in depth:
-            return depth[decision.target]
-        group = groups.get(decision.target)
-        names = (*group.producers, *group.consumers) if group else ()
-        return min((depth[name] for name in names if name in depth), default=len(depth))
+    def place(decision: Decision) -> tuple[int, bool]:
+        is_depth = decision.kind.quantity is Quantity.PRESENCE
+        names: Sequence[str] = (decision.target,)
+        if is_depth:
+            names = graph.branch(decision.target).layers
+        elif decision.target not in depth:
+            group = groups.get(decision.target)
+            names = (*group.producers, *group.consumers) if group else ()
+        first = min((depth[name] for name in names if name in depth), default=len(depth))
+        return first, not is_depth
 
     decisions = [decision for part in parts for decision in part]
     keys = [decision.key for decision in decisions]
-    if branches := [d.key for d in decisions if d.kind.quantity is Quantity.PRESENCE]:
-        raise ValueError(
-            f"Expected parts that decide about channels, weights and bits, got {branches[0]}: in a "
-            f"joint plan no layer may be left out, so prepare channel pruning without decide_depth."
-        )
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(
             f"Expected parts that decide about different things, but several decide about {twice}."

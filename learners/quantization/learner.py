@@ -37,6 +37,7 @@ from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.preparation import quantized_training
 from amc_compress.learners.tasks.inputs import Inputs, Split, count, rows
+from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.costs import BytesCost, make_cost
@@ -195,19 +196,21 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
 
         Args:
             network: The network, in float, its norms not yet folded; it is copied. Masks stay,
-                and only the weights that count are fitted.
+                and only the weights that count are fitted. Layers that went with a branch get none.
             plan: Bits for the learner's decisions.
             recalibrate: Whether to match the outputs of every layer to those of ``network``.
 
         Raises:
             PlanMismatchError: If the plan does not fit, or the network lacks a layer.
         """
-        bits = self._choice.read(plan)
-        folded = folded_like(plain_float(network), self._folded, self.layers)
+        there = layers_there(network, self.layers)
+        every = self._choice.read(plan)
+        bits = {name: every[name] for name in there}
+        folded = folded_like(plain_float(network), self._folded, there)
         with limited_threads(self.threads):
             seen = self._observation
             if not same_state(folded, self.float_network):
-                seen = observe(folded, [self._recalibration], self.layers, seed=self.seed)
+                seen = observe(folded, [self._recalibration], there, seed=self.seed)
             quantized = self._build(folded, bits, seen)
             self._round(quantized, folded)
             if recalibrate:

@@ -14,6 +14,7 @@ from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.structure import replace_module
 from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.sparsification.fitted import FittedWeights
+from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CompressionPlan, Decision
 
@@ -38,7 +39,7 @@ def counts_in(
 ) -> dict[str, int]:
     """Returns layer -> weights that stay in a network with other shapes than the original.
 
-    Layers that lose none are left out.
+    Those that lose none are not listed, nor are those that went with a branch.
 
     Args:
         network: The network.
@@ -49,11 +50,12 @@ def counts_in(
         PlanMismatchError: If the plan does not fit, or the network lacks a layer.
     """
     kept = {}
-    for d, value in zip(decisions, plan.values_for(decisions), strict=True):
-        size = weight_of(network, d.target).numel()
-        count = max(math.floor(value * size + 1e-6), 1)  # never more than is allowed, or none
+    values = {d.target: v for d, v in zip(decisions, plan.values_for(decisions), strict=True)}
+    for name in layers_there(network, values):
+        size = weight_of(network, name).numel()
+        count = max(math.floor(values[name] * size + 1e-6), 1)  # never more than allowed, or none
         if count < size:
-            kept[d.target] = count
+            kept[name] = count
     return kept
 
 

@@ -30,6 +30,7 @@ from amc_compress.learners.sparsification.patterns import Pattern
 from amc_compress.learners.sparsification.protocols import check_density, plan_for, scores_of
 from amc_compress.learners.sparsification.schedule import GradualSparsity, SparsitySchedule
 from amc_compress.learners.sparsification.storage import sparse_storage, with_header
+from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_compress.learners.tracing.traced_model import TracedModel
 from amc_compress.learners.training.hooks import TrainingHook
 from amc_env.costs.costs import COSTS, make_cost
@@ -216,8 +217,9 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
     def _masked(
         self, network: nn.Module, kept: Mapping[str, int], fitted: FittedWeights
     ) -> nn.Module:
-        """Returns a copy in which every layer that is decided has a mask."""
-        whole = [d.target for d in self.decisions if d.target not in kept]
+        """Returns a copy in which every layer that is decided, and there, has a mask."""
+        names = layers_there(network, [d.target for d in self.decisions])
+        whole = [name for name in names if name not in kept]
         return masked(network, kept, fitted, self._norms, whole)
 
     def unfitted(self, plan: CompressionPlan) -> nn.Module:

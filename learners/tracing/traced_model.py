@@ -165,8 +165,7 @@ def trace(
         part: The submodule that is cut, if not the whole network: its inside alone, so that its
             inputs and outputs stay. The rest of the network is only run, and may be of any kind;
             its multiply-adds on the example, parameters and buffers count as fixed.
-        branches: Whether to look for residual branches that may be left out, too; not within a
-            part.
+        branches: Whether to look for residual branches that may be left out, too.
 
     Returns:
         The traced network. Its graph has no groups if nothing can be cut safely.
@@ -195,10 +194,6 @@ def trace(
     work = taken.network
     set_layout(work, torch.contiguous_format)
     _check(work, ignore)
-    if branches and part is not None:
-        raise InputDataError(
-            f"Expected branches of the whole network, got the part {part!r}; leave out one of both."
-        )
     # What floats is in the type that the copy runs in.
     inputs = _single(work, floats(Tensor.float, given))
     subject, border = work, None

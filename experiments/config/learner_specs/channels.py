@@ -17,6 +17,15 @@ class ChannelSpec(LearnerSpec):
     takes: ClassVar[tuple[str, ...]] = (*_GRID, "criterion")
     prunes = True
 
+    def check(self) -> None:
+        """Checks that channels or branches are decided about."""
+        super().check()
+        if self.options.min_ratio == 1.0 and not self.options.depth:
+            raise ValueError(
+                f"Expected --min-ratio below 1 with --learner {self.name}, got 1, with which every "
+                f"channel stays; with --depth it decides about residual branches alone."
+            )
+
     def own_options(self) -> dict[str, Any]:
         """Returns the grid, how channels are ranked, and whether depth is decided."""
         depth = {"decide_depth": True} if self.options.depth else {}

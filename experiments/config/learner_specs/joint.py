@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 class JointSpec(LearnerSpec):
-    """Channels and bits, and densities if wanted."""
+    """Channels and bits, and densities and depth if wanted."""
 
     title = "Channel pruning and quantization"
     path = "joint.learner:JointCompression"
     reads: ClassVar[tuple[str, ...]] = tuple(QUANTIZERS)
-    prunes = True
+
+    @property
+    def prunes(self) -> bool:  # type: ignore[override]
+        """Whether channels are cut, or branches left out."""
+        return self.options.min_ratio < 1.0 or self.options.depth
 
     @property
     def sparsifies(self) -> bool:
@@ -61,6 +65,8 @@ class JointSpec(LearnerSpec):
         weights = self.bits.weights
         # What weights of more bits take, fewer channels do not.
         size = min(0.15 * max(middle(weights, self.bits.ends), 4.0) / 4, 0.5)
+        if not self.prunes:
+            return f"bytes={size:.4g}"
         return "macs=0.5" if weights == (OFF_BITS,) else f"bytes={size:.4g},macs=0.5"
 
     def training_defaults(self) -> dict[str, float]:

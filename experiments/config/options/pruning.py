@@ -39,12 +39,18 @@ class PruningOptions:
         least=1,
     )
     min_ratio: float = _channels(
-        0.0, "Smallest share of channels a layer may keep.", learners=_CUTTING, least=0, most=1
+        0.0,
+        "Smallest share of channels a layer may keep; with 1 channels are not decided about: "
+        "--depth --min-ratio 1 leaves out residual branches alone.",
+        learners=_CUTTING,
+        least=0,
+        most=1,
     )
     depth: bool = _channels(
         False,
-        "With --learner channels: decide which residual branches are there, too.",
-        learners=("channels",),
+        "Decide which residual branches are there, too (blocks, or the attention and the MLP "
+        "halves of transformers); with --learner joint next to channels, bits and densities.",
+        learners=("channels", "joint"),
     )
     discrimination_stages: int = _channels(
         3,

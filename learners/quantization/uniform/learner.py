@@ -29,6 +29,7 @@ from amc_compress.learners.quantization.uniform.quantizer import UniformQuantize
 from amc_compress.learners.quantization.uniform.ranges import check_rule
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.tasks.inputs import Inputs
+from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_env.costs.storage import StorageFormat
 from amc_env.plan import DecisionKind
 from amc_env.validation.checks import check_known, checked
@@ -100,10 +101,12 @@ class UniformQuantization(QuantizationLearner):
     ) -> dict[str, LayerReconstruction]:
         """Returns the moments of those layers whose weights are theirs alone."""
         owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+        places = self._places.layers
         own = [
             name
-            for name, place in self._places.layers.items()
-            if place.has_input and owners[id(network.get_submodule(place.module).weight)] == 1
+            for name in layers_there(network, places)
+            if places[name].has_input
+            and owners[id(network.get_submodule(places[name].module).weight)] == 1
         ]
         return fit_layers(
             network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Place:
 
     def holds(self, name: str) -> bool:
         """Whether something of this name, a layer or a parameter, goes with the branch."""
-        return any(name == m or name.startswith((f"{m}.", f"{m}#")) for m in self.modules)
+        return _is_held(name, self.modules)
 
     def remove(self, network: nn.Module) -> None:
         """Leaves the branch out, in place; what an outer branch has taken along is gone."""
@@ -97,6 +97,21 @@ class Place:
     def silence(self, network: nn.Module) -> None:
         """Multiplies what the branch adds by 0, in place: the reference for :meth:`remove`."""
         network.get_submodule(self.exit).register_forward_hook(_silenced)
+
+
+def layers_there(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Returns those of some layers or parameters that did not go with a branch, in their order.
+
+    Args:
+        network: What is left of the one that has all of them.
+        names: As a graph names them.
+    """
+    gone = [name for name, module in network.named_modules() if isinstance(module, LeftOut)]
+    return [name for name in names if not _is_held(name, gone)]
+
+
+def _is_held(name: str, modules: Iterable[str]) -> bool:
+    return any(name == m or name.startswith((f"{m}.", f"{m}#")) for m in modules)
 
 
 def _silenced(_: nn.Module, __: Any, output: Any) -> Any:

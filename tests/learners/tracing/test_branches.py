@@ -18,7 +18,7 @@ from amc_compress.learners.tracing.labels.counting import (
     count_parameters,
 )
 from amc_compress.learners.tracing.traced_model import trace
-from amc_env import InputDataError, make_cost, with_depth
+from amc_env import make_cost, with_depth
 from amc_env.costs.costs import costs_for
 
 IMAGES, TOKENS = torch.randn(2, 3, 8, 8), torch.randint(0, 11, (2, 5))
@@ -95,8 +95,15 @@ def test_without_the_question_nothing_is_looked_for():
     plain, asked = trace(network, IMAGES).graph, traced.graph
     assert plain.branches == ()
     assert (plain.layers, plain.groups) == (asked.layers, asked.groups)
-    with pytest.raises(InputDataError, match="branches of the whole network"):
-        trace(network, IMAGES, branches=True, part="nested")
+
+
+def test_branches_of_a_part_are_those_that_the_whole_has_there():
+    network, traced = traced_once("tokens")
+    part = trace(network, TOKENS, branches=True, part="layer")
+    assert part.graph.branches == traced.graph.branches
+    for branch in part.graph.branches:
+        right = traced.without(branch.name)(TOKENS)
+        torch.testing.assert_close(part.without(branch.name)(TOKENS), right, rtol=0, atol=0)
 
 
 def test_units_of_a_branch_are_rejected(case):
