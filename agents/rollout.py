@@ -112,12 +112,13 @@ class Search(Closing):
         return [*self.prior, *(trial for trial in self.trials if trial.within_budget)]
 
     def find(self, plan: CompressionPlan) -> Trial | None:
-        """Returns what is known about a plan, None if nothing is."""
+        """Returns what is known about a plan, or another one of its network; None if nothing is."""
+        plan = self.env.canonical(plan)
         return next((trial for trial in self.known if trial.plan == plan), None)
 
     def has_seen(self, plan: CompressionPlan) -> bool:
         """Whether a plan is known or under way: to propose it again would teach nothing."""
-        return self.find(plan) is not None or plan in self.pending
+        return self.find(plan) is not None or self.env.canonical(plan) in self.pending
 
     def uniform(self) -> Trial:
         """Returns the evaluation of the uniform plan, which is spent only where it is not known.
@@ -210,7 +211,7 @@ class Search(Closing):
         if self.remaining < 1:
             raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
         self.env.submit([plan])
-        self._pending.append(_Asked(plan, source, scalars or {}))
+        self._pending.append(_Asked(self.env.canonical(plan), source, scalars or {}))
 
     def result(self) -> Trial:
         """Waits for the oldest plan under way, and records it.

@@ -14,6 +14,7 @@ from amc_env.actions import ACTION_MAPPINGS, Translation
 from amc_env.budgets.budget import Budget, BudgetLike
 from amc_env.budgets.feasible import FeasibleSet
 from amc_env.budgets.upper import UpperBounds
+from amc_env.costs.canonical import CanonicalPlans
 from amc_env.costs.cost_model import CostFunction
 from amc_env.costs.entered_cost import original_costs
 from amc_env.costs.own_costs import all_costs
@@ -129,6 +130,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         self.costs = all_costs(learner, cost_models or {})
         self.original_cost = original_costs(self.costs, self.decisions)
         self._sums = CostSums.build(self.costs, self.decisions)
+        self._plans = CanonicalPlans(self.graph, self.decisions, self._cost_of)
         self.scores = KnownScores(evaluations or InProcess(self.learner))
         self._values: list[float] | None = None
         self.set_budget(budget)
@@ -218,7 +220,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             return None
         asked = request_of(action)
         last = self._translation.value(self._values, asked, self._context)
-        return CompressionPlan.from_values(self.decisions, [*self._values, last])
+        return self._plans.of([*self._values, last])
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
         """Evaluates a complete plan without an episode; equal plans are evaluated once.
@@ -228,7 +230,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self._evaluated(self._values_of(plan))
 
     def _evaluated(self, values: Sequence[float]) -> Outcome:
-        evaluation = self.scores.find(CompressionPlan.from_values(self.decisions, values))
+        evaluation = self.scores.find(self._plans.of(values))
         worst = self.metric.worst(self.original_score)
         score = worst if evaluation.score is None else evaluation.score
         return self._outcome(evaluation.plan, values, score, evaluation)
@@ -238,10 +240,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
 
         Where evaluations run in parallel, this is how many are under way at a time.
         """
-        self.scores.submit([self._snapped(plan) for plan in plans])
+        self.scores.submit([*map(self.canonical, plans)])
 
-    def _snapped(self, plan: CompressionPlan) -> CompressionPlan:
-        return CompressionPlan.from_values(self.decisions, self._values_of(plan))
+    def canonical(self, plan: CompressionPlan) -> CompressionPlan:
+        """Returns the plan of the same network that is as the original within left-out branches."""
+        return self._plans.of(self._values_of(plan))
 
     @renamed_arguments(accuracy="score", removed_in="0.2")
     def outcome(self, plan: CompressionPlan, score: float) -> Outcome:
@@ -280,7 +283,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             failure: Why it could not be evaluated; it has no score of its own then.
         """
         number = self.metric.checked(score, "the record of a plan")
-        self.scores.add(Evaluation(self._snapped(plan), None if failure else number, failure))
+        self.scores.add(Evaluation(self.canonical(plan), None if failure else number, failure))
 
     def cost(self, plan: CompressionPlan) -> dict[str, float]:
         """Returns the absolute cost of a complete plan, for every cost model."""
@@ -303,8 +306,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         Raises:
             ArgumentError: If they are not one number in [0, 1] per decision.
         """
-        values = self._translation.values(actions_of(actions, self.n_decisions))
-        return CompressionPlan.from_values(self.decisions, values)
+        return self._plans.of(self._translation.values(actions_of(actions, self.n_decisions)))
 
     def decode_all(
         self, actions: Sequence[Sequence[float] | Matrix] | Matrix
@@ -318,8 +320,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ArgumentError: As :meth:`decode`.
         """
         rows = [actions_of(row, self.n_decisions) for row in actions]
-        found = self._translation.all_values(rows)
-        return [CompressionPlan.from_values(self.decisions, values) for values in found]
+        return [*map(self._plans.of, self._translation.all_values(rows))]
 
     def encode(self, plan: CompressionPlan) -> npt.NDArray[np.float32]:
         """Returns the actions, shape ``(n_decisions,)``, that lead to a feasible plan."""
@@ -368,12 +369,11 @@ class CompressionEnv(gym.Env[Observation, Action]):
             ArgumentError: As :meth:`project`.
         """
         asked = [check_numbers("values", row, self.n_decisions).tolist() for row in values]
-        found = self._translation.projected(asked)
-        return [CompressionPlan.from_values(self.decisions, row) for row in found]
+        return [*map(self._plans.of, self._translation.projected(asked))]
 
     def uniform_plan(self) -> CompressionPlan:
         """Returns the plan in which every decision takes the ratio that spends what is left."""
-        return CompressionPlan.from_values(self.decisions, self._translation.balanced_values())
+        return self._plans.of(self._translation.balanced_values())
 
     def render(self) -> Any:
         """Returns the plan so far, layer by layer against the original, as text or picture."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amc_env.costs.canonical import VoidDecisions
 from amc_env.costs.costs import CostModel, costs_for, make_cost, original_cost
 from amc_env.costs.layer_terms import columns
 from amc_env.costs.presence import of_layers
@@ -54,10 +55,14 @@ def layer_widths(
 def decided_values(
     graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float], kind: str
 ) -> dict[str, float]:
-    """Returns ``layer -> value`` of the decisions of one kind that are made; of two the smaller."""
+    """Returns ``layer -> value`` of the decisions of one kind that are made; of two the smaller.
+
+    Those that say nothing, because of a branch that is left out, are not there.
+    """
     found: dict[str, float] = {}
-    for decision, value in zip(decisions, values, strict=False):
-        if decision.kind.name == kind:
+    void = VoidDecisions(graph, decisions).of(_padded(decisions, values))
+    for decision, value, is_void in zip(decisions, values, void, strict=False):
+        if decision.kind.name == kind and not is_void:
             for name in decision.kind.layers(graph, decision.target):
                 found[name] = min(value, found.get(name, value))
     return found
@@ -89,8 +94,10 @@ def plan_table(
     width = max([9, *(len(d.target) for d in decisions)])
     roles = {group.name: group.role for group in graph.groups if group.role != CHANNELS}
     lines = [f"{'decision':<{width}}  {'kind':<15} {'value':>7}  {'kept':>9}"]
+    void = VoidDecisions(graph, decisions).of(_padded(decisions, values))
     for i, decision in enumerate(decisions):
         shown = _described(decision, values[i]) if i < len(values) else f"{'?':>7}"
+        shown = f"{'-':>7}" if void[i] else shown
         role = roles.get(decision.target) if decision.kind.quantity is Quantity.WIDTH else None
         shown += f"  {role}" if role else ""
         lines.append(f"{decision.target:<{width}}  {decision.kind.name:<15} {shown}")

@@ -51,6 +51,11 @@ class Presence:
         filled = [[*found, *[len(decisions)] * (depth - len(found))] for found in around]
         self._columns: Index = np.array(filled, dtype=np.intp).reshape(len(names), depth)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all parts are always there."""
+        return not self._columns.size
+
     def at(self, values: Array) -> Array:
         """Returns one number per part, shape ``(n_parts,)``."""
         present: Array = np.append(values, 1.0)[self._columns].prod(axis=1)
@@ -58,7 +63,7 @@ class Presence:
 
     def of(self, numbers: Array, values: Array) -> Array:
         """Returns numbers of all parts, shape ``(n_parts,)``, with 0 for what is left out."""
-        return numbers * self.at(values) if self._columns.size else numbers
+        return numbers if self.is_whole else numbers * self.at(values)
 
     def factors(self) -> tuple[Affine, ...]:
         """Returns what numbers of all parts are multiplied by; nothing if all are always there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amc_env.graph import LayerGraph, LayerSpec
+from amc_env.graph import Branch, LayerGraph, LayerSpec
 from amc_env.kinds.kind import Bar, DecisionKind, Panel, Quantity, register_kind
 
 
@@ -25,6 +25,12 @@ class _Depth(DecisionKind):
 
     def touched(self, graph: LayerGraph, target: str) -> list[LayerSpec]:
         return self.own_layers(graph, target)  # a channel group may have the name of a branch
+
+    def is_within(self, graph: LayerGraph, target: str, branch: Branch) -> bool:
+        own = graph.branch(target)
+        order = [x.name for x in graph.branches]  # an outer one comes before those within it
+        is_later = order.index(branch.name) < order.index(target)
+        return is_later and set(own.layers).issubset(branch.layers)
 
     def text(self, value: float) -> str:
         return "there" if value else "out"

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from amc_env.errors import ArgumentError, InputDataError
-from amc_env.graph import LayerGraph, LayerSpec
+from amc_env.graph import Branch, LayerGraph, LayerSpec
 from amc_env.support.deprecation import renamed_attribute
 from amc_env.validation.checks import checked, shown, unknown
 from amc_env.validation.references import FORM, is_reference, resolve
@@ -202,6 +202,19 @@ class DecisionKind:
         """Returns the layers of :meth:`layers` that the network has, in network order."""
         names = set(self.layers(graph, target))
         return [layer for layer in graph.layers if layer.name in names]
+
+    def is_within(self, graph: LayerGraph, target: str, branch: Branch) -> bool:
+        """Whether a branch holds all that a decision is about: without it the value says nothing.
+
+        Args:
+            graph: The network.
+            target: What is decided about.
+            branch: One of the network's.
+        """
+        if self.quantity is Quantity.WIDTH:
+            return target in branch.groups
+        own = self.own_layers(graph, target)
+        return bool(own) and {layer.name for layer in own}.issubset(branch.layers)
 
     def text(self, value: float) -> str:
         """Returns a value as tables show it, at most seven characters."""

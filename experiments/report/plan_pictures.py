@@ -24,6 +24,7 @@ def plan_pictures(folder: RunFolder) -> list[tuple[LayerRows, str]]:
             sizes[name],
         )
         for name, ratio in kept.items()
+        if name in sizes  # else it went with a branch
     ]
     weights = [(name, *counts) for name, counts in results.get("densities", {}).items()]
     bits = [(name, b["weights"], b["activations"]) for name, b in results.get("bits", {}).items()]

@@ -26,10 +26,12 @@ from amc_compress.runs.problem import Problem
 from amc_compress.runs.storage.stored_state import blamed_on
 from amc_compress.runs.task import Task, use_threads
 from amc_env import CompressionPlan
+from amc_env.costs.canonical import VoidDecisions
 from amc_env.costs.costs import COSTS, FURTHER_COSTS
 from amc_env.costs.latency import TableCost
 from amc_env.files import write_json
-from amc_env.graph import CHANNELS
+from amc_env.graph import CHANNELS, ChannelGroup
+from amc_env.kinds import Quantity
 from amc_env.scores.metric import Metric
 
 
@@ -49,8 +51,8 @@ def run_evaluate(task: Task) -> None:
             )
             for name, model in (("original", task.original), ("compressed", small))
         }
-        problem = task.problem
-        groups = problem.graph.groups
+        problem, plan = task.problem, folder.read_plan()
+        groups = groups_there(problem, plan)
         roles = {group.name: group.role for group in groups if group.role != CHANNELS}
         folder.finish(
             "evaluate",
@@ -59,7 +61,7 @@ def run_evaluate(task: Task) -> None:
             standard_error=standard_error(*(groups for _, groups in found.values())),
             costs={
                 "original": problem.original(),
-                "compressed": predicted_costs(problem, folder.read_plan()),
+                "compressed": predicted_costs(problem, plan),
             },
             group_sizes={group.name: group.size for group in groups},
             **({"group_roles": roles} if roles else {}),
@@ -70,6 +72,22 @@ def run_evaluate(task: Task) -> None:
     with blamed_on(folder / "state.json"):
         summary = summarise(folder)
     write_json(folder / "summary.json", summary)
+
+
+def groups_there(problem: Problem, plan: CompressionPlan) -> list[ChannelGroup]:
+    """Returns the channel groups that did not go with a branch.
+
+    Raises:
+        PlanMismatchError: If the plan does not fit.
+    """
+    decisions = problem.decisions
+    void = VoidDecisions(problem.graph, decisions).of(plan.values_for(decisions))
+    gone = {
+        d.target
+        for d, v in zip(decisions, void, strict=True)
+        if v and d.kind.quantity is Quantity.WIDTH
+    }
+    return [group for group in problem.graph.groups if group.name not in gone]
 
 
 def predicted_costs(problem: Problem, plan: CompressionPlan) -> dict[str, float]:

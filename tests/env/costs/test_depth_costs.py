@@ -268,6 +268,58 @@ def test_an_episode_observes_what_is_left_out_and_shows_it():
     assert env.render().shape[0] == round(6.5 * 80)
 
 
+ALL = with_depth(GRAPH, (*RATIOS, *BITS, *DENSITY))
+
+
+class Counting:
+    """Knows the graph, and counts what it is asked for."""
+
+    graph, decisions, original_score = GRAPH, ALL, 1.0
+
+    def __init__(self):
+        self.asked = []
+
+    def evaluate(self, plan):
+        self.asked.append(plan)
+        return 0.5
+
+
+def test_plans_of_one_network_are_one_plan_evaluated_once_and_shown_alike():
+    learner, whole = Counting(), CompressionPlan.full(ALL)
+    env = CompressionEnv(learner, "macs=1.0")
+    out = {"block:depth": 0.0}
+    inside = {
+        "half:depth": 0.0, "a:keep_ratio": 1 / 6, "m.up:keep_ratio": 0.5, "a:weight_bits": 2.0,
+        "m.down:density": 0.25,
+    }  # fmt: skip
+    one = CompressionPlan({**whole, **out})
+    for key, value in inside.items():
+        other = CompressionPlan({**one, key: value})
+        assert env.canonical(other) == one
+        assert env.cost(other) == env.cost(one)
+        assert env.evaluate(other).plan == env.project(other.values_for(ALL)) == one
+        assert env.canonical(CompressionPlan({**whole, key: value})) != whole
+    assert learner.asked == [one]
+    for key, value in {"stem:density": 0.25, "plain:activation_bits": 4.0}.items():
+        assert env.canonical(CompressionPlan({**one, key: value})) != one
+    both = [plan_table(GRAPH, ALL, [{**one, **x}[d.key] for d in ALL]) for x in ({}, inside)]
+    assert both[0] == both[1]
+    assert ["block", "depth", "out"] in [line.split()[:3] for line in both[0].splitlines()]
+    assert sum(line.split()[2] == "-" for line in both[0].splitlines()) == len(inside)
+
+
+def test_plans_that_a_cost_of_the_users_tells_apart_stay_apart():
+    class Widths:
+        name, unit = "widths", ""
+
+        def __call__(self, values):
+            return float(np.sum(values))
+
+    env = CompressionEnv(Counting(), "macs=1.0", cost_models={"widths": Widths()})
+    plan = CompressionPlan({**CompressionPlan.full(ALL), "block:depth": 0.0, "half:depth": 0.0})
+    assert env.canonical(plan) == plan
+
+
 def test_a_task_with_branches_is_stored_and_one_without_as_before():
     learner = SyntheticDepthLearner(3)
     document = json.loads(json.dumps(task_to_json(learner.graph, learner.decisions)))
