@@ -103,13 +103,8 @@ def test_a_budget_without_any_branch_is_infeasible_by_name(learner):
 GPTQ = {"quantization": {"rounding": "gptq", "activation_bits": 16}, "proxy": "none"}
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param({"sparsification": {}}, id="density"),
-        pytest.param(GPTQ, id="gptq", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"sparsification": {}}, GPTQ], ids=["density", "gptq"])
 def test_depth_goes_with_any_subset_of_the_rest(more):
     learner = make(pruning={"min_ratio": 1.0, "decide_depth": True}, **more)
     kinds = {d.kind.name for d in learner.decisions}
