@@ -29,8 +29,10 @@ MARGIN = 0.005
 DECIMALS = 6
 """To which predictions are rounded, so that they are the same on every processor.
 
-Of accuracies; of other scores, as many digits of their standard deviation.
+Of accuracies; of other scores, as many digits of their standard deviation, or of the usual loss.
 """
+
+_SMALLEST_LOSS, _LARGEST_EXPONENT = 1e-30, 700.0  # keep both directions finite
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ def _from_minus_log_error(target: Array) -> Array:
     return 1.0 + MARGIN - np.exp(-target)
 
 
+def _minus_log_loss(score: Array) -> Array:
+    return -np.log(np.maximum(-score, _SMALLEST_LOSS))
+
+
+def _from_minus_log_loss(target: Array) -> Array:
+    return -np.exp(np.minimum(-target, _LARGEST_EXPONENT))
+
+
 def _log_odds(accuracy: Array) -> Array:
     return np.log((accuracy + MARGIN) / (1.0 + MARGIN - accuracy))
 
@@ -73,13 +83,20 @@ TARGETS: dict[str, Target] = {
     "log-error": Target(_minus_log_error, _from_minus_log_error),
     "log-odds": Target(_log_odds, _from_log_odds),
     "score": Target(_same, _same, (-math.inf, math.inf)),
+    "log-loss": Target(_minus_log_loss, _from_minus_log_loss, (-math.inf, 0.0)),
 }
-"""Name -> scale: the accuracy itself, ``-log(error)``, ``log(accuracy / error)``; any score."""
+"""Name -> scale: the accuracy itself, ``-log(error)``, ``log(accuracy / error)``; any score, and
+``-log(loss)`` of one that is the negative of a loss."""
+
+OF_ANY_METRIC = ("score", "log-loss")
+"""The scales that are not of accuracies."""
 
 
 def targets_for(metric: Metric) -> tuple[str, ...]:
     """Returns the names of the scales on which scores of a metric can be fitted."""
-    return tuple(name for name in TARGETS if (name == "score") is not metric.is_accuracy)
+    if metric.is_accuracy:
+        return tuple(name for name in TARGETS if name not in OF_ANY_METRIC)
+    return OF_ANY_METRIC[:1] if metric.higher_is_better else OF_ANY_METRIC
 
 
 def matern(distance: Array) -> Array:
@@ -167,6 +184,8 @@ class Surrogate:
         self._decimals = DECIMALS
         if settings.target == "score":
             self._decimals -= math.floor(math.log10(settings.scale))
+        elif settings.target == "log-loss":  # of the usual loss
+            self._decimals += math.floor(settings.offset / math.log(10.0))
 
     def predict(self, choices: Sequence[int]) -> float:
         """Returns the score of a plan, rounded; an accuracy is clipped to [0, 1].

@@ -39,7 +39,10 @@ WARPS: dict[str, Callable[[Array], Array]] = {
     "root": lambda v: -(v**-0.5),
     "reciprocal": lambda v: -1.0 / v,
 }
-"""Name -> increasing map of a decision's values; the later ones stretch the small values more."""
+"""Name -> increasing map of a decision's values; the later ones stretch the small values more.
+
+Decisions with a value of 0, as those about depth, keep their values.
+"""
 
 _SMALLEST_NOISE = 1e-4  # of the variance of the targets: keeps the Cholesky factor well conditioned
 
@@ -73,6 +76,16 @@ class HammingKernel(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # ty
 
     def __repr__(self) -> str:
         return f"HammingKernel(length={self.length:.3g})"
+
+
+def warps_for(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    """Returns the names of the maps that make a difference to some decision."""
+    return tuple(WARPS) if any(min(d.choices) > 0 for d in decisions) else ("value",)
+
+
+def _warped(warp: str, choices: Sequence[float]) -> Array:
+    values = np.array(choices, dtype=np.float64)
+    return WARPS[warp](values) if min(choices) > 0 else values
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,7 @@ def fit_model(
     offset, scale = float(raw.mean()), float(raw.std())
     if not scale > 0.0:
         raise ValueError("Expected plans of different scores to fit a surrogate to.")
-    warped = [WARPS[warp](np.array(d.choices)) for d in decisions]
+    warped = [_warped(warp, d.choices) for d in decisions]
     spreads = [float(row[column].std()) or 1.0 for row, column in zip(warped, plans.T, strict=True)]
     unit = [row / spread for row, spread in zip(warped, spreads, strict=True)]
     order = np.random.default_rng(seed).permutation(len(plans))[:n_fit]

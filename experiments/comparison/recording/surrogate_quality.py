@@ -12,11 +12,11 @@ from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 from sklearn.model_selection import KFold
 
 from amc_compress.comparison.recording.surrogate import (
-    WARPS,
     Array,
     Plans,
     SurrogateModel,
     fit_model,
+    warps_for,
 )
 from amc_env import Decision, Metric
 from amc_env.recorded_tasks.surrogate import Surrogate, targets_for
@@ -149,7 +149,7 @@ def choose(
     part = np.random.default_rng(seed).permutation(len(plans))[:n]
     plans, scores = plans[part], scores[part]
     found = []
-    for warp in WARPS:
+    for warp in warps_for(decisions):
         for target in targets_for(metric):
             model = fit_model(
                 decisions, plans, scores, warp=warp, target=target, n_fit=n_fit, seed=seed

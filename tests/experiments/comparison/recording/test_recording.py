@@ -290,8 +290,9 @@ def test_the_origin_names_options_and_the_checksum_of_the_weights(tmp_path):
 
 def test_scores_of_another_metric_are_recorded_in_their_own_unit(recorded, tmp_path):
     metric = Metric("mse", higher_is_better=False)
-    assert targets_for(metric) == ("score",)
-    assert set(targets_for(ACCURACY)) == TARGETS.keys() - {"score"}
+    assert targets_for(Metric("psnr")) == ("score",)
+    assert targets_for(metric) == ("score", "log-loss")
+    assert set(targets_for(ACCURACY)) == TARGETS.keys() - {*targets_for(metric)}
     env, plans, accuracies = evaluated_hypercube(60)
     scores = -2e-7 / accuracies
     model = fit_model(env.decisions, plans, scores, warp="value", target="score", n_fit=60)

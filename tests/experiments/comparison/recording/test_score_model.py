@@ -14,20 +14,22 @@ from amc_compress.comparison.recording.surrogate import HammingKernel, fit_model
 from amc_compress.comparison.recording.surrogate_quality import (
     Agreement,
     Quality,
+    choose,
     cross_validated,
     of_model,
     predictions,
 )
+from amc_env import Decision, DecisionKind
 from amc_env.recorded_tasks.surrogate import TARGETS, located
+from amc_env.scores.metric import Metric
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_predictions_equal_those_of_scikit_learn(target):
     env, plans, accuracies = evaluated_hypercube(160)
-    model = fit_model(
-        env.decisions, plans[:120], accuracies[:120], warp="log", target=target, n_fit=90
-    )
-    surrogate = model.fit(plans[:120], accuracies[:120])
+    scores = accuracies - 1.1 if target == "log-loss" else accuracies
+    model = fit_model(env.decisions, plans[:120], scores[:120], warp="log", target=target, n_fit=90)
+    surrogate = model.fit(plans[:120], scores[:120])
     s = model.settings
     process = GaussianProcessRegressor(
         ConstantKernel(s.amplitude) * Matern(1.0, nu=2.5)
@@ -36,11 +38,11 @@ def test_predictions_equal_those_of_scikit_learn(target):
         optimizer=None,
     )
     scale = TARGETS[target]
-    standard = (scale.forward(accuracies[:120]) - s.offset) / s.scale
+    standard = (scale.forward(scores[:120]) - s.offset) / s.scale
     process.fit(located(s.coordinates, plans[:120]), standard)
     expected = scale.backward(
         s.offset + s.scale * process.predict(located(s.coordinates, plans))
-    ).clip(0.0, 1.0)
+    ).clip(*scale.bounds)
     np.testing.assert_allclose(predictions(surrogate, plans), expected, atol=1e-4)
     assert np.ptp(expected) > 0.05
 
@@ -59,11 +61,32 @@ def test_the_rough_kernel_falls_with_the_decisions_that_differ():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_and_their_inverses_cancel_and_increase(target):
-    accuracy = np.linspace(0.0, 1.0, 101)
-    scaled = TARGETS[target].forward(accuracy)
+    score = np.linspace(0.0, 1.0, 101) - (target == "log-loss") * 1.0
+    scaled = TARGETS[target].forward(score)
     assert np.isfinite(scaled).all()
     assert (np.diff(scaled) > 0.0).all()
-    np.testing.assert_allclose(TARGETS[target].backward(scaled), accuracy, atol=1e-12)
+    np.testing.assert_allclose(TARGETS[target].backward(scaled), score, atol=1e-12)
+
+
+def test_perplexities_of_plans_that_leave_out_branches_are_predicted_well():
+    decisions = [Decision(f"b{i}", DecisionKind.DEPTH, (0.0, 1.0), 1) for i in range(8)]
+    rng = np.random.default_rng(0)
+    plans = rng.integers(0, 2, (150, 8))
+    plans = np.unique(plans, axis=0)
+    cost = np.array([3.0, 0.2, 0.4, 0.1, 0.3, 0.2, 0.5, 1.0])
+    lost = (1 - plans) @ cost + 0.5 * (1 - plans[:, 1]) * (1 - plans[:, 2])
+    scores = -8.0 * np.exp(lost)  # from 8 to thousands
+    first, second = choose(
+        decisions, plans, scores, n_fit=80, metric=Metric("perplexity", higher_is_better=False)
+    )
+    assert (first.warp, first.target) == ("value", "log-loss")
+    assert first.quality.top.spearman > 0.95
+    assert second.target == "score"
+    joint = [*decisions[:7], Decision("bits", DecisionKind.WEIGHT_BITS, (2, 4, 8), 1)]
+    model = fit_model(joint, plans, scores, warp="log", target="log-loss", n_fit=40)
+    steps = np.diff(model.settings.coordinates[7])
+    assert steps[0] == pytest.approx(steps[1])
+    assert predictions(model.fit(plans, scores), plans[:3]) == pytest.approx(scores[:3], rel=0.2)
 
 
 def test_a_formula_is_predicted_well_where_it_was_not_seen():
