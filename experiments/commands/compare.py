@@ -32,7 +32,8 @@ Out = Annotated[Path, typer.Option(help="Where results, evaluations and the repo
 Task = Annotated[
     list[str] | None,
     typer.Option(
-        help="Task; may be repeated, or several with commas. --list shows them.",
+        help="Task; may be repeated, or several with commas. --list shows them. Your own: "
+        "package.module:name of a function that returns a CompressionEnv, or of a ComparisonTask.",
         show_default=", ".join(DEFAULT_TASKS),
     ),
 ]
@@ -55,7 +56,8 @@ Data = Annotated[
 Weights = Annotated[
     list[str] | None,
     typer.Option(
-        help="Trained weights, MODEL=FILE (resnet20=..., mobilenet_v2_fast=...); repeat for more.",
+        help="Trained weights, MODEL=FILE (resnet20=..., mobilenet_v2_fast=...), or the folder of "
+        "a trained network; repeat for more.",
         show_default=False,
     ),
 ]
@@ -275,10 +277,10 @@ def _training(
     from amc_compress.comparison.searches.finetuning import Finetuning
     from amc_compress.comparison.tasks import find_task
 
-    if all(find_task(name).is_recorded for name in comparison.tasks):
+    if not any(find_task(name).is_trained for name in comparison.tasks):
         raise ValueError(
-            "Nothing to fine-tune: recorded tasks have no network. Leave --finetune-epochs out, or "
-            "name the task without -recorded."
+            "Nothing to fine-tune: recorded tasks have no network, and of an environment of yours "
+            "none is known. Leave --finetune-epochs out, or name the task without -recorded."
         )
     unknown = [agent for agent in agents if agent not in comparison.agents]
     if unknown:

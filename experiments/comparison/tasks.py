@@ -1,9 +1,8 @@
-"""The tasks of a comparison by name, and what each of them needs."""
+"""Opens the tasks of a comparison: what each needs, its environment, its network and data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,24 @@ import gymnasium as gym
 from torch import nn
 
 from amc_compress import tasks as ready_made
+from amc_compress.comparison import searched
 from amc_compress.comparison.origins import origin_of as evaluations_of
+from amc_compress.comparison.task import ComparisonTask, Places
+from amc_compress.comparison.task_table import TASKS
 from amc_compress.data import DataSplits, load_data
+from amc_compress.data.given import GivenData
+from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
+from amc_compress.learners.training.config import TrainingConfig
 from amc_env import Budget, CompressionEnv
 from amc_env.errors import InputDataError
 from amc_env.recorded_tasks.recorded import recorded_names
 from amc_env.validation.checks import check_known
+from amc_env.validation.references import is_reference, resolve
+
+__all__ = [
+    "TASKS", "ComparisonTask", "Places", "find_task", "is_shipped", "check_task", "build_env",
+    "origin_of", "open_data", "original_network", "training_of", "budget_of",
+]  # fmt: skip
 
 _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "channels": ready_made.make_channels,
@@ -24,145 +35,29 @@ _MAKERS: dict[str, Callable[..., CompressionEnv]] = {
     "joint": ready_made.make_joint,
 }
 
-_RECORDED = "-recorded"
-
-_CIFAR: dict[str, Any] = {
-    "validation_split": "tail",  # the rows that the checkpoints were not adapted on
-    "n_validation": 2000,
-    "precision": "auto",
-}
-
-
-@dataclass(frozen=True)
-class ComparisonTask:
-    """A compression problem that agents are compared on.
-
-    Args:
-        name: What it is called on the command line and in the results.
-        title: One line about it.
-        kind: ``"channels"``, ``"bits"`` or ``"joint"``; ``"recorded"`` for one that a fitted
-            surrogate evaluates.
-        budget: In its text form.
-        model: Name of the network.
-        data: ``"digits"``, or ``"cifar10"`` for the folder that :class:`Places` names.
-        options: Further options of the environment.
-        env_id: Of a recorded task, its Gymnasium id.
-        learning_rate: Peak of the fine-tuning.
-    """
-
-    name: str
-    title: str
-    kind: str
-    budget: str = ""
-    model: str = "digitsnet"
-    data: str = "digits"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    env_id: str = ""
-    learning_rate: float = 0.02
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether plans are evaluated by a fitted surrogate instead of a network."""
-        return self.kind == "recorded"
-
-    @property
-    def record(self) -> str:
-        """Name of a recorded task's record in the package."""
-        return self.name.removesuffix(_RECORDED)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Paths of data and weights that tasks need.
-
-    Args:
-        data: Folder with CIFAR-10 as parquet files.
-        weights: Model name -> file of its trained weights.
-    """
-
-    data: str | None = None
-    weights: Mapping[str, str] = field(default_factory=dict)
-
-
-def _recorded(name: str, title: str) -> ComparisonTask:
-    return ComparisonTask(
-        f"{name}{_RECORDED}", f"{title}, recorded", "recorded", env_id=f"amc/{name}-recorded-v0"
-    )
-
-
-TASKS: dict[str, ComparisonTask] = {
-    task.name: task
-    for task in (
-        ComparisonTask(
-            "digits-channels",
-            "channels of a small network on 8 x 8 digits, 30% of the MACs",
-            "channels",
-            "macs=0.3",
-            options={"round_to": 2, "precision": "fp32"},
-        ),
-        ComparisonTask(
-            "resnet20-channels",
-            "channels of ResNet-20 on CIFAR-10, 50% of the MACs",
-            "channels",
-            "macs=0.5",
-            "resnet20",
-            "cifar10",
-            {**_CIFAR, "round_to": 4, "criterion": "lasso"},
-        ),
-        ComparisonTask(
-            "resnet20-channels-30",
-            "channels of ResNet-20 on CIFAR-10, 30% of the MACs",
-            "channels",
-            "macs=0.3",
-            "resnet20",
-            "cifar10",
-            {**_CIFAR, "round_to": 4, "criterion": "lasso"},
-        ),
-        ComparisonTask(
-            "mobilenetv2-channels",
-            "channels of MobileNet V2 on CIFAR-10, 50% of the MACs",
-            "channels",
-            "macs=0.5",
-            "mobilenet_v2_fast",
-            "cifar10",
-            {**_CIFAR, "round_to": 8},
-        ),
-        ComparisonTask(
-            "resnet20-bits",
-            "bits of the weights of ResNet-20 on CIFAR-10, 4 on average",
-            "bits",
-            "mean_bits=4/32",
-            "resnet20",
-            "cifar10",
-            {**_CIFAR, "activation_bits": 16},
-        ),
-        ComparisonTask(
-            "resnet20-joint",
-            "channels and bits of ResNet-20 on CIFAR-10, 50% of the MACs, 10% of the bytes",
-            "joint",
-            "macs=0.5,bytes=0.1",
-            "resnet20",
-            "cifar10",
-            {**_CIFAR, "round_to": 4, "activation_bits": 16},
-        ),
-        _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
-        _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),
-        _recorded("resnet20-channels-30", "channels of ResNet-20, 30% of the MACs"),
-        _recorded("mobilenetv2-channels", "channels of MobileNet V2, 50% of the MACs"),
-        _recorded("resnet20-bits", "bits of the weights of ResNet-20, 4 on average"),
-        _recorded("resnet20-joint", "channels and bits of ResNet-20"),
-    )
-}
-"""Name -> task."""
-
 
 def find_task(name: str) -> ComparisonTask:
     """Returns the task of that name.
 
+    Args:
+        name: One of :data:`TASKS`; or ``package.module:name`` of a :class:`ComparisonTask`, or of
+            a function that returns an environment.
+
     Raises:
+        InputDataError: If a reference leads to something else.
         ValueError: If there is none.
     """
-    return TASKS[check_known("task", name, TASKS)]
+    if not is_reference(name):
+        return TASKS[check_known("task", name, TASKS)]
+    found = resolve(name, "task")
+    if isinstance(found, ComparisonTask):
+        return ComparisonTask(**{**vars(found), "name": name})
+    if callable(found):
+        return ComparisonTask(name, "an environment of yours", "own")
+    raise InputDataError(
+        f"Expected the task {name!r} to be a ComparisonTask, or a function that returns a "
+        f"CompressionEnv, got {type(found).__name__}."
+    )
 
 
 def is_shipped(task: ComparisonTask) -> bool:
@@ -182,8 +77,13 @@ def check_task(task: ComparisonTask, places: Places) -> None:
             f"{', '.join(recorded_names()) or 'none'}): choose another task, or make the record "
             f"with `amc record --task {task.record}` as docs/recorded_tasks.md says."
         )
-    if task.data == "digits":
-        return
+    if task.kind == "searched":
+        _check_searched(task, places)
+    elif task.data == "cifar10":
+        _check_cifar10(task, places)
+
+
+def _check_cifar10(task: ComparisonTask, places: Places) -> None:
     if places.data is None or not Path(places.data).is_dir():
         given = "none" if places.data is None else f"{places.data}, which is no folder"
         raise InputDataError(
@@ -199,6 +99,29 @@ def check_task(task: ComparisonTask, places: Places) -> None:
         )
 
 
+def _check_searched(task: ComparisonTask, places: Places) -> None:
+    """Opens network and data, which says best what is missing, and is not done again."""
+    folder = _folder(task, places)
+    if task.folder and (folder is None or not Path(folder).is_dir()):
+        given = "none" if folder is None else f"{folder}, which is no folder"
+        raise InputDataError(
+            f"The task {task.name!r} needs the folder of a trained network, got {given}: give "
+            f"--weights {task.folder}=FOLDER."
+        )
+    try:
+        searched.open_searched(task, folder)
+    except InputDataError as error:
+        raise InputDataError(f"The task {task.name!r} cannot be opened. {error}") from error
+    except ImportError as error:
+        raise InputDataError(
+            f"The task {task.name!r} needs the package {error.name}, which is not installed."
+        ) from error
+
+
+def _folder(task: ComparisonTask, places: Places) -> str | None:
+    return places.weights.get(task.folder) if task.folder else None
+
+
 def build_env(task: ComparisonTask, places: Places, **changes: Any) -> CompressionEnv:
     """Builds the environment of a task.
 
@@ -208,36 +131,70 @@ def build_env(task: ComparisonTask, places: Places, **changes: Any) -> Compressi
         changes: Options of the environment that take the place of the task's.
 
     Raises:
-        InputDataError: If data or weights are missing or damaged.
+        InputDataError: If data or weights are missing or damaged, or a function of the user's
+            returns something else than an environment.
     """
     if task.is_recorded:
         bare = gym.make(f"amc_env:{task.env_id}", disable_env_checker=True, **changes).unwrapped
         assert isinstance(bare, CompressionEnv)  # noqa: S101
         return bare
+    if task.kind == "own":
+        return _own_env(task, **changes)
     check_task(task, places)
+    if task.kind == "searched":
+        return searched.build_searched(task, _folder(task, places), **changes)
     options = {"budget": task.budget, **task.options, **changes}
     if task.data != "digits":
         options["weights"] = places.weights[task.model]
     return _MAKERS[task.kind](model=task.model, data=_data_of(task, places), **options)
 
 
+def _own_env(task: ComparisonTask, **changes: Any) -> CompressionEnv:
+    found = resolve(task.name, "task")(**changes)
+    bare = getattr(found, "unwrapped", found)
+    if not isinstance(bare, CompressionEnv):
+        raise InputDataError(
+            f"Expected the task {task.name!r} to return a CompressionEnv, got "
+            f"{type(bare).__name__}."
+        )
+    return bare
+
+
 def origin_of(task: ComparisonTask, places: Places) -> str:
     """Returns what evaluations of a task depend on, as a text that names no path."""
+    if task.kind == "searched":
+        return searched.origin_of(task, _folder(task, places))
+    if task.kind == "own":
+        return evaluations_of(task=task.name)
     path = None if task.data == "digits" else Path(places.weights[task.model])
     facts = {"decisions": task.kind, "model": task.model, "data": task.data, **task.options}
     return evaluations_of(path, **facts)
 
 
-def open_data(task: ComparisonTask, places: Places, seed: int) -> DataSplits:
-    """Loads the images of a task, cut as its environment cuts them."""
+def open_data(task: ComparisonTask, places: Places, seed: int) -> DataSplits | GivenData:
+    """Loads the samples of a task, cut as its environment cuts them."""
+    if task.kind == "searched":
+        return searched.open_searched(task, _folder(task, places)).data
     split = task.options.get("validation_split", "random")
     return load_data(_data_of(task, places), seed=seed, validation_split=split, progress=False)
 
 
-def original_network(task: ComparisonTask, places: Places, splits: DataSplits) -> nn.Module:
+def original_network(
+    task: ComparisonTask, places: Places, splits: DataSplits | GivenData
+) -> nn.Module:
     """Returns the trained network that a task compresses."""
+    if not isinstance(splits, DataSplits):
+        return searched.open_searched(task, _folder(task, places)).network
     weights = places.weights.get(task.model) if task.data != "digits" else None
     return ready_made.trained_network(task.model, _data_of(task, places), weights, splits)
+
+
+def training_of(task: ComparisonTask, epochs: int) -> TrainingConfig:
+    """Returns how the winners of a task are fine-tuned."""
+    if task.kind == "searched":
+        return searched.training_of(task, epochs)
+    clip = None if task.kind == "channels" else QUANTIZED_GRADIENT_CLIP
+    return TrainingConfig(epochs=epochs, learning_rate=task.learning_rate, gradient_clip=clip)
 
 
 def budget_of(task: ComparisonTask) -> Budget:

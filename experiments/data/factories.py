@@ -42,7 +42,12 @@ class OwnLoaders:
 
 
 def own_loaders(
-    reference: str, *, batch_size: int | None, seed: int, workers: int = 0
+    reference: str,
+    *,
+    batch_size: int | None,
+    seed: int,
+    workers: int = 0,
+    named: Mapping[str, Any] | None = None,
 ) -> OwnLoaders:
     """Calls a user's factory, and makes batches of what it returns.
 
@@ -55,6 +60,7 @@ def own_loaders(
             see :func:`amc_compress.data.batches.to_batches`.
         seed: Of their order.
         workers: Processes that read data sets.
+        named: What else the factory is given, where it names such a parameter.
 
     Raises:
         InputDataError: If there is no such factory, it cannot be called so, or returns something
@@ -66,7 +72,7 @@ def own_loaders(
             f"Expected the data {reference!r} to be a function that returns {_FORM}, got "
             f"{type(factory).__name__}."
         )
-    given = _call(factory, reference, {"batch_size": batch_size, "seed": seed})
+    given = _call(factory, reference, {"batch_size": batch_size, "seed": seed, **(named or {})})
     notes: list[str] = []
     found = _parts(given, reference, notes)
     made = {
@@ -85,7 +91,7 @@ def own_loaders(
     return OwnLoaders(**made, notes=tuple(notes))
 
 
-def _call(factory: Any, reference: str, known: Mapping[str, int | None]) -> object:
+def _call(factory: Any, reference: str, known: Mapping[str, Any]) -> object:
     """Calls a factory with what it asks for by name."""
     try:
         signature = inspect.signature(factory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,18 +21,27 @@ from amc_env.errors import InputDataError
 _IMAGE_DIMENSIONS = 4
 
 
-def own_data(config: RunConfig, talk: Callable[[str], None] | None = None) -> GivenData:
+def own_data(
+    config: RunConfig,
+    talk: Callable[[str], None] | None = None,
+    named: Mapping[str, Any] | None = None,
+) -> GivenData:
     """Calls the factory that the options name, and looks at its loaders.
 
     Args:
         config: The options; where they name no task, the network and a batch tell it.
         talk: Is told which task, and what was left out.
+        named: What else the factory is given, where it names such a parameter.
 
     Raises:
         InputDataError: If it makes no loaders, or no task fits.
     """
     own = own_loaders(
-        config.data, batch_size=config.batch_size, seed=config.seed, workers=config.data_workers
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data_workers,
+        named=named,
     )
     task = config.task or _guessed(config, own, talk)
     data = given_data(

@@ -20,10 +20,9 @@ from amc_compress.comparison.tasks import (
     find_task,
     open_data,
     original_network,
+    training_of,
 )
 from amc_compress.learners import Learner
-from amc_compress.learners.quantization.preparation import QUANTIZED_GRADIENT_CLIP
-from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.loop import evaluate
 from amc_env import CompressionPlan
 
@@ -60,7 +59,7 @@ class Finetuning:
             and (not self.agents or agent in self.agents)
             and (not self.seeds or seed in self.seeds)
             and self.evaluations in (None, evaluations)
-            and not find_task(task).is_recorded
+            and find_task(task).is_trained
         )
 
     def wants(self, record: SearchRecord) -> bool:
@@ -173,11 +172,7 @@ class _Trainer:
         self._env = build_env(task, places)
         self._splits = open_data(task, places, seed=0)
         self._teacher = original_network(task, places, self._splits)
-        self._config = TrainingConfig(
-            epochs=epochs,
-            learning_rate=task.learning_rate,
-            gradient_clip=None if task.kind == "channels" else QUANTIZED_GRADIENT_CLIP,
-        )
+        self._config = training_of(task, epochs)
 
     def train(self, final: FinalEvaluation) -> FinalEvaluation:
         """Fine-tunes a plan and touches the test set once."""
@@ -193,7 +188,7 @@ class _Trainer:
         return replace(
             final,
             finetuned_validation=result.best_score,
-            test=evaluate(network, self._splits.test, precision="fp32"),
+            test=evaluate(network, self._splits.test, task=learner.task, precision="fp32"),
             finetune_seconds=round(time.process_time() - started, 1),
             finetune_epochs=self._config.epochs,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amc_compress.agents import Trial
 from amc_compress.comparison.labels import EnvOptions, parse_label
+from amc_compress.comparison.naming import file_names
 from amc_compress.comparison.records import EvaluatedPlan, FinalEvaluation, SearchRecord, TaskFacts
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore, TaskFingerprint
 from amc_compress.comparison.searches.stored_learner import StoredEvaluations
@@ -111,7 +112,7 @@ def open_store(
     name = task.name
     if whole_split:
         origin, name = f"{origin}, whole validation split", f"{name}-whole-split"
-    path = folder / "judgements" / f"{name}.jsonl"
+    path = folder / "judgements" / f"{file_names([name])[name]}.jsonl"
     return EvaluationStore(path, TaskFingerprint.of(env, origin))
 
 

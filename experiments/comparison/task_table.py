@@ -1,0 +1,127 @@
+"""The tasks of a comparison by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amc_compress.comparison.task import RECORDED, ComparisonTask
+
+_CIFAR: dict[str, Any] = {
+    "validation_split": "tail",  # the rows that the checkpoints were not adapted on
+    "n_validation": 2000,
+    "precision": "auto",
+}
+
+
+_SENTENCES: dict[str, Any] = {"task": "embedding", "n_validation": 128, "precision": "bf16"}
+
+_HEADS: dict[str, Any] = {"learner": "channels", "criterion": "output_energy", "round_to": 32}
+
+_ROUNDED: dict[str, Any] = {
+    "learner": "uniform",
+    "activation_bits": "16",
+    "first_last_bits": None,  # the table of words is half of the network
+    "rounding": "gptq",
+    "granularity": "group",
+    "proxy": "none",  # matched outputs lose more than rounding does
+}
+
+_HEADS_ROUNDED = {**_HEADS, **_ROUNDED, "learner": "joint", "proxy": "reconstruction"}
+
+
+def _minilm(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
+    wheel = "amc_compress.recipes.wheels.minilm"
+    return ComparisonTask(
+        f"minilm-{name}",
+        f"{title} of a sentence embedder, MiniLM",
+        "searched",
+        budget,
+        f"{wheel}:network",
+        f"{wheel}:sentences",
+        {**_SENTENCES, **options},
+    )
+
+
+def _recorded(name: str, title: str) -> ComparisonTask:
+    return ComparisonTask(
+        f"{name}{RECORDED}", f"{title}, recorded", "recorded", env_id=f"amc/{name}-recorded-v0"
+    )
+
+
+TASKS: dict[str, ComparisonTask] = {
+    task.name: task
+    for task in (
+        ComparisonTask(
+            "digits-channels",
+            "channels of a small network on 8 x 8 digits, 30% of the MACs",
+            "channels",
+            "macs=0.3",
+            options={"round_to": 2, "precision": "fp32"},
+        ),
+        ComparisonTask(
+            "resnet20-channels",
+            "channels of ResNet-20 on CIFAR-10, 50% of the MACs",
+            "channels",
+            "macs=0.5",
+            "resnet20",
+            "cifar10",
+            {**_CIFAR, "round_to": 4, "criterion": "lasso"},
+        ),
+        ComparisonTask(
+            "resnet20-channels-30",
+            "channels of ResNet-20 on CIFAR-10, 30% of the MACs",
+            "channels",
+            "macs=0.3",
+            "resnet20",
+            "cifar10",
+            {**_CIFAR, "round_to": 4, "criterion": "lasso"},
+        ),
+        ComparisonTask(
+            "mobilenetv2-channels",
+            "channels of MobileNet V2 on CIFAR-10, 50% of the MACs",
+            "channels",
+            "macs=0.5",
+            "mobilenet_v2_fast",
+            "cifar10",
+            {**_CIFAR, "round_to": 8},
+        ),
+        ComparisonTask(
+            "resnet20-bits",
+            "bits of the weights of ResNet-20 on CIFAR-10, 4 on average",
+            "bits",
+            "mean_bits=4/32",
+            "resnet20",
+            "cifar10",
+            {**_CIFAR, "activation_bits": 16},
+        ),
+        ComparisonTask(
+            "resnet20-joint",
+            "channels and bits of ResNet-20 on CIFAR-10, 50% of the MACs, 10% of the bytes",
+            "joint",
+            "macs=0.5,bytes=0.1",
+            "resnet20",
+            "cifar10",
+            {**_CIFAR, "round_to": 4, "activation_bits": 16},
+        ),
+        _minilm("channels-70", "heads and width, 70% of the MACs,", "macs=0.7", _HEADS),
+        _minilm("channels-50", "heads and width, 50% of the MACs,", "macs=0.5", _HEADS),
+        _minilm("channels-35", "heads and width, 35% of the MACs,", "macs=0.35", _HEADS),
+        _minilm("bits-4", "bits of the weights, 4 on average,", "mean_bits=4/32", _ROUNDED),
+        _minilm("bits-3", "bits of the weights, 3 on average,", "mean_bits=3/32", _ROUNDED),
+        _minilm("bits-2.5", "bits of the weights, 2.5 on average,", "mean_bits=2.5/32", _ROUNDED),
+        _minilm(
+            "joint",
+            "heads, width and bits, 50% of the MACs, 12% of the bytes,",
+            "macs=0.5,bytes=0.12",
+            _HEADS_ROUNDED,
+        ),
+        _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
+        _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),
+        _recorded("resnet20-channels-30", "channels of ResNet-20, 30% of the MACs"),
+        _recorded("mobilenetv2-channels", "channels of MobileNet V2, 50% of the MACs"),
+        _recorded("resnet20-bits", "bits of the weights of ResNet-20, 4 on average"),
+        _recorded("resnet20-joint", "channels and bits of ResNet-20"),
+    )
+}
+"""Name -> task."""
