@@ -6,20 +6,15 @@ A level of a layer depends on nothing of the other layers (the *level database* 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from amc_env.errors import RunFolderError
-from amc_env.files import save_bytes
+from amc_compress.learners.candidates.second_order.tensor_files import DISK, TensorFiles
 
 MEMORY = 256 * 2**20
 """Bytes that are held; beyond that the levels that were not asked for longest go."""
@@ -36,22 +31,31 @@ class Levels:
     """What was solved: key -> tensors. The same key always has the same solution.
 
     Args:
-        memory: Bytes to hold.
+        memory: Bytes to hold; the level that was asked for last is held in any case.
         device: Where levels are.
+        disk: Bytes that files may take.
 
     Attributes:
-        folder: Where levels go that are not held any more, one safetensors file each; ``None``
-            where they are solved again. Several processes may share it: files are written whole,
-            and the same by all.
+        folder: Where levels go that are not held any more, one file each; ``None`` where they are
+            solved again. Several processes may share it: files are written whole, and the same by
+            all.
     """
 
-    def __init__(self, memory: int = MEMORY, device: torch.device | str = "cpu") -> None:
-        self.folder: Path | None = None
+    def __init__(
+        self, memory: int = MEMORY, device: torch.device | str = "cpu", disk: int = DISK
+    ) -> None:
+        self._files: TensorFiles | None = None
         self._owner = ""
         self._memory = memory
+        self._disk = disk
         self._device = str(device)
         self._held: OrderedDict[Key, Level] = OrderedDict()
         self._bytes = 0
+
+    @property
+    def folder(self) -> Path | None:
+        """Where levels go that are not held any more."""
+        return None if self._files is None else self._files.folder
 
     def get(self, key: Key, solve: Callable[[], Level]) -> Level:
         """Returns a level, solved if it is not known; its tensors are not to be changed."""
@@ -74,29 +78,20 @@ class Levels:
             folder: Made when it is needed, in a folder that is there.
             owner: All that levels of the same key depend on: network, data, options.
         """
-        self.folder, self._owner = folder, owner
+        self._files, self._owner = TensorFiles(folder, self._disk), owner
 
     def _let_go(self, key: Key, level: Level) -> None:
         self._bytes -= _size(level)
-        path = self._path(key)
-        # An aid: where there is no room, and on a machine without the folder, it is solved again.
-        if path is not None and path.parent.parent.is_dir() and not path.exists():
-            with contextlib.suppress(RunFolderError):
-                save_bytes(path, save({name: x.contiguous() for name, x in level.items()}))
+        if self._files is not None:
+            self._files.write(self._name(key), level)
 
     def _read(self, key: Key) -> Level | None:
-        path = self._path(key)
-        if path is None or not path.is_file():
+        if self._files is None:
             return None
-        with contextlib.suppress(SafetensorError, OSError):
-            return load_file(path, device=self._device)
-        return None
+        return self._files.read(self._name(key), self._device)
 
-    def _path(self, key: Key) -> Path | None:
-        if self.folder is None:
-            return None
-        name = hashlib.sha256(repr((self._owner, *key)).encode()).hexdigest()
-        return self.folder / f"{name[:32]}.safetensors"
+    def _name(self, key: Key) -> str:
+        return repr((self._owner, *key))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what can be solved again, or is in a file."""
