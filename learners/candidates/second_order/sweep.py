@@ -28,8 +28,9 @@ BLOCK = 128
 DAMPING = 0.01
 """Added to the diagonal, relative to its mean, as in both papers."""
 
-Fit = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""``weights (conv groups, rows, columns) -> step, low, high``, each (conv groups, rows)."""
+Fit = Callable[[Tensor, slice], tuple[Tensor, Tensor, Tensor]]
+"""``weights (conv groups, rows, columns), their columns -> step, low, high``, each (conv groups,
+rows)."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Grid:
             piece: Its columns.
         """
         assert self.fit is not None, "a grid that is not fitted"
-        found = self.fit(weight.transpose(1, 2))
+        found = self.fit(weight.transpose(1, 2), piece)
         for held, values in zip((self.step, self.low, self.high), found, strict=True):
             held[:, piece] = values.unsqueeze(1)
 

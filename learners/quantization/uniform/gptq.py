@@ -5,6 +5,9 @@ each other, and the bits of one say nothing about another. (The reference rounds
 other, each with the inputs that the rounded ones before it make.)
 
 The sweep is greedy: of few inputs an output may lose more than by nearest values, and keeps these.
+
+Scales of the rule ``"mse"`` are those of least error of the outputs instead of the weights, if the
+inputs were uncorrelated: the squared error of a weight counts as often as the squared input.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Rounding:
     """How a layer is rounded.
 
     Args:
-        rule: Name in ``RANGE_RULES``, or ``"lsq"``: how the scales of groups are found, from the
+        rule: Name in ``RANGE_RULES``, or ``"lsq"``: how scales are found; those of groups from the
             weights as they are when the sweep comes to them.
         act_order: Whether the inputs of the largest moments come first. Groups then have the
             scales of the original weights, since their inputs are met one by one.
@@ -48,9 +51,13 @@ class Rounding:
             nearest: Its quantizer for rounding to the nearest value.
             mask: Which weights count, the shape of the stored weight; the others stay zero.
         """
-        grid = self._grid(layer, nearest)
         gram = layer.gram  # of a large network made anew whenever it is asked for
-        stored = layer.form.stored(layer.weight.reshape(layer.shape))
+        stored = layer.form.stored(layer.weight.reshape(layer.shape)).float()
+        importance = gram.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(layer.weight)
+        if self.rule == "mse":
+            counts = layer.form.stored(importance.reshape(layer.shape)).float()
+            nearest = _ranged(nearest, stored, mask, counts)
+        grid = self._grid(layer, nearest, importance)
         plain = layer.matrix(nearest(stored))
         found = sweep(
             layer.weight,
@@ -73,7 +80,9 @@ class Rounding:
         bias = bias_for(layer, layer.weight - matrix)
         return level if bias is None else {**level, "bias": bias}
 
-    def _grid(self, layer: LayerReconstruction, nearest: UniformQuantizer) -> Grid:
+    def _grid(
+        self, layer: LayerReconstruction, nearest: UniformQuantizer, importance: Tensor
+    ) -> Grid:
         """Returns the grid of the nearest values; of groups it is fitted on the way."""
         like = layer.form.stored(torch.empty(layer.shape, device=layer.weight.device))
         step, low, high = (
@@ -84,8 +93,9 @@ class Rounding:
         if nearest.granularity != "group" or self.act_order or not rows:
             return Grid(step, low, high)
 
-        def fit(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def fit(weight: Tensor, piece: slice) -> tuple[Tensor, Tensor, Tensor]:
             lines = weight.flatten(0, 1).float()
+            counts = importance[:, :, piece].flatten(0, 1).float()
             scale, zero = weight_scales(
                 lines,
                 nearest.bits,
@@ -93,12 +103,33 @@ class Rounding:
                 symmetric=nearest.symmetric,
                 granularity="channel",
                 bucket_size=nearest.bucket_size,
+                importance=counts if self.rule == "mse" else None,
             )
             ends = nearest.quant_min - zero, nearest.quant_max - zero
             step, low, high = (x.view(weight.shape[:2]).to(weight) for x in (scale, *ends))
             return step, low, high
 
         return Grid(step, low, high, fit, nearest.bucket_size)
+
+
+def _ranged(
+    like: UniformQuantizer, weight: Tensor, mask: Tensor | None, importance: Tensor
+) -> UniformQuantizer:
+    """Returns a quantizer with the scales of least squared error, by importance."""
+    scale, zero = weight_scales(
+        weight,
+        like.bits,
+        "mse",
+        symmetric=like.symmetric,
+        granularity=like.granularity,
+        bucket_size=like.bucket_size,
+        axis=like.axis,
+        mask=mask,
+        importance=importance,
+    )
+    found = copy.deepcopy(like)
+    _set_scales(found, {"scale": scale.view(-1), "zero_point": zero.view(-1)})
+    return found
 
 
 def _errors(gram: Tensor, lost: Tensor) -> Tensor:
@@ -143,6 +174,7 @@ def write_level(module: nn.Module, level: Level) -> None:
         module.bias.copy_(level["bias"])
 
 
+@torch.no_grad()
 def _set_scales(quantizer: UniformQuantizer, level: Level) -> None:
     quantizer.scale.copy_(level["scale"])
     quantizer.zero_point.copy_(level["zero_point"])

@@ -27,7 +27,13 @@ _RATIOS = [*np.geomspace(0.01, 0.19, 15), *np.linspace(0.2, 1.0, 65)]
 
 
 def clipping_ranges(
-    values: Tensor, bits: Sequence[int], rule: str, *, symmetric: bool, name: str = "the tensor"
+    values: Tensor,
+    bits: Sequence[int],
+    rule: str,
+    *,
+    symmetric: bool,
+    name: str = "the tensor",
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the ends of the ranges of every bucket for every number of bits.
 
@@ -37,6 +43,8 @@ def clipping_ranges(
         rule: Name in ``RANGE_RULES``.
         symmetric: Whether the quantizer will be symmetric.
         name: What to call the tensor in messages.
+        importance: By which squared errors count with ``"mse"``, the shape of ``values``; all the
+            same if not given.
 
     Returns:
         Lower and upper ends, each of shape (len(bits), buckets); both 0 for a bucket of zeros.
@@ -66,7 +74,9 @@ def clipping_ranges(
     if rule in ("minmax", "percentile"):
         return low.expand(shape).clone(), high.expand(shape).clone()
     if rule == "mse":
-        ratios = torch.stack([_best_ratio(values, low, high, b, symmetric) for b in bits])
+        ratios = torch.stack(
+            [_best_ratio(values, low, high, b, symmetric, importance) for b in bits]
+        )
     else:
         ratios = torch.stack([_kl_ratio(values, low, high, b, symmetric) for b in bits])
     return low * ratios, high * ratios
@@ -96,15 +106,32 @@ def _percentile(
     return torch.where(empty, low, first), torch.where(empty, high, last)
 
 
-def _best_ratio(values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
+def _best_ratio(
+    values: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    symmetric: bool,
+    importance: Tensor | None = None,
+) -> Tensor:
     """Returns the share of the range with the smallest squared error, shape (buckets,)."""
     rows = max(1, _CHUNK // values.shape[1])
-    parts = zip(*(torch.split(t, rows) for t in (values, low, high)), strict=True)
-    return torch.cat([_best_ratio_of_rows(v, a, b, bits, symmetric) for v, a, b in parts])
+    found = []
+    for start in range(0, len(values), rows):
+        part = slice(start, start + rows)
+        counts = None if importance is None else importance[part]
+        ends = low[part], high[part]
+        found.append(_best_ratio_of_rows(values[part], *ends, bits, symmetric, counts))
+    return torch.cat(found)
 
 
 def _best_ratio_of_rows(
-    values: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool
+    values: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    symmetric: bool,
+    importance: Tensor | None,
 ) -> Tensor:
     smallest, largest = integer_range(bits, symmetric)
     best = torch.full_like(low, torch.inf)
@@ -115,7 +142,8 @@ def _best_ratio_of_rows(
         column = scale[:, None]
         torch.mul(values, 1.0 / column, out=buffer)
         buffer.round_().clamp_((smallest - zero)[:, None], (largest - zero)[:, None])
-        error = buffer.mul_(column).sub_(values).square_().sum(1)
+        buffer.mul_(column).sub_(values).square_()
+        error = (buffer if importance is None else buffer.mul_(importance)).sum(1)
         better = error < best
         best = torch.where(better, error, best)
         chosen = torch.where(better, float(ratio), chosen)

@@ -24,6 +24,7 @@ def weight_scales(
     axis: int = 0,
     name: str = "the weights",
     mask: Tensor | None = None,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns scale and zero point of every bucket of a layer's weights.
 
@@ -38,6 +39,7 @@ def weight_scales(
         name: What to call the weights in messages.
         mask: Which weights count, bool, the shape of ``weight``; the others are zeros. All count
             if ``None``.
+        importance: By which squared errors of the rule ``"mse"`` count, the shape of ``weight``.
 
     Raises:
         InputDataError: If a weight is NaN or infinite.
@@ -45,6 +47,7 @@ def weight_scales(
     if axis and granularity in ("channel", "group"):
         weight = weight.movedim(axis, 0)
         mask = None if mask is None else mask.movedim(axis, 0)
+        importance = None if importance is None else importance.movedim(axis, 0)
     rows = _rows(weight, granularity, bucket_size)
     kept = None if mask is None else _rows(mask.to(rows), granularity, bucket_size)
     if kept is not None:
@@ -59,7 +62,10 @@ def weight_scales(
     if rule == "percentile" and kept is not None:
         low, high = _percentiles_of_kept(rows, kept > 0, bits, symmetric, name)
     else:
-        found = clipping_ranges(rows, [bits], rule, symmetric=symmetric, name=name)
+        counts = None if importance is None else _rows(importance, granularity, bucket_size)
+        found = clipping_ranges(
+            rows, [bits], rule, symmetric=symmetric, name=name, importance=counts
+        )
         low, high = (ends[0] for ends in found)
     return affine_parameters(low, high, bits, symmetric)
 

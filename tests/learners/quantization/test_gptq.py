@@ -52,9 +52,9 @@ def test_outputs_lose_less_than_by_nearest_values_on_the_same_kind_of_grid(name,
     moments = collect_statistics(layer, [x], [""], positions=10**6)
     known = prepare_reconstruction(layer, moments)[""]
     weight, shared = layer.weight.detach(), {**FORMS[form], "axis": axis}
-    nearest = UniformQuantizer(3, *weight_scales(weight, 3, "mse", **shared), **shared)
+    nearest = UniformQuantizer(3, *weight_scales(weight, 3, "minmax", **shared), **shared)
     for act_order in (False, True):
-        level = Rounding("mse", act_order).solve(known, nearest)
+        level = Rounding("minmax", act_order).solve(known, nearest)
         found = weight_of(level, nearest)
         assert ("bias" in level) == (layer.bias is not None)
         rounded = copy.deepcopy(layer)
@@ -70,6 +70,27 @@ def test_outputs_lose_less_than_by_nearest_values_on_the_same_kind_of_grid(name,
         assert kept < lost, (act_order, float(kept / lost))
         if form != "groups" or act_order:  # the same grid
             assert torch.equal(level["scale"], nearest.scale)
+
+
+def test_scales_of_least_squared_error_are_those_of_the_outputs():
+    torch.manual_seed(0)
+    layer, scales = nn.Linear(24, 7), torch.logspace(-1, 1, 24)
+    x = torch.randn(400, 24) * scales  # uncorrelated, of sizes from 0.1 to 10
+    moments = collect_statistics(layer, [x], [""], positions=10**6)
+    known = prepare_reconstruction(layer, moments)[""]
+    weight = layer.weight.detach()
+    shared: dict = {"symmetric": True, "granularity": "channel", "bucket_size": 256}
+    nearest = UniformQuantizer(3, *weight_scales(weight, 3, "mse", **shared), **shared)
+    level = Rounding("mse").solve(known, nearest)
+    tried = [weight.abs().amax(1) / 3 * share for share in (*torch.linspace(0.2, 1, 65), 0.19)]
+    lost = [
+        ((weight - UniformQuantizer(3, step, **shared)(weight)).square() * scales**2).sum(1)
+        for step in tried
+    ]
+    best = torch.stack(tried)[torch.stack(lost).argmin(0), torch.arange(7)]
+    near = (level["scale"] / best - 1).abs() < 0.05  # the moments are those of a sample
+    assert near.sum() >= 6
+    assert (level["scale"] / nearest.scale - 1).abs().max() > 0.15
 
 
 def prepared(**options) -> UniformQuantization:
