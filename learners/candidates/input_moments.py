@@ -12,25 +12,30 @@ variance would be the difference of two large numbers, nothing but rounding (Cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
+from amc_compress.learners.candidates.moments.order_of_calls import OrderOfCalls
 from amc_compress.learners.candidates.moments.products import UpperHalf
 from amc_compress.learners.candidates.moments.sampling import sample_rows
 from amc_compress.learners.layers.products import Report, Use, watching
 from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
 from amc_compress.learners.layers.wide_layers import MAX_COLUMNS
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.inputs import Inputs, ask, count, mask_of
+from amc_compress.learners.tasks.inputs import Inputs, ask, count, mask_of, rows
 
 _DOUBLE_UP_TO = 1024
 """Wider Gram matrices are kept in float32: half the memory, and twice the speed of a solve."""
 
 _ROWS_PER_COLUMN = 2
+
+_ROWS = "rows "
+"""Name of a block of rows of half a matrix, before its place."""
 
 _SHIFT_ABOVE = 100.0
 """Columns whose squared mean is so many times their variance are shifted: up to there float32
@@ -82,6 +87,30 @@ class InputStatistics:
             return gram + cross + other + self.rows * square
 
         return self._changed(change)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Returns its tensors by name."""
+        found = {"sums": self.sums}
+        if self.shift is not None:
+            found["shift"] = self.shift
+        if isinstance(self.gram, Tensor):
+            return {**found, "gram": self.gram}
+        return {**found, **{f"{_ROWS}{i}": block for i, block in enumerate(self.gram.blocks)}}
+
+    def without_numbers(self) -> InputStatistics:
+        """Returns what it says besides its tensors."""
+        empty = self.sums[:0, :0].clone()
+        return replace(self, gram=empty, sums=empty, shift=None)
+
+    def with_numbers(self, numbers: Mapping[str, Tensor]) -> InputStatistics:
+        """Returns what had such tensors, see :meth:`numbers`."""
+        gram: Tensor | UpperHalf
+        if "gram" in numbers:
+            gram = numbers["gram"]
+        else:
+            count = sum(name.startswith(_ROWS) for name in numbers)
+            gram = UpperHalf([numbers[f"{_ROWS}{i}"] for i in range(count)])
+        return replace(self, gram=gram, sums=numbers["sums"], shift=numbers.get("shift"))
 
     def _changed(self, change: Callable[[Tensor, slice, slice], Tensor]) -> Tensor | UpperHalf:
         if isinstance(self.gram, UpperHalf):
@@ -210,6 +239,8 @@ def collect_statistics(
     n_images: int | None = None,
     also: Mapping[nn.Module, Report] | None = None,
     report: Callable[[int], object] | None = None,
+    only: Collection[str] | None = None,
+    order: OrderOfCalls | None = None,
 ) -> dict[str, InputStatistics]:
     """Runs the original network once and returns the input statistics of its layers.
 
@@ -228,6 +259,10 @@ def collect_statistics(
         n_images: In the batches; counted if not given.
         also: Other layers -> what is told of their products in the same pass.
         report: Called with the number of images done after each batch.
+        only: Those of the layers to collect; all if not given. What is sampled of one does not
+            depend on it.
+        order: In which they ran before, so that batches are run no further than to the last one;
+            written down if it is not known.
     """
     least = effort.positions if positions is None else positions
     n_images = sum(map(count, batches)) if n_images is None else n_images
@@ -243,6 +278,8 @@ def collect_statistics(
         weight = getattr(modules.get(name), "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
+        if only is not None and name not in only:
+            continue
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         accumulators[name] = _Accumulator(weight, wanted, generator, halves=effort.is_limited)
@@ -251,13 +288,52 @@ def collect_statistics(
     watched = {module: _exact(told) for module, told in watched.items()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     context = autocast(effort.dtype, device)
-    with watching(watched), torch.no_grad(), context:
+    runs = OrderOfCalls(()) if order is None else order
+    with watching(watched), runs.following(model, accumulators), torch.no_grad(), context:
         for batch in batches:
             mask = mask_of(batch)
             for accumulator in accumulators.values():
                 accumulator.mask = mask
-            ask(model, batch)
+            runs.run(partial(ask, model, batch))
             if report is not None:
                 report(count(batch))
     results = {name: accumulator.result() for name, accumulator in accumulators.items()}
     return {name: result for name, result in results.items() if result is not None}
+
+
+def sizes_of_moments(
+    model: nn.Module,
+    batch: Inputs,
+    layers: Sequence[str],
+    effort: Effort = USUAL,
+    max_columns: int = MAX_COLUMNS,
+) -> dict[str, int]:
+    """Returns layer -> bytes of its Gram matrices, of those that multiply with their weight.
+
+    Args:
+        model: The original network, in ``eval`` mode.
+        batch: Of calibration images; a few are run.
+        layers: Qualified names of the layers wanted.
+        effort: How the moments are taken.
+        max_columns: Widest patch that there are moments of.
+    """
+    modules = dict(model.named_modules())
+    found: dict[str, int] = {}
+
+    def note(name: str, weight: Tensor) -> Report:
+        def seen(use: Use) -> None:
+            columns = use.product.form.outputs_first(weight)[0].numel()
+            each = 8 if columns <= _DOUBLE_UP_TO else 2 if effort.is_limited else 4
+            found[name] = use.product.groups * columns**2 * each * (columns <= max_columns)
+
+        return seen
+
+    weights = {name: getattr(modules.get(name), "weight", None) for name in layers}
+    watched = {
+        modules[name]: note(name, weight)
+        for name, weight in weights.items()
+        if isinstance(weight, Tensor) and weight.dim() >= 2
+    }
+    with watching(watched), torch.no_grad():
+        ask(model, rows(batch, slice(0, 1)))
+    return found

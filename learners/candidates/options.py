@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from amc_compress.learners.candidates.moments.room import MEMORY, Room
 from amc_compress.learners.candidates.proxy import Proxy
+from amc_compress.learners.candidates.second_order.levels import Levels
+from amc_compress.learners.candidates.second_order.tensor_files import DISK
 from amc_compress.learners.numerics.precision import resolve_precision
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.training.data_checks import Batches
@@ -35,6 +38,10 @@ class CandidateOptions:
         n_calibration: Samples for statistics and ranges, the first of the calibration data.
         n_recalibration: Samples for batch-norm statistics and moments of outputs, likewise.
         threads: Threads while evaluating; ``None`` leaves PyTorch's setting alone.
+        moments_memory: Bytes of moments of layers' inputs that are held at once. Those of a larger
+            network are taken piece by piece, and read from files; the numbers are the same.
+        scratch_disk: Bytes that these files may take, and likewise those of solved layers in a run
+            folder; what they have no room for is computed again.
 
     Raises:
         ValueError: If an option has no such value.
@@ -54,6 +61,8 @@ class CandidateOptions:
     n_calibration: int = 512
     n_recalibration: int = 192
     threads: int | None = 1
+    moments_memory: int = MEMORY
+    scratch_disk: int = DISK
 
     def __post_init__(self) -> None:
         self.repairs()
@@ -61,6 +70,11 @@ class CandidateOptions:
         counts = (self.n_calibration, self.n_recalibration, self.n_validation)
         if min(1 if n is None else n for n in counts) < 1:
             raise ValueError("Expected n_validation, n_calibration and n_recalibration >= 1.")
+        if self.moments_memory < 1 or self.scratch_disk < 0:
+            raise ValueError(
+                f"Expected moments_memory and scratch_disk in bytes, at least 1 and 0, got "
+                f"{self.moments_memory} and {self.scratch_disk}."
+            )
 
     def repairs(self) -> Proxy:
         """Returns what a candidate gets before it is evaluated.
@@ -69,6 +83,14 @@ class CandidateOptions:
             ValueError: If there is no such proxy, or the steps are negative.
         """
         return Proxy.parse(self.proxy, self.finetune_steps)
+
+    def room(self) -> Room:
+        """Returns what moments of layers' inputs may take."""
+        return Room(self.moments_memory, self.scratch_disk)
+
+    def levels(self, device: torch.device) -> Levels:
+        """Returns where solved layers are kept."""
+        return Levels(device=device, disk=self.scratch_disk)
 
     def check_training(self) -> None:
         """Checks that there are batches for whatever training the options ask for.

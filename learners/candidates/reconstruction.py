@@ -21,10 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from amc_compress.learners.candidates.input_moments import InputStatistics, collect_statistics
-from amc_compress.learners.candidates.moments.effort import USUAL, Effort
+from amc_compress.learners.candidates.input_moments import InputStatistics
 from amc_compress.learners.candidates.moments.nested import (
     Chain,
     NestedLeastSquares,
@@ -37,12 +35,11 @@ from amc_compress.learners.candidates.moments.products import (
     upper_entries,
 )
 from amc_compress.learners.candidates.norms_before import NormBefore, Renormalised
-from amc_compress.learners.layers.products import Report
-from amc_compress.learners.numerics.freed_memory import give_back
-from amc_compress.learners.tasks.inputs import Inputs, count
-from amc_env.support.progress import no_bar
 
 RIDGE = 1e-6
+
+_SMALL = 2**17
+"""Weights up to which a copy in the type of the moments is held."""
 
 _WIDE = 1024
 """Columns up to which every cut is fitted alone, with a ridge of its own."""
@@ -90,13 +87,12 @@ class LayerReconstruction:
         self.input_mean = statistics.mean().flatten()
         like = statistics.sums
         self.bias = None if bias is None else bias.detach().to(like)
-        # (conv groups, outputs per group, n)
-        self.weight = weight.to(like).reshape(self.conv_groups, -1, width)
+        self._like = like[:, :0]
+        self._width = width
+        self._stored = weight
+        self._weight = self._converted() if weight.numel() <= _SMALL else None
         self._target: Tensor | None = None
         self._energy: float | None = None
-        if isinstance(gram, Tensor):
-            self._target = gram @ self.weight.transpose(1, 2)
-            self._energy = (self._target * self.weight.transpose(1, 2)).sum().item()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the half of ``G`` that mirrors the other.
@@ -113,9 +109,26 @@ class LayerReconstruction:
     def __setstate__(self, state: dict[str, Any]) -> None:
         half = state.pop("half", None)
         if half is not None:
-            gram = from_upper_entries(half, state["weight"].shape[2])
+            gram = from_upper_entries(half, state["_width"])
             state["_gram"] = gram + gram.triu(1).mT
         vars(self).update(state)
+
+    @property
+    def weight(self) -> Tensor:
+        """The original's, shape (conv groups, outputs per group, n); not to be changed.
+
+        Of a large layer made anew each time: in float64 all of them are twice the network.
+        """
+        return self._converted() if self._weight is None else self._weight
+
+    def _converted(self) -> Tensor:
+        return self._stored.to(self._like).reshape(self.conv_groups, -1, self._width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds besides the original's weight."""
+        own = (self._gram, self._target, self._weight, *(self._nests or ()), *self._right)
+        return sum(x.nbytes for x in own if x is not None)
 
     @property
     def gram(self) -> Tensor:
@@ -127,14 +140,19 @@ class LayerReconstruction:
     @property
     def target(self) -> Tensor:
         """``X^T Y``, shape (conv groups, n, outputs per group)."""
-        found = self._target
-        return self.gram @ self.weight.transpose(1, 2) if found is None else found
+        if self._target is not None:
+            return self._target
+        found = self.gram @ self.weight.transpose(1, 2)
+        if isinstance(self._gram, Tensor):
+            self._target = found
+        return found
 
     @property
     def energy(self) -> float:
         """``||Y||^2`` on the sampled rows, around its mean where there is a bias."""
         if self._energy is None:
-            if nests := self._factored():
+            is_half = not isinstance(self._gram, Tensor)
+            if is_half and (nests := self._factored()):
                 pairs = zip(nests, self._right, self.weight, strict=True)
                 self._energy = sum(nest.energy(*pair) for nest, *pair in pairs)
             else:
@@ -175,7 +193,8 @@ class LayerReconstruction:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Returns a weight as the layer stores it in the type and shape of :attr:`weight`."""
-        return self.form.outputs_first(weight).to(self.weight).reshape(self.weight.shape)
+        outputs_first = self.form.outputs_first(weight).to(self._like)
+        return outputs_first.reshape(self.conv_groups, -1, self._width)
 
     def relative_error(self, inputs: Tensor) -> float:
         """Returns ``||Y - Y'||^2 / ||Y||^2`` on the sampled rows, in [0, 1] up to rounding.
@@ -205,7 +224,7 @@ class LayerReconstruction:
         """
         if self.norm is None:
             return weight
-        flat = weight.reshape(len(weight), -1).T.to(self.weight)
+        flat = weight.reshape(len(weight), -1).T.to(self._like)
         return self._change(inputs).transposed(flat).T.reshape(weight.shape).to(weight)
 
     def _change(self, inputs: Tensor) -> Renormalised:
@@ -300,11 +319,13 @@ class LayerReconstruction:
 
         They take the place of the Gram matrices. A narrow layer is solved in no time.
         """
-        is_wide = self.weight.shape[2] > _WIDE
+        is_wide = self._width > _WIDE
         if self._nests is None and is_wide and self.order is not None and self.norm is None:
             made = self._factors()
             self._nests = made if all(nest.is_solved for nest in made) else []
             if self._nests:
+                if isinstance(self._gram, Tensor):
+                    self._energy = self.energy
                 self._right = [n.right(w) for n, w in zip(made, self.weight, strict=True)]
                 self._gram = self._target = None
         return self._nests or []
@@ -313,14 +334,14 @@ class LayerReconstruction:
         """Expands input channels to patch columns."""
         offsets = torch.arange(self.kernel_size, device=inputs.device)
         columns = (inputs.unsqueeze(1) * self.kernel_size + offsets).reshape(-1)
-        return columns.to(self.weight.device)
+        return columns.to(self._like.device)
 
     def _rows_per_group(self, outputs: Tensor | None) -> list[Tensor]:
         """Splits kept outputs by convolution group, as indices inside the group."""
         per_group = self.shape[0] // self.conv_groups
         if outputs is None:
             outputs = torch.arange(self.shape[0])
-        outputs = outputs.to(self.weight.device)
+        outputs = outputs.to(self._like.device)
         owner = outputs // per_group
         return [outputs[owner == g] - g * per_group for g in range(self.conv_groups)]
 
@@ -353,47 +374,3 @@ def prepare_reconstruction(
             bias = None  # what becomes of it in the layer is not known
         prepared[name] = LayerReconstruction(weight, bias, moments, ridge)
     return prepared
-
-
-def fit_layers(
-    network: nn.Module,
-    batches: Sequence[Inputs],
-    names: Sequence[str],
-    norms: Mapping[str, str],
-    *,
-    seed: int,
-    effort: Effort = USUAL,
-    also: Mapping[nn.Module, Report] | None = None,
-    progress: bool = False,
-) -> dict[str, LayerReconstruction]:
-    """Runs a network once over images; returns the repairs of the layers that can be repaired.
-
-    Args:
-        network: In ``eval`` mode.
-        batches: Images as it takes them.
-        names: Layers to watch.
-        norms: Layer -> batch norm right behind it.
-        seed: Of the positions that are sampled.
-        effort: How moments are taken.
-        also: Other layers -> what is told of their products in the same run.
-        progress: Whether to show a progress bar.
-    """
-    total = sum(map(count, batches))
-    with tqdm(total=total, desc="calibrate", unit="image", disable=no_bar(progress)) as bar:
-        moments = collect_statistics(
-            network,
-            batches,
-            names,
-            seed=seed,
-            effort=effort,
-            n_images=total,
-            also=also,
-            report=bar.update,
-        )
-    give_back()
-    layers: dict[str, LayerReconstruction] = {}
-    for name in list(moments):  # one after the other is let go: they are as large as the repairs
-        layers |= prepare_reconstruction(network, {name: moments.pop(name)}, norms)
-        if effort.is_limited:
-            give_back()  # blocks of a half leave holes that the next layer's do not fit
-    return layers

@@ -21,6 +21,7 @@ from amc_compress.learners.candidates.gradient_scores import (
     rise_from_weights,
     weight_fisher,
 )
+from amc_compress.learners.candidates.moments.pieces import Some
 from amc_compress.learners.candidates.proxy import Proxy
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.channel_pruning.chains import (
@@ -97,7 +98,7 @@ def gradient_scores(
         for d in decisions
     }
     units = _unit_scores(traced, rest, batches, task)
-    layers = {name: repair.layers[name] for name in readers if name in roots}
+    layers = Some(repair.layers, [name for name in readers if name in roots])
     with tqdm(total=len(layers), desc="errors", unit="layer", disable=no_bar(progress)) as bar:
         curves = summed_over_readers(
             decisions, traced, layers, select, _measure(repair, roots), bar.update

@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
-from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
+from amc_compress.learners.candidates.moments.pieces import FittedLayers
+from amc_compress.learners.candidates.moments.wide import wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
-from amc_compress.learners.candidates.reconstruction import (
-    LayerReconstruction,
-    fit_layers,
-)
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
@@ -148,7 +145,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         wide = wide_layers_of(
             self.traced, n_samples, seed=self.seed, norms=self._norms, memory=self.options.memory
         )
-        self._layers = fit_layers(
+        self._layers = FittedLayers(
             self.original,
             samples.inputs(),
             # What least squares would write into a computed weight is not what the layer uses.
@@ -165,16 +162,17 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
             effort=effort,
             also={modules[name]: layer for name, layer in wide.items()},
             progress=self.options.progress,
+            room=self.options.room(),
         )
         self._wide = {name: layer for name, layer in wide.items() if layer.is_ready}
         self.by_channel = frozenset(self._wide)
         for name, norm in norms_before(self.original, samples.example, self._layers).items():
-            self._layers[name].norm = norm
+            self._layers.tell(name, norm=norm)
         self.ranking = self._rank(samples)
         if self._selects_chains:
             orders = cut_orders(self.traced, self._ratios, self._layers, self.select)
             for name, order in orders.items():
-                self._layers[name].order = order
+                self._layers.tell(name, order=order)
 
     def _rank(self, samples: Samples) -> dict[str, Tensor]:
         """Orders the units of every group, those to keep longest first; for :meth:`select`."""
@@ -292,13 +290,15 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
     def _reconstruct(self, network: nn.Module, kept: Mapping[str, Tensor]) -> None:
         """Fits every layer that lost inputs to its original outputs."""
         modules = dict(network.named_modules())
-        layers: dict[str, LayerReconstruction | WideLayer] = {**self._layers, **self._wide}
-        for name, layer in layers.items():
+        for name in (*self._layers, *self._wide):
             if name not in modules or isinstance(modules[name], LeftOut):
                 continue
             inputs = self.traced.kept_inputs(name, kept)
-            if inputs.numel() == layer.shape[1]:
+            is_wide = name in self._wide
+            whole = self._wide[name].shape if is_wide else self._layers.shapes[name]
+            if inputs.numel() == whole[1]:
                 continue
+            layer = self._wide[name] if is_wide else self._layers[name]
             weight, shift = layer.solve(inputs, self.traced.kept_outputs(name, kept))
             write_layer(modules[name], weight, shift, modules.get(self._norms.get(name, "?")))
 

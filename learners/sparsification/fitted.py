@@ -51,6 +51,7 @@ class FittedWeights:
         reconstruct: Whether to fit at all.
         repair: ``"least-squares"`` behind masks by magnitude, or ``"sparsegpt"``, which chooses the
             mask as it goes; layers that it does not know are fitted by least squares.
+        levels: Where solved layers are kept; a place of their own if not given.
 
     Attributes:
         levels: What was solved so far.
@@ -63,9 +64,10 @@ class FittedWeights:
         pattern: Pattern,
         reconstruct: bool,
         repair: str = "least-squares",
+        levels: Levels | None = None,
     ) -> None:
         device = next((p.device for p in network.parameters()), "cpu")
-        self.levels = Levels(device=device)
+        self.levels = Levels(device=device) if levels is None else levels
         self._network = network
         self._layers = layers
         self._pattern = pattern

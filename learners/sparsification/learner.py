@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.moments.pieces import FittedLayers
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
-from amc_compress.learners.candidates.reconstruction import LayerReconstruction, fit_layers
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.candidates.second_order.levels import Levels
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.finalise import finalise
@@ -132,7 +133,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         self._prepare_evaluator(samples)
         self._norms = following_norms(self.original)
         effort = self._effort(samples)
-        self._layers = fit_layers(
+        self._layers = FittedLayers(
             self.original,
             samples.inputs(),
             [d.target for d in self.decisions],
@@ -140,6 +141,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
             seed=self.seed,
             effort=effort,
             progress=self.options.progress,
+            room=self.options.room(),
         )
         self.fitted = self._fitted(self.original, self._layers)
         self._unfitted = FittedWeights(self.original, {}, self.pattern, reconstruct=False)
@@ -231,17 +233,24 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
     ) -> tuple[dict[str, int], FittedWeights]:
         """Returns what stays of a network that is not the original, and its re-fit."""
         kept = counts_in(network, self.decisions, plan)
-        layers: dict[str, LayerReconstruction] = {}
+        layers: Mapping[str, LayerReconstruction] = {}
         if self.proxy.reconstruct and kept:
-            batches = self.data.recalibration
-            layers = fit_layers(network.eval(), batches, list(kept), self._norms, seed=self.seed)
+            layers = FittedLayers(
+                network.eval(),
+                self.data.recalibration,
+                list(kept),
+                self._norms,
+                seed=self.seed,
+                room=self.options.room(),
+            )
         return kept, self._fitted(network, layers)
 
     def _fitted(
         self, network: nn.Module, layers: Mapping[str, LayerReconstruction]
     ) -> FittedWeights:
         reconstruct, repair = self.proxy.reconstruct, self.options.repair
-        return FittedWeights(network, layers, self.pattern, reconstruct, repair)
+        levels = self.options.levels(self.device)
+        return FittedWeights(network, layers, self.pattern, reconstruct, repair, levels)
 
     @property
     def levels(self) -> Levels:

@@ -123,6 +123,11 @@ class NestedLeastSquares:
         if half is not None:
             self._factor = from_upper_entries(half, len(self.order)).mT.contiguous()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its factor."""
+        return self._factor.nbytes if self.is_solved else 0
+
     def gram(self) -> Tensor:
         """Returns ``G``, up to rounding, with its columns where they were."""
         factor = self._leading(len(self.order))

@@ -28,6 +28,11 @@ class UpperHalf:
         n_matrices, _, width = self.blocks[0].shape
         return n_matrices, width, width
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(block.nbytes for block in self.blocks)
+
     @classmethod
     def zeros(cls, like: Tensor, n_matrices: int, width: int) -> UpperHalf:
         """Returns zeros of some type, on the device of that tensor."""
@@ -78,6 +83,11 @@ class LowerTriangle:
             whole[start:, start:stop].clone(memory_format=torch.contiguous_format)
             for start, stop in blocks_of(self._width)
         ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(block.nbytes for block in self._blocks)
 
     def leading(self, size: int) -> Tensor:
         """Returns the first rows and columns, zeros above the diagonal."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort, effort_for
+from amc_compress.learners.candidates.moments.pieces import FittedLayers
 from amc_compress.learners.candidates.preparation import Samples
-from amc_compress.learners.candidates.reconstruction import LayerReconstruction, fit_layers
+from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.candidates.second_order.levels import Level, Levels
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import mask_of, masked_layers
@@ -87,7 +88,7 @@ class UniformQuantization(QuantizationLearner):
     _layers: Mapping[str, LayerReconstruction]
 
     def _collect(self, samples: Samples) -> None:
-        self.levels, self._layers = Levels(device=self.device), {}
+        self.levels, self._layers = self.options.levels(self.device), {}
         if self.options.rounding == "nearest":
             return
         effort = effort_for(self.graph, samples.n_calibration, torch.float32)
@@ -98,7 +99,7 @@ class UniformQuantization(QuantizationLearner):
 
     def _moments(
         self, network: nn.Module, inputs: Sequence[Inputs], effort: Effort = USUAL
-    ) -> dict[str, LayerReconstruction]:
+    ) -> FittedLayers:
         """Returns the moments of those layers whose weights are theirs alone."""
         owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
         places = self._places.layers
@@ -108,7 +109,7 @@ class UniformQuantization(QuantizationLearner):
             if places[name].has_input
             and owners[id(network.get_submodule(places[name].module).weight)] == 1
         ]
-        return fit_layers(
+        return FittedLayers(
             network,
             inputs,
             own,
@@ -116,6 +117,7 @@ class UniformQuantization(QuantizationLearner):
             seed=self.seed,
             effort=effort,
             progress=self.options.progress,
+            room=self.options.room(),
         )
 
     def _round(self, network: nn.Module, folded: nn.Module) -> None:
@@ -126,7 +128,7 @@ class UniformQuantization(QuantizationLearner):
         if not known:
             plain = finalise(folded) if masked_layers(folded) else folded
             layers = self._moments(plain, [self._recalibration])
-        for name, layer in layers.items():
+        for name in layers:
             module = network.get_submodule(self._places.layers[name].module)
             assert isinstance(module, QuantizedLayer)
             nearest = module.weight_quantizer
@@ -134,7 +136,7 @@ class UniformQuantization(QuantizationLearner):
                 if known:
                     level = self._level(name, nearest)
                 else:
-                    level = self._rounding.solve(layer, nearest, mask_of(module))
+                    level = self._rounding.solve(layers[name], nearest, mask_of(module))
                 write_level(module, level)
 
     @property
