@@ -282,7 +282,8 @@ def check_values(options: Options) -> None:
     """
     of_how_many(options.pattern)
     snapshots("--snapshot-every", options.snapshot_every)
-    memory("--memory", options.memory)
+    for name in ("memory", "moments_memory", "scratch_disk"):
+        memory(flag(name), getattr(options, name))
     check_augmentations(options.augment)
     own_cost_references(options.cost)
     check_normalisation(options.mean, options.std)

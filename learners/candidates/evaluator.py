@@ -134,8 +134,8 @@ class CandidateEvaluator:
 def _plain(network: nn.Module) -> nn.Module:
     """Returns the network in layers that can be fused."""
     if quantized_layers(network):
-        return without_identities(finalise(network, quantized=True))
-    return finalise(network) if masked_layers(network) else network
+        return without_identities(finalise(network, quantized=True, shares=True))
+    return finalise(network, shares=True) if masked_layers(network) else network
 
 
 def _fuses(network: nn.Module, probe: Inputs, dtype: torch.dtype) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from amc_compress.learners.layers.following_norms import ImageTracer
 from amc_compress.learners.layers.masked import Masked, SparseLayer, twin_of
 from amc_compress.learners.layers.quantized import INPUT, QuantizedLayer, with_input
+from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.layers.structure import replace_module
 
 
 @torch.no_grad()
-def finalise(network: nn.Module, *, quantized: bool = False) -> nn.Module:
+def finalise(network: nn.Module, *, quantized: bool = False, shares: bool = False) -> nn.Module:
     """Returns a copy with plain layers that have zeros where the masks are false.
 
     What was kept behind a mask is gone. The outputs in ``eval`` mode are exactly the same; what
@@ -28,15 +29,17 @@ def finalise(network: nn.Module, *, quantized: bool = False) -> nn.Module:
         quantized: Whether quantized layers become plain ones too, which hold the numbers that
             their weights stand for, with ``nn.Sequential(quantizer, layer)`` for one with a
             quantized input, and the network in ``eval`` mode. Otherwise they stay as they are.
+        shares: Whether weights that stay what they are are shared with the network: for a copy
+            that is evaluated and let go.
     """
-    copied = copy.deepcopy(network)
+    copied = sharing_weights(network) if shares else copy.deepcopy(network)
     kinds: tuple[type[nn.Module], ...] = (SparseLayer,)
     if quantized:
         copied, kinds = copied.eval(), (Masked,)
     # Under all its names, where one layer is used in several places.
     modules = list(copied.named_modules(remove_duplicate=False))
     layers = {name: m for name, m in modules if isinstance(m, Masked) and isinstance(m, kinds)}
-    plain = {layer: _plain(layer) for layer in layers.values()}
+    plain = {layer: _plain(layer, shares) for layer in layers.values()}
     for name, layer in layers.items():
         if name == "":
             return plain[layer]
@@ -54,7 +57,7 @@ class _QuantizedInput(nn.Sequential):
         return layer(*args, **kwargs)
 
 
-def _plain(layer: Masked) -> nn.Module:
+def _plain(layer: Masked, shares: bool) -> nn.Module:
     plain = twin_of(layer.plain, layer)
     used: dict[str, Callable[[], Tensor]] = {"weight": layer.masked_weight}
     quantizer = None
@@ -66,8 +69,11 @@ def _plain(layer: Masked) -> nn.Module:
             plain._modules.pop(unused, None)
         del plain.__dict__["quantized_parameters"]
     for name, weight in used.items():
-        trained = layer.get_parameter(name).requires_grad
-        setattr(plain, name, nn.Parameter(weight().detach().clone(), trained))
+        before, numbers = layer.get_parameter(name), weight().detach()
+        if shares and torch.equal(numbers, before):
+            continue  # what was rounded before, and what is not rounded
+        own = nn.Parameter(numbers if shares else numbers.clone(), before.requires_grad)
+        setattr(plain, name, own)
     return plain if quantizer is None else _QuantizedInput(quantizer, plain).eval()
 
 

@@ -20,6 +20,7 @@ from amc_compress.learners.layers.quantized import (
     quantized_layers,
 )
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.tasks.inputs import Inputs, ask
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import InputDataError, PlanMismatchError
@@ -98,6 +99,8 @@ def _by_outputs(factor: Tensor, layer: _ConvNd | nn.Linear) -> Tensor:
 def folded_copy(network: nn.Module, probe: Inputs) -> tuple[nn.Module, dict[str, str]]:
     """Returns a copy with its norms folded, unless that changes its answers, and what was folded.
 
+    Weights that stay what they are are shared with the network.
+
     A norm behind a linear layer may run over another axis than the layer's outputs, which only
     running it can tell.
 
@@ -105,14 +108,14 @@ def folded_copy(network: nn.Module, probe: Inputs) -> tuple[nn.Module, dict[str,
         network: The network in ``eval`` mode.
         probe: A few real inputs.
     """
-    folded = copy.deepcopy(network)
+    folded = sharing_weights(network)
     norms = fold_norms(folded)
     expected, calls = _answers(network, probe, norms)
     found, _ = _answers(folded, probe, norms)
     alone = all(calls[layer] == calls[norm] for norm, layer in norms.items())
     if alone and len(expected) == len(found) and all(map(_near, found, expected)):
         return folded, norms
-    return copy.deepcopy(network), {}
+    return sharing_weights(network), {}
 
 
 def _answers(
@@ -204,6 +207,8 @@ def quantize_layers(
 def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[str]) -> nn.Module:
     """Returns a folded copy of a float network with the original's module names.
 
+    Weights that stay what they are are shared with the network.
+
     Args:
         network: The network, sliced for example; norms folded already are skipped.
         norms: What was folded in the original: norm -> layer.
@@ -220,7 +225,7 @@ def folded_like(network: nn.Module, norms: Mapping[str, str], layers: Sequence[s
                 f"Expected a float layer {name!r} as in the original network, got "
                 f"{type(modules.get(name)).__name__}."
             )
-    folded = copy.deepcopy(network).eval()
+    folded = sharing_weights(network).eval()
     fold_norms(folded, {n: x for n, x in norms.items() if isinstance(modules.get(n), _BatchNorm)})
     return folded
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from amc_compress.learners.layers.shared_weights import take_weight
+
 
 @dataclass(frozen=True)
 class WeightForm:
@@ -50,19 +52,28 @@ def form_of(layer: nn.Module) -> WeightForm:
 
 
 def write_layer(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None
+    module: nn.Module,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.Module | None = None,
+    *,
+    shares: bool = False,
 ) -> None:
-    """Copies repaired weights into a sliced layer.
+    """Gives a layer repaired weights.
 
     Args:
-        module: The sliced layer.
+        module: The sliced layer, or one with zeros.
         weight: Its new weight, as it stores it.
         bias: Its new bias, or the intercept that ``norm`` takes.
         norm: The batch norm behind a layer without a bias.
+        shares: Whether the weight itself becomes the layer's, where it can; else it is copied.
     """
     with torch.no_grad():
-        assert isinstance(module.weight, Tensor)
-        module.weight.copy_(weight)
+        if shares:
+            take_weight(module, weight)
+        else:
+            assert isinstance(module.weight, Tensor)
+            module.weight.copy_(weight)
         if bias is None:
             return
         own = getattr(module, "bias", None)

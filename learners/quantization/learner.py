@@ -18,6 +18,7 @@ from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.bit_layers import BitLayers, bit_layers
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.layers.structure import (
     foldable_norms,
     folded_copy,
@@ -93,7 +94,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         )
         self._measure_header()
         bits = self._choice.read(CompressionPlan.full(self.decisions))
-        most = self._build(self.float_network, bits, self._observation)
+        most = self._build(self.float_network, bits, self._observation, shares=True)
         self._prepare_evaluator(samples, [most])
 
     def _observe(self, batches: Sequence[Inputs]) -> None:
@@ -161,7 +162,8 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         form = self.options.storage(self._choice, self._folded)
         # Not on what is "off": costs may count more for it than a file holds.
         plan = self.most_bits()
-        network = self._build(self.float_network, self._choice.read(plan), self._observation)
+        bits = self._choice.read(plan)
+        network = self._build(self.float_network, bits, self._observation, shares=True)
         tensors = BytesCost(self.graph, self.decisions, form)(plan.values_for(self.decisions))
         self.storage = replace(form, fixed_bytes=header_bytes(network, plan, tensors))
         self.cost_models = {
@@ -218,9 +220,22 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         return quantized
 
     def _build(
-        self, folded: nn.Module, bits: Mapping[str, BitPair], seen: Observation
+        self,
+        folded: nn.Module,
+        bits: Mapping[str, BitPair],
+        seen: Observation,
+        *,
+        shares: bool = False,
     ) -> nn.Module:
-        """Returns a quantized copy of a folded network."""
+        """Returns a quantized copy of a folded network.
+
+        Args:
+            folded: The network; it is not changed.
+            bits: Of its layers.
+            seen: What they read.
+            shares: Whether weights that nothing changes later are shared with it: in a network that
+                is evaluated and let go.
+        """
         chosen: dict[str, tuple[Quantizer | None, Quantizer | None]] = {}
         for name, layer in bits.items():
             weights = inputs = None
@@ -236,7 +251,12 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
                 else:
                     inputs = self._make_input_quantizer(name, layer.inputs, seen)
             chosen[name] = (weights, inputs)
-        return quantize_layers(copy.deepcopy(folded), chosen)
+        if shares:
+            # The scales of folded layers are matched, and their weights with them.
+            copied = sharing_weights(folded, but=[*self._folded.values()])
+        else:
+            copied = copy.deepcopy(folded)
+        return quantize_layers(copied, chosen)
 
     def stored_bytes(self, network: nn.Module) -> dict[str, dict[int, int]]:
         """Returns layer -> bits -> bytes of its weights on disk, see ``entropy.stored_bytes``."""
@@ -258,7 +278,8 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         self, choice: Mapping[str, BitPair], seconds: CandidateSeconds, *, trained: bool = True
     ) -> nn.Module:
         with seconds.measure("slicing"):
-            network = self._build(self.float_network, choice, self._observation)
+            shares = not (trained and self.proxy.finetune_steps)
+            network = self._build(self.float_network, choice, self._observation, shares=shares)
         with seconds.measure("reconstruction"):
             self._round(network, self.float_network)
         with seconds.measure("recalibration"):

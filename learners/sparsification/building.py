@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.layers.bit_layers import PRODUCTS
 from amc_compress.learners.layers.masked import sparse_layer
+from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.layers.structure import replace_module
 from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.sparsification.fitted import FittedWeights
@@ -65,7 +66,9 @@ def with_zeros(
     fitted: FittedWeights,
     norms: Mapping[str, str],
 ) -> nn.Module:
-    """Returns a copy in plain layers, zeros in their weights.
+    """Returns a copy in plain layers, zeros in their weights, to be evaluated and let go.
+
+    All weights are shared, with the network or with what was fitted.
 
     Args:
         network: The network, not changed.
@@ -73,11 +76,12 @@ def with_zeros(
         fitted: The weights of its layers.
         norms: Layer -> batch norm right behind it, which takes the intercept of a fit.
     """
-    copied = copy.deepcopy(network).eval()
+    copied = sharing_weights(network).eval()
     modules = dict(copied.named_modules())
     for name, count in kept.items():
         weight, bias = fitted.solve(name, count)
-        write_layer(modules[name], weight, bias, modules.get(norms.get(name, "?")))
+        norm = modules.get(norms.get(name, "?"))
+        write_layer(modules[name], weight, bias, norm, shares=True)
     return copied
 
 

@@ -295,6 +295,7 @@ class LearnerSpec:
             "device": o.device,
             "seed": o.seed,
             "progress": progress,
+            **o.room,
             **self.own_options(),
         }
 

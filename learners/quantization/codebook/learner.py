@@ -102,9 +102,14 @@ class CodebookQuantization(QuantizationLearner):
         return replace(super().training_defaults(), learning_rate=rate)
 
     def _build(
-        self, folded: nn.Module, bits: Mapping[str, BitPair], seen: Observation
+        self,
+        folded: nn.Module,
+        bits: Mapping[str, BitPair],
+        seen: Observation,
+        *,
+        shares: bool = False,
     ) -> nn.Module:
-        network = super()._build(folded, bits, seen)
+        network = super()._build(folded, bits, seen, shares=shares)
         set_mode(network, self.options.mode)
         return network
 

@@ -23,6 +23,7 @@ from amc_compress.learners.candidates.second_order.levels import Level
 from amc_compress.learners.candidates.second_order.means import bias_for
 from amc_compress.learners.candidates.second_order.sweep import Grid, by_importance, sweep
 from amc_compress.learners.layers.quantized import QuantizedLayer
+from amc_compress.learners.layers.shared_weights import take_weight
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 
@@ -167,8 +168,7 @@ def write_level(module: nn.Module, level: Level) -> None:
     quantizer = module.weight_quantizer
     assert isinstance(quantizer, UniformQuantizer)
     _set_scales(quantizer, level)
-    assert isinstance(module.weight, Tensor)
-    module.weight.copy_(quantizer.decode(level["codes"]))
+    take_weight(module, quantizer.decode(level["codes"]))
     if "bias" in level:
         assert isinstance(module.bias, Tensor)
         module.bias.copy_(level["bias"])
