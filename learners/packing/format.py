@@ -31,6 +31,9 @@ SPARSE = "s"
 """Kinds of entropy-coded arrays begin with it: ``"s3"``: codes of 3 bits, ``"sf4"``: floats."""
 
 _KINDS = ("f2", "f4", "f8", "i1", "u1", "i2", "i4", "i8", "?")
+_BFLOAT = "bf2"
+"""Kind of an array of bfloat16: the upper halves of float32."""
+
 _SPARSE_KINDS = tuple(f"{SPARSE}{number}" for number in (*range(1, 9), "f2", "f4", "f8"))
 _CHUNK = 1 << 20  # codes unpacked at once; a multiple of 8, so that chunks end at bytes
 
@@ -125,7 +128,7 @@ class Entry:
     coded_size: int = 0
 
     def __post_init__(self) -> None:
-        kinds = (*_KINDS, *_SPARSE_KINDS)
+        kinds = (*_KINDS, _BFLOAT, *_SPARSE_KINDS)
         if not (self.kind in kinds or (isinstance(self.kind, int) and 0 <= self.kind <= 8)):
             raise ValueError(f"unknown kind {self.kind!r}")
 
@@ -152,7 +155,7 @@ class Entry:
             return self.coded_size
         if isinstance(self.kind, int):
             return packed_size(self.count, self.kind)
-        return self.count * np.dtype(self.kind).itemsize
+        return self.count * (2 if self.kind == _BFLOAT else np.dtype(self.kind).itemsize)
 
     def read(self, data: bytes) -> Array:
         """Returns an array that is not entropy-coded; codes as uint8."""
@@ -160,6 +163,9 @@ class Entry:
             return np.zeros(self.shape, dtype=np.float32)
         if isinstance(self.kind, int):
             return unpack_bits(data, self.kind, self.count).reshape(self.shape)
+        if self.kind == _BFLOAT:
+            halves = np.frombuffer(data, "<u2").astype(np.uint32)
+            return (halves << 16).view(np.float32).reshape(self.shape)
         return np.frombuffer(data, np.dtype(self.kind).newbyteorder("<")).reshape(self.shape)
 
     def read_sparse(self, data: bytes) -> tuple[Array, Array]:
@@ -191,6 +197,12 @@ def _smallest(array: Array) -> np.dtype[Any]:
         if not array.size or (limits.min <= array.min() and array.max() <= limits.max):
             return np.dtype(text)
     return np.dtype("i8")
+
+
+def bfloat16(name: str, array: Array) -> tuple[Entry, bytes]:
+    """Returns entry and bytes of float32 numbers that bfloat16 has exactly."""
+    halves = np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16
+    return Entry(name, _BFLOAT, array.shape), halves.astype("<u2").tobytes()
 
 
 def codes(name: str, array: Codes, bits: int) -> tuple[Entry, bytes]:

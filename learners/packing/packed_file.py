@@ -22,6 +22,7 @@ from amc_compress.learners.packing.example import described, example
 from amc_compress.learners.packing.format import (
     Entry,
     Stored,
+    bfloat16,
     build_file,
     codes,
     pack_bits,
@@ -108,6 +109,7 @@ def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
     is_sparse = bool(masked_layers(network))
     arrays = []
     again = _stored_under_another_name(network)
+    scales = dict(_short_scales(network))
     for key, tensor in network.state_dict().items():
         if key in again or f".{key}".endswith((_FIXED, f".{MASK}")):
             continue
@@ -119,7 +121,7 @@ def _arrays(network: nn.Module) -> list[tuple[Entry, bytes]]:
                 f"Expected finite weights to store, got NaN or infinite numbers in {key!r}."
             )
         if held is None:
-            arrays.append(raw(key, _numbers(tensor)))
+            arrays.append(_plain(key, tensor, scales.get(key, torch.float32)))
         else:
             arrays.append(_weights(key, held, tensor, is_sparse))
     return arrays
@@ -168,6 +170,23 @@ def _weights(key: str, held: _Held, weight: Tensor, is_sparse: bool) -> tuple[En
     if is_sparse and weight.is_floating_point():
         return sparse(key, _numbers(weight), places)
     return raw(key, _numbers(weight))
+
+
+def _short_scales(network: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
+    """Yields the scales that are stored in half the bytes, and as what."""
+    for name, quantizer in network.named_modules(remove_duplicate=False):
+        kind = getattr(quantizer, "scale_dtype", torch.float32)
+        if isinstance(quantizer, Quantizer) and kind != torch.float32:
+            yield _key(name, "scale"), kind
+
+
+def _plain(key: str, tensor: Tensor, kind: torch.dtype) -> tuple[Entry, bytes]:
+    """Returns entry and bytes of a tensor that is no weight, as a type that has its numbers."""
+    if kind == torch.float32 or not torch.equal(tensor.to(kind).to(tensor), tensor):
+        return raw(key, _numbers(tensor))
+    if kind == torch.bfloat16:
+        return bfloat16(key, _numbers(tensor))
+    return raw(key, _numbers(tensor.to(kind)))
 
 
 def _numbers(tensor: Tensor) -> Array:

@@ -39,6 +39,7 @@ class UniformSpec(LearnerSpec):
         "weight_range",
         "rounding",
         "act_order",
+        "scale_type",
         "learned_steps",
     )
     quantization = "uniform"

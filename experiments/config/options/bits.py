@@ -90,6 +90,14 @@ class BitOptions:
         "the scales of the original weights.",
         learners=("uniform",),
     )
+    scale_type: str = _bits(
+        "auto",
+        "What the scales of weights are rounded to and stored as: auto is float16 with "
+        "--granularity group, unless --learned-steps trains them, else float32; uniform quantizer "
+        "only.",
+        learners=("uniform",),
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
     learned_steps: bool = _bits(
         False,
         "Let the fine-tuning learn the step sizes too (LSQ); uniform quantizer only.",

@@ -24,7 +24,7 @@ from amc_compress.learners.candidates.second_order.means import bias_for
 from amc_compress.learners.candidates.second_order.sweep import Grid, by_importance, sweep
 from amc_compress.learners.layers.quantized import QuantizedLayer
 from amc_compress.learners.layers.shared_weights import take_weight
-from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, rounded_scales
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 
 
@@ -106,6 +106,7 @@ class Rounding:
                 bucket_size=nearest.bucket_size,
                 importance=counts if self.rule == "mse" else None,
             )
+            scale = rounded_scales(scale, nearest.scale_type)
             ends = nearest.quant_min - zero, nearest.quant_max - zero
             step, low, high = (x.view(weight.shape[:2]).to(weight) for x in (scale, *ends))
             return step, low, high
@@ -129,7 +130,8 @@ def _ranged(
         importance=importance,
     )
     found = copy.deepcopy(like)
-    _set_scales(found, {"scale": scale.view(-1), "zero_point": zero.view(-1)})
+    scale = rounded_scales(scale.view(-1), like.scale_type)
+    _set_scales(found, {"scale": scale, "zero_point": zero.view(-1)})
     return found
 
 

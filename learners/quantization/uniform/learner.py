@@ -26,7 +26,7 @@ from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.uniform.gptq import Rounding, weight_of, write_level
-from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
+from amc_compress.learners.quantization.uniform.quantizer import SCALE_TYPES, UniformQuantizer
 from amc_compress.learners.quantization.uniform.ranges import check_rule
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.tasks.inputs import Inputs
@@ -54,6 +54,9 @@ class UniformOptions(QuantizationOptions):
         rounding: ``"nearest"``, or ``"gptq"``: what rounding an input's weights does to the outputs
             is taken up by those of the inputs after it, from the moments of the calibration data.
         act_order: Whether ``"gptq"`` rounds the weights of the largest inputs first.
+        scale_type: ``"float32"``, ``"float16"`` or ``"bfloat16"``: what scales of weights are
+            rounded to, and stored as. ``"auto"``: those of groups float16 unless they are learned,
+            as most files of language models have it, and all others float32.
     """
 
     symmetric: bool = True
@@ -61,6 +64,7 @@ class UniformOptions(QuantizationOptions):
     learned_steps: bool = False
     rounding: str = "nearest"
     act_order: bool = False
+    scale_type: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,11 +73,26 @@ class UniformOptions(QuantizationOptions):
         check_known("rounding", self.rounding, ROUNDINGS)
         if self.act_order and self.rounding != "gptq":
             raise ValueError("Expected act_order with rounding='gptq' alone, got it without.")
+        check_known("scale_type", self.scale_type, ("auto", *SCALE_TYPES))
+        if self.learned_steps and self.scales_are != "float32":
+            raise ValueError(
+                f"Expected scale_type 'float32' with learned_steps, which trains the scales, got "
+                f"{self.scale_type!r}."
+            )
+
+    @property
+    def scales_are(self) -> str:
+        """What scales of weights are stored as."""
+        if self.scale_type != "auto":
+            return self.scale_type
+        small = self.granularity == "group" and not self.learned_steps
+        return "float16" if small else "float32"
 
     def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:
         """Returns how layers are stored; zero points as one byte, they are at most 255."""
         form = super().storage(choice, folded)
-        return replace(form, bytes_per_bucket=4.0 if self.symmetric else 5.0)
+        scale = SCALE_TYPES[self.scales_are].itemsize
+        return replace(form, bytes_per_bucket=scale + (0.0 if self.symmetric else 1.0))
 
 
 class UniformQuantization(QuantizationLearner):
@@ -198,6 +217,7 @@ class UniformQuantization(QuantizationLearner):
             axis=self.axis(name),
             learned=self.options.learned_steps,
             numbers=numbers,
+            scale_type=self.options.scales_are,
         )
 
     def _make_input_quantizer(self, name: str, bits: int, seen: Observation) -> Quantizer:

@@ -17,10 +17,18 @@ from torch import Tensor, nn
 
 from amc_compress.learners.layers.bit_layers import along
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_env.errors import InputDataError
 from amc_env.validation.checks import check_known
 
 MIN_BITS, MAX_BITS = 2, 8
 GRANULARITIES = ("tensor", "channel", "split", "group")
+SCALE_TYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""What scales of weights are stored as."""
+
 _WHOLE = ("tensor", "channel")  # the tensor is not cut into pieces
 Bound = Tensor | int
 SMALLEST_SCALE = 1e-12  # its inverse is still far from infinite in float32
@@ -44,6 +52,8 @@ class UniformQuantizer(Quantizer):
         axis: Along which channels lie.
         learned: Whether the scale is trained (LSQ, Esser et al. 2020).
         numbers: Numbers per scale in LSQ's gradient scale; counted on the input if ``None``.
+        scale_type: Name in :data:`SCALE_TYPES`: what scales are rounded to, and stored as. They are
+            held in float32 as well.
 
     Attributes:
         quant_min: Smallest integer.
@@ -69,11 +79,12 @@ class UniformQuantizer(Quantizer):
         axis: int = 0,
         learned: bool = False,
         numbers: int | None = None,
+        scale_type: str = "float32",
     ) -> None:
         super().__init__()
         self.quant_min, self.quant_max = integer_range(bits, symmetric)
         check_granularity(granularity, bucket_size)
-        scale = scale.detach().float().reshape(-1).clamp(min=SMALLEST_SCALE)
+        scale = rounded_scales(scale.detach().reshape(-1), scale_type)
         if granularity == "tensor" and scale.numel() != 1:
             raise ValueError(f"Expected one scale per tensor, got {scale.numel()}.")
         if not scale.isfinite().all():
@@ -90,11 +101,17 @@ class UniformQuantizer(Quantizer):
         self.axis = axis
         self.learned = learned
         self.numbers = numbers
+        self.scale_type = scale_type
         if learned:
             self.scale = nn.Parameter(scale)
         else:
             self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """What scales are stored as."""
+        return SCALE_TYPES[self.scale_type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the nearest representable numbers, float32, in the shape of ``x``.
@@ -158,6 +175,7 @@ class UniformQuantizer(Quantizer):
             "granularity": self.granularity,
             "bucket_size": self.bucket_size,
             **({"axis": self.axis} if self.axis else {}),
+            **({"scale_type": self.scale_type} if self.scale_type != "float32" else {}),
             "learned": self.learned,
             "numbers": self.numbers,
         }
@@ -175,7 +193,8 @@ class UniformQuantizer(Quantizer):
         if rest or not (own or self.granularity == "group"):
             return False
         with torch.no_grad():
-            self.scale.view(-1, groups).mul_(factor.to(self.scale).unsqueeze(1))
+            scale = self.scale.view(-1, groups) * factor.to(self.scale).unsqueeze(1)
+            self.scale.copy_(rounded_scales(scale.view(-1), self.scale_type))
         return True
 
     def extra_repr(self) -> str:
@@ -220,6 +239,28 @@ class UniformQuantizer(Quantizer):
         filled = buckets.reshape(count, -1)
         found = filled[:, : lines.numel() // count].reshape(lines.shape)
         return found if self.granularity == "split" else found.movedim(0, self.axis)
+
+
+def rounded_scales(scale: Tensor, scale_type: str) -> Tensor:
+    """Returns scales as a file of that type holds them, float32, none of them 0.
+
+    Args:
+        scale: Of any shape.
+        scale_type: Name in :data:`SCALE_TYPES`.
+
+    Raises:
+        InputDataError: If one is too large for the type.
+    """
+    check_known("scale_type", scale_type, SCALE_TYPES)
+    kind = SCALE_TYPES[scale_type]
+    smallest = torch.finfo(kind).tiny * torch.finfo(kind).eps  # the last one above 0
+    found = scale.float().clamp(min=max(SMALLEST_SCALE, smallest)).to(kind).float()
+    if bool((found.isinf() & scale.isfinite()).any()):
+        raise InputDataError(
+            f"Expected weights whose scales {scale_type} can hold, got a scale of "
+            f"{float(scale.max()):.3g}; store scales as float32 or bfloat16."
+        )
+    return found
 
 
 def integer_range(bits: int, symmetric: bool) -> tuple[int, int]:

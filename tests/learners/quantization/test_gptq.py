@@ -21,6 +21,7 @@ from amc_compress.learners.quantization.uniform.quantizer import UniformQuantize
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.sparsification import Pattern
 from amc_compress.learners.testing.networks import EXAMPLE, Residual, make_data
+from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
 
 LAYERS = {
@@ -126,6 +127,40 @@ def test_a_plan_is_put_together_from_layers_that_are_solved_once(tmp_path):
     again = pickle.loads(pickle.dumps(learner))
     assert not again.levels._held
     assert same(again.compress(plan), network)
+
+
+@pytest.mark.parametrize(("scale_type", "symmetric"), [("float16", True), ("bfloat16", False)])
+def test_scales_are_of_the_type_that_the_file_and_the_costs_count(scale_type, symmetric, tmp_path):
+    groups = {"granularity": "group", "group_size": 16, "symmetric": symmetric}
+    sizes = []
+    for kind in (scale_type, "float32"):
+        learner = prepared(rounding="gptq", scale_type=kind, **groups)
+        plan = learner.fixed_plan(3)
+        network = learner.compress(plan)
+        scales = [x.weight_quantizer.scale for x in quantized_layers(network).values()]
+        assert all(torch.equal(x.to(getattr(torch, kind)).float(), x) for x in scales)
+        sizes.append(save_packed(network, tmp_path / kind, plan=plan))
+        predicted = learner.cost_models["bytes"](plan.values_for(learner.decisions))
+        assert abs(predicted - sizes[-1]) < 64
+        loaded = load_packed(tmp_path / kind, learner.original)
+        with torch.no_grad():
+            assert torch.equal(loaded(EXAMPLE), network(EXAMPLE))
+    assert abs(sizes[1] - sizes[0] - 2 * sum(map(len, scales))) < 64  # the headers
+
+
+def test_scales_of_groups_are_short_unless_they_are_learned():
+    def of(**options) -> str:
+        return UniformQuantization.Options(**options).scales_are
+
+    assert of() == "float32"
+    assert of(granularity="group") == "float16"
+    assert of(granularity="group", learned_steps=True) == "float32"
+    with pytest.raises(ValueError, match="learned_steps"):
+        of(scale_type="float16", learned_steps=True)
+    with pytest.raises(InputDataError, match=r"a scale of 1e\+06; store scales as float32"):
+        UniformQuantizer(4, torch.tensor([1e6]), scale_type="float16")
+    smallest = UniformQuantizer(4, torch.tensor([0.0]), scale_type="float16").scale
+    assert 0.0 < float(smallest) == float(smallest.half())
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
