@@ -16,6 +16,7 @@ from amc_compress.learners.candidates.learner import CandidateLearner, SearchSpa
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
+from amc_compress.learners.joint.one_sweep import prune_and_round, sweeps_once
 from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.joint.parts import (
     ErrorCurves,
@@ -250,7 +251,11 @@ def apply_parts(
         PlanMismatchError: If the plan lacks a decision, or has a value off the grid.
     """
     network, seconds = parts[0].original, seconds or CandidateSeconds()
-    for part in parts:
+    once = sweeps_once(parts)
+    for part in parts[:-2] if once else parts:
         with seconds.measure(part.name):
             network = part.apply(network, plan_of(part, plan), exact=exact)
+    if once:
+        with seconds.measure(parts[-1].name):
+            network = prune_and_round(parts, network, plan, exact=exact)
     return network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +178,10 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         """
         return self._choice.fixed_plan(weight_bits, activation_bits)
 
+    def weight_bits(self, plan: CompressionPlan) -> dict[str, int]:
+        """Returns layer -> bits of its weights, of all layers that are quantized."""
+        return {name: bits.weights for name, bits in self._choice.read(plan).items()}
+
     def most_bits(self) -> CompressionPlan:
         """Returns the plan of the most bits that are not "off", where there are such."""
         return self._choice.most_bits()
@@ -205,6 +209,17 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         Raises:
             PlanMismatchError: If the plan does not fit, or the network lacks a layer.
         """
+        return self._quantized(network, plan, self._round, recalibrate=recalibrate)
+
+    def _quantized(
+        self,
+        network: nn.Module,
+        plan: CompressionPlan,
+        rounds: Callable[[nn.Module, nn.Module], None],
+        *,
+        recalibrate: bool,
+    ) -> nn.Module:
+        """See :meth:`quantize`; ``rounds`` does what :meth:`_round` does."""
         there = layers_there(network, self.layers)
         every = self._choice.read(plan)
         bits = {name: every[name] for name in there}
@@ -214,7 +229,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
             if not same_state(folded, self.float_network):
                 seen = observe(folded, [self._recalibration], there, seed=self.seed)
             quantized = self._build(folded, bits, seen)
-            self._round(quantized, folded)
+            rounds(quantized, folded)
             if recalibrate:
                 self._match(quantized, seen)
         return quantized

@@ -76,7 +76,7 @@ class FittedWeights:
 
     def mask(self, name: str, keep: int) -> Tensor:
         """Returns the mask of a layer with ``keep`` weights."""
-        if self._is_swept(name):
+        if self.is_swept(name):
             return self._level(name, keep)["mask"]
         return mask_for(self._network.get_submodule(name), self._pattern, keep)
 
@@ -89,7 +89,7 @@ class FittedWeights:
         return self.levels.get((name, keep), lambda: self._solve(name, keep))
 
     def _solve(self, name: str, keep: int) -> Level:
-        if self._is_swept(name):
+        if self.is_swept(name):
             return sparsegpt(self._layers[name], self._pattern, keep)
         mask = self.mask(name, keep)
         if not (self._reconstruct and name in self._layers):
@@ -97,7 +97,7 @@ class FittedWeights:
         weight, bias = refit(self._layers[name], mask)
         return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
-    def _is_swept(self, name: str) -> bool:
+    def is_swept(self, name: str) -> bool:
         """Whether a layer's mask is chosen by a sweep."""
         if self._repair != "sparsegpt" or not self._reconstruct or name not in self._layers:
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -200,13 +200,42 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
     def _read(self, plan: CompressionPlan) -> dict[str, int]:
         return self.kept_weights(plan)
 
-    def apply(self, network: nn.Module, plan: CompressionPlan, *, exact: bool = True) -> nn.Module:
+    def counts(self, network: nn.Module, plan: CompressionPlan) -> dict[str, int]:
+        """Returns layer -> weights that stay in a network, for every layer that loses some."""
+        if network is self.original:
+            return self.kept_weights(plan)
+        return counts_in(network, self.decisions, plan)
+
+    def sweeps(self, name: str) -> bool:
+        """Whether the zeros of a layer of the original are chosen in a sweep over its inputs."""
+        return self.fitted.is_swept(name)
+
+    def apply(
+        self,
+        network: nn.Module,
+        plan: CompressionPlan,
+        *,
+        exact: bool = True,
+        later: Collection[str] = (),
+    ) -> nn.Module:
         """Makes a network sparse as one part of a joint plan.
 
         In what earlier parts have made of the original, masks are chosen by the magnitudes that
         are there, and the re-fit is to the outputs of the layers as they are, with moments of the
         recalibration images.
+
+        Args:
+            network: What the earlier parts made of the original.
+            plan: The densities.
+            exact: See ``PlanPart.apply``.
+            later: Layers that stay as they are, without a mask: a later part prunes them.
         """
+        if later:
+            plan = CompressionPlan(
+                {d.key: 1.0 if d.target in later else plan[d.key] for d in self.decisions}
+            )
+            if not self.counts(network, plan):
+                return network
         proxy = replace(self.proxy, finetune_steps=0) if exact else self.proxy
         dtype = torch.float32 if exact else self.evaluator.dtype
         with limited_threads(self.threads):
@@ -214,14 +243,21 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
                 kept, fitted = self.kept_weights(plan), self.fitted
             else:
                 kept, fitted = self._fit_again(network, plan)
-            return self._finish(self._masked(network, kept, fitted), kept, dtype, proxy)
+            return self._finish(self._masked(network, kept, fitted, later), kept, dtype, proxy)
 
     def _masked(
-        self, network: nn.Module, kept: Mapping[str, int], fitted: FittedWeights
+        self,
+        network: nn.Module,
+        kept: Mapping[str, int],
+        fitted: FittedWeights,
+        later: Collection[str] = (),
     ) -> nn.Module:
-        """Returns a copy in which every layer that is decided, and there, has a mask."""
+        """Returns a copy in which every layer that is decided, and there, has a mask.
+
+        But for later ones, see :meth:`apply`.
+        """
         names = layers_there(network, [d.target for d in self.decisions])
-        whole = [name for name in names if name not in kept]
+        whole = [name for name in names if name not in {*kept, *later}]
         return masked(network, kept, fitted, self._norms, whole)
 
     def unfitted(self, plan: CompressionPlan) -> nn.Module:
@@ -232,7 +268,7 @@ class WeightSparsification(PartLearner[SparseOptions, Mapping[str, int]]):
         self, network: nn.Module, plan: CompressionPlan
     ) -> tuple[dict[str, int], FittedWeights]:
         """Returns what stays of a network that is not the original, and its re-fit."""
-        kept = counts_in(network, self.decisions, plan)
+        kept = self.counts(network, plan)
         layers: Mapping[str, LayerReconstruction] = {}
         if self.proxy.reconstruct and kept:
             layers = FittedLayers(

@@ -30,12 +30,7 @@ def sparsegpt(layer: LayerReconstruction, pattern: Pattern, keep: int) -> Level:
         pattern: Of the zeros; N:M groups run over the input channels at each kernel position.
         keep: Weights that stay: exactly so many, except for N:M (see ``Pattern.mask``).
     """
-    count = layer.weight.shape[2]
-    order, zeros = None, _unstructured(layer.weight.numel(), count, keep)
-    if pattern.m:
-        places = torch.arange(count, device=layer.weight.device)
-        order = places.view(-1, layer.kernel_size).T.reshape(1, -1).expand(layer.conv_groups, -1)
-        zeros = _n_of_m(max(pattern.n, round(keep * pattern.m / layer.weight.numel())), pattern.m)
+    zeros, order = choice(layer, pattern, keep)
     swept = sweep(layer.weight, layer.gram, zeros=zeros, order=order)
     level = {
         "weight": layer.form.stored(swept.weight.reshape(layer.shape)).float(),
@@ -43,6 +38,25 @@ def sparsegpt(layer: LayerReconstruction, pattern: Pattern, keep: int) -> Level:
     }
     bias = bias_for(layer, layer.weight - swept.weight)
     return level if bias is None else {**level, "bias": bias}
+
+
+def choice(layer: LayerReconstruction, pattern: Pattern, keep: int) -> tuple[Zeros, Tensor | None]:
+    """Returns how a sweep chooses what becomes zero, and the order in which it has to go.
+
+    Args:
+        layer: See :func:`sparsegpt`.
+        pattern: Likewise.
+        keep: Likewise.
+    """
+    groups, _, count = layer.weight.shape
+    size = layer.weight.numel()
+    if not pattern.m:
+        return _unstructured(size, count, keep), None
+    zeros = _n_of_m(max(pattern.n, round(keep * pattern.m / size)), pattern.m)
+    if layer.kernel_size == 1:
+        return zeros, None
+    places = torch.arange(count, device=layer.weight.device)
+    return zeros, places.view(-1, layer.kernel_size).T.reshape(1, -1).expand(groups, -1)
 
 
 def _unstructured(size: int, count: int, keep: int) -> Zeros:

@@ -13,6 +13,7 @@ inputs were uncorrelated: the squared error of a weight counts as often as the s
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.candidates.second_order.levels import Level
 from amc_compress.learners.candidates.second_order.means import bias_for
-from amc_compress.learners.candidates.second_order.sweep import Grid, by_importance, sweep
+from amc_compress.learners.candidates.second_order.sweep import Grid, Zeros, by_importance, sweep
 from amc_compress.learners.layers.quantized import QuantizedLayer
 from amc_compress.learners.layers.shared_weights import take_weight
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer, rounded_scales
 from amc_compress.learners.quantization.uniform.scales import weight_scales
+
+Pruned = Callable[[LayerReconstruction], tuple[Zeros, Tensor | None]]
+"""How what becomes zero is chosen, and the order in which the inputs then have to go."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,22 @@ class Rounding:
     act_order: bool = False
 
     def solve(
-        self, layer: LayerReconstruction, nearest: UniformQuantizer, mask: Tensor | None = None
+        self,
+        layer: LayerReconstruction,
+        nearest: UniformQuantizer,
+        mask: Tensor | None = None,
+        pruned: Pruned | None = None,
     ) -> Level:
         """Returns codes and scales of a layer, and the bias that goes with them if it has one.
+
+        With ``pruned`` its mask as well: what becomes zero is chosen in the same sweep (Frantar and
+        Alistarh 2023, 2301.00774, section 3.5), in which it is taken up like what is rounded.
 
         Args:
             layer: Its weights, zeros where they do not count, and the moments of its inputs.
             nearest: Its quantizer for rounding to the nearest value.
             mask: Which weights count, the shape of the stored weight; the others stay zero.
+            pruned: What else becomes zero.
         """
         gram = layer.gram  # of a large network made anew whenever it is asked for
         stored = layer.form.stored(layer.weight.reshape(layer.shape)).float()
@@ -59,18 +71,24 @@ class Rounding:
             counts = layer.form.stored(importance.reshape(layer.shape)).float()
             nearest = _ranged(nearest, stored, mask, counts)
         grid = self._grid(layer, nearest, importance)
-        plain = layer.matrix(nearest(stored))
-        found = sweep(
+        zeros, order = (None, None) if pruned is None else pruned(layer)
+        if self.act_order and order is None:
+            order = by_importance(gram)
+        swept = sweep(
             layer.weight,
             gram,
             grid=grid,
+            zeros=zeros,
             stays=None if mask is None else layer.matrix(mask).bool(),
-            order=by_importance(gram) if self.act_order else None,
-        ).weight
-        better = _errors(gram, layer.weight - found) < _errors(gram, layer.weight - plain)
-        matrix = torch.where(better.unsqueeze(2), found, plain)
+            order=order,
+        )
+        matrix, better = swept.weight, torch.ones_like(layer.weight[:, :, 0], dtype=torch.bool)
+        if zeros is None:
+            plain = layer.matrix(nearest(stored))
+            better = _errors(gram, layer.weight - matrix) < _errors(gram, layer.weight - plain)
+            matrix = torch.where(better.unsqueeze(2), matrix, plain)
         quantizer = copy.deepcopy(nearest)
-        if grid.fit is not None:
+        if grid.fit is not None and order is None:
             _take_scales(quantizer, grid, better)
         weight = layer.form.stored(matrix.reshape(layer.shape)).float()
         level = {
@@ -78,6 +96,8 @@ class Rounding:
             "scale": quantizer.scale.detach().clone(),
             "zero_point": quantizer.zero_point.clone(),
         }
+        if zeros is not None:
+            level["mask"] = layer.form.stored(swept.stays.reshape(layer.shape))
         bias = bias_for(layer, layer.weight - matrix)
         return level if bias is None else {**level, "bias": bias}
 
@@ -165,12 +185,19 @@ def weight_of(level: Level, like: UniformQuantizer) -> Tensor:
 
 @torch.no_grad()
 def write_level(module: nn.Module, level: Level) -> None:
-    """Gives a quantized layer the weights of a level: exactly what its codes stand for."""
+    """Gives a quantized layer the weights of a level: exactly what its codes stand for.
+
+    If it has a mask, behind that stays what the layer has there.
+    """
     assert isinstance(module, QuantizedLayer)
     quantizer = module.weight_quantizer
     assert isinstance(quantizer, UniformQuantizer)
     _set_scales(quantizer, level)
-    take_weight(module, quantizer.decode(level["codes"]))
+    weight = quantizer.decode(level["codes"])
+    if "mask" in level:
+        module.weight_mask = level["mask"].clone()
+        weight = torch.where(level["mask"], weight, module.get_parameter("weight"))
+    take_weight(module, weight)
     if "bias" in level:
         assert isinstance(module.bias, Tensor)
         module.bias.copy_(level["bias"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,14 @@ from amc_compress.learners.quantization.decisions import BitChoice
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.learner import QuantizationLearner
 from amc_compress.learners.quantization.options import QuantizationOptions
-from amc_compress.learners.quantization.uniform.gptq import Rounding, weight_of, write_level
+from amc_compress.learners.quantization.uniform.gptq import Pruned, Rounding, weight_of, write_level
 from amc_compress.learners.quantization.uniform.quantizer import SCALE_TYPES, UniformQuantizer
 from amc_compress.learners.quantization.uniform.ranges import check_rule
 from amc_compress.learners.quantization.uniform.scales import weight_scales
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_env.costs.storage import StorageFormat
-from amc_env.plan import DecisionKind
+from amc_env.plan import CompressionPlan, DecisionKind
 from amc_env.validation.checks import check_known, checked
 from amc_env.validation.sentences import some
 
@@ -139,7 +140,30 @@ class UniformQuantization(QuantizationLearner):
             room=self.options.room(),
         )
 
-    def _round(self, network: nn.Module, folded: nn.Module) -> None:
+    def sweeps(self, name: str) -> bool:
+        """Whether a layer of the original is rounded in a sweep over its inputs."""
+        return name in self._layers
+
+    def prune_and_round(
+        self, network: nn.Module, plan: CompressionPlan, pruned: Mapping[str, tuple[int, Pruned]]
+    ) -> nn.Module:
+        """Quantizes a network as :meth:`apply` does, and sets weights to zero in the same sweeps.
+
+        Args:
+            network: See :meth:`quantize`.
+            plan: Bits for the learner's decisions, fewer than 16 for the layers below.
+            pruned: Layer that :meth:`sweeps` knows -> how many weights stay, and which. For one
+                number the choice is always the same.
+        """
+        rounds = partial(self._round, pruned=pruned)
+        return self._quantized(network, plan, rounds, recalibrate=self.proxy.recalibrate)
+
+    def _round(
+        self,
+        network: nn.Module,
+        folded: nn.Module,
+        pruned: Mapping[str, tuple[int, Pruned]] | None = None,
+    ) -> None:
         if self.options.rounding == "nearest":
             return
         known = folded is self.float_network or same_state(folded, self.float_network)
@@ -152,20 +176,32 @@ class UniformQuantization(QuantizationLearner):
             assert isinstance(module, QuantizedLayer)
             nearest = module.weight_quantizer
             if isinstance(nearest, UniformQuantizer):
+                chosen = (pruned or {}).get(name)
                 if known:
-                    level = self._level(name, nearest)
+                    level = self._level(name, nearest, chosen)
                 else:
-                    level = self._rounding.solve(layers[name], nearest, mask_of(module))
+                    zeros = None if chosen is None else chosen[1]
+                    level = self._rounding.solve(layers[name], nearest, mask_of(module), zeros)
                 write_level(module, level)
 
     @property
     def _rounding(self) -> Rounding:
         return Rounding(self.options.weight_range, self.options.act_order)
 
-    def _level(self, name: str, nearest: UniformQuantizer) -> Level:
+    def _level(
+        self, name: str, nearest: UniformQuantizer, pruned: tuple[int, Pruned] | None = None
+    ) -> Level:
         """Returns a layer of the original in so many bits, solved once."""
-        key = (name, nearest.bits)
-        return self.levels.get(key, lambda: self._rounding.solve(self._layers[name], nearest))
+        rounding, layers = self._rounding, self._layers
+        if pruned is None:
+            return self.levels.get(
+                (name, nearest.bits), lambda: rounding.solve(layers[name], nearest)
+            )
+        count, zeros = pruned
+        return self.levels.get(
+            (name, nearest.bits, count),
+            lambda: rounding.solve(layers[name], nearest, pruned=zeros),
+        )
 
     def _of_choices(self) -> Mapping[str, Sequence[Rounded | None]]:
         found = dict(super()._of_choices())

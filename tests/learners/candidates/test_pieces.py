@@ -75,7 +75,10 @@ def test_passes_end_behind_their_piece_and_give_the_moments_of_one_pass():
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize(
+    "kind",
+    ["bits", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("zeros", "channels"))],
+)
 def test_learners_find_the_same_in_little_memory(kind):
     learner_class, options = LEARNERS[kind]
     train, validation = make_data(96, 0), make_data(64, 1)
