@@ -87,7 +87,7 @@ class LayerReconstruction:
         self.input_mean = statistics.mean().flatten()
         like = statistics.sums
         self.bias = None if bias is None else bias.detach().to(like)
-        self._like = like[:, :0]
+        self._like = like.new_empty(0)
         self._width = width
         self._stored = weight
         self._weight = self._converted() if weight.numel() <= _SMALL else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.moments.pieces import FittedLayers
-from amc_compress.learners.candidates.moments.wide import wide_layers_of
+from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
@@ -131,7 +131,7 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         # times on MobileNet V1); training is not, so that follows its own rule.
         self._prepare_evaluator(samples, narrow_candidates(self.traced, self._ratios))
         self._norms = following_norms(self.original)
-        self._layers: dict[str, LayerReconstruction] = {}
+        self._layers = FittedLayers(self.original, [], [], {}, seed=self.seed)
         self._wide: dict[str, WideLayer] = {}
         self.ranking: dict[str, Tensor] = {}
         if self._ratios:

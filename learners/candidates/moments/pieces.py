@@ -48,7 +48,7 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
     Args:
         network: In ``eval`` mode.
         batches: Images as it takes them.
-        names: Layers to watch, in network order.
+        names: Layers to watch, in network order; nothing is run for none.
         norms: Layer -> batch norm right behind it.
         seed: Of the positions that are sampled.
         effort: How moments are taken.
@@ -102,6 +102,8 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
 
     def _divided(self) -> list[list[str]]:
         """Returns the layers by pieces whose moments fit; all in one if they all do."""
+        if not self._asked:
+            return []
         sizes = sizes_of_moments(self._network, self._batches[0], self._asked, self._effort)
         if sum(sizes.values()) <= self._room.memory:
             return [self._asked]
