@@ -7,8 +7,8 @@ from .front.result import Result as Result
 from .learners.export.integers.onnx_quantized import export_quantized as export_quantized
 from .learners.export.integers.onnx_quantized import post_training_int8 as post_training_int8
 from .learners.export.onnx_file import export_onnx as export_onnx
-from .learners.export.pretrained.folder import load as load
 from .learners.export.pretrained.folder import save_pretrained as save_pretrained
+from .learners.export.pretrained.loading import load as load
 from .models.registry import make_model as make_model
 from .runs.networks import load_compressed as load_compressed
 from .stages.progressive import progressive_compression as progressive_compression

@@ -14,7 +14,13 @@ from amc_compress.commands import options as o
 from amc_compress.commands.options import takes
 from amc_compress.commands.values import config_from, free_options, given
 from amc_compress.config.data_defaults import USUAL_MODEL
-from amc_compress.config.values import BIT_FORMATS, FORMATS, ONNX, TRANSFORMERS
+from amc_compress.config.values import (
+    BIT_FORMATS,
+    COMPRESSED_TENSORS,
+    FORMATS,
+    ONNX,
+    TRANSFORMERS,
+)
 from amc_env.validation.checks import check_known
 
 if TYPE_CHECKING:
@@ -134,7 +140,8 @@ Format = Annotated[
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
-        help="With --format transformers: a folder whose tokenizer's files are copied.",
+        help="With --format transformers, or --weights: a folder whose tokenizer's files are "
+        "copied.",
         show_default=False,
     ),
 ]
@@ -145,6 +152,16 @@ GroupSize = Annotated[
         "whose number of inputs it divides; a scale per channel if not given.",
         min=2,
         show_default=False,
+    ),
+]
+
+
+Weights = Annotated[
+    bool,
+    typer.Option(
+        "--weights",
+        help="With --format compressed-tensors: write the rounded weights too, as a folder that "
+        "from_pretrained of transformers loads where that library is installed.",
     ),
 ]
 
@@ -182,6 +199,7 @@ def export(
     format: Format = ONNX,
     tokenizer: Tokenizer = None,
     group_size: GroupSize = None,
+    weights: Weights = False,
 ) -> None:
     """Write DIR/model.onnx, check it against torch, time it, and measure the test accuracy.
 
@@ -197,6 +215,8 @@ def export(
     of its configurations describes it, for amc_compress.load in any case.
     The others write the bits of each layer in the words of the library of
     that name, to DIR/NAME.json or, for llama.cpp, to DIR/llama.cpp.txt.
+    With --weights, compressed-tensors gets the folder DIR/compressed-tensors
+    with the integers themselves.
 
     Examples:
 
@@ -206,7 +226,8 @@ def export(
       amc export runs/resnet20 --include-preprocessing
       amc export runs/bert --integers int4 --block-size 64
       amc export runs/bert --format transformers --tokenizer bert-base
-      amc export runs/llama --format compressed-tensors --group-size 128
+      amc export runs/llama --format compressed-tensors --weights
+      amc export runs/llama --format torchao --group-size 128
     \b
       In Python, afterwards:
         session = onnxruntime.InferenceSession("runs/resnet20/model.onnx")
@@ -219,7 +240,7 @@ def export(
     from amc_compress.stages.pipeline import reopen_task, run_stages, say, silent
 
     options = OnnxOptions(opset, batch, half, input_name)
-    _check_format(format, tokenizer, group_size)
+    _check_format(format, tokenizer, group_size, weights)
     rounded = Integers(integers, block_size or Integers.block_size) if integers else None
     if block_size is not None and rounded is None:
         raise ValueError("Expected --block-size with --integers, got it alone; leave it out.")
@@ -239,7 +260,7 @@ def export(
     with task.folder as folder:
         folder.results("finetune")
         if format != ONNX:
-            print(write_format(task, format, tokenizer, group_size))
+            print(write_format(task, format, tokenizer, group_size, weights=weights))
             return
         if half and (folder.config.spec.quantizes or rounded):  # before files are given up
             quantized = f"one of --learner {folder.config.learner}, whose bits are decided"
@@ -252,14 +273,21 @@ def export(
         print_summary(folder.path)
 
 
-def _check_format(name: str, tokenizer: Path | None, group_size: int | None) -> None:
+def _check_format(name: str, tokenizer: Path | None, group_size: int | None, weights: bool) -> None:
     check_known("--format", name, FORMATS)
-    for option, value, formats in (
-        ("--tokenizer", tokenizer, (TRANSFORMERS,)),
-        ("--group-size", group_size, BIT_FORMATS),
+    folders = (TRANSFORMERS, *([COMPRESSED_TENSORS] if weights else ()))
+    for option, given_it, formats in (
+        ("--weights", weights, (COMPRESSED_TENSORS,)),
+        ("--tokenizer", tokenizer is not None, folders),
+        ("--group-size", group_size is not None, BIT_FORMATS),
     ):
-        if value is not None and name not in formats:
+        if given_it and name not in formats:
             raise ValueError(f"Expected {option} with --format {', '.join(formats)}, got {name}.")
+    if weights and group_size is not None:
+        raise ValueError(
+            "Expected --group-size without --weights, whose groups are those that the network was "
+            "rounded in, got both; leave it out."
+        )
 
 
 @takes("debug")

@@ -21,7 +21,8 @@ ONNX_BYTES = "onnx_bytes"
 ONNX = "onnx"
 TRANSFORMERS = "transformers"
 LLAMA_CPP = "llama.cpp"
-BIT_FORMATS = ("compressed-tensors", "auto-round", "torchao", "gptqmodel", LLAMA_CPP)
+COMPRESSED_TENSORS = "compressed-tensors"
+BIT_FORMATS = (COMPRESSED_TENSORS, "auto-round", "torchao", "gptqmodel", LLAMA_CPP)
 """Libraries that are told the bits of each layer."""
 
 FORMATS = (ONNX, TRANSFORMERS, *BIT_FORMATS)

@@ -226,7 +226,9 @@ class Result:
         return Path(path)
 
     @words_of_python()
-    def save_pretrained(self, folder: str | Path, *, tokenizer: Any = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, tokenizer: Any = None, weights: str | None = None
+    ) -> Path:
         """Writes a network of ``transformers`` as a folder, which is loaded again and compared.
 
         Where a configuration of its own class describes the smaller network,
@@ -236,16 +238,18 @@ class Result:
         Args:
             folder: New or empty.
             tokenizer: The network's tokenizer, or a folder with its files; they are copied.
+            weights: ``"compressed-tensors"`` for the integers of a quantized network in the format
+                of that library, with which ``AutoModel.from_pretrained(folder)`` loads them.
 
         Returns:
             The folder.
 
         Raises:
-            InputDataError: If the network, or the part that was compressed, is of another library,
-                or the folder is in use.
+            InputDataError: If the network, or the part that was compressed, is of another library
+                or has no such weights, or the folder is in use.
         """
         with self._open():
-            saved = write_transformers(self._task, Path(folder).expanduser(), tokenizer)
+            saved = write_transformers(self._task, Path(folder).expanduser(), tokenizer, weights)
         by = "AutoModel.from_pretrained" if saved.stock else "amc_compress.load"
         self._talk(f"{saved.path}: load it with {by}({str(saved.path)!r})")
         return saved.path

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from amc_compress.config.texts import is_pretrained
 from amc_compress.config.values import BIT_FORMATS, LLAMA_CPP
 from amc_compress.data.given import first_inputs
 from amc_compress.learners.export.bits import (
@@ -18,7 +19,13 @@ from amc_compress.learners.export.bits import (
     torchao_config,
 )
 from amc_compress.learners.export.bits.llama_cpp import gguf_names
-from amc_compress.learners.export.pretrained.folder import SavedFolder, save_pretrained
+from amc_compress.learners.export.pretrained.folder import (
+    SavedFolder,
+    save_pretrained,
+    tokenizer_files,
+)
+from amc_compress.learners.export.pretrained.loading import load
+from amc_compress.learners.networks.intake import take_in
 from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import compressed_name, load_smaller, read_shape
 from amc_compress.runs.task import Task
@@ -37,16 +44,22 @@ _CONFIGS = {
 
 
 def write_format(
-    task: Task, name: str, tokenizer: Path | None = None, group_size: int | None = None
+    task: Task,
+    name: str,
+    tokenizer: Path | None = None,
+    group_size: int | None = None,
+    *,
+    weights: bool = False,
 ) -> Path:
     """Writes the network of a run in a format into its folder, in place of an earlier one.
 
     Args:
         task: The run.
         name: Of the format, one of ``FORMATS`` that is not ONNX.
-        tokenizer: For ``transformers``.
+        tokenizer: For a folder.
         group_size: For dictionaries of bits: of layers that have no groups, and whose inputs are
             a multiple of it.
+        weights: Whether a library that is told the bits gets the rounded weights too, as a folder.
 
     Returns:
         What was written.
@@ -55,12 +68,12 @@ def write_format(
         InputDataError: If the network has no such form.
         MissingDependencyError: Without the library that is needed to write it.
     """
-    if name in BIT_FORMATS:
+    if name in BIT_FORMATS and not weights:
         return _write_bits(task.folder, name, group_size)
     target = task.folder / name
     new = task.folder / f".{name}.new"
     shutil.rmtree(new, ignore_errors=True)
-    write_transformers(task, new, tokenizer)
+    write_transformers(task, new, tokenizer, name if weights else None)
     shutil.rmtree(target, ignore_errors=True)
     return new.rename(target)
 
@@ -84,16 +97,20 @@ def _write_bits(folder: RunFolder, name: str, group_size: int | None) -> Path:
     return target
 
 
-def write_transformers(task: Task, folder: Path, tokenizer: Any = None) -> SavedFolder:
+def write_transformers(
+    task: Task, folder: Path, tokenizer: Any = None, weights: str | None = None
+) -> SavedFolder:
     """Writes the most finished network of a run as a folder of ``transformers``.
 
     Args:
         task: The run.
         folder: New or empty.
-        tokenizer: See :func:`save_pretrained`.
+        tokenizer: See :func:`save_pretrained`; that of ``--model`` if None, where it is a folder.
+        weights: See :func:`save_pretrained`.
 
     Raises:
-        InputDataError: If the network is of another library, or the folder is in use.
+        InputDataError: If the network is of another library, it has no such weights, or the folder
+            is in use.
         RunFolderError: If the run has not come to a network yet.
     """
     run = task.folder
@@ -101,6 +118,10 @@ def write_transformers(task: Task, folder: Path, tokenizer: Any = None) -> Saved
     network = load_smaller(run, name)
     if run.given is not None:
         network = run.given.form.hand_back(network)
+    elif is_pretrained(task.config.model):
+        source = Path(task.config.model)
+        network = take_in(load(source)).form.hand_back(network)
+        tokenizer = tokenizer or (source if tokenizer_files(source) else None)
     return save_pretrained(
         network,
         folder,
@@ -109,4 +130,5 @@ def write_transformers(task: Task, folder: Path, tokenizer: Any = None) -> Saved
         plan=run.read_plan(),
         part=task.config.part,
         tokenizer=tokenizer,
+        weights=weights,
     )

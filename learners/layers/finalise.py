@@ -12,7 +12,12 @@ from torch import Tensor, fx, nn
 
 from amc_compress.learners.layers.following_norms import ImageTracer
 from amc_compress.learners.layers.masked import Masked, SparseLayer, twin_of
-from amc_compress.learners.layers.quantized import INPUT, QuantizedLayer, with_input
+from amc_compress.learners.layers.quantized import (
+    INPUT,
+    QuantizedLayer,
+    quantized_layers,
+    with_input,
+)
 from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.layers.structure import replace_module
 
@@ -45,6 +50,14 @@ def finalise(network: nn.Module, *, quantized: bool = False, shares: bool = Fals
             return plain[layer]
         replace_module(copied, name, plain[layer])
     return copied
+
+
+def plain_weights(network: nn.Module) -> nn.Module:
+    """Returns a copy with plain layers that hold their weights as used; inputs stay float."""
+    network = copy.deepcopy(network).cpu()
+    for layer in quantized_layers(network).values():
+        layer.input_quantizer = None
+    return finalise(network, quantized=True)
 
 
 class _QuantizedInput(nn.Sequential):

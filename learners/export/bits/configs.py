@@ -7,6 +7,8 @@ plain JSON, and none needs the library that reads it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from amc_compress.learners.export.bits.schemes import Schemes, WeightScheme
@@ -14,22 +16,45 @@ from amc_compress.learners.export.bits.schemes import Schemes, WeightScheme
 _PER_CHANNEL = -1  # as a group size, of AutoRound and GPTQModel
 
 
-def compressed_tensors_config(schemes: Schemes) -> dict[str, Any]:
+@dataclass(frozen=True)
+class InputScheme:
+    """Equally spaced values for the inputs of a layer, in one range that does not change.
+
+    Args:
+        bits: Per number.
+        symmetric: Whether 0 is in the middle of the integers.
+    """
+
+    bits: int
+    symmetric: bool = False
+
+
+def compressed_tensors_config(
+    schemes: Schemes, inputs: Mapping[str, InputScheme] | None = None
+) -> dict[str, Any]:
     """Returns the ``quantization_config`` of ``compressed-tensors``, which vLLM reads.
 
     Layers of one scheme are a group, whose targets are their names. Layers that stay in float are
     ignored by name.
+
+    Args:
+        schemes: Layer -> scheme of its weights.
+        inputs: Layer -> that of its inputs, where they are rounded.
     """
-    groups: dict[WeightScheme, list[str]] = {}
+    groups: dict[tuple[WeightScheme, InputScheme | None], list[str]] = {}
     for layer, scheme in schemes.items():
         if scheme is not None:
-            groups.setdefault(scheme, []).append(layer)
+            groups.setdefault((scheme, (inputs or {}).get(layer)), []).append(layer)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "config_groups": {
-            f"group_{number}": {"targets": layers, "weights": _weights(scheme)}
-            for number, (scheme, layers) in enumerate(groups.items())
+            f"group_{number}": {
+                "targets": layers,
+                "weights": _weights(scheme),
+                **({} if rounded is None else {"input_activations": _inputs(rounded)}),
+            }
+            for number, ((scheme, rounded), layers) in enumerate(groups.items())
         },
         "ignore": [layer for layer, scheme in schemes.items() if scheme is None],
     }
@@ -43,6 +68,17 @@ def _weights(scheme: WeightScheme) -> dict[str, Any]:
         "symmetric": scheme.symmetric,
         "strategy": "channel" if scheme.group_size is None else "group",
         "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+
+
+def _inputs(scheme: InputScheme) -> dict[str, Any]:
+    """The arguments of one group's inputs."""
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "tensor",
         "dynamic": False,
     }
 

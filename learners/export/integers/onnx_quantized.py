@@ -7,7 +7,6 @@ writes *its* integers and *its* input scales, so that the file predicts what the
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from amc_compress.learners.export.onnx_file import ExportResult, float_model, wr
 from amc_compress.learners.export.onnx_options import OnnxOptions
 from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import open_session, quiet, run_session
-from amc_compress.learners.layers.finalise import finalise
+from amc_compress.learners.layers.finalise import plain_weights
 from amc_compress.learners.layers.quantized import QuantizedWeight, quantized_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
@@ -232,14 +231,6 @@ def onnx_accuracy(path: str | Path, loader: Any) -> float:
     if not total:
         raise InputDataError("Expected at least one image, got none.")
     return right / total
-
-
-def plain_weights(network: nn.Module) -> nn.Module:
-    """Returns a copy with plain layers that hold their weights as used; inputs stay float."""
-    network = copy.deepcopy(network).cpu()
-    for layer in quantized_layers(network).values():
-        layer.input_quantizer = None
-    return finalise(network, quantized=True)
 
 
 class _Inputs:

@@ -35,7 +35,6 @@ from amc_compress.learners.export.integers.onnx_integers import (
 )
 from amc_compress.learners.export.integers.onnx_quantized import (
     UnsupportedPrecisionError,
-    plain_weights,
 )
 from amc_compress.learners.export.integers.onnx_tables import store_table
 from amc_compress.learners.export.interface import Interface, on_cpu
@@ -50,6 +49,7 @@ from amc_compress.learners.export.onnx_options import INT4, INT8_DYNAMIC, Intege
 from amc_compress.learners.export.part import part_of
 from amc_compress.learners.export.runtime import explained, quiet
 from amc_compress.learners.layers.bit_layers import is_bit_module
+from amc_compress.learners.layers.finalise import plain_weights
 from amc_compress.learners.layers.quantized import QuantizedWeight, quantized_layers
 from amc_compress.learners.networks.intake import take_in
 from amc_compress.learners.quantization.uniform.quantizer import SMALLEST_SCALE

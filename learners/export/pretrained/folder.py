@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.export.part import part_of
+from amc_compress.learners.export.pretrained.loading import (
+    COMPRESSED_TENSORS,
+    PACKED,
+    check_integers_library,
+    load,
+    new_network,
+    transformers_library,
+)
+from amc_compress.learners.export.pretrained.packed_integers import (
+    PackedIntegers,
+    packed_integers,
+)
 from amc_compress.learners.export.pretrained.widths import (
     fitting_configs,
     layers_of,
@@ -21,23 +32,25 @@ from amc_compress.learners.export.pretrained.widths import (
     numbered_anew,
     shapes_of,
 )
+from amc_compress.learners.layers.finalise import plain_weights
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.networks.outputs import difference
-from amc_compress.learners.packing.packed_file import load_packed, save_packed
+from amc_compress.learners.packing.packed_file import save_packed
 from amc_compress.learners.tasks.inputs import Inputs, ask, moved, to_inputs
-from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan
-from amc_env.validation.sentences import first_line
+from amc_env.validation.checks import check_known
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-PACKED = "model.packed"
 TOLERANCE = 1e-4
 """Largest difference of an output relative to its largest number, in float32: what is loaded may
 compute attention by another kernel."""
 HALF_TOLERANCE = 3e-2
+ROUNDED_TOLERANCE = 5e-2
+"""Where inputs are rounded: a sum in another order can fall on the other side of a half."""
 
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
@@ -55,7 +68,8 @@ class SavedFolder:
             ``amc_compress.load(folder)`` does.
         config: Number of the configuration -> its new value, where it is another.
         max_difference: Of an output, relative to its largest number, to the network given.
-        bytes: Size of the tensors' file.
+        bytes: Size of the files of tensors.
+        integers: What is packed and what is not, with ``weights="compressed-tensors"``.
     """
 
     path: Path
@@ -63,6 +77,7 @@ class SavedFolder:
     config: Mapping[str, Any]
     max_difference: float
     bytes: int
+    integers: PackedIntegers | None = None
 
 
 def save_pretrained(
@@ -74,6 +89,7 @@ def save_pretrained(
     plan: CompressionPlan | None = None,
     part: str | None = None,
     tokenizer: Any = None,
+    weights: str | None = None,
 ) -> SavedFolder:
     """Writes a compressed network of ``transformers`` as a folder, and proves the folder.
 
@@ -93,18 +109,26 @@ def save_pretrained(
         part: The submodule that was compressed, if not the whole network.
         tokenizer: An object with ``save_pretrained``, or a folder whose tokenizer's files are
             copied as they are.
+        weights: ``"compressed-tensors"`` for the integers of a quantized network in the format of
+            that library, with which ``AutoModel.from_pretrained(folder)`` loads them.
 
     Raises:
         InputDataError: If the network is of another library, the folder is in use, the tokenizer
-            is none, or what was written computes something else.
-        MissingDependencyError: Without ``transformers``.
+            is none, or what was written computes something else; with ``weights`` also if no
+            configuration of the class describes the network, or it has no such integers.
+        MissingDependencyError: Without ``transformers``, or the library that ``weights`` names.
     """
+    if weights is not None:
+        check_known("weights", weights, (COMPRESSED_TENSORS,))
+        check_integers_library()
     place = Path(folder).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputDataError(
             f"Expected a new or an empty folder, got {place}: remove it or name another."
         )
-    write = _Writer(network.eval(), moved(to_inputs(example_input), "cpu"), kept or {}, plan, part)
+    write = _Writer(
+        network.eval(), moved(to_inputs(example_input), "cpu"), kept or {}, plan, part, weights
+    )
     new = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,82 +143,10 @@ def save_pretrained(
     return saved
 
 
-def load(folder: str | Path) -> nn.Module:
-    """Loads a network that :func:`save_pretrained` wrote; runs no code that the folder holds.
-
-    Args:
-        folder: The folder; classes are those of ``transformers`` that ``config.json`` names.
-
-    Returns:
-        The network in ``eval`` mode.
-
-    Raises:
-        InputDataError: If it is no such folder, or damaged.
-        MissingDependencyError: Without ``transformers``.
-    """
-    place = Path(folder).expanduser()
-    library = _library()
-    if not (place / "config.json").is_file():
-        raise InputDataError(
-            f"Expected a folder with config.json, which save_pretrained and amc export --format "
-            f"transformers write, got {place}."
-        )
-    try:
-        config = library.AutoConfig.from_pretrained(
-            place, local_files_only=True, trust_remote_code=False
-        )
-        names = config.architectures or [None]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputDataError(
-            f"{place / 'config.json'} is no configuration that this version of transformers "
-            f"knows ({first_line(error)})."
-        ) from error
-    kind: Any = getattr(library, str(names[0]), None)
-    if not _is_network(kind, library):
-        raise InputDataError(
-            f"Expected the name of a class of transformers under 'architectures' in "
-            f"{place / 'config.json'}, got {names[0]!r}."
-        )
-    if (place / PACKED).is_file():
-        return _typed(load_packed(place / PACKED, _new(kind, config)), config)
-    try:
-        stock: nn.Module = kind.from_pretrained(
-            place, config=config, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputDataError(
-            f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got "
-            f"{first_line(error)}."
-        ) from error
-    return stock.eval()
-
-
-def _library() -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Expected transformers for its networks, found none; `pip install transformers`."
-        ) from error
-
-
-def _is_network(kind: Any, library: ModuleType) -> bool:
-    return isinstance(kind, type) and issubclass(kind, library.PreTrainedModel)
-
-
-def _new(kind: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """Makes a network whose weights do not matter; random numbers stay as they are."""
-    with torch.random.fork_rng(devices=[]):
-        network = kind(copy.deepcopy(config))
-    return network.eval()
-
-
-def _typed(network: nn.Module, config: Any) -> nn.Module:
-    """Gives float networks the type that they were saved from; scales must not be rounded."""
-    dtype = getattr(config, "dtype", None)
-    if isinstance(dtype, torch.dtype) and not quantized_layers(network):
-        network.to(dtype)
-    return network
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Returns the files in a folder that belong to a tokenizer or another processor of inputs."""
+    found = {file for pattern in _TOKENIZER for file in folder.glob(pattern) if file.is_file()}
+    return sorted(found)
 
 
 def _add_tokenizer(tokenizer: Any, place: Path) -> None:
@@ -202,13 +154,13 @@ def _add_tokenizer(tokenizer: Any, place: Path) -> None:
         tokenizer.save_pretrained(place)
         return
     source = Path(tokenizer).expanduser()
-    files = {file for pattern in _TOKENIZER for file in source.glob(pattern) if file.is_file()}
+    files = tokenizer_files(source)
     if not files:
         raise InputDataError(
             f"Expected a folder with the files of a tokenizer (tokenizer.json, vocab.txt, ...), "
             f"got {source}."
         )
-    for file in sorted(files):
+    for file in files:
         shutil.copyfile(file, place / file.name)
 
 
@@ -222,8 +174,9 @@ class _Writer:
         kept: Mapping[str, Tensor],
         plan: CompressionPlan | None,
         part: str | None,
+        weights: str | None = None,
     ) -> None:
-        library = _library()
+        library = transformers_library()
         if part is not None and _kind_of(network, library) is None:
             network, example = part_of(network, part, example)
             kept = {name.removeprefix(f"{part}."): units for name, units in kept.items()}
@@ -241,20 +194,35 @@ class _Writer:
         types = {p.dtype for p in network.parameters()}
         self._config.dtype = next(iter(types)) if len(types) == 1 else torch.float32
         self._tolerance = TOLERANCE if self._config.dtype == torch.float32 else HALF_TOLERANCE
+        self._packs = weights is not None
+        # Of the class itself, which rounds no inputs.
+        self._plain = plain_weights(network) if self._packs else network
+        self._answer, self._plain_answer = self._ask(network), self._ask(self._plain)
+
+    def _ask(self, network: nn.Module) -> Any:
         with torch.no_grad():
-            self._answer = ask(network, example)
+            return ask(network, self._example)
 
     def __call__(self, place: Path) -> SavedFolder:
-        stock = self._stock()
-        if stock is None:
+        stock, integers = self._stock(), None
+        tolerance = self._tolerance
+        if self._packs:
+            integers = self._save_integers(stock, place)
+            rounds = any(
+                "input_activations" in g for g in integers.config["config_groups"].values()
+            )
+            tolerance = ROUNDED_TOLERANCE if rounds else tolerance
+        elif stock is None:
             self._check_kept()
             self._config.architectures = [self._kind.__name__]
             self._config.save_pretrained(place)
+            if (settings := getattr(self._network, "generation_config", None)) is not None:
+                settings.save_pretrained(place)
             save_packed(self._network, place / PACKED, example_input=self._example, **self._more)
         else:
             stock.save_pretrained(place)
-        apart = self._apart(load(place))
-        if not apart <= self._tolerance:
+        apart = difference(self._ask(load(place)), self._answer)
+        if not apart <= tolerance:
             raise InputDataError(
                 f"Expected {self._kind.__name__} to compute what the compressed network does, got "
                 f"outputs that differ by {apart:.1e}: it does more than the class of that name; "
@@ -265,7 +233,7 @@ class _Writer:
         changed = {
             key: value
             for key, value in config.items()
-            if before.get(key) != value and key != "architectures"
+            if before.get(key) != value and key not in ("architectures", "quantization_config")
         }
         files = (file for file in place.iterdir() if file.suffix in (".packed", ".safetensors"))
         return SavedFolder(
@@ -274,6 +242,7 @@ class _Writer:
             changed,
             apart,
             sum(file.stat().st_size for file in files),
+            integers,
         )
 
     def _check_kept(self) -> None:
@@ -287,24 +256,39 @@ class _Writer:
                 f"such as learner.kept_units(plan)."
             )
 
-    def _apart(self, network: nn.Module) -> float:
-        with torch.no_grad():
-            return difference(ask(network, self._example), self._answer)
+    def _save_integers(self, stock: Any, place: Path) -> PackedIntegers:
+        """Writes the stock class with its weights packed."""
+        if stock is None:
+            raise InputDataError(
+                f"Expected a network that one configuration of {self._kind.__name__} describes for "
+                f"weights in the format of {COMPRESSED_TENSORS}, got one whose layers differ in "
+                f"width; leave the format out, and amc_compress.load reads the folder."
+            )
+        found = packed_integers(self._network, stock, numbered_anew(self._network.state_dict()))
+        state = stock.state_dict()
+        for layer in found.layers:
+            del state[f"{layer}.weight"]
+        stock.config.quantization_config = dict(found.config)
+        stock.save_pretrained(place, state_dict=state | dict(found.tensors))
+        return found
 
     def _stock(self) -> Any:
         """Returns the network as its class makes it, if one of its configurations does."""
-        if quantized_layers(self._network) or masked_layers(self._network):
+        plain = self._plain
+        if quantized_layers(plain) or masked_layers(plain):
             return None
-        state, shapes = self._network.state_dict(), shapes_of(self._network)
+        state, shapes = plain.state_dict(), shapes_of(plain)
         names = numbered_anew(state)
         wanted = {names[key]: shape for key, shape in shapes.items()}
         for config in fitting_configs(self._kind, self._config, wanted, layers_of(state)):
-            stock = _new(self._kind, config)
+            stock: Any = new_network(self._kind, config)
             stock.load_state_dict({names[key]: tensor for key, tensor in state.items()})
-            for name, tensor in self._network.named_parameters():
+            for name, tensor in plain.named_parameters():
                 stock.get_parameter(names[name]).data = tensor.detach().clone()
-            stock.tie_weights()  # type: ignore[operator]
-            if self._apart(stock) <= self._tolerance:
+            stock.tie_weights()
+            if difference(self._ask(stock), self._plain_answer) <= self._tolerance:
+                if (settings := getattr(self._network, "generation_config", None)) is not None:
+                    stock.generation_config = copy.deepcopy(settings)
                 return stock
         return None
 

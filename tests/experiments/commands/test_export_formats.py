@@ -18,6 +18,11 @@ from amc_compress.cli import run
         (("--format", "torchao", "--batch", "1"), "--format onnx alone"),
         (("--group-size", "32"), "--group-size with --format compressed-tensors"),
         (("--tokenizer", "."), "--tokenizer with --format transformers"),
+        (("--weights",), "--weights with --format compressed-tensors"),
+        (
+            ("--format", "compressed-tensors", "--weights", "--group-size", "32"),
+            "--group-size without --weights",
+        ),
         (("--block-size", "32"), "--block-size with --integers"),
         (("--integers", "int4", "--block-size", "24"), "a --block-size of 16"),
         (("--integers", "int3"), "--integers"),
