@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from amc_compress.config.texts import is_factory
+from amc_compress.config.texts import is_factory, is_pretrained, is_text
 
 LOADERS = "loaders"
 """The name of data that were given as objects."""
@@ -40,6 +40,10 @@ def data_defaults(data: str, task: str | None, model: str | None) -> dict[str, A
     found = dict(_USUAL)
     if is_factory(data) or data == LOADERS:
         found["batch_size"] = None  # loaders have their own, data sets one by their size
+    if is_text(data):
+        found["batch_size"] = 16  # logits are tokens times vocabulary
+    if is_pretrained(model or ""):
+        found["train_epochs"] = 0
     name, _, labels = data.partition(":")
     if name == "digit-scenes":
         labels = labels or ("masks" if task == "segmentation" else "boxes")

@@ -16,6 +16,9 @@ NOT_GIVEN = 0
 
 _EMBEDDED = ("digits", "digit-scenes", "digit-scenes:boxes", "digit-scenes:masks")
 """Names of data, whatever folders of that name there are."""
+TEXTS = {".txt", ".md", ".rst", ".py"}
+"""What files of text end in."""
+_OTHERS = {".parquet", ".arrow", ".tar", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 _SIZE = re.compile(rf"{_NUMBER}(?:([kmgt])(i?))?b?")
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?:in)?)?(?:{_NUMBER}s?)?")
@@ -47,6 +50,35 @@ def place(flag: str, path: str | Path | None) -> str | None:
 def is_factory(data: str) -> bool:
     """Returns whether the name of data names code; ``FOLDER:CONFIGURATION`` does not."""
     return is_reference(data) and not Path(data.rpartition(":")[0]).is_dir()
+
+
+def network(flag: str, text: str) -> str:
+    """Returns the name of a network; a folder of one, independent of the current directory."""
+    return os.path.realpath(Path(text).expanduser()) if is_pretrained(text) else text
+
+
+def is_pretrained(model: str) -> bool:
+    """Returns whether the name of a network is that of a folder of ``transformers``."""
+    return (Path(model).expanduser() / "config.json").is_file()
+
+
+def is_text(data: str) -> bool:
+    """Returns whether data are text: a file of it, or a folder of such files and no others' data.
+
+    What other kinds of data are in a folder is seen at the first file of theirs.
+    """
+    if data in _EMBEDDED:
+        return False
+    if Path(data).is_file():
+        return Path(data).suffix.lower() in TEXTS
+    found = False
+    for _, folders, names in os.walk(data):
+        folders.sort()
+        endings = {Path(name).suffix.lower() for name in names}
+        if endings & _OTHERS:
+            return False
+        found = found or bool(endings & TEXTS)
+    return found
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:

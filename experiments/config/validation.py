@@ -10,7 +10,7 @@ from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
 from amc_compress.config.option import Option, declared, flag
 from amc_compress.config.options import Options
 from amc_compress.config.stage_budgets import stage_budgets
-from amc_compress.config.texts import is_factory, memory, snapshots
+from amc_compress.config.texts import is_factory, is_text, memory, snapshots
 from amc_compress.config.values import (
     ONNX_BYTES,
     OWN_TEACHERS,
@@ -161,14 +161,19 @@ def _check_teacher(options: Options) -> None:
 
 
 def _check_own_data(spec: LearnerSpec) -> None:
-    """Rejects what has no effect on batches that a factory of the user's makes."""
-    if not is_factory(spec.options.data):
-        return
-    for name in ("augment", "memory"):
+    """Rejects what has no effect on data of the user's that are no images."""
+    data, reasons = spec.options.data, dict[str, str]()
+    if is_text(data):
+        reasons = dict.fromkeys(("augment", "memory"), "which is text")
+    else:
+        reasons["tokens"] = "which is no text"
+    if is_factory(data):
+        its = "whose factory decides what is done to its samples"
+        reasons |= dict.fromkeys(("augment", "memory"), its)
+    for name, reason in reasons.items():
         if spec.is_given(name):
             raise ValueError(
-                f"{flag(name)} has no effect on --data {spec.options.data}, whose factory decides "
-                f"what is done to its samples; leave it out."
+                f"{flag(name)} has no effect on --data {data}, {reason}; leave it out."
             )
 
 

@@ -25,7 +25,7 @@ BY_OBJECT = {
     **dict.fromkeys(
         (
             "data", "validation_size", "validation_split", "image_size", "image_column",
-            "label_column", "mean", "std", "augment", "memory",
+            "label_column", "mean", "std", "augment", "memory", "tokens",
         ),
         "train",
     ),

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from amc_compress.config.texts import is_pretrained
+from amc_compress.learners.export.pretrained.loading import load
 from amc_compress.models.arguments import call_factory
 from amc_compress.models.densenet import densenet40
 from amc_compress.models.digitsnet import digitsnet
@@ -19,6 +21,7 @@ from amc_compress.models.vgg import vgg16_bn
 from amc_env.errors import InputDataError
 from amc_env.validation.checks import unknown
 from amc_env.validation.references import resolve
+from amc_env.validation.sentences import some
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -57,7 +60,8 @@ def make_model(
         name: A key of ``MODELS``, or ``package.module:factory`` for a function (or class) of the
             user's own or of a library (``torchvision.models:resnet18``, ``timm:resnet18``); the
             current directory is searched too. It is given the keywords below under the names that
-            it knows, see ``amc_compress.models.arguments``.
+            it knows, see ``amc_compress.models.arguments``. Or a folder of ``transformers``,
+            which brings its weights.
         n_classes: Number of outputs.
         in_channels: Channels of the images.
         image_size: Height (= width) of the images, for networks whose linear layers need it.
@@ -66,6 +70,13 @@ def make_model(
     Raises:
         InputDataError: The name is unknown, or the factory cannot be imported or called.
     """
+    if is_pretrained(name):
+        if arguments:
+            raise InputDataError(
+                f"Expected no --model-args with the folder {name}, whose config.json says how its "
+                f"network is made, got {some(map(repr, arguments), 3)}; leave them out."
+            )
+        return load(name)
     factory = _import_factory(name) if ":" in name else _known_factory(name)
     sizes = {"n_classes": n_classes, "in_channels": in_channels, "image_size": image_size}
     model = call_factory(factory, name, sizes, arguments or {})

@@ -1,18 +1,24 @@
-"""Data of a user's own factory, as a run uses them: ``--data package.module:factory``."""
+"""Data of a user's own, as a run uses them: ``--data package.module:factory``, or text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from amc_compress.config.run_config import RunConfig
+from amc_compress.config.texts import is_pretrained, is_text
 from amc_compress.data.factories import OwnLoaders, own_loaders
 from amc_compress.data.given import GivenData, first_batch, given_data
+from amc_compress.data.sources.texts import text_loaders
+from amc_compress.learners.export.pretrained.loading import class_of, tokenizer_of
 from amc_compress.learners.tasks.classification import CLASSIFICATION
 from amc_compress.learners.tasks.guess import guess_task
+from amc_compress.learners.tasks.ready.embedding import Embedding
+from amc_compress.learners.tasks.ready.language_modelling import LanguageModelling
 from amc_compress.learners.tasks.registry import make_task
 from amc_compress.runs.data_facts import DataFacts
 from amc_compress.runs.networks import build_original
@@ -26,7 +32,7 @@ def own_data(
     talk: Callable[[str], None] | None = None,
     named: Mapping[str, Any] | None = None,
 ) -> GivenData:
-    """Calls the factory that the options name, and looks at its loaders.
+    """Calls the factory that the options name, or reads their text, and looks at the loaders.
 
     Args:
         config: The options; where they name no task, the network and a batch tell it.
@@ -36,14 +42,20 @@ def own_data(
     Raises:
         InputDataError: If it makes no loaders, or no task fits.
     """
-    own = own_loaders(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.data_workers,
-        named=named,
-    )
-    task = config.task or _guessed(config, own, talk)
+    if is_text(config.data):
+        own, usual = _text(config)
+        task = config.task or usual
+        if talk is not None and config.task is None:
+            talk(f"Taking --task {usual}, by the class of the network in {config.model}.")
+    else:
+        own = own_loaders(
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.data_workers,
+            named=named,
+        )
+        task = config.task or _guessed(config, own, talk)
     data = given_data(
         own.train,
         own.validation,
@@ -54,6 +66,31 @@ def own_data(
     )
     content = {f"{name} data": text for name, text in data.content.items()}
     return replace(data, name=config.data, task=task, content=content)
+
+
+def _text(config: RunConfig) -> tuple[OwnLoaders, str]:
+    """Returns text as the network of a folder takes it, and the name of its usual task.
+
+    Blocks where it says which token comes next, else lines, of which it makes embeddings.
+    """
+    if not is_pretrained(config.model):
+        raise InputDataError(
+            f"Expected --model as a folder of transformers, whose tokenizer reads the text of "
+            f"--data, got {config.model!r}; name such a folder, or pass batches: --data "
+            f"package.module:factory."
+        )
+    kind, _ = class_of(Path(config.model))
+    generates = bool(kind.can_generate())
+    found = text_loaders(
+        config.data,
+        tokenizer_of(Path(config.model)),
+        length=config.tokens,
+        lines=not generates,
+        validation_size=config.validation_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return found, LanguageModelling.name if generates else Embedding.name
 
 
 def _guessed(config: RunConfig, own: OwnLoaders, talk: Callable[[str], None] | None) -> str:

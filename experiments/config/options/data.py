@@ -28,6 +28,12 @@ class DataOptions:
         read=listed,
         default_text="standard",
     )
+    tokens: int = _task(
+        128,
+        "Tokens of a sample where --data is text: of blocks of the text joined for networks that "
+        "generate, else of a line, which is cut off or filled up.",
+        least=2,
+    )
     memory: str = _free(
         "",
         "What decoded images may take, e.g. 4GB, counted twice where a data set is cut. Of larger "

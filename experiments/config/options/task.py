@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amc_compress.config.option import option
-from amc_compress.config.texts import numbers, place, words
+from amc_compress.config.texts import network, numbers, place, words
 from amc_env.validation.checks import MOST_THREADS
 
 RUN = "Run"
@@ -27,8 +27,10 @@ class TaskOptions:
         "mobilenet_v2_fast (stem of stride 2), vgg16_bn, densenet40, digitsnet; unet_small "
         "(masks), fcos_small (boxes); or your own: "
         "package.module:factory, torchvision.models:resnet18, timm:resnet18. The factory gets "
-        "the number of classes, the channels and the size of the images if it takes them. Not "
+        "the number of classes, the channels and the size of the images if it takes them. Or a "
+        "folder of transformers with config.json and safetensors, which brings its weights. Not "
         "given: digitsnet; for digit-scenes fcos_small or unet_small.",
+        read=network,
         everyday=True,
     )
     model_args: tuple[str, ...] = _task(
@@ -42,7 +44,8 @@ class TaskOptions:
         "digits (embedded), digit-scenes (embedded: several digits with boxes and masks); a "
         "folder of parquet or Arrow files with the Hugging Face schema, of save_to_disk, of tar "
         "shards, or with a folder of images per class; a name on the Hugging Face hub (needs the "
-        "hub extra); or your own: package.module:factory, which returns loaders (train, "
+        "hub extra); text, a file or a folder of .txt, .md, .rst or .py, which the tokenizer of "
+        "--model reads; or your own: package.module:factory, which returns loaders (train, "
         "validation) or (train, validation, test). DATA:NAME takes one of several configurations. "
         "docs/data.md says more.",
         read=place,
@@ -81,7 +84,7 @@ class TaskOptions:
     allow_pickle: bool = _task(False, "Let the weights file run code. Only for files you trust.")
     validation_size: int | None = _task(
         None,
-        "Images cut from the training data to validate on; a tenth of them (digits: a "
+        "Samples cut from the training data to validate on; a tenth of them (digits: a "
         "fifth) if not given.",
     )
     validation_split: str = _task(
@@ -109,15 +112,16 @@ class TaskOptions:
     std: tuple[float, ...] | None = _task(None, "As --mean, e.g. 0.229,0.224,0.225.", read=numbers)
     batch_size: int | None = _task(
         None,
-        "Samples per batch; 128 if not given, 16 for digit-scenes. Of data sets of yours the "
-        "training batches have as many as leave 50 steps in an epoch, 8 to 128; loaders of yours "
-        "keep their own.",
+        "Samples per batch; 128 if not given, 16 for digit-scenes and text. Of data sets of yours "
+        "the training batches have as many as leave 50 steps in an epoch, 8 to 128; loaders of "
+        "yours keep their own.",
         least=1,
     )
     train_epochs: int = _train(
         None,
-        "Epochs of the first training, without --weights; 30 if not given, 20 for digit-scenes; "
-        "with 0 the network is taken with the weights that its factory gave it.",
+        "Epochs of the first training, without --weights; 30 if not given, 20 for digit-scenes, "
+        "0 for a folder of transformers; with 0 the network is taken with the weights that its "
+        "factory gave it.",
         least=0,
     )
     train_learning_rate: float = _train(
