@@ -153,13 +153,23 @@ def test_a_decoder_without_a_layer_is_loaded_by_stock_classes(make, transformers
     torch.testing.assert_close(output(amc_compress.load(saved.path), TOKENS), output(half, TOKENS))
 
 
+def no_pickle(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a pickle was opened")
+
+
 @pytest.mark.parametrize("make", [bert, gpt2, llama, vit])
-def test_uneven_widths_are_loaded_in_one_line(make, transformers, tmp_path):
+def test_uneven_widths_are_loaded_in_one_line(make, transformers, tmp_path, monkeypatch):
     small, example, kept = cut(make, transformers, ("",), evenly=False)
+    if generates := make in (gpt2, llama):
+        small.generation_config.max_length = 77
     saved = pretrained.save_pretrained(small, tmp_path / "small", example, kept=kept)
     assert not saved.stock
-    assert {file.name for file in saved.path.iterdir()} == {"config.json", "model.packed"}
+    names = {"config.json", "model.packed", *(["generation_config.json"] * generates)}
+    assert {file.name for file in saved.path.iterdir()} == names
+    for where in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+        monkeypatch.setattr(where, no_pickle)
     loaded = amc_compress.load(saved.path)
+    assert not generates or loaded.generation_config.max_length == 77
     torch.testing.assert_close(output(loaded, example), output(small, example), rtol=0, atol=0)
     assert {k: v.shape for k, v in loaded.state_dict().items()} == {
         k: v.shape for k, v in small.state_dict().items()
@@ -241,5 +251,13 @@ def test_what_cannot_be_written_or_loaded_is_said(transformers, tmp_path, monkey
         amc_compress.load(tmp_path / "used")
     config["architectures"] = ["BertModel"]
     Path(tmp_path / "used" / "config.json").write_text(json.dumps(config))
+    torch.save(bert(transformers).state_dict(), tmp_path / "used" / "pytorch_model.bin")
     with pytest.raises(InputDataError, match=r"model\.packed or model\.safetensors"):
         amc_compress.load(tmp_path / "used")
+    headless = transformers.BertModel(transformers.BertConfig(**SMALL))
+    headless.save_pretrained(tmp_path / "headless")
+    config = json.loads((tmp_path / "headless" / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (tmp_path / "headless" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputDataError, match=r"all weights of Bert.* got none of classifier\.bias"):
+        amc_compress.load(tmp_path / "headless")
