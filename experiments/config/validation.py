@@ -214,7 +214,6 @@ def _check_search(spec: LearnerSpec) -> None:
 def _check_depth(options: Options) -> None:
     """Rejects what knows channels alone, where depth is decided, too."""
     others = {
-        "--progressive": options.is_progressive,
         "--sparse-training": options.sparse_training != "none",
         "--finetune-groups": options.finetune_groups > 1,
     }

@@ -80,9 +80,9 @@ class ProgressiveResult:
 
     Args:
         network: Within the budget, in ``eval`` mode; not fine-tuned since its last cut.
-        plan: Keep ratios of the original.
-        kept: Channel group -> sorted units of the original that stay; the original's slice by
-            them takes the weights of ``network``.
+        plan: Of the original.
+        kept: Channel group -> sorted units of the original that stay, and branches that do not; the
+            original's slice by them takes the weights of ``network``.
         best: The plan of the last stage, evaluated.
         uniform: The uniform plan of the last stage, evaluated.
         stages: The result of every stage.
@@ -208,7 +208,7 @@ class _Run:
         if network is self.model:
             return self.original
         learner = self.make_learner(network)
-        learner.decisions = before.next_decisions(learner.decisions)
+        learner.decisions = before.next_decisions(learner.decisions, learner.graph.branches)
         return learner
 
     def stage(
