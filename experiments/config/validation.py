@@ -185,7 +185,7 @@ def _check_search(spec: LearnerSpec) -> None:
     options = spec.options
     _check_costs(options)
     _check_goal(spec)
-    _check_depth(options)
+    _check_depth(spec)
     named = (*options.budget.names, options.minimize)
     if ONNX_BYTES in named and (spec.quantizes or options.is_progressive):
         raise ValueError(
@@ -211,8 +211,11 @@ def _check_search(spec: LearnerSpec) -> None:
     Proxy.parse(options.proxy, options.finetune_steps)
 
 
-def _check_depth(options: Options) -> None:
-    """Rejects what knows channels alone, where depth is decided, too."""
+def _check_depth(spec: LearnerSpec) -> None:
+    """Rejects what knows channels alone, and options of depth where it is not decided."""
+    options = spec.options
+    if spec.is_given("depth_scores") and not options.depth:
+        raise ValueError("--depth-scores has no effect without --depth.")
     others = {
         "--sparse-training": options.sparse_training != "none",
         "--finetune-groups": options.finetune_groups > 1,

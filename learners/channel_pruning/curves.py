@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from amc_compress.learners.candidates.gradient_scores import (
@@ -31,7 +30,7 @@ from amc_compress.learners.channel_pruning.chains import (
     summed_over_readers,
 )
 from amc_compress.learners.channel_pruning.ranking import per_unit, read_or_made
-from amc_compress.learners.tasks.inputs import Split, count, device_of, moved
+from amc_compress.learners.tasks.inputs import Split, count
 from amc_compress.learners.tasks.task import Task
 from amc_compress.learners.tracing.traced_model import TracedModel, UnitSlot
 from amc_env.plan import Decision
@@ -109,38 +108,6 @@ def gradient_scores(
             kept = [select(d.target, d.units(choice)) for choice in d.choices]
             curves[d.key] += [float(whole.sum() - whole[stay].sum()) for stay in kept]
     return {key: falling(curve) for key, curve in curves.items()}
-
-
-@torch.no_grad()
-def branch_scores(
-    decisions: Sequence[Decision], traced: TracedModel, batches: Sequence[Split], task: Task
-) -> Scores:
-    """Returns by how much leaving out each branch raises the loss, measured, in nats.
-
-    A branch without which the loss is lower has zeros.
-
-    Args:
-        decisions: Of the branches.
-        traced: The traced network.
-        batches: Calibration inputs and their targets.
-        task: Whose loss it is.
-    """
-    whole = _mean_loss(traced.model, batches, task)
-    scores = {}
-    for d in decisions:
-        rise = max(0.0, _mean_loss(traced.without(d.target).eval(), batches, task) - whole)
-        scores[d.key] = np.array([0.0 if choice else rise for choice in d.choices])
-    return scores
-
-
-def _mean_loss(network: nn.Module, batches: Sequence[Split], task: Task) -> float:
-    total = 0.0
-    with task.differentiable(network):
-        for inputs, targets in batches:
-            there = moved(targets, device_of(inputs))
-            outputs = task.outputs(task.ask(network, inputs, there))
-            total += float(task.summed_loss(outputs, there))
-    return total / sum(count(inputs) for inputs, _ in batches)
 
 
 def _measure(repair: Repair, roots: Mapping[str, Tensor]) -> Measure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.candidates.gradient_scores import Scores
 from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
 from amc_compress.learners.candidates.moments.pieces import FittedLayers
@@ -22,7 +23,7 @@ from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units
-from amc_compress.learners.channel_pruning.curves import Repair, branch_scores, gradient_scores
+from amc_compress.learners.channel_pruning.curves import Repair, gradient_scores
 from amc_compress.learners.channel_pruning.decisions import (
     decisions_about,
     keep_ratio_decisions,
@@ -30,7 +31,13 @@ from amc_compress.learners.channel_pruning.decisions import (
 )
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
-from amc_compress.learners.channel_pruning.sensitivity import branch_errors, error_curves
+from amc_compress.learners.channel_pruning.sensitivity import (
+    DEPTH_SCORES,
+    branch_errors,
+    branch_influences,
+    branch_scores,
+    error_curves,
+)
 from amc_compress.learners.layers.following_norms import following_norms
 from amc_compress.learners.layers.weight_forms import write_layer
 from amc_compress.learners.layers.wide_layers import is_repairable, unrepaired_note
@@ -41,7 +48,7 @@ from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_env.kinds import Quantity
 from amc_env.plan import CompressionPlan, Decision
 from amc_env.support.threads import limited_threads
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_known, checked
 
 
 @checked
@@ -56,6 +63,9 @@ class ChannelOptions(CandidateOptions):
         memory: Bytes that the moments of layers' inputs may take: the widest layers are repaired
             channel by channel so that all others fit. No limit but 5,000 columns if ``None``.
         decide_depth: Whether to decide which residual branches are there, too.
+        depth_scores: What ``layer_errors`` and ``gradient_scores`` say of branches:
+            ``"measured"`` leaves out one after the other, ``"influence"`` looks at what they do in
+            one run.
     """
 
     criterion: str | Criterion = "l1"
@@ -63,9 +73,11 @@ class ChannelOptions(CandidateOptions):
     min_ratio: float = 0.0
     memory: int | None = None
     decide_depth: bool = False
+    depth_scores: str = "measured"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_known("depth_scores", self.depth_scores, DEPTH_SCORES)
         make_criterion(self.criterion)
         if self.memory is not None and self.memory < 1:
             raise ValueError(f"Expected memory in bytes, at least 1, got {self.memory}.")
@@ -309,11 +321,10 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         Summed over the layers that read the group, each repaired by least squares. Groups without
         statistics have zeros. Of a branch it is what the network's output loses.
         """
+        batches = self._affordable(self.data.recalibration)
         with limited_threads(self.threads):
             curves = error_curves(self._ratios, self.traced, self._layers, self.select)
-            if self._depths:
-                batches = self._affordable(self.data.recalibration)
-                curves |= branch_errors(self._depths, self.traced, batches)
+            curves |= self._of_branches(lambda some: branch_errors(some, self.traced, batches))
         return {d.key: curves[d.key] for d in self.decisions}
 
     @kept
@@ -325,15 +336,27 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         repair = Repair(self._layers, self.proxy, self._norms)
         with limited_threads(self.threads):
             batches = self._affordable(self.data.labelled())
-            scores = gradient_scores(
-                self._ratios,
-                self.traced,
-                repair,
-                self.select,
-                batches,
-                self.task,
-                progress=self.options.progress,
+            scores: Scores = {}
+            if self._ratios:
+                scores = gradient_scores(
+                    self._ratios,
+                    self.traced,
+                    repair,
+                    self.select,
+                    batches,
+                    self.task,
+                    progress=self.options.progress,
+                )
+            scores |= self._of_branches(
+                lambda some: branch_scores(some, self.traced, batches, self.task)
             )
-            if self._depths:
-                scores |= branch_scores(self._depths, self.traced, batches, self.task)
         return {d.key: scores[d.key] for d in self.decisions}
+
+    def _of_branches(self, measure: Callable[[Sequence[Decision]], Scores]) -> Scores:
+        """Returns what is lost without each branch, as the options say."""
+        if not self._depths:
+            return {}
+        if self.options.depth_scores == "measured":
+            return measure(self._depths)
+        batches = self._affordable(self.data.recalibration)
+        return branch_influences(self._depths, self.traced, batches, measure)

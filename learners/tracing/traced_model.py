@@ -102,6 +102,15 @@ class TracedModel:
         """
         return self.slice({f"{branch}{DEPTH}": torch.zeros(0, dtype=torch.int64)})
 
+    def ends_of(self, branch: str) -> tuple[str, str]:
+        """Returns the module of a branch that runs first, and the one whose output is added.
+
+        Raises:
+            KeyError: If there is no such branch.
+        """
+        place = self._surgeon.places[branch]
+        return place.entry, place.exit
+
     def kept_outputs(self, layer: str, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted outputs of a layer that stay, along that axis of its weight."""
         return self._kept(layer, 0, kept)

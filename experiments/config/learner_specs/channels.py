@@ -28,7 +28,9 @@ class ChannelSpec(LearnerSpec):
 
     def own_options(self) -> dict[str, Any]:
         """Returns the grid, how channels are ranked, and whether depth is decided."""
-        depth = {"decide_depth": True} if self.options.depth else {}
+        if not self.options.depth:
+            return super().own_options()
+        depth = {"decide_depth": True, "depth_scores": self.options.depth_scores}
         return super().own_options() | depth
 
 

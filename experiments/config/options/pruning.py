@@ -52,6 +52,14 @@ class PruningOptions:
         "halves of transformers); with --learner joint next to channels, bits and densities.",
         learners=("channels", "joint"),
     )
+    depth_scores: str = _channels(
+        "measured",
+        "With --depth: what agents are told of branches before they search: measured (the loss "
+        "without each one in turn) or influence (how much each one turns what passes through, in "
+        "one run; for many branches).",
+        learners=("channels", "joint"),
+        choices=("measured", "influence"),
+    )
     discrimination_stages: int = _channels(
         3,
         "With --learner discrimination: layers inside the network that get a loss of "

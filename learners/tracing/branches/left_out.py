@@ -67,13 +67,18 @@ class Place:
 
     Args:
         name: Of the branch.
-        modules: Names of the modules that go -> what takes their place.
+        modules: Names of the modules that go, in the order of their run -> what takes their place.
         exit: The one whose output is added.
     """
 
     name: str
     modules: Mapping[str, tuple[int | str, bool, tuple[bool, ...] | None]]
     exit: str
+
+    @property
+    def entry(self) -> str:
+        """The module that runs first: it reads what the branch is added to, or what came of it."""
+        return next(iter(self.modules))
 
     @property
     def key(self) -> str:

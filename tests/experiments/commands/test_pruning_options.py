@@ -83,6 +83,7 @@ def test_deep_compression_has_the_defaults_of_its_paper() -> None:
         (["--learner", "group-lasso", "--budget", "macs=0.001"], "reachable"),
         (["--learner", "sparse", "--round-to", "4"], "--round-to has no effect"),
         (["--min-ratio", "1"], "below 1 with --learner channels, got 1"),
+        (["--depth-scores", "influence"], "--depth-scores has no effect without --depth"),
         (["--learner", "uniform", "--depth"], "option of --learner channels and joint"),
         (["--learner", "sparse", "--criterion", "l2"], "--criterion has no effect"),
         (["--pattern", "2:4"], "option of --learner sparse"),

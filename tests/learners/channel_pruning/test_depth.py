@@ -7,11 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from support.networks.residual_networks import Images, switched
 
 from amc_compress.learners import ChannelPruning
 from amc_compress.learners.channel_pruning.gradual.group_finetuning import group_finetune
 from amc_compress.learners.channel_pruning.gradual.sparse_training import sparse_training
+from amc_compress.learners.channel_pruning.sensitivity import branch_influences
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.packing.packed_file import load_packed, save_packed
 from amc_compress.learners.testing.networks import EXAMPLE, make_data, plain
@@ -123,6 +125,35 @@ def test_curves_say_what_a_branch_is_worth(learner):
         before, after = learner.original(images), learner.traced.without("nested")(images)
     share = float((after - before).square().sum() / before.square().sum())
     assert lost["nested:depth"] == pytest.approx([share, 0.0], rel=1e-4)
+
+
+def test_influence_is_what_branches_do_to_what_passes_through_them(learner):
+    network, images = learner.original, make_data(16, 2)[0][0]
+    with torch.no_grad():
+        block, nested = network.block, network.nested
+        x = network.stem(images)
+        f = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+        z = torch.relu(x + f)
+        y = torch.tanh(nested.first(z))
+        w = nested.inner(y)
+        pairs = {
+            "block": (x, f), "nested": (z, nested.last(torch.tanh(y + w))), "nested.inner": (y, w)
+        }  # fmt: skip
+        turned = {
+            n: 1.0 - float(F.cosine_similarity(a, a + b, 1).mean()) for n, (a, b) in pairs.items()
+        }
+    asked = []
+
+    def measure(some):
+        asked.extend(d.target for d in some)
+        return {d.key: np.array([2.0 * (len(asked) > 1), 0.0]) for d in some}
+
+    depths = [d for d in learner.decisions if d.kind is DecisionKind.DEPTH]
+    found = branch_influences(depths, learner.traced, [images], measure)
+    assert asked == sorted(turned, key=turned.get)[1:], "the median one does no harm"
+    for name, influence in turned.items():
+        wanted = [2.0 * influence / max(turned.values()), 0.0]
+        assert found[f"{name}:depth"].tolist() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_it_is_finetuned_like_any_other(learner):
