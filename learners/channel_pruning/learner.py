@@ -29,6 +29,7 @@ from amc_compress.learners.channel_pruning.decisions import (
     keep_ratio_decisions,
     with_branches,
 )
+from amc_compress.learners.channel_pruning.depth.refit import StreamRefit
 from amc_compress.learners.channel_pruning.narrow import narrow_candidates
 from amc_compress.learners.channel_pruning.ranking import group_contexts
 from amc_compress.learners.channel_pruning.sensitivity import (
@@ -146,6 +147,9 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         self._layers = FittedLayers(self.original, [], [], {}, seed=self.seed)
         self._wide: dict[str, WideLayer] = {}
         self.ranking: dict[str, Tensor] = {}
+        self._stream: StreamRefit | None = None
+        if self._depths and self.proxy.reconstruct:
+            self._stream = StreamRefit(self.traced, samples.batches())
         if self._ratios:
             self._collect(samples)
 
@@ -289,6 +293,8 @@ class ChannelPruning(PartLearner[ChannelOptions, Mapping[str, Tensor]]):
         with seconds.measure("reconstruction"):
             if proxy.reconstruct and kept:
                 self._reconstruct(network, kept)
+                if self._stream is not None:
+                    self._stream.apply(network, lambda n: self.traced.kept_outputs(n, kept))
         with seconds.measure("finetuning"):
             if proxy.finetune_steps:
                 if proxy.recalibrate and kept:

@@ -111,6 +111,16 @@ class TracedModel:
         place = self._surgeon.places[branch]
         return place.entry, place.exit
 
+    def last_module_of(self, branch: str) -> str | None:
+        """Returns the innermost module that returns just what a branch adds to what it reads.
+
+        None if there is none, or the branch's first module reads something else.
+
+        Raises:
+            KeyError: If there is no such branch.
+        """
+        return self._surgeon.places[branch].last
+
     def kept_outputs(self, layer: str, kept: Mapping[str, Tensor]) -> Tensor:
         """Returns the sorted outputs of a layer that stay, along that axis of its weight."""
         return self._kept(layer, 0, kept)

@@ -22,11 +22,13 @@ class _Region:
     """What lies between a tensor and what is added to it.
 
     Args:
+        source: The operation whose result it is added to.
         end: The operation whose result is added.
         inside: The operations, as bits.
         is_written: Whether the sum is written where that result was.
     """
 
+    source: int
     end: int
     inside: int
     is_written: bool
@@ -89,7 +91,7 @@ def _regions(flow: Flow) -> list[tuple[_Region, bool]]:
                 n not in flow.outputs and readers[n] <= {number, *between} for n in between
             )
             written = operation.adds_to_first and end == first
-            found.append((_Region(end, inside, written), is_private))
+            found.append((_Region(source, end, inside, written), is_private))
     return found
 
 
@@ -128,7 +130,9 @@ def _place(flow: Flow, region: _Region, modules: Sequence[str], largest: str) ->
         is_scalar = name == exits[0] and not region.is_written
         assert call.source is not None
         stand_ins[name] = (call.source, is_scalar, items)
-    return Place(largest, stand_ins, exits[0])
+    last = next((c.module for c in flow.calls if c.is_plain and c.results == (region.end,)), None)
+    is_direct = calls[modules[0]].reads == region.source
+    return Place(largest, stand_ins, exits[0], last if is_direct else None)
 
 
 def _named(places: Sequence[Place]) -> list[Place]:

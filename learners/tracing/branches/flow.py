@@ -40,6 +40,7 @@ class ModuleCall:
     Args:
         module: Its name.
         source: Position or name of its first argument that is a tensor; None if there is none.
+        reads: Number of the operation behind that argument; None if it is no data.
         results: Number of the operation behind each item of its output; None for other items.
         is_plain: Whether it returned one tensor; else a tuple or a list, or something else.
         is_known: Whether it returned nothing but tensors and None.
@@ -47,6 +48,7 @@ class ModuleCall:
 
     module: str
     source: int | str | None
+    reads: int | None
     results: tuple[int | None, ...]
     is_plain: bool
     is_known: bool
@@ -169,12 +171,13 @@ def _leaving(recorder: _Recorder, name: str) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         recorder.stack.pop()
         named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        source = next((key for key, x in named if isinstance(x, Tensor)), None)
+        source, first = next(((key, x) for key, x in named if isinstance(x, Tensor)), (None, None))
+        reads = None if first is None else recorder.number_of(first)
         is_plain = isinstance(output, Tensor)
         items = [output] if is_plain else output if isinstance(output, tuple | list) else [...]
         results = tuple(recorder.number_of(x) if isinstance(x, Tensor) else None for x in items)
         is_known = type(output) in (tuple, list) or is_plain
         is_known = is_known and all(x is None or isinstance(x, Tensor) for x in items)
-        recorder.flow.calls.append(ModuleCall(name, source, results, is_plain, is_known))
+        recorder.flow.calls.append(ModuleCall(name, source, reads, results, is_plain, is_known))
 
     return hook

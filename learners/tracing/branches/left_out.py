@@ -69,11 +69,14 @@ class Place:
         name: Of the branch.
         modules: Names of the modules that go, in the order of their run -> what takes their place.
         exit: The one whose output is added.
+        last: The innermost module that returns just what is added, where the first module reads
+            just what it is added to; else None.
     """
 
     name: str
     modules: Mapping[str, tuple[int | str, bool, tuple[bool, ...] | None]]
     exit: str
+    last: str | None = None
 
     @property
     def entry(self) -> str:

@@ -1,0 +1,1 @@
+"""What makes up for branches that are left out."""
