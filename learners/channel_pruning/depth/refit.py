@@ -169,9 +169,9 @@ class StreamRefit:
             if fit is None:
                 return output
             change, shift = fit
-            layer.weight += change.to(layer.weight)
+            layer.weight.add_(change.to(layer.weight))
             if layer.bias is not None:
-                layer.bias += shift.to(layer.bias)
+                layer.bias.add_(shift.to(layer.bias))
             return nn.functional.linear(inputs, layer.weight, layer.bias)
 
         self._watch(network, later, see)
