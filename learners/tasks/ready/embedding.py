@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from amc_compress.learners.tasks.inputs import Inputs, count, mask_of
 from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal
 from amc_compress.learners.tasks.ready.shared.likeness import cosine
 from amc_compress.learners.tasks.ready.shared.means import Means, Sums
-from amc_compress.learners.tasks.task import Meter
+from amc_compress.learners.tasks.ready.shared.pair_ranking import PairRanking
+from amc_compress.learners.tasks.task import Measure, Meter
 from amc_env.errors import InputDataError
 
 KEYS = ("sentence_embedding", "image_embeds", "text_embeds", "embeddings", "last_hidden_state")
@@ -24,11 +25,13 @@ class Embedding(FromOriginal):
 
     The score is the mean cosine of a network's vectors to those of the original. Vectors of tokens,
     (N, tokens, width), are averaged over the tokens that the ``attention_mask`` names; without a
-    mask all numbers of a sample are one vector.
+    mask all numbers of a sample are one vector. Offered besides is ``ranking``: whether the same
+    pairs of samples are alike, see :class:`PairRanking`.
     """
 
     name = "embedding"
     metric = "cosine"
+    offered: ClassVar[Mapping[str, Measure]] = {"ranking": Measure(best=1.0)}
 
     def outputs(self, raw: Any) -> Any:
         """Returns the embeddings of an object or dictionary, or the first of a tuple."""
@@ -70,8 +73,8 @@ class Embedding(FromOriginal):
         return 1.0 - cosine(student.float(), teacher.float()).mean()
 
     def meter(self, *, reported: bool = False) -> Meter:
-        """Returns a meter of ``cosine``."""
-        return Means(_cosines)
+        """Returns a meter of ``cosine`` and, where asked for, ``ranking``."""
+        return _Reported() if reported else Means(_cosines)
 
     def agreement(self, outputs: Tensor, reference: Tensor) -> float:
         """Mean cosine, each at least 0."""
@@ -79,8 +82,28 @@ class Embedding(FromOriginal):
             return float(cosine(outputs.double(), reference.double()).clamp(0.0, 1.0).mean())
 
 
+class _Reported:
+    """Measures all metrics."""
+
+    def __init__(self) -> None:
+        self._meters: tuple[Meter, ...] = (Means(_cosines), PairRanking(_vectors))
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Takes in a batch."""
+        for meter in self._meters:
+            meter.update(outputs, targets)
+
+    def compute(self) -> dict[str, float]:
+        """Returns ``cosine`` first."""
+        return {key: value for meter in self._meters for key, value in meter.compute().items()}
+
+
+def _vectors(outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    return _pair(outputs, targets, torch.float64)
+
+
 def _cosines(outputs: Tensor, targets: Any) -> Sums:
-    found = cosine(*_pair(outputs, targets, torch.float64))
+    found = cosine(*_vectors(outputs, targets))
     return {"cosine": (found.sum(), len(found))}
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from amc_compress.learners import Call, make_task
+from amc_compress.learners.tasks.ready.shared import pair_ranking
 from amc_env.errors import InputDataError, TrainingDivergedError
 
 
@@ -202,6 +203,26 @@ class Pooled(nn.Module):
     def forward(self, input_ids, attention_mask=None):
         hidden = torch.sin(input_ids[:, :, None] * torch.arange(1.0, 5.0)) + self.shift
         return SimpleNamespace(last_hidden_state=hidden, pooler_output=hidden[:, 0])
+
+
+def test_embedding_offers_the_rank_correlation_of_pairs(monkeypatch):
+    from scipy.stats import spearmanr
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    monkeypatch.setattr(pair_ranking, "MOST", 12)
+    task = make_task("embedding", metric="ranking")
+    outputs, targets = numbers(14, 5), numbers(14, 5, seed=1)
+    outputs += targets  # alike, but not equal
+    pairs = np.triu_indices(12, 1)  # of the first twelve, whatever the batches
+    expected = spearmanr(*(cosine_similarity(x[:12])[pairs] for x in (outputs, targets)))
+    found = measured(task, outputs, targets)
+    assert list(found) == ["ranking", "cosine"]
+    assert found["ranking"] == pytest.approx(float(expected.statistic))
+    assert task.best_score == 1.0
+    assert measured(task, targets, targets)["ranking"] == pytest.approx(1.0)
+    assert measured(task, torch.ones(14, 5), targets)["ranking"] == 0.0
+    with pytest.raises(InputDataError, match="Expected the metric 'ranking' among those measured"):
+        measured(task, outputs[:2], targets[:2], sizes=(2,))
 
 
 def test_embedding_measures_the_cosine_of_means_over_tokens():
