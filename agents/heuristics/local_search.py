@@ -16,8 +16,9 @@ class LocalSearch(Agent):
 
     Each episode changes one or two decisions of the best plan by a few grid steps, repairs the
     budget with other decisions (see :func:`neighbour`) and keeps the result if it is better or
-    equal. A plan that was already evaluated is drawn again, a few times, before it is accepted as a
-    wasted episode. In parallel, so many neighbours of it are under way.
+    equal. No plan is evaluated twice: where all neighbours that are drawn were seen before,
+    neighbours of neighbours are, and where these find nothing new either, the search ends early. In
+    parallel, so many neighbours of it are under way.
 
     Args:
         max_step: Largest change of a decision, as a share of its grid.
@@ -33,21 +34,34 @@ class LocalSearch(Agent):
         self.max_step = max_step
 
     def run(self, search: Search) -> None:  # noqa: D102
-        env = search.env
         search.uniform()
         current = max(search.known, key=lambda trial: trial.reward)
         seen = {trial.plan for trial in search.known}
-        while not search.is_over:
-            while search.has_room:
-                for _ in range(_MAX_TRIES):
-                    plan = neighbour(env, current.plan, search.rng, self.max_step)
-                    if plan not in seen:
-                        break
+        while True:
+            while (
+                search.has_room and (plan := self._unseen(search, current.plan, seen)) is not None
+            ):
                 seen.add(plan)
                 search.submit(plan, "local")
+            if not search.pending:
+                return
             trial = search.result()
             if trial.within_budget and trial.reward >= current.reward:
                 current = trial
+
+    def _unseen(
+        self, search: Search, plan: CompressionPlan, seen: set[CompressionPlan]
+    ) -> CompressionPlan | None:
+        """A plan near another one that was never proposed; None if none is found."""
+        for _ in range(_MAX_TRIES):
+            near = neighbour(search.env, plan, search.rng, self.max_step)
+            if near not in seen:
+                return near
+        for _ in range(_MAX_TRIES):
+            near = neighbour(search.env, near, search.rng, self.max_step)
+            if near not in seen:
+                return near
+        return None
 
 
 def neighbour(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amc_compress.agents import EvoPress
+from amc_compress.agents import EvoPress, LocalSearch
 from amc_compress.agents.heuristics.evopress import switched
 from amc_compress.agents.testing.contract import make_env, watch
 from amc_env import CompressionEnv
@@ -77,10 +77,11 @@ def test_every_generation_descends_from_the_best_so_far(offspring, monkeypatch):
 
 
 @pytest.mark.parametrize("parallel", [1, 4])
-def test_no_plan_is_evaluated_twice_and_a_small_problem_is_exhausted(parallel):
+@pytest.mark.parametrize("agent", [EvoPress, LocalSearch])
+def test_no_plan_is_evaluated_twice_and_a_small_problem_is_exhausted(agent, parallel):
     env = make_synthetic(2, 1, kind="bits", budget="mean_bits=3/32")
     asked = watch(env).asked
-    result = EvoPress(finalists=0).search(env, 400, seed=0, parallel=parallel)
+    result = agent(finalists=0).search(env, 400, seed=0, parallel=parallel)
     assert len(asked) == len(set(asked)) == len(result.trials) < 400
 
 
