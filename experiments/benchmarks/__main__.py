@@ -22,6 +22,7 @@ BENCHMARKS = {
     "runs": "agents.compare_runs",
     "policies": "agents.kept_policies",
     "floors": "agents.score_floors",
+    "winners": "agents.winners",
     "records": "agents.record_check",
     "surrogates": "agents.recorded_quality",
     "pruning": "learners.pruning_learners",

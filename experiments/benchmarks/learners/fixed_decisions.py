@@ -14,6 +14,7 @@ from amc_compress.learners.training.config import TrainingConfig
 from amc_env.costs.costs import COSTS, CostModel, make_cost, original_cost
 from amc_env.errors import PlanMismatchError
 from amc_env.plan import CURVES, CompressionPlan, Decision
+from amc_env.scores.compressible import Compressible
 
 
 class FixedDecisions(Learner):
@@ -63,13 +64,7 @@ class FixedDecisions(Learner):
         self.validation = learner.validation
         self.device = learner.device
         self.form = learner.form
-        counted = self.fixed | dict(assumed or {})
-        models: dict[str, CostModel] = {
-            name: make_cost(name, learner.graph, learner.decisions) for name in COSTS
-        } | dict(learner.cost_models)
-        self.cost_models: dict[str, CostModel] = {
-            name: _WholeCost(model, learner.decisions, counted) for name, model in models.items()
-        }
+        self.cost_models = whole_costs(learner, self.fixed | dict(assumed or {}))
 
     def whole(self, plan: CompressionPlan) -> CompressionPlan:
         """Returns the learner's plan: the free decisions of ``plan`` and the fixed ones.
@@ -117,6 +112,19 @@ class FixedDecisions(Learner):
     def training_defaults(self) -> TrainingConfig:
         """The settings of :meth:`finetune` where none are given."""
         return self.learner.training_defaults()
+
+
+def whole_costs(learner: Compressible, fixed: Mapping[str, float]) -> dict[str, CostModel]:
+    """Returns the costs of a learner's whole plans as functions of the free decisions.
+
+    Args:
+        learner: With all decisions.
+        fixed: Decision key -> what costs count for it.
+    """
+    models: dict[str, CostModel] = {
+        name: make_cost(name, learner.graph, learner.decisions) for name in COSTS
+    } | dict(getattr(learner, "cost_models", {}))
+    return {name: _WholeCost(model, learner.decisions, fixed) for name, model in models.items()}
 
 
 class _WholeCost(CostModel):

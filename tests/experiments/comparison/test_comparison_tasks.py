@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from amc_compress.agents import Uniform
+from amc_compress.benchmarks.agents.winners import measure_winners
 from amc_compress.cli import BAD_INPUT, FAILED, run
 from amc_compress.comparison import searched
 from amc_compress.comparison.records import RESULTS, read_results
@@ -108,6 +109,13 @@ def test_network_and_data_of_your_own_are_compared_and_trained(mine: str, tmp_pa
         assert search.final.test is not None
         assert search.final.validation is not None
         assert 0.0 < search.final.validation < search.final.test <= 1.0 or search.final.test > 0.5
+    places = Places(weights={"small": str(tmp_path / "small")})
+    for _ in range(2):  # the second time from the file
+        rows = measure_winners(out, name, places, files=False)
+        assert [row["agent"] for row in rows] == ["original", "uniform", "local"]
+        assert rows[0]["cosine"] == pytest.approx(1.0)
+        assert all(0.0 < row["ranking"] < 1.0 for row in rows[1:])
+        assert all(row["bytes"] < rows[0]["bytes"] for row in rows[1:])
     assert [path.suffix for path in (out / "judgements").iterdir()] == [".jsonl"] * 2
 
 
