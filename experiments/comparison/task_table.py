@@ -51,6 +51,34 @@ def _minilm(name: str, title: str, budget: str, options: Mapping[str, Any]) -> C
     )
 
 
+_TOKENS: dict[str, Any] = {
+    "task": "language-modelling",
+    "n_validation": 8,  # blocks of 256 tokens
+    "precision": "bf16",
+    "optimizer": "adamw",
+}
+
+_BRANCHES: dict[str, Any] = {"learner": "channels", "depth": True, "min_ratio": 1.0}
+
+_CUT = {**_HEADS, "proxy": "reconstruction"}
+
+_CODED = {**_ROUNDED, "granularity": "channel"}  # 320 inputs are no multiple of a group
+
+
+def _gpt(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
+    recipe = "amc_compress.recipes.trained.gpt"
+    return ComparisonTask(
+        f"gpt-{name}",
+        f"{title} of a small language model",
+        "searched",
+        budget,
+        f"{recipe}:network",
+        f"{recipe}:splits",
+        {**_TOKENS, **options},
+        folder="gpt",
+    )
+
+
 def _recorded(name: str, title: str) -> ComparisonTask:
     return ComparisonTask(
         f"{name}{RECORDED}", f"{title}, recorded", "recorded", env_id=f"amc/{name}-recorded-v0"
@@ -123,6 +151,26 @@ TASKS: dict[str, ComparisonTask] = {
             "heads, width and bits, 50% of the MACs, 12% of the bytes,",
             "macs=0.5,bytes=0.12",
             _HEADS_ROUNDED,
+        ),
+        _gpt("channels-70", "heads and width, 70% of the MACs,", "macs=0.7", _CUT),
+        _gpt("channels-50", "heads and width, 50% of the MACs,", "macs=0.5", _CUT),
+        _gpt("channels-35", "heads and width, 35% of the MACs,", "macs=0.35", _CUT),
+        _gpt("bits-4", "bits of the weights, 4 on average,", "mean_bits=4/32", _CODED),
+        _gpt("bits-3", "bits of the weights, 3 on average,", "mean_bits=3/32", _CODED),
+        _gpt("bits-2.5", "bits of the weights, 2.5 on average,", "mean_bits=2.5/32", _CODED),
+        _gpt("depth", "residual branches, 75% of the MACs,", "macs=0.75", _BRANCHES),
+        _gpt("depth-50", "residual branches, 50% of the MACs,", "macs=0.5", _BRANCHES),
+        _gpt(
+            "joint",
+            "heads, width, depth and bits, 50% of the MACs, 12% of the bytes,",
+            "macs=0.5,bytes=0.12",
+            {
+                **_HEADS_ROUNDED,
+                **_CODED,
+                "learner": "joint",
+                "proxy": "reconstruction",
+                "depth": True,
+            },
         ),
         _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
         _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),

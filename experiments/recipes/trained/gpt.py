@@ -45,6 +45,7 @@ from amc_env.errors import InputDataError, MissingDependencyError
 _WORDS, _BLOCK, _BATCH = 2048, 256, 16
 _STEPS, _WARM, _RATE, _DECAY = 1100, 100, 2e-3, 0.1
 _KEPT_EVERY = 50
+_CALIBRATION = 4  # batches of 4,096 tokens: five times as many as the widest layer has inputs
 _END, _STATE = "<end>", "training.pt"
 _SHARES = {"validation": 0, "test": 1}  # remainders by 20 of a file's hash
 _SHAPE: dict[str, Any] = {
@@ -69,7 +70,7 @@ def network(folder: str | Path) -> nn.Module:
 
 
 def blocks(
-    folder: str | Path, counts: tuple[int, int, int] = (1024, 128, 256), batch_size: int = 16
+    folder: str | Path, counts: tuple[int, int, int] = (512, 64, 256), batch_size: int = 16
 ) -> tuple[Batches, Batches, Batches]:
     """Returns blocks of 256 tokens: to train on, to validate and to test.
 
@@ -86,6 +87,17 @@ def blocks(
         found.append([{"input_ids": ids, "labels": ids} for ids in torch.split(chosen, batch_size)])
     train, validation, test = found
     return train, validation, test
+
+
+def splits(folder: str | Path) -> dict[str, Batches]:
+    """Returns the blocks with a few to calibrate on, as ``--data`` takes them."""
+    train, validation, test = blocks(folder)
+    return {
+        "train": train,
+        "calibration": train[:_CALIBRATION],
+        "validation": validation,
+        "test": test,
+    }
 
 
 def train(folder: str | Path, steps: int = _STEPS) -> str:

@@ -50,6 +50,8 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     train, validation, test = gpt.blocks(tmp_path / "cut", counts=(4, 3, 2), batch_size=2)
     assert [len(batch["labels"]) for batch in validation] == [2, 1]
     assert train[0]["input_ids"].shape == (2, 256)
+    parts = gpt.splits(tmp_path / "cut")
+    assert parts["calibration"] == parts["train"][: gpt._CALIBRATION]
     score = evaluate(gpt.network(tmp_path / "cut"), test, task="language-modelling")
     assert -gpt._WORDS * 1.1 < score < -1.0
 
