@@ -154,7 +154,7 @@ class Prover:
                 reference = case.run(self.masked)
                 deviation = difference(case.run(sliced), reference)
                 if TOLERANCE < deviation < math.inf:
-                    deviation = self._exactly(sliced, case, deviation)
+                    deviation = exactly(case, sliced, self.masked, deviation)
                 empty = not compare(reference, reference).n_compared
             except Exception as error:  # any failure of a cut network is a reason not to cut it
                 fault = f"a cut network does not run{case.what}: {first_line(error)}"
@@ -165,18 +165,6 @@ class Prover:
             is_shown = is_shown or self._shows(case, reference)
         return Finding(None, None, is_shown)
 
-    def _exactly(self, sliced: nn.Module, case: Case, deviation: float) -> float:
-        """Returns the deviation in double precision, where the network runs in it.
-
-        Batch statistics of few numbers blow rounding up, which is not a wrong cut.
-        """
-        double = replace(case, inputs=floats(Tensor.double, case.inputs))
-        try:
-            first, second = (copy.deepcopy(net).double() for net in (sliced, self.masked))
-            return difference(double.run(first), double.run(second))
-        except Exception:  # a network that insists on single precision
-            return deviation
-
     def _shows(self, case: Case, reference: Any) -> bool:
         """Whether an output, if there is one, is another than that of the whole network."""
         if case not in self._whole:
@@ -184,6 +172,20 @@ class Prover:
         pairs = zip(tensors_in(reference), tensors_in(self._whole[case]), strict=False)
         return any(masked.numel() and difference(masked, whole) > TOLERANCE
                    for masked, whole in pairs)  # fmt: skip
+
+
+def exactly(case: Case, sliced: nn.Module, masked: nn.Module, deviation: float) -> float:
+    """Returns the deviation of two networks in double precision, where they run in it.
+
+    Batch statistics of few numbers, and sums of large numbers that cancel in a deep trained
+    network, blow rounding up, which is not a wrong cut.
+    """
+    double = replace(case, inputs=floats(Tensor.double, case.inputs))
+    try:
+        first, second = (copy.deepcopy(net).double() for net in (sliced, masked))
+        return difference(double.run(first), double.run(second))
+    except Exception:  # a network that insists on single precision
+        return deviation
 
 
 class _Provers:

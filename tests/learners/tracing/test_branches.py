@@ -12,6 +12,7 @@ from support.networks.residual_networks import Images, Tokens, Whole, switched
 from support.selection import quick
 from torch import nn
 
+from amc_compress.learners.tracing.branches import proving
 from amc_compress.learners.tracing.labels.counting import (
     count_bytes,
     count_macs,
@@ -88,6 +89,13 @@ def test_what_cannot_be_left_out_stays_with_its_reason():
     assert "read: what it computes is read elsewhere, too" in note
     assert "scaled: what it adds is computed outside of its modules" in note
     assert "shared: its layers run elsewhere, too" in note
+
+
+def test_rounding_is_told_from_a_wrong_network_in_double_precision(monkeypatch):
+    real = proving.difference  # where a deep trained network cancels large numbers
+    monkeypatch.setattr(proving, "difference", lambda x, y: max(real(x, y), 2e-5))
+    traced = trace(seeded(Tokens), TOKENS, branches=True)
+    assert [b.name for b in traced.graph.branches] == NETWORKS["tokens"][2]
 
 
 def test_without_the_question_nothing_is_looked_for():
