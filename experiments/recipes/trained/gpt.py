@@ -70,7 +70,7 @@ def network(folder: str | Path) -> nn.Module:
 
 
 def blocks(
-    folder: str | Path, counts: tuple[int, int, int] = (512, 64, 256), batch_size: int = 16
+    folder: str | Path, counts: tuple[int, int, int] = (512, 32, 128), batch_size: int = 16
 ) -> tuple[Batches, Batches, Batches]:
     """Returns blocks of 256 tokens: to train on, to validate and to test.
 
