@@ -150,8 +150,8 @@ class CompressionEnv(gym.Env[Observation, Action]):
             InfeasibleBudgetError: If no plan meets it; the old budget stays.
             ValueError: If it has a form that ``Budget.of`` does not read.
         """
-        asked, remarks = Budget.of(budget), self.graph.remarks()
-        self._feasible = FeasibleSet(asked, self.costs, self.decisions, remarks, self._sums)
+        asked = Budget.of(budget)
+        self._feasible = FeasibleSet(asked, self.costs, self.decisions, self.graph, self._sums)
         self.budget = new = self._feasible.budget
         self.upper_bounds = UpperBounds(self.costs, self.original_cost, new.bounds, self._sums)
         self._encoder = ObservationEncoder(self.graph, self.decisions, new, self._feasible)

@@ -13,6 +13,7 @@ from amc_env.budgets.balance import UNKNOWN, Doubt, bisected
 from amc_env.budgets.budget import Bounds, Budget, value_span
 from amc_env.budgets.completion import CompletionSearch
 from amc_env.budgets.followed import Followed, Windows, nearest_of
+from amc_env.budgets.reasons import reasons
 from amc_env.budgets.together import ManyPlans, Request
 from amc_env.budgets.walk import MOST_NUMBERS
 from amc_env.budgets.window_table import WindowTable
@@ -20,6 +21,7 @@ from amc_env.costs.cost_model import CostFunction
 from amc_env.costs.entered_cost import EnteredCost, entered, original_costs
 from amc_env.costs.products import CostSums
 from amc_env.errors import InfeasibleBudgetError
+from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
 from amc_env.validation.checks import checked
 
@@ -48,7 +50,7 @@ class FeasibleSet:
         budget: The bounds; limits become shares of the original's costs.
         costs: Cost name -> model; every bounded cost must be there.
         decisions: All decisions in the order they are made.
-        remarks: What explains an unreachable budget of multiply-adds (``LayerGraph.remarks``).
+        graph: The network, which may explain why a budget cannot be reached.
         sums: The costs of product form, if they are known already.
 
     Attributes:
@@ -65,7 +67,7 @@ class FeasibleSet:
         budget: Budget,
         costs: Mapping[str, CostFunction],
         decisions: Sequence[Decision],
-        remarks: Sequence[str] = (),
+        graph: LayerGraph | None = None,
         sums: CostSums | None = None,
     ) -> None:
         if missing := sorted({*budget.names} - costs.keys()):
@@ -99,7 +101,7 @@ class FeasibleSet:
         )
         self._completions: dict[tuple[float, ...], tuple[float, ...] | None] = {}
         if not self._can_complete(()):
-            raise InfeasibleBudgetError(" ".join((self._explain(), *self._about(remarks))))
+            raise InfeasibleBudgetError(" ".join((self._explain(), *self._about(graph))))
         self._are_all_followed = False
         self._followed = self._follow(sums)
 
@@ -125,8 +127,10 @@ class FeasibleSet:
             lower <= self.ratio(n, v) <= upper for n, (lower, upper) in self.budget.bounds.items()
         )
 
-    def _about(self, remarks: Sequence[str]) -> Sequence[str]:
-        return remarks if self.budget.bounds.keys() & {"macs", "bops"} else ()
+    def _about(self, graph: LayerGraph | None) -> list[str]:
+        bounds = self.budget.bounds
+        too_low = any(self.ratio(n, self._lowest) > upper for n, (_, upper) in bounds.items())
+        return [] if graph is None else reasons(graph, self._decisions, bounds, too_low=too_low)
 
     def _explain(self) -> str:
         asked = f"{self._asked!r}"

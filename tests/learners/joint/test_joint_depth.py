@@ -5,17 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.networks.residual_networks import Images
+from support.networks.residual_networks import Images, Tokens
 from torch import nn
 
 from amc_compress.learners import joint_compression
+from amc_compress.learners.joint.learner import JointCompression
+from amc_compress.learners.joint.options import JointOptions
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.packing.packed_file import load_packed, save_packed
 from amc_compress.learners.testing.networks import EXAMPLE, make_data
 from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_compress.learners.tracing.labels.counting import count_macs, count_parameters
-from amc_env import CompressionEnv, DecisionKind, InfeasibleBudgetError
+from amc_compress.learners.tracing.traced_model import trace
+from amc_env import Budget, CompressionEnv, DecisionKind, InfeasibleBudgetError, make_cost
+from amc_env.budgets.feasible import FeasibleSet
+from amc_env.costs.costs import costs_for
 
 BUDGET = "macs=0.6,bytes=0.35,params=0.8"
 
@@ -98,6 +103,25 @@ def test_packed_files_hold_it(learner, plans, tmp_path):
 def test_a_budget_without_any_branch_is_infeasible_by_name(learner):
     with pytest.raises(InfeasibleBudgetError, match="One of the branches has to stay: block"):
         CompressionEnv(learner, "macs=0.005,bytes=0.9")
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_a_budget_without_any_head_or_half_is_infeasible_by_name(depth):
+    tokens = torch.randint(0, 11, (2, 5))
+    traced = trace(Tokens().eval(), tokens, branches=depth)
+    options = JointOptions(pruning={"round_to": 1, "decide_depth": depth})
+    space = JointCompression.decide(traced, options)
+    costs = {
+        n: make_cost(n, traced.graph, space.decisions, space.storage)
+        for n in costs_for(space.decisions)
+    }
+    message = {
+        False: "Of every attention at least one head has to stay: layer.attention.q",
+        True: "One of the branches has to stay: layer.attention, layer.mlp",
+    }
+    for budget in ("macs=0.001,bytes=0.5", "macs=0.9,bytes=0.01", "params=0.001"):
+        with pytest.raises(InfeasibleBudgetError, match=message[depth]):
+            FeasibleSet(Budget.parse(budget), costs, space.decisions, traced.graph)
 
 
 GPTQ = {"quantization": {"rounding": "gptq", "activation_bits": 16}, "proxy": "none"}
