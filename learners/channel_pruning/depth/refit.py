@@ -36,7 +36,10 @@ from amc_compress.learners.tracing.branches.left_out import LeftOut
 from amc_compress.learners.tracing.traced_model import TracedModel
 
 _POSITIONS = 6144
-"""Of the samples that are fitted to: that many rows of a few hundred numbers for each branch."""
+"""Of the samples that are fitted to, at most: that many rows are kept for each branch."""
+
+_BYTES = 512 * 2**20
+"""What all these rows may take; there are fewer where networks are wide and deep."""
 
 _RIDGES = (0.1, 1.0, 10.0)
 """Relative to the mean of the diagonal of the inputs' second moments."""
@@ -89,7 +92,10 @@ class StreamRefit:
                 handle = network.get_submodule(layer).register_forward_hook(see)
                 stack.callback(handle.remove)
             _run(network, rows(self._inputs, slice(0, 1)))
-        return max(1, _POSITIONS // max(positions))
+        found = (network.get_submodule(layer) for layer in last.values())
+        numbers = sum(layer.out_features for layer in found if isinstance(layer, nn.Linear))
+        most = min(_POSITIONS, _BYTES // (4 * numbers))
+        return max(1, most // max(positions))
 
     def _record(self, network: nn.Module, last: Mapping[str, str]) -> None:
         """Keeps the sums; those of branches that run more than once, or never, are not known."""
