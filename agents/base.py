@@ -90,7 +90,9 @@ class Agent(ABC):
 
         Args:
             env: A ``CompressionEnv``, bare or as ``gymnasium.make`` wraps it.
-            episodes: Upper bound on the number of evaluated plans.
+            episodes: Upper bound on the number of evaluated plans; where ``env`` evaluates in
+                stages, on evaluations with all samples: of a plan that was stopped counts the share
+                of the samples that it was evaluated on, and there are more plans.
             seed: The same seed gives the same trials, bit for bit.
             warm_start: Trials of another search on the same task, the ``trials`` of its result for
                 example. They are known from the start (a replay buffer holds them, a sampler has
@@ -133,7 +135,7 @@ class Agent(ABC):
             self.run(search)
         if search.best is None:
             raise _nothing_found(self.name, search.trials)
-        finalist_rewards, best = _final_evaluation(bare, search.known, self.finalists)
+        finalist_rewards, best = _final_evaluation(bare, search.whole, self.finalists)
         if logger is not None:
             logger.finish(best)
         return SearchResult(

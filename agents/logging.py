@@ -82,6 +82,7 @@ class EpisodeLogger(Closing):
             "time/seconds_per_episode": trial.seconds,
             **{f"cost_ratio/{name}": ratio for name, ratio in trial.cost_ratio.items()},
             **{f"preserve_rate/{i}": value for i, value in enumerate(values)},
+            **({} if trial.measured is None else {"stages/share": trial.share}),
             **scalars,
         }
         for tag, number in numbers.items():

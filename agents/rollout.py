@@ -21,6 +21,8 @@ from amc_env.support.progress import Progress
 if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger
 
+_ROUNDING = 1e-9  # of shares of evaluations that are added up
+
 Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 """Observation and the last info -> action, shape ``(1,)``, in [0, 1]."""
 
@@ -40,7 +42,7 @@ class Search(Closing):
 
     Args:
         env: The decision problem.
-        episodes: How many evaluations may be spent.
+        episodes: How many evaluations may be spent; one in stages counts with its share.
         seed: Seeds :attr:`rng`.
         on_trial: Called with every trial.
         logger: Writes every trial to TensorBoard.
@@ -71,7 +73,8 @@ class Search(Closing):
         self.parallel = parallel
         self._pending: deque[_Asked] = deque()
         self.prior = tuple(prior)
-        self.episodes = episodes
+        self.evaluations = episodes
+        self._spent = 0.0
         self.seed = seed
         self.rng = np.random.default_rng(seed)
         self.trials: list[Trial] = []
@@ -89,7 +92,25 @@ class Search(Closing):
     @property
     def remaining(self) -> int:
         """How many evaluations are left; those under way are spent."""
-        return self.episodes - len(self.trials) - len(self._pending)
+        return math.floor(self.evaluations - self._spent - len(self._pending) + _ROUNDING)
+
+    @property
+    def episodes(self) -> int:
+        """How many trials there will be; in stages at least, as more follow where plans stop."""
+        return len(self.trials) + len(self._pending) + self.remaining
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether plans are evaluated in stages, so that a trial may cost less than one."""
+        return self.env.scores.service.stages is not None
+
+    @property
+    def most_episodes(self) -> int:
+        """How many trials there can be."""
+        stages = self.env.scores.service.stages
+        if stages is None:
+            return self.episodes
+        return len(self.trials) + math.ceil(self.evaluations / stages.shares[0])
 
     @property
     def pending(self) -> tuple[CompressionPlan, ...]:
@@ -110,6 +131,11 @@ class Search(Closing):
     def known(self) -> list[Trial]:
         """Trials within the budget: those of earlier searches, then those of this one."""
         return [*self.prior, *(trial for trial in self.trials if trial.within_budget)]
+
+    @property
+    def whole(self) -> list[Trial]:
+        """Of :attr:`known` those that were evaluated on all samples: one of them is the result."""
+        return [trial for trial in self.known if trial.share == 1.0]
 
     def find(self, plan: CompressionPlan) -> Trial | None:
         """Returns what is known about a plan, or another one of its network; None if nothing is."""
@@ -209,7 +235,7 @@ class Search(Closing):
                 f"{ratio}. Take plans from env.project or env.decode."
             )
         if self.remaining < 1:
-            raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
+            raise AgentError(f"The agent asked for more than its {self.evaluations} evaluations.")
         self.env.submit([plan])
         self._pending.append(_Asked(self.env.canonical(plan), source, scalars or {}))
 
@@ -275,7 +301,7 @@ class Search(Closing):
             AgentError: If the evaluation is no finite number, or none is left.
         """
         if self.remaining < 1:
-            raise AgentError(f"The agent asked for more than its {self.episodes} evaluations.")
+            raise AgentError(f"The agent asked for more than its {self.evaluations} evaluations.")
         if not (math.isfinite(outcome.score) and math.isfinite(outcome.reward)):
             raise AgentError(
                 f"Expected a finite score and reward, got {outcome.score} and "
@@ -296,19 +322,24 @@ class Search(Closing):
         )
         self._clock = now
         self.trials.append(trial)
-        if trial.within_budget and (self.best is None or trial.reward > self.best.reward):
+        before, self._spent = self._spent, self._spent + trial.share
+        may_win = trial.within_budget and trial.share == 1.0
+        if may_win and (self.best is None or trial.reward > self.best.reward):
             self.best = trial
-        self._report(trial, scalars or {})
+        if trial.measured is not None:
+            scalars = {"stages/spent": self._spent, **(scalars or {})}
+        self._report(trial, scalars or {}, int(self._spent + _ROUNDING) - int(before + _ROUNDING))
         return trial
 
-    def _report(self, trial: Trial, scalars: Mapping[str, float]) -> None:
+    def _report(self, trial: Trial, scalars: Mapping[str, float], steps: int) -> None:
         if self._on_trial is not None:
             self._on_trial(trial)
         if self._logger is not None:
             self._logger.log(trial, self.best, scalars)
         form = self.env.metric.reward_form
         best = "-" if self.best is None else f"{self.best.reward:{form}}"
-        self._progress.step(f"best {best}, last {trial.reward:{form}}")
+        for _ in range(steps):
+            self._progress.step(f"best {best}, last {trial.reward:{form}}")
 
 
 def told_by(evaluation: Evaluation) -> dict[str, Any]:
@@ -317,6 +348,7 @@ def told_by(evaluation: Evaluation) -> dict[str, Any]:
         "failure": evaluation.failure,
         "processor": evaluation.processor,
         "elsewhere": evaluation.cpu_seconds,
+        "measured": evaluation.measured,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amc_env import CompressionPlan, EvaluationError
+from amc_env.scores.stages import Measured
 from amc_env.support.deprecation import renamed_attribute
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Trial:
             is not within the budget.
         processor: What evaluated it, where that was not this process.
         elsewhere: Processor seconds of its evaluation there.
+        measured: What a staged evaluation found; None where it was none.
     """
 
     episode: int
@@ -52,6 +54,12 @@ class Trial:
     failure: str = ""
     processor: str = ""
     elsewhere: float = 0.0
+    measured: Measured | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the samples that it was evaluated on: what it costs of a search's budget."""
+        return 1.0 if self.measured is None else self.measured.share
 
     accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 

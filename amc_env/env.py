@@ -60,15 +60,13 @@ class CompressionEnv(gym.Env[Observation, Action]):
     come together with something else; see ``amc_env.observation.features_for`` for name and meaning
     of each. All zeros after the last decision.
 
-    **Reward.** 0 until the last step, then the reward function of the evaluated plan (by default
-    its score: its proxy accuracy, for a classifier).
+    **Reward.** 0 until the last step, then the reward function of the plan (by default its score).
 
     **Start.** Nothing decided. Deterministic; ``reset(options={"budget": "macs=0.4"})`` changes
     the budget for this episode and the following ones.
 
-    **End.** ``terminated`` after the last decision, after ``n_decisions`` steps in every episode;
-    never ``truncated``. A learner that decides nothing has no episode: :meth:`evaluate` gives the
-    outcome of its only plan, ``CompressionPlan({})``.
+    **End.** ``terminated`` after the last of ``n_decisions`` steps; never ``truncated``. A learner
+    without decisions has no episode: :meth:`evaluate` its only plan, ``CompressionPlan({})``.
 
     **Info.** Every step: ``decision`` (key), ``value`` (executed), ``executed_action``,
     ``interval``. Last step, in addition: ``score``, and the same by the name and in the sign of its
@@ -218,8 +216,7 @@ class CompressionEnv(gym.Env[Observation, Action]):
         """Returns the plan that a step with this action would finish, None if it would not."""
         if self._values is None or len(self._values) != self.n_decisions - 1:
             return None
-        asked = request_of(action)
-        last = self._translation.value(self._values, asked, self._context)
+        last = self._translation.value(self._values, request_of(action), self._context)
         return self._plans.of([*self._values, last])
 
     def evaluate(self, plan: CompressionPlan) -> Outcome:
@@ -230,17 +227,19 @@ class CompressionEnv(gym.Env[Observation, Action]):
         return self._evaluated(self._values_of(plan))
 
     def _evaluated(self, values: Sequence[float]) -> Outcome:
-        evaluation = self.scores.find(self._plans.of(values))
-        worst = self.metric.worst(self.original_score)
-        score = worst if evaluation.score is None else evaluation.score
-        return self._outcome(evaluation.plan, values, score, evaluation)
+        found = self.scores.find(self._plans.of(values), self._may_win)
+        score = self.metric.worst(self.original_score) if found.score is None else found.score
+        return self._outcome(found.plan, values, score, found)
+
+    def _may_win(self, plan: CompressionPlan) -> bool:
+        return self.budget.is_met(self.cost_ratio(plan))
 
     def submit(self, plans: Sequence[CompressionPlan]) -> None:
         """Asks for complete plans, so that :meth:`evaluate` need not wait for one after the other.
 
         Where evaluations run in parallel, this is how many are under way at a time.
         """
-        self.scores.submit([*map(self.canonical, plans)])
+        self.scores.submit([*map(self.canonical, plans)], self._may_win)
 
     def canonical(self, plan: CompressionPlan) -> CompressionPlan:
         """Returns the plan of the same network that is as the original within left-out branches."""

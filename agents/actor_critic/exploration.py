@@ -197,8 +197,8 @@ class Proposals:
 
     @property
     def n_episodes(self) -> int:
-        """Number of episodes of the whole search, replayed ones included: whole rounds."""
-        return self._whole_rounds(self.n_known + self._search.episodes - self._started)
+        """Most episodes of the whole search, replayed ones included: whole rounds."""
+        return self._whole_rounds(self.n_known + self._search.most_episodes - self._started)
 
     def _whole_rounds(self, episodes: int) -> int:
         return episodes + -episodes % self.lanes

@@ -7,7 +7,7 @@ lists every deviation from SB3's defaults with its reason and measured effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,12 +61,16 @@ class TwoLearningRates(OffPolicyAlgorithm):
 class _AfterWarmup(BaseCallback):
     """Callback after the warm-up: fixes the reward scale and does the first updates.
 
-    Stops the search nowhere and counts nothing: SB3 calls ``on_step`` before it stores a
-    transition, so everything here happens between two episodes.
+    Counts nothing: SB3 calls ``on_step`` before it stores a transition, so everything here happens
+    between two episodes. A search in stages ends when its evaluations are spent, which is not known
+    before; any other one with its last episode.
     """
 
-    def __init__(self, at_step: int, updates: int, scale_rewards: bool) -> None:
+    def __init__(
+        self, at_step: int, updates: int, scale_rewards: bool, is_over: Callable[[], bool]
+    ) -> None:
         super().__init__()
+        self._is_over = is_over
         self._at_step = at_step
         self._updates = updates
         self._scale_rewards = scale_rewards
@@ -83,7 +87,7 @@ class _AfterWarmup(BaseCallback):
             self.model.train(self._updates, self.model.batch_size)
 
     def _on_step(self) -> bool:
-        return True
+        return not self._is_over()
 
 
 class SB3Agent(Agent):
@@ -207,6 +211,7 @@ class SB3Agent(Agent):
                 updates,
                 # A policy that has learned before knows rewards on the scale of then.
                 scale_rewards=self.recipe.scale_rewards and self._saved is None,
+                is_over=lambda: search.is_staged and not search.remaining,
             ),
             log_interval=_NEVER,
         )

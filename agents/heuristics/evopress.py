@@ -32,8 +32,10 @@ class EvoPress(Agent):
     a generation is complete have the parent of the one before.
 
     The paper selects in stages: it evaluates all offspring on few samples and the survivors on
-    more. Here every evaluation is one of the environment's, on all of its samples, so that lambda
-    is smaller than the paper's 16 to 128.
+    more. An environment that evaluates in stages (``amc search --staged``) does so for it: an
+    offspring is evaluated on more samples while it may still beat the best plan, and stopped by a
+    test where the paper keeps fixed numbers. Otherwise every evaluation is one on all samples, so
+    that lambda is smaller than the paper's 16 to 128.
 
     Args:
         offspring: Per generation, the paper's lambda.

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from amc_env.errors import EvaluationError
+from amc_env.errors import ArgumentError, EvaluationError
 from amc_env.plan import CompressionPlan
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.metric import Metric
+from amc_env.scores.stages import Measured, Race, Stages, best_race
 from amc_env.support.closing import Closing
+
+MayWin = Callable[[CompressionPlan], bool]
+"""Whether a plan may win: whether it meets the budget."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Evaluation:
         cpu_seconds: Processor time of the evaluation, wherever it was made.
         processor: What evaluated: scores are equal bit for bit on equal processors only. Empty
             for this process.
+        measured: What a staged evaluation found; None where it was none.
     """
 
     plan: CompressionPlan
@@ -36,13 +42,20 @@ class Evaluation:
     failure: str = ""
     cpu_seconds: float = 0.0
     processor: str = ""
+    measured: Measured | None = None
 
 
 class Evaluations(Closing):
     """Evaluates plans; answers come in the order of submission.
 
-    A subclass implements :meth:`submit`, :meth:`result`, :meth:`cancel` and :attr:`pending`.
+    A subclass implements :meth:`submit`, :meth:`result`, :meth:`cancel` and :attr:`pending`; one
+    that evaluates in stages :meth:`submit_staged` too.
+
+    Attributes:
+        stages: How plans are evaluated in stages; None for on all samples at once.
     """
+
+    stages: Stages | None = None
 
     @abstractmethod
     def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:
@@ -53,6 +66,14 @@ class Evaluations(Closing):
             whole_split: Whether they are evaluated on the whole validation split, by the learner's
                 ``evaluate_full``.
         """
+
+    def submit_staged(self, plans: Sequence[tuple[CompressionPlan, Race | None]]) -> None:
+        """Accepts plans that are evaluated in stages.
+
+        Args:
+            plans: Complete ones, each with what it is compared with; None for on all samples.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def result(self) -> Evaluation:
@@ -87,24 +108,36 @@ class InProcess(Evaluations):
 
     Args:
         learner: Evaluates.
+        stages: How plans are evaluated in stages, if they are.
     """
 
-    def __init__(self, learner: Compressible) -> None:
+    def __init__(self, learner: Compressible, stages: Stages | None = None) -> None:
         self._learner = learner
-        self._waiting: deque[tuple[CompressionPlan, bool]] = deque()
+        self.stages = stages
+        self._waiting: deque[tuple[CompressionPlan, Callable[[], float | Measured]]] = deque()
 
     @property
     def pending(self) -> int:  # noqa: D102
         return len(self._waiting)
 
     def submit(self, plans: Sequence[CompressionPlan], *, whole_split: bool = False) -> None:  # noqa: D102
-        self._waiting.extend((plan, whole_split) for plan in plans)
+        self._waiting.extend(
+            (plan, partial(evaluated, self._learner, plan, whole_split=whole_split))
+            for plan in plans
+        )
+
+    def submit_staged(self, plans: Sequence[tuple[CompressionPlan, Race | None]]) -> None:  # noqa: D102
+        assert self.stages is not None, "plans are evaluated in stages where there are some"
+        self._waiting.extend(
+            (plan, partial(evaluated_in_stages, self._learner, plan, self.stages, race))
+            for plan, race in plans
+        )
 
     def result(self) -> Evaluation:  # noqa: D102
         if not self._waiting:
             raise EvaluationError("Expected a plan to be submitted before its result is asked for.")
-        plan, whole_split = self._waiting.popleft()
-        return Evaluation(plan, evaluated(self._learner, plan, whole_split=whole_split))
+        plan, evaluate = self._waiting.popleft()
+        return evaluation_of(plan, evaluate())
 
     def cancel(self) -> None:  # noqa: D102
         self._waiting.clear()
@@ -126,10 +159,50 @@ def evaluated(learner: Compressible, plan: CompressionPlan, *, whole_split: bool
     return Metric.of(learner).checked(answer, f"{type(learner).__name__}.{name}")
 
 
+def evaluated_in_stages(
+    learner: Compressible, plan: CompressionPlan, stages: Stages, race: Race | None
+) -> Measured:
+    """Returns what a staged evaluation of a plan found, its score checked.
+
+    Args:
+        learner: Evaluates, by its ``evaluate_in_stages``.
+        plan: Complete.
+        stages: When it is looked at.
+        race: What it is compared with; None for on all samples.
+
+    Raises:
+        ArgumentError: If the learner does not evaluate in stages.
+        EvaluationError: As :func:`evaluated`.
+    """
+    evaluate = getattr(learner, "evaluate_in_stages", None)
+    if evaluate is None:
+        raise ArgumentError(
+            f"Expected a learner with a method evaluate_in_stages, got {type(learner).__name__} "
+            f"without: search without stages."
+        )
+    found: Measured = evaluate(plan, stages, race)
+    metric = Metric.of(learner)
+    if metric.is_accuracy:  # an estimate may be below 0
+        found = replace(found, score=max(0.0, found.score))
+    metric.checked(found.score, f"{type(learner).__name__}.evaluate_in_stages")
+    return found
+
+
+def evaluation_of(plan: CompressionPlan, found: float | Measured) -> Evaluation:
+    """Returns the answer to a plan, of its score or of what was measured in stages."""
+    if isinstance(found, Measured):
+        return Evaluation(plan, found.score, measured=found)
+    return Evaluation(plan, found)
+
+
 class KnownScores:
     """The scores that an environment knows, and the service that it asks for others.
 
     Equal plans are evaluated once, be it that they are asked for again while the first is pending.
+
+    In stages, a plan within the budget races against the best one that was told before it was asked
+    for. Which one that is depends on the order of questions and answers alone: not on how many
+    workers there are, nor on what a resumed search was given to remember.
 
     Args:
         service: Evaluates.
@@ -142,6 +215,7 @@ class KnownScores:
         self.service = service
         self._known: dict[CompressionPlan, Evaluation] = {}
         self._asked: set[CompressionPlan] = set()
+        self._told: dict[CompressionPlan, Measured] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -153,22 +227,36 @@ class KnownScores:
         """Takes an answer from elsewhere."""
         self._known[evaluation.plan] = evaluation
 
-    def submit(self, plans: Sequence[CompressionPlan]) -> None:
-        """Asks the service for those that are neither known nor asked for."""
-        new = [p for p in dict.fromkeys(plans) if p not in self._known and p not in self._asked]
-        if new:
-            self.service.submit(new)
-            self._asked.update(new)
+    def submit(self, plans: Sequence[CompressionPlan], may_win: MayWin = lambda _: True) -> None:
+        """Asks the service for those that are neither known nor asked for.
 
-    def find(self, plan: CompressionPlan) -> Evaluation:
+        Args:
+            plans: Complete ones.
+            may_win: Whether a plan meets the budget; asked in stages only.
+        """
+        new = [p for p in dict.fromkeys(plans) if p not in self._known and p not in self._asked]
+        if not new:
+            return
+        if self.service.stages is None:
+            self.service.submit(new)
+        else:
+            race = best_race([found for plan, found in self._told.items() if may_win(plan)])
+            self.service.submit_staged([(plan, race if may_win(plan) else None) for plan in new])
+        self._asked.update(new)
+
+    def find(self, plan: CompressionPlan, may_win: MayWin = lambda _: True) -> Evaluation:
         """Returns the answer to a plan; asks, and waits for it, where it is not known yet.
+
+        Args:
+            plan: Complete.
+            may_win: As for :meth:`submit`.
 
         Raises:
             EvaluationError: If the score is none, or the service has failed.
         """
         known = self._known.get(plan)
         if known is None:
-            self.submit([plan])
+            self.submit([plan], may_win)
         while known is None:
             try:
                 evaluation = self.service.result()
@@ -179,6 +267,8 @@ class KnownScores:
             self._asked.discard(evaluation.plan)
             self._known[evaluation.plan] = evaluation
             known = self._known.get(plan)
+        if known.measured is not None and known.measured.groups:
+            self._told.setdefault(plan, known.measured)
         return known
 
     def cancel(self) -> None:

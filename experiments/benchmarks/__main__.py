@@ -23,6 +23,7 @@ BENCHMARKS = {
     "policies": "agents.kept_policies",
     "floors": "agents.score_floors",
     "winners": "agents.winners",
+    "stages": "agents.staged_search",
     "records": "agents.record_check",
     "surrogates": "agents.recorded_quality",
     "pruning": "learners.pruning_learners",

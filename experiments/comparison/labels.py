@@ -30,10 +30,12 @@ class EnvOptions:
     Args:
         action: Name of the action mapping; None for the task's.
         bounds: Cost name -> bounds that take the place of the task's, or join them.
+        staged: Whether plans are evaluated in stages.
     """
 
     action: str | None = None
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    staged: bool = False
 
     def within(self, budget: Budget) -> Budget:
         """Returns the budget of a task, narrowed to what the label asks for.
@@ -87,9 +89,9 @@ def env_options(label: str) -> EnvOptions:
     """
     options = read_label(label)[1].items()
     requests = {k.removeprefix(_ENV): str(v) for k, v in options if k.startswith(_ENV)}
-    if unknown := sorted(requests.keys() - {"action", "budget"}):
+    if unknown := sorted(requests.keys() - {"action", "budget", "staged"}):
         raise ValueError(
-            f"Expected env.action or env.budget in {label!r}, got "
+            f"Expected env.action, env.budget or env.staged in {label!r}, got "
             f"{', '.join(_ENV + name for name in unknown)}; everything else would be another "
             f"problem than the other agents have."
         )
@@ -99,8 +101,10 @@ def env_options(label: str) -> EnvOptions:
             f"Expected env.action to be one of {', '.join(ACTION_MAPPINGS)}, got {action!r} in "
             f"{label!r}."
         )
+    if (staged := requests.get("staged", "False")) not in ("True", "False"):
+        raise ValueError(f"Expected env.staged to be True or False, got {staged!r} in {label!r}.")
     if (text := requests.get("budget")) is None:
-        return EnvOptions(action)
+        return EnvOptions(action, staged=staged == "True")
     if (budget := Budget.parse(text)).limits:
         raise ValueError(f"Expected env.budget in shares of the original, got {text!r}.")
-    return EnvOptions(action, budget.bounds)
+    return EnvOptions(action, budget.bounds, staged == "True")

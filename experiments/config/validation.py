@@ -186,6 +186,7 @@ def _check_search(spec: LearnerSpec) -> None:
     _check_costs(options)
     _check_goal(spec)
     _check_depth(spec)
+    _check_staged(options)
     named = (*options.budget.names, options.minimize)
     if ONNX_BYTES in named and (spec.quantizes or options.is_progressive):
         raise ValueError(
@@ -209,6 +210,20 @@ def _check_search(spec: LearnerSpec) -> None:
     agent_from_label(options.agent)
     make_criterion(options.criterion)
     Proxy.parse(options.proxy, options.finetune_steps)
+
+
+def _check_staged(options: Options) -> None:
+    """Rejects what compares plans by something else than their scores on all samples."""
+    others = {
+        "--max-drop": options.max_drop is not None,
+        "--progressive": options.is_progressive,
+        f"--reward {options.reward}": options.reward not in ("accuracy", "score"),
+    }
+    if options.staged and (used := [name for name, is_used in others.items() if is_used]):
+        raise ValueError(
+            f"Expected --staged or {used[0]}, got both: a plan is stopped where its score is below "
+            f"the best one's; leave one of them out."
+        )
 
 
 def _check_depth(spec: LearnerSpec) -> None:

@@ -15,6 +15,7 @@ from amc_compress.evaluations.worker import Backend
 from amc_env import Evaluations
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.evaluations import InProcess
+from amc_env.scores.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,30 @@ class Where:
         return Processes(payload, self.workers, self.threads)
 
     @contextlib.contextmanager
-    def evaluations(self, learner: Compressible) -> Iterator[Evaluations]:
+    def evaluations(
+        self, learner: Compressible, stages: Stages | None = None
+    ) -> Iterator[Evaluations]:
         """Opens the evaluations service of a learner, and ends it.
 
         Workers start at the first plan that is submitted. That raises :class:`ArgumentError` if
         the learner cannot travel to another process, or the cluster cannot be reached.
 
+        Args:
+            learner: Evaluates.
+            stages: How plans are evaluated in stages; None for on all samples at once.
+
         Raises:
             MissingDependencyError: If Ray is to do it, which is not installed.
         """
         if self.is_here:
-            yield InProcess(learner)
+            yield InProcess(learner, stages)
             return
         if self.ray is not None:
             check_installed()
 
         def start() -> Dispatcher:
-            backend = self.backend(Payload.of(PlanEvaluator(learner)))
+            backend = self.backend(Payload.of(PlanEvaluator(learner, stages)))
             return Dispatcher(backend, timeout=self.timeout)
 
-        with RemoteEvaluations(start, learner) as service:
+        with RemoteEvaluations(start, learner, stages) as service:
             yield service

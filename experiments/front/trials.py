@@ -50,6 +50,7 @@ class Trials(Sequence[RecordedTrial]):
                 **{f"cost_ratio_{name}": ratio for name, ratio in trial.cost_ratio.items()},
                 "within_budget": trial.within_budget,
                 "source": trial.source,
+                **({"stage": trial.stage, "samples": trial.samples} if trial.samples else {}),
                 "seconds": trial.seconds,
                 **{f"params_{key}": value for key, value in trial.plan.items()},
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _page(folder: RunFolder) -> str:
         rows=rows(summary),
         table_note=_table_note(folder.config, summary),
         cautions=cautions(folder, summary),
-        notes=folder.results("search").get("notes", ()),
+        notes=_notes(folder.results("search")),
         curve=curve(folder, within),
         cloud=_cloud(folder, within, cost),
         leaderboard=leaderboard(folder, within),
@@ -86,6 +86,18 @@ def _page(folder: RunFolder) -> str:
         packages=packages,
         made_with=", ".join(made_with),
     )
+
+
+def _notes(search: Mapping[str, Any]) -> list[str]:
+    """Returns what the search has found out about network and data, and how plans were stopped."""
+    found = list(search.get("notes", ()))
+    if staged := search.get("staged"):
+        ends = [f"{count} after stage {stage}" for stage, count in staged["ended_at"].items()]
+        found.append(
+            f"Plans were evaluated in stages: {search['n_trials']} of them on as many samples as "
+            f"{staged['evaluations']:g} whole evaluations take; {joined(ends)}."
+        )
+    return found
 
 
 def _data_name(folder: RunFolder) -> str:

@@ -22,7 +22,7 @@ from amc_compress.runs.folder import RunFolder
 from amc_compress.runs.networks import save_network
 from amc_compress.runs.problem import make_env
 from amc_compress.runs.storage.curves import CURVES, StoredCurves, key_of
-from amc_compress.runs.storage.trials import TrialRecorder
+from amc_compress.runs.storage.trials import RecordedTrial, TrialRecorder, staged_facts
 from amc_compress.runs.task import Task, use_threads
 from amc_compress.runs.warm_start import FREE, warm_start_of
 from amc_compress.user_code import place_of
@@ -30,11 +30,13 @@ from amc_env import (
     Budget,
     CompressionEnv,
     CompressionPlan,
+    Evaluation,
     Evaluations,
     InfeasibleBudgetError,
     Outcome,
 )
 from amc_env.files import write_atomic
+from amc_env.scores.stages import Stages
 
 if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger
@@ -58,7 +60,8 @@ def run_search(task: Task) -> None:
     if config.is_progressive:
         found = _search_in_stages(task, learner, wall, cpu)
     else:
-        with workers_of(config).evaluations(learner) as service:
+        stages = Stages() if config.staged else None
+        with workers_of(config).evaluations(learner, stages) as service:
             found = _search(task, learner, service, wall, cpu)
     network, kept = found.cut or (learner.compress(found.plan), learner.kept_units(found.plan))
     save_network(network, folder / "pruned.safetensors", plan=found.plan, kept=kept)
@@ -145,7 +148,7 @@ def _search(task: Task, learner: Learner, service: Evaluations, wall: float, cpu
     fixed = None if searched else _only_plan(config, learner, env)
     recorder = TrialRecorder(folder / "trials.jsonl", env.cost, env.metric)
     for trial in recorder.known:
-        env.remember(CompressionPlan(trial.plan), trial.score, trial.failure)
+        _remember(env, trial)
     prepare_wall, prepare_cpu = time.perf_counter() - wall, time.process_time() - cpu
     more: dict[str, Any] = {}
     if config.max_drop is not None:
@@ -167,8 +170,15 @@ def _search(task: Task, learner: Learner, service: Evaluations, wall: float, cpu
         prepare_seconds=prepare_wall,
         seconds=prepare_wall + sum(t.seconds for t in trials) + finish_wall,
         cpu_seconds=prepare_cpu + sum(t.cpu_seconds for t in trials) + finish_cpu,
-        more=more,
+        more=more | (staged_facts(trials) if config.staged else {}),
     )
+
+
+def _remember(env: CompressionEnv, trial: RecordedTrial) -> None:
+    plan = CompressionPlan(trial.plan)
+    env.remember(plan, trial.score, trial.failure)
+    if trial.measured is not None:
+        env.scores.add(Evaluation(env.canonical(plan), trial.score, measured=trial.measured))
 
 
 def _plan_of_agent(

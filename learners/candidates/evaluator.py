@@ -18,6 +18,7 @@ from amc_compress.learners.candidates.inference.held_samples import (
     fusion_works,
     settled_dtype,
 )
+from amc_compress.learners.candidates.inference.staged import Looks
 from amc_compress.learners.layers.finalise import finalise, without_identities
 from amc_compress.learners.layers.masked import masked_layers
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -26,6 +27,7 @@ from amc_compress.learners.numerics.layout import layout_of
 from amc_compress.learners.numerics.precision import resolve_precision
 from amc_compress.learners.tasks.inputs import Inputs, moved, rows
 from amc_compress.learners.tasks.task import Task
+from amc_env.scores.stages import Measured, Race, Stages
 
 
 class NetworkEvaluator(Protocol):
@@ -51,6 +53,15 @@ class NetworkEvaluator(Protocol):
 
         Raises:
             TrainingDivergedError: If an output or the metric is not finite.
+        """
+
+    def score_in_stages(self, network: nn.Module, *, stages: Stages, race: Race | None) -> Measured:
+        """Returns the score of a network on the samples of an episode, in stages.
+
+        Args:
+            network: As for :meth:`score`.
+            stages: When it is looked at.
+            race: What it is compared with; None for on all samples.
         """
 
 
@@ -119,6 +130,13 @@ class CandidateEvaluator:
     def score(self, network: nn.Module, *, full: bool = False) -> float:
         """Returns the score of a network, see :class:`NetworkEvaluator`."""
         return self._held_out.score(_plain(network), self._type_for(network), full=full)
+
+    def score_in_stages(self, network: nn.Module, *, stages: Stages, race: Race | None) -> Measured:
+        """Returns what a staged evaluation finds, see :class:`NetworkEvaluator`."""
+        looks = Looks(self.task, self._held_out.n_held, stages, race)
+        held = self._held_out.held_in(self._type_for(network))
+        held.measure_in_stages(_plain(network), looks)
+        return looks.found()
 
     def score_of_first(self, network: nn.Module, n_first: int) -> float:
         """Returns the score on the first samples of an episode alone."""

@@ -241,7 +241,7 @@ class HeldOut:
         """
         self._options = device, fused, layout_name(layout), batch_size
         for dtype in dtypes:
-            self._evaluator(dtype)
+            self.held_in(dtype)
         self._parts = None
 
     def score(self, network: nn.Module, dtype: torch.dtype, *, full: bool = False) -> float:
@@ -257,7 +257,7 @@ class HeldOut:
             TrainingDivergedError: If an output or the metric is not finite.
         """
         meter = self.task.meter()
-        self._evaluator(dtype).measure(network, meter)
+        self.held_in(dtype).measure(network, meter)
         if full and self.n_held != self.n_samples:
             for part in self._rest():
                 self._made([part], dtype).measure(network, meter)
@@ -285,16 +285,17 @@ class HeldOut:
             whole.update(outputs, targets)
             first.update(outputs, targets)
 
-        self._evaluator(dtype).answer(network, take)
+        self.held_in(dtype).answer(network, take)
         return self.task.score(whole.compute()), self.task.score(first.meter.compute())
 
     def first_score(self, network: nn.Module, dtype: torch.dtype, n_first: int) -> float:
         """Returns the second of :meth:`both_scores`; the network runs on no others."""
         first = _First(self.task.meter(), n_first)
-        self._evaluator(dtype).answer(network, first.update, n_first)
+        self.held_in(dtype).answer(network, first.update, n_first)
         return self.task.score(first.meter.compute())
 
-    def _evaluator(self, dtype: torch.dtype) -> HeldSamples:
+    def held_in(self, dtype: torch.dtype) -> HeldSamples:
+        """Returns the samples of an episode in the type to compute in."""
         if dtype not in self._evaluators:
             self._evaluators[dtype] = self._made(self._held(), dtype)
         return self._evaluators[dtype]

@@ -6,8 +6,9 @@ import copy
 import gc
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ from amc_compress.learners.candidates.proxy import (
     keeps_score,
     recalibrate,
 )
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.freed_memory import give_back
@@ -36,32 +38,15 @@ from amc_compress.learners.tasks.inputs import Inputs, count, moved
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
-from amc_env.costs.storage import StorageFormat
-from amc_env.plan import CompressionPlan, Decision
+from amc_env.plan import CompressionPlan
+from amc_env.scores.stages import Measured, Race, Stages
 from amc_env.support.deprecation import deprecated
 from amc_env.support.threads import limited_threads
 
 Choice = TypeVar("Choice")
 Told = TypeVar("Told", bound=CandidateOptions)
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """What a learner decides about a network: known without data or training.
-
-    Attributes:
-        decisions: In network order.
-        storage: How networks of its plans are stored, as costs count them, without the header of
-            the packed file; ``None`` for float tensors, or where only a prepared learner knows.
-        left_out: Layers that no decision is about, though they have weights -> the reason.
-        notes: Sentences for the user on what no decision is about.
-    """
-
-    decisions: tuple[Decision, ...]
-    storage: StorageFormat | None = None
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+Found = TypeVar("Found", float, Measured)
 
 
 class CandidateLearner(Learner, Generic[Choice]):
@@ -136,7 +121,7 @@ class CandidateLearner(Learner, Generic[Choice]):
         if self._is_original(choice):
             return self.original_score
         with limited_threads(self.threads):
-            score = self._score_of(choice, self.seconds)
+            score = max(self._measured(choice, self.seconds, self.evaluator.score))
         self.seconds.episodes += 1
         return score
 
@@ -146,21 +131,43 @@ class CandidateLearner(Learner, Generic[Choice]):
         with limited_threads(self.threads):
             if self._is_original(choice):
                 return self.evaluator.score(self.original, full=True)
-            return self._score_of(choice, CandidateSeconds(), full=True)
+            score = partial(self.evaluator.score, full=True)
+            return max(self._measured(choice, CandidateSeconds(), score))
 
     def original_full_score(self) -> float:
         """Returns the score of the uncompressed network on all validation samples."""
         with limited_threads(self.threads):
             return self.evaluator.score(self.original, full=True)
 
-    def _score_of(self, choice: Choice, seconds: CandidateSeconds, *, full: bool = False) -> float:
-        """Returns the score of a candidate, trained briefly if that helps."""
-        scores = []
+    def evaluate_in_stages(
+        self, plan: CompressionPlan, stages: Stages, race: Race | None
+    ) -> Measured:
+        """Returns what :meth:`evaluate` does, of fewer samples for a plan that loses a race.
+
+        Args:
+            plan: Complete.
+            stages: When it is looked at.
+            race: What it is compared with; None for on all samples.
+        """
+        choice = self._read(plan)
+        if self._is_original(choice):
+            return Measured(self.original_score)
+        measure = partial(self.evaluator.score_in_stages, stages=stages, race=race)
+        with limited_threads(self.threads):
+            found = self._measured(choice, self.seconds, measure)
+        self.seconds.episodes += 1
+        return max(found, key=lambda measured: measured.score)
+
+    def _measured(
+        self, choice: Choice, seconds: CandidateSeconds, measure: Callable[[nn.Module], Found]
+    ) -> list[Found]:
+        """Returns what is measured of a candidate, trained briefly and as it is."""
+        found = []
         for trained in (True, False) if self._brief_steps else (False,):
             network = self._candidate(choice, seconds, trained=trained)
             with seconds.measure("evaluation"):
-                scores.append(self.evaluator.score(network, full=full))
-        return max(scores)
+                found.append(measure(network))
+        return found
 
     def score(self, network: nn.Module, *, full: bool = False) -> float:
         """Returns the score of any network of this task, higher is better.

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.gradient_scores import Scores
 from amc_compress.learners.candidates.kept_curves import kept
-from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.learner import PartLearner
 from amc_compress.learners.candidates.moments.pieces import FittedLayers
 from amc_compress.learners.candidates.moments.wide import WideLayer, wide_layers_of
 from amc_compress.learners.candidates.norms_before import norms_before
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.chains import cut_orders
 from amc_compress.learners.channel_pruning.criteria import Criterion, make_criterion, rank_units

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.evaluator import NetworkEvaluator
 from amc_compress.learners.candidates.kept_curves import kept
-from amc_compress.learners.candidates.learner import CandidateLearner, SearchSpace
+from amc_compress.learners.candidates.learner import CandidateLearner
 from amc_compress.learners.candidates.proxy import Proxy, finetune_briefly
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.channel_pruning.learner import ChannelPruning
 from amc_compress.learners.joint.one_sweep import prune_and_round, sweeps_once

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.kept_curves import kept
-from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.learner import PartLearner
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.bit_layers import BitLayers, bit_layers
 from amc_compress.learners.layers.masked import masked_layers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from amc_compress.learners.candidates.learner import SearchSpace
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.layers.bit_layers import bit_layer, check_ignored, is_within
 from amc_compress.learners.layers.weight_forms import form_of
 from amc_compress.learners.sparsification.patterns import Pattern

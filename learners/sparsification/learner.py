@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from amc_compress.learners.candidates.kept_curves import kept
-from amc_compress.learners.candidates.learner import PartLearner, SearchSpace
+from amc_compress.learners.candidates.learner import PartLearner
 from amc_compress.learners.candidates.moments.pieces import FittedLayers
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
 from amc_compress.learners.candidates.proxy import Proxy, recalibrate
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
 from amc_compress.learners.candidates.second_order.levels import Levels
+from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.following_norms import following_norms

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amc_compress.learners.tasks.inputs import count, rows
-from amc_compress.learners.tasks.task import Task
+from amc_compress.learners.tasks.task import Meter, Task
 from amc_env.errors import CompressionError
 
 GROUPS = 20
@@ -63,15 +63,17 @@ class GroupedMeter:
 
     def scores(self) -> tuple[float | None, ...]:
         """Returns the score of every group; None where it has no value."""
-        return tuple(self._score(group) for group in self._groups[: self._seen])
+        return tuple(score_or_none(self._task, group) for group in self._groups[: self._seen])
 
-    def _score(self, group: Any) -> float | None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return self._task.score(group.compute())
-        except (CompressionError, ValueError, RuntimeError, ZeroDivisionError):
-            return None  # too few samples for this metric
+
+def score_or_none(task: Task, meter: Meter) -> float | None:
+    """Returns the score of what a meter has seen; None where that is too little for the metric."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return task.score(meter.compute())
+    except (CompressionError, ValueError, RuntimeError, ZeroDivisionError):
+        return None
 
 
 def standard_error(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:

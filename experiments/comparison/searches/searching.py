@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,10 @@ from amc_compress.user_code import exit_call, explanation
 from amc_env import CompressionEnv, CompressionPlan
 from amc_env.env import DEFAULT_ACTION_MAPPING
 from amc_env.scores.compressible import Compressible
+from amc_env.scores.evaluations import InProcess
+from amc_env.scores.stages import Stages
+
+_ROUNDING = 1e-9  # of shares of evaluations that are added up
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,10 @@ class OpenTask:
         """
         budget = requests.within(self.env.budget)
         return CompressionEnv(
-            self.learner, budget, action=requests.action or DEFAULT_ACTION_MAPPING
+            self.learner,
+            budget,
+            action=requests.action or DEFAULT_ACTION_MAPPING,
+            evaluations=InProcess(self.learner, Stages() if requests.staged else None),
         )
 
 
@@ -126,6 +134,7 @@ class TrialClock:
         )
         self._cpu = time.process_time()
         self._spent, self._counted = self._evaluation_seconds()
+        self._evaluations = 0.0
         self.rows: list[EvaluatedPlan] = []
 
     def _evaluation_seconds(self) -> tuple[float, float]:
@@ -137,13 +146,14 @@ class TrialClock:
 
     def __call__(self, trial: Trial) -> None:
         """Notes a trial; seconds of plans outside the budget are those of the next one within."""
+        self._evaluations += trial.share
         if not trial.within_budget:
             return
         cpu, (spent, counted) = time.process_time(), self._evaluation_seconds()
         agent = (cpu - self._cpu) - (spent - self._spent)
         ratio = {name: trial.cost_ratio[name] for name in self._env.budget.bounds}
         row = EvaluatedPlan(
-            evaluation=trial.episode + 1,
+            evaluation=math.ceil(self._evaluations - _ROUNDING),
             plan=tuple(trial.plan.choices_for(self._env.decisions)),
             score=trial.score,
             reward=trial.reward,

@@ -8,6 +8,8 @@ from typing import Any
 from amc_compress.comparison.searches.evaluation_store import EvaluationStore
 from amc_env import CompressionPlan
 from amc_env.scores.compressible import Compressible
+from amc_env.scores.evaluations import evaluated_in_stages
+from amc_env.scores.stages import Measured, Race, Stages
 
 
 class StoredEvaluations:
@@ -42,6 +44,21 @@ class StoredEvaluations:
     def evaluate(self, plan: CompressionPlan) -> float:
         """Returns the score of a complete plan."""
         return self._evaluated(plan, self._store, self._learner.evaluate)
+
+    def evaluate_in_stages(
+        self, plan: CompressionPlan, stages: Stages, race: Race | None
+    ) -> Measured:
+        """Returns what a staged evaluation finds; it is not looked up: what is stored is no race.
+
+        Raises:
+            ArgumentError: If the learner does not evaluate in stages.
+        """
+        started = time.process_time()
+        found = evaluated_in_stages(self._learner, plan, stages, race)
+        seconds = time.process_time() - started
+        self.spent += seconds
+        self.counted += seconds
+        return found
 
     def _evaluate_full(self, plan: CompressionPlan) -> float:
         assert self._full is not None  # noqa: S101

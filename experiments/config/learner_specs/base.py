@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from amc_compress.config.options import Options
     from amc_compress.learners.base import Learner
-    from amc_compress.learners.candidates.learner import SearchSpace
+    from amc_compress.learners.candidates.space import SearchSpace
     from amc_compress.learners.tasks.inputs import Inputs
     from amc_compress.learners.tasks.task import Task
     from amc_compress.learners.tracing.traced_model import TracedModel

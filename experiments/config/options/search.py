@@ -120,6 +120,14 @@ class SearchOptions:
         default_text=standard_text("n_validation"),
         least=1,
     )
+    staged: bool = _search(
+        False,
+        "Evaluate a plan on an eighth of --n-validation first, then on a quarter, half and all of "
+        "it, while it may still win: it is stopped where a paired test (one-sided, 5%) against the "
+        "best plan so far, on the same samples, says that it is worse. --evaluations counts "
+        "evaluations on all samples, so that there are up to 8 times as many plans. A stopped plan "
+        "has an estimated score, and never wins.",
+    )
     ignore: tuple[str, ...] = _search(
         (), "Layer (or prefix of names) that must stay whole; may be repeated.", read=words
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from amc_env import CompressionPlan, RunFolderError
 from amc_env.files import JsonLines
 from amc_env.scores.metric import ACCURACY, Metric, checked_score
+from amc_env.scores.stages import Measured
 from amc_env.validation.checks import checked
 from amc_env.validation.shapes import renamed_keys
 
@@ -28,6 +30,7 @@ EVALUATED_BEFORE = "judged_before.jsonl"
 
 _TOLERANCE = 1e-6  # costs and scores of equal plans, on any processor
 _OLD_NAMES = {"accuracy": "score"}
+_STAGED = ("share", "samples", "stage", "groups")
 
 CostOf = Callable[[CompressionPlan], Mapping[str, float]]
 
@@ -51,6 +54,10 @@ class RecordedTrial:
             decisions need not meet the budget.
         failure: Why the plan could not be evaluated; empty if it was.
         processor: What evaluated it, where that was not the search's own process.
+        share: In a search with ``--staged``, of the samples that it was evaluated on.
+        samples: How many these are; 0 in any other search.
+        stage: At which stage its evaluation ended, from 1 on.
+        groups: Scores on the groups of the samples, where it was evaluated on all.
 
     Raises:
         ValueError: If a number is not finite, or out of its range.
@@ -68,6 +75,22 @@ class RecordedTrial:
     within_budget: bool = True
     failure: str = ""
     processor: str = ""
+    share: float = 1.0
+    samples: int = 0
+    stage: int = 0
+    groups: tuple[float | None, ...] = ()
+
+    @property
+    def measured(self) -> Measured | None:
+        """What a staged evaluation found; None where it was none."""
+        if not self.samples:
+            return None
+        return Measured(self.score, self.share, self.samples, self.stage, self.groups)
+
+    def row(self) -> dict[str, Any]:
+        """Returns the line of the file; without what only a staged search has in any other."""
+        found = vars(self)
+        return found if self.samples else {k: found[k] for k in found if k not in _STAGED}
 
     def __post_init__(self) -> None:
         checked_score(self.score, "a recorded trial")
@@ -76,6 +99,8 @@ class RecordedTrial:
                 raise ValueError(f"Expected every {what} to be at least 0.")
         if min(self.seconds, self.cpu_seconds) < 0.0:
             raise ValueError("Expected seconds of at least 0.")
+        if not 0.0 < self.share <= 1.0 or min(self.samples, self.stage) < 0:
+            raise ValueError("Expected a share in (0, 1], samples and a stage of at least 0.")
 
 
 def read_trials(
@@ -95,8 +120,10 @@ def read_trials(
     known: dict[CompressionPlan, float] = {}
 
     def trial_from(row: dict[str, Any]) -> RecordedTrial:
-        trial = RecordedTrial(**renamed_keys(row, _OLD_NAMES))
-        measure = metric or (ACCURACY if "accuracy" in row else None)
+        is_older = "accuracy" in row
+        row = {**renamed_keys(row, _OLD_NAMES), "groups": tuple(row.get("groups", ()))}
+        trial = RecordedTrial(**row)
+        measure = metric or (ACCURACY if is_older else None)
         if measure is not None:
             measure.checked(trial.score, "a recorded trial")
         _check_against(trial, known, cost_of)
@@ -111,7 +138,7 @@ def _lines(path: Path) -> JsonLines:
 
 def write_trials(path: Path, trials: Iterable[RecordedTrial]) -> None:
     """Writes the file anew."""
-    _lines(path).write(map(vars, trials))
+    _lines(path).write(trial.row() for trial in trials)
 
 
 def _check_against(
@@ -135,6 +162,27 @@ def _check_against(
 
 def _is_close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
+
+
+def _staged(found: Measured) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in _STAGED}
+
+
+def staged_facts(trials: Sequence[RecordedTrial]) -> dict[str, Any]:
+    """Returns what a search in stages has spent, for its results.
+
+    Returns:
+        ``evaluations``, in evaluations on all samples; ``samples``; and how many trials ended at
+        each stage, by its number.
+    """
+    ended = Counter(trial.stage for trial in trials if trial.stage)
+    return {
+        "staged": {
+            "evaluations": round(sum(trial.share for trial in trials), 3),
+            "samples": sum(trial.samples for trial in trials),
+            "ended_at": {str(stage): ended[stage] for stage in sorted(ended)},
+        }
+    }
 
 
 class TrialRecorder:
@@ -229,6 +277,7 @@ class TrialRecorder:
             within_budget=trial.within_budget,
             failure=trial.failure,
             processor=trial.processor,
+            **({} if trial.measured is None else _staged(trial.measured)),
         )
-        _lines(self.path).append(vars(row))
+        _lines(self.path).append(row.row())
         self.recorded.append(row)

@@ -8,7 +8,9 @@ both is used is settled once, on the original network and its smallest slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.candidates.inference.batch_sizes import fitting
 from amc_compress.learners.candidates.inference.fusion import fuse
+from amc_compress.learners.candidates.inference.staged import Looks
 from amc_compress.learners.numerics.layout import (
     laid_out,
     layout_name,
@@ -119,26 +122,74 @@ class HeldSamples:
         Raises:
             TrainingDivergedError: If an output is not finite.
         """
-        exact = self.dtype == torch.bfloat16 and hides_in_rounding(network)
-        dtype = torch.float32 if exact else self.dtype
         waiting: list[Split] = []
         numbers = 0
+        with self._asked(network) as outputs_of:
+            for batch in self._first(least):
+                outputs = outputs_of(batch)
+                waiting.append(Split(outputs, batch.targets))
+                numbers += sum(tensor.numel() for tensor in tensors_of(outputs))
+                if numbers > _NUMBERS_HELD:
+                    self._give(waiting, take)
+                    waiting, numbers = [], 0
+            self._give(waiting, take)
+
+    def measure_in_stages(self, network: nn.Module, looks: Looks) -> None:
+        """Runs a network on the samples until enough is known of it.
+
+        Args:
+            network: In ``eval`` mode; it may be laid out anew.
+            looks: Measures, and says when that is.
+
+        Raises:
+            TrainingDivergedError: If an output is not finite.
+        """
+        with self._asked(network) as outputs_of:
+            for batch in self._cut(looks.ends):
+                self._give([Split(outputs_of(batch), batch.targets)], looks.update)
+                if looks.is_due() and looks.is_over():
+                    return
+
+    def _cut(self, ends: Sequence[int]) -> Iterator[Split]:
+        """Yields batches that end where a network is looked at.
+
+        Fused ones stay whole: their kernels are proved for one size of a batch.
+        """
+        seen = 0
+        for batch in self._batches:
+            size = count(batch.targets)
+            inside = [end - seen for end in ends if seen < end < seen + size]
+            seen += size
+            if self.fused or not inside:
+                yield batch
+                continue
+            for start, stop in pairwise([0, *inside, size]):
+                yield rows(batch, slice(start, stop))
+
+    @contextmanager
+    def _asked(self, network: nn.Module) -> Iterator[Callable[[Split], Any]]:
+        """Gives the block what returns the outputs of a batch that count, in float32."""
+        exact = self.dtype == torch.bfloat16 and hides_in_rounding(network)
+        dtype = torch.float32 if exact else self.dtype
         with torch.inference_mode():
             function = (
                 compiled(network, dtype, self.layout) if self.fused else eager(network, self.layout)
             )
             # One context for all: it keeps the weights that it has converted.
             with autocast(dtype, self.device):
-                for inputs, targets in self._first(least):
-                    outputs = self.task.outputs(function(cast(inputs, dtype)))
-                    outputs = rows(mapped(in_float32, outputs), slice(0, count(targets)))
-                    waiting.append(Split(outputs, targets))
-                    numbers += sum(tensor.numel() for tensor in tensors_of(outputs))
-                    if numbers > _NUMBERS_HELD:
-                        with torch.autocast(self.device.type, enabled=False):
-                            _give(waiting, take)
-                        waiting, numbers = [], 0
-            _give(waiting, take)
+
+                def outputs_of(batch: Split) -> Any:
+                    outputs = self.task.outputs(function(cast(batch.inputs, dtype)))
+                    return rows(mapped(in_float32, outputs), slice(0, count(batch.targets)))
+
+                yield outputs_of
+
+    def _give(self, batches: Sequence[Split], take: Callable[[Any, Any], object]) -> None:
+        """Checks and hands on the outputs and targets of batches, together where they fit."""
+        with torch.autocast(self.device.type, enabled=False):
+            for outputs, targets in merged(batches):
+                _check_finite(outputs)
+                take(outputs, targets)
 
     def _first(self, least: int | None) -> Iterator[Split]:
         """Yields batches until there are so many samples in them."""
@@ -162,13 +213,6 @@ class HeldSamples:
             TrainingDivergedError: If an output is not finite.
         """
         self.answer(network, meter.update)
-
-
-def _give(batches: Sequence[Split], take: Callable[[Any, Any], object]) -> None:
-    """Checks and hands on the outputs and targets of batches, together where they fit."""
-    for outputs, targets in merged(batches):
-        _check_finite(outputs)
-        take(outputs, targets)
 
 
 def _check_finite(outputs: Any) -> None:

@@ -18,7 +18,7 @@ def test_options_of_agent_and_environment_are_told_apart():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("uniform:env.bugdet=1", r"env.action or env.budget .* got env.bugdet"),
+        ("uniform:env.bugdet=1", r"env.action, env.budget or env.staged .* got env.bugdet"),
         ("uniform:env.reward=haq", "got env.reward; everything else would be another problem"),
         ("uniform:env.action=sideways", "one of absolute, interval, centred, got 'sideways'"),
         ("uniform:env.budget=half", "Expected a budget like"),
@@ -72,3 +72,11 @@ def test_a_budget_may_only_be_narrowed():
             env_options(f"local:env.budget={request}").within(task)
     with pytest.raises(ValueError, match=r"one of macs, bytes, params.*got 'speed'"):
         env_options("local:env.budget=speed=0.5").within(task)
+
+
+def test_a_label_asks_for_stages():
+    assert parse_label("local:env.staged=True")[1] == EnvOptions(staged=True)
+    both = parse_label("local:env.staged=True,env.budget=macs=0.4")[1]
+    assert both == EnvOptions(None, {"macs": (0.0, 0.4)}, True)
+    with pytest.raises(ValueError, match="True or False, got 'yes'"):
+        parse_label("local:env.staged=yes")
