@@ -16,6 +16,12 @@ _CIFAR: dict[str, Any] = {
 
 _SENTENCES: dict[str, Any] = {"task": "embedding", "n_validation": 128, "precision": "bf16"}
 
+_IMAGES: dict[str, Any] = {
+    "task": "classification",
+    "n_validation": 500,
+    "optimizer": "adamw",
+}
+
 _HEADS: dict[str, Any] = {"learner": "channels", "criterion": "output_energy", "round_to": 32}
 
 _ROUNDED: dict[str, Any] = {
@@ -62,6 +68,8 @@ _BRANCHES: dict[str, Any] = {"learner": "channels", "depth": True, "min_ratio": 
 
 _CUT = {**_HEADS, "proxy": "reconstruction"}
 
+_THINNED = {**_CUT, "depth": True}
+
 _CODED = {**_ROUNDED, "granularity": "channel"}  # 320 inputs are no multiple of a group
 
 
@@ -76,6 +84,20 @@ def _gpt(name: str, title: str, budget: str, options: Mapping[str, Any]) -> Comp
         f"{recipe}:splits",
         {**_TOKENS, **options},
         folder="gpt",
+    )
+
+
+def _vit(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
+    recipe = "amc_compress.recipes.trained.vit"
+    return ComparisonTask(
+        f"vit-{name}",
+        f"{title} of a small vision transformer",
+        "searched",
+        budget,
+        f"{recipe}:network",
+        f"{recipe}:images",
+        {**_IMAGES, **options},
+        folder="vit",
     )
 
 
@@ -171,6 +193,15 @@ TASKS: dict[str, ComparisonTask] = {
                 "proxy": "reconstruction",
                 "depth": True,
             },
+        ),
+        _vit("channels-50", "heads, width and depth, 50% of the MACs,", "macs=0.5", _THINNED),
+        _vit("bits-4", "bits of the weights, 4 on average,", "mean_bits=4/32", _CODED),
+        _vit("bits-3", "bits of the weights, 3 on average,", "mean_bits=3/32", _CODED),
+        _vit(
+            "joint",
+            "heads, width, depth and bits, 50% of the MACs, 12% of the bytes,",
+            "macs=0.5,bytes=0.12",
+            {**_HEADS_ROUNDED, "granularity": "channel", "depth": True},
         ),
         _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
         _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),
