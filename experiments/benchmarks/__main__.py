@@ -32,6 +32,7 @@ BENCHMARKS = {
     "joint": "learners.joint",
     "curves": "learners.score_ranking",
     "proxies": "learners.proxy_ranking",
+    "transformer-proxies": "learners.proxy_transformers",
     "second-order": "learners.second_order",
 }
 """Name -> module in this package, whose docstring's first line says what it measures."""

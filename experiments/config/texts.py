@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from amc_compress.config.bit_widths import parse_bits
-from amc_env.validation.json_text import parse_json
 from amc_env.validation.references import is_reference
 
 NOT_GIVEN = 0
@@ -59,24 +58,16 @@ def network(flag: str, text: str) -> str:
 
 
 def is_pretrained(model: str) -> bool:
-    """Returns whether the name of a network is that of a folder of ``transformers``.
-
-    Runs have a ``config.json`` too, and may lie in a folder called as their network.
-    """
-    try:
-        found = parse_json((Path(model).expanduser() / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and "model_type" in found
+    """Returns whether the name of a network is that of a folder of ``transformers``."""
+    return (Path(model).expanduser() / "config.json").is_file()
 
 
 def is_text(data: str) -> bool:
     """Returns whether data are text: a file of it, or a folder of such files and no others' data.
 
-    What other kinds of data are in a folder is seen at the first file of theirs. Names that are no
-    whole paths are those of other data; :func:`place` makes whole ones.
+    What other kinds of data are in a folder is seen at the first file of theirs.
     """
-    if not os.path.isabs(data):
+    if data in _EMBEDDED:
         return False
     if Path(data).is_file():
         return Path(data).suffix.lower() in TEXTS

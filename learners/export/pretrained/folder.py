@@ -20,7 +20,6 @@ from amc_compress.learners.export.pretrained.loading import (
     load,
     new_network,
     transformers_library,
-    without_bars,
 )
 from amc_compress.learners.export.pretrained.packed_integers import (
     PackedIntegers,
@@ -133,8 +132,7 @@ def save_pretrained(
     new = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     try:
-        with without_bars():
-            saved = write(place)
+        saved = write(place)
         if tokenizer is not None:
             _add_tokenizer(tokenizer, place)
     except BaseException:

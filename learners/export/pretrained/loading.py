@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +46,13 @@ def load(folder: str | Path) -> nn.Module:
     if isinstance(held, dict) and held.get("quant_method") == COMPRESSED_TENSORS:
         check_integers_library()
     try:
-        with without_bars():
-            stock, found = kind.from_pretrained(
-                place,
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+        stock, found = kind.from_pretrained(
+            place,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputDataError(
             f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got "
@@ -131,19 +129,6 @@ def transformers_library() -> ModuleType:
         raise MissingDependencyError(
             "Expected transformers for its networks, found none; `pip install transformers`."
         ) from error
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Hides the progress bars of ``transformers``, which also shows them for small files."""
-    bars = transformers_library().utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
 
 
 def check_integers_library() -> None:

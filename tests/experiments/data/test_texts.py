@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ from support.libraries import installed
 
 import amc_compress
 from amc_compress.cli import run
-from amc_compress.config.texts import is_pretrained, is_text, network
+from amc_compress.config.texts import is_text
 from amc_compress.data.sources.texts import text_loaders
 from amc_env import InputDataError
 
@@ -116,19 +115,6 @@ def test_what_is_text(tmp_path):
     (tmp_path / "a" / "train.parquet").write_bytes(b"")
     assert not is_text(str(tmp_path))
     assert not any(map(is_text, ("digits", "owner/name", str(tmp_path / "missing.txt"))))
-
-
-def test_the_folder_of_a_run_is_no_network(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, content in (("resnet20", {"options": {}}), ("bert", {"model_type": "bert"})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(content))
-    (tmp_path / "loaders").mkdir()
-    (tmp_path / "loaders" / "mine.py").write_text("")
-    assert network("--model", "resnet20") == "resnet20"
-    assert network("--model", "bert") == str(tmp_path / "bert")
-    assert not is_pretrained("resnet20")
-    assert not is_text("loaders")
 
 
 @pytest.fixture(scope="module")
