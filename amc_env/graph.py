@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from amc_env.validation.checks import checked
+from amc_env.validation.checks import check_least, checked
 from amc_env.validation.sentences import some
 
 # Shares of the multiply-adds: of what no cut changes, and of operations without a rule among it.
@@ -42,6 +42,11 @@ class Width:
 
     fixed: int
     terms: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What it is made of, none of which may be negative."""
+        return {"fixed": self.fixed, **{f"channels of {group!r}": n for group, n in self.terms}}
 
     def at(self, kept: Mapping[str, float]) -> float:
         """Returns the axis length when ``kept[group]`` units of each group stay."""
@@ -70,6 +75,10 @@ class ChannelGroup:
     consumers: tuple[str, ...]
     least: int = 1
     role: str = CHANNELS
+
+    def __post_init__(self) -> None:
+        check_least(f"the group {self.name!r}", {"least": self.least}, 1)
+        check_least(f"the group {self.name!r}", {"size": self.size}, self.least)
 
 
 @checked
@@ -112,6 +121,15 @@ class LayerSpec:
     has_bias: bool = False
     input_size: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        owner = f"the layer {self.name!r}"
+        sizes = {"kernel": self.kernel, "stride": self.stride, "conv_groups": (self.conv_groups,)}
+        for name, numbers in sizes.items():
+            check_least(owner, {name: min(numbers, default=1)}, 1)
+        check_least(owner, {"positions": self.positions}, 0)
+        for width in (self.in_width, self.out_width):
+            check_least(owner, width.numbers, 0)
+
     @property
     def has_weights(self) -> bool:
         """Whether it is a layer with weights of its own."""
@@ -149,6 +167,10 @@ class ChannelParameters:
     width: Width
     n_parameters: int
     n_buffers: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"n_parameters": self.n_parameters, "n_buffers": self.n_buffers}
+        check_least(f"{self.name!r}", counts | self.width.numbers, 0)
 
 
 @checked

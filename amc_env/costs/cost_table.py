@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from amc_env.errors import CompressionError
 from amc_env.graph import LayerGraph, LayerSpec
+from amc_env.validation.checks import check_least
 from amc_env.validation.json_text import parse_json
 from amc_env.validation.sentences import some
 
@@ -87,6 +88,12 @@ class LayerTable:
     stride: tuple[int, ...] = ()
     depthwise: bool = False
     input_size: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for precision, values in self.values.items():
+            for value in np.asarray(values, dtype=np.float64).flat:
+                if not math.isnan(value):  # not measured yet
+                    _positive(self.name, precision, value)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -159,6 +166,10 @@ class CostTable:
     layers: Mapping[str, LayerTable]
     constant: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_least("a cost table", {"batch": self.batch}, 1)
+        check_least("a cost table", {"constant": self.constant}, 0)
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from amc_env.costs.presence import of_channels, of_layers
 from amc_env.costs.products import Block, ProductForm
 from amc_env.graph import LayerGraph
 from amc_env.plan import Decision
+from amc_env.validation.checks import check_least
 
 _BYTES_PER_FLOAT = 4
 
@@ -34,6 +35,11 @@ class OnnxContents:
     vectors: Mapping[str, int] = field(default_factory=dict)
     unseen_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        sizes = {"file_bytes": self.file_bytes, "unseen_bytes": self.unseen_bytes}
+        vectors = {f"vectors[{name!r}]": number for name, number in self.vectors.items()}
+        check_least("an ONNX file", sizes | vectors, 0)
+
 
 class OnnxBytesCost(CostModel):
     """Bytes of the ONNX file, never less than it has.
@@ -48,6 +54,9 @@ class OnnxBytesCost(CostModel):
         decisions: All decisions in order; only those that cut channels or leave out branches
             change the file.
         contents: Of the original's file.
+
+    Raises:
+        ValueError: If that file is too small for what it is said to hold.
     """
 
     name = "onnx_bytes"
@@ -69,6 +78,13 @@ class OnnxBytesCost(CostModel):
         self._vectors: Array = np.array([contents.vectors[n] for n in names], dtype=np.float64)
         largest = np.array([d.choices[-1] for d in decisions], dtype=np.float64)
         self._structure = contents.file_bytes + contents.unseen_bytes - self._tensors(largest)
+        smallest = np.array([d.choices[0] for d in decisions], dtype=np.float64)
+        if self._structure + self._tensors(smallest) < 0:
+            raise ValueError(
+                f"Expected a file that holds the tensors of its network, "
+                f"{self._tensors(largest):,.0f} bytes, got one of {contents.file_bytes:,}; "
+                f"write the original's file again."
+            )
 
     def __call__(self, values: Sequence[float] | Array) -> float:  # noqa: D102
         return whole(self._structure + self._tensors(np.asarray(values, dtype=np.float64)))

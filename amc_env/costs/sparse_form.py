@@ -28,6 +28,7 @@ _INDEX_HALF_TABLE = 60.0
 # Laplacian weights; Gaussian and trained ones differ by less than 2%.
 _FLOAT_BITS: ValueBits = ((0.0, 24.9), (0.1, 25.05), (0.35, 25.45), (0.5, 25.85), (1.0, 26.87))
 _VALUE_TABLE = 25.0
+_ROUNDING = 1e-9
 
 _WIDTHS = range(1, 9)
 _LEVELS = (*_WIDTHS, FLOAT_BITS)
@@ -76,7 +77,9 @@ def measured_value_bits(
         pattern: That of the storage.
     """
     of_places, of_table = _places(np.array([float(weights)]), np.array([density]), pattern)
-    return float(8.0 * (size - of_places[0] - of_table[0]) / (density * weights))
+    # Of a layer that takes less than the coder's usual table nothing is left for its weights.
+    rest = max(size - of_table[0], 0.0)
+    return float(8.0 * (rest - of_places[0]) / (density * weights))
 
 
 def _places(weights: Array, densities: Array, pattern: str) -> tuple[Array, Array]:
@@ -102,11 +105,12 @@ class SparseForm:
     def __init__(
         self, layers: Sequence[LayerSpec], storage: StorageFormat, fixed: Container[str] = ()
     ) -> None:
+        _check_value_bits(layers, storage)
         self._fixed = np.array([x.name in fixed for x in layers], dtype=np.bool_)
         self._places = place_bits(_GRID, storage.pattern)
         measured = [storage.value_bits.get(x.name, {}) for x in layers]
         values, tables = _values(measured), _value_tables(measured)
-        stored = values + _INDEX_EXCESS * self._places
+        stored = np.maximum(values + _INDEX_EXCESS * self._places, 0.0)
         denser = np.maximum.accumulate(stored, axis=2)
         denser[self._fixed] = stored[self._fixed]
         growing = np.maximum.accumulate(denser, axis=1)
@@ -157,6 +161,24 @@ class SparseForm:
 
 
 Measured = Sequence[Mapping[int, ValueBits]]
+
+
+def _check_value_bits(layers: Sequence[LayerSpec], storage: StorageFormat) -> None:
+    """Checks that no weight takes less than nothing: more of them would make a file smaller.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for layer in layers:
+        for width, points in storage.value_bits.get(layer.name, {}).items():
+            for density, bits in points:
+                place = _INDEX_EXCESS * float(place_bits(np.array(density), storage.pattern))
+                if density * bits + place < -_ROUNDING:
+                    raise ValueError(
+                        f"Expected value_bits of {layer.name!r} that are at least 0 together with "
+                        f"the bits of a weight's place, got {bits} for {width} bits at a density "
+                        f"of {density}; measure that layer again."
+                    )
 
 
 def _values(measured: Measured) -> Array:

@@ -149,6 +149,22 @@ def check_threads(threads: object) -> int:
     return int(threads)  # type: ignore[call-overload, no-any-return]
 
 
+def check_least(owner: str, numbers: Mapping[str, float], least: float) -> None:
+    """Checks numbers of which none may be smaller than some.
+
+    Args:
+        owner: Whose they are, for the message.
+        numbers: What each is called -> its value.
+        least: The smallest that may be.
+
+    Raises:
+        ArgumentError: If one is, or is NaN or infinite.
+    """
+    for name, number in numbers.items():
+        if not least <= number < math.inf:
+            raise ArgumentError(f"Expected {name} of {owner} of at least {least}, got {number}.")
+
+
 def check_known(kind: str, name: Name, known: Iterable[str], own: str = "") -> Name:
     """Returns a name if it is one of those of its kind.
 
