@@ -27,6 +27,9 @@ from amc_compress.learners.numerics.precision import check_device
 from amc_env.errors import UntraceableModelError
 from amc_env.validation.sentences import first_line
 
+_CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
+"""What networks of ``transformers`` and ``timm`` call it."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -121,6 +124,8 @@ def take_in(
     try:
         modes = [(module, module.training) for module in copied.modules()]
         copied.eval()
+        if _keep_activations(copied):
+            notes.append("gradient checkpointing turned off: activations are kept in training")
         resolved = resolve_weights(copied)
         own = inner
         if live and (nested or resolved):
@@ -196,6 +201,22 @@ def private_copy(model: nn.Module) -> nn.Module:
         UntraceableModelError: If it cannot be copied.
     """
     return _copied(model)[0]
+
+
+def _keep_activations(network: nn.Module) -> bool:
+    """Turns gradient checkpointing off, in place; returns whether it was on.
+
+    What runs again in the backward pass runs outside of what a training step sets up.
+    """
+    found = [
+        (module, name)
+        for module in network.modules()
+        for name in _CHECKPOINTING
+        if getattr(module, name, False) is True
+    ]
+    for module, name in found:
+        setattr(module, name, False)
+    return bool(found)
 
 
 def _in_modes(network: nn.Module, modes: list[tuple[nn.Module, bool]]) -> nn.Module:

@@ -363,3 +363,12 @@ def test_what_is_no_network_is_rejected_by_type(learner):
 def test_an_example_that_is_no_input_is_rejected(example, sentence):
     with pytest.raises(InputDataError, match=sentence):
         trace(network(), example)
+
+
+def test_gradient_checkpointing_is_turned_off_in_the_copy():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    net[0].gradient_checkpointing = True
+    taken = take_in(net)
+    assert taken.network[0].gradient_checkpointing is False
+    assert net[0].gradient_checkpointing is True
+    assert any("checkpointing turned off" in note for note in taken.form.notes)
