@@ -18,6 +18,7 @@ from amc_compress.front.columns import for_network
 from amc_compress.front.options import changed, options_from, words_of_python
 from amc_compress.front.trials import Trials
 from amc_compress.learners.export.onnx_options import Integers, OnnxOptions
+from amc_compress.learners.export.pretrained.described import describe
 from amc_compress.report.summary import cost_text, read_summary
 from amc_compress.runs.folder import PACKED, RunFolder
 from amc_compress.runs.given import Given
@@ -59,10 +60,16 @@ class Result:
 
     @property
     def network(self) -> nn.Module:
-        """The smaller network, fine-tuned if it was; in ``eval`` mode, with the types that came."""
+        """The smaller network, fine-tuned if it was; in ``eval`` mode, with the types that came.
+
+        The ``config`` of one of ``transformers`` is brought up to date where a configuration of its
+        class describes it; where none does, that is said.
+        """
         if self._network is None:
             network = load_smaller(self._folder, compressed_name(self._folder))
             self._network = self._given.form.hand_back(network)
+            if reason := describe(self._network, self._given.example):
+                self._talk(f"The network's config describes the original: {reason}.")
         return self._network
 
     @property

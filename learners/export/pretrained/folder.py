@@ -143,6 +143,16 @@ def save_pretrained(
     return saved
 
 
+def stock(network: nn.Module, example_input: Inputs) -> Any:
+    """Returns a cut network as its class makes it of a configuration, None if there is none.
+
+    Args:
+        network: Of a class of ``transformers``.
+        example_input: What it is called with.
+    """
+    return _Writer(network, moved(to_inputs(example_input), "cpu"), {}, None, None).stock()
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """Returns the files in a folder that belong to a tokenizer or another processor of inputs."""
     found = {file for pattern in _TOKENIZER for file in folder.glob(pattern) if file.is_file()}
@@ -177,11 +187,11 @@ class _Writer:
         weights: str | None = None,
     ) -> None:
         library = transformers_library()
-        if part is not None and _kind_of(network, library) is None:
+        if part is not None and kind_of(network, library) is None:
             network, example = part_of(network, part, example)
             kept = {name.removeprefix(f"{part}."): units for name, units in kept.items()}
             part = None
-        kind = _kind_of(network, library)
+        kind = kind_of(network, library)
         if kind is None:
             raise InputDataError(
                 f"Expected a network of a class that transformers has, got "
@@ -204,7 +214,7 @@ class _Writer:
             return ask(network, self._example)
 
     def __call__(self, place: Path) -> SavedFolder:
-        stock, integers = self._stock(), None
+        stock, integers = self.stock(), None
         tolerance = self._tolerance
         if self._packs:
             integers = self._save_integers(stock, place)
@@ -272,7 +282,7 @@ class _Writer:
         stock.save_pretrained(place, state_dict=state | dict(found.tensors))
         return found
 
-    def _stock(self) -> Any:
+    def stock(self) -> Any:
         """Returns the network as its class makes it, if one of its configurations does."""
         plain = self._plain
         if quantized_layers(plain) or masked_layers(plain):
@@ -293,7 +303,7 @@ class _Writer:
         return None
 
 
-def _kind_of(network: nn.Module, library: ModuleType) -> type[nn.Module] | None:
+def kind_of(network: nn.Module, library: ModuleType) -> type[nn.Module] | None:
     """Returns the class of the library that a network, rewritten to be cut or not, is of."""
     for kind in type(network).__mro__:
         known = getattr(library, kind.__name__, None)
