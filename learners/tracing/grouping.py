@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -189,8 +190,32 @@ class Grouper:
         axes = [axis for axis in range(labels.dim()) if varies(roots, axis)]
         if len(axes) == 1:
             return axes[0]
+        if labels.dim() == 2 and (axis := self._unused_along(labels, roots)) is not None:
+            return axis
         self.table.freeze(labels, f"the parameter {name} mixes channels")
         return None
+
+    def _unused_along(self, labels: Tensor, roots: Tensor) -> int | None:
+        """Returns the channel axis of a table of which the run has read some rows alone.
+
+        Later rows of a table of positions are for longer inputs, and have the same channels.
+        """
+        is_alone = self.alone[roots]
+        for axis in range(2):
+            rows = roots.movedim(axis, 1)  # channels last
+            unused = is_alone.movedim(axis, 1).all(1)
+            used = rows[~unused]
+            if bool(unused.any()) and len(used) and not varies(used, 0) and varies(used, 1):
+                ids = labels.movedim(axis, 1)
+                self.table.tie(ids[~unused][:1], ids[unused])
+                return axis
+        return None
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """Which classes hold a single label, shape ``(n_labels,)``."""
+        classes = self.table.classes()
+        return torch.bincount(classes, minlength=len(classes)) == 1
 
     # ------------------------------------------------------------------ groups
 
@@ -265,9 +290,16 @@ class Grouper:
 
     def _frozen(self) -> dict[str, str]:
         frozen: dict[str, str] = {}
-        for name in self.order:
+        tables = [
+            name
+            for name, tensor in self.tensors.items()
+            if id(tensor) in self.mode.tables and name not in self.order
+        ]
+        for name in (*self.order, *tables):
             layer = layer_name(name)
             outputs = self.mode.output_labels(self.tensors[name])
+            if name in tables:
+                outputs = outputs[1:]
             reason = self.table.first_reason(outputs[0].tolist()) if outputs else None
             if not outputs:
                 reason = "its weight is not understood"

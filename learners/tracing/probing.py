@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from amc_compress.learners.networks.outputs import tensors_in
 from amc_compress.learners.tasks.inputs import Inputs, rows
 from amc_compress.learners.tracing.cases import Case, Path, follow, parameter_storages
 from amc_compress.learners.tracing.examples.variations import (
     floats,
     is_large,
     noise,
+    padded,
     resized,
     shrunk,
     with_noise,
@@ -100,6 +103,7 @@ class _Search:
         triple = with_noise(inputs, 2, self.generator)
         self._light(replace(main, inputs=triple, what=" on a batch of another size"))
         self._sizes(inputs)
+        self._padded(main)
         if is_large(whole):
             self._light(Case(with_noise(whole, 1, self.generator), " on inputs of full size"))
         self._natural(main)
@@ -166,6 +170,18 @@ class _Search:
             for other in resized(inputs, steps):
                 if self._light(Case(other, " on inputs of another size")):
                     break
+
+    def _padded(self, main: Case) -> None:
+        inputs = padded(main.inputs, inspect.signature(self.model.forward).parameters)
+        if inputs is None:
+            return
+        case = Case(inputs, " on padded inputs")
+        try:
+            outputs = tensors_in(case.run(self.model))
+        except Exception:  # a network that takes no zeros there
+            return
+        if not any(bool(torch.isnan(x).any()) for x in outputs):
+            self._light(case)
 
     def _natural(self, main: Case) -> None:
         """Tries inputs that may lead elsewhere, where something depends on data."""

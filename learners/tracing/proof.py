@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -306,7 +307,7 @@ def prove(
     vivid = cache(lambda: lively(model, torch.Generator().manual_seed(2)))
     rejected: dict[int, str] = {}
     proved: set[ChannelGroup] = set()
-    attributes: dict[str, Attributes] = {}  # group -> numbers of modules that shrink with it
+    attributes: dict[str, list[Attributes]] = {}  # group -> numbers that shrink with it
     while True:
         run = watch.run()
         grouping = Grouper(model, run.mode, batch, run.unseen).build(rejected)
@@ -324,7 +325,8 @@ def prove(
         for name, reason in faults.items():
             start = grouping.first_unit[name]
             if name not in attributes:
-                found = _attributes(name, made, rewrites, (generic, grouping), probes)
+                before = chain(*attributes.values())
+                found = _attributes(name, made, rewrites, (generic, grouping), probes, before)
                 if found is not None:
                     attributes[name] = found
                     continue
@@ -335,12 +337,13 @@ def prove(
             rejected |= dict.fromkeys(inside.nonzero()[:, 0].tolist(), reason)
 
 
-def _placed(attributes: Mapping[str, Attributes], grouping: Grouping) -> list[Attributes]:
+def _placed(attributes: Mapping[str, Sequence[Attributes]], grouping: Grouping) -> list[Attributes]:
     """Returns the numbers of groups that are still there, with their units of now."""
     return [
-        replace(attributes[group.name], start=grouping.first_unit[group.name])
+        replace(entry, start=grouping.first_unit[group.name])
         for group in grouping.graph.groups
-        if group.name in attributes and attributes[group.name].size == group.size
+        for entry in attributes.get(group.name, ())
+        if entry.size == group.size
     ]
 
 
@@ -350,18 +353,24 @@ def _attributes(
     rewrites: Sequence[Rewrite | Attributes],
     network: tuple[nn.Module, Grouping],
     probes: Probes,
-) -> Attributes | None:
+    before: Iterable[Attributes],
+) -> list[Attributes] | None:
     """Returns the numbers that make a cut of one group right where no forward can be rewritten."""
     model, grouping = network
     size = next(group.size for group in grouping.graph.groups if group.name == name)
     start = grouping.first_unit[name]
     kept = {name: torch.arange((size + 1) // 2)}
 
-    def is_right(trial: Attributes) -> bool:
-        surgeon = Surgeon(model, grouping, [*rewrites, trial])
-        return Prover(surgeon).examine(kept, probes.alone[:1]).fault is None
+    def is_right(trial: Sequence[Attributes]) -> bool:
+        surgeon = Surgeon(model, grouping, [*rewrites, *trial])
+        return Prover(surgeon).examine(kept, probes.alone).fault is None
 
-    return find_attributes(model, made.obstacles, range(start, start + size), is_right)
+    def run() -> None:
+        for case in probes.alone:
+            case.run(model)
+
+    units = range(start, start + size)
+    return find_attributes(model, made.obstacles, units, is_right, run, before)
 
 
 def _rewrites(

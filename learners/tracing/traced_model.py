@@ -241,9 +241,13 @@ def _check(model: nn.Module, ignore: Sequence[str]) -> None:
         if name not in names:
             raise ValueError(f"Expected names of modules to ignore, got {name!r}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        odd = "NaN" if bool(torch.isnan(tensor).any()) else ""
+        # A buffer may be a mask of infinite numbers.
+        if not odd and isinstance(tensor, nn.Parameter) and bool(torch.isinf(tensor).any()):
+            odd = "infinite numbers"
+        if odd:
             raise InputDataError(
-                f"Expected finite weights, but {name!r} holds NaN; load another checkpoint."
+                f"Expected finite weights, but {name!r} holds {odd}; load another checkpoint."
             )
 
 

@@ -142,7 +142,7 @@ def _joint(options: dict[str, Any], form: dict[str, Any], *, symmetric: bool) ->
         },
         **given,
     )
-    return prepare_joint(*places, options=told)
+    return prepare_joint(*places, told)
 
 
 def _both(learner: JointCompression, way: str) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from amc_compress.learners.layers.structure import replace_module
 from amc_env.kinds import DecisionKind
 
 _SETTINGS = (bool, int, float, str, tuple)
+_OTHER_SEQUENCES = ("key_value_states", "encoder_hidden_states")  # of attention across two
 
 DEPTH = f":{DecisionKind.DEPTH.name}"
 """What follows the name of a branch where units that stay are listed: a branch keeps none."""
@@ -50,10 +51,24 @@ class LeftOut(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns zeros in the form of the module's output."""
         given = kwargs[self.source] if isinstance(self.source, str) else args[self.source]
+        self._count_tokens(given, args, kwargs)
         zeros = given.new_zeros(()) if self.is_scalar else torch.zeros_like(given)
         if self.outputs is None:
             return zeros
         return tuple(zeros if is_tensor else None for is_tensor in self.outputs)
+
+    def _count_tokens(self, given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Writes into the place of an attention in a cache of ``transformers``, one channel wide.
+
+        Such a cache knows by what is in its first place how many tokens there have been.
+        """
+        layer = self.settings.get("layer_idx")
+        if layer is None or any(kwargs.get(name) is not None for name in _OTHER_SEQUENCES):
+            return
+        for cache in (*args, *kwargs.values()):
+            if callable(getattr(cache, "get_seq_length", None)) and hasattr(cache, "update"):
+                keys = given.new_zeros(given.shape[0], 1, given.shape[1], 1)
+                cache.update(keys, keys, layer)
 
     def __getattr__(self, name: str) -> Any:
         """Returns a setting of the module whose place it takes."""

@@ -7,7 +7,7 @@ are just two of them they are taken for a mask, which stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from amc_env.errors import InputDataError
 
 _FLAGS = 2  # so many different integers are a mask
 _LARGE = 3 * 64 * 64  # numbers of an image beyond which every group is proved on less
+_MASK, _MASK_DIMS = "attention_mask", 2  # (batch, tokens)
 _SIDES = (64, 96, 128, 160)  # of what it is shrunk to
 
 
@@ -70,6 +71,39 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     flat = tensor.flatten(1) if tensor.dim() > 1 else tensor[None]
     order = torch.randperm(flat.shape[1], generator=generator)
     return flat[:, order].view(tensor.shape)
+
+
+def padded(inputs: Inputs, parameters: Collection[str]) -> Inputs | None:
+    """Returns inputs whose masks leave the end of every sample out, None if there is no mask.
+
+    Code often drops a mask of ones, and runs other operations with one that has zeros.
+
+    Args:
+        inputs: The inputs.
+        parameters: What the network takes; one that it calls ``attention_mask`` is given if it is
+            missing, of the shape of ``input_ids``.
+    """
+    if isinstance(inputs, Tensor):
+        return None
+    given = dict(inputs.kwargs)
+    ids = given.get("input_ids")
+    if _MASK in parameters and given.get(_MASK) is None and isinstance(ids, Tensor):
+        given[_MASK] = torch.ones_like(ids)
+    whole = Call(inputs.args, given)
+    changed = mapped(_with_end_left_out, whole)
+    pairs = zip(tensors_of(changed), tensors_of(whole), strict=True)
+    return changed if any(a is not b for a, b in pairs) else None
+
+
+def _with_end_left_out(tensor: Tensor) -> Tensor:
+    if tensor.dim() != _MASK_DIMS or tensor.is_floating_point() or not bool((tensor == 1).all()):
+        return tensor
+    size = tensor.shape[1]
+    if size == 1:  # a sample of nothing
+        return tensor
+    tensor = tensor.clone()
+    tensor[:, size - max(1, size // 4) :] = 0
+    return tensor
 
 
 def _by_sample(value: Any, size: int, function: Callable[[Any], Any]) -> Any:

@@ -104,11 +104,19 @@ class LabelTable:
             self.tie(rows[:, :1], rows)
         return rows[:, 0]
 
-    def freeze(self, labels: Tensor | None, reason: str) -> None:
-        """Freezes all ids of a tensor."""
+    def freeze(self, labels: Tensor | None, reason: str, *, is_better: bool = False) -> None:
+        """Freezes all ids of a tensor.
+
+        Args:
+            labels: The ids, None for those of fixed width.
+            reason: Why.
+            is_better: Whether it takes the place of a reason that was found before.
+        """
         if labels is None:
             return
         for label in torch.unique(compact(labels)).tolist():
+            if is_better and self.find(label) != FIXED:
+                self._reasons.pop(self.find(label), None)
             self.freeze_id(label, reason)
 
     def freeze_id(self, label: int, reason: str) -> None:

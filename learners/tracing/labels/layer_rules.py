@@ -12,6 +12,8 @@ from amc_compress.learners.tracing.labels.computed_weights import ComputedWeight
 from amc_compress.learners.tracing.labels.label_state import Call
 from amc_compress.learners.tracing.labels.labels import varies
 
+SHARED = "its only head of keys and values serves the queries of all heads"
+
 
 class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
     """Rules for convolutions, linear layers, matrix products and attention."""
@@ -208,11 +210,31 @@ class LayerRules(ComputedWeights):  # type: ignore[no-untyped-call]
                 self.table.freeze(either, "it is multiplied with a matrix of fixed size")
             one = either.narrow(inner_axis, 0, 1)
             return one.expand(batch, rows, columns)
+        for own, common, axis in ((a, b, 1), (b, a, 2)):
+            if self._is_shared(own, common, axis):
+                self.table.tie(common[:1, :1, :1], common)
+                self.table.freeze(common, SHARED, is_better=True)
+                one = own[:, :1, :1]
+                self.table.tie(one, own)
+                return one.expand(batch, rows, columns)
         left, right = a[:, :, :1], b[:, :1, :]
         self.table.tie(left, a)
         self.table.tie(right, b)
         self.table.tie(left, right)
         return left.expand(batch, rows, columns)
+
+    def _is_shared(self, own: Tensor, common: Tensor, axis: int) -> bool:
+        """Whether one matrix stands in all products of a batch, as the keys of all queries do.
+
+        What leaves the batch leaves that matrix as it is.
+
+        Args:
+            own: Labels of what is another matrix in each of them.
+            common: Labels of the other factor.
+            axis: The one of ``own`` that the product keeps.
+        """
+        is_shared = varies(own, 0) and not varies(common, 0)
+        return is_shared and not varies(self._settled(own), axis)
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, rest: Sequence[Any], out: Any

@@ -142,6 +142,18 @@ class MovementRules(LabelState):  # type: ignore[no-untyped-call]
                 [source], "it enters the operation as_strided, which is not understood"
             )
 
+    def _op_gather(self, source: Tensor, axis: int, index: Tensor, *_: Any, out: Tensor) -> None:
+        """Follows a choice along one axis, the same kind of numbers in each of its places."""
+        labels = self.label(source)
+        if labels is None:
+            return
+        axis %= source.dim()
+        if varies(self._settled(labels), axis):
+            self.table.freeze(labels, "it is chosen from by numbers of fixed width")
+        for other, size in enumerate(index.shape):
+            labels = labels.narrow(other, 0, 1 if other == axis else size)
+        self.set_label(out, labels.expand(out.shape))
+
     # ------------------------------------------------------------------ pointwise
 
     def _op_copy(self, target: Tensor, source: Tensor, *_: Any, out: Any) -> None:
@@ -167,12 +179,38 @@ class MovementRules(LabelState):  # type: ignore[no-untyped-call]
                 kept.append(ids)
         for tensor, label in known:
             if label is None and self._meets_varying(tensor, shape, moving):
+                made = self._made_alike(tensor, shape, moving)
+                if made is not None and kept:
+                    kept.append(made)
+                    continue
                 for _, ids in labelled:
                     self.table.freeze(ids, "it is combined with a tensor of fixed width")
         for ids in kept[1:]:
             self.table.tie(kept[0], ids)
         for result in results:
             self.set_label(result, kept[0] if kept else labelled[0][1])
+
+    def _made_alike(
+        self, tensor: Tensor, shape: torch.Size, moving: list[list[bool]]
+    ) -> Tensor | None:
+        """Returns new ids of a tensor that holds the same for all channels, None for any other.
+
+        Zeros made for a number of heads are such a tensor: made for another, they are right. That
+        the code makes them so is what the proof finds out.
+        """
+        axes = [axis for axis in range(len(shape)) if any(flags[axis] for flags in moving)]
+        is_along = tensor.dim() == len(shape) and all(tensor.shape[x] == shape[x] for x in axes)
+        if not is_along or not tensor.is_floating_point():
+            return None
+        one = tensor
+        for axis in axes:
+            one = one.narrow(axis, 0, 1)
+        if not torch.equal(tensor, one.expand(tensor.shape)):
+            return None
+        sizes = torch.Size(shape[x] if x in axes else 1 for x in range(len(shape)))
+        ids = self.table.fresh(sizes.numel()).view(sizes)
+        self.set_label(tensor, ids.expand(tensor.shape))
+        return ids.expand(shape)
 
     @staticmethod
     def _is_broadcast_over(tensor: Tensor, shape: torch.Size, others: list[list[bool]]) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import (
     TreeSpec,
@@ -15,6 +17,11 @@ from torch.utils._pytree import (
     tree_flatten_with_path,
     tree_unflatten,
 )
+
+# What holds still. Anything else, such as a cache of keys and values, a forward may write into.
+_PLAIN = (Tensor, int, float, complex, str, bytes, slice, range, Enum, type(None), torch.dtype,
+          torch.device, torch.layout, torch.memory_format, torch.SymInt, torch.SymFloat,
+          torch.SymBool)  # fmt: skip
 
 
 def signature_of(cls: type[nn.Module]) -> inspect.Signature:
@@ -68,6 +75,15 @@ class CallArguments:
         """Calls a forward with other leaves in the same places."""
         bound = inspect.BoundArguments(self.signature, tree_unflatten(leaves, self.spec))
         return function(module, *bound.args, **bound.kwargs)
+
+    def first_store(self) -> str | None:
+        """Returns the class of the first argument that a forward may write into, if there is one.
+
+        A graph of the forward would keep what was written while it was traced, in place of what a
+        later call writes.
+        """
+        found = (x for x in self.leaves if not isinstance(x, _PLAIN) and not callable(x))
+        return next((type(x).__name__ for x in found), None)
 
     def is_tensor(self, index: int) -> bool:
         """Whether a leaf is a tensor."""

@@ -114,6 +114,8 @@ class TracedForward:
         if variant is None:
             if len(self.memory.variants) == _MAX_VARIANTS:
                 raise ValueError(f"it is called in more than {_MAX_VARIANTS} ways")
+            if (store := call.first_store()) is not None:
+                raise ValueError(f"it is passed a {store}, which it may write into")
             with _disable_current_modes():  # what tracing executes is no part of the run
                 variant = trace_forward(self.module, call)
             self.memory.variants.append(variant)

@@ -13,6 +13,7 @@ from support.selection import quick
 from torch import nn
 
 from amc_compress.learners.tracing.branches import proving
+from amc_compress.learners.tracing.branches.left_out import LeftOut
 from amc_compress.learners.tracing.labels.counting import (
     count_bytes,
     count_macs,
@@ -167,3 +168,28 @@ def test_both_halves_of_all_blocks_of_transformers_are_found(family):
     graph = trace(network, example, branches=True).graph
     assert len(graph.branches) == 4
     assert not any("Residual branches that stay" in note for note in graph.notes)
+
+
+class Cache:
+    """Counts tokens by what is written into each place, as those of transformers do."""
+
+    def __init__(self):
+        self.written = {}
+
+    def update(self, keys, values, place):
+        self.written[place] = self.written.get(place, 0) + keys.shape[2]
+        return keys, values
+
+    def get_seq_length(self, place=0):
+        return self.written.get(place, 0)
+
+
+def test_a_cache_counts_tokens_where_an_attention_is_left_out():
+    attention = nn.Identity()
+    attention.layer_idx = 3
+    gone, cache, x = LeftOut(attention, 0, outputs=(True, False)), Cache(), torch.randn(2, 5, 4)
+    assert torch.equal(gone(x, past=cache)[0], torch.zeros_like(x))
+    gone(x[:, :1], past=cache)
+    assert cache.written == {3: 6}
+    gone(x, past=cache, encoder_hidden_states=x)  # that of another sequence is not counted here
+    assert cache.written == {3: 6}

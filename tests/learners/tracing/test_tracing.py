@@ -333,6 +333,9 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     net[1].bias.data[0] = float("nan")
     with pytest.raises(InputDataError, match=r"'1\.bias' holds NaN"):
         trace(net, torch.randn(1, 4))
+    net[1].bias.data[0] = float("inf")
+    with pytest.raises(InputDataError, match=r"'1\.bias' holds infinite numbers; load"):
+        trace(net, torch.randn(1, 4))
 
 
 def test_an_input_of_another_shape_is_rejected_with_what_was_given() -> None:

@@ -133,9 +133,22 @@ def test_fused_projections_lose_whole_heads() -> None:
     assert_right(traced, ids)
 
 
-def test_heads_that_share_one_key_stay_with_that_reason() -> None:
+def test_queries_leave_where_one_head_of_keys_serves_all_of_them() -> None:
     torch.manual_seed(0)
-    traced = trace(Decoder(4, 1).eval(), torch.randint(11, (1, TOKENS)))
+    ids = torch.randint(11, (2, TOKENS))
+    traced = trace(Decoder(4, 1).eval(), ids[:1])
+    layer = [("heads", 4), ("mlp", 20)]
+    assert roles(traced) == [layer[0], ("embedding", WIDTH), layer[1], *layer]
+    assert traced.graph.groups[0].producers == ("attentions.0.q",)
+    for name in "kv":
+        reason = traced.graph.frozen[f"attentions.0.{name}"]
+        assert reason == "its only head of keys and values serves the queries of all heads"
+    assert_right(traced, ids)
+
+
+def test_a_single_head_stays_with_that_reason() -> None:
+    torch.manual_seed(0)
+    traced = trace(Decoder(1, 1).eval(), torch.randint(11, (1, TOKENS)))
     assert [role for role, _ in roles(traced)] == ["embedding", "mlp", "mlp"]
     for name in "qkv":
         assert traced.graph.frozen[f"attentions.0.{name}"].startswith("its only head of keys")
