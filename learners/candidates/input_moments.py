@@ -301,6 +301,27 @@ def collect_statistics(
     return {name: result for name, result in results.items() if result is not None}
 
 
+def most_moments(model: nn.Module, layers: Sequence[str]) -> int:
+    """Returns bytes that the Gram matrices of some layers do not exceed, whatever multiplies.
+
+    Args:
+        model: The original network; it is not run.
+        layers: Qualified names of the layers wanted.
+    """
+    modules, total = dict(model.named_modules()), 0
+    for name in layers:
+        weight = getattr(modules.get(name), "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() >= 2:
+            groups = getattr(modules[name], "groups", 1)
+            # Of a weight with outputs first, or with inputs first.
+            of_either = (
+                weight.numel() // weight.shape[0],
+                weight.numel() // weight.shape[1] // groups,
+            )
+            total += groups * max(of_either) ** 2 * 8
+    return total
+
+
 def sizes_of_moments(
     model: nn.Module,
     batch: Inputs,

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from amc_compress.learners.candidates.input_moments import (
     InputStatistics,
     collect_statistics,
+    most_moments,
     sizes_of_moments,
 )
 from amc_compress.learners.candidates.moments.effort import USUAL, Effort
@@ -95,6 +96,8 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
         for piece in self._pieces:
             self._take(piece, also, progress=progress)
             also = None
+        if not self._is_divided:
+            self._batches = []  # nothing is taken again, so that images can be let go
 
     @property
     def _is_divided(self) -> bool:
@@ -104,6 +107,8 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
         """Returns the layers by pieces whose moments fit; all in one if they all do."""
         if not self._asked:
             return []
+        if most_moments(self._network, self._asked) <= self._room.memory:
+            return [self._asked]
         sizes = sizes_of_moments(self._network, self._batches[0], self._asked, self._effort)
         if sum(sizes.values()) <= self._room.memory:
             return [self._asked]
@@ -198,7 +203,7 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
         """Leaves out what can be read again, or what it is read from if all is held."""
         if self._is_divided:
             return vars(self) | {"_held": OrderedDict()}
-        return vars(self) | {"_network": None, "_batches": []}
+        return vars(self) | {"_network": None}
 
 
 class Some(Mapping[str, LayerReconstruction]):

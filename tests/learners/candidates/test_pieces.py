@@ -48,7 +48,7 @@ def test_passes_end_behind_their_piece_and_give_the_moments_of_one_pass():
     torch.manual_seed(0)
     net = Stack().eval()
     whole = fitted(net, Room())
-    assert len(net.runs) == 5 * 4  # what is run of a first sample tells the sizes
+    assert len(net.runs) == 5 * 3
     parts = fitted(net, Room(MEMORY))
     runs = parts._network.runs  # of a copy that shares the weights
     assert parts._network.first.weight is net.first.weight
