@@ -43,6 +43,9 @@ from amc_env.scores.stages import Measured, Race, Stages
 from amc_env.support.deprecation import deprecated
 from amc_env.support.threads import limited_threads
 
+_LARGE = 2**26
+"""Bytes of weights above which it pays to look for what cycles of references keep."""
+
 Choice = TypeVar("Choice")
 Told = TypeVar("Told", bound=CandidateOptions)
 Batch = TypeVar("Batch")
@@ -251,16 +254,17 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
         samples = read_samples(network, calibration, validation, example_input, told)
         give_back()
         self.task = samples.task
+        self._is_large = sum(p.nbytes for p in network.parameters()) > _LARGE
         self.traced = self._trace(network, moved(samples.example, self.device))
-        give_back()
+        self._give_back()
         self.graph = self.traced.graph
         self.space = self.decide(self.traced, told)
         self.decisions = self.space.decisions
         self.data = preload(samples, told, self._recalibration_batch)
         self._training_dtype = working_dtype(network, told.precision, self.device)
         few = affordable(self.graph, samples.n_calibration)
-        self._is_limited = few < samples.n_calibration
-        if self.repairs_layers and self._is_limited:
+        self._is_large |= few < samples.n_calibration
+        if self.repairs_layers and few < samples.n_calibration:
             samples = samples.limited(few)
         self._give_back()
         with limited_threads(self.threads):
@@ -347,7 +351,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
 
     def _give_back(self) -> None:
         """Gives freed memory back to the system."""
-        if self._is_limited:
+        if self._is_large:
             # Traced and fused networks are in reference cycles, hundreds of megabytes of them. To
             # look for those takes a tenth of a second.
             gc.collect()
