@@ -35,7 +35,7 @@ from amc_compress.learners.tasks.inputs import (
 from amc_compress.learners.tracing.branches.left_out import LeftOut
 from amc_compress.learners.tracing.traced_model import TracedModel
 
-_POSITIONS = 6144
+_POSITIONS = 4096
 """Of the samples that are fitted to, at most: that many rows are kept for each branch."""
 
 _BYTES = 512 * 2**20
