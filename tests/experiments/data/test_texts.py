@@ -13,6 +13,7 @@ import amc_compress
 from amc_compress.cli import run
 from amc_compress.config.texts import is_text
 from amc_compress.data.sources.texts import text_loaders
+from amc_compress.runs.networks import load_compressed
 from amc_env import InputDataError
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -159,6 +160,28 @@ def test_two_paths_on_a_command_line_are_enough(folder, tmp_path, monkeypatch, c
     for name in ("tokenizer.json", "tokenizer_config.json"):
         copied = tmp_path / "run" / "transformers" / name
         assert copied.read_bytes() == (folder.path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_rounded_weights_go_to_stock_classes_by_command(folder, tmp_path, monkeypatch, capsys):
+    transformers = installed("transformers")
+    installed("compressed_tensors", "quantization")
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", str(folder.path), "--data", str(folder.text), "--tokens", "8"]
+    options += ["--learner", "uniform", "--weight-bits", "4", "--activation-bits", "16"]
+    options += ["--granularity", "group", "--group-size", "16", "--epochs", "0", "--no-export"]
+    assert run(["compress", *options, "--out", "run", "--quiet"]) == 0
+    capsys.readouterr()
+    for _ in range(2):  # the second takes the place of the first
+        assert run(["export", "run", "--format", "compressed-tensors", "--weights", "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == ["run/compressed-tensors"] * 2
+    place = tmp_path / "run" / "compressed-tensors"
+    stock = transformers.AutoModelForCausalLM.from_pretrained(place)
+    ids = {"input_ids": torch.arange(2, 18).view(2, 8)}
+    with torch.no_grad():
+        expected = load_compressed("run")(**ids).logits
+        assert stock(**ids).logits.equal(expected)
+    assert (place / "tokenizer.json").read_bytes() == (folder.path / "tokenizer.json").read_bytes()
 
 
 def test_what_a_folder_lacks_is_said(folder, tmp_path, fails):
