@@ -48,6 +48,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/mobilenetv2-channels-recorded-v0": (_RECORDED, {"task": "mobilenetv2-channels"}),
     "amc/resnet20-bits-recorded-v0": (_RECORDED, {"task": "resnet20-bits"}),
     "amc/resnet20-joint-recorded-v0": (_RECORDED, {"task": "resnet20-joint"}),
+    "amc/gpt-depth-recorded-v0": (_RECORDED, {"task": "gpt-depth"}),
 }
 """Id -> entry point and default keyword arguments."""
 

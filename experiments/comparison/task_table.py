@@ -191,13 +191,7 @@ TASKS: dict[str, ComparisonTask] = {
             "joint",
             "heads, width, depth and bits, 50% of the MACs, 12% of the bytes,",
             "macs=0.5,bytes=0.12",
-            {
-                **_HEADS_ROUNDED,
-                **_CODED,
-                "learner": "joint",
-                "proxy": "reconstruction",
-                "depth": True,
-            },
+            {**_HEADS_ROUNDED, "granularity": "channel", "depth": True},
         ),
         _vit("channels-50", "heads, width and depth, 50% of the MACs,", "macs=0.5", _THINNED),
         _vit("bits-4", "bits of the weights, 4 on average,", "mean_bits=4/32", _CODED),
@@ -214,6 +208,7 @@ TASKS: dict[str, ComparisonTask] = {
         _recorded("mobilenetv2-channels", "channels of MobileNet V2, 50% of the MACs"),
         _recorded("resnet20-bits", "bits of the weights of ResNet-20, 4 on average"),
         _recorded("resnet20-joint", "channels and bits of ResNet-20"),
+        _recorded("gpt-depth", "residual branches of a small language model, 75% of the MACs"),
     )
 }
 """Name -> task."""

@@ -162,20 +162,23 @@ def test_the_figures_of_the_digits_are_in_the_file():
 def test_every_record_in_the_package_is_large_and_plays(name):
     env = gym.make(f"amc_env:amc/{name}-recorded-v0").unwrapped
     task = env.learner.task
-    assert len(task.plans) >= 2000
+    is_accuracy = task.metric.is_accuracy
+    assert len(task.plans) >= (2000 if is_accuracy else 200)
     assert len(np.unique(task.plans, axis=0)) == len(task.plans)
-    assert set(task.counts()) >= {"latin hypercube", "refinement", "local", "ddpg-one-shot"}
+    searched = {"local", "ddpg-one-shot"} if is_accuracy else set()
+    assert set(task.counts()) >= {"latin hypercube", "refinement"} | searched
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(env.n_decisions):
         step = env.step(rng.random(1, dtype=np.float32))
     assert step[2]
-    assert 0.0 < step[1] <= 1.0
+    assert 0.0 < step[1] <= 1.0 if is_accuracy else step[1] < task.metric.best_score
     assert env.budget.is_met(env.cost_ratio(CompressionPlan(step[4]["plan"])))
-    # The surrogate is no more than a few points off where it was fitted.
+    # The surrogate is no more than a few points off where it was fitted, or a tenth of a loss.
     rows = rng.choice(len(task.plans), 200, replace=False)
-    predicted = [task.surrogate.predict(task.plans[row].tolist()) for row in rows]
-    assert np.sqrt(np.mean((predicted - task.scores[rows]) ** 2)) < 0.03
+    predicted = np.array([task.surrogate.predict(task.plans[row].tolist()) for row in rows])
+    off = predicted - task.scores[rows] if is_accuracy else np.log(predicted / task.scores[rows])
+    assert np.sqrt(np.mean(off**2)) < (0.03 if is_accuracy else 0.1)
 
 
 def test_neither_torch_nor_scikit_learn_is_needed():
