@@ -331,45 +331,45 @@ ARCHITECTURES: dict[str, Architecture] = {
         0.044, "PhiForCausalLM", _TEXT, "PhiConfig", _roles(4, 128, 64), **_TEXTS,
     ),
     "hf.Phi3": _hugging(
-        1.0, "Phi3ForCausalLM", _TEXT, "Phi3Config", _roles(2, 128, 64), **_GROUPED,
+        0.060, "Phi3ForCausalLM", _TEXT, "Phi3Config", _roles(2, 128, 64), **_GROUPED,
     ),
     "hf.StableLM": _hugging(
-        1.0, "StableLmForCausalLM", _TEXT, "StableLmConfig", _roles(2, 128, 64), **_GROUPED,
+        0.062, "StableLmForCausalLM", _TEXT, "StableLmConfig", _roles(2, 128, 64), **_GROUPED,
     ),
     "hf.GPT-J": _hugging(
-        1.0, "GPTJForCausalLM", _TEXT, "GPTJConfig", _roles(4, 256, 64), vocab_size=99,
+        0.031, "GPTJForCausalLM", _TEXT, "GPTJConfig", _roles(4, 256, 64), vocab_size=99,
         n_embd=64, n_layer=2, n_head=4, rotary_dim=8,
     ),
     "hf.Falcon": _hugging(
-        1.0, "FalconForCausalLM", _TEXT, "FalconConfig", _roles(2, 256, 64), **_TEXTS,
+        0.051, "FalconForCausalLM", _TEXT, "FalconConfig", _roles(2, 256, 64), **_TEXTS,
         num_kv_heads=2, new_decoder_architecture=True,
     ),
     "hf.Falcon.one": _hugging(
-        1.0, "FalconForCausalLM", _TEXT, "FalconConfig", _roles(4, 256, 64), **_TEXTS,
+        0.034, "FalconForCausalLM", _TEXT, "FalconConfig", _roles(4, 256, 64), **_TEXTS,
     ),
     "hf.GPTBigCode": _hugging(
-        1.0, "GPTBigCodeForCausalLM", _TEXT, "GPTBigCodeConfig", _roles(4, 128, 64),
+        0.052, "GPTBigCodeForCausalLM", _TEXT, "GPTBigCodeConfig", _roles(4, 128, 64),
         vocab_size=99, n_embd=64, n_layer=2, n_head=4, n_inner=128,
     ),
     "hf.Gemma.one": _hugging(
-        1.0, "GemmaForCausalLM", _TEXT, "GemmaConfig", _roles(4, 128, 64),
+        0.043, "GemmaForCausalLM", _TEXT, "GemmaConfig", _roles(4, 128, 64),
         **_TEXTS | {"num_key_value_heads": 1}, head_dim=16,
     ),
     "hf.MPNet": _hugging(
-        1.0, "MPNetForSequenceClassification", _TEXT, "MPNetConfig", _roles((4,), 128, 64),
+        0.036, "MPNetForSequenceClassification", _TEXT, "MPNetConfig", _roles((4,), 128, 64),
         **_TEXTS, max_position_embeddings=64,
     ),
     "hf.DeBERTa": _hugging(
-        1.0, "DebertaV2ForSequenceClassification", _TEXT, "DebertaV2Config", _roles(4, 128, 64),
+        0.078, "DebertaV2ForSequenceClassification", _TEXT, "DebertaV2Config", _roles(4, 128, 64),
         **_TEXTS, max_position_embeddings=64, relative_attention=True, position_buckets=8,
         pos_att_type=["p2c", "c2p"],
     ),
     "hf.T5": _hugging(
-        0.363, "T5ForConditionalGeneration", _BOTH, "T5Config", _roles((4,) * 3, (128,) * 4),
+        0.209, "T5ForConditionalGeneration", _BOTH, "T5Config", _roles((4,) * 3, (128,) * 4),
         vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
     ),
     "hf.Whisper": _hugging(
-        1.0, "WhisperForConditionalGeneration", _spoken, "WhisperConfig",
+        0.151, "WhisperForConditionalGeneration", _spoken, "WhisperConfig",
         _roles((4,) * 6, (128,) * 4, 64), vocab_size=99, num_mel_bins=8, d_model=64,
         encoder_layers=2, decoder_layers=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
         encoder_attention_heads=4, decoder_attention_heads=4, max_source_positions=30,
