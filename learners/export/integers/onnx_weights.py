@@ -56,9 +56,10 @@ from amc_compress.learners.quantization.uniform.quantizer import SMALLEST_SCALE
 from amc_compress.learners.tasks.task import Task
 from amc_env.validation.sentences import counted, some
 
-DYNAMIC_TOLERANCE = 5e-2
+DYNAMIC_TOLERANCE = 0.15
 """Where inputs are rounded: a sum in another order can fall on the other side of a half, and that
-moves all ranges behind it."""
+moves all ranges behind it. The largest of many differences grows with their number: of MiniLM's
+hidden states, 1.6 million numbers of 128 sentences, it is 0.10 of the largest number."""
 
 _MOST = 255  # in 8 bits
 _LARGEST = 127  # of them signed and symmetric
