@@ -347,8 +347,8 @@ class OwnTask(Task):
         return self.base.complete(inputs, targets)
 
     def drawn(self, targets: Any) -> Any:
-        """As the task's."""
-        return self.base.drawn(targets)
+        """As the task's, for its own loss alone."""
+        return targets if self.own_loss is not None else self.base.drawn(targets)
 
     def smoothed(self: Self, share: float) -> Self:
         """Returns the task with label smoothing, which an own loss does not know."""

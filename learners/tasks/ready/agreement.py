@@ -12,12 +12,21 @@ from amc_compress.learners.tasks.classification import divergence
 from amc_compress.learners.tasks.inputs import Inputs
 from amc_compress.learners.tasks.ready.boxes import likeness_of_boxes
 from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal
-from amc_compress.learners.tasks.ready.shared.likeness import cosine, distance, likeness
+from amc_compress.learners.tasks.ready.shared.likeness import (
+    cosine,
+    distance,
+    disturbed,
+    likeness,
+)
 from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.task import Measure, Meter
 from amc_env.errors import InputDataError
 
 LOGITS = "logits"
+
+_DRAWN = 0  # seed
+_CERTAIN = 50.0  # logit of a class that is certain, all others 0
+_DISTURBED = 0.1  # share of the length of numbers
 
 
 class Agreement(FromOriginal):
@@ -82,6 +91,13 @@ class Agreement(FromOriginal):
             )
         return torch.stack(losses).mean()
 
+    def drawn(self, targets: Any) -> Any:
+        """Returns a class of the original's distribution as certain, and other numbers disturbed.
+
+        Their gradients' second moments are the curvatures of the losses, up to a factor of numbers.
+        """
+        return _drawn("", targets)
+
     def meter(self, *, reported: bool = False) -> Meter:
         """Returns a meter of ``agreement`` and, where asked for, ``cosine``, ``divergence``."""
         return Means(_reported if reported else _agreements)
@@ -139,6 +155,22 @@ def _class_dim(name: str, target: Tensor) -> int | None:
     if name == LOGITS and target.ndim > 2:
         return 1 if target.ndim > 3 else -1  # (N, classes, height, width), (N, tokens, classes)
     return 1 if target.ndim == 2 and target.shape[1] > 1 else None
+
+
+def _drawn(name: str, target: Any) -> Any:
+    if isinstance(target, tuple):
+        return tuple(_drawn(name, item) for item in target)
+    if isinstance(target, Mapping):
+        return {key: _drawn(key, item) for key, item in target.items()}
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        return target
+    if (dim := _class_dim(name, target)) is None:
+        return disturbed(target, _DISTURBED, _DRAWN)
+    shares = target.float().movedim(dim, -1).softmax(-1)
+    generator = torch.Generator(target.device).manual_seed(_DRAWN)
+    classes = torch.multinomial(shares.flatten(0, -2), 1, generator=generator)
+    certain = torch.zeros_like(shares).scatter_(-1, classes.view(*shares.shape[:-1], 1), _CERTAIN)
+    return certain.movedim(-1, dim)
 
 
 def _loss(name: str, output: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amc_compress.learners.tasks.inputs import Inputs, count, mask_of
 from amc_compress.learners.tasks.ready.shared.from_original import FromOriginal
-from amc_compress.learners.tasks.ready.shared.likeness import cosine
+from amc_compress.learners.tasks.ready.shared.likeness import cosine, perpendicular
 from amc_compress.learners.tasks.ready.shared.means import Means, Sums
 from amc_compress.learners.tasks.ready.shared.pair_ranking import PairRanking
 from amc_compress.learners.tasks.task import Measure, Meter
@@ -18,6 +18,8 @@ from amc_env.errors import InputDataError
 
 KEYS = ("sentence_embedding", "image_embeds", "text_embeds", "embeddings", "last_hidden_state")
 """Where networks keep their embeddings, if they return an object or a dictionary."""
+
+_DRAWN = 0  # seed
 
 
 class Embedding(FromOriginal):
@@ -27,6 +29,9 @@ class Embedding(FromOriginal):
     (N, tokens, width), are averaged over the tokens that the ``attention_mask`` names; without a
     mask all numbers of a sample are one vector. Offered besides is ``ranking``: whether the same
     pairs of samples are alike, see :class:`PairRanking`.
+
+    Criteria take gradients against random directions at a right angle to the original's vectors:
+    against these themselves a gradient is 0. Their second moment is the curvature of the cosine.
     """
 
     name = "embedding"
@@ -71,6 +76,15 @@ class Embedding(FromOriginal):
     def distillation(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """1 less the mean cosine to the teacher's embeddings."""
         return 1.0 - cosine(student.float(), teacher.float()).mean()
+
+    def drawn(self, targets: Any) -> Any:
+        """Returns directions at a right angle to the original's embeddings."""
+        if not isinstance(targets, Mapping):
+            return perpendicular(targets, _DRAWN)
+        tokens = targets["embeddings"]
+        _, means = _pair(tokens, targets, torch.float32)
+        found = perpendicular(means, _DRAWN)[:, None].expand(tokens.shape)
+        return {**targets, "embeddings": found.to(tokens.dtype)}
 
     def meter(self, *, reported: bool = False) -> Meter:
         """Returns a meter of ``cosine`` and, where asked for, ``ranking``."""

@@ -308,3 +308,20 @@ def test_nothing_that_counts_is_said(name):
     meter.update(outputs, targets)
     with pytest.raises(InputDataError, match=r"at least one (pixel|token)"):
         meter.compute()
+
+
+@pytest.mark.parametrize("name", ["embedding", "agreement", "agreement of logits"])
+def test_gradients_without_labels_are_the_curvature_at_the_original(name):
+    task = make_task(name.partition(" ")[0])
+    theirs = numbers(1, 5) if "logits" in name else numbers(1, 2, 3)
+    targets = theirs.expand(20_000, *theirs.shape[1:])
+    outputs = targets.clone().requires_grad_()
+    task.summed_loss(outputs, task.drawn(targets)).backward()
+    found = outputs.grad.flatten(1).T @ outputs.grad.flatten(1) / len(targets)
+    hessian = torch.autograd.functional.hessian(
+        lambda x: task.loss(x.view(theirs.shape), theirs), theirs.flatten()
+    )
+    assert task.drawn(targets).equal(task.drawn(targets))
+    scale = float(hessian.trace() / found.trace())
+    assert "logits" not in name or scale == pytest.approx(1.0, rel=0.03)
+    torch.testing.assert_close(scale * found, hessian, atol=0.03 * float(hessian.max()), rtol=0.0)
