@@ -128,7 +128,8 @@ def _problem(network: str, part: str, data: str, weights: Path | None, seed: int
 def _joint(options: dict[str, Any], form: dict[str, Any], *, symmetric: bool) -> JointCompression:
     """Returns a learner of zeros and bits, by SparseGPT and GPTQ."""
     given = dict(options)
-    places = [given.pop(name) for name in ("model", "example_input", "calibration", "validation")]
+    names = ("model", "example_input", "calibration", "validation")
+    model, example, calibration, validation = (given.pop(name) for name in names)
     ends = None if given.get("task") == "embedding" else 8
     told = JointOptions(
         pruning=None,
@@ -142,7 +143,7 @@ def _joint(options: dict[str, Any], form: dict[str, Any], *, symmetric: bool) ->
         },
         **given,
     )
-    return prepare_joint(*places, told)
+    return prepare_joint(model, example, calibration, validation, told)
 
 
 def _both(learner: JointCompression, way: str) -> Iterator[dict[str, Any]]:
