@@ -18,7 +18,12 @@ from torch import nn
 
 from amc_compress.learners.base import Learner
 from amc_compress.learners.candidates.evaluator import CandidateEvaluator, NetworkEvaluator
-from amc_compress.learners.candidates.moments.effort import Effort, affordable, effort_for
+from amc_compress.learners.candidates.moments.effort import (
+    Effort,
+    affordable,
+    effort_for,
+    first_affordable,
+)
 from amc_compress.learners.candidates.options import CandidateOptions
 from amc_compress.learners.candidates.preparation import Samples, preload, read_samples
 from amc_compress.learners.candidates.proxy import (
@@ -34,7 +39,7 @@ from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.networks.intake import plain_float
 from amc_compress.learners.numerics.freed_memory import give_back
 from amc_compress.learners.numerics.precision import working_dtype
-from amc_compress.learners.tasks.inputs import Inputs, count, moved
+from amc_compress.learners.tasks.inputs import Inputs, moved
 from amc_compress.learners.tracing.traced_model import TracedModel, trace
 from amc_compress.learners.training.config import TrainingConfig
 from amc_compress.learners.training.data_checks import Batches
@@ -386,15 +391,7 @@ class PartLearner(CandidateLearner[Choice], Generic[Told, Choice]):
 
     def _affordable(self, batches: Sequence[Batch]) -> list[Batch]:
         """Returns the first of some batches, as many as the original may be run on."""
-        first, *others = batches
-        left = affordable(self.graph, sum(map(count, batches))) - count(first)
-        found = [first]
-        for batch in others:
-            left -= count(batch)
-            if left < 0:
-                break
-            found.append(batch)
-        return found
+        return first_affordable(self.graph, batches)
 
     def _train_briefly(self, network: nn.Module) -> None:
         """Takes the SGD steps that a candidate gets before it is evaluated."""

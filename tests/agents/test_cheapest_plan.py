@@ -129,11 +129,11 @@ def test_a_search_that_is_stopped_has_what_it_found():
 
     def stop(trial):
         seen.append(trial)
-        if len(seen) == 20:
+        if len(seen) == 10:
             raise SearchStopped
 
     found = FloorSearch(env, LocalSearch, 100, 0, floor=floor, cost="macs", on_trial=stop).run()
-    assert len(found.trials) == len(seen) == 20
+    assert len(found.trials) == len(seen) == 10
     assert env.learner.evaluate(found.plan) >= floor
 
 

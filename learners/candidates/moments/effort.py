@@ -8,11 +8,16 @@ network computes in the type that candidates are evaluated in.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
+from amc_compress.learners.tasks.inputs import count
 from amc_env.graph import LayerGraph
+
+Batch = TypeVar("Batch")
 
 LARGE = 3e11
 """Multiply-adds of a pass that is as long as it gets: 3 to 10 seconds of one core."""
@@ -74,3 +79,16 @@ def affordable(graph: LayerGraph, n_samples: int) -> int:
     full = graph.full()
     macs = sum(layer.macs(full) for layer in graph.layers)
     return max(min(_LEAST, n_samples), min(n_samples, int(LARGE / max(macs, 1.0))))
+
+
+def first_affordable(graph: LayerGraph, batches: Sequence[Batch]) -> list[Batch]:
+    """Returns the first of some batches, and others while a network may be run on them too."""
+    first, *others = batches
+    left = affordable(graph, sum(map(count, batches))) - count(first)
+    found = [first]
+    for batch in others:
+        left -= count(batch)
+        if left < 0:
+            break
+        found.append(batch)
+    return found

@@ -49,7 +49,7 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
     Args:
         network: In ``eval`` mode.
         batches: Images as it takes them.
-        names: Layers to watch, in network order; nothing is run for none.
+        names: Layers to watch, in network order; nothing is run for none of these and ``also``.
         norms: Layer -> batch norm right behind it.
         seed: Of the positions that are sampled.
         effort: How moments are taken.
@@ -85,7 +85,7 @@ class FittedLayers(Mapping[str, LayerReconstruction]):
         self._facts: dict[str, dict[str, Any]] = {}
         self._forms: dict[str, InputStatistics] = {}
         self._held: OrderedDict[str, LayerReconstruction] = OrderedDict()
-        self._pieces = self._divided()
+        self._pieces = self._divided() or ([[]] if also else [])
         runs = [name for name in self._asked if name in dict(network.named_modules())]
         self._order = OrderOfCalls(runs if self._is_divided else ())
         self._scratch = _Scratch(self._room.disk) if self._is_divided else None

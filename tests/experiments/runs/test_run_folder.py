@@ -32,6 +32,7 @@ def trial(episode: int, reward: float = 0.5, source: str = "policy") -> Any:
     return SimpleNamespace(
         episode=episode, plan=PLAN, score=0.5, reward=reward, cost_ratio={"macs": 0.5},
         seconds=0.1, source=source, within_budget=True, failure="", processor="", elsewhere=0.0,
+        measured=None,
     )  # fmt: skip
 
 

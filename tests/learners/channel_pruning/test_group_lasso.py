@@ -116,7 +116,7 @@ def test_moments_in_float32_give_the_same_units():
     """Layers of more than 1,024 columns keep theirs in half the memory."""
     layer, _, _, columns = consumer(1, 1, 4, 9, 9, 1.0)
     halved = copy.copy(layer)
-    halved._gram, halved.weight = layer.gram.float(), layer.weight.float()
+    halved._gram, halved._weight = layer.gram.float(), layer.weight.float()
     exact, found = (shrunk_norms([(read, columns)], 4, 40) for read in (layer, halved))
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5)
 

@@ -117,5 +117,5 @@ def test_an_unreachable_budget_names_what_no_decision_changes():
         CompressionEnv(learner, budget=Budget(bytes=0.1))
     assert "trilinear" not in str(caught.value)
     costs = {"macs": make_cost("macs", learner.graph, learner.decisions)}
-    with pytest.raises(InfeasibleBudgetError, match="A remark"):
-        FeasibleSet(Budget(macs=0.01), costs, learner.decisions, ["A remark."])
+    with pytest.raises(InfeasibleBudgetError, match=r"both\._trilinear"):
+        FeasibleSet(Budget(macs=0.01), costs, learner.decisions, learner.graph)
