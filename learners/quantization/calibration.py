@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from amc_compress.learners.layers.bit_layers import (
 )
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.inputs import Inputs, ask, device_of
+from amc_compress.learners.tasks.inputs import Inputs, ask, counted_rows, device_of, mask_of
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
 
@@ -56,19 +56,24 @@ class Observation:
     inputs: Mapping[str, LayerInputs]
     outputs: Mapping[str, LayerOutputs]
     calls: Mapping[str, int]
+    streams: Mapping[str, Tensor] = field(default_factory=dict)
+    """Norm -> mean of what it reads, of the sums that are matched in place of outputs."""
 
     def once(self) -> dict[str, LayerOutputs]:
         """Returns the outputs of the layers that run once, which can be matched."""
         return {name: seen for name, seen in self.outputs.items() if self.calls[name] == 1}
 
 
-def channel_moments(outputs: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance per output channel, float32."""
-    outputs = outputs.float().movedim(channel_axis(layer, outputs), -1)
-    flat = outputs.reshape(-1, outputs.shape[-1])
-    mean = flat.mean(0)
+def _channel_rows(outputs: Tensor, layer: nn.Module, mask: Tensor | None) -> Tensor:
+    """Returns what a layer emits at all places that are no padding, float32 (rows, channels)."""
+    return counted_rows(outputs.float().movedim(channel_axis(layer, outputs), -1), mask)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance of every column."""
+    mean = rows.mean(0)
     # A sixth of the time of torch.var_mean, which is slow along the outer axis.
-    return mean, (flat - mean).square_().mean(0)
+    return mean, (rows - mean).square_().mean(0)
 
 
 class _Watch:
@@ -85,6 +90,8 @@ class _Watch:
         self.mean = self.square = torch.zeros(())
         self.calls = 0
         self.numbers = 0
+        self.mask: Tensor | None = None
+        """Of the tokens of the batch that is run."""
 
     def __call__(
         self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], out: Any
@@ -96,6 +103,9 @@ class _Watch:
                 self._take_out(layer, out.detach())
 
     def _take_in(self, x: Tensor) -> None:
+        self.numbers = max(self.numbers, x[0].numel())
+        if self.mask is not None:
+            x = counted_rows(x, self.mask)
         low, high = (float(v) for v in x.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputDataError(
@@ -106,11 +116,11 @@ class _Watch:
         flat = x.reshape(-1)
         where = torch.randint(flat.shape[0], (self.per_batch,), generator=self.generator)
         self.samples.append(flat[where.to(flat.device)].float())
-        self.numbers = max(self.numbers, x[0].numel())
 
     def _take_out(self, layer: nn.Module, outputs: Tensor) -> None:
-        mean, variance = channel_moments(outputs, layer)
-        count = outputs.shape[0]
+        rows = _channel_rows(outputs, layer, self.mask)
+        mean, variance = _moments(rows)
+        count = len(outputs) if self.mask is None else len(rows)
         self.mean = self.mean + mean * count
         self.square = self.square + (variance + mean**2) * count
         self.weight += count
@@ -147,7 +157,8 @@ def observe(
     Args:
         network: The network in ``eval`` mode.
         batches: Inputs.
-        names: Layers to watch; those that never run are missing in the result.
+        names: Layers to watch; those that never run are missing in the result. What they make of
+            padding, where an ``attention_mask`` tells it, does not count.
         seed: Of the random sample of inputs.
         progress: Whether to show a progress bar.
 
@@ -164,6 +175,9 @@ def observe(
     network.eval()
     with torch.no_grad(), _hooked(hooks):
         for batch in tqdm(batches, "calibrate", disable=no_bar(progress), unit="batch"):
+            mask = mask_of(batch)
+            for watch in watches.values():
+                watch.mask = mask
             ask(network, batch)
     ran = {name: w for name, w in watches.items() if w.calls}
     measured = {name: w for name, w in ran.items() if w.has_input}
@@ -177,14 +191,15 @@ def observe(
 class _Match:
     """Matches the moments of one layer's output to the float network's, when it runs."""
 
-    def __init__(self, target: LayerOutputs, rescale: bool) -> None:
+    def __init__(self, target: LayerOutputs, rescale: bool, mask: Tensor | None) -> None:
         self.target = target
         self.rescale = rescale
+        self.mask = mask
 
     def __call__(self, layer: QuantizedLayer, _: object, __: object, outputs: Tensor) -> Tensor:
         bias = layer.bias
         assert isinstance(bias, Tensor)
-        mean, variance = channel_moments(outputs, layer)
+        mean, variance = _moments(_channel_rows(outputs, layer, self.mask))
         factor = torch.ones_like(mean)
         has_rows = len(mean) == layer.weight.shape[weight_axis(layer)]  # groups may share them
         if self.rescale and has_rows and layer.weight_quantizer is not None:
@@ -230,7 +245,7 @@ def match_outputs(
     for name, layer in quantized_layers(network).items():
         quantized = bool(layer.weight_quantizers()) or layer.input_quantizer is not None
         if name in targets and quantized and layer.bias is not None:
-            hooks[layer] = _Match(targets[name], name in rescaled)
+            hooks[layer] = _Match(targets[name], name in rescaled, mask_of(inputs))
     network.eval()
     with torch.no_grad(), _hooked(hooks.items()):
         if batch_norms(network):

@@ -21,7 +21,7 @@ from amc_compress.learners.layers.bit_layers import BitLayer, bit_layer, channel
 from amc_compress.learners.layers.quantized import with_input
 from amc_compress.learners.layers.substitution import substituted
 from amc_compress.learners.tasks.classification import CLASSIFICATION
-from amc_compress.learners.tasks.inputs import Call, Inputs, Split, ask, rows
+from amc_compress.learners.tasks.inputs import Call, Inputs, Split, ask, counted_rows, mask_of, rows
 from amc_compress.learners.tasks.task import Task
 from amc_env.plan import Decision, DecisionKind
 
@@ -56,11 +56,13 @@ def layer_errors(
     def measure(
         decision: Decision, index: int, layer: nn.Module, outputs: Tensor, change: Tensor
     ) -> None:
-        energy = _energy(outputs, layer)
-        lost = _energy(change, layer) / energy if energy > 0.0 else 0.0
+        energy = _energy(outputs, layer, mask)
+        lost = _energy(change, layer, mask) / energy if energy > 0.0 else 0.0
         curves[decision.key][index] = lost
 
-    watch_changes(network, rows(inputs, slice(0, _ERROR_IMAGES)), decisions, quantizers, measure)
+    few = rows(inputs, slice(0, _ERROR_IMAGES))
+    mask = mask_of(few)
+    watch_changes(network, few, decisions, quantizers, measure)
     return curves
 
 
@@ -137,8 +139,10 @@ def _quantized(
         return layer.forward(*args, **kwargs)
 
 
-def _energy(outputs: Tensor, layer: nn.Module) -> float:
+def _energy(outputs: Tensor, layer: nn.Module, mask: Tensor | None) -> float:
     axis = channel_axis(layer, outputs)
+    if mask is not None:
+        outputs, axis = counted_rows(outputs.movedim(axis, -1), mask), 1
     others = [d for d in range(outputs.dim()) if d != axis]
     return float((outputs - outputs.mean(others, keepdim=True)).double().square().sum())
 
@@ -178,9 +182,11 @@ def gradient_scores(
         d: Decision, index: int, layer: nn.Module, _outputs: Tensor, change: Tensor
     ) -> None:
         moments = changes.setdefault((d.key, index), _Moments())
-        moments.add(output_rows(layer, change.float()).flatten(0, 1))
+        moments.add(counted_rows(output_rows(layer, change.float()), mask))
 
-    watch_changes(network, rows(inputs, slice(0, _SCORE_IMAGES)), decisions, quantizers, measure)
+    few = rows(inputs, slice(0, _SCORE_IMAGES))
+    mask = mask_of(few)
+    watch_changes(network, few, decisions, quantizers, measure)
     curves = {d.key: np.zeros(len(d.choices)) for d in decisions}
     for d in decisions:
         centred = d.target in matched and network.get_submodule(d.target).bias is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from amc_compress.learners.candidates.kept_curves import kept
 from amc_compress.learners.candidates.learner import PartLearner
 from amc_compress.learners.candidates.preparation import Samples, check_not_constant
+from amc_compress.learners.candidates.proxy import batch_norms
 from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.candidates.timing import CandidateSeconds
 from amc_compress.learners.layers.bit_layers import BitLayers, bit_layers
@@ -38,6 +39,12 @@ from amc_compress.learners.quantization.fitted import FittedQuantizers
 from amc_compress.learners.quantization.inputs import input_quantizer
 from amc_compress.learners.quantization.options import QuantizationOptions
 from amc_compress.learners.quantization.preparation import quantized_training
+from amc_compress.learners.quantization.streams import (
+    Streams,
+    find_streams,
+    match_streams,
+    stream_means,
+)
 from amc_compress.learners.tasks.inputs import Inputs, Split, count, rows
 from amc_compress.learners.tracing.branches.left_out import layers_there
 from amc_compress.learners.tracing.traced_model import TracedModel
@@ -105,8 +112,11 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         seen = observe(
             self.float_network, batches, names, seed=self.seed, progress=self.options.progress
         )
-        there = observe(self.float_network, [self._recalibration], names, seed=self.seed)
-        self._observation = Observation(seen.inputs, there.outputs, there.calls)
+        self._streams: Streams = {}
+        if not batch_norms(self.original):
+            self._streams = find_streams(self.float_network, self._recalibration, names)
+        there = self._seen(self.float_network, names)
+        self._observation = replace(there, inputs=seen.inputs)
         self._places = found.without([name for name in names if name not in seen.calls])
         self.layers = tuple(self._places.layers)
         if not self.layers:
@@ -228,7 +238,7 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         with limited_threads(self.threads):
             seen = self._observation
             if not same_state(folded, self.float_network):
-                seen = observe(folded, [self._recalibration], there, seed=self.seed)
+                seen = self._seen(folded, there)
             quantized = self._build(folded, bits, seen)
             rounds(quantized, folded)
             if recalibrate:
@@ -280,7 +290,19 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
         widths = {n: self._choice.used(n)[0] - {OFF_BITS} for n in self.layers}
         return stored_bytes(folded, widths, self._make_weight_quantizer)
 
+    def _seen(self, network: nn.Module, layers: Sequence[str]) -> Observation:
+        """Returns what is matched of a float network, and what its layers read."""
+        found = observe(network, [self._recalibration], layers, seed=self.seed)
+        there = dict(network.named_modules())
+        norms = [n for n, layer in self._streams.items() if layer in layers and n in there]
+        if not norms:
+            return found
+        return replace(found, streams=stream_means(network, self._recalibration, norms))
+
     def _match(self, network: nn.Module, seen: Observation) -> None:
+        if seen.streams:
+            match_streams(network, self._recalibration, self._streams, seen.streams)
+            return
         folded = [*self._folded.values()]
         match_outputs(network, self._recalibration, seen.once(), folded, torch.float32)
 
@@ -325,7 +347,8 @@ class QuantizationLearner(PartLearner[QuantizationOptions, Mapping[str, BitPair]
     def gradient_scores(self) -> dict[str, np.ndarray]:
         """Returns how much the loss rises by each choice, 0 for float."""
         inputs, targets = self._matched()
-        matched = self._observation.once() if self.proxy.recalibrate else ()
+        matched: Collection[str] = self._streams.values() or self._observation.once()
+        matched = matched if self.proxy.recalibrate else ()
         with limited_threads(self.threads):
             return gradient_scores(
                 self.float_network,

@@ -169,6 +169,23 @@ def mask_of(inputs: Inputs) -> Tensor | None:
     return found if is_mask else None
 
 
+def counted_rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns values at all places that are no padding, as rows.
+
+    Args:
+        values: Shape (samples, tokens, width), or of anything else (..., width).
+        mask: See :func:`mask_of`. Values at other places than its tokens all count.
+
+    Returns:
+        Shape (rows, width).
+    """
+    found = values.reshape(-1, values.shape[-1])
+    if mask is None or values.shape[:-1] not in (mask.shape, (mask.numel(),)):
+        return found
+    counts = mask.flatten().to(values.device).bool()
+    return found[counts] if bool(counts.any()) else found
+
+
 def count(value: Any) -> int:
     """Returns the number of samples: the length of the first list or tensor that has one.
 

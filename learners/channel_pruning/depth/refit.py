@@ -26,6 +26,7 @@ from amc_compress.learners.tasks.inputs import (
     Split,
     ask,
     count,
+    counted_rows,
     evaluating,
     mask_of,
     merged,
@@ -113,10 +114,7 @@ class StreamRefit:
 
     def _rows_of(self, values: Tensor) -> Tensor:
         """Values at all places that are no padding, shape (rows, width)."""
-        mask = mask_of(self._inputs)
-        if mask is not None and mask.shape == values.shape[:-1]:
-            return values[mask.to(values.device).bool()]
-        return values.flatten(0, -2)
+        return counted_rows(values, mask_of(self._inputs))
 
     def _watch(
         self,
