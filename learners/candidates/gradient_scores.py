@@ -48,6 +48,7 @@ from amc_compress.learners.tasks.inputs import (
     Split,
     count,
     device_of,
+    hooked,
     mapped,
     moved,
     pieces,
@@ -132,11 +133,8 @@ def _from_embeddings(network: nn.Module, origin: Tensor) -> Iterator[None]:
         for module in network.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     ]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -162,11 +160,8 @@ def _shifts(
 
     modules = dict(network.named_modules())
     handles = [modules[name].register_forward_hook(watch(name)) for name in layers]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def main_output(layer: nn.Module, outputs: Any) -> Tensor:

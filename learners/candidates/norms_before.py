@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from amc_compress.learners.tasks.inputs import Inputs, ask, rows
+from amc_compress.learners.tasks.inputs import Inputs, ask, hooked, rows
 
 _HARDLY = 1e-6  # Scales below this share of the largest one hide what they scale.
 
@@ -109,6 +109,11 @@ class Renormalised:
 # ---------------------------------------------------------------------- who reads a norm
 
 
+def is_channel_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm | nn.RMSNorm]:
+    """Whether a module is a layer norm or RMS norm over the last axis alone."""
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
+
+
 def norms_before(
     network: nn.Module, inputs: Inputs, layers: Iterable[str]
 ) -> dict[str, NormBefore]:
@@ -120,8 +125,7 @@ def norms_before(
         layers: Convolutions and linear layers.
     """
     modules = dict(network.named_modules())
-    norms = [x for x in modules.values() if isinstance(x, nn.LayerNorm | nn.RMSNorm)]
-    norms = [norm for norm in norms if len(norm.normalized_shape) == 1]
+    norms = [norm for norm in modules.values() if is_channel_norm(norm)]
     if not norms:
         return {}
     results: dict[int, tuple[Tensor, int, nn.LayerNorm | nn.RMSNorm]] = {}
@@ -142,12 +146,8 @@ def norms_before(
     for name in layers:
         hook = _named(enter, name)
         handles.append(modules[name].register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            ask(network, rows(inputs, slice(0, 1)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        ask(network, rows(inputs, slice(0, 1)))
     return {
         name: _described(norms[0])
         for name, norms in found.items()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from amc_compress.learners.layers.weight_forms import OUTPUTS_FIRST, WeightForm
+from amc_compress.learners.tasks.inputs import hooked
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,8 @@ def watching(layers: Mapping[nn.Module, Report]) -> Iterator[None]:
     handles: list[Any] = []
     for layer, report in layers.items():
         handles += _Watch(report).hook(layer)
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Watch:

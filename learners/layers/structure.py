@@ -21,7 +21,7 @@ from amc_compress.learners.layers.quantized import (
 )
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.shared_weights import sharing_weights
-from amc_compress.learners.tasks.inputs import Inputs, ask
+from amc_compress.learners.tasks.inputs import Inputs, ask, hooked
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import InputDataError, PlanMismatchError
 
@@ -140,12 +140,8 @@ def _answers(
         for name, module in network.named_modules()
         if name in norms or name in norms.values()
     ]
-    try:
-        with torch.no_grad():
-            answer = ask(network, probe)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        answer = ask(network, probe)
     detections = isinstance(answer, list) and any(isinstance(x, dict) for x in answer)
     return inside if detections else list(tensors_in(answer)), calls
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,14 @@ from amc_compress.learners.layers.bit_layers import (
 )
 from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.inputs import Inputs, ask, counted_rows, device_of, mask_of
+from amc_compress.learners.tasks.inputs import (
+    Inputs,
+    ask,
+    counted_rows,
+    device_of,
+    hooked,
+    mask_of,
+)
 from amc_env.errors import InputDataError
 from amc_env.support.progress import no_bar
 
@@ -134,14 +141,11 @@ class _Watch:
         return LayerOutputs(mean, variance.sqrt())
 
 
-@contextlib.contextmanager
-def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Tensor | None]]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _behind(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Tensor | None]]],
+) -> AbstractContextManager[None]:
+    """Hooks modules in a block."""
+    return hooked(module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks)
 
 
 def observe(
@@ -173,7 +177,7 @@ def observe(
         watches[name] = _Watch(name, per_batch, seed + i, place.has_input)
         hooks.append((network.get_submodule(place.module), watches[name]))
     network.eval()
-    with torch.no_grad(), _hooked(hooks):
+    with torch.no_grad(), _behind(hooks):
         for batch in tqdm(batches, "calibrate", disable=no_bar(progress), unit="batch"):
             mask = mask_of(batch)
             for watch in watches.values():
@@ -247,7 +251,7 @@ def match_outputs(
         if name in targets and quantized and layer.bias is not None:
             hooks[layer] = _Match(targets[name], name in rescaled, mask_of(inputs))
     network.eval()
-    with torch.no_grad(), _hooked(hooks.items()):
+    with torch.no_grad(), _behind(hooks.items()):
         if batch_norms(network):
             recalibrate(network, [inputs], dtype)
         else:

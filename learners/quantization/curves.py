@@ -21,7 +21,16 @@ from amc_compress.learners.layers.bit_layers import BitLayer, bit_layer, channel
 from amc_compress.learners.layers.quantized import with_input
 from amc_compress.learners.layers.substitution import substituted
 from amc_compress.learners.tasks.classification import CLASSIFICATION
-from amc_compress.learners.tasks.inputs import Call, Inputs, Split, ask, counted_rows, mask_of, rows
+from amc_compress.learners.tasks.inputs import (
+    Call,
+    Inputs,
+    Split,
+    ask,
+    counted_rows,
+    hooked,
+    mask_of,
+    rows,
+)
 from amc_compress.learners.tasks.task import Task
 from amc_env.plan import Decision, DecisionKind
 
@@ -106,11 +115,8 @@ def watch_changes(
                 with_kwargs=True,
             )
         )
-    try:
+    with hooked(handles):
         ask(network, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _places(network: nn.Module, decisions: Sequence[Decision]) -> dict[str, BitLayer]:

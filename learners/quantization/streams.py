@@ -9,15 +9,16 @@ adds to it (bias correction, Nagel et al. 2019, Sec. 4.2, of the sum instead of 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from amc_compress.learners.candidates.norms_before import is_channel_norm
 from amc_compress.learners.layers.quantized import quantized_layers
-from amc_compress.learners.tasks.inputs import Inputs, ask, counted_rows, mask_of, rows
+from amc_compress.learners.tasks.inputs import Inputs, ask, counted_rows, hooked, mask_of, rows
 
 _SAMPLES = 2
 _EXACT = 1e-3  # of the largest number of a sum; a layer that adds to it differs by rounding
@@ -30,12 +31,12 @@ def find_streams(network: nn.Module, inputs: Inputs, layers: Iterable[str]) -> d
     """Returns norm -> layer, where a change of the layer's bias is one of what the norm reads.
 
     Args:
-        network: In ``eval`` mode; it is run on two samples, once for each norm and once more.
+        network: In ``eval`` mode; it is run twice, on two samples.
         inputs: What it is called with.
         layers: Layers to look at, modules by name.
     """
     modules = dict(network.named_modules())
-    norms = [name for name, module in modules.items() if _is_norm(module)]
+    norms = [name for name, module in modules.items() if is_channel_norm(module)]
     few = rows(inputs, slice(0, _SAMPLES))
     read: dict[str, list[Tensor]] = {}
     last: dict[torch.Size, str] = {}
@@ -53,37 +54,39 @@ def find_streams(network: nn.Module, inputs: Inputs, layers: Iterable[str]) -> d
             owners[name] = owner
 
     watched = [name for name in layers if hasattr(modules.get(name), "bias")]
-    with _reading(network, norms, enter), _leaving(network, watched, leave), torch.no_grad():
-        ask(network, few)
-    return {
-        norm: layer
-        for norm, layer in owners.items()
-        if len(read[norm]) == runs[layer] == 1 and _adds(network, few, layer, norm, read[norm][0])
-    }
+    with hooked([*_reading(network, norms, enter), *_leaving(network, watched, leave)]):
+        _run(network, few)
+    once = {n: x for n, x in owners.items() if len(read[n]) == runs[x] == 1}
+    return _proved(network, few, once, {norm: read[norm][0] for norm in once})
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
+def _proved(
+    network: nn.Module, inputs: Inputs, owners: Streams, before: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Returns norm -> layer, where what the layer emits reaches the norm as it is, or in a sum.
 
-
-def _adds(network: nn.Module, inputs: Inputs, layer: str, norm: str, before: Tensor) -> bool:
-    """Whether what a layer emits reaches a norm as it is, added to something or alone."""
+    In one run: each norm gives the sum back what was added to it.
+    """
     generator = torch.Generator().manual_seed(0)
-    change = torch.randn(before.shape[-1], generator=generator).to(before)
-    change *= before.abs().max()
-    after: list[Tensor] = []
+    changes: dict[str, Tensor] = {}
+    for norm, x in before.items():
+        change = torch.randn(x.shape[-1], generator=generator).to(x)
+        changes[norm] = change * x.abs().max()
+    norm_of = {layer: norm for norm, layer in owners.items()}
+    found: dict[str, str] = {}
 
-    def shifted(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output + change
+    def shifted(layer: str, output: Tensor) -> Tensor:
+        return output + changes[norm_of[layer]]
 
-    handle = network.get_submodule(layer).register_forward_hook(shifted)
-    try:
-        with _reading(network, [norm], lambda _, x: after.append(x.clone())), torch.no_grad():
-            ask(network, inputs)
-    finally:
-        handle.remove()
-    error = (after[0] - before - change).abs().max()
-    return bool(error <= _EXACT * change.abs().max())
+    def compare(norm: str, x: Tensor) -> None:
+        error = (x - before[norm] - changes[norm]).abs().max()
+        if bool(error <= _EXACT * changes[norm].abs().max()):
+            found[norm] = owners[norm]
+        x.copy_(before[norm])
+
+    with hooked([*_leaving(network, norm_of, shifted), *_reading(network, owners, compare)]):
+        _run(network, inputs)
+    return {norm: layer for norm, layer in owners.items() if norm in found}
 
 
 def stream_means(network: nn.Module, inputs: Inputs, norms: Collection[str]) -> dict[str, Tensor]:
@@ -94,8 +97,8 @@ def stream_means(network: nn.Module, inputs: Inputs, norms: Collection[str]) -> 
     def see(name: str, x: Tensor) -> None:
         means[name] = counted_rows(x.float(), mask).mean(0)
 
-    with _reading(network, norms, see), torch.no_grad():
-        ask(network, inputs)
+    with hooked(_reading(network, norms, see)):
+        _run(network, inputs)
     return means
 
 
@@ -122,45 +125,30 @@ def match_streams(
         x.add_(change.to(x.dtype))
 
     norms = [name for name, layer in streams.items() if name in means and layer in layers]
-    with _reading(network, norms, correct), torch.no_grad():
-        ask(network, inputs)
+    with hooked(_reading(network, norms, correct)):
+        _run(network, inputs)
 
 
-@contextlib.contextmanager
+@torch.no_grad()
+def _run(network: nn.Module, inputs: Inputs) -> None:
+    ask(network, inputs)
+
+
 def _reading(
-    network: nn.Module, norms: Iterable[str], see: Callable[[str, Tensor], object]
-) -> Iterator[None]:
-    """Shows what norms read."""
-    handles = [
-        network.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: _ignored(see(name, args[0]))
+    network: nn.Module, norms: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[RemovableHandle]:
+    """Shows what norms read; yields the hooks."""
+    for name in norms:
+        yield network.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: see(name, args[0])
         )
-        for name in norms
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-@contextlib.contextmanager
 def _leaving(
-    network: nn.Module, layers: Iterable[str], see: Callable[[str, Any], object]
-) -> Iterator[None]:
-    """Shows what layers emit."""
-    handles = [
-        network.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: _ignored(see(name, output))
+    network: nn.Module, layers: Iterable[str], see: Callable[[str, Any], Tensor | None]
+) -> Iterator[RemovableHandle]:
+    """Shows what layers emit, in whose place a tensor is passed on; yields the hooks."""
+    for name in layers:
+        yield network.get_submodule(name).register_forward_hook(
+            lambda _, __, output, name=name: see(name, output)
         )
-        for name in layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _ignored(_: object) -> None:
-    """Nothing: what a hook returns would take the place of what it was shown."""

@@ -17,6 +17,7 @@ from amc_compress.learners.tasks.inputs import (
     count,
     device_of,
     evaluating,
+    hooked,
     outside,
     tensors_of,
 )
@@ -193,12 +194,8 @@ class TokenIds:
                     self._limits[place] = (size, tables[module])
 
         hooks = [module.register_forward_pre_hook(watch) for module in tables]
-        try:
-            with evaluating(network):
-                ask(network, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with hooked(hooks), evaluating(network):
+            ask(network, inputs)
 
     def check(self, inputs: Inputs, name: str = "") -> None:
         """Checks the ids of a batch, best before it goes to a GPU.

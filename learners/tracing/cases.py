@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from amc_compress.learners.tasks.inputs import Inputs, ask
+from amc_compress.learners.tasks.inputs import Inputs, ask, hooked
 
 Answer = bool | int | float
 
@@ -252,12 +252,10 @@ def follow(model: nn.Module, case: Case, names: Mapping[int, list[str]]) -> Path
         for name, module in model.named_modules()
     ]
     try:
-        case.run(model, finder)
+        with hooked(handles):
+            case.run(model, finder)
     except Exception:  # a case that the network was not made for
         return None
-    finally:
-        for handle in handles:
-            handle.remove()
     case.is_plain = not finder.path.is_random and not case.answers
     return finder.path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.tasks.inputs import Inputs, ask, count, rows, tensors_of
+from amc_compress.learners.tasks.inputs import Inputs, ask, count, hooked, rows, tensors_of
 from amc_compress.learners.tasks.outputs import tensors_in
 
 _LARGE = 3 * 64 * 64
@@ -53,12 +53,8 @@ def in_cache(network: nn.Module, inputs: Inputs, most: int) -> int:
             widest = max(widest, output.numel())
 
     hooks = [module.register_forward_hook(look) for module in network.modules()]
-    try:
-        with torch.inference_mode():
-            ask(network, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), torch.inference_mode():
+        ask(network, inputs)
     of_one = max(widest // max(count(inputs), 1), 1)
     return min(most, max(_LEAST_CACHED, _NUMBERS_BETWEEN // of_one))
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from amc_compress.learners.tasks.inputs import hooked
+
 
 class OrderOfCalls:
     """The calls of some layers, batch by batch.
@@ -42,11 +44,8 @@ class OrderOfCalls:
             network.get_submodule(name).register_forward_hook(self._hook(name), always_call=False)
             for name in self._names
         ]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         self._is_known = bool(self._names)
 
     def run(self, batch: Callable[[], object]) -> None:

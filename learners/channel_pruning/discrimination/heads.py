@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amc_compress.learners.channel_pruning.discrimination.places import LossPlace
 from amc_compress.learners.numerics.precision import autocast
 from amc_compress.learners.tasks.classification import CLASSIFICATION
-from amc_compress.learners.tasks.inputs import Inputs, arguments, device_of
+from amc_compress.learners.tasks.inputs import Inputs, arguments, device_of, hooked
 from amc_compress.learners.tasks.task import Task
 
 
@@ -112,12 +112,8 @@ class Discriminator(nn.Module):
             )
             for stage in sorted(set(stages) - {last})
         ]
-        try:
-            with autocast(self.dtype, device_of(inputs)):
-                outputs = self._run(inputs, weights or {})
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), autocast(self.dtype, device_of(inputs)):
+            outputs = self._run(inputs, weights or {})
         found = {}
         for stage in stages:
             answer = outputs if stage == last else self.heads[stage](features[stage])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from amc_compress.learners.tasks.inputs import Inputs, ask, mapped
+from amc_compress.learners.tasks.inputs import Inputs, ask, hooked, mapped
 from amc_compress.learners.tasks.inputs import count as count_samples
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_env.errors import UntraceableModelError
@@ -133,12 +133,8 @@ def _watched_run(
         module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output))
         for name, module in network.named_modules()
     ]
-    try:
-        with torch.enable_grad():
-            outputs = ask(network, mapped(_leaf, inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.enable_grad():
+        outputs = ask(network, mapped(_leaf, inputs))
     calls = [place.module for place, _ in candidates]
     once = [pair for pair in candidates if calls.count(pair[0].module) == 1]
     return once, depths, next((t.grad_fn for t in tensors_in(outputs) if t.grad_fn), None)

@@ -24,7 +24,7 @@ from amc_compress.learners.channel_pruning.criteria import rank_units
 from amc_compress.learners.channel_pruning.discrimination.heads import Discriminator
 from amc_compress.learners.channel_pruning.ranking import per_unit
 from amc_compress.learners.numerics.precision import autocast
-from amc_compress.learners.tasks.inputs import Inputs, Split, ask, device_of
+from amc_compress.learners.tasks.inputs import Inputs, Split, ask, device_of, hooked
 from amc_compress.learners.tasks.outputs import tensors_in
 from amc_compress.learners.tracing.slots import UnitSlot
 from amc_env.errors import TrainingDivergedError
@@ -266,8 +266,5 @@ def _watched(
         return leave
 
     handles = [network.get_submodule(x).register_forward_hook(hook(x)) for x in layers]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from amc_compress.learners.tasks.inputs import Call, Inputs, ask
+from amc_compress.learners.tasks.inputs import Call, Inputs, ask, hooked
 from amc_compress.learners.tracing.cases import parameter_storages, storage_key
 from amc_compress.learners.tracing.examples.variations import n_samples
 from amc_compress.learners.tracing.labels.counting import (
@@ -169,12 +169,8 @@ def _recorded(
         part.register_forward_pre_hook(enter, with_kwargs=True),
         part.register_forward_hook(leave, always_call=True),
     ]
-    try:
-        with torch.no_grad(), watch:
-            ask(network, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), watch:
+        ask(network, inputs)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(calls)):
         raise InputDataError(
             f"Expected the example to run the part {path!r} on tensors, but the network did not "
