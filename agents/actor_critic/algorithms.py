@@ -9,7 +9,7 @@ from stable_baselines3 import SAC as SB3SAC
 from stable_baselines3 import TD3 as SB3TD3
 
 from amc_compress.agents.actor_critic.sb3_agent import SB3Agent, TwoLearningRates
-from amc_env.errors import MissingDependencyError
+from amc_env.support.optional import needed
 
 ONE_SHOT: dict[str, Any] = {
     "one_shot": True,
@@ -110,10 +110,5 @@ class CrossQ(SB3Agent):
 
 
 def _contrib(name: str) -> Any:
-    try:
-        import sb3_contrib
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'{name} needs sb3-contrib: pip install "amc-compress[contrib]"'
-        ) from error
-    return getattr(sb3_contrib, name)
+    found = needed("sb3_contrib", f'{name} needs sb3-contrib: pip install "amc-compress[contrib]"')
+    return getattr(found, name)

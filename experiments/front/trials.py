@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from amc_compress.runs.storage.trials import RecordedTrial
-from amc_env import MissingDependencyError
+from amc_env.support.optional import needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,11 +63,10 @@ class Trials(Sequence[RecordedTrial]):
         Raises:
             MissingDependencyError: Without pandas.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                "Expected pandas for a table of the trials, found none; `pip install pandas`, or "
-                "take trials.rows()."
-            ) from error
-        return pd.DataFrame(self.rows())
+        pandas = needed(
+            "pandas",
+            "Expected pandas for a table of the trials, found none; `pip install pandas`, or "
+            "take trials.rows().",
+        )
+        table: pd.DataFrame = pandas.DataFrame(self.rows())
+        return table

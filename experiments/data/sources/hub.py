@@ -18,7 +18,8 @@ from amc_compress.data.sources.stored import (
     StoredSplit,
     check_splits,
 )
-from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.errors import InputDataError
+from amc_env.support.optional import needed
 from amc_env.validation.sentences import first_line
 
 
@@ -29,13 +30,11 @@ def read_hub(name: str, columns: Columns) -> StoredData:
         MissingDependencyError: The ``datasets`` library is not installed.
         InputDataError: There is no such data set, or it is not image classification.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"There is no folder {name!r}, and data sets of the Hugging Face hub need the "
-            'datasets library: pip install "amc-compress[hub]".'
-        ) from error
+    datasets = needed(
+        "datasets",
+        f"There is no folder {name!r}, and data sets of the Hugging Face hub need the "
+        'datasets library: pip install "amc-compress[hub]".',
+    )
     path, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(path, configuration or None)

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import math
 import platform
 import sysconfig
@@ -40,7 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.errors import InputDataError
+from amc_env.support.optional import needed
 
 _WORDS, _BLOCK, _BATCH = 2048, 256, 16
 _STEPS, _WARM, _RATE, _DECAY = 1100, 100, 2e-3, 0.1
@@ -241,12 +241,10 @@ def _blocks(folder: Path, part: str) -> Tensor:
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Expected {name} for the small language model, found none; `pip install transformers`."
-        ) from error
+    return needed(
+        name,
+        f"Expected {name} for the small language model, found none; `pip install transformers`.",
+    )
 
 
 def main() -> None:

@@ -28,11 +28,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -41,8 +39,8 @@ from torch import Tensor, nn
 from amc_compress.data import TensorLoader, load_data
 from amc_compress.learners.training import loop
 from amc_compress.learners.training.config import TrainingConfig
-from amc_env.errors import MissingDependencyError
 from amc_env.files import save_bytes, write_json
+from amc_env.support.optional import needed
 
 _WIDTH, _BLOCKS, _HEADS, _PATCH = 192, 12, 3, 4
 _LEFT_OUT = 0.5  # share of an image's patches in training
@@ -68,7 +66,11 @@ def deit_tiny(
     Raises:
         MissingDependencyError: If ``timm`` is not installed.
     """
-    model: nn.Module = _library("timm.models.vision_transformer").VisionTransformer(
+    library = needed(
+        "timm.models.vision_transformer",
+        "Expected timm for the vision transformer, found none; `pip install timm`.",
+    )
+    model: nn.Module = library.VisionTransformer(
         img_size=img_size, in_chans=in_chans, patch_size=_PATCH, embed_dim=_WIDTH, depth=_BLOCKS,
         num_heads=_HEADS, num_classes=num_classes, patch_drop_rate=left_out,
     )  # fmt: skip
@@ -180,15 +182,6 @@ def _waves(side: int) -> Tensor:
     line = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = line.repeat_interleave(side, 0), line.repeat(side, 1)
     return torch.cat([rows, columns], dim=1)
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Expected timm for the vision transformer, found none; `pip install timm`."
-        ) from error
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from amc_compress.learners.export.bits.schemes import Schemes
-from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.errors import InputDataError
+from amc_env.support.optional import needed
 
 TYPES = {2: "q2_k", 3: "q3_k", 4: "q4_k", 5: "q5_k", 6: "q6_k", 8: "q8_0"}
 """Least bits of a weight -> type; scales add 0.3 to 0.6 bits."""
@@ -63,13 +64,11 @@ def gguf_names(architecture: str, n_blocks: int) -> Names:
         InputDataError: If llama.cpp does not know the architecture.
         MissingDependencyError: Without ``gguf``.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Expected gguf for the names that llama.cpp gives to tensors, found none; "
-            "`pip install gguf`."
-        ) from error
+    gguf = needed(
+        "gguf",
+        "Expected gguf for the names that llama.cpp gives to tensors, found none; "
+        "`pip install gguf`.",
+    )
     known: dict[str, Any] = {_plain(name): key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     if _plain(architecture) not in known:
         raise InputDataError(

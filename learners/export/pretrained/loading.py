@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from torch import nn
 
 from amc_compress.learners.layers.quantized import quantized_layers
 from amc_compress.learners.packing.packed_file import load_packed
-from amc_env.errors import InputDataError, MissingDependencyError
+from amc_env.errors import InputDataError
+from amc_env.support.optional import needed
 from amc_env.validation.sentences import first_line, some
 
 if TYPE_CHECKING:
@@ -123,12 +123,11 @@ def transformers_library() -> ModuleType:
     Raises:
         MissingDependencyError: If it is not installed.
     """
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Expected transformers for its networks, found none; `pip install transformers`."
-        ) from error
+    found: ModuleType = needed(
+        "transformers",
+        "Expected transformers for its networks, found none; `pip install transformers`.",
+    )
+    return found
 
 
 def check_integers_library() -> None:
@@ -137,13 +136,11 @@ def check_integers_library() -> None:
     Raises:
         MissingDependencyError: If it is not installed.
     """
-    try:
-        importlib.import_module("compressed_tensors")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Expected {COMPRESSED_TENSORS} for weights in its format, found none; `pip install "
-            f"{COMPRESSED_TENSORS}`."
-        ) from error
+    needed(
+        "compressed_tensors",
+        f"Expected {COMPRESSED_TENSORS} for weights in its format, found none; `pip install "
+        f"{COMPRESSED_TENSORS}`.",
+    )
 
 
 def _is_network(kind: Any, library: ModuleType) -> bool:
