@@ -15,13 +15,12 @@ import numpy.typing as npt
 from amc_compress.agents.determinism import isolated_randomness
 from amc_compress.agents.trials import AgentError, OnTrial, Trial
 from amc_env import CompressionEnv, CompressionPlan, Evaluation, EvaluationError, Outcome
+from amc_env.scores.stages import ROUNDING
 from amc_env.support.closing import Closing
 from amc_env.support.progress import Progress
 
 if TYPE_CHECKING:
     from amc_compress.agents.logging import EpisodeLogger
-
-_ROUNDING = 1e-9  # of shares of evaluations that are added up
 
 Act = Callable[[npt.NDArray[np.float32], dict[str, Any]], Any]
 """Observation and the last info -> action, shape ``(1,)``, in [0, 1]."""
@@ -92,7 +91,7 @@ class Search(Closing):
     @property
     def remaining(self) -> int:
         """How many evaluations are left; those under way are spent."""
-        return math.floor(self.evaluations - self._spent - len(self._pending) + _ROUNDING)
+        return math.floor(self.evaluations - self._spent - len(self._pending) + ROUNDING)
 
     @property
     def episodes(self) -> int:
@@ -135,16 +134,19 @@ class Search(Closing):
     @property
     def whole(self) -> list[Trial]:
         """Of :attr:`known` those that were evaluated on all samples: one of them is the result."""
-        return [trial for trial in self.known if trial.share == 1.0]
+        return [trial for trial in self.known if trial.is_whole]
 
     def find(self, plan: CompressionPlan) -> Trial | None:
         """Returns what is known about a plan, or another one of its network; None if nothing is."""
-        plan = self.env.canonical(plan)
+        return self._find(self.env.canonical(plan))
+
+    def _find(self, plan: CompressionPlan) -> Trial | None:
         return next((trial for trial in self.known if trial.plan == plan), None)
 
     def has_seen(self, plan: CompressionPlan) -> bool:
         """Whether a plan is known or under way: to propose it again would teach nothing."""
-        return self.find(plan) is not None or self.env.canonical(plan) in self.pending
+        plan = self.env.canonical(plan)
+        return self._find(plan) is not None or plan in self.pending
 
     def uniform(self) -> Trial:
         """Returns the evaluation of the uniform plan, which is spent only where it is not known.
@@ -323,12 +325,12 @@ class Search(Closing):
         self._clock = now
         self.trials.append(trial)
         before, self._spent = self._spent, self._spent + trial.share
-        may_win = trial.within_budget and trial.share == 1.0
+        may_win = trial.within_budget and trial.is_whole
         if may_win and (self.best is None or trial.reward > self.best.reward):
             self.best = trial
         if trial.measured is not None:
             scalars = {"stages/spent": self._spent, **(scalars or {})}
-        self._report(trial, scalars or {}, int(self._spent + _ROUNDING) - int(before + _ROUNDING))
+        self._report(trial, scalars or {}, int(self._spent + ROUNDING) - int(before + ROUNDING))
         return trial
 
     def _report(self, trial: Trial, scalars: Mapping[str, float], steps: int) -> None:

@@ -61,6 +61,11 @@ class Trial:
         """Share of the samples that it was evaluated on: what it costs of a search's budget."""
         return 1.0 if self.measured is None else self.measured.share
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was evaluated on all samples."""
+        return self.share == 1.0
+
     accuracy = renamed_attribute("accuracy", "score", removed_in="0.2")
 
 

@@ -26,6 +26,11 @@ def _padded(decisions: Sequence[Decision], values: Sequence[float]) -> list[floa
     return [*values, *(d.choices[-1] for d in decisions[len(values) :])]
 
 
+def _void(graph: LayerGraph, decisions: Sequence[Decision], values: Sequence[float]) -> list[bool]:
+    """Returns which decisions say nothing, because of a branch that is left out so far."""
+    return VoidDecisions(graph, decisions).of(_padded(decisions, values))
+
+
 def kept_units(decisions: Sequence[Decision], values: Sequence[float]) -> dict[str, float]:
     """Returns ``group -> kept units`` of the decisions about widths."""
     found = columns(decisions, Quantity.WIDTH)
@@ -60,7 +65,7 @@ def decided_values(
     Those that say nothing, because of a branch that is left out, are not there.
     """
     found: dict[str, float] = {}
-    void = VoidDecisions(graph, decisions).of(_padded(decisions, values))
+    void = _void(graph, decisions, values)
     for decision, value, is_void in zip(decisions, values, void, strict=False):
         if decision.kind.name == kind and not is_void:
             for name in decision.kind.layers(graph, decision.target):
@@ -94,7 +99,7 @@ def plan_table(
     width = max([9, *(len(d.target) for d in decisions)])
     roles = {group.name: group.role for group in graph.groups if group.role != CHANNELS}
     lines = [f"{'decision':<{width}}  {'kind':<15} {'value':>7}  {'kept':>9}"]
-    void = VoidDecisions(graph, decisions).of(_padded(decisions, values))
+    void = _void(graph, decisions, values)
     for i, decision in enumerate(decisions):
         shown = _described(decision, values[i]) if i < len(values) else f"{'?':>7}"
         shown = f"{'-':>7}" if void[i] else shown

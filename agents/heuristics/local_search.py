@@ -53,12 +53,10 @@ class LocalSearch(Agent):
         self, search: Search, plan: CompressionPlan, seen: set[CompressionPlan]
     ) -> CompressionPlan | None:
         """A plan near another one that was never proposed; None if none is found."""
-        for _ in range(_MAX_TRIES):
-            near = neighbour(search.env, plan, search.rng, self.max_step)
-            if near not in seen:
-                return near
-        for _ in range(_MAX_TRIES):
-            near = neighbour(search.env, near, search.rng, self.max_step)
+        near = plan
+        for tried in range(2 * _MAX_TRIES):
+            origin = plan if tried < _MAX_TRIES else near
+            near = neighbour(search.env, origin, search.rng, self.max_step)
             if near not in seen:
                 return near
         return None
@@ -97,8 +95,7 @@ def neighbour(
 
 def fits(env: CompressionEnv, index: list[int]) -> bool:
     """Whether every upper bound holds; lower bounds are left to the projection."""
-    values = [d.choices[i] for d, i in zip(env.decisions, index, strict=True)]
-    ratio = env.cost_ratio(CompressionPlan.from_values(env.decisions, values))
+    ratio = env.cost_ratio(CompressionPlan.from_choices(env.decisions, index))
     return all(ratio[name] <= upper for name, (_, upper) in env.budget.bounds.items())
 
 

@@ -24,6 +24,9 @@ from amc_env.validation.checks import checked
 GROUPS = 64
 """Groups of the samples; the shares of stages are multiples of one."""
 
+ROUNDING = 1e-9
+"""Of shares of evaluations that are added up."""
+
 _LEAST = 4  # differences of which a standard error is taken
 
 Scores = tuple[float | None, ...]
@@ -113,11 +116,6 @@ class Measured:
     samples: int = 0
     stage: int = 0
     groups: Scores = ()
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the plan was measured on all samples."""
-        return self.share == 1.0
 
 
 def best_race(known: Sequence[Measured]) -> Race | None:

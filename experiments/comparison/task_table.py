@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from amc_compress.comparison.task import RECORDED, ComparisonTask
@@ -44,17 +44,29 @@ _HEADS_ROUNDED: dict[str, Any] = {
 }
 
 
-def _minilm(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
-    wheel = "amc_compress.recipes.wheels.minilm"
-    return ComparisonTask(
-        f"minilm-{name}",
-        f"{title} of a sentence embedder, MiniLM",
-        "searched",
-        budget,
-        f"{wheel}:network",
-        f"{wheel}:sentences",
-        {**_SENTENCES, **options},
-    )
+def _searched(
+    recipe: str,
+    of: str,
+    network: str,
+    data: str,
+    usual: Mapping[str, Any],
+    folder: str = "",
+) -> Callable[[str, str, str, Mapping[str, Any]], ComparisonTask]:
+    """Returns what makes the tasks of a recipe's network: of name, title, budget and options."""
+
+    def task(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
+        return ComparisonTask(
+            f"{recipe.rpartition('.')[2]}-{name}",
+            f"{title} of a {of}",
+            "searched",
+            budget,
+            f"amc_compress.recipes.{recipe}:{network}",
+            f"amc_compress.recipes.{recipe}:{data}",
+            {**usual, **options},
+            folder=folder,
+        )
+
+    return task
 
 
 _TOKENS: dict[str, Any] = {
@@ -78,32 +90,13 @@ _THINNED = {**_CUT, "depth": True}
 _CODED = {**_ROUNDED, "granularity": "channel"}  # 320 inputs are no multiple of a group
 
 
-def _gpt(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
-    recipe = "amc_compress.recipes.trained.gpt"
-    return ComparisonTask(
-        f"gpt-{name}",
-        f"{title} of a small language model",
-        "searched",
-        budget,
-        f"{recipe}:network",
-        f"{recipe}:splits",
-        {**_TOKENS, **options},
-        folder="gpt",
-    )
+_THINNED_ROUNDED = {**_HEADS_ROUNDED, "granularity": "channel", "depth": True}
 
-
-def _vit(name: str, title: str, budget: str, options: Mapping[str, Any]) -> ComparisonTask:
-    recipe = "amc_compress.recipes.trained.vit"
-    return ComparisonTask(
-        f"vit-{name}",
-        f"{title} of a small vision transformer",
-        "searched",
-        budget,
-        f"{recipe}:network",
-        f"{recipe}:images",
-        {**_IMAGES, **options},
-        folder="vit",
-    )
+_minilm = _searched(
+    "wheels.minilm", "sentence embedder, MiniLM", "network", "sentences", _SENTENCES
+)
+_gpt = _searched("trained.gpt", "small language model", "network", "splits", _TOKENS, "gpt")
+_vit = _searched("trained.vit", "small vision transformer", "network", "images", _IMAGES, "vit")
 
 
 def _recorded(name: str, title: str) -> ComparisonTask:
@@ -191,7 +184,7 @@ TASKS: dict[str, ComparisonTask] = {
             "joint",
             "heads, width, depth and bits, 50% of the MACs, 12% of the bytes,",
             "macs=0.5,bytes=0.12",
-            {**_HEADS_ROUNDED, "granularity": "channel", "depth": True},
+            _THINNED_ROUNDED,
         ),
         _vit("channels-50", "heads, width and depth, 50% of the MACs,", "macs=0.5", _THINNED),
         _vit("bits-4", "bits of the weights, 4 on average,", "mean_bits=4/32", _CODED),
@@ -200,7 +193,7 @@ TASKS: dict[str, ComparisonTask] = {
             "joint",
             "heads, width, depth and bits, 50% of the MACs, 12% of the bytes,",
             "macs=0.5,bytes=0.12",
-            {**_HEADS_ROUNDED, "granularity": "channel", "depth": True},
+            _THINNED_ROUNDED,
         ),
         _recorded("digits-channels", "channels of a small network, 30% of the MACs"),
         _recorded("resnet20-channels", "channels of ResNet-20, 50% of the MACs"),

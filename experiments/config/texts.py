@@ -52,6 +52,11 @@ def is_factory(data: str) -> bool:
     return is_reference(data) and not Path(data.rpartition(":")[0]).is_dir()
 
 
+def is_own(data: str) -> bool:
+    """Returns whether data are no images of a name or folder: a factory's, or text."""
+    return is_factory(data) or is_text(data)
+
+
 def network(flag: str, text: str) -> str:
     """Returns the name of a network; a folder of one, independent of the current directory."""
     return os.path.realpath(Path(text).expanduser()) if is_pretrained(text) else text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from amc_compress.config.learner_specs import LEARNERS, LearnerSpec
@@ -219,9 +219,9 @@ def _check_staged(options: Options) -> None:
         "--progressive": options.is_progressive,
         f"--reward {options.reward}": options.reward not in ("accuracy", "score"),
     }
-    if options.staged and (used := [name for name, is_used in others.items() if is_used]):
+    if options.staged and (used := _first_used(others)):
         raise ValueError(
-            f"Expected --staged or {used[0]}, got both: a plan is stopped where its score is below "
+            f"Expected --staged or {used}, got both: a plan is stopped where its score is below "
             f"the best one's; leave one of them out."
         )
 
@@ -235,11 +235,15 @@ def _check_depth(spec: LearnerSpec) -> None:
         "--sparse-training": options.sparse_training != "none",
         "--finetune-groups": options.finetune_groups > 1,
     }
-    if options.depth and (used := [name for name, is_used in others.items() if is_used]):
+    if options.depth and (used := _first_used(others)):
         raise ValueError(
-            f"Expected --depth or {used[0]}, got both: {used[0]} knows channels alone; leave one "
-            f"of them out."
+            f"Expected --depth or {used}, got both: {used} knows channels alone; leave one of them "
+            f"out."
         )
+
+
+def _first_used(options: Mapping[str, bool]) -> str | None:
+    return next((name for name, is_used in options.items() if is_used), None)
 
 
 def _check_goal(spec: LearnerSpec) -> None:

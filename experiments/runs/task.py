@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from amc_compress.config.run_config import RunConfig
-from amc_compress.config.texts import is_factory, is_text, size
+from amc_compress.config.texts import is_own, size
 from amc_compress.data import DataSplits, load_data
 from amc_compress.data.batches import USUAL_BATCH
 from amc_compress.data.given import GivenData
@@ -43,8 +43,7 @@ def load_splits(
     config: RunConfig, talk: Callable[[str], None] | None = None
 ) -> DataSplits | GivenData:
     """Loads the data of a run; ``talk`` is told what was mapped or left out."""
-    own = is_factory(config.data) or is_text(config.data)
-    data = own_data(config, talk) if own else _named_data(config)
+    data = own_data(config, talk) if is_own(config.data) else _named_data(config)
     if talk is not None:
         for note in data.notes:
             talk(f"data: {note}")

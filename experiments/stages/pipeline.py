@@ -12,7 +12,7 @@ from typing import Any
 from amc_compress.config.goals import drop_text
 from amc_compress.config.run_config import RunConfig
 from amc_compress.config.stage_budgets import stage_budgets
-from amc_compress.config.texts import is_factory, is_text
+from amc_compress.config.texts import is_own
 from amc_compress.data.given import GivenData
 from amc_compress.report.summary import cost_text, read_summary
 from amc_compress.runs.folder import RunFolder
@@ -70,9 +70,7 @@ def open_task(
     if "search" in stages:
         check_warm_start(config, out)
     data = load_splits(config, talk)
-    if is_factory(config.data) or is_text(
-        config.data
-    ):  # a task that was guessed is the run's from now on
+    if is_own(config.data):  # a task that was guessed is the run's from now on
         config = replace(config, task=data.task)
     facts = facts_of(data)
     built = build_with_weights(

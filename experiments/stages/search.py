@@ -176,8 +176,9 @@ def _search(task: Task, learner: Learner, service: Evaluations, wall: float, cpu
 
 def _remember(env: CompressionEnv, trial: RecordedTrial) -> None:
     plan = CompressionPlan(trial.plan)
-    env.remember(plan, trial.score, trial.failure)
-    if trial.measured is not None:
+    if trial.measured is None:
+        env.remember(plan, trial.score, trial.failure)
+    else:
         env.scores.add(Evaluation(env.canonical(plan), trial.score, measured=trial.measured))
 
 

@@ -274,15 +274,16 @@ def collect_statistics(
         return max(least, math.ceil(_ROWS_PER_COLUMN * columns / max(n_images, 1)))
 
     accumulators: dict[str, _Accumulator] = {}
+    layers = tuple(layers)
+    weights = _weights_of(modules, layers)
     for index, name in enumerate(layers):
-        weight = getattr(modules.get(name), "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() < 2:
-            continue
-        if only is not None and name not in only:
+        if name not in weights or (only is not None and name not in only):
             continue
         # One stream per layer: what a layer samples does not depend on which others are wanted.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        accumulators[name] = _Accumulator(weight, wanted, generator, halves=effort.is_limited)
+        accumulators[name] = _Accumulator(
+            weights[name], wanted, generator, halves=effort.is_limited
+        )
     watched: dict[nn.Module, Report] = dict(also or {})
     watched |= {modules[name]: accumulator for name, accumulator in accumulators.items()}
     watched = {module: _exact(told) for module, told in watched.items()}
@@ -301,6 +302,12 @@ def collect_statistics(
     return {name: result for name, result in results.items() if result is not None}
 
 
+def _weights_of(modules: Mapping[str, nn.Module], layers: Iterable[str]) -> dict[str, Tensor]:
+    """Returns layer -> weight, of the layers that are a module with one of two axes or more."""
+    found = {name: getattr(modules.get(name), "weight", None) for name in layers}
+    return {name: w for name, w in found.items() if isinstance(w, Tensor) and w.dim() > 1}
+
+
 def most_moments(model: nn.Module, layers: Sequence[str]) -> int:
     """Returns bytes that the Gram matrices of some layers do not exceed, whatever multiplies.
 
@@ -309,16 +316,11 @@ def most_moments(model: nn.Module, layers: Sequence[str]) -> int:
         layers: Qualified names of the layers wanted.
     """
     modules, total = dict(model.named_modules()), 0
-    for name in layers:
-        weight = getattr(modules.get(name), "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2:
-            groups = getattr(modules[name], "groups", 1)
-            # Of a weight with outputs first, or with inputs first.
-            of_either = (
-                weight.numel() // weight.shape[0],
-                weight.numel() // weight.shape[1] // groups,
-            )
-            total += groups * max(of_either) ** 2 * 8
+    for name, weight in _weights_of(modules, layers).items():
+        groups = getattr(modules[name], "groups", 1)
+        # Of a weight with outputs first, or with inputs first.
+        of_either = weight.numel() // weight.shape[0], weight.numel() // weight.shape[1] // groups
+        total += groups * max(of_either) ** 2 * 8
     return total
 
 
@@ -349,11 +351,8 @@ def sizes_of_moments(
 
         return seen
 
-    weights = {name: getattr(modules.get(name), "weight", None) for name in layers}
     watched = {
-        modules[name]: note(name, weight)
-        for name, weight in weights.items()
-        if isinstance(weight, Tensor) and weight.dim() >= 2
+        modules[name]: note(name, weight) for name, weight in _weights_of(modules, layers).items()
     }
     with watching(watched), torch.no_grad():
         ask(model, rows(batch, slice(0, 1)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from amc_compress.learners.layers.shared_weights import holders_of
 from amc_env.graph import LayerGraph, LayerSpec
 from amc_env.validation.sentences import some
 
@@ -89,7 +89,7 @@ def bit_layers(network: nn.Module, graph: LayerGraph, ignore: Sequence[str]) -> 
         ValueError: If a name to ignore is that of no layer.
     """
     check_ignored(graph, ignore)
-    owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+    owners = holders_of(network.modules())
     layers, left = {}, {}
     for layer in graph.layers:
         if layer.kind not in _KINDS:

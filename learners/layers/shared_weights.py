@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ def sharing_weights(network: nn.Module, but: Collection[str] = ()) -> nn.Module:
         if parameter.dim() > 1 and type(parameter) is nn.Parameter and id(parameter) not in own:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     return copy.deepcopy(network, memo)
+
+
+def holders_of(modules: Iterable[nn.Module]) -> Counter[int]:
+    """Returns id of a parameter -> how many of some modules hold it."""
+    return Counter(id(p) for module in modules for p in module.parameters(recurse=False))
 
 
 def take_weight(module: nn.Module, weight: Tensor) -> None:

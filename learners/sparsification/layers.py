@@ -9,6 +9,7 @@ from torch import nn
 
 from amc_compress.learners.candidates.space import SearchSpace
 from amc_compress.learners.layers.bit_layers import bit_layer, check_ignored, is_within
+from amc_compress.learners.layers.shared_weights import holders_of
 from amc_compress.learners.layers.weight_forms import form_of
 from amc_compress.learners.sparsification.patterns import Pattern
 from amc_env.errors import UntraceableModelError
@@ -48,14 +49,10 @@ def sparse_choice(
     ]
     wanted = [name for name in candidates if not is_within(name, ignore)]
     # Two masks on one weight would contradict each other.
-    owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    owners = holders_of(modules.values())
     # A mask would be put in one of the places only.
-    owners += Counter(
-        id(p)
-        for name, m in network.named_modules(remove_duplicate=False)
-        for p in m.parameters(recurse=False)
-        if modules.get(name) is not m
-    )
+    again = network.named_modules(remove_duplicate=False)
+    owners += holders_of(m for name, m in again if modules.get(name) is not m)
     decisions, left_dense = [], {}
     for layer in graph.layers:
         if not layer.has_weights:

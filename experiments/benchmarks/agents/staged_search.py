@@ -120,7 +120,7 @@ def _searched(env: CompressionEnv, agent: str, evaluations: int, seed: int) -> d
     for when, trial in zip(clock, result.trials, strict=True):
         if not trial.within_budget:
             continue
-        if trial.share < 1.0:
+        if not trial.is_whole:
             stopped += 1
             wrong += env.learner.evaluate(trial.plan) > best
         elif trial.score > best:

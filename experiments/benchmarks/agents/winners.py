@@ -68,8 +68,7 @@ def measure_winners(
         size = {"bytes": sum(p.nbytes for p in whole.parameters())}
         kept.add([{"plan": None} | measure(whole, data.test, task=learner.task) | size])
     for plan in dict.fromkeys(s.final.plan for s in todo if s.final):
-        values = [d.choices[i] for d, i in zip(env.decisions, plan, strict=True)]
-        whole_plan = CompressionPlan.from_values(env.decisions, values)
+        whole_plan = CompressionPlan.from_choices(env.decisions, plan)
         began = time.process_time()
         network = learner.compress(whole_plan)
         seconds = time.process_time() - began
@@ -79,8 +78,7 @@ def measure_winners(
     if files:
         best = max(found, key=lambda s: (s.final.validation or 0.0) if s.final else 0.0)
         assert best.final is not None  # noqa: S101
-        values = [d.choices[i] for d, i in zip(env.decisions, best.final.plan, strict=True)]
-        network = learner.compress(CompressionPlan.from_values(env.decisions, values))
+        network = learner.compress(CompressionPlan.from_choices(env.decisions, best.final.plan))
         networks = {best.agent: network, ORIGINAL: original_network(task, places, data)}
         print(_files(networks, data.test, learner.task))
     return rows_

@@ -82,13 +82,12 @@ def main(
             continue
         options = _problem(network, part, data, weights, seed)
         options |= {"n_calibration": _CALIBRATION, "n_validation": samples, "seed": seed}
-        if part != "both":
-            options |= forms[form]
         if part == "both":
             joint = _joint(options, forms[form], symmetric=not affine)
             for way in [way for way in ways if way not in done]:
                 kept.add([cell | {"way": way} | found for found in _both(joint, way)])
             continue
+        options |= forms[form]
         if part == "bits":
             options |= {"weight_bits": BITS, "activation_bits": 16, "symmetric": not affine}
         learner: PartLearner[Any, Any] | None = None

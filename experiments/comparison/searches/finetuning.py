@@ -177,10 +177,9 @@ class _Trainer:
     def train(self, final: FinalEvaluation) -> FinalEvaluation:
         """Fine-tunes a plan and touches the test set once."""
         decisions = self._env.decisions
-        values = [d.choices[i] for d, i in zip(decisions, final.plan, strict=True)]
         learner = self._env.learner
         assert isinstance(learner, Learner)  # noqa: S101
-        network = learner.compress(CompressionPlan.from_values(decisions, values))
+        network = learner.compress(CompressionPlan.from_choices(decisions, final.plan))
         started = time.process_time()
         result = learner.finetune(
             network, self._splits.train, config=self._config, teacher=self._teacher

@@ -19,9 +19,7 @@ from amc_env import CompressionEnv, CompressionPlan
 from amc_env.env import DEFAULT_ACTION_MAPPING
 from amc_env.scores.compressible import Compressible
 from amc_env.scores.evaluations import InProcess
-from amc_env.scores.stages import Stages
-
-_ROUNDING = 1e-9  # of shares of evaluations that are added up
+from amc_env.scores.stages import ROUNDING, Stages
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class TrialClock:
         agent = (cpu - self._cpu) - (spent - self._spent)
         ratio = {name: trial.cost_ratio[name] for name in self._env.budget.bounds}
         row = EvaluatedPlan(
-            evaluation=math.ceil(self._evaluations - _ROUNDING),
+            evaluation=math.ceil(self._evaluations - ROUNDING),
             plan=tuple(trial.plan.choices_for(self._env.decisions)),
             score=trial.score,
             reward=trial.reward,

@@ -13,7 +13,6 @@ fit has not seen; where no fit does better there than the weights as they are, t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.layers.shared_weights import holders_of
 from amc_compress.learners.tasks.inputs import (
     Inputs,
     Split,
@@ -65,7 +65,7 @@ class StreamRefit:
 
     def __init__(self, traced: TracedModel, batches: Sequence[Split]) -> None:
         network = traced.model
-        owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+        owners = holders_of(network.modules())
         last = {}
         for branch in traced.graph.branches:
             layer = traced.last_module_of(branch.name)

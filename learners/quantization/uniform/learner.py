@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +13,12 @@ from amc_compress.learners.candidates.moments.effort import USUAL, Effort, effor
 from amc_compress.learners.candidates.moments.pieces import FittedLayers
 from amc_compress.learners.candidates.preparation import Samples
 from amc_compress.learners.candidates.reconstruction import LayerReconstruction
-from amc_compress.learners.candidates.second_order.levels import Level, Levels
+from amc_compress.learners.candidates.second_order.levels import Key, Level, Levels
 from amc_compress.learners.layers.finalise import finalise
 from amc_compress.learners.layers.masked import mask_of, masked_layers
 from amc_compress.learners.layers.quantized import QuantizedLayer
 from amc_compress.learners.layers.quantizer import Quantizer
+from amc_compress.learners.layers.shared_weights import holders_of
 from amc_compress.learners.layers.structure import same_state
 from amc_compress.learners.quantization.calibration import Observation
 from amc_compress.learners.quantization.curves import Rounded
@@ -121,7 +121,7 @@ class UniformQuantization(QuantizationLearner):
         self, network: nn.Module, inputs: Sequence[Inputs], effort: Effort = USUAL
     ) -> FittedLayers:
         """Returns the moments of those layers whose weights are theirs alone."""
-        owners = Counter(id(p) for m in network.modules() for p in m.parameters(recurse=False))
+        owners = holders_of(network.modules())
         places = self._places.layers
         own = [
             name
@@ -192,15 +192,13 @@ class UniformQuantization(QuantizationLearner):
         self, name: str, nearest: UniformQuantizer, pruned: tuple[int, Pruned] | None = None
     ) -> Level:
         """Returns a layer of the original in so many bits, solved once."""
-        rounding, layers = self._rounding, self._layers
-        if pruned is None:
-            return self.levels.get(
-                (name, nearest.bits), lambda: rounding.solve(layers[name], nearest)
-            )
-        count, zeros = pruned
+        key: Key = (name, nearest.bits)
+        zeros = None
+        if pruned is not None:
+            count, zeros = pruned
+            key = (*key, count)
         return self.levels.get(
-            (name, nearest.bits, count),
-            lambda: rounding.solve(layers[name], nearest, pruned=zeros),
+            key, lambda: self._rounding.solve(self._layers[name], nearest, pruned=zeros)
         )
 
     def _of_choices(self) -> Mapping[str, Sequence[Rounded | None]]:
