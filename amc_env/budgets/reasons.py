@@ -24,7 +24,7 @@ def reasons(
         too_low: Whether an upper bound is below what the smallest plan costs.
     """
     found = [*graph.remarks()] if _WORK.intersection(bounded) else []
-    decided = {d.target for d in decisions}
+    decided = {d.target for d in decisions if d.kind.quantity is Quantity.WIDTH}
     heads = [g.name for g in graph.groups if g.role == HEADS and g.name in decided]
     may_go = any(d.kind.quantity is Quantity.PRESENCE for d in decisions)  # attention and all
     if heads and too_low and not may_go:

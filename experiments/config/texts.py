@@ -18,6 +18,7 @@ _EMBEDDED = ("digits", "digit-scenes", "digit-scenes:boxes", "digit-scenes:masks
 """Names of data, whatever folders of that name there are."""
 TEXTS = {".txt", ".md", ".rst", ".py"}
 """What files of text end in."""
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
 _OTHERS = {".parquet", ".arrow", ".tar", ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 _SIZE = re.compile(rf"{_NUMBER}(?:([kmgt])(i?))?b?")
@@ -63,8 +64,8 @@ def network(flag: str, text: str) -> str:
 
 
 def is_pretrained(model: str) -> bool:
-    """Returns whether the name of a network is that of a folder of ``transformers``."""
-    return (Path(model).expanduser() / "config.json").is_file()
+    """Returns whether the name of a network is that of a folder of ``transformers`` or peft."""
+    return any((Path(model).expanduser() / name).is_file() for name in _CONFIGURATIONS)
 
 
 def is_text(data: str) -> bool:

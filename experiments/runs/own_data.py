@@ -79,7 +79,8 @@ def _text(config: RunConfig) -> tuple[OwnLoaders, str]:
             f"--data, got {config.model!r}; name such a folder, or pass batches: --data "
             f"package.module:factory."
         )
-    kind, _ = class_of(Path(config.model))
+    kind, shape = class_of(Path(config.model))
+    _check_length(config, shape)
     generates = bool(kind.can_generate())
     found = text_loaders(
         config.data,
@@ -89,8 +90,25 @@ def _text(config: RunConfig) -> tuple[OwnLoaders, str]:
         validation_size=config.validation_size,
         batch_size=config.batch_size,
         seed=config.seed,
+        vocabulary_size=_vocabulary_size(shape),
     )
     return found, LanguageModelling.name if generates else Embedding.name
+
+
+def _check_length(config: RunConfig, shape: Any) -> None:
+    """Checks that the network has a place for every token of a sample."""
+    places = getattr(shape.get_text_config(), "max_position_embeddings", None)
+    if isinstance(places, int) and 0 < places < config.tokens:
+        raise InputDataError(
+            f"Expected at most {places} tokens, as many as {config.model} has positions, got "
+            f"--tokens {config.tokens}; give fewer."
+        )
+
+
+def _vocabulary_size(shape: Any) -> int | None:
+    """Returns how many tokens a network has embeddings of, if its configuration says so."""
+    found = getattr(shape.get_text_config(), "vocab_size", None)
+    return found if isinstance(found, int) else None
 
 
 def _guessed(config: RunConfig, own: OwnLoaders, talk: Callable[[str], None] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def text_loaders(
     validation_size: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    vocabulary_size: int | None = None,
 ) -> OwnLoaders:
     """Returns batches of token ids.
 
@@ -68,13 +69,17 @@ def text_loaders(
         validation_size: Samples cut from the training data to validate on; a tenth if None.
         batch_size: Samples of a batch; as many as suit if None.
         seed: Of the order of the training samples.
+        vocabulary_size: Tokens that the network has embeddings of, if known.
 
     Raises:
-        InputDataError: If the text is too short, no text, or cannot be padded.
+        InputDataError: If the text is too short, no text, cannot be padded, or has tokens that the
+            network has no embedding of.
     """
     files = _files(Path(path))
     samples = _line_samples if lines else _block_samples
     found = {split: samples(texts, tokenizer, length) for split, texts in files.items()}
+    if vocabulary_size is not None:
+        _check_vocabulary(found.values(), vocabulary_size)
     parts = _cut(found, validation_size, f"{path}", f"of {counted(length, 'token')}", lines)
     batches = {
         split: to_batches(
@@ -84,6 +89,16 @@ def text_loaders(
     }
     calibration = to_batches(parts["train"], "the training text", batch_size=batch_size)
     return OwnLoaders(batches["train"], batches["validation"], batches["test"], calibration)
+
+
+def _check_vocabulary(found: Iterable[TokenSamples], size: int) -> None:
+    largest = max((int(p.columns["input_ids"].max()) for p in found if len(p)), default=0)
+    if largest >= size:
+        raise InputDataError(
+            f"Expected token ids below {size}, as many as the network has embeddings of, got "
+            f"{largest} from the tokenizer of its folder; give the tokenizer that it was trained "
+            f"with."
+        )
 
 
 def _files(path: Path) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from amc_compress.learners.export.pretrained.loading import (
     load,
     new_network,
     transformers_library,
+    without_bars,
 )
 from amc_compress.learners.export.pretrained.packed_integers import (
     PackedIntegers,
@@ -230,7 +231,8 @@ class _Writer:
                 settings.save_pretrained(place)
             save_packed(self._network, place / PACKED, example_input=self._example, **self._more)
         else:
-            stock.save_pretrained(place)
+            with without_bars():
+                stock.save_pretrained(place)
         apart = difference(self._ask(load(place)), self._answer)
         if not apart <= tolerance:
             raise InputDataError(
@@ -279,7 +281,8 @@ class _Writer:
         for layer in found.layers:
             del state[f"{layer}.weight"]
         stock.config.quantization_config = dict(found.config)
-        stock.save_pretrained(place, state_dict=state | dict(found.tensors))
+        with without_bars():
+            stock.save_pretrained(place, state_dict=state | dict(found.tensors))
         return found
 
     def stock(self) -> Any:

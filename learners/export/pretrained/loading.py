@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 PACKED = "model.packed"
 COMPRESSED_TENSORS = "compressed-tensors"
 GENERATION = "generation_config.json"
+_ADAPTERS = "adapter_config.json"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -46,17 +50,24 @@ def load(folder: str | Path) -> nn.Module:
     if isinstance(held, dict) and held.get("quant_method") == COMPRESSED_TENSORS:
         check_integers_library()
     try:
-        stock, found = kind.from_pretrained(
-            place,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with without_bars():
+            stock, found = kind.from_pretrained(
+                place,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, ValueError) as error:
+        pickles = [file.name for kind_of in _PICKLES for file in place.glob(kind_of)]
+        got = f"{first_line(error)}."
+        if pickles and not any(place.glob("*.safetensors")):
+            got = (
+                f"{some(pickles, 3)}, which may run code as they are opened; where they are trusted, "
+                f"from_pretrained and save_pretrained of transformers write safetensors."
+            )
         raise InputDataError(
-            f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got "
-            f"{first_line(error)}."
+            f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got {got}"
         ) from error
     if missing := sorted(found["missing_keys"]):
         raise InputDataError(
@@ -75,6 +86,11 @@ def class_of(folder: Path) -> tuple[Any, Any]:
         MissingDependencyError: Without ``transformers``.
     """
     place, library = folder, transformers_library()
+    if (place / _ADAPTERS).is_file():
+        raise InputDataError(
+            f"Expected a whole network in {place}, got adapters ({_ADAPTERS}); merge them first: "
+            f"model.merge_and_unload().save_pretrained(FOLDER)."
+        )
     if not (place / "config.json").is_file():
         raise InputDataError(
             f"Expected a folder with config.json, which save_pretrained and amc export --format "
@@ -88,8 +104,9 @@ def class_of(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputDataError(
             f"{place / 'config.json'} is no configuration that this version of transformers "
-            f"knows ({first_line(error)})."
+            f"knows ({first_line(error)}).{_own_code(place)}"
         ) from error
+    _check_weights_are_float(config, place)
     kind: Any = getattr(library, str(names[0]), None)
     if not _is_network(kind, library):
         raise InputDataError(
@@ -97,6 +114,31 @@ def class_of(folder: Path) -> tuple[Any, Any]:
             f"{place / 'config.json'}, got {names[0]!r}."
         )
     return kind, config
+
+
+def _check_weights_are_float(config: Any, place: Path) -> None:
+    """Checks that weights are not packed, except in the format that is written here."""
+    held = getattr(config, "quantization_config", None)
+    if held is None:
+        return
+    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
+    if method != COMPRESSED_TENSORS:
+        name = getattr(method, "value", method)
+        raise InputDataError(
+            f"Expected float weights in {place}, got weights quantized by {name}; give the float "
+            f"network that was quantized, or dequantize and save it first."
+        )
+
+
+def _own_code(place: Path) -> str:
+    """Returns what to do about a class that a folder brings along, if it does."""
+    try:
+        held = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(held, dict) or "auto_map" not in held:
+        return ""
+    return " Code that a folder holds is not run; pass what builds it: package.module:factory."
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -128,6 +170,19 @@ def transformers_library() -> ModuleType:
         "Expected transformers for its networks, found none; `pip install transformers`.",
     )
     return found
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hides the progress bars of ``transformers`` for files that are read and written at once."""
+    logging: Any = transformers_library().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_integers_library() -> None:
