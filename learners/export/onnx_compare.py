@@ -28,6 +28,7 @@ from amc_compress.learners.tasks.registry import make_task
 from amc_compress.learners.tasks.task import Task
 
 _BATCH = 64
+_TINY = 1e-12  # below all squares of an output that says something
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Comparison:
         options: Of the file.
         tolerance: Largest allowed difference relative to the largest number of an output (or to
             1); of integers the largest allowed share that differs.
+        mean_tolerance: Largest allowed root mean square of the differences relative to that of an
+            output.
         task: Says how alike answers are; see ``export_onnx``.
     """
 
@@ -49,6 +52,7 @@ class Comparison:
     inputs: Inputs
     options: OnnxOptions
     tolerance: float = math.inf
+    mean_tolerance: float = math.inf
     task: str | Task = "agreement"
 
     def run(self, path: Path) -> tuple[float, float, int]:
@@ -75,7 +79,7 @@ class Comparison:
             for difference, right, here in zip(differences, expected, got, strict=True):
                 difference.update(right, here)
         for difference in differences:
-            difference.check(self.tolerance)
+            difference.check(self.tolerance, self.mean_tolerance)
         largest = max(difference.largest for difference in differences)
         return largest, sum(agreed) / total, count(self.inputs)
 
@@ -154,6 +158,7 @@ class _Difference:
         self._scale = 1.0
         self._other = self._seen = 0
         self._is_integer = False
+        self._squares = self._squared_differences = 0.0
 
     def update(self, expected: Tensor, got: Tensor) -> None:
         """Takes in the output for a batch: numbers, or integers such as chosen classes."""
@@ -170,8 +175,10 @@ class _Difference:
         finite = expected[expected.isfinite()] if expected.is_floating_point() else expected
         if finite.numel():
             self._scale = max(self._scale, float(finite.abs().max()))
+        self._squares += float(finite.double().square().sum())
+        self._squared_differences += float(apart.double().square().sum())
 
-    def check(self, tolerance: float) -> None:
+    def check(self, tolerance: float, mean_tolerance: float) -> None:
         """Raises ``ExportError`` if there is more than is allowed."""
         if self._is_integer:
             if self._other > tolerance * self._seen:
@@ -184,6 +191,12 @@ class _Difference:
                 f"The exported network differs from torch by {self.largest:.2g} in {self.name} "
                 f"(allowed {tolerance:g} of its largest number, {self._scale:.3g}); the file was "
                 f"not kept."
+            )
+        elif not self._squared_differences <= mean_tolerance**2 * max(self._squares, _TINY):
+            share = math.sqrt(self._squared_differences / max(self._squares, _TINY))
+            raise ExportError(
+                f"The exported network differs from torch by {share:.1%} in {self.name} (root mean "
+                f"square; allowed {mean_tolerance:.1%}); the file was not kept."
             )
 
 

@@ -108,7 +108,7 @@ def export_onnx(
     plain = finalise(network, quantized=True) if masked_layers(network) else network
     interface = Interface(plain, example, options.batch)
     exported = float_model(plain, interface, options)
-    check = Comparison(network, interface, seen, options, tolerance, task)
+    check = Comparison(network, interface, seen, options, tolerance, task=task)
     return write_compared(exported, check, Path(path))
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from amc_compress.learners.layers.shared_weights import holders_of
+from amc_compress.learners.layers.weight_forms import is_matrix_layer
 from amc_env.graph import LayerGraph, LayerSpec
 from amc_env.validation.sentences import some
 
@@ -25,7 +26,8 @@ class BitLayer:
         module: Qualified name of the module that holds it.
         parameter: Its name in that module.
         axis: Along which its outputs lie; with the granularity ``"channel"`` each has a scale.
-            Groups of a transposed convolution share those along axis 1.
+            Groups of a transposed convolution share those along axis 1, where ``x @ weight`` has
+            its outputs too.
         has_input: Whether the module's input gets bits as well, because it is what the weight
             multiplies.
     """
@@ -133,7 +135,12 @@ def is_within(layer: str, names: Sequence[str]) -> bool:
 
 def is_bit_module(module: nn.Module) -> bool:
     """Whether weights of such a module can get bits."""
-    return isinstance(module, (*PRODUCTS, *_WEIGHTS_ALONE))
+    return is_product(module) or isinstance(module, _WEIGHTS_ALONE)
+
+
+def is_product(module: nn.Module | None) -> bool:
+    """Whether a module's input is what its weight multiplies, padded or not; subclasses too."""
+    return isinstance(module, _PRODUCTS) or (module is not None and is_matrix_layer(module))
 
 
 def along(values: Tensor, axis: int, dims: int) -> Tensor:
@@ -151,7 +158,7 @@ def weight_axis(module: nn.Module) -> int:
     upside_down = isinstance(module, _ConvTransposeNd) and not 1 < module.groups == len(
         module.weight
     )
-    return int(upside_down)
+    return int(upside_down or is_matrix_layer(module))
 
 
 def channel_axis(layer: nn.Module, outputs: Tensor) -> int:
@@ -160,9 +167,7 @@ def channel_axis(layer: nn.Module, outputs: Tensor) -> int:
     return outputs.dim() - 1 - spatial
 
 
-PRODUCTS = (_ConvNd, nn.Linear)
-"""Modules whose input is what their weight multiplies, padded or not; subclasses too."""
-
+_PRODUCTS = (_ConvNd, nn.Linear)
 _WEIGHTS_ALONE = (nn.Embedding, nn.RNNBase, nn.RNNCellBase)
 
 
@@ -183,7 +188,7 @@ def _bit_layer(network: nn.Module, name: str) -> BitLayer | str:
         return "its weight is computed in every call"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "its table changes as it is read, or has sparse gradients"
-    return BitLayer(place, parameter, weight_axis(module), isinstance(module, PRODUCTS))
+    return BitLayer(place, parameter, weight_axis(module), is_product(module))
 
 
 def _unused(layer: LayerSpec, graph: LayerGraph) -> str | None:

@@ -43,12 +43,20 @@ def _swapped(weight: Tensor, groups: int) -> Tensor:
 
 OUTPUTS_FIRST = WeightForm()
 
+_MATRIX_LAYERS = {("transformers.pytorch_utils", "Conv1D")}
+"""Classes of ``x @ weight + bias``, by name, so that their libraries need not be installed."""
+
+
+def is_matrix_layer(layer: nn.Module) -> bool:
+    """Returns whether a layer is ``x @ weight``: a linear one that has its inputs first."""
+    return any((kind.__module__, kind.__name__) in _MATRIX_LAYERS for kind in type(layer).__mro__)
+
 
 def form_of(layer: nn.Module) -> WeightForm:
     """Returns the form of a convolution's or linear layer's weight."""
     if isinstance(layer, _ConvTransposeNd):
         return WeightForm(True, int(layer.groups))
-    return OUTPUTS_FIRST
+    return WeightForm(True) if is_matrix_layer(layer) else OUTPUTS_FIRST
 
 
 def write_layer(

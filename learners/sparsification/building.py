@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from amc_compress.learners.layers.bit_layers import PRODUCTS
+from amc_compress.learners.layers.bit_layers import is_product
 from amc_compress.learners.layers.masked import sparse_layer
 from amc_compress.learners.layers.shared_weights import sharing_weights
 from amc_compress.learners.layers.structure import replace_module
@@ -27,11 +27,12 @@ def weight_of(network: nn.Module, name: str) -> Tensor:
         PlanMismatchError: If there is no such convolution or linear layer.
     """
     module = dict(network.named_modules()).get(name)
-    if not isinstance(module, PRODUCTS):
+    if module is None or not is_product(module):
         raise PlanMismatchError(
             f"Expected a convolution or linear layer {name!r} as in the original network, got "
             f"{type(module).__name__}."
         )
+    assert isinstance(module.weight, Tensor)
     return module.weight.detach()
 
 

@@ -63,11 +63,12 @@ def load(folder: str | Path) -> nn.Module:
         got = f"{first_line(error)}."
         if pickles and not any(place.glob("*.safetensors")):
             got = (
-                f"{some(pickles, 3)}, which may run code as they are opened; where they are trusted, "
-                f"from_pretrained and save_pretrained of transformers write safetensors."
+                f"{some(pickles, 3)}, which may run code as they are opened; where they are "
+                f"trusted, from_pretrained and save_pretrained of transformers write safetensors."
             )
         raise InputDataError(
-            f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got {got}"
+            f"Expected {place} to hold {PACKED} or model.safetensors of its configuration, got "
+            f"{got}"
         ) from error
     if missing := sorted(found["missing_keys"]):
         raise InputDataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,7 @@ BAD: dict[str, tuple[Any, list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_worked_with_gets_one_sentence(
-    network, name, tmp_path, monkeypatch, capsys
-):
+def test_what_cannot_be_worked_with_gets_one_sentence(network, name, tmp_path, monkeypatch, capsys):
     spoil, options, sentence = BAD[name]
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT)
@@ -105,7 +104,7 @@ def test_what_cannot_be_worked_with_gets_one_sentence(
         (folder / file.name).write_bytes(file.read_bytes())
     spoil(folder)
     given = {"--data": "text.txt", "--tokens": "16", "--budget": "macs=0.5"}
-    given |= {k: v for k, v in zip(options, options[1:], strict=False) if k in given}
+    given |= {k: v for k, v in itertools.pairwise(options) if k in given}
     flags = [o for o in options if o not in given and o not in given.values()]
     line = ["--model", str(folder), *(x for pair in given.items() for x in pair), *flags]
     assert run(["compress", *line, "--evaluations", "1", "--out", "run", "--quiet"]) == 2
