@@ -12,10 +12,12 @@ from support.selection import quick
 from torch import Tensor, nn
 
 from amc_compress.learners import UniformQuantization
+from amc_compress.learners.export.integers import onnx_weights
 from amc_compress.learners.export.integers.onnx_blocks import own_blocks, rounded_blocks
 from amc_compress.learners.export.integers.onnx_quantized import UnsupportedPrecisionError
 from amc_compress.learners.export.integers.onnx_weights import WeightExport, export_weights
 from amc_compress.learners.export.onnx_options import Integers, OnnxOptions
+from amc_compress.learners.export.onnx_program import ExportError
 from amc_compress.learners.export.runtime import open_session
 from amc_compress.learners.layers.quantized import quantized_weights
 
@@ -88,6 +90,13 @@ def test_float_networks_become_products_of_integers(network, tmp_path):
     assert kinds(saved).count("MatMulInteger") == 3
     assert saved.max_difference < 1e-3
     assert saved.agreement == 1
+
+
+def test_what_is_apart_on_average_is_not_kept(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_weights, "DYNAMIC_MEAN_TOLERANCE", 1e-9)
+    with pytest.raises(ExportError, match=r"differs from torch by .*% in .* \(root mean square"):
+        export_weights(network, IDS, tmp_path / "int8.onnx", Integers("int8-dynamic"))
+    assert not (tmp_path / "int8.onnx").exists()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
