@@ -101,6 +101,7 @@ def bit_choice(
     activation_bits: Bits,
     first_last: int | None,
     float_inputs: Container[str] = (),
+    tables: Container[str] = (),
 ) -> BitChoice:
     """Splits bits into decided and fixed ones.
 
@@ -111,12 +112,14 @@ def bit_choice(
         first_last: Bits of weights and inputs of the first and the last layer, where these are
             quantized at all elsewhere; ``None`` treats the two like the others.
         float_inputs: Layers of which only the weights get bits.
+        tables: Those of them that are tables, which are like the others even as the first layer:
+            the rule is meant for few weights, and of a language model they are up to a half.
 
     Raises:
         ValueError: If bits are out of range.
     """
     names = list(sizes)
-    ends = set() if first_last is None else {names[0], names[-1]}
+    ends = set() if first_last is None else {n for n in (names[0], names[-1]) if n not in tables}
     if first_last is not None:
         check_bits("first_last_bits", first_last)
     decisions: list[Decision] = []

@@ -390,4 +390,6 @@ def _nothing(traced: TracedModel, options: QuantizationOptions) -> UntraceableMo
 
 def _choice(traced: TracedModel, options: QuantizationOptions, found: BitLayers) -> BitChoice:
     sizes = {n: layer_weights(traced.model, n)[0].numel() for n in found.layers}
-    return options.choice(sizes, [n for n, layer in found.layers.items() if not layer.has_input])
+    without_inputs = [n for n, layer in found.layers.items() if not layer.has_input]
+    tables = [layer.name for layer in traced.graph.layers if layer.kind == "embedding"]
+    return options.choice(sizes, without_inputs, tables)

@@ -28,8 +28,9 @@ class QuantizationOptions(CandidateOptions):
         weight_bits: Bits of weights, 2 to 8 or 16 (float). A sequence is decided layer by layer,
             one number is fixed for all.
         activation_bits: Bits of every layer's input, likewise.
-        first_last_bits: Bits of the first and the last layer, which are then not decided; ``None``
-            treats them like the others. What is float everywhere else is float there too.
+        first_last_bits: Bits of the first and the last layer, which are then not decided, unless
+            they are tables; ``None`` treats them like the others. What is float everywhere else is
+            float there too.
         granularity: What shares a scale or codebook of weights: ``"tensor"``, ``"channel"`` (an
             output channel), ``"split"`` (``bucket_size`` consecutive weights), or ``"group"``
             (``group_size`` consecutive inputs of an output channel; of a table, columns of a row).
@@ -72,15 +73,26 @@ class QuantizationOptions(CandidateOptions):
         """Weights per bucket or group, whichever the granularity has."""
         return self.group_size if self.granularity == "group" else self.bucket_size
 
-    def choice(self, sizes: Mapping[str, int], float_inputs: Container[str] = ()) -> BitChoice:
+    def choice(
+        self,
+        sizes: Mapping[str, int],
+        float_inputs: Container[str] = (),
+        tables: Container[str] = (),
+    ) -> BitChoice:
         """Returns what is decided, and what is fixed.
 
         Args:
             sizes: Layer -> number of weights, in network order.
             float_inputs: Those of which only the weights get bits.
+            tables: Those of them that are tables.
         """
         return bit_choice(
-            sizes, self.weight_bits, self.activation_bits, self.first_last_bits, float_inputs
+            sizes,
+            self.weight_bits,
+            self.activation_bits,
+            self.first_last_bits,
+            float_inputs,
+            tables,
         )
 
     def storage(self, choice: BitChoice, folded: Mapping[str, str]) -> StorageFormat:

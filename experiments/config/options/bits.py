@@ -36,8 +36,8 @@ class BitOptions:
     )
     first_last_bits: int | None = _bits(
         NOT_GIVEN,
-        "Fixed bits of the first and the last layer, the most sensitive ones; none "
-        "treats them like the others. Not given: 8; with --learner deep none.",
+        "Fixed bits of the first and the last layer, the most sensitive ones, unless they are "
+        "tables; none treats them like the others. Not given: 8; with --learner deep none.",
         read=bits_or_none,
         kind=str,
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amc_compress.learners.layers.bit_layers import bit_layer, bit_layers
 from amc_compress.learners.layers.finalise import finalise
-from amc_compress.learners.layers.quantized import quantized_weights
+from amc_compress.learners.layers.quantized import quantized_layers, quantized_weights
 from amc_compress.learners.layers.quantizer import Quantizer
 from amc_compress.learners.layers.structure import fold_norms, layer_weights, quantize_layers
 from amc_compress.learners.packing.packed_file import load_packed, packed_bytes, save_packed
@@ -287,3 +287,12 @@ def test_a_learner_says_what_stays_in_float_and_counts_the_file(kind):
     assert learner.cost_models["bytes"](values) == pytest.approx(size, abs=8)
     for curves in (learner.layer_errors(), learner.gradient_scores()):
         assert all(curve[0] > curve[-1] for curve in curves.values())
+
+
+def test_a_table_is_decided_even_as_the_first_layer():
+    network = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 6), nn.Linear(6, 4)).eval()
+    batches = [(IDS, IDS)]
+    learner = UniformQuantization(network, IDS, batches, batches, task="agreement")
+    assert {d.target for d in learner.decisions} == {"0", "1"}
+    small = learner.compress(learner.fixed_plan(2))
+    assert [layer.weight_quantizer.bits for layer in quantized_layers(small).values()] == [2, 2, 8]
