@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from amc_env.validation.checks import check_known
+
+_BUILT_IN = {
+    "codebook": "amc_compress.learners.quantization.codebook.quantizer",
+    "uniform": "amc_compress.learners.quantization.uniform.quantizer",
+}
+"""Kind -> module that defines it, for files that are read before anything is quantized."""
 
 
 class Quantizer(nn.Module, ABC):
@@ -70,6 +77,8 @@ class Quantizer(nn.Module, ABC):
         Raises:
             ValueError: If the kind is unknown.
         """
-        kind = description.get("kind")
-        check_known("quantizer", kind, sorted(Quantizer._kinds))
-        return Quantizer._kinds[str(kind)].empty(description)
+        kind = str(description.get("kind"))
+        if kind in _BUILT_IN and kind not in Quantizer._kinds:
+            importlib.import_module(_BUILT_IN[kind])
+        check_known("quantizer", kind, sorted({*Quantizer._kinds, *_BUILT_IN}))
+        return Quantizer._kinds[kind].empty(description)
