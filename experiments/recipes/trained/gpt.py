@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc_compress.learners.export.pretrained.loading import without_bars
 from amc_env.errors import InputDataError
 from amc_env.support.optional import needed
 
@@ -65,7 +66,9 @@ Batches = list[dict[str, Tensor]]
 
 def network(folder: str | Path) -> nn.Module:
     """Returns the trained network of a folder, for evaluation."""
-    model: nn.Module = _library("transformers").LlamaForCausalLM.from_pretrained(str(folder))
+    kind = _library("transformers").LlamaForCausalLM
+    with without_bars():
+        model: nn.Module = kind.from_pretrained(str(folder))
     return model.eval()
 
 
