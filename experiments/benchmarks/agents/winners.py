@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from torch import nn
 
@@ -27,6 +26,7 @@ from amc_compress.comparison.tasks import Places, build_env, find_task, open_dat
 from amc_compress.data.given import first_batch
 from amc_compress.learners import Learner
 from amc_compress.learners.export.integers.onnx_weights import export_weights
+from amc_compress.learners.export.interface import Interface
 from amc_compress.learners.export.onnx_file import export_onnx
 from amc_compress.learners.export.runtime import open_session
 from amc_compress.learners.latency.timing import time_together
@@ -56,7 +56,7 @@ def measure_winners(
     found = [s for s in read_results(folder / RESULTS).searches if s.task == name and s.final]
     done = {tuple(row["plan"] or ()) for row in kept.rows}
     todo = [s for s in found if s.final and s.final.plan not in done]
-    if not todo:
+    if not todo and not files:
         return _told(kept.rows, found)
     env = build_env(task, places)
     learner = env.learner
@@ -98,6 +98,7 @@ def _told(
 def _files(networks: Mapping[str, nn.Module], loader: Any, task: Task) -> str:
     """Returns a table of the sizes and latencies of networks as ONNX files."""
     inputs, _ = task.split(first_batch(loader, "test"))
+    interface = Interface(next(iter(networks.values())), inputs)
     with tempfile.TemporaryDirectory() as place:
         paths = {name: Path(place) / f"{i}.onnx" for i, name in enumerate(networks)}
         for name, network in networks.items():
@@ -105,7 +106,7 @@ def _files(networks: Mapping[str, nn.Module], loader: Any, task: Task) -> str:
             write(network, inputs, paths[name], images=inputs, task=task)
         sessions = [open_session(path) for path in paths.values()]
         times = [
-            time_together(sessions, _feed(sessions[0], batch), _SECONDS)
+            time_together(sessions, _feed(interface, batch), _SECONDS)
             for batch in (rows(inputs, slice(0, 1)), inputs)
         ]
         sizes = [path.stat().st_size for path in paths.values()]
@@ -116,10 +117,8 @@ def _files(networks: Mapping[str, nn.Module], loader: Any, task: Task) -> str:
     return markdown(["network", "ONNX, kB", "ms, one sample", "ms, a batch"], lines)
 
 
-def _feed(session: Any, inputs: Any) -> dict[str, Any]:
-    if isinstance(inputs, Mapping):
-        return {name: tensor.numpy() for name, tensor in inputs.items()}
-    return {session.get_inputs()[0].name: np.asarray(inputs)}
+def _feed(interface: Interface, inputs: Any) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in interface.named(inputs).items()}
 
 
 def _table(rows_: Sequence[Mapping[str, Any]]) -> str:
