@@ -76,7 +76,7 @@ def _bit_note(config: RunConfig) -> str:
     )
     if config.first_last_bits is not None:
         note += (
-            f" First and last layer, tables aside, have {config.first_last_bits} by "
-            f"--first-last-bits, whatever the plan says."
+            f" The first and the last layer have {config.first_last_bits} by --first-last-bits, "
+            f"whatever the plan says, unless it is a table."
         )
     return note

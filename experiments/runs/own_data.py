@@ -26,6 +26,12 @@ from amc_env.errors import InputDataError
 
 _IMAGE_DIMENSIONS = 4
 
+# Their tables of positions begin with rows that no token has.
+_POSITIONS_AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
 
 def own_data(
     config: RunConfig,
@@ -90,24 +96,29 @@ def _text(config: RunConfig) -> tuple[OwnLoaders, str]:
         validation_size=config.validation_size,
         batch_size=config.batch_size,
         seed=config.seed,
-        vocabulary_size=_vocabulary_size(shape),
+        vocabulary_size=_fact(shape, "vocab_size"),
     )
     return found, LanguageModelling.name if generates else Embedding.name
 
 
 def _check_length(config: RunConfig, shape: Any) -> None:
     """Checks that the network has a place for every token of a sample."""
-    places = getattr(shape.get_text_config(), "max_position_embeddings", None)
-    if isinstance(places, int) and 0 < places < config.tokens:
+    places = _fact(shape, "max_position_embeddings")
+    if places is not None and shape.model_type in _POSITIONS_AFTER_PADDING:
+        places -= (_fact(shape, "pad_token_id") or 0) + 1
+    if places is not None and 0 < places < config.tokens:
         raise InputDataError(
-            f"Expected at most {places} tokens, as many as {config.model} has positions, got "
+            f"Expected at most {places} tokens, as many as {config.model} was made for, got "
             f"--tokens {config.tokens}; give fewer."
         )
 
 
-def _vocabulary_size(shape: Any) -> int | None:
-    """Returns how many tokens a network has embeddings of, if its configuration says so."""
-    found = getattr(shape.get_text_config(), "vocab_size", None)
+def _fact(shape: Any, name: str) -> int | None:
+    """Returns a number of a configuration, of its text part where it has several."""
+    try:
+        found = getattr(shape.get_text_config(), name, None)
+    except ValueError:  # several parts read text
+        return None
     return found if isinstance(found, int) else None
 
 

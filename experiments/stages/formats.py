@@ -12,6 +12,7 @@ from amc_compress.config.values import BIT_FORMATS, LLAMA_CPP
 from amc_compress.data.given import first_inputs
 from amc_compress.learners.export.bits import (
     auto_round_config,
+    check_linear,
     compressed_tensors_config,
     gptqmodel_config,
     network_schemes,
@@ -35,6 +36,8 @@ from amc_env.files import write_atomic
 _N_COMPARED = 8  # samples on which what is loaded has to agree with the network of the run
 
 
+_LINEAR_ONLY = {"compressed-tensors", "torchao"}
+"""Formats whose libraries round no layers of other classes."""
 _CONFIGS = {
     "compressed-tensors": compressed_tensors_config,
     "auto-round": auto_round_config,
@@ -80,6 +83,8 @@ def write_format(
 
 def _write_bits(folder: RunFolder, name: str, group_size: int | None) -> Path:
     network = load_smaller(folder, compressed_name(folder))
+    if name in _LINEAR_ONLY:
+        check_linear(network)
     schemes = network_schemes(network, group_size=group_size)
     if name == LLAMA_CPP:
         config = getattr(network, "config", None)

@@ -96,8 +96,8 @@ def _check_vocabulary(found: Iterable[TokenSamples], size: int) -> None:
     if largest >= size:
         raise InputDataError(
             f"Expected token ids below {size}, as many as the network has embeddings of, got "
-            f"{largest} from the tokenizer of its folder; give the tokenizer that it was trained "
-            f"with."
+            f"{largest} from the tokenizer in its folder; put the tokenizer there that the network "
+            f"was trained with."
         )
 
 

@@ -7,13 +7,19 @@ from amc_compress.learners.export.bits.configs import (
     torchao_config,
 )
 from amc_compress.learners.export.bits.llama_cpp import tensor_types
-from amc_compress.learners.export.bits.schemes import WeightScheme, network_schemes, plan_schemes
+from amc_compress.learners.export.bits.schemes import (
+    WeightScheme,
+    check_linear,
+    network_schemes,
+    plan_schemes,
+)
 
 __all__ = [
     "WeightScheme",
     "auto_round_config",
     "compressed_tensors_config",
     "gptqmodel_config",
+    "check_linear",
     "network_schemes",
     "plan_schemes",
     "tensor_types",

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from amc_compress.learners.layers.bit_layers import is_bit_module
-from amc_compress.learners.layers.quantized import QuantizedLayer
+from amc_compress.learners.layers.quantized import QuantizedLayer, quantized_layers
+from amc_compress.learners.layers.weight_forms import is_matrix_layer
 from amc_env.errors import InputDataError
 from amc_env.plan import CompressionPlan, DecisionKind
 
@@ -74,6 +75,21 @@ def plan_schemes(
         else None
         for layer, number in bits.items()
     }
+
+
+def check_linear(network: nn.Module) -> None:
+    """Checks that no quantized layer is ``x @ weight``, for libraries of ``nn.Linear`` alone.
+
+    Raises:
+        InputDataError: If one is: they would leave it in float, or round along the wrong axis.
+    """
+    for name, layer in quantized_layers(network).items():
+        if is_matrix_layer(layer):
+            raise InputDataError(
+                f"Expected linear layers with a row per output, got {name}, a "
+                f"{layer.plain.__name__}, which this library does not round; take "
+                f"--format transformers, auto-round or ONNX."
+            )
 
 
 def network_schemes(

@@ -37,6 +37,7 @@ from amc_compress.learners.layers.quantized import (
     QuantizedWeight,
     quantized_weights,
 )
+from amc_compress.learners.layers.weight_forms import is_matrix_layer
 from amc_compress.learners.quantization.uniform.quantizer import UniformQuantizer
 
 SHORTCUTS = ("shared", "own")
@@ -133,7 +134,7 @@ class IntegerWriter:
         from onnxruntime.quantization import QuantType
 
         for name in self._integer_layers():
-            integers, scales = weight_integers(self.weights[name])
+            integers, scales = _outputs_first(self.weights[name])
             _make_room_for_bias(self.weights[name].layer, integers, scales)
             values = integers * scales.reshape(-1, *(1,) * (integers.ndim - 1))
             for node in self.nodes[name]:
@@ -190,7 +191,7 @@ class IntegerWriter:
         """Replaces float weights by integers that are multiplied by their scales when they run."""
         done = self._integer_layers()
         small = {
-            name: weight_integers(weight)
+            name: _outputs_first(weight)
             for name, weight in self.weights.items()
             if self.weight_only == "integer" and name not in done and has_integers(weight.quantizer)
         }
@@ -238,6 +239,14 @@ class IntegerWriter:
                 decoded = ir.node("DequantizeLinear", [rounded.outputs[0], *steps])
                 node.prepend([rounded, decoded])
                 node.replace_input_with(0, decoded.outputs[0])
+
+
+def _outputs_first(weight: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
+    """Returns integers and scales as a linear layer would have them, where it is ``x @ weight``."""
+    integers, scales = weight_integers(weight)
+    if is_matrix_layer(weight.layer):
+        integers = np.ascontiguousarray(integers.T)
+    return integers, scales
 
 
 def _axis(weight: QuantizedWeight) -> int:

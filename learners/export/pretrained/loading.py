@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from amc_compress.learners.layers.quantized import quantized_layers
@@ -58,7 +59,7 @@ def load(folder: str | Path) -> nn.Module:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         pickles = [file.name for kind_of in _PICKLES for file in place.glob(kind_of)]
         got = f"{first_line(error)}."
         if pickles and not any(place.glob("*.safetensors")):
@@ -102,14 +103,18 @@ def class_of(folder: Path) -> tuple[Any, Any]:
             place, local_files_only=True, trust_remote_code=False
         )
         names = config.architectures or [None]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if own_code := _own_code(place):
+            raise InputDataError(own_code) from error
         raise InputDataError(
             f"{place / 'config.json'} is no configuration that this version of transformers "
-            f"knows ({first_line(error)}).{_own_code(place)}"
+            f"knows ({first_line(error)})."
         ) from error
     _check_weights_are_float(config, place)
     kind: Any = getattr(library, str(names[0]), None)
     if not _is_network(kind, library):
+        if own_code := _own_code(place):
+            raise InputDataError(own_code)
         raise InputDataError(
             f"Expected the name of a class of transformers under 'architectures' in "
             f"{place / 'config.json'}, got {names[0]!r}."
@@ -122,9 +127,10 @@ def _check_weights_are_float(config: Any, place: Path) -> None:
     held = getattr(config, "quantization_config", None)
     if held is None:
         return
-    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
-    if method != COMPRESSED_TENSORS:
-        name = getattr(method, "value", method)
+    facts = held if isinstance(held, dict) else held.to_dict()
+    method = facts.get("quant_method")
+    if method != COMPRESSED_TENSORS or facts.get("format") != "pack-quantized":
+        name = getattr(method, "value", method) or "an unnamed method"
         raise InputDataError(
             f"Expected float weights in {place}, got weights quantized by {name}; give the float "
             f"network that was quantized, or dequantize and save it first."
@@ -132,14 +138,17 @@ def _check_weights_are_float(config: Any, place: Path) -> None:
 
 
 def _own_code(place: Path) -> str:
-    """Returns what to do about a class that a folder brings along, if it does."""
+    """Returns a sentence about the class that a folder brings along, or "" if it brings none."""
     try:
         held = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     if not isinstance(held, dict) or "auto_map" not in held:
         return ""
-    return " Code that a folder holds is not run; pass what builds it: package.module:factory."
+    return (
+        f"Expected a class of transformers in {place}, got one of the folder's own (auto_map), "
+        f"whose code is not run; pass what builds the network: package.module:factory."
+    )
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -175,7 +184,7 @@ def transformers_library() -> ModuleType:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Hides the progress bars of ``transformers`` for files that are read and written at once."""
+    """Hides the progress bars of ``transformers``, of files that take no time."""
     logging: Any = transformers_library().utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

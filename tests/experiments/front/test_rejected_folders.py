@@ -47,6 +47,24 @@ def quantized(folder: Path) -> None:
     configured(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
 
 
+def unnamed(folder: Path) -> None:
+    configured(folder, quantization_config={"bits": 4})
+
+
+def other_format(folder: Path) -> None:
+    method = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    configured(folder, quantization_config={**method, "config_groups": {}})
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def own_class(folder: Path) -> None:
+    configured(folder, auto_map={"AutoModel": "other.Other"}, architectures=["Other"])
+
+
 def own_code(folder: Path) -> None:
     configured(folder, auto_map={"AutoModelForCausalLM": "other.Other"}, model_type="other")
 
@@ -79,7 +97,11 @@ BAD: dict[str, tuple[Any, list[str], str]] = {
     "adapters": (adapters, [], "got adapters (adapter_config.json); merge them first"),
     "adapters alone": (adapters_alone, [], "merge them first"),
     "quantized": (quantized, [], "got weights quantized by gptq; give the float network"),
-    "own code": (own_code, [], "Code that a folder holds is not run; pass what builds it"),
+    "unnamed": (unnamed, [], "got weights quantized by an unnamed method"),
+    "other format": (other_format, [], "got weights quantized by compressed-tensors"),
+    "cut short": (cut_short, [], "to hold model.packed or model.safetensors"),
+    "own class": (own_class, [], "whose code is not run; pass what builds the network"),
+    "own code": (own_code, [], "whose code is not run; pass what builds the network"),
     "few words": (few_words, [], "Expected token ids below 20, as many as the network has embed"),
     "pickled": (pickled, [], "got pytorch_model.bin, which may run code"),
     "no tokenizer": (no_tokenizer, [], "Expected the files of a tokenizer"),

@@ -1,4 +1,4 @@
-"""Layers that hold an input a row, as GPT-2's: what is done to them is done to linear ones."""
+"""Layers whose weight has a row per input, as GPT-2's, are compressed as linear ones are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from amc_compress.learners import (
     WeightSparsification,
     joint_compression,
 )
+from amc_compress.learners.export.integers.onnx_quantized import export_quantized
 from amc_compress.learners.packing.packed_file import load_packed, save_packed
 from amc_env import CompressionEnv
 
@@ -128,6 +129,42 @@ def test_they_are_compressed_as_linear_layers_are(networks, name):
         changed = other[1](images) - networks[1](images)
     assert float(difference.abs().max()) < 1e-4 * float(expected.abs().max())
     assert float(changed.abs().max()) > 1e-3
+
+
+class Square(nn.Module):
+    """Layers of equal width, where weights the other way round would fit too."""
+
+    def __init__(self, layer: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.square = nn.Linear(WIDTH, WIDTH), layer(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.square(torch.relu(self.first(x)))).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("bits", [8, 16], ids=["integers", "weights alone"])
+@pytest.mark.parametrize("make", [Square, Network])
+def test_files_of_integers_hold_them(make, bits, tmp_path: Path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = make(Conv1D)
+        for layer in network.modules():
+            if isinstance(layer, Conv1D):  # scales that differ from one output to the next
+                nn.init.normal_(layer.weight).data.mul_(torch.linspace(0.1, 2, layer.nf))
+    images = data(64, 0)
+    learner = UniformQuantization(
+        network.eval(), EXAMPLE, images, images, precision="fp32", proxy="none",
+        activation_bits=bits,
+    )  # fmt: skip
+    small = learner.compress(learner.fixed_plan(8))
+    saved = export_quantized(
+        small, EXAMPLE, tmp_path / "int8.onnx", calibration=images[0][0], images=images[0][0]
+    )
+    with torch.no_grad():
+        largest = float(small(images[0][0]).abs().max())
+    assert saved.max_difference < 0.05 * largest  # sums between layers have 8 bits as well
 
 
 @pytest.mark.parametrize("name", ["groups", "codebook", "2:4", "joint"])
