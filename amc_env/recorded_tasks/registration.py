@@ -49,6 +49,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "amc/resnet20-bits-recorded-v0": (_RECORDED, {"task": "resnet20-bits"}),
     "amc/resnet20-joint-recorded-v0": (_RECORDED, {"task": "resnet20-joint"}),
     "amc/gpt-depth-recorded-v0": (_RECORDED, {"task": "gpt-depth"}),
+    "amc/minilm-bits-3-recorded-v0": (_RECORDED, {"task": "minilm-bits-3"}),
 }
 """Id -> entry point and default keyword arguments."""
 

@@ -204,6 +204,7 @@ TASKS: dict[str, ComparisonTask] = {
         _recorded("resnet20-bits", "bits of the weights of ResNet-20, 4 on average"),
         _recorded("resnet20-joint", "channels and bits of ResNet-20"),
         _recorded("gpt-depth", "residual branches of a small language model, 75% of the MACs"),
+        _recorded("minilm-bits-3", "bits of the weights of a sentence embedder, 3 on average"),
     )
 }
 """Name -> task."""
