@@ -138,9 +138,9 @@ def is_bit_module(module: nn.Module) -> bool:
     return is_product(module) or isinstance(module, _WEIGHTS_ALONE)
 
 
-def is_product(module: nn.Module | None) -> bool:
+def is_product(module: nn.Module) -> bool:
     """Whether a module's input is what its weight multiplies, padded or not; subclasses too."""
-    return isinstance(module, _PRODUCTS) or (module is not None and is_matrix_layer(module))
+    return isinstance(module, _PRODUCTS) or is_matrix_layer(module)
 
 
 def along(values: Tensor, axis: int, dims: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tasks of recipes' networks: a plan meets their budgets, and the full network does not."""
+"""The tasks of recipes' networks: a plan meets their budgets."""
 
 from __future__ import annotations
 

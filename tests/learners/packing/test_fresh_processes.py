@@ -34,7 +34,6 @@ def build():
     return nn.Sequential(*layers, nn.Linear(128, 4)).eval()
 """
 LOAD = """
-import sys
 import torch
 from built import build
 from amc_compress.learners.packing.packed_file import load_packed
